@@ -1,0 +1,18 @@
+//! The record that CNI ADD leaves behind for the daemons: who got which address.
+//!
+//! ```text
+//! portolan-cni ADD ──write──> /run/portolan/attachments/<network>/<containerID>-<ifname>.json ──watch──> daemons
+//! portolan-cni DEL ──remove─┘
+//! ```
+//!
+//! Files appear and disappear whole (write, then rename), so a reader never sees half a record. Readers ignore names
+//! that do not end in `.json`, which is how the temporary files of a killed writer stay invisible.
+
+mod record;
+mod store;
+
+pub use record::{Attachment, Pod, PortMapping};
+pub use store::{Error, Key, Store};
+
+/// Where the records live unless told otherwise. Under `/run`, because pods do not survive a reboot.
+pub const DEFAULT_DIRECTORY: &str = "/run/portolan/attachments";

@@ -1,0 +1,63 @@
+//! What a record says.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// One interface of one container on one network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// Name of the CNI network (`name` of the conflist).
+    pub network: String,
+    /// `CNI_CONTAINERID`. For a pod this is its sandbox.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// `CNI_IFNAME`, the interface inside the pod.
+    pub ifname: String,
+    /// Path of the pod's network namespace, as the runtime gave it.
+    pub netns: String,
+    /// The pod's addresses, in the order of the CNI result.
+    pub ips: Vec<IpAddr>,
+    /// Hardware address of the interface inside the pod.
+    pub mac: String,
+    /// Name of the interface's other end on the node.
+    pub host_interface: String,
+    /// The Kubernetes pod, from `K8S_POD_*` in `CNI_ARGS`; absent where the runtime has no pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// `args.cni.labels` of the network configuration.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// `runtimeConfig.portMappings`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+}
+
+/// The pod an attachment belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// `K8S_POD_NAMESPACE`, or `default` where the runtime gives a name only (podman).
+    pub namespace: String,
+    /// `K8S_POD_NAME`.
+    pub name: String,
+    /// `K8S_POD_UID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// A port of the node that the runtime asked to be carried to the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// Port on the node.
+    pub host_port: u16,
+    /// Port in the pod.
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`, lower case.
+    pub protocol: String,
+    /// Node address to listen on; absent means all.
+    #[serde(default, rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
