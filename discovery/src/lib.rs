@@ -1,1 +1,27 @@
-//! Placeholder.
+//! What the cluster looks like right now: Services, their endpoints, and where that knowledge comes from.
+//!
+//! ```text
+//! source (manifests | attachments) ──Event──> Index (one writer) ──> Arc<Snapshot> ──watch──> proxy, DNS
+//! ```
+//!
+//! A source turns what it sees into model objects and hands over everything one origin (a file) says, whole. The
+//! index merges the origins, derives endpoints and virtual IPs, and publishes an immutable [`Snapshot`]. A reader
+//! takes one snapshot a connection or query and never mixes two. Both daemons see the same files and every derivation
+//! is a pure function of them, so they agree without talking to each other.
+
+mod allocate;
+mod convert;
+mod derive;
+mod discovery;
+mod event;
+mod index;
+pub mod model;
+mod problem;
+mod snapshot;
+mod source;
+
+pub use discovery::{Config, Discovery, DiscoveryTasks, Snapshots, check};
+pub use event::{Event, Object, Origin, Sourced};
+pub use index::Index;
+pub use problem::{Location, Problem, Severity};
+pub use snapshot::{ServiceEntry, Snapshot};

@@ -1,0 +1,68 @@
+//! What a source tells the index.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use attachment::Attachment;
+
+use crate::model::{EndpointSlice, Namespace, Node, Pod, Service};
+use crate::problem::{Location, Problem};
+
+/// Who said it. Origins are ordered, and where two define the same object the first one wins, whichever came first in
+/// time: that is how two daemons started at different moments agree.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// A file of the manifest directory.
+    Manifest(PathBuf),
+    /// A file of the attachment directory.
+    Attachment(PathBuf),
+}
+
+/// One thing a source has seen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// `v1/Service`.
+    Service(Arc<Service>),
+    /// `discovery.k8s.io/v1/EndpointSlice`.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// `v1/Pod`.
+    Pod(Arc<Pod>),
+    /// `v1/Node`.
+    Node(Arc<Node>),
+    /// `v1/Namespace`.
+    Namespace(Arc<Namespace>),
+    /// A record of the CNI plugin.
+    Attachment(Arc<Attachment>),
+}
+
+/// An object and where it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sourced {
+    /// The object.
+    pub object: Object,
+    /// For messages about conflicts with other objects.
+    pub location: Location,
+}
+
+/// A step from one state of the world to the next.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// All that `origin` says now, in place of all it said before. No objects and no problems: it is gone.
+    Replace {
+        /// Who.
+        origin: Origin,
+        /// What. `None` keeps what it said before: the file is broken and its last good content stays.
+        objects: Option<Vec<Sourced>>,
+        /// What is wrong with it.
+        problems: Vec<Problem>,
+    },
+    /// The source as a whole cannot be read (`Some`), or can be again (`None`). What it said before stays.
+    Source {
+        /// Which source, as it shows in `/readyz?verbose`: `manifests`, `attachments`.
+        name: &'static str,
+        /// Why not.
+        problem: Option<Problem>,
+    },
+    /// The source has said all it knows for the first time.
+    Synced(&'static str),
+}

@@ -1,0 +1,13 @@
+//! The objects the data plane works with: small, validated, free of API types.
+
+mod endpoint;
+mod name;
+mod node;
+mod pod;
+mod service;
+
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice};
+pub use name::NamespacedName;
+pub use node::{Namespace, Node};
+pub use pod::{Pod, PodPort};
+pub use service::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};

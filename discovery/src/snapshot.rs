@@ -1,0 +1,105 @@
+//! The immutable picture both daemons read.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::model::{Endpoint, EndpointSlice, IpFamily, NamespacedName, Node, Service, ServicePort};
+use crate::problem::Problem;
+
+/// Everything known at one instant.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts the snapshots published; 0 is the empty one before the first sync.
+    pub generation: u64,
+    /// Whether every source has been read once. Before that, nothing may be concluded from an absence.
+    pub synced: bool,
+    /// When the content last changed.
+    pub changed_at: SystemTime,
+    /// Every namespace that exists or has an object in it.
+    pub namespaces: HashSet<Arc<str>>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    /// What is wrong with the input right now.
+    pub problems: Vec<Problem>,
+    /// Objects and files read, for status output: (files, objects).
+    pub sources: BTreeMap<&'static str, SourceState>,
+    pub(crate) services: HashMap<NamespacedName, Arc<ServiceEntry>>,
+    pub(crate) by_cluster_ip: HashMap<IpAddr, NamespacedName>,
+}
+
+/// How a source is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceState {
+    /// Whether it has been read once.
+    pub synced: bool,
+    /// How many files it has now.
+    pub files: usize,
+    /// Why it cannot be read as a whole, if so.
+    pub problem: Option<Problem>,
+}
+
+/// A Service with all that was found out about it. Entries are shared between snapshots: one that did not change
+/// keeps its `Arc`, so that `Arc::ptr_eq` tells what to look at again.
+#[derive(Debug, PartialEq)]
+pub struct ServiceEntry {
+    /// The Service itself.
+    pub service: Arc<Service>,
+    /// Its virtual IPs: the ones it asks for, else assigned ones. Empty when it has none or lost a conflict.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its EndpointSlices: those that name it, else derived from its selector.
+    pub slices: Vec<Arc<EndpointSlice>>,
+}
+
+impl Snapshot {
+    /// The state before anything was read.
+    pub fn empty() -> Self {
+        Self {
+            generation: 0,
+            synced: false,
+            changed_at: SystemTime::UNIX_EPOCH,
+            namespaces: HashSet::new(),
+            nodes: BTreeMap::new(),
+            problems: Vec::new(),
+            sources: BTreeMap::new(),
+            services: HashMap::new(),
+            by_cluster_ip: HashMap::new(),
+        }
+    }
+
+    /// The Service of that name.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Arc<ServiceEntry>> {
+        self.services.get(name)
+    }
+
+    /// Every Service, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        self.services.values()
+    }
+
+    /// The Service that owns a virtual IP.
+    pub fn service_by_cluster_ip(&self, address: IpAddr) -> Option<&Arc<ServiceEntry>> {
+        self.by_cluster_ip.get(&address).and_then(|name| self.services.get(name))
+    }
+}
+
+impl ServiceEntry {
+    /// Where `port` of this Service leads for a family: every distinct address and port, whatever its conditions.
+    /// Where two slices name the same one, the first wins (an endpoint may be in both while it moves between slices).
+    pub fn endpoints(&self, port: &ServicePort, family: IpFamily) -> Vec<(SocketAddr, &Endpoint)> {
+        let mut seen = BTreeSet::new();
+        let mut found = Vec::new();
+        for slice in self.slices.iter().filter(|s| s.family == family) {
+            for target in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
+                for endpoint in &slice.endpoints {
+                    let address = SocketAddr::new(endpoint.address, target.port);
+                    if seen.insert(address) {
+                        found.push((address, endpoint));
+                    }
+                }
+            }
+        }
+        found
+    }
+}
