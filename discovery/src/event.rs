@@ -7,6 +7,7 @@ use attachment::Attachment;
 
 use crate::model::{EndpointSlice, Namespace, Node, Pod, Service};
 use crate::problem::{Location, Problem};
+use crate::source;
 
 /// Who said it. Origins are ordered, and where two define the same object the first one wins, whichever came first in
 /// time: that is how two daemons started at different moments agree.
@@ -16,6 +17,16 @@ pub enum Origin {
     Manifest(PathBuf),
     /// A file of the attachment directory.
     Attachment(PathBuf),
+}
+
+impl Origin {
+    /// The source it belongs to.
+    pub fn source(&self) -> &'static str {
+        match self {
+            Self::Manifest(_) => source::MANIFESTS,
+            Self::Attachment(_) => source::ATTACHMENTS,
+        }
+    }
 }
 
 /// One thing a source has seen.

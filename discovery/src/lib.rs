@@ -20,8 +20,8 @@ mod problem;
 mod snapshot;
 mod source;
 
-pub use discovery::{Config, Discovery, DiscoveryTasks, Snapshots, check};
+pub use discovery::{Config, Discovery, Snapshots, check, start};
 pub use event::{Event, Object, Origin, Sourced};
 pub use index::Index;
 pub use problem::{Location, Problem, Severity};
-pub use snapshot::{ServiceEntry, Snapshot};
+pub use snapshot::{ServiceEntry, Snapshot, SourceState};

@@ -13,7 +13,8 @@ use crate::problem::Problem;
 pub struct Snapshot {
     /// Counts the snapshots published; 0 is the empty one before the first sync.
     pub generation: u64,
-    /// Whether every source has been read once. Before that, nothing may be concluded from an absence.
+    /// Whether every source has been read once. Before that the rest is partial: nothing may be concluded from an
+    /// absence, and nothing may be programmed.
     pub synced: bool,
     /// When the content last changed.
     pub changed_at: SystemTime,
@@ -23,7 +24,7 @@ pub struct Snapshot {
     pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
     /// What is wrong with the input right now.
     pub problems: Vec<Problem>,
-    /// Objects and files read, for status output: (files, objects).
+    /// How each source is doing, by name.
     pub sources: BTreeMap<&'static str, SourceState>,
     pub(crate) services: HashMap<NamespacedName, Arc<ServiceEntry>>,
     pub(crate) by_cluster_ip: HashMap<IpAddr, NamespacedName>,

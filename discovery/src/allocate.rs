@@ -1,0 +1,113 @@
+//! Virtual IPs for Services that ask for none.
+//!
+//! Without an API server nobody hands out cluster IPs, and the proxy and the DNS server must agree without talking to
+//! each other. So an address is a pure function of the Services that exist: a hash of `namespace/name` picks it, and
+//! the rare collision is settled by name order, the later name taking the next free address.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use crate::model::{IpFamily, NamespacedName};
+
+/// Services left without an address, and for which family.
+pub(crate) type Unassigned = Vec<(NamespacedName, IpFamily)>;
+
+/// Assigns one address for each wanted family of each Service. `taken` are the addresses that are spoken for.
+pub(crate) fn assign(
+    wanted: &BTreeMap<NamespacedName, Vec<IpFamily>>,
+    taken: &HashSet<IpAddr>,
+    cidrs: &[IpNetwork],
+) -> (HashMap<NamespacedName, Vec<IpAddr>>, Unassigned) {
+    let mut taken = taken.clone();
+    let mut assigned: HashMap<NamespacedName, Vec<IpAddr>> = HashMap::new();
+    let mut unassigned = Vec::new();
+    for (name, families) in wanted {
+        for &family in families {
+            let range = cidrs.iter().find(|cidr| IpFamily::of(cidr.ip()) == family);
+            match range.and_then(|cidr| free_address(name, cidr, &taken)) {
+                Some(address) => {
+                    taken.insert(address);
+                    assigned.entry(name.clone()).or_default().push(address);
+                }
+                None => unassigned.push((name.clone(), family)),
+            }
+        }
+    }
+    (assigned, unassigned)
+}
+
+fn free_address(name: &NamespacedName, cidr: &IpNetwork, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
+    let host_bits = if cidr.is_ipv4() { 32 } else { 128 } - u32::from(cidr.prefix());
+    // Beyond 2^32 addresses there is nothing to gain, and the arithmetic stays in 64 bits.
+    let size = 1_u64 << host_bits.min(32);
+    // The low band stays free for addresses people write down, as the API server does (KEP-3070); the last address is
+    // IPv4's broadcast.
+    let reserved = (size / 16).clamp(16, 256);
+    let candidates = size.checked_sub(reserved + 1)?;
+    let start = fnv1a(name) % candidates.max(1);
+    (0..candidates)
+        .map(|step| nth(cidr, reserved + (start + step) % candidates))
+        .find(|address| !taken.contains(address))
+}
+
+fn nth(cidr: &IpNetwork, offset: u64) -> IpAddr {
+    match cidr.network() {
+        IpAddr::V4(base) => {
+            let offset = u32::try_from(offset).expect("an IPv4 range has at most 2^32 addresses");
+            Ipv4Addr::from_bits(base.to_bits() + offset).into()
+        }
+        IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits() + u128::from(offset)).into(),
+    }
+}
+
+/// FNV-1a, because the result must never change between releases or machines.
+fn fnv1a(name: &NamespacedName) -> u64 {
+    let bytes = name.namespace.bytes().chain([b'/']).chain(name.name.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cidrs() -> Vec<IpNetwork> {
+        vec!["10.96.0.0/12".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()]
+    }
+
+    fn wanting(names: &[&str]) -> BTreeMap<NamespacedName, Vec<IpFamily>> {
+        names.iter().map(|n| (NamespacedName::new("default", *n), vec![IpFamily::V4])).collect()
+    }
+
+    #[test]
+    fn an_address_depends_on_the_name_alone() {
+        let alone = assign(&wanting(&["web"]), &HashSet::new(), &cidrs()).0;
+        let among_others = assign(&wanting(&["api", "db", "web"]), &HashSet::new(), &cidrs()).0;
+        let web = NamespacedName::new("default", "web");
+        assert_eq!(alone[&web], among_others[&web]);
+        // Pinned: a release that moved it would move every user's Services.
+        assert_eq!(alone[&web], ["10.96.236.235".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn a_taken_address_is_passed_over_and_both_families_are_served() {
+        let web = NamespacedName::new("default", "web");
+        let wanted = BTreeMap::from([(web.clone(), vec![IpFamily::V6, IpFamily::V4])]);
+        let first = assign(&wanted, &HashSet::new(), &cidrs()).0.remove(&web).unwrap();
+        assert!(first[0].is_ipv6() && first[1].is_ipv4(), "{first:?}");
+        let second = assign(&wanted, &first.iter().copied().collect(), &cidrs()).0.remove(&web).unwrap();
+        assert!(second.iter().all(|a| !first.contains(a)), "{first:?} {second:?}");
+    }
+
+    #[test]
+    fn a_range_that_is_full_says_who_is_left_out() {
+        let tiny = vec!["10.96.0.0/27".parse().unwrap()];
+        let names: Vec<String> = (0..20).map(|n| format!("s{n:02}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (assigned, unassigned) = assign(&wanting(&names), &HashSet::new(), &tiny);
+        let distinct: HashSet<IpAddr> = assigned.values().flatten().copied().collect();
+        assert_eq!((distinct.len(), unassigned.len()), (15, 5));
+        assert!(distinct.iter().all(|a| tiny[0].contains(*a)));
+    }
+}

@@ -1,0 +1,147 @@
+//! Endpoints for Services with a selector and no EndpointSlice of their own: what the endpoint slice controller does
+//! on a cluster, as a pure function.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use attachment::Attachment;
+
+use crate::model::{
+    Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, NamespacedName, Node, Pod, Service, ServicePort,
+    TargetPort,
+};
+
+/// Label of a node that names its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// Pods with their addresses, by namespace: manifests joined with attachment records, and records that speak for
+/// themselves.
+pub(crate) fn addressed_pods<'a>(
+    pods: impl Iterator<Item = &'a Arc<Pod>>,
+    attachments: impl Iterator<Item = &'a Arc<Attachment>>,
+) -> HashMap<Arc<str>, Vec<Pod>> {
+    let mut by_pod: BTreeMap<NamespacedName, Vec<&Attachment>> = BTreeMap::new();
+    for attachment in attachments {
+        by_pod.entry(pod_name(attachment)).or_default().push(attachment);
+    }
+    let mut found: HashMap<Arc<str>, Vec<Pod>> = HashMap::new();
+    for pod in pods {
+        let attached = by_pod.remove(&pod.name).unwrap_or_default();
+        let mut pod = Pod::clone(pod);
+        if pod.ips.is_empty() {
+            pod.ips = addresses(attached);
+        }
+        found.entry(Arc::clone(&pod.name.namespace)).or_default().push(pod);
+    }
+    for (name, attached) in by_pod {
+        let labels = attached.iter().flat_map(|a| a.labels.clone()).collect();
+        let namespace = Arc::clone(&name.namespace);
+        found.entry(namespace).or_default().push(pod_of_attachments(name, labels, addresses(attached)));
+    }
+    found
+}
+
+/// The slices the endpoint slice controller would write: a slice for each family and each set of resolved ports.
+pub(crate) fn slices(
+    service: &Service,
+    pods: &[Pod],
+    nodes: &BTreeMap<Arc<str>, Arc<Node>>,
+) -> Vec<EndpointSlice> {
+    let mut groups: BTreeMap<(IpFamily, Vec<EndpointPort>), Vec<Endpoint>> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| !pod.finished && selects(service, pod)) {
+        let ports: Vec<EndpointPort> = service.ports.iter().filter_map(|port| resolve(port, pod)).collect();
+        for family in [IpFamily::V4, IpFamily::V6] {
+            if let Some(&address) = pod.ips.iter().find(|ip| IpFamily::of(**ip) == family) {
+                let endpoint = endpoint(service, pod, address, nodes);
+                groups.entry((family, ports.clone())).or_default().push(endpoint);
+            }
+        }
+    }
+    groups
+        .into_iter()
+        .enumerate()
+        .map(|(number, ((family, ports), mut endpoints))| {
+            endpoints.sort_by_key(|e| e.address);
+            let name = format!("{}-derived-{number}", service.name.name);
+            EndpointSlice {
+                name: NamespacedName::new(Arc::clone(&service.name.namespace), name),
+                service: service.name.clone(),
+                family,
+                ports,
+                endpoints,
+            }
+        })
+        .collect()
+}
+
+fn selects(service: &Service, pod: &Pod) -> bool {
+    service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+}
+
+/// A pod that does not have the named port serves the Service's other ports only.
+fn resolve(port: &ServicePort, pod: &Pod) -> Option<EndpointPort> {
+    let number = match &port.target_port {
+        TargetPort::Number(number) => *number,
+        TargetPort::Name(name) => {
+            pod.ports.iter().find(|p| p.name == *name && p.protocol == port.protocol)?.port
+        }
+    };
+    Some(EndpointPort { name: Arc::clone(&port.name), protocol: port.protocol, port: number })
+}
+
+fn endpoint(
+    service: &Service,
+    pod: &Pod,
+    address: IpAddr,
+    nodes: &BTreeMap<Arc<str>, Arc<Node>>,
+) -> Endpoint {
+    let serving = pod.ready;
+    let conditions = Conditions {
+        ready: service.publish_not_ready || (serving && !pod.terminating),
+        serving: service.publish_not_ready || serving,
+        terminating: pod.terminating,
+    };
+    // A pod lends its hostname only to the Service it names as its subdomain.
+    let hostname = pod.hostname.clone().filter(|_| pod.subdomain.as_ref() == Some(&service.name.name));
+    let node = pod.node_name.as_ref().and_then(|name| nodes.get(name));
+    Endpoint {
+        address,
+        conditions,
+        hostname,
+        node_name: pod.node_name.clone(),
+        zone: node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str())),
+    }
+}
+
+/// A runtime without pods names none: the container then goes by its own id, in the default namespace.
+fn pod_name(attachment: &Attachment) -> NamespacedName {
+    match &attachment.pod {
+        Some(pod) => NamespacedName::new(pod.namespace.as_str(), pod.name.as_str()),
+        None => NamespacedName::new("default", attachment.container_id.as_str()),
+    }
+}
+
+/// Addresses in a stable order; a pod on several networks is reached on the first by name.
+fn addresses(mut attachments: Vec<&Attachment>) -> Vec<IpAddr> {
+    attachments.sort_by(|a, b| (&a.network, &a.ifname).cmp(&(&b.network, &b.ifname)));
+    attachments.iter().flat_map(|a| a.ips.iter().copied()).collect()
+}
+
+fn pod_of_attachments(name: NamespacedName, labels: BTreeMap<String, String>, ips: Vec<IpAddr>) -> Pod {
+    Pod {
+        name,
+        labels,
+        ports: Vec::new(),
+        ips,
+        ready: true,
+        terminating: false,
+        finished: false,
+        hostname: None,
+        subdomain: None,
+        node_name: None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::model::{Conditions, Endpoint, EndpointPort, Protocol, ServicePort, TargetPort};
+use crate::source;
+
+fn location(file: &str) -> Location {
+    Location { file: PathBuf::from(file), line: Some(1), document: None }
+}
+
+fn service(name: &str, cluster_ip: Option<&str>) -> Service {
+    let requested = cluster_ip.map(|ip| ip.parse().unwrap()).into_iter().collect();
+    Service {
+        name: NamespacedName::new("default", name),
+        kind: ServiceKind::ClusterIp { requested, families: FamilyPolicy(vec![crate::model::IpFamily::V4]) },
+        ports: vec![ServicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            target_port: TargetPort::Number(8080),
+        }],
+        selector: [("app".to_owned(), name.to_owned())].into(),
+        publish_not_ready: false,
+    }
+}
+
+fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
+    EndpointSlice {
+        name: NamespacedName::new("default", name),
+        service: NamespacedName::new("default", service),
+        family: crate::model::IpFamily::V4,
+        ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: vec![Endpoint {
+            address: address.parse().unwrap(),
+            conditions: Conditions::READY,
+            hostname: None,
+            node_name: None,
+            zone: None,
+        }],
+    }
+}
+
+fn replace(file: &str, objects: Vec<Object>) -> Event {
+    Event::Replace {
+        origin: Origin::Manifest(file.into()),
+        objects: Some(
+            objects.into_iter().map(|object| Sourced { object, location: location(file) }).collect(),
+        ),
+        problems: Vec::new(),
+    }
+}
+
+fn index() -> Index {
+    let mut index = Index::new(vec!["10.96.0.0/12".parse().unwrap()]);
+    index.expect_source(source::MANIFESTS);
+    index.apply(Event::Synced(source::MANIFESTS));
+    index
+}
+
+fn entry(index: &Index, name: &str) -> Arc<ServiceEntry> {
+    Arc::clone(index.snapshot().service(&NamespacedName::new("default", name)).unwrap())
+}
+
+#[test]
+fn an_unchanged_service_keeps_its_entry_and_a_repeated_event_changes_nothing() {
+    let mut index = index();
+    let web = || Object::Service(service("web", Some("10.96.0.20")).into());
+    index.apply(replace("web.yaml", vec![web()]));
+    index.apply(replace("api.yaml", vec![Object::Service(service("api", None).into())]));
+    assert!(index.publish());
+    let before = entry(&index, "web");
+    index.apply(replace("web.yaml", vec![web()]));
+    assert!(!index.publish(), "the same content again is no news");
+    index.apply(replace("api.yaml", vec![]));
+    assert!(index.publish());
+    assert!(Arc::ptr_eq(&before, &entry(&index, "web")));
+    assert!(index.snapshot().service(&NamespacedName::new("default", "api")).is_none());
+}
+
+#[test]
+fn a_broken_file_keeps_its_last_good_content() {
+    let mut index = index();
+    index.apply(replace("web.yaml", vec![Object::Service(service("web", None).into())]));
+    let problem = Problem {
+        location: location("web.yaml"),
+        severity: Severity::Error,
+        object: None,
+        message: "not YAML".into(),
+    };
+    let origin = Origin::Manifest("web.yaml".into());
+    index.apply(Event::Replace { origin, objects: None, problems: vec![problem.clone()] });
+    index.publish();
+    entry(&index, "web");
+    assert_eq!(index.snapshot().problems, [problem]);
+}
+
+#[test]
+fn the_first_origin_by_name_keeps_a_contested_name_and_address_whenever_it_was_read() {
+    for order in [["a.yaml", "b.yaml"], ["b.yaml", "a.yaml"]] {
+        let mut index = index();
+        for file in order {
+            let name = if file == "a.yaml" { "first" } else { "second" };
+            let contested = service(name, Some("10.96.0.20"));
+            index.apply(replace(file, vec![Object::Service(contested.into())]));
+        }
+        index.publish();
+        assert_eq!(entry(&index, "first").cluster_ips, ["10.96.0.20".parse::<IpAddr>().unwrap()]);
+        assert!(entry(&index, "second").cluster_ips.is_empty());
+        assert_eq!(
+            index.snapshot().problems[0].to_string(),
+            "b.yaml:1: Service default/second: spec.clusterIP: 10.96.0.20 already belongs to Service default/first \
+             (a.yaml:1); give it another address, or leave the field out to have one assigned"
+        );
+    }
+}
+
+#[test]
+fn the_same_service_in_two_files_is_reported_at_the_second() {
+    let mut index = index();
+    index.apply(replace("b.yaml", vec![Object::Service(service("web", Some("10.96.0.21")).into())]));
+    index.apply(replace("a.yaml", vec![Object::Service(service("web", Some("10.96.0.20")).into())]));
+    index.publish();
+    assert_eq!(entry(&index, "web").cluster_ips, ["10.96.0.20".parse::<IpAddr>().unwrap()]);
+    assert_eq!(
+        index.snapshot().problems[0].to_string(),
+        "b.yaml:1: Service default/web: is already defined at a.yaml:1; this definition is ignored"
+    );
+}
+
+#[test]
+fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
+    let mut index = index();
+    let pod = Pod {
+        name: NamespacedName::new("default", "web-1"),
+        labels: [("app".to_owned(), "web".to_owned())].into(),
+        ports: vec![],
+        ips: vec!["10.22.0.9".parse().unwrap()],
+        ready: true,
+        terminating: false,
+        finished: false,
+        hostname: None,
+        subdomain: None,
+        node_name: None,
+    };
+    index.apply(replace("web.yaml", vec![Object::Service(service("web", None).into()), Object::Pod(pod.into())]));
+    index.publish();
+    let endpoints = |index: &Index| -> Vec<String> {
+        let entry = entry(index, "web");
+        let found = entry.endpoints(&entry.service.ports[0], crate::model::IpFamily::V4);
+        found.iter().map(|(address, _)| address.to_string()).collect()
+    };
+    assert_eq!(endpoints(&index), ["10.22.0.9:8080"]);
+    let slices = [slice("s1", "web", "10.22.0.2"), slice("s2", "web", "10.22.0.3"), slice("s3", "web", "10.22.0.2")];
+    index.apply(replace("slices.yaml", slices.map(|s| Object::EndpointSlice(s.into())).into()));
+    index.publish();
+    assert_eq!(endpoints(&index), ["10.22.0.2:8080", "10.22.0.3:8080"]);
+}
+
+#[test]
+fn nothing_counts_as_synced_before_every_source_has_spoken() {
+    let mut index = index();
+    index.expect_source(source::ATTACHMENTS);
+    index.publish();
+    assert!(!index.snapshot().synced);
+    index.apply(Event::Synced(source::ATTACHMENTS));
+    assert!(index.publish());
+    assert!(index.snapshot().synced);
+}
