@@ -1,0 +1,103 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use ipnetwork::IpNetwork;
+
+use crate::run::Config;
+
+/// Carries Service virtual IPs to pods.
+///
+/// Reads ordinary Kubernetes YAML (Service, Pod, EndpointSlice, Node, Namespace) from a directory and the records the
+/// CNI plugin leaves, makes every virtual IP local to this node and relays TCP and UDP to the endpoints. Changes to the
+/// files take effect at once.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "portolan-proxy",
+    version,
+    after_help = "Example:\n  portolan-proxy --manifests ./services\n  curl http://127.0.0.1:10249/metrics\n\n\
+                  SIGTERM drains: new connections are refused, open ones may finish. A second one aborts.\n\
+                  Every flag can be a key of the config file, without the dashes."
+)]
+pub struct Args {
+    /// Directory of Kubernetes YAML to read and watch.
+    #[arg(long, value_name = "DIR", default_value = "/etc/portolan/manifests")]
+    pub manifests: PathBuf,
+
+    /// Directory where the CNI plugin records which pod has which address.
+    #[arg(long, value_name = "DIR", default_value = attachment::DEFAULT_DIRECTORY)]
+    pub attachments: PathBuf,
+
+    /// Ranges of virtual IPs, one a family; portolan-dns must be given the same.
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/12,fd00:10:96::/112",
+        value_parser = daemon::parse_cidr
+    )]
+    pub service_cidr: Vec<IpNetwork>,
+
+    /// Event loops that carry traffic; 0 means one a core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub workers: usize,
+
+    /// Seconds to wait for an endpoint to accept before another one is tried.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    pub connect_timeout: u64,
+
+    /// Seconds after which a UDP flow without datagrams is forgotten.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub udp_idle_timeout: u64,
+
+    /// UDP flows one virtual IP and port may have at a time; newer ones are refused and counted.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub udp_max_flows: usize,
+
+    /// Seconds that open connections are given to finish after SIGTERM.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub drain_timeout: u64,
+
+    /// Address of /metrics.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: SocketAddr,
+
+    /// Address of /healthz, /livez and /readyz.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: SocketAddr,
+
+    /// Check flags and manifests, say what is wrong, and exit.
+    #[arg(long)]
+    pub check_config: bool,
+
+    /// How to write the log, which goes to standard error.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: daemon::log::Format,
+
+    /// Config file whose keys are these flags [default: /etc/portolan/config.yaml, if there].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            discovery: discovery::Config {
+                manifests: args.manifests,
+                attachments: Some(args.attachments),
+                service_cidrs: args.service_cidr,
+            },
+            workers: if args.workers == 0 { cores } else { args.workers },
+            connect_timeout: Duration::from_secs(args.connect_timeout),
+            udp_idle_timeout: Duration::from_secs(args.udp_idle_timeout),
+            udp_max_flows: args.udp_max_flows,
+            drain_timeout: Duration::from_secs(args.drain_timeout),
+            metrics_address: args.metrics_bind_address,
+            healthz_address: args.healthz_bind_address,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What the proxy counts. Names are listed in docs/metrics.md.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+/// Bounds in seconds: from a neighbour on the same node to an endpoint that had to be given up.
+const CONNECT_BUCKETS: [f64; 10] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
+
+/// One struct for the whole program: the data path pays one atomic addition a count.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) registry: Registry,
+    pub(crate) connections_opened: IntCounter,
+    pub(crate) connections_closed: IntCounter,
+    pub(crate) accept_errors: IntCounter,
+    pub(crate) connect_retries: IntCounter,
+    pub(crate) connect_failures: IntCounter,
+    pub(crate) connect_seconds: Histogram,
+    pub(crate) sent_bytes: IntCounter,
+    pub(crate) received_bytes: IntCounter,
+    pub(crate) udp_flows: IntGauge,
+    pub(crate) udp_to_upstream: IntCounter,
+    pub(crate) udp_to_client: IntCounter,
+    pub(crate) udp_dropped: IntCounter,
+    pub(crate) frontends: IntGauge,
+    pub(crate) frontend_failures: IntGauge,
+    pub(crate) snapshot_generation: IntGauge,
+    pub(crate) discovery_problems: IntGauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            register(&registry, IntCounter::new(format!("portolan_proxy_{name}"), help))
+        };
+        let gauge = |name: &str, help: &str| {
+            register(&registry, IntGauge::new(format!("portolan_proxy_{name}"), help))
+        };
+        let connect = HistogramOpts::new(
+            "portolan_proxy_connect_duration_seconds",
+            "Time from accepting a client to being connected to an endpoint, retries included.",
+        );
+        Self {
+            connections_opened: counter("connections_opened_total", "TCP connections accepted."),
+            connections_closed: counter("connections_closed_total", "TCP connections ended, however."),
+            accept_errors: counter("accept_errors_total", "Failed accepts."),
+            connect_retries: counter("connect_retries_total", "Attempts after the first to reach an endpoint."),
+            connect_failures: counter("connect_failures_total", "Connections for which no endpoint could be reached."),
+            connect_seconds: register(&registry, Histogram::with_opts(connect.buckets(CONNECT_BUCKETS.into()))),
+            sent_bytes: counter("sent_bytes_total", "Bytes carried from TCP clients to endpoints."),
+            received_bytes: counter("received_bytes_total", "Bytes carried from endpoints to TCP clients."),
+            udp_flows: gauge("udp_flows", "UDP flows open now."),
+            udp_to_upstream: counter("udp_sent_datagrams_total", "Datagrams carried to endpoints."),
+            udp_to_client: counter("udp_received_datagrams_total", "Datagrams carried to clients."),
+            udp_dropped: counter("udp_dropped_datagrams_total", "Datagrams of clients that could not be carried."),
+            frontends: gauge("frontends", "Virtual IPs and ports being served."),
+            frontend_failures: gauge("frontend_failures", "Virtual IPs and ports that cannot be opened now."),
+            snapshot_generation: gauge("snapshot_generation", "Generation of the state in force."),
+            discovery_problems: gauge("discovery_problems", "Errors and warnings about the input right now."),
+            registry,
+        }
+    }
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("metric names are valid constants");
+    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
+    collector
+}

@@ -1,0 +1,81 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+
+/// client end, relay's two ends, server end.
+async fn chain() -> (TcpStream, TcpStream, TcpStream, TcpStream) {
+    let (client, accepted) = pair().await;
+    let (upstream, server) = pair().await;
+    (client, accepted, upstream, server)
+}
+
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (connected, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (connected.unwrap(), accepted.unwrap().0)
+}
+
+#[tokio::test]
+async fn a_half_close_leaves_the_other_direction_open() {
+    let (mut client, accepted, upstream, mut server) = chain().await;
+    let peers = async {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = String::new();
+        server.read_to_string(&mut question).await.unwrap();
+        assert_eq!(question, "question");
+        server.write_all(b"a long answer").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let ((sent, result), answer) = tokio::join!(relay(&accepted, &upstream), peers);
+    result.unwrap();
+    assert_eq!(answer, "a long answer");
+    assert_eq!(sent, Sent { to_upstream: 8, to_client: 13 });
+}
+
+#[tokio::test]
+async fn a_reset_of_one_side_ends_the_relay_with_an_error() {
+    let (client, accepted, upstream, server) = chain().await;
+    crate::socket::reset_on_close(&client);
+    drop(client);
+    let (_, result) = relay(&accepted, &upstream).await;
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    drop(server);
+}
+
+#[tokio::test]
+async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
+    let (mut client, accepted, upstream, mut server) = chain().await;
+    let data: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
+    let expected = data.clone();
+    let peers = async {
+        let send = async {
+            client.write_all(&data).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let receive = async {
+            let mut received = Vec::new();
+            let mut chunk = [0; 1000];
+            loop {
+                let read = server.read(&mut chunk).await.unwrap();
+                if read == 0 {
+                    break received;
+                }
+                received.extend_from_slice(&chunk[..read]);
+                tokio::task::yield_now().await;
+            }
+        };
+        let ((), received) = tokio::join!(send, receive);
+        drop(server);
+        received
+    };
+    let ((sent, result), received) = tokio::join!(relay(&accepted, &upstream), peers);
+    result.unwrap();
+    assert!(received == expected, "{} of {} bytes", received.len(), expected.len());
+    assert_eq!(sent.to_upstream, 4_000_000);
+}
