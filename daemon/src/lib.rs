@@ -1,1 +1,10 @@
-//! Placeholder.
+//! What both daemons share: how they start, log, drain, tell whether they are ready, and answer over HTTP.
+
+pub mod admin;
+pub mod build_info;
+pub mod config_file;
+pub mod drain;
+pub mod file_limit;
+pub mod log;
+pub mod program;
+pub mod readiness;

@@ -36,6 +36,13 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// Whether something is left out because of it.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
 impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -69,6 +69,18 @@ impl Snapshot {
         }
     }
 
+    /// Whether the state may be relied on, and a line about the sources for `/readyz?verbose`.
+    pub fn health(&self) -> (bool, String) {
+        let sources = self.sources.iter().map(|(name, source)| match &source.problem {
+            Some(problem) => format!("{name}: {problem}"),
+            None if source.synced => format!("{name}: {} files", source.files),
+            None => format!("{name}: not read yet"),
+        });
+        let mut lines: Vec<String> = sources.collect();
+        lines.extend(self.problems.iter().map(|problem| format!("{}: {problem}", problem.severity)));
+        (self.synced, lines.join("; "))
+    }
+
     /// The Service of that name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Arc<ServiceEntry>> {
         self.services.get(name)

@@ -37,7 +37,7 @@ pub struct Args {
         value_name = "CIDR",
         value_delimiter = ',',
         default_value = "10.96.0.0/12,fd00:10:96::/112",
-        value_parser = daemon::parse_cidr
+        value_parser = discovery::parse_cidr
     )]
     pub service_cidr: Vec<IpNetwork>,
 

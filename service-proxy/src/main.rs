@@ -5,9 +5,13 @@ use std::process::ExitCode;
 use portolan_proxy::{Args, Config};
 
 fn main() -> ExitCode {
-    let args: Args = daemon::main::parse();
+    let args: Args = daemon::program::parse();
     daemon::log::init(args.log_format);
     let check = args.check_config;
     let config = Config::from(args);
-    daemon::main::run(&config.discovery.clone(), check, |drain| portolan_proxy::run(config, drain))
+    if check {
+        let problems = discovery::check(&config.discovery);
+        return daemon::program::report_check(problems.iter().map(|p| (p.is_error(), p.to_string())));
+    }
+    daemon::program::run(|drain| portolan_proxy::run(config, drain))
 }

@@ -72,7 +72,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let service_cidrs = config.discovery.service_cidrs.clone();
     let discovery = discovery::start(config.discovery);
-    daemon::readiness::add_discovery(&readiness, &discovery.snapshots);
+    let snapshots = discovery.snapshots.clone();
+    readiness.add("sources", move || {
+        let (ready, detail) = snapshots.borrow().health();
+        Condition { ready, detail }
+    });
     add_frontends(&readiness, &status);
     let mut pages = JoinSet::new();
     serve_pages(&mut pages, config.metrics_address, config.healthz_address, &readiness, &metrics).await?;

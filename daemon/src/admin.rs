@@ -1,0 +1,207 @@
+//! Health, readiness and metrics over HTTP.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::readiness::Readiness;
+
+/// Connections served at a time; the next ones wait in the backlog.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A client that has not sent its request by then is cut off.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a page answers.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// `Content-Type`.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: String,
+}
+
+type Handler = Arc<dyn Fn(&str) -> Response + Send + Sync>;
+
+/// A small HTTP server; its pages answer at once, from what is known.
+pub struct Server {
+    listener: TcpListener,
+    pages: BTreeMap<&'static str, Handler>,
+}
+
+impl Response {
+    /// A page of plain text.
+    pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
+        Self { status, content_type: "text/plain; charset=utf-8", body: body.into() }
+    }
+}
+
+impl Server {
+    /// Listens. The error names the address.
+    ///
+    /// # Errors
+    /// As `bind(2)`.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|e| io::Error::new(e.kind(), format!("listen on {address}: {e}")))?;
+        Ok(Self { listener, pages: BTreeMap::new() })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// As `getsockname(2)`.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Adds a page. The handler gets the query string.
+    #[must_use]
+    pub fn route(
+        mut self,
+        path: &'static str,
+        handler: impl Fn(&str) -> Response + Send + Sync + 'static,
+    ) -> Self {
+        self.pages.insert(path, Arc::new(handler));
+        self
+    }
+
+    /// Serves until dropped: also while draining, when health is watched most.
+    pub async fn run(self) {
+        let pages = Arc::new(self.pages);
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            while connections.try_join_next().is_some() {}
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an HTTP connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let pages = Arc::clone(&pages);
+            connections.spawn(async move {
+                let service = service_fn(|request| {
+                    let response = answer(&pages, &request);
+                    async { Ok::<_, Infallible>(response) }
+                });
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+                // A client that hangs up in the middle is none of our trouble.
+                drop(http.serve_connection(TokioIo::new(stream), service).await);
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// `/livez`: the process answers, so it lives.
+pub fn livez() -> impl Fn(&str) -> Response + Send + Sync + 'static {
+    |_| Response::text(StatusCode::OK, "ok\n")
+}
+
+/// `/readyz`: 200 when everything is ready. With `?verbose`, and whenever it is not, the reasons are shown.
+pub fn readyz(readiness: Readiness) -> impl Fn(&str) -> Response + Send + Sync + 'static {
+    move |query| {
+        let report = readiness.report();
+        match (report.is_ready(), query.split('&').any(|key| key.split('=').next() == Some("verbose"))) {
+            (true, false) => Response::text(StatusCode::OK, "ok\n"),
+            (true, true) => Response::text(StatusCode::OK, report.to_string()),
+            (false, _) => Response::text(StatusCode::SERVICE_UNAVAILABLE, report.to_string()),
+        }
+    }
+}
+
+/// `/metrics`, in Prometheus' text format.
+pub fn metrics(registry: Registry) -> impl Fn(&str) -> Response + Send + Sync + 'static {
+    move |_| {
+        let mut body = Vec::new();
+        match TextEncoder::new().encode(&registry.gather(), &mut body) {
+            Ok(()) => Response {
+                status: StatusCode::OK,
+                content_type: "text/plain; version=0.0.4; charset=utf-8",
+                body: String::from_utf8_lossy(&body).into_owned(),
+            },
+            Err(e) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode metrics: {e}\n")),
+        }
+    }
+}
+
+fn answer(
+    pages: &BTreeMap<&'static str, Handler>,
+    request: &hyper::Request<Incoming>,
+) -> hyper::Response<Full<Bytes>> {
+    let response = match pages.get(request.uri().path()) {
+        _ if request.method() != Method::GET && request.method() != Method::HEAD => {
+            Response::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n")
+        }
+        Some(page) => page(request.uri().query().unwrap_or_default()),
+        None => {
+            let known: Vec<&str> = pages.keys().copied().collect();
+            Response::text(StatusCode::NOT_FOUND, format!("no such page; there are: {}\n", known.join(" ")))
+        }
+    };
+    let mut reply = hyper::Response::new(Full::from(response.body));
+    *reply.status_mut() = response.status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(response.content_type));
+    reply
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::readiness::Condition;
+
+    async fn get(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn pages_answer_and_mistakes_are_explained() {
+        let readiness = Readiness::default();
+        readiness.add("x", || Condition { ready: false, detail: "not yet".into() });
+        let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let server = server.route("/livez", livez()).route("/readyz", readyz(readiness));
+        let client = async {
+            assert!(get(address, "GET /livez").await.starts_with("HTTP/1.1 200 OK"));
+            let ready = get(address, "GET /readyz").await;
+            assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("[-]x failed: not yet"), "{ready}");
+            let unknown = get(address, "GET /nothing").await;
+            assert!(unknown.starts_with("HTTP/1.1 404") && unknown.contains("/livez /readyz"), "{unknown}");
+            assert!(get(address, "POST /livez").await.starts_with("HTTP/1.1 405"));
+        };
+        tokio::select! {
+            () = server.run() => unreachable!(),
+            () = client => {}
+        }
+    }
+}

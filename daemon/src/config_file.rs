@@ -1,0 +1,189 @@
+//! The optional config file: the flags of the command line, written down.
+//!
+//! ```yaml
+//! service-cidr: [10.96.0.0/12]     # for every program that has the flag
+//! portolan-dns:                    # for one program; stronger than the above
+//!   ttl: 30
+//! ```
+//! The command line is stronger than the file.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::Command;
+use saphyr::{LoadableYamlNode, Scalar, Yaml};
+
+/// Read when it exists and `--config` names no other.
+const DEFAULT_FILE: &str = "/etc/portolan/config.yaml";
+
+/// The programs that may have a section.
+const PROGRAMS: [&str; 2] = ["portolan-proxy", "portolan-dns"];
+
+/// What is wrong with the file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read.
+    #[error("read config file {0}: {1}")]
+    Read(PathBuf, #[source] std::io::Error),
+    /// It is not YAML.
+    #[error("config file {0} is not YAML: {1}")]
+    Syntax(PathBuf, #[source] saphyr::ScanError),
+    /// It is YAML of another shape.
+    #[error("config file {file}: {key}: {message}")]
+    Key {
+        /// The file.
+        file: PathBuf,
+        /// Path of the key.
+        key: String,
+        /// What is wrong with it, and what would be right.
+        message: String,
+    },
+}
+
+/// The command line with the file's settings put in front, so that what was typed wins.
+///
+/// # Errors
+/// When a file that was named cannot be read, or a file has keys or values that are not flags of this program.
+pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString>, Error> {
+    let named = named_file(&typed);
+    let file = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let contents = match std::fs::read_to_string(&file) {
+        Ok(contents) => contents,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => return Ok(typed),
+        Err(e) => return Err(Error::Read(file, e)),
+    };
+    let typed_flags: Vec<String> = typed.iter().filter_map(|a| flag_of(a)).collect();
+    let mut merged = typed.clone();
+    let mut settings = settings(&file, &contents, command)?;
+    settings.retain(|(flag, _)| !typed_flags.contains(flag));
+    let from_file = settings.into_iter().flat_map(|(flag, values)| {
+        values.into_iter().map(move |value| OsString::from(format!("--{flag}{value}")))
+    });
+    let program = merged.len().min(1);
+    merged.splice(program..program, from_file);
+    Ok(merged)
+}
+
+fn named_file(typed: &[OsString]) -> Option<PathBuf> {
+    let position = typed.iter().position(|a| flag_of(a).as_deref() == Some("config"))?;
+    let argument = typed[position].to_string_lossy();
+    match argument.split_once('=') {
+        Some((_, file)) => Some(file.into()),
+        None => typed.get(position + 1).map(PathBuf::from),
+    }
+}
+
+fn flag_of(argument: &OsString) -> Option<String> {
+    let argument = argument.to_str()?.strip_prefix("--")?;
+    Some(argument.split('=').next().unwrap_or(argument).to_owned())
+}
+
+/// Each flag with its values, as they follow the flag's name: `=5`, or nothing for a switch.
+fn settings(file: &Path, contents: &str, command: &Command) -> Result<Vec<(String, Vec<String>)>, Error> {
+    let documents = Yaml::load_from_str(contents).map_err(|e| Error::Syntax(file.to_owned(), e))?;
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+    let mut own = Vec::new();
+    for (key, value) in entries(file, "the document", documents.first())? {
+        if !PROGRAMS.contains(&key.as_str()) {
+            found.push(setting(file, command, &key, value)?);
+        } else if key == command.get_name() {
+            own = entries(file, &key, Some(value))?;
+        }
+    }
+    for (key, value) in own {
+        let setting = setting(file, command, &key, value)?;
+        found.retain(|(flag, _)| *flag != setting.0);
+        found.push(setting);
+    }
+    Ok(found)
+}
+
+fn entries<'a>(
+    file: &Path,
+    key: &str,
+    value: Option<&'a Yaml<'a>>,
+) -> Result<Vec<(String, &'a Yaml<'a>)>, Error> {
+    let wrong = |message: &str| Error::Key { file: file.to_owned(), key: key.to_owned(), message: message.to_owned() };
+    match value {
+        None | Some(Yaml::Value(Scalar::Null)) => Ok(Vec::new()),
+        Some(Yaml::Mapping(map)) => map
+            .iter()
+            .map(|(key, value)| match key.as_str() {
+                Some(key) => Ok((key.to_owned(), value)),
+                None => Err(wrong("a key is not a string")),
+            })
+            .collect(),
+        Some(_) => Err(wrong("must be a mapping of flags to values")),
+    }
+}
+
+fn setting(file: &Path, command: &Command, key: &str, value: &Yaml<'_>) -> Result<(String, Vec<String>), Error> {
+    let wrong = |message: String| Error::Key { file: file.to_owned(), key: key.to_owned(), message };
+    let flags = || command.get_arguments().filter_map(|a| a.get_long());
+    if key == "config" || !flags().any(|flag| flag == key) {
+        let known: Vec<&str> = flags().filter(|flag| *flag != "config").collect();
+        return Err(wrong(format!("is not a setting of {}; there are: {}", command.get_name(), known.join(", "))));
+    }
+    let scalar = |value: &Yaml<'_>| match value {
+        Yaml::Value(Scalar::Boolean(true)) => Ok(vec![String::new()]),
+        Yaml::Value(Scalar::Boolean(false)) => Ok(vec![]),
+        Yaml::Value(Scalar::Integer(number)) => Ok(vec![format!("={number}")]),
+        Yaml::Value(Scalar::String(text)) => Ok(vec![format!("={text}")]),
+        _ => Err(wrong("must be a string, a number, true, false or a list of them".to_owned())),
+    };
+    let values = match value {
+        Yaml::Sequence(items) => items.iter().map(scalar).collect::<Result<Vec<_>, _>>()?.concat(),
+        value => scalar(value)?,
+    };
+    Ok((key.to_owned(), values))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Arg;
+
+    use super::*;
+
+    fn command() -> Command {
+        let flags = ["config", "ttl", "listen", "check"].map(|name| Arg::new(name).long(name));
+        Command::new("portolan-dns").args(flags)
+    }
+
+    fn merged(contents: &str, typed: &str) -> Result<Vec<String>, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("c.yaml");
+        std::fs::write(&file, contents).unwrap();
+        let typed = format!("portolan-dns --config={} {typed}", file.display());
+        let result = arguments(&command(), typed.split_whitespace().map(OsString::from).collect());
+        let strip = |text: String| text.replace(&file.display().to_string(), "c.yaml");
+        result
+            .map(|a| a.into_iter().map(|a| strip(a.into_string().unwrap())).collect())
+            .map_err(|e| strip(e.to_string()))
+    }
+
+    #[test]
+    fn the_command_line_beats_the_programs_section_which_beats_the_top() {
+        let file = "ttl: 5\nlisten: [a, b]\nportolan-dns: {ttl: 7, check: true}\nportolan-proxy: {any: thing}\n";
+        assert_eq!(
+            merged(file, "").unwrap(),
+            ["portolan-dns", "--listen=a", "--listen=b", "--ttl=7", "--check", "--config=c.yaml"]
+        );
+        assert_eq!(
+            merged(file, "--ttl 9").unwrap(),
+            ["portolan-dns", "--listen=a", "--listen=b", "--check", "--config=c.yaml", "--ttl", "9"]
+        );
+    }
+
+    #[test]
+    fn mistakes_name_the_file_and_the_key() {
+        assert_eq!(
+            merged("tll: 5\n", "").unwrap_err(),
+            "config file c.yaml: tll: is not a setting of portolan-dns; there are: ttl, listen, check"
+        );
+        assert!(merged("ttl: {a: b}\n", "").unwrap_err().contains("c.yaml: ttl: must be a string"));
+        assert!(merged("- ttl\n", "").unwrap_err().contains("must be a mapping"));
+        assert!(merged("ttl: [\n", "").unwrap_err().contains("is not YAML"));
+        let missing = arguments(&command(), vec!["p".into(), "--config".into(), "/nowhere/c.yaml".into()]);
+        assert!(missing.unwrap_err().to_string().contains("read config file /nowhere/c.yaml"));
+    }
+}

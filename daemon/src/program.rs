@@ -1,0 +1,96 @@
+//! From the command line to the exit code, the same way in every daemon.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config_file;
+use crate::drain::Drain;
+
+/// Exit code for a wrong command line or configuration (`EX_USAGE` of sysexits).
+const USAGE: u8 = 64;
+
+/// Exit code after the second signal: what a shell reports for SIGTERM.
+const ABORTED: i32 = 143;
+
+/// Parses the command line merged with the config file; on a mistake says which and ends the process, as clap does.
+pub fn parse<A: Parser + CommandFactory>() -> A {
+    let command = A::command();
+    match config_file::arguments(&command, std::env::args_os().collect()) {
+        Ok(arguments) => A::parse_from::<Vec<OsString>, OsString>(arguments),
+        Err(e) => command.clone().error(clap::error::ErrorKind::ValueValidation, e).exit(),
+    }
+}
+
+/// Prints what `--check-config` found and turns it into an exit code: warnings pass, errors do not.
+pub fn report_check(findings: impl Iterator<Item = (bool, String)>) -> ExitCode {
+    let (mut errors, mut warnings) = (0, 0);
+    let mut out = std::io::stdout().lock();
+    for (is_error, text) in findings {
+        *if is_error { &mut errors } else { &mut warnings } += 1;
+        // A closed pipe is the reader's choice.
+        drop(writeln!(out, "{}: {text}", if is_error { "error" } else { "warning" }));
+    }
+    drop(writeln!(out, "{errors} errors, {warnings} warnings"));
+    if errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(USAGE) }
+}
+
+/// Runs `main` on a single-threaded runtime until it is done; signals start its drain.
+pub fn run<F>(main: impl FnOnce(Drain) -> F) -> ExitCode
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the event loop");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        let drain = Drain::default();
+        let signals = watch_signals(drain.clone());
+        tokio::select! {
+            result = main(drain) => result,
+            error = signals => Err(error.into()),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// SIGTERM or SIGINT starts the drain, a second one ends the process. Returns only if signals cannot be received.
+async fn watch_signals(drain: Drain) -> std::io::Error {
+    let wait = async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if drain.is_started() {
+                tracing::warn!("second signal, stopping at once");
+                abort();
+            }
+            drain.start();
+        }
+    };
+    let result: Result<std::convert::Infallible, std::io::Error> = wait.await;
+    match result {
+        Err(error) => error,
+    }
+}
+
+#[expect(clippy::exit, reason = "the operator asked twice: nothing may stand in the way")]
+fn abort() -> ! {
+    std::process::exit(ABORTED)
+}

@@ -1,0 +1,79 @@
+//! Is the program ready for traffic, and if not, why not?
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The answer of one part of the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Whether traffic may come.
+    pub ready: bool,
+    /// For people: what it has, or what it lacks.
+    pub detail: String,
+}
+
+type Check = Arc<dyn Fn() -> Condition + Send + Sync>;
+
+/// The parts that are asked, by name. They are asked each time, so that every fact stays where it lives.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<Mutex<Vec<(&'static str, Check)>>>);
+
+/// All answers at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report(Vec<(&'static str, Condition)>);
+
+impl Readiness {
+    /// Asks `check` too from now on.
+    pub fn add(&self, name: &'static str, check: impl Fn() -> Condition + Send + Sync + 'static) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name, Arc::new(check)));
+    }
+
+    /// Asks everybody.
+    pub fn report(&self) -> Report {
+        let checks = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Report(checks.into_iter().map(|(name, check)| (name, check())).collect())
+    }
+}
+
+impl Report {
+    /// Whether everybody is ready.
+    pub fn is_ready(&self) -> bool {
+        self.0.iter().all(|(_, condition)| condition.ready)
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.report(), f)
+    }
+}
+
+/// As the Kubernetes components print it.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, Condition { ready, detail }) in &self.0 {
+            let (sign, word) = if *ready { ('+', "ok") } else { ('-', "failed") };
+            writeln!(f, "[{sign}]{name} {word}: {detail}")?;
+        }
+        writeln!(f, "readyz check {}", if self.is_ready() { "passed" } else { "failed" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_part_that_is_not_ready_holds_back_the_whole_and_says_why() {
+        let readiness = Readiness::default();
+        readiness.add("manifests", || Condition { ready: true, detail: "3 files".into() });
+        assert!(readiness.report().is_ready());
+        readiness.add("sockets", || Condition { ready: false, detail: "port 53 is taken".into() });
+        let report = readiness.report();
+        assert!(!report.is_ready());
+        assert_eq!(
+            report.to_string(),
+            "[+]manifests ok: 3 files\n[-]sockets failed: port 53 is taken\nreadyz check failed\n"
+        );
+    }
+}
