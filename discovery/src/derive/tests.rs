@@ -74,7 +74,8 @@ fn named_target_ports_resolve_per_pod_and_split_the_slices() {
         pod.ports = vec![PodPort { name: "sql".into(), protocol: Protocol::Tcp, port: number }];
         pod
     };
-    let pods = [with_port("a", "10.22.0.2", 5432), with_port("b", "10.22.0.3", 6543), pod("c", &["10.22.0.4"])];
+    let pods =
+        [with_port("a", "10.22.0.2", 5432), with_port("b", "10.22.0.3", 6543), pod("c", &["10.22.0.4"])];
     let slices = slices(&service(vec![port("sql", TargetPort::Name("sql".into()))]), &pods, &BTreeMap::new());
     let ports: Vec<Vec<u16>> = slices.iter().map(|s| s.ports.iter().map(|p| p.port).collect()).collect();
     assert_eq!(ports, [vec![], vec![5432], vec![6543]]);

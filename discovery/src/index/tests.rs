@@ -142,7 +142,10 @@ fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
         subdomain: None,
         node_name: None,
     };
-    index.apply(replace("web.yaml", vec![Object::Service(service("web", None).into()), Object::Pod(pod.into())]));
+    index.apply(replace(
+        "web.yaml",
+        vec![Object::Service(service("web", None).into()), Object::Pod(pod.into())],
+    ));
     index.publish();
     let endpoints = |index: &Index| -> Vec<String> {
         let entry = entry(index, "web");
@@ -150,7 +153,8 @@ fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
         found.iter().map(|(address, _)| address.to_string()).collect()
     };
     assert_eq!(endpoints(&index), ["10.22.0.9:8080"]);
-    let slices = [slice("s1", "web", "10.22.0.2"), slice("s2", "web", "10.22.0.3"), slice("s3", "web", "10.22.0.2")];
+    let slices =
+        [slice("s1", "web", "10.22.0.2"), slice("s2", "web", "10.22.0.3"), slice("s3", "web", "10.22.0.2")];
     index.apply(replace("slices.yaml", slices.map(|s| Object::EndpointSlice(s.into())).into()));
     index.publish();
     assert_eq!(endpoints(&index), ["10.22.0.2:8080", "10.22.0.3:8080"]);

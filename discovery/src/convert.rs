@@ -1,0 +1,126 @@
+//! From API objects to the model: the one place where they are validated.
+//!
+//! Every problem of an object is found, not only the first. Errors keep the object out; a warning says that a field
+//! changes behaviour on a cluster and does not here.
+
+mod endpoint_slice;
+mod node;
+mod pod;
+mod service;
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::model::{NamespacedName, Protocol};
+use crate::problem::Severity;
+
+pub(crate) use endpoint_slice::endpoint_slice;
+pub(crate) use node::{namespace, node};
+pub(crate) use pod::pod;
+pub(crate) use service::service;
+
+/// Something about one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) severity: Severity,
+    /// Path such as `spec.ports[0].port`; empty for the object as a whole.
+    pub(crate) field: String,
+    pub(crate) message: String,
+}
+
+/// All that was found in one object.
+#[derive(Debug, Default)]
+pub(crate) struct Findings(pub(crate) Vec<Finding>);
+
+impl Findings {
+    pub(crate) fn error(&mut self, field: &str, message: impl Into<String>) {
+        self.add(Severity::Error, field, message.into());
+    }
+
+    pub(crate) fn warn(&mut self, field: &str, message: impl Into<String>) {
+        self.add(Severity::Warning, field, message.into());
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        self.0.iter().any(|finding| finding.severity == Severity::Error)
+    }
+
+    fn add(&mut self, severity: Severity, field: &str, message: String) {
+        self.0.push(Finding { severity, field: field.to_owned(), message });
+    }
+}
+
+/// Parses a range written as `ADDRESS/PREFIX` whose address is the range's first: `10.96.0.1/12` is a mistake.
+///
+/// # Errors
+/// A sentence that quotes the value and says what would be right.
+pub fn parse_cidr(text: &str) -> Result<IpNetwork, String> {
+    let cidr: IpNetwork = match text.contains('/') {
+        true => text.parse().map_err(|e| format!("{text:?} is not a range of addresses: {e}"))?,
+        false => return Err(format!("{text:?} is not a range of addresses: there is no /PREFIX")),
+    };
+    if cidr.ip() != cidr.network() {
+        return Err(format!("{text:?} has host bits set; the range is {}/{}", cidr.network(), cidr.prefix()));
+    }
+    Ok(cidr)
+}
+
+fn namespaced_name(metadata: &ObjectMeta, findings: &mut Findings) -> Option<NamespacedName> {
+    let name = name(metadata, findings)?;
+    let namespace =
+        metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    if !is_dns_label(namespace) {
+        findings.error("metadata.namespace", format!("{namespace:?} {NOT_A_LABEL}"));
+        return None;
+    }
+    Some(NamespacedName::new(namespace, name))
+}
+
+fn name(metadata: &ObjectMeta, findings: &mut Findings) -> Option<String> {
+    let name = metadata.name.as_deref().filter(|name| !name.is_empty());
+    if name.is_none() {
+        findings.error("metadata.name", "is missing");
+    }
+    name.map(str::to_owned)
+}
+
+const NOT_A_LABEL: &str =
+    "is not a DNS label: at most 63 of a-z, 0-9 and -, with a letter or digit at both ends (RFC 1123)";
+
+/// A name that can stand between two dots of a DNS name.
+fn is_dns_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let outer = |byte: Option<&u8>| byte.is_some_and(|byte| *byte != b'-');
+    let bytes = text.as_bytes();
+    bytes.len() <= 63 && outer(bytes.first()) && outer(bytes.last()) && bytes.iter().all(|byte| inner(*byte))
+}
+
+fn address(field: &str, text: &str, findings: &mut Findings) -> Option<IpAddr> {
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        findings.error(field, format!("{text:?} is not an IP address"));
+    }
+    parsed
+}
+
+fn port_number(field: &str, number: i32, findings: &mut Findings) -> Option<u16> {
+    let port = u16::try_from(number).ok().filter(|port| *port > 0);
+    if port.is_none() {
+        findings.error(field, format!("{number} is not a port (1-65535)"));
+    }
+    port
+}
+
+fn protocol(field: &str, text: Option<&str>, findings: &mut Findings) -> Option<Protocol> {
+    match text.unwrap_or("TCP") {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
+        other => {
+            findings.error(field, format!("{other:?} is not TCP, UDP or SCTP"));
+            None
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! `discovery.k8s.io/v1/EndpointSlice`.
+
+use k8s_openapi::api::discovery::v1 as api;
+
+use super::{Findings, address, namespaced_name, port_number, protocol};
+use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, NamespacedName};
+
+/// The label that says whose endpoints these are.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Reads an EndpointSlice.
+pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings) -> Option<EndpointSlice> {
+    let name = namespaced_name(&slice.metadata, findings)?;
+    let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+    let Some(service) = label.filter(|service| !service.is_empty()) else {
+        findings.error(
+            "metadata.labels",
+            format!("the label {SERVICE_NAME} is missing: whose endpoints are these?"),
+        );
+        return None;
+    };
+    let family = match slice.address_type.as_str() {
+        "IPv4" => IpFamily::V4,
+        "IPv6" => IpFamily::V6,
+        other => {
+            findings.error("addressType", format!("{other:?} is not IPv4 or IPv6"));
+            return None;
+        }
+    };
+    let ports = ports(slice.ports.unwrap_or_default(), findings);
+    let endpoints = slice.endpoints.into_iter().enumerate();
+    let endpoints = endpoints.filter_map(|(index, e)| endpoint(index, e, family, findings)).collect();
+    let service = NamespacedName::new(name.namespace.clone(), service.as_str());
+    Some(EndpointSlice { name, service, family, ports, endpoints })
+}
+
+fn ports(ports: Vec<api::EndpointPort>, findings: &mut Findings) -> Vec<EndpointPort> {
+    let mut found = Vec::new();
+    for (index, port) in ports.into_iter().enumerate() {
+        // A port without a number stands for all ports, which a Service cannot use.
+        let Some(number) = port.port else { continue };
+        let number = port_number(&format!("ports[{index}].port"), number, findings);
+        let protocol = protocol(&format!("ports[{index}].protocol"), port.protocol.as_deref(), findings);
+        if let (Some(port_number), Some(protocol)) = (number, protocol) {
+            found.push(EndpointPort {
+                name: port.name.unwrap_or_default().into(),
+                protocol,
+                port: port_number,
+            });
+        }
+    }
+    found
+}
+
+fn endpoint(
+    index: usize,
+    endpoint: api::Endpoint,
+    family: IpFamily,
+    findings: &mut Findings,
+) -> Option<Endpoint> {
+    let field = format!("endpoints[{index}].addresses[0]");
+    let Some(text) = endpoint.addresses.first() else {
+        findings.error(&format!("endpoints[{index}].addresses"), "is empty");
+        return None;
+    };
+    let address = address(&field, text, findings)?;
+    if IpFamily::of(address) != family {
+        findings.error(&field, format!("{address} is not an {family} address, as addressType says"));
+        return None;
+    }
+    if endpoint.hints.is_some() {
+        findings.warn(&format!("endpoints[{index}].hints"), "are not honoured: all endpoints are used alike");
+    }
+    let conditions = endpoint.conditions.unwrap_or_default();
+    // The API's defaults: unknown is to be taken for ready, and serving follows ready.
+    let ready = conditions.ready.unwrap_or(true);
+    let conditions = Conditions {
+        ready,
+        serving: conditions.serving.unwrap_or(ready),
+        terminating: conditions.terminating.unwrap_or(false),
+    };
+    Some(Endpoint {
+        address,
+        conditions,
+        hostname: endpoint.hostname.filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase().into()),
+        node_name: endpoint.node_name.map(Into::into),
+        zone: endpoint.zone.map(Into::into),
+    })
+}

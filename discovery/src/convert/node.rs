@@ -1,0 +1,45 @@
+//! `v1/Node` and `v1/Namespace`.
+
+use k8s_openapi::api::core::v1 as api;
+
+use super::{Findings, NOT_A_LABEL, address, is_dns_label, name, parse_cidr};
+use crate::model::{Namespace, Node};
+
+/// Reads a Node.
+pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
+    let name = name(&node.metadata, findings)?;
+    let spec = node.spec.unwrap_or_default();
+    let mut pod_cidrs = Vec::new();
+    let single = spec.pod_cidr.iter().map(|cidr| ("spec.podCIDR".to_owned(), cidr));
+    let many = spec.pod_cidrs.iter().flatten().enumerate();
+    let many = many.map(|(index, cidr)| (format!("spec.podCIDRs[{index}]"), cidr));
+    for (field, text) in single.chain(many) {
+        match parse_cidr(text) {
+            Ok(cidr) if !pod_cidrs.contains(&cidr) => pod_cidrs.push(cidr),
+            Ok(_) => {}
+            Err(message) => findings.error(&field, message),
+        }
+    }
+    let status = node.status.unwrap_or_default();
+    let mut addresses = Vec::new();
+    for (index, found) in status.addresses.iter().flatten().enumerate() {
+        if found.type_ == "InternalIP" {
+            addresses.extend(address(
+                &format!("status.addresses[{index}].address"),
+                &found.address,
+                findings,
+            ));
+        }
+    }
+    let labels = node.metadata.labels.unwrap_or_default();
+    Some(Node { name: name.into(), labels, addresses, pod_cidrs })
+}
+
+/// Reads a Namespace.
+pub(crate) fn namespace(namespace: api::Namespace, findings: &mut Findings) -> Option<Namespace> {
+    let name = name(&namespace.metadata, findings)?;
+    if !is_dns_label(&name) {
+        findings.error("metadata.name", format!("{name:?} {NOT_A_LABEL}"));
+    }
+    Some(Namespace { name: name.into() })
+}

@@ -1,0 +1,86 @@
+//! Where the knowledge comes from: directories of files, each file taken whole.
+
+mod attachments;
+mod directory;
+mod manifests;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::event::Event;
+use directory::{Changes, Directory, Watch};
+
+/// The source of Kubernetes YAML.
+pub(crate) const MANIFESTS: &str = "manifests";
+
+/// The source of attachment records.
+pub(crate) const ATTACHMENTS: &str = "attachments";
+
+/// A pause before watching again after the watch itself has failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Reads a directory's changes and turns them into events. Kept on one blocking thread at a time.
+trait Reader: Send + 'static {
+    /// The directory and what was seen of it so far.
+    fn directory(&mut self) -> &mut Directory;
+    /// Events for what has changed, or for what is wrong with the directory.
+    fn events(&mut self, changes: std::io::Result<Changes>) -> Vec<Event>;
+}
+
+/// Follows the manifest directory for ever.
+pub(crate) async fn run_manifests(path: PathBuf, events: mpsc::Sender<Event>) {
+    follow(manifests::Manifests::new(path), events).await;
+}
+
+/// Follows the attachment directory for ever.
+pub(crate) async fn run_attachments(path: PathBuf, events: mpsc::Sender<Event>) {
+    follow(attachments::Attachments::new(path), events).await;
+}
+
+/// Reads the manifest directory once.
+pub(crate) fn read_manifests_once(path: &Path) -> Vec<Event> {
+    let mut reader = manifests::Manifests::new(path.to_owned());
+    let changes = reader.directory().scan();
+    reader.events(changes)
+}
+
+async fn follow(mut reader: impl Reader, events: mpsc::Sender<Event>) {
+    let mut watch = None;
+    loop {
+        if watch.is_none() {
+            watch = match Watch::new() {
+                Ok(watch) => Some(watch),
+                Err(error) => {
+                    tracing::error!(%error, "cannot watch for changes, reading the directory every second");
+                    None
+                }
+            };
+        }
+        // Watch first, then read: what changes in between is read twice rather than missed.
+        if let Some(watch) = &mut watch {
+            watch.cover(reader.directory());
+        }
+        let scanning = tokio::task::spawn_blocking(move || {
+            let changes = reader.directory().scan();
+            let events = reader.events(changes);
+            (reader, events)
+        });
+        let Ok((returned, found)) = scanning.await else { return };
+        reader = returned;
+        for event in found {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+        match &mut watch {
+            Some(w) => {
+                if w.changed().await.is_err() {
+                    watch = None;
+                }
+            }
+            None => tokio::time::sleep(RETRY).await,
+        }
+    }
+}

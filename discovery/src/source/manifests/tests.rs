@@ -1,0 +1,152 @@
+use super::*;
+use crate::event::Object;
+
+fn read(manifests: &mut Manifests, text: &str) -> (Option<Vec<String>>, Vec<String>) {
+    let event = manifests.read("web.yaml".into(), Ok(text.as_bytes().to_vec()));
+    let Event::Replace { objects, problems, .. } = event else { panic!("{event:?}") };
+    let name = |object: &Object| match object {
+        Object::Service(service) => format!("Service {} {:?}", service.name, service.ports[0].port),
+        Object::EndpointSlice(slice) => format!("EndpointSlice {}", slice.name),
+        Object::Pod(pod) => format!("Pod {}", pod.name),
+        Object::Node(node) => format!("Node {}", node.name),
+        Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
+        Object::Attachment(_) => unreachable!(),
+    };
+    let objects = objects.map(|objects| objects.iter().map(|sourced| name(&sourced.object)).collect());
+    (objects, problems.iter().map(|problem| format!("{}: {problem}", problem.severity)).collect())
+}
+
+fn once(text: &str) -> (Option<Vec<String>>, Vec<String>) {
+    read(&mut Manifests::new("/nowhere".into()), text)
+}
+
+fn problems(text: &str) -> Vec<String> {
+    once(text).1
+}
+
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - port: 80\n";
+
+#[test]
+fn documents_lists_and_json_are_read_alike() {
+    let many = format!(
+        "# a comment only\n---\n{WEB}---\n\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n"
+    );
+    let expected = Some(vec!["Service default/web 80".to_owned(), "Namespace shop".to_owned()]);
+    assert_eq!(once(&many), (expected.clone(), vec![]));
+    let list = r#"{"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}]}"#;
+    assert_eq!(once(list), (expected, vec![]));
+    let typed =
+        "apiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: web}\n  spec: {ports: [{port: 80}]}\n";
+    assert_eq!(once(typed), (Some(vec!["Service default/web 80".to_owned()]), vec![]));
+    assert_eq!(once(""), (Some(vec![]), vec![]));
+}
+
+#[test]
+fn a_mistake_is_named_with_file_line_field_and_value() {
+    let text = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - {name: a, port: 80}\n  - name: b\n    port: 70000\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: ok}\n";
+    assert_eq!(
+        once(text),
+        (
+            Some(vec!["Namespace ok".to_owned()]),
+            vec![
+                "error: web.yaml:9 (document 1): Service default/web: spec.ports[1].port: 70000 is not a port (1-65535)"
+                    .to_owned()
+            ]
+        )
+    );
+}
+
+#[test]
+fn every_mistake_of_a_service_is_found_at_once() {
+    let text =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: Web}\nspec:\n  type: Magic\n  ipFamilies: [IPv5]\n";
+    assert!(problems(text)[0].contains("metadata.name: \"Web\" is not a DNS label"), "{:?}", problems(text));
+    assert!(problems(text)[1].contains("spec.type: \"Magic\" is not ClusterIP"), "{:?}", problems(text));
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  clusterIP: fd00::1\n  ipFamilies: [IPv4]\n  ports:\n  - port: 80\n    protocol: HTTP\n  - port: 81\n    targetPort: 0x1ffff\n";
+    let found = problems(text).join("\n");
+    for expected in [
+        "web.yaml:5: Service default/web: spec.clusterIP: fd00::1 is IPv6, but spec.ipFamilies[0] is IPv4",
+        "web.yaml:8: Service default/web: spec.ports[0].name: is missing",
+        "web.yaml:9: Service default/web: spec.ports[0].protocol: \"HTTP\" is not TCP, UDP or SCTP",
+        "web.yaml:11: Service default/web: spec.ports[1].targetPort: 131071 is not a port (1-65535)",
+    ] {
+        assert!(found.contains(expected), "{expected}\nin\n{found}");
+    }
+}
+
+#[test]
+fn a_field_of_the_wrong_type_is_refused_as_the_api_server_would() {
+    let text = WEB.replace("port: 80", "port: \"80\"");
+    assert!(
+        problems(&text)[0]
+            .starts_with("error: web.yaml:6: Service default/web: spec.ports[0].port: invalid type: string"),
+        "{:?}",
+        problems(&text)
+    );
+}
+
+#[test]
+fn a_slice_with_an_address_of_another_family_and_a_node_with_host_bits_are_refused() {
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  labels: {kubernetes.io/service-name: web}\naddressType: IPv4\nendpoints:\n- addresses: [\"fd00::1\"]\n";
+    assert_eq!(
+        problems(slice),
+        [
+            "error: web.yaml:8: EndpointSlice default/web-1: endpoints[0].addresses[0]: fd00::1 is not an IPv4 address, as addressType says"
+        ]
+    );
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec:\n  podCIDRs: [10.22.0.1/24]\n";
+    assert_eq!(
+        problems(node),
+        [
+            "error: web.yaml:5: Node n1: spec.podCIDRs[0]: \"10.22.0.1/24\" has host bits set; the range is 10.22.0.0/24"
+        ]
+    );
+}
+
+#[test]
+fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
+    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  sessionAffinity: ClientIP\n  ports: [{port: 80}]\n";
+    let found = problems(text);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(
+        found[0].starts_with("warning: web.yaml:1 (document 1): Deployment web: creates no pods here"),
+        "{found:?}"
+    );
+    assert!(found[1].starts_with("warning: web.yaml:10 (document 3): unknown kind \"Gadget\""), "{found:?}");
+    assert!(
+        found[2].starts_with("warning: web.yaml:16 (document 4): Service default/web: spec.sessionAffinity"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_broken_file_keeps_everything_and_a_broken_object_keeps_itself() {
+    let mut manifests = Manifests::new("/nowhere".into());
+    let good = Some(vec!["Service default/web 80".to_owned()]);
+    assert_eq!(read(&mut manifests, WEB), (good.clone(), vec![]));
+    let (objects, problems) = read(&mut manifests, "a: [b\nc: d");
+    assert_eq!(objects, None);
+    assert!(
+        problems[0].contains("web.yaml:2: is not YAML")
+            && problems[0].ends_with("; its last good content stays"),
+        "{problems:?}"
+    );
+    assert_eq!(read(&mut manifests, &WEB.replace("80", "0")).0, good);
+    // Twice wrong is still the same last good object; gone from the file is gone.
+    assert_eq!(read(&mut manifests, &WEB.replace("80", "-1")).0, good);
+    assert_eq!(read(&mut manifests, "# nothing").0, Some(vec![]));
+}
+
+#[test]
+fn hostile_input_is_an_error_and_nothing_worse() {
+    let laughs = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nh: [*g,*g,*g,*g,*g,*g,*g,*g,*g]\n";
+    let deep = "[".repeat(20_000);
+    for text in [laughs, "\t\tx: 1", "{", "kind: [Service]", "- 1", "42", "kind: Service", deep.as_str()] {
+        assert!(!problems(text).is_empty(), "{:.40}", text);
+    }
+    let event = Manifests::new("/nowhere".into()).read("x.yaml".into(), Ok(b"a: b\nc: \xff".to_vec()));
+    let Event::Replace { problems, .. } = event else { panic!() };
+    assert_eq!(problems[0].to_string(), "x.yaml:2: is not UTF-8 text");
+}
