@@ -49,7 +49,8 @@ impl Proxier {
         if !snapshot.synced {
             return;
         }
-        let gone: Vec<_> = self.entries.keys().filter(|name| snapshot.service(name).is_none()).cloned().collect();
+        let gone: Vec<_> =
+            self.entries.keys().filter(|name| snapshot.service(name).is_none()).cloned().collect();
         for name in gone {
             if let Some(entry) = self.entries.remove(&name) {
                 self.retain(&entry, &BTreeMap::new());

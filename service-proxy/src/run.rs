@@ -65,7 +65,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         udp_max_flows: config.udp_max_flows,
         tasks: TaskTracker::new(),
     });
-    let workers = (0..config.workers).map(Worker::start).collect::<Result<_, _>>().context("start the workers")?;
+    let workers =
+        (0..config.workers).map(Worker::start).collect::<Result<_, _>>().context("start the workers")?;
     let mut proxier = Proxier::new(workers, Arc::clone(&context));
     let status = Arc::new(Mutex::new(Status::default()));
 
