@@ -117,7 +117,8 @@ impl Store {
             Err(e) => return (Vec::new(), vec![io_error("list", &directory)(e)]),
         };
         let (mut records, mut errors) = (Vec::new(), Vec::new());
-        for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")) {
+        for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json"))
+        {
             match read_file(&path) {
                 Ok(record) => records.extend(record),
                 Err(e) => errors.push(e),
@@ -184,6 +185,10 @@ mod tests {
         let (records, errors) = store.list("pods");
         assert_eq!(records, vec![record()]);
         assert_eq!(errors.len(), 1);
-        assert!(errors[0].to_string().contains("broken-eth0.json is not an attachment record"), "{}", errors[0]);
+        assert!(
+            errors[0].to_string().contains("broken-eth0.json is not an attachment record"),
+            "{}",
+            errors[0]
+        );
     }
 }

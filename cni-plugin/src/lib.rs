@@ -1,1 +1,29 @@
-//! Placeholder.
+//! `portolan-cni`: the CNI plugin that gives every pod its own address, interface and port space.
+//!
+//! ```text
+//! env + stdin ──> skel ──> command::{add, del, check, status, gc} ──> at most one JSON object on stdout
+//!                               │ ipam      which address
+//!                               │ routed    links, routes, neighbours (rtnetlink)
+//!                               │ masquerade  one nftables table for the node (nfnetlink)
+//!                               └ attachment  the record the daemons read
+//! ```
+//!
+//! One short-lived, synchronous process: no runtime to start, no program to run, no dump of kernel tables on the way of
+//! ADD and DEL. What ADD has done is undone in reverse if a later step fails, and DEL finds everything by names derived
+//! from the attachment alone, so that it works when the pod, the configuration or half of an ADD is gone.
+
+mod args;
+mod command;
+mod error;
+mod ipam;
+mod lock;
+mod masquerade;
+mod netconf;
+mod netlink;
+mod nftables;
+mod result;
+mod rollback;
+mod routed;
+mod skel;
+
+pub use skel::{Output, run};

@@ -103,7 +103,11 @@ fn entries<'a>(
     key: &str,
     value: Option<&'a Yaml<'a>>,
 ) -> Result<Vec<(String, &'a Yaml<'a>)>, Error> {
-    let wrong = |message: &str| Error::Key { file: file.to_owned(), key: key.to_owned(), message: message.to_owned() };
+    let wrong = |message: &str| Error::Key {
+        file: file.to_owned(),
+        key: key.to_owned(),
+        message: message.to_owned(),
+    };
     match value {
         None | Some(Yaml::Value(Scalar::Null)) => Ok(Vec::new()),
         Some(Yaml::Mapping(map)) => map
@@ -117,12 +121,21 @@ fn entries<'a>(
     }
 }
 
-fn setting(file: &Path, command: &Command, key: &str, value: &Yaml<'_>) -> Result<(String, Vec<String>), Error> {
+fn setting(
+    file: &Path,
+    command: &Command,
+    key: &str,
+    value: &Yaml<'_>,
+) -> Result<(String, Vec<String>), Error> {
     let wrong = |message: String| Error::Key { file: file.to_owned(), key: key.to_owned(), message };
     let flags = || command.get_arguments().filter_map(|a| a.get_long());
     if key == "config" || !flags().any(|flag| flag == key) {
         let known: Vec<&str> = flags().filter(|flag| *flag != "config").collect();
-        return Err(wrong(format!("is not a setting of {}; there are: {}", command.get_name(), known.join(", "))));
+        return Err(wrong(format!(
+            "is not a setting of {}; there are: {}",
+            command.get_name(),
+            known.join(", ")
+        )));
     }
     let scalar = |value: &Yaml<'_>| match value {
         Yaml::Value(Scalar::Boolean(true)) => Ok(vec![String::new()]),
@@ -163,7 +176,8 @@ mod tests {
 
     #[test]
     fn the_command_line_beats_the_programs_section_which_beats_the_top() {
-        let file = "ttl: 5\nlisten: [a, b]\nportolan-dns: {ttl: 7, check: true}\nportolan-proxy: {any: thing}\n";
+        let file =
+            "ttl: 5\nlisten: [a, b]\nportolan-dns: {ttl: 7, check: true}\nportolan-proxy: {any: thing}\n";
         assert_eq!(
             merged(file, "").unwrap(),
             ["portolan-dns", "--listen=a", "--listen=b", "--ttl=7", "--check", "--config=c.yaml"]

@@ -1,0 +1,148 @@
+//! What the runtime says through the environment (CNI 1.1 §2).
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::error::{Code, Error, Result};
+
+/// Longest name of a network interface, without the closing NUL (`IFNAMSIZ`).
+const MAX_IFNAME: usize = 15;
+
+/// The verbs that concern one container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Add,
+    Del,
+    Check,
+    Status,
+    Gc,
+    Version,
+}
+
+/// The environment, validated for the command at hand.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Args {
+    pub(crate) container_id: String,
+    /// Empty where DEL is called after the namespace has gone.
+    pub(crate) netns: String,
+    pub(crate) ifname: String,
+    /// Directories to find a delegated plugin in.
+    pub(crate) path: Vec<PathBuf>,
+    /// `CNI_ARGS`, as pairs.
+    pub(crate) extra: HashMap<String, String>,
+    /// The whole environment, for a delegated plugin.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+}
+
+/// Keys of `CNI_ARGS` that mean something here; others need `IgnoreUnknown`.
+const KNOWN_EXTRA: [&str; 8] = [
+    "IgnoreUnknown",
+    "IP",
+    "MAC",
+    "K8S_POD_NAMESPACE",
+    "K8S_POD_NAME",
+    "K8S_POD_UID",
+    "K8S_POD_INFRA_CONTAINER_ID",
+    "K8S_POD_RUNTIME_HANDLER",
+];
+
+impl Command {
+    /// Parses `CNI_COMMAND`; upper case only, as the specification has it.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        Ok(match text {
+            "ADD" => Self::Add,
+            "DEL" => Self::Del,
+            "CHECK" => Self::Check,
+            "STATUS" => Self::Status,
+            "GC" => Self::Gc,
+            "VERSION" => Self::Version,
+            other => {
+                let known = "ADD, DEL, CHECK, STATUS, GC or VERSION";
+                let message = format!("CNI_COMMAND {other:?} is not {known}");
+                return Err(Error::new(Code::InvalidEnvironment, message));
+            }
+        })
+    }
+
+    fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
+            Self::Del => &["CNI_CONTAINERID", "CNI_IFNAME"],
+            Self::Gc => &["CNI_PATH"],
+            Self::Status | Self::Version => &[],
+        }
+    }
+}
+
+impl Args {
+    /// Reads what `command` needs; all that is missing is named at once.
+    pub(crate) fn parse(command: Command, environment: Vec<(OsString, OsString)>) -> Result<Self> {
+        let variable = |name: &str| {
+            let found = environment.iter().find(|(key, _)| key == name);
+            found.map(|(_, value)| value.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let missing: Vec<&str> =
+            command.required().iter().filter(|name| variable(name).is_empty()).copied().collect();
+        if !missing.is_empty() {
+            let message = format!("required environment variables [{}] are missing", missing.join(","));
+            return Err(Error::new(Code::InvalidEnvironment, message));
+        }
+        let args = Self {
+            container_id: variable("CNI_CONTAINERID"),
+            netns: variable("CNI_NETNS"),
+            ifname: variable("CNI_IFNAME"),
+            path: std::env::split_paths(&variable("CNI_PATH")).filter(|p| !p.as_os_str().is_empty()).collect(),
+            extra: parse_extra(&variable("CNI_ARGS"))?,
+            environment,
+        };
+        if matches!(command, Command::Add | Command::Del | Command::Check) {
+            check_container_id(&args.container_id)?;
+            check_ifname(&args.ifname)?;
+        }
+        Ok(args)
+    }
+}
+
+/// Containers and networks are named alike: letters and digits, then also `_.-`.
+pub(crate) fn is_valid_id(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+fn check_container_id(id: &str) -> Result<()> {
+    if is_valid_id(id) {
+        return Ok(());
+    }
+    let rule = "must begin with a letter or digit and go on with letters, digits, _, . or -";
+    Err(Error::new(Code::InvalidEnvironment, format!("CNI_CONTAINERID {id:?} {rule}")))
+}
+
+fn check_ifname(name: &str) -> Result<()> {
+    let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    if name.len() <= MAX_IFNAME && name != "." && name != ".." && !name.contains(forbidden) {
+        return Ok(());
+    }
+    let rule = "must have 1 to 15 bytes without /, : or white space, and not be . or ..";
+    Err(Error::new(Code::InvalidEnvironment, format!("CNI_IFNAME {name:?} {rule}")))
+}
+
+fn parse_extra(text: &str) -> Result<HashMap<String, String>> {
+    let invalid = |message: String| Error::new(Code::InvalidEnvironment, message);
+    let mut extra = HashMap::new();
+    for pair in text.split(';').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some((key, value)) if !value.contains('=') => extra.insert(key.to_owned(), value.to_owned()),
+            _ => return Err(invalid(format!("CNI_ARGS: {pair:?} is not KEY=VALUE"))),
+        };
+    }
+    let ignore_unknown = extra.get("IgnoreUnknown").is_some_and(|value| value == "1" || value == "true");
+    let unknown = extra.keys().find(|key| !KNOWN_EXTRA.contains(&key.as_str()));
+    match unknown {
+        Some(key) if !ignore_unknown => {
+            Err(invalid(format!("CNI_ARGS: unknown key {key:?}; IgnoreUnknown=1 would pass over it")))
+        }
+        _ => Ok(extra),
+    }
+}

@@ -1,0 +1,13 @@
+//! The commands of the protocol, one file each.
+
+mod add;
+mod check;
+mod del;
+mod gc;
+mod status;
+
+pub(crate) use add::add;
+pub(crate) use check::check;
+pub(crate) use del::del;
+pub(crate) use gc::gc;
+pub(crate) use status::status;

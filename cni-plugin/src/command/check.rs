@@ -1,0 +1,51 @@
+//! CHECK: is the attachment as ADD left it?
+
+use crate::args::Args;
+use crate::command::add::{open_netns, open_pod};
+use crate::error::{Code, Error, Result, kernel};
+use crate::ipam::{self, Owner, Store};
+use crate::masquerade;
+use crate::netconf::{NetConf, invalid, parse_requested};
+use crate::netlink::Netlink;
+use crate::routed;
+
+/// Says what is missing first. Additions of plugins behind us in the chain are fine.
+pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
+    let Some(previous) = &conf.prev_result else {
+        return Err(invalid("prevResult is missing: CHECK compares with the result of ADD"));
+    };
+    let netns = open_netns(&args.netns)?;
+    let mut pod = open_pod(&netns)?;
+    let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
+    let host_name = routed::host_interface(&conf.header.name, &args.container_id, &args.ifname);
+    let addresses = ours(previous, &host_name)?;
+    routed::check(&mut host, &mut pod, &host_name, &args.ifname, &addresses)?;
+    routed::check_routes(&mut pod, &conf.routes)?;
+    if let Some(kind) = &conf.header.delegate {
+        ipam::delegate(kind, "CHECK", args, &conf.raw)?;
+    } else {
+        let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+        let reserved = Store::new(conf.header.ipam_dir.clone()).addresses(&owner)?;
+        if let Some(lost) = addresses.iter().find(|address| !reserved.contains(address)) {
+            return Err(Error::new(Code::Conflict, format!("address {lost} is no longer reserved for this container")));
+        }
+    }
+    for address in addresses.iter().filter(|_| conf.masquerade) {
+        if !masquerade::covers(*address)? {
+            return Err(Error::new(Code::Conflict, format!("traffic of {address} is no longer masqueraded")));
+        }
+    }
+    Ok(())
+}
+
+/// The addresses on our interface, which comes right behind its end on the node.
+fn ours(previous: &serde_json::Value, host_name: &str) -> Result<Vec<std::net::Ipv4Addr>> {
+    let interfaces = previous["interfaces"].as_array().map_or(&[][..], Vec::as_slice);
+    let Some(position) = interfaces.iter().position(|interface| interface["name"] == host_name) else {
+        let message = format!("prevResult does not have interface {host_name}");
+        return Err(Error::new(Code::Conflict, message));
+    };
+    let ips = previous["ips"].as_array().map_or(&[][..], Vec::as_slice);
+    let ours = ips.iter().filter(|ip| ip["interface"].as_u64() == Some(position as u64 + 1));
+    ours.map(|ip| parse_requested("prevResult.ips", ip["address"].as_str().unwrap_or_default())).collect()
+}

@@ -1,0 +1,45 @@
+//! GC: remove what belongs to containers that no longer exist.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use crate::args::Args;
+use crate::command::del::detach;
+use crate::error::{Error, Result};
+use crate::ipam::{self, Owner, Store};
+use crate::netconf::{Header, NetConf, invalid};
+
+/// Keys of the list of attachments to keep: the specification's, and the one libcni sent before.
+const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
+/// Removes every attachment of this network that is not listed. Other networks are never touched.
+pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
+    let valid = valid_attachments(raw)?;
+    let store = Store::new(header.ipam_dir.clone());
+    let (mut known, mut errors) = store.owners();
+    let (records, unreadable) = header.attachments().list(&header.name);
+    errors.extend(unreadable.into_iter().map(Error::from));
+    known.extend(records.into_iter().map(|r| Owner { container_id: r.container_id, ifname: r.ifname }));
+    let known: HashSet<Owner> = known.into_iter().collect();
+    for owner in known.difference(&valid) {
+        errors.extend(detach(header, owner));
+    }
+    if let Some(kind) = &header.delegate {
+        errors.extend(ipam::delegate(kind, "GC", args, raw).err());
+    } else if let Ok(conf) = NetConf::parse(header.clone(), raw.clone(), "1.1.0") {
+        errors.extend(store.recount(&conf.ranges).err());
+    }
+    Error::combined(errors).map_or(Ok(()), Err)
+}
+
+/// An empty list or null means that nothing is valid. No list at all is refused: taking that for an empty one would
+/// disconnect every container of the network.
+fn valid_attachments(raw: &Value) -> Result<HashSet<Owner>> {
+    let Some((key, list)) = KEYS.iter().find_map(|key| Some((*key, raw.get(*key)?))) else {
+        return Err(invalid(format!("{} is missing: GC has to know what to keep", KEYS[0])));
+    };
+    let list = if list.is_null() { Value::Array(Vec::new()) } else { list.clone() };
+    let owners: Vec<Owner> = serde_json::from_value(list).map_err(|e| invalid(format!("{key}: {e}")))?;
+    Ok(owners.into_iter().collect())
+}

@@ -1,0 +1,78 @@
+//! Errors as the CNI specification shapes them (CNI 1.1 §5).
+
+use serde_json::{Value, json};
+
+/// Codes of the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    IncompatibleVersion = 1,
+    UnknownContainer = 3,
+    InvalidEnvironment = 4,
+    Io = 5,
+    Decode = 6,
+    InvalidConfig = 7,
+    TryAgainLater = 11,
+    NotAvailable = 50,
+    /// From 100 on the codes are the plugin's own: the kernel refused.
+    Kernel = 100,
+    /// An object is there that must not be, or the other way round.
+    Conflict = 101,
+}
+
+/// A failure, as it is printed for the runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Error {
+    pub(crate) code: u32,
+    pub(crate) message: String,
+    pub(crate) details: String,
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code: code as u32, message: message.into(), details: String::new() }
+    }
+
+    pub(crate) fn with_details(self, details: impl Into<String>) -> Self {
+        Self { details: details.into(), ..self }
+    }
+
+    /// Puts what was being done in front.
+    pub(crate) fn during(self, action: &str) -> Self {
+        Self { message: format!("{action}: {}", self.message), ..self }
+    }
+
+    /// One error that tells of all; `None` when there are none.
+    pub(crate) fn combined(errors: Vec<Self>) -> Option<Self> {
+        let code = errors.first()?.code;
+        let messages: Vec<String> = errors.into_iter().map(|error| error.message).collect();
+        Some(Self { code, message: messages.join("; "), details: String::new() })
+    }
+
+    pub(crate) fn to_json(&self, version: &str) -> Value {
+        let mut json = json!({ "cniVersion": version, "code": self.code, "msg": self.message });
+        if !self.details.is_empty() {
+            json["details"] = self.details.clone().into();
+        }
+        json
+    }
+}
+
+impl From<attachment::Error> for Error {
+    fn from(error: attachment::Error) -> Self {
+        Self::new(Code::Io, error.to_string())
+    }
+}
+
+/// For `map_err`: an I/O error with what was tried on which file.
+pub(crate) fn io(action: &str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error {
+    let message = format!("{action} {}", path.display());
+    move |e| Error::new(Code::Io, format!("{message}: {e}"))
+}
+
+/// For `map_err`: a refusal of the kernel with what was tried.
+pub(crate) fn kernel(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+    let action = action.into();
+    move |e| Error::new(Code::Kernel, format!("{action}: {e}"))
+}

@@ -1,0 +1,69 @@
+//! Another IPAM plugin, run as the specification has it (CNI 1.1 §4).
+
+use std::io::Write as _;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::args::Args;
+use crate::error::{Code, Error, Result};
+
+/// A delegated plugin that takes longer is taken for stuck; runtimes give up on us after a minute or two.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs the plugin `kind` with `command` and the complete configuration. The result is JSON for ADD, nothing else.
+pub(crate) fn delegate(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<Value>> {
+    let failed = |message: String| Error::new(Code::Kernel, format!("IPAM plugin {kind} {command}: {message}"));
+    if kind.contains('/') {
+        return Err(Error::new(Code::InvalidConfig, format!("ipam.type: {kind:?} is not a plugin's name")));
+    }
+    let program = args.path.iter().map(|directory| directory.join(kind)).find(|path| path.is_file());
+    let Some(program) = program else {
+        let searched: Vec<_> = args.path.iter().map(|path| path.display().to_string()).collect();
+        return Err(failed(format!("not found in CNI_PATH ({})", searched.join(":"))));
+    };
+    let mut child = Command::new(program)
+        .env_clear()
+        .envs(args.environment.iter().map(|(key, value)| (key, value)))
+        .env("CNI_COMMAND", command)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .map_err(|e| failed(e.to_string()))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read its input may still answer.
+        drop(stdin.write_all(config.to_string().as_bytes()));
+    }
+    let output = wait(child).map_err(failed)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let json: Option<Value> = serde_json::from_str(&text).ok();
+    if !output.status.success() {
+        let relayed = json.as_ref().and_then(|json| json["msg"].as_str());
+        let code = json.as_ref().and_then(|json| json["code"].as_u64()).and_then(|code| u32::try_from(code).ok());
+        let message = relayed.map_or_else(|| format!("{}: {text}", output.status), str::to_owned);
+        return Err(Error { code: code.unwrap_or(Code::Kernel as u32), ..failed(message) });
+    }
+    if command != "ADD" {
+        return Ok(None);
+    }
+    json.map(Some).ok_or_else(|| failed(format!("its result is not JSON: {text:.200}")))
+}
+
+fn wait(mut child: Child) -> std::result::Result<Output, String> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match child.try_wait() {
+            // A result is far smaller than a pipe's buffer, so nobody blocks on writing one.
+            Ok(Some(_)) => return child.wait_with_output().map_err(|e| e.to_string()),
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            Ok(None) => {
+                drop(child.kill());
+                drop(child.wait());
+                return Err(format!("no answer after {DEADLINE:?}, stopped"));
+            }
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+}

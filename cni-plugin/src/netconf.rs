@@ -1,0 +1,321 @@
+//! The network configuration: what is on the wire, then what is valid.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use attachment::PortMapping;
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::args::is_valid_id;
+use crate::error::{Code, Error, Result};
+use crate::ipam::RangeSet;
+
+/// Where the state of a boot lives: addresses, records, what the node has been told.
+const DEFAULT_STATE_DIR: &str = "/run/portolan";
+
+/// The part every command needs; DEL and GC need no more, so that they work with a configuration gone wrong.
+#[derive(Clone, Debug)]
+pub(crate) struct Header {
+    pub(crate) cni_version: Option<String>,
+    pub(crate) name: String,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) ipam_dir: PathBuf,
+    /// Type of a delegated IPAM plugin.
+    pub(crate) delegate: Option<String>,
+}
+
+/// A valid configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct NetConf {
+    pub(crate) header: Header,
+    pub(crate) version: String,
+    /// `None`: that of the uplink.
+    pub(crate) mtu: Option<u32>,
+    /// Whether traffic that leaves the pods' networks takes the node's address.
+    pub(crate) masquerade: bool,
+    /// Destinations that see the pod's own address all the same.
+    pub(crate) exclusions: Vec<IpNetwork>,
+    pub(crate) ranges: Vec<RangeSet>,
+    /// Routes for the pod in place of the default route.
+    pub(crate) routes: Vec<Route>,
+    /// Addresses asked for, one a family.
+    pub(crate) requested: Vec<Ipv4Addr>,
+    pub(crate) mac: Option<[u8; 6]>,
+    pub(crate) dns: Value,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) port_mappings: Vec<PortMapping>,
+    pub(crate) prev_result: Option<Value>,
+    /// The configuration as it came, for a delegated plugin.
+    pub(crate) raw: Value,
+}
+
+/// A route of `ipam.routes`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Route {
+    pub(crate) dst: IpNetwork,
+    #[serde(default)]
+    pub(crate) gw: Option<IpAddr>,
+}
+
+/// As written. Unknown keys are somebody else's (CNI 1.1 §1).
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Wire {
+    mode: Option<String>,
+    mtu: Option<u32>,
+    ip_masq: Option<bool>,
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    non_masquerade_cidrs: Vec<String>,
+    ipam: WireIpam,
+    dns: WireDns,
+    args: WireArgs,
+    runtime_config: WireRuntime,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireIpam {
+    ranges: Vec<Vec<WireRange>>,
+    routes: Vec<Route>,
+    #[serde(flatten)]
+    single: WireRange,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct WireRange {
+    pub(crate) subnet: Option<String>,
+    pub(crate) range_start: Option<String>,
+    pub(crate) range_end: Option<String>,
+    pub(crate) gateway: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct WireDns {
+    nameservers: Vec<String>,
+    domain: Option<String>,
+    search: Vec<String>,
+    options: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct WireArgs {
+    cni: WireCniArgs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct WireCniArgs {
+    labels: Vec<WireLabel>,
+    ips: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct WireLabel {
+    key: String,
+    value: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireRuntime {
+    port_mappings: Vec<WirePortMapping>,
+    ips: Vec<String>,
+    mac: Option<String>,
+    dns: Option<WireRuntimeDns>,
+    ip_ranges: Vec<Vec<WireRange>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WirePortMapping {
+    host_port: u16,
+    container_port: u16,
+    #[serde(default)]
+    protocol: String,
+    #[serde(default, rename = "hostIP")]
+    host_ip: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct WireRuntimeDns {
+    servers: Vec<String>,
+    searches: Vec<String>,
+    options: Vec<String>,
+}
+
+impl Header {
+    pub(crate) fn parse(raw: &Value) -> Result<Self> {
+        let cni_version = match &raw["cniVersion"] {
+            Value::Null => None,
+            Value::String(version) => Some(version.clone()),
+            other => return Err(Error::new(Code::Decode, format!("cniVersion: {other} is not a string"))),
+        };
+        let name = raw["name"].as_str().unwrap_or_default().to_owned();
+        if !is_valid_id(&name) {
+            let rule = "a network's name begins with a letter or digit and goes on with letters, digits, _, . or -";
+            return Err(invalid(format!("name: {}: {rule}", raw["name"])));
+        }
+        let directory = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
+        let state_dir = directory(&raw["stateDir"]).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+        let delegate = raw["ipam"]["type"].as_str().filter(|kind| !kind.is_empty() && *kind != "portolan");
+        let data_dir = directory(&raw["ipam"]["dataDir"]).filter(|_| delegate.is_none());
+        let ipam_dir = data_dir.unwrap_or_else(|| state_dir.join("ipam")).join(&name);
+        Ok(Self { cni_version, name, state_dir, ipam_dir, delegate: delegate.map(str::to_owned) })
+    }
+
+    /// The records that ADD leaves for the daemons.
+    pub(crate) fn attachments(&self) -> attachment::Store {
+        attachment::Store::new(self.state_dir.join("attachments"))
+    }
+}
+
+impl NetConf {
+    pub(crate) fn parse(header: Header, raw: Value, version: &str) -> Result<Self> {
+        let wire: Wire = serde_json::from_value(raw.clone()).map_err(|e| invalid(format!("network configuration: {e}")))?;
+        match wire.mode.as_deref() {
+            None | Some("routed") => {}
+            Some("bridge") => return Err(invalid("mode: \"bridge\" is not there yet; \"routed\" is")),
+            Some(other) => return Err(invalid(format!("mode: {other:?} is not \"routed\""))),
+        }
+        if let Some(mtu) = wire.mtu
+            && mtu != 0
+            && !(68..=65_535).contains(&mtu)
+        {
+            return Err(invalid(format!("mtu: {mtu} is not between 68 and 65535")));
+        }
+        let ranges = if header.delegate.is_some() { Vec::new() } else { ranges(&wire)? };
+        let mut exclusions = Vec::new();
+        for (index, text) in wire.non_masquerade_cidrs.iter().enumerate() {
+            exclusions.push(parse_cidr(&format!("nonMasqueradeCIDRs[{index}]"), text)?);
+        }
+        exclusions.extend(ranges.iter().flat_map(RangeSet::subnets));
+        let mac = wire.runtime_config.mac.as_deref().map(parse_mac).transpose()?;
+        let requested = requested(&wire)?;
+        let prev_result = raw.get("prevResult").filter(|previous| !previous.is_null()).cloned();
+        if prev_result.as_ref().is_some_and(|previous| !previous.is_object()) {
+            return Err(Error::new(Code::Decode, "prevResult is not a result object"));
+        }
+        Ok(Self {
+            header,
+            version: version.to_owned(),
+            mtu: wire.mtu.filter(|mtu| *mtu != 0),
+            masquerade: wire.ip_masq.unwrap_or(true),
+            exclusions,
+            ranges,
+            requested,
+            mac,
+            dns: dns(&wire),
+            labels: wire.args.cni.labels.into_iter().map(|label| (label.key, label.value)).collect(),
+            port_mappings: port_mappings(&wire.runtime_config.port_mappings)?,
+            routes: wire.ipam.routes,
+            prev_result,
+            raw,
+        })
+    }
+}
+
+fn ranges(wire: &Wire) -> Result<Vec<RangeSet>> {
+    let mut sets = Vec::new();
+    for (index, set) in wire.runtime_config.ip_ranges.iter().enumerate() {
+        sets.push(RangeSet::parse(&format!("runtimeConfig.ipRanges[{index}]"), set)?);
+    }
+    if wire.ipam.single.subnet.is_some() {
+        sets.push(RangeSet::parse("ipam", std::slice::from_ref(&wire.ipam.single))?);
+    }
+    for (index, set) in wire.ipam.ranges.iter().enumerate() {
+        sets.push(RangeSet::parse(&format!("ipam.ranges[{index}]"), set)?);
+    }
+    if sets.is_empty() {
+        return Err(invalid("ipam.ranges is missing: name at least one subnet, such as [[{\"subnet\": \"10.22.0.0/16\"}]]"));
+    }
+    for (index, set) in sets.iter().enumerate() {
+        if let Some(other) = sets[..index].iter().find(|other| other.overlaps(set)) {
+            return Err(invalid(format!("ipam.ranges: {set} overlaps {other}")));
+        }
+    }
+    Ok(sets)
+}
+
+fn requested(wire: &Wire) -> Result<Vec<Ipv4Addr>> {
+    let of_runtime = wire.runtime_config.ips.iter().map(|ip| ("runtimeConfig.ips", ip));
+    let of_args = wire.args.cni.ips.iter().map(|ip| ("args.cni.ips", ip));
+    of_runtime.chain(of_args).map(|(field, text)| parse_requested(field, text)).collect()
+}
+
+/// An address the runtime asks for, with or without a prefix length.
+pub(crate) fn parse_requested(field: &str, text: &str) -> Result<Ipv4Addr> {
+    let address = text.split('/').next().unwrap_or_default();
+    address.parse().map_err(|_e| invalid(format!("{field}: {text:?} is not an IPv4 address")))
+}
+
+/// What the pod's resolv.conf is made of; what the runtime says wins.
+fn dns(wire: &Wire) -> Value {
+    let (servers, search, options) = match &wire.runtime_config.dns {
+        Some(dns) => (&dns.servers, &dns.searches, &dns.options),
+        None => (&wire.dns.nameservers, &wire.dns.search, &wire.dns.options),
+    };
+    let mut dns = serde_json::Map::new();
+    for (key, values) in [("nameservers", servers), ("search", search), ("options", options)] {
+        if !values.is_empty() {
+            dns.insert(key.to_owned(), values.clone().into());
+        }
+    }
+    if let Some(domain) = &wire.dns.domain {
+        dns.insert("domain".to_owned(), domain.clone().into());
+    }
+    Value::Object(dns)
+}
+
+fn port_mappings(wire: &[WirePortMapping]) -> Result<Vec<PortMapping>> {
+    let mut mappings = Vec::new();
+    for (index, mapping) in wire.iter().enumerate() {
+        let field = |name: &str| format!("runtimeConfig.portMappings[{index}].{name}");
+        let protocol = mapping.protocol.to_ascii_lowercase();
+        let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol };
+        if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
+            return Err(invalid(format!("{}: {protocol:?} is not tcp, udp or sctp", field("protocol"))));
+        }
+        let host_ip = match mapping.host_ip.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_e| invalid(format!("{}: {text:?} is not an IP address", field("hostIP"))))?),
+        };
+        mappings.push(PortMapping {
+            host_port: mapping.host_port,
+            container_port: mapping.container_port,
+            protocol,
+            host_ip,
+        });
+    }
+    Ok(mappings)
+}
+
+pub(crate) fn parse_cidr(field: &str, text: &str) -> Result<IpNetwork> {
+    let parsed: Option<IpNetwork> = text.parse().ok().filter(|_| text.contains('/'));
+    let Some(cidr) = parsed else {
+        return Err(invalid(format!("{field}: {text:?} is not a range of addresses such as 10.22.0.0/16")));
+    };
+    if cidr.ip() != cidr.network() {
+        let right = format!("{}/{}", cidr.network(), cidr.prefix());
+        return Err(invalid(format!("{field}: {text:?} has host bits set; the range is {right}")));
+    }
+    Ok(cidr)
+}
+
+/// A unicast hardware address, six bytes in hexadecimal.
+pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text.split([':', '-']).map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let mac: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
+    let mac = mac.filter(|mac| mac[0] & 1 == 0);
+    mac.ok_or_else(|| invalid(format!("{text:?} is not a unicast MAC address such as c2:11:22:33:44:55")))
+}
+
+pub(crate) fn invalid(message: impl Into<String>) -> Error {
+    Error::new(Code::InvalidConfig, message)
+}

@@ -1,0 +1,155 @@
+//! nftables over netlink: just enough to keep one table, without starting `nft`.
+//!
+//! A [`Batch`] is one transaction: the kernel takes all of it or nothing.
+
+mod expression;
+mod message;
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+pub(crate) use expression::Rule;
+use message::{Attributes, Message};
+
+/// Message types of `linux/netfilter/nf_tables.h`.
+const NEW_TABLE: u8 = 0;
+const DEL_TABLE: u8 = 2;
+const NEW_CHAIN: u8 = 3;
+const NEW_RULE: u8 = 6;
+const DEL_RULE: u8 = 8;
+const NEW_SET: u8 = 9;
+const NEW_SET_ELEMENT: u8 = 12;
+const GET_SET_ELEMENT: u8 = 13;
+const DEL_SET_ELEMENT: u8 = 14;
+
+/// `NLM_F_CREATE`, `NLM_F_APPEND`.
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+/// nft's number for its data type `ipv4_addr`, so that `nft list` prints addresses.
+const TYPE_IPV4_ADDRESS: u32 = 7;
+
+/// `NF_INET_POST_ROUTING`, and the priority nft calls `srcnat`.
+const POSTROUTING: u32 = 4;
+const PRIORITY_SRCNAT: u32 = 100;
+
+/// Changes to one table, applied together.
+pub(crate) struct Batch<'a> {
+    table: &'a str,
+    messages: Vec<Message>,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn new(table: &'a str) -> Self {
+        Self { table, messages: Vec::new() }
+    }
+
+    pub(crate) fn add_table(&mut self) {
+        self.push(NEW_TABLE, CREATE, |a| a);
+    }
+
+    pub(crate) fn delete_table(&mut self) {
+        self.push(DEL_TABLE, 0, |a| a);
+    }
+
+    /// A chain in which source addresses are translated as packets leave.
+    pub(crate) fn add_postrouting_nat_chain(&mut self, name: &str) {
+        self.push(NEW_CHAIN, CREATE, |a| {
+            a.text(3, name)
+                .nested(4, |hook| hook.number(1, POSTROUTING).number(2, PRIORITY_SRCNAT))
+                .number(5, 1)
+                .text(7, "nat")
+        });
+    }
+
+    /// A set of IPv4 addresses. `id` only has to be its own within the batch.
+    pub(crate) fn add_address_set(&mut self, name: &str, id: u32) {
+        self.push(NEW_SET, CREATE, |a| {
+            a.text(2, name).number(3, 0).number(4, TYPE_IPV4_ADDRESS).number(5, 4).number(10, id)
+        });
+    }
+
+    /// Adds addresses; those that are in the set already are fine.
+    pub(crate) fn add_elements(&mut self, set: &str, addresses: &[Ipv4Addr]) {
+        // An attribute's length has 16 bits, and an element takes 20 bytes.
+        for chunk in addresses.chunks(1000) {
+            self.push(NEW_SET_ELEMENT, CREATE, |a| elements(a, set, chunk));
+        }
+    }
+
+    /// Removes an address; the whole batch fails if it is not in the set.
+    pub(crate) fn delete_element(&mut self, set: &str, address: Ipv4Addr) {
+        self.push(DEL_SET_ELEMENT, 0, |a| elements(a, set, &[address]));
+    }
+
+    /// Removes every element.
+    pub(crate) fn flush_set(&mut self, set: &str) {
+        self.push(DEL_SET_ELEMENT, 0, |a| a.text(2, set));
+    }
+
+    /// Removes every rule.
+    pub(crate) fn flush_chain(&mut self, chain: &str) {
+        self.push(DEL_RULE, 0, |a| a.text(2, chain));
+    }
+
+    /// Appends a rule to a chain.
+    pub(crate) fn add_rule(&mut self, chain: &str, rule: &Rule) {
+        self.push(NEW_RULE, CREATE | APPEND, |a| a.text(2, chain).nested(4, |list| rule.write(list)));
+    }
+
+    /// Applies everything, or nothing.
+    pub(crate) fn commit(self) -> io::Result<()> {
+        let mut bytes = message::batch_begin();
+        for (message, sequence) in self.messages.iter().zip(1..) {
+            message.write(&mut bytes, sequence);
+        }
+        bytes.extend(message::batch_end());
+        exchange(&bytes)
+    }
+
+    fn push(&mut self, kind: u8, flags: u16, fill: impl FnOnce(Attributes) -> Attributes) {
+        let attributes = fill(Attributes::default().text(1, self.table));
+        self.messages.push(Message { kind, flags, attributes });
+    }
+}
+
+/// Whether the address is in the set.
+pub(crate) fn contains(table: &str, set: &str, address: Ipv4Addr) -> io::Result<bool> {
+    let attributes = elements(Attributes::default().text(1, table), set, &[address]);
+    let mut bytes = Vec::new();
+    Message { kind: GET_SET_ELEMENT, flags: 0, attributes }.write(&mut bytes, 1);
+    match exchange(&bytes) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn elements(attributes: Attributes, set: &str, addresses: &[Ipv4Addr]) -> Attributes {
+    attributes.text(2, set).nested(3, |mut list| {
+        for address in addresses {
+            list = list.nested(1, |element| element.nested(1, |key| key.bytes(1, &address.octets())));
+        }
+        list
+    })
+}
+
+/// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there afterwards.
+fn exchange(bytes: &[u8]) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.set_non_blocking(true)?;
+    socket.send(bytes, 0)?;
+    let mut result = Ok(());
+    loop {
+        match socket.recv_from_full() {
+            Ok((datagram, _)) => result = result.and(message::first_error(&datagram)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return result,
+            Err(e) => return Err(e),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The bytes of nfnetlink: headers, attributes, acknowledgements.
+
+use std::io;
+
+/// `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM: u8 = 10;
+
+/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+
+/// `NLM_F_REQUEST | NLM_F_ACK`.
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+
+/// `NFPROTO_INET`: tables for both families.
+const FAMILY_INET: u8 = 1;
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+
+/// `NLMSG_ERROR`, which is also the acknowledgement, with code 0.
+const ERROR: u16 = 2;
+
+/// Bytes of `struct nlmsghdr` and `struct nfgenmsg`.
+const HEADER: usize = 16;
+const GENERIC: usize = 4;
+
+/// One request.
+pub(super) struct Message {
+    pub(super) kind: u8,
+    pub(super) flags: u16,
+    pub(super) attributes: Attributes,
+}
+
+/// Type-length-value triples, padded to four bytes. Numbers are big-endian, as all of nf_tables has them.
+#[derive(Default)]
+pub(super) struct Attributes(Vec<u8>);
+
+impl Attributes {
+    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+        let length = u16::try_from(value.len() + 4).expect("callers keep attributes below 64 KiB");
+        self.0.extend(length.to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+        let terminated: Vec<u8> = value.bytes().chain([0]).collect();
+        self.bytes(kind, &terminated)
+    }
+
+    pub(super) fn number(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// Puts attributes made elsewhere behind these.
+    pub(super) fn append(mut self, other: &Self) -> Self {
+        self.0.extend(&other.0);
+        self
+    }
+
+    pub(super) fn nested(self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
+        let inner = fill(Self::default());
+        self.bytes(kind | NESTED, &inner.0)
+    }
+}
+
+impl Message {
+    pub(super) fn write(&self, bytes: &mut Vec<u8>, sequence: u32) {
+        let kind = u16::from_be_bytes([SUBSYSTEM, self.kind]);
+        header(bytes, kind, self.flags | REQUEST | ACK, sequence, FAMILY_INET, 0, &self.attributes.0);
+    }
+}
+
+pub(super) fn batch_begin() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    header(&mut bytes, BATCH_BEGIN, REQUEST, 0, 0, u16::from(SUBSYSTEM), &[]);
+    bytes
+}
+
+pub(super) fn batch_end() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    header(&mut bytes, BATCH_END, REQUEST, 0, 0, u16::from(SUBSYSTEM), &[]);
+    bytes
+}
+
+fn header(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, payload: &[u8]) {
+    let length = u32::try_from(HEADER + GENERIC + payload.len()).expect("callers keep messages below 4 GiB");
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0_u32.to_ne_bytes());
+    bytes.extend([family, 0]);
+    bytes.extend(resource.to_be_bytes());
+    bytes.extend(payload);
+}
+
+/// The first error in a datagram of answers.
+pub(super) fn first_error(mut datagram: &[u8]) -> io::Result<()> {
+    while datagram.len() >= HEADER {
+        let length = u32::from_ne_bytes([datagram[0], datagram[1], datagram[2], datagram[3]]) as usize;
+        let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
+        if kind == ERROR
+            && let Some(code) = datagram.get(HEADER..HEADER + 4)
+        {
+            let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
+            if code != 0 {
+                return Err(io::Error::from_raw_os_error(-code));
+            }
+        }
+        let next = length.next_multiple_of(4).clamp(HEADER, datagram.len());
+        datagram = &datagram[next..];
+    }
+    Ok(())
+}

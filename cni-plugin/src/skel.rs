@@ -1,0 +1,138 @@
+//! From a process's environment and input to its output: commands, versions, errors.
+
+use std::ffi::OsString;
+use std::io::Read;
+
+use serde_json::{Value, json};
+
+use crate::args::{Args, Command};
+use crate::command;
+use crate::error::{Code, Error, Result};
+use crate::netconf::{Header, NetConf};
+
+/// Versions of the specification this plugin speaks.
+pub(crate) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// What a configuration without `cniVersion` means (CNI 0.2.0 and before had none).
+const VERSION_IF_ABSENT: &str = "0.1.0";
+
+/// More than any configuration has; an endless input must not use up the memory.
+const MAX_INPUT: u64 = 16 * 1024 * 1024;
+
+/// What the process prints and how it exits.
+#[derive(Debug)]
+pub struct Output {
+    /// At most one JSON object.
+    pub stdout: String,
+    /// For people.
+    pub stderr: String,
+    /// Whether the exit code is 0.
+    pub success: bool,
+}
+
+/// What a successful command has to say.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    /// The result, for ADD and VERSION.
+    pub(crate) result: Option<Value>,
+    /// Lines for the log.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Runs one command of the CNI protocol.
+pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl Read) -> Output {
+    let environment: Vec<_> = environment.collect();
+    let command = environment.iter().find(|(key, _)| key == "CNI_COMMAND").map(|(_, value)| value.to_string_lossy());
+    let Some(command) = command.filter(|command| !command.is_empty()) else {
+        return about();
+    };
+    let mut version = VERSIONS[VERSIONS.len() - 1].to_owned();
+    let answer = Command::parse(&command).and_then(|command| dispatch(command, &environment, input, &mut version));
+    match answer {
+        Ok(Answer { result, notes }) => {
+            let stdout = result.map(|result| format!("{result}\n")).unwrap_or_default();
+            let stderr = notes.into_iter().map(|note| format!("portolan-cni: {note}\n")).collect();
+            Output { stdout, stderr, success: true }
+        }
+        Err(error) => {
+            Output { stdout: format!("{}\n", error.to_json(&version)), stderr: String::new(), success: false }
+        }
+    }
+}
+
+/// Started by hand, not by a runtime.
+fn about() -> Output {
+    let stderr = format!(
+        "portolan-cni {}: a CNI plugin that gives each pod its own address and port space.\n\
+         CNI protocol versions supported: {}\n\
+         It is run by a container runtime, with CNI_COMMAND and friends in the environment and the network\n\
+         configuration on standard input; see docs/cni-plugin.md.\n",
+        env!("CARGO_PKG_VERSION"),
+        VERSIONS.join(", "),
+    );
+    Output { stdout: String::new(), stderr, success: true }
+}
+
+fn dispatch(
+    command: Command,
+    environment: &[(OsString, OsString)],
+    input: impl Read,
+    version: &mut String,
+) -> Result<Answer> {
+    // VERSION does not read its input: a runtime may leave it open.
+    if command == Command::Version {
+        let result = json!({ "cniVersion": version, "supportedVersions": VERSIONS });
+        return Ok(Answer { result: Some(result), notes: Vec::new() });
+    }
+    let args = Args::parse(command, environment.to_vec())?;
+    let raw = read_config(input)?;
+    let header = Header::parse(&raw)?;
+    let asked = header.cni_version.clone().unwrap_or_else(|| VERSION_IF_ABSENT.to_owned());
+    if !VERSIONS.contains(&asked.as_str()) {
+        let supported = VERSIONS.map(|v| format!("{v:?}")).join(" ");
+        return Err(Error::new(Code::IncompatibleVersion, "incompatible CNI versions")
+            .with_details(format!("config is {asked:?}, plugin supports [{supported}]")));
+    }
+    version.clone_from(&asked);
+    check_command_version(command, &asked)?;
+    match command {
+        Command::Add => command::add(&args, &NetConf::parse(header, raw, &asked)?),
+        Command::Check => command::check(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default()),
+        Command::Status => command::status(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default()),
+        Command::Del => command::del(&args, &header, &raw).map(|()| Answer::default()),
+        Command::Gc => command::gc(&args, &header, &raw).map(|()| Answer::default()),
+        Command::Version => unreachable!("answered above"),
+    }
+}
+
+/// Commands came with versions: CHECK with 0.4.0, GC and STATUS with 1.1.0.
+fn check_command_version(command: Command, version: &str) -> Result<()> {
+    let (name, since) = match command {
+        Command::Check => ("CHECK", "0.4.0"),
+        Command::Gc => ("GC", "1.1.0"),
+        Command::Status => ("STATUS", "1.1.0"),
+        _ => return Ok(()),
+    };
+    // The supported versions are listed in order.
+    let position = |wanted: &str| VERSIONS.iter().position(|v| *v == wanted);
+    if position(version) >= position(since) {
+        return Ok(());
+    }
+    let message = format!("config version {version} does not allow {name}, which came with {since}");
+    Err(Error::new(Code::IncompatibleVersion, message))
+}
+
+fn read_config(input: impl Read) -> Result<Value> {
+    let mut bytes = Vec::new();
+    let read = input.take(MAX_INPUT + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Error::new(Code::Io, format!("read the network configuration: {e}")))?;
+    if bytes.len() as u64 > MAX_INPUT {
+        return Err(Error::new(Code::Decode, format!("the network configuration has more than {MAX_INPUT} bytes")));
+    }
+    let decode = |e: serde_json::Error| Error::new(Code::Decode, format!("the network configuration is not JSON: {e}"));
+    let raw: Value = serde_json::from_slice(&bytes).map_err(decode)?;
+    if raw.is_object() {
+        return Ok(raw);
+    }
+    Err(Error::new(Code::Decode, "the network configuration is not a JSON object"))
+}
