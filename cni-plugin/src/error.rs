@@ -38,11 +38,6 @@ impl Error {
         Self { details: details.into(), ..self }
     }
 
-    /// Puts what was being done in front.
-    pub(crate) fn during(self, action: &str) -> Self {
-        Self { message: format!("{action}: {}", self.message), ..self }
-    }
-
     /// One error that tells of all; `None` when there are none.
     pub(crate) fn combined(errors: Vec<Self>) -> Option<Self> {
         let code = errors.first()?.code;

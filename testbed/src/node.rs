@@ -126,11 +126,7 @@ fn private_mounts() -> Result<File> {
     unshare(CloneFlags::CLONE_NEWNS).context("unshare mounts")?;
     // Nothing may travel back to the machine; namespaces mounted later must reach processes of the node.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    for directory in ["/run", "/etc/cni", "/var/lib/cni"] {
-        std::fs::create_dir_all(directory)?;
-        let tmpfs = Some("tmpfs");
-        mount(tmpfs, directory, tmpfs, MsFlags::empty(), None::<&str>).with_context(|| format!("mount on {directory}"))?;
-    }
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mount on /run")?;
     std::fs::create_dir_all("/run/netns")?;
     std::fs::create_dir_all("/run/portolan")?;
     Ok(File::open("/proc/thread-self/ns/mnt")?)

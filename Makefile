@@ -1,0 +1,39 @@
+# Portolan. `make demo` shows it, `make test` proves it; both set up what they need. Linux, root, cargo.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# Debian packages the tests use as real peers.
+PACKAGES := bind9-dnsutils busybox-static containernetworking-plugins curl iproute2 iputils-ping jq nftables
+
+RELEASE := target/release
+
+.PHONY: help setup build demo check test clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## install the Debian packages that are missing
+	@missing=$$(for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing: $$missing"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+build: ## release binaries in target/release; portolan-cni is static
+	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench
+	cargo rustc --release --locked -p portolan-cni --bin portolan-cni -- -C target-feature=+crt-static
+
+demo: setup build ## three tiers of pods talk through Services by name, in private namespaces
+	@$(RELEASE)/portolan-bench demo
+
+check: ## format, lints, documentation
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+
+test: setup check build ## everything
+	cargo test --workspace --locked
+
+clean: ## remove what was built
+	cargo clean
