@@ -1,0 +1,112 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use hickory_server::proto::rr::Name;
+use ipnetwork::IpNetwork;
+
+use crate::run::Config;
+
+/// Answers for Service names, and forwards the rest.
+///
+/// Reads the same YAML and attachment records as portolan-proxy. Changes to the files take effect with the next query.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "portolan-dns",
+    version,
+    after_help = "Example:\n  portolan-dns --manifests ./services --listen 127.0.0.1:5353\n  \
+                  dig @127.0.0.1 -p 5353 web.default.svc.cluster.local\n\n\
+                  The default address, 10.96.0.10, is local to the node while portolan-proxy runs.\n\
+                  Every flag can be a key of the config file, without the dashes."
+)]
+pub struct Args {
+    /// Directory of Kubernetes YAML to read and watch.
+    #[arg(long, value_name = "DIR", default_value = "/etc/portolan/manifests")]
+    pub manifests: PathBuf,
+
+    /// Directory where the CNI plugin records which pod has which address.
+    #[arg(long, value_name = "DIR", default_value = attachment::DEFAULT_DIRECTORY)]
+    pub attachments: PathBuf,
+
+    /// Ranges of virtual IPs, one a family; portolan-proxy must be given the same.
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "10.96.0.0/12,fd00:10:96::/112",
+        value_parser = discovery::parse_cidr
+    )]
+    pub service_cidr: Vec<IpNetwork>,
+
+    /// Where to answer, UDP and TCP.
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "10.96.0.10:53")]
+    pub listen: Vec<SocketAddr>,
+
+    /// The domain below which Services have their names.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = parse_domain)]
+    pub cluster_domain: Name,
+
+    /// Seconds for which others may remember an answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub ttl: u32,
+
+    /// Servers for all other names [default: those of /etc/resolv.conf].
+    #[arg(long, value_name = "ADDR[:PORT]", value_delimiter = ',', value_parser = parse_upstream)]
+    pub upstream: Vec<SocketAddr>,
+
+    /// Address of /metrics.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9153")]
+    pub metrics_bind_address: SocketAddr,
+
+    /// Address of /health.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    pub health_bind_address: SocketAddr,
+
+    /// Address of /ready.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8181")]
+    pub ready_bind_address: SocketAddr,
+
+    /// Check flags and manifests, say what is wrong, and exit.
+    #[arg(long)]
+    pub check_config: bool,
+
+    /// How to write the log, which goes to standard error.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: daemon::log::Format,
+
+    /// Config file whose keys are these flags [default: /etc/portolan/config.yaml, if there].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        Self {
+            discovery: discovery::Config {
+                manifests: args.manifests,
+                attachments: Some(args.attachments),
+                service_cidrs: args.service_cidr,
+            },
+            listen: args.listen,
+            cluster_domain: args.cluster_domain,
+            ttl: args.ttl,
+            upstreams: (!args.upstream.is_empty()).then_some(args.upstream),
+            metrics_address: args.metrics_bind_address,
+            health_address: args.health_bind_address,
+            ready_address: args.ready_bind_address,
+        }
+    }
+}
+
+fn parse_domain(text: &str) -> Result<Name, String> {
+    let mut name = Name::from_ascii(text).map_err(|e| format!("not a domain name: {e}"))?.to_lowercase();
+    name.set_fqdn(true);
+    if name.is_root() { Err("the root cannot be the cluster's domain".to_owned()) } else { Ok(name) }
+}
+
+fn parse_upstream(text: &str) -> Result<SocketAddr, String> {
+    let with_default_port = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
+    text.parse().ok().or_else(with_default_port).ok_or_else(|| "not an address, with or without a port".to_owned())
+}

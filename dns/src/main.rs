@@ -1,0 +1,17 @@
+//! Flags, logging, exit code. Everything else is in the library.
+
+use std::process::ExitCode;
+
+use portolan_dns::{Args, Config};
+
+fn main() -> ExitCode {
+    let args: Args = daemon::program::parse();
+    daemon::log::init(args.log_format);
+    let check = args.check_config;
+    let config = Config::from(args);
+    if check {
+        let problems = discovery::check(&config.discovery);
+        return daemon::program::report_check(problems.iter().map(|p| (p.is_error(), p.to_string())));
+    }
+    daemon::program::run(|drain| portolan_dns::run(config, drain))
+}

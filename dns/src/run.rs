@@ -1,0 +1,133 @@
+//! Puts the parts together and runs until told to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use arc_swap::ArcSwap;
+use daemon::admin;
+use daemon::drain::Drain;
+use daemon::readiness::{Condition, Readiness};
+use discovery::{Snapshot, Snapshots};
+use hickory_server::Server;
+use hickory_server::proto::rr::Name;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::forward::{self, Forwarder};
+use crate::handler::Handler;
+use crate::metrics::Metrics;
+use crate::socket;
+use crate::zone::{Settings, Zone};
+
+/// A TCP client that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds).
+const TCP_IDLE: Duration = Duration::from_secs(10);
+
+/// Replies one TCP connection may have waiting to be sent.
+const TCP_REPLIES: usize = 128;
+
+/// What queries under way are given to finish.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What the program needs to know, validated.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the state of the world comes from.
+    pub discovery: discovery::Config,
+    /// Where to answer.
+    pub listen: Vec<SocketAddr>,
+    /// The zone of the cluster.
+    pub cluster_domain: Name,
+    /// Seconds.
+    pub ttl: u32,
+    /// Servers for other names; `None` means those of the node.
+    pub upstreams: Option<Vec<SocketAddr>>,
+    /// Where `/metrics` listens.
+    pub metrics_address: SocketAddr,
+    /// Where `/health` listens.
+    pub health_address: SocketAddr,
+    /// Where `/ready` listens.
+    pub ready_address: SocketAddr,
+}
+
+/// Runs until the drain has begun and ended.
+///
+/// # Errors
+/// When a socket cannot be opened, or an upstream server is this server itself.
+pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
+    let upstreams = upstreams(&config)?;
+    info!(?config, ?upstreams, "starting");
+    if upstreams.is_empty() {
+        tracing::warn!("no upstream server: only names below {} are answered", config.cluster_domain);
+    }
+    let metrics = Arc::new(Metrics::new());
+    let settings = Arc::new(Settings {
+        domain: config.cluster_domain,
+        ttl: config.ttl,
+        service_cidrs: config.discovery.service_cidrs.clone(),
+        listen: config.listen.clone(),
+    });
+    let zone = Arc::new(ArcSwap::from_pointee(Zone::new(&Snapshot::empty(), Arc::clone(&settings))));
+    let handler =
+        Handler { zone: Arc::clone(&zone), forwarder: Forwarder::new(upstreams), metrics: Arc::clone(&metrics) };
+    let mut server = Server::new(handler);
+    for address in config.listen {
+        let (udp, tcp) = socket::open(address).context("--listen")?;
+        info!(address = %udp.local_addr()?, "answering");
+        server.register_socket(tokio::net::UdpSocket::from_std(udp)?);
+        server.register_listener(tokio::net::TcpListener::from_std(tcp)?, TCP_IDLE, TCP_REPLIES);
+    }
+
+    let discovery = discovery::start(config.discovery);
+    let readiness = Readiness::default();
+    let snapshots = discovery.snapshots.clone();
+    readiness.add("sources", move || {
+        let (ready, detail) = snapshots.borrow().health();
+        Condition { ready, detail }
+    });
+    let mut pages = JoinSet::new();
+    daemon::build_info::register(&metrics.registry);
+    for (address, flag, path) in [
+        (config.metrics_address, "--metrics-bind-address", "/metrics"),
+        (config.health_address, "--health-bind-address", "/health"),
+        (config.ready_address, "--ready-bind-address", "/ready"),
+    ] {
+        let page = admin::Server::bind(address).await.context(flag)?;
+        let page = match path {
+            "/metrics" => page.route(path, admin::metrics(metrics.registry.clone())),
+            "/health" => page.route(path, admin::livez()),
+            _ => page.route(path, admin::readyz(readiness.clone())),
+        };
+        pages.spawn(page.run());
+    }
+
+    tokio::select! {
+        () = drain.started() => {}
+        () = follow(discovery.snapshots.clone(), &zone, &settings, &metrics) => {}
+        result = server.block_until_done() => return result.context("a socket has failed"),
+    }
+    info!("draining");
+    // Sockets close now; queries under way still get their answers.
+    drop(tokio::time::timeout(DRAIN, server.shutdown_gracefully()).await);
+    discovery.stop().await;
+    info!("stopped");
+    Ok(())
+}
+
+/// Builds a new zone for every snapshot.
+async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, settings: &Arc<Settings>, metrics: &Metrics) {
+    while snapshots.changed().await.is_ok() {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        zone.store(Arc::new(Zone::new(&snapshot, Arc::clone(settings))));
+        metrics.generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
+        metrics.problems.set(i64::try_from(snapshot.problems.len()).unwrap_or(i64::MAX));
+    }
+}
+
+fn upstreams(config: &Config) -> anyhow::Result<Vec<SocketAddr>> {
+    let Some(named) = &config.upstreams else { return Ok(forward::upstreams(&config.listen)) };
+    let ourselves = named.iter().find(|upstream| config.listen.contains(upstream));
+    ensure!(ourselves.is_none(), "--upstream {named:?} is an address this server listens on: it would ask itself for ever");
+    Ok(named.clone())
+}
