@@ -92,7 +92,9 @@ impl Args {
             container_id: variable("CNI_CONTAINERID"),
             netns: variable("CNI_NETNS"),
             ifname: variable("CNI_IFNAME"),
-            path: std::env::split_paths(&variable("CNI_PATH")).filter(|p| !p.as_os_str().is_empty()).collect(),
+            path: std::env::split_paths(&variable("CNI_PATH"))
+                .filter(|p| !p.as_os_str().is_empty())
+                .collect(),
             extra: parse_extra(&variable("CNI_ARGS"))?,
             environment,
         };

@@ -21,14 +21,20 @@ impl Lock {
     pub(crate) fn acquire(directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(directory).map_err(io("create", directory))?;
         let path = directory.join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io("open", &path))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(io("open", &path))?;
         let deadline = Instant::now() + DEADLINE;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self(file)),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(INTERVAL),
                 Err(TryLockError::WouldBlock) => {
-                    let message = format!("{} has been locked by another process for {DEADLINE:?}", path.display());
+                    let message =
+                        format!("{} has been locked by another process for {DEADLINE:?}", path.display());
                     return Err(Error::new(Code::TryAgainLater, message));
                 }
                 Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),

@@ -68,7 +68,8 @@ pub(crate) fn join(conf: &NetConf, attachment: &Attachment, netlink: &mut Netlin
     if !conf.masquerade && !is_news {
         return Ok(());
     }
-    let added = if is_news { Err(std::io::ErrorKind::NotFound.into()) } else { add_elements(&v4_of(attachment)) };
+    let added =
+        if is_news { Err(std::io::ErrorKind::NotFound.into()) } else { add_elements(&v4_of(attachment)) };
     match added {
         // Somebody has flushed the ruleset, or the rules are no longer right.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => rewrite(&conf.header),
@@ -90,7 +91,8 @@ pub(crate) fn leave(header: &Header, key: &Key, addresses: &[Ipv4Addr]) -> Vec<E
     let recorded = store.read(key).ok().flatten();
     errors.extend(store.remove(key).err().map(Error::from));
     let mut leaving = recorded.as_ref().map(v4_of).unwrap_or_default();
-    leaving.extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
+    leaving
+        .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
     for address in leaving {
         let mut batch = Batch::new(TABLE);
         batch.delete_element(SOURCES, address);
@@ -109,7 +111,8 @@ pub(crate) fn leave(header: &Header, key: &Key, addresses: &[Ipv4Addr]) -> Vec<E
 
 /// Whether the node masquerades this address.
 pub(crate) fn covers(address: Ipv4Addr) -> Result<bool> {
-    nftables::contains(TABLE, SOURCES, address).map_err(kernel(format!("look {address} up in nft set {SOURCES}")))
+    nftables::contains(TABLE, SOURCES, address)
+        .map_err(kernel(format!("look {address} up in nft set {SOURCES}")))
 }
 
 /// The network's last pod has gone: what it asked for goes too.
@@ -152,7 +155,8 @@ fn rewrite(header: &Header) -> Result<()> {
         networks.iter().flat_map(|network| store.list(&network.name).0).flat_map(|pod| v4_of(&pod)).collect();
     batch.add_elements(SOURCES, &pods);
     let multicast = MULTICAST.parse().expect("a constant");
-    let mut exclusions: Vec<Ipv4Network> = networks.iter().flat_map(|network| v4(&network.exclusions)).collect();
+    let mut exclusions: Vec<Ipv4Network> =
+        networks.iter().flat_map(|network| v4(&network.exclusions)).collect();
     exclusions.push(multicast);
     exclusions.sort();
     exclusions.dedup();
@@ -207,5 +211,9 @@ fn v4(networks: &[IpNetwork]) -> Vec<Ipv4Network> {
 }
 
 fn v4_of(attachment: &Attachment) -> Vec<Ipv4Addr> {
-    attachment.ips.iter().filter_map(|ip| if let std::net::IpAddr::V4(v4) = ip { Some(*v4) } else { None }).collect()
+    attachment
+        .ips
+        .iter()
+        .filter_map(|ip| if let std::net::IpAddr::V4(v4) = ip { Some(*v4) } else { None })
+        .collect()
 }

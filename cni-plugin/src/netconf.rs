@@ -159,7 +159,8 @@ impl Header {
         };
         let name = raw["name"].as_str().unwrap_or_default().to_owned();
         if !is_valid_id(&name) {
-            let rule = "a network's name begins with a letter or digit and goes on with letters, digits, _, . or -";
+            let rule =
+                "a network's name begins with a letter or digit and goes on with letters, digits, _, . or -";
             return Err(invalid(format!("name: {}: {rule}", raw["name"])));
         }
         let directory = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
@@ -178,7 +179,8 @@ impl Header {
 
 impl NetConf {
     pub(crate) fn parse(header: Header, raw: Value, version: &str) -> Result<Self> {
-        let wire: Wire = serde_json::from_value(raw.clone()).map_err(|e| invalid(format!("network configuration: {e}")))?;
+        let wire: Wire = serde_json::from_value(raw.clone())
+            .map_err(|e| invalid(format!("network configuration: {e}")))?;
         match wire.mode.as_deref() {
             None | Some("routed") => {}
             Some("bridge") => return Err(invalid("mode: \"bridge\" is not there yet; \"routed\" is")),
@@ -233,7 +235,9 @@ fn ranges(wire: &Wire) -> Result<Vec<RangeSet>> {
         sets.push(RangeSet::parse(&format!("ipam.ranges[{index}]"), set)?);
     }
     if sets.is_empty() {
-        return Err(invalid("ipam.ranges is missing: name at least one subnet, such as [[{\"subnet\": \"10.22.0.0/16\"}]]"));
+        return Err(invalid(
+            "ipam.ranges is missing: name at least one subnet, such as [[{\"subnet\": \"10.22.0.0/16\"}]]",
+        ));
     }
     for (index, set) in sets.iter().enumerate() {
         if let Some(other) = sets[..index].iter().find(|other| other.overlaps(set)) {
@@ -284,7 +288,10 @@ fn port_mappings(wire: &[WirePortMapping]) -> Result<Vec<PortMapping>> {
         }
         let host_ip = match mapping.host_ip.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|_e| invalid(format!("{}: {text:?} is not an IP address", field("hostIP"))))?),
+            text => Some(
+                text.parse()
+                    .map_err(|_e| invalid(format!("{}: {text:?} is not an IP address", field("hostIP"))))?,
+            ),
         };
         mappings.push(PortMapping {
             host_port: mapping.host_port,
@@ -310,7 +317,8 @@ pub(crate) fn parse_cidr(field: &str, text: &str) -> Result<IpNetwork> {
 
 /// A unicast hardware address, six bytes in hexadecimal.
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
-    let bytes: Option<Vec<u8>> = text.split([':', '-']).map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    let bytes: Option<Vec<u8>> =
+        text.split([':', '-']).map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     let mac: Option<[u8; 6]> = bytes.and_then(|bytes| bytes.try_into().ok());
     let mac = mac.filter(|mac| mac[0] & 1 == 0);
     mac.ok_or_else(|| invalid(format!("{text:?} is not a unicast MAC address such as c2:11:22:33:44:55")))

@@ -7,7 +7,8 @@ use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
@@ -79,19 +80,28 @@ impl Netlink {
         let answers = self.exchange(request::get_addresses(index), NLM_F_DUMP)?;
         Ok(answers.into_iter().any(|answer| match answer {
             RouteNetlinkMessage::NewAddress(message) => {
-                message.header.index == index && message.attributes.contains(&AddressAttribute::Local(address.into()))
+                message.header.index == index
+                    && message.attributes.contains(&AddressAttribute::Local(address.into()))
             }
             _ => false,
         }))
     }
 
     /// Adds a route, or replaces the one to the same destination.
-    pub(crate) fn replace_route(&mut self, destination: (Ipv4Addr, u8), target: RouteTarget) -> io::Result<()> {
+    pub(crate) fn replace_route(
+        &mut self,
+        destination: (Ipv4Addr, u8),
+        target: RouteTarget,
+    ) -> io::Result<()> {
         self.change(request::new_route(destination, target), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Deletes a route. False if there is none.
-    pub(crate) fn delete_route(&mut self, destination: (Ipv4Addr, u8), target: RouteTarget) -> io::Result<bool> {
+    pub(crate) fn delete_route(
+        &mut self,
+        destination: (Ipv4Addr, u8),
+        target: RouteTarget,
+    ) -> io::Result<bool> {
         gone_is_false(self.change(request::delete_route(destination, target), 0))
     }
 
@@ -136,7 +146,8 @@ impl Netlink {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut rest = &datagram[..];
             while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                let answer =
+                    NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
                 let length = usize::try_from(answer.header.length).unwrap_or(rest.len()).next_multiple_of(4);
                 rest = &rest[length.clamp(1, rest.len())..];
                 if answer.header.sequence_number != self.sequence {

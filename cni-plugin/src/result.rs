@@ -44,7 +44,8 @@ pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     for (destination, gateway) in pod_routes(&conf.routes) {
         routes.push(json!({ "dst": destination, "gw": gateway }));
     }
-    let dns = if conf.dns.as_object().is_none_or(serde_json::Map::is_empty) { &previous["dns"] } else { &conf.dns };
+    let dns =
+        if conf.dns.as_object().is_none_or(serde_json::Map::is_empty) { &previous["dns"] } else { &conf.dns };
     let dns = if dns.is_null() { json!({}) } else { dns.clone() };
     json!({ "cniVersion": conf.version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": dns })
 }

@@ -62,7 +62,10 @@ pub(crate) fn attach(
     let gateway = pod.replace_route((GATEWAY, 32), RouteTarget::Link(pod_link.index));
     gateway.map_err(kernel(format!("add route {GATEWAY} dev {}", veth.pod)))?;
     for (destination, via) in pod_routes(routes) {
-        let added = pod.replace_route((destination.network(), destination.prefix()), RouteTarget::Via(pod_link.index, via));
+        let added = pod.replace_route(
+            (destination.network(), destination.prefix()),
+            RouteTarget::Via(pod_link.index, via),
+        );
         added.map_err(kernel(format!("add route {destination} via {via} to the pod")))?;
     }
     for address in addresses {

@@ -42,12 +42,14 @@ pub(crate) struct Answer {
 /// Runs one command of the CNI protocol.
 pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl Read) -> Output {
     let environment: Vec<_> = environment.collect();
-    let command = environment.iter().find(|(key, _)| key == "CNI_COMMAND").map(|(_, value)| value.to_string_lossy());
+    let command =
+        environment.iter().find(|(key, _)| key == "CNI_COMMAND").map(|(_, value)| value.to_string_lossy());
     let Some(command) = command.filter(|command| !command.is_empty()) else {
         return about();
     };
     let mut version = VERSIONS[VERSIONS.len() - 1].to_owned();
-    let answer = Command::parse(&command).and_then(|command| dispatch(command, &environment, input, &mut version));
+    let answer =
+        Command::parse(&command).and_then(|command| dispatch(command, &environment, input, &mut version));
     match answer {
         Ok(Answer { result, notes }) => {
             let stdout = result.map(|result| format!("{result}\n")).unwrap_or_default();
@@ -97,8 +99,12 @@ fn dispatch(
     check_command_version(command, &asked)?;
     match command {
         Command::Add => command::add(&args, &NetConf::parse(header, raw, &asked)?),
-        Command::Check => command::check(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default()),
-        Command::Status => command::status(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default()),
+        Command::Check => {
+            command::check(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default())
+        }
+        Command::Status => {
+            command::status(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default())
+        }
         Command::Del => command::del(&args, &header, &raw).map(|()| Answer::default()),
         Command::Gc => command::gc(&args, &header, &raw).map(|()| Answer::default()),
         Command::Version => unreachable!("answered above"),
@@ -127,9 +133,14 @@ fn read_config(input: impl Read) -> Result<Value> {
     let read = input.take(MAX_INPUT + 1).read_to_end(&mut bytes);
     read.map_err(|e| Error::new(Code::Io, format!("read the network configuration: {e}")))?;
     if bytes.len() as u64 > MAX_INPUT {
-        return Err(Error::new(Code::Decode, format!("the network configuration has more than {MAX_INPUT} bytes")));
+        return Err(Error::new(
+            Code::Decode,
+            format!("the network configuration has more than {MAX_INPUT} bytes"),
+        ));
     }
-    let decode = |e: serde_json::Error| Error::new(Code::Decode, format!("the network configuration is not JSON: {e}"));
+    let decode = |e: serde_json::Error| {
+        Error::new(Code::Decode, format!("the network configuration is not JSON: {e}"))
+    };
     let raw: Value = serde_json::from_slice(&bytes).map_err(decode)?;
     if raw.is_object() {
         return Ok(raw);

@@ -108,5 +108,8 @@ fn parse_domain(text: &str) -> Result<Name, String> {
 
 fn parse_upstream(text: &str) -> Result<SocketAddr, String> {
     let with_default_port = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
-    text.parse().ok().or_else(with_default_port).ok_or_else(|| "not an address, with or without a port".to_owned())
+    text.parse()
+        .ok()
+        .or_else(with_default_port)
+        .ok_or_else(|| "not an address, with or without a port".to_owned())
 }

@@ -111,6 +111,7 @@ async fn ask_tcp(upstream: SocketAddr, query: &[u8]) -> io::Result<Message> {
 fn matching(query: &[u8], answer: &[u8]) -> Option<Message> {
     let answer = Message::from_vec(answer).ok()?;
     let query = Message::from_vec(query).ok()?;
-    let is_answer = answer.metadata.message_type == MessageType::Response && answer.metadata.id == query.metadata.id;
+    let is_answer =
+        answer.metadata.message_type == MessageType::Response && answer.metadata.id == query.metadata.id;
     (is_answer && answer.queries == query.queries).then_some(answer)
 }

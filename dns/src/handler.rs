@@ -23,7 +23,11 @@ pub(crate) struct Handler {
 
 #[async_trait::async_trait]
 impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, response: R) -> ResponseInfo {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        response: R,
+    ) -> ResponseInfo {
         // A response that comes as a query must not be answered: two servers would go on for ever.
         if request.metadata.message_type == MessageType::Response {
             return Reply::new(request, ResponseCode::FormErr).info();
@@ -47,7 +51,9 @@ impl Handler {
         if request.metadata.op_code != OpCode::Query {
             return Reply::new(request, ResponseCode::NotImp);
         }
-        if query.query_class() != DNSClass::IN || matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR) {
+        if query.query_class() != DNSClass::IN
+            || matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR)
+        {
             return Reply::new(request, ResponseCode::Refused);
         }
         let name = query.original().name();

@@ -30,7 +30,8 @@ impl Metrics {
         let durations = register(&registry, HistogramVec::new(opts.buckets(BUCKETS.into()), &["proto"]));
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         let generation = gauge("portolan_dns_snapshot_generation", "Generation of the state in force.");
-        let problems = gauge("portolan_dns_discovery_problems", "Errors and warnings about the input right now.");
+        let problems =
+            gauge("portolan_dns_discovery_problems", "Errors and warnings about the input right now.");
         Self { requests, responses, durations, generation, problems, registry }
     }
 

@@ -31,7 +31,9 @@ mod tests {
         assert_eq!(parse("1.0.96.10.IN-ADDR.arpa."), Some("10.96.0.1".to_owned()));
         let v6 = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.";
         assert_eq!(parse(v6), Some("fd00:10:96::1".to_owned()));
-        for other in ["96.10.in-addr.arpa.", "1.256.96.10.in-addr.arpa.", "x.1.0.96.10.in-addr.arpa.", "1.ip6.arpa."] {
+        for other in
+            ["96.10.in-addr.arpa.", "1.256.96.10.in-addr.arpa.", "x.1.0.96.10.in-addr.arpa.", "1.ip6.arpa."]
+        {
             assert_eq!(parse(other), None, "{other}");
         }
     }

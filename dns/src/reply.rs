@@ -1,8 +1,8 @@
 //! A reply that fits its transport.
 
 use hickory_server::proto::op::{Edns, Metadata, ResponseCode};
-use hickory_server::proto::rr::rdata::opt::EdnsOption;
 use hickory_server::proto::rr::Record;
+use hickory_server::proto::rr::rdata::opt::EdnsOption;
 use hickory_server::proto::serialize::binary::BinEncoder;
 use hickory_server::server::{Request, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
@@ -54,13 +54,18 @@ impl Reply {
     /// Adds the reason, for clients that speak EDNS.
     pub(crate) fn explain(mut self, why: Explanation) -> Self {
         if let Some(edns) = &mut self.edns {
-            edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR, (why as u16).to_be_bytes().to_vec()));
+            edns.options_mut()
+                .insert(EdnsOption::Unknown(EXTENDED_ERROR, (why as u16).to_be_bytes().to_vec()));
         }
         self
     }
 
     /// Sends the reply, cut to what the client can take.
-    pub(crate) async fn send<R: ResponseHandler>(mut self, request: &Request, mut response: R) -> ResponseInfo {
+    pub(crate) async fn send<R: ResponseHandler>(
+        mut self,
+        request: &Request,
+        mut response: R,
+    ) -> ResponseInfo {
         let limit = self.limit(request);
         self.cut(request, limit);
         // The server sends as much as the OPT record says; the client is told our own limit all the same.
@@ -98,7 +103,10 @@ impl Reply {
         if request.protocol().is_stream() {
             return usize::from(u16::MAX);
         }
-        let limit = request.edns.as_ref().map_or(PLAIN_DATAGRAM, |edns| edns.max_payload().clamp(PLAIN_DATAGRAM, MAX_DATAGRAM));
+        let limit = request
+            .edns
+            .as_ref()
+            .map_or(PLAIN_DATAGRAM, |edns| edns.max_payload().clamp(PLAIN_DATAGRAM, MAX_DATAGRAM));
         usize::from(limit)
     }
 

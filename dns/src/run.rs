@@ -69,8 +69,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         listen: config.listen.clone(),
     });
     let zone = Arc::new(ArcSwap::from_pointee(Zone::new(&Snapshot::empty(), Arc::clone(&settings))));
-    let handler =
-        Handler { zone: Arc::clone(&zone), forwarder: Forwarder::new(upstreams), metrics: Arc::clone(&metrics) };
+    let handler = Handler {
+        zone: Arc::clone(&zone),
+        forwarder: Forwarder::new(upstreams),
+        metrics: Arc::clone(&metrics),
+    };
     let mut server = Server::new(handler);
     for address in config.listen {
         let (udp, tcp) = socket::open(address).context("--listen")?;
@@ -128,6 +131,9 @@ async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, settings: &Arc<S
 fn upstreams(config: &Config) -> anyhow::Result<Vec<SocketAddr>> {
     let Some(named) = &config.upstreams else { return Ok(forward::upstreams(&config.listen)) };
     let ourselves = named.iter().find(|upstream| config.listen.contains(upstream));
-    ensure!(ourselves.is_none(), "--upstream {named:?} is an address this server listens on: it would ask itself for ever");
+    ensure!(
+        ourselves.is_none(),
+        "--upstream {named:?} is an address this server listens on: it would ask itself for ever"
+    );
     Ok(named.clone())
 }

@@ -79,7 +79,11 @@ impl Zone {
         let reverse = parse_reverse(name).filter(|ip| self.is_ours(*ip));
         if !in_zone && reverse.is_none() {
             // While nothing is known, an endpoint's address may be anybody's.
-            return if !self.synced && parse_reverse(name).is_some() { Answer::NotReady } else { Answer::Elsewhere };
+            return if !self.synced && parse_reverse(name).is_some() {
+                Answer::NotReady
+            } else {
+                Answer::Elsewhere
+            };
         }
         if !self.synced {
             return Answer::NotReady;
@@ -132,7 +136,9 @@ impl Zone {
         if kind != RecordType::PTR {
             return self.negative(Found::default(), ResponseCode::NoError);
         }
-        let record = |target: &Name| Record::from_rdata(name.clone(), self.settings.ttl, RData::PTR(PTR(target.clone())));
+        let record = |target: &Name| {
+            Record::from_rdata(name.clone(), self.settings.ttl, RData::PTR(PTR(target.clone())))
+        };
         Found { answers: targets.iter().map(record).collect(), ..Found::default() }
     }
 

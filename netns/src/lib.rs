@@ -201,7 +201,8 @@ mod tests {
         // The mount must not show anywhere else, so it is made in a mount namespace of this test's own.
         on_own_thread(|| {
             unshare(CloneFlags::CLONE_NEWNS).unwrap();
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .unwrap();
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("pod");
             let ns = NetNs::create_named(&path).unwrap();

@@ -37,7 +37,8 @@ impl Node {
         let outside = NetNs::create_unnamed().context("create the outside network (root is needed)")?;
         let net = NetNs::create_unnamed()?;
         let mounts = std::thread::scope(|scope| scope.spawn(|| net.run(private_mounts)).join());
-        let mounts = mounts.map_err(|_panic| anyhow::anyhow!("setting up the node's mounts panicked"))???;
+        let mounts =
+            mounts.map_err(|_panic| anyhow::anyhow!("setting up the node's mounts panicked"))???;
         let node = Self(Arc::new(Namespaces { net, mounts, outside }));
         node.connect_uplink().context("connect the node's uplink")?;
         Ok(node)
@@ -49,7 +50,8 @@ impl Node {
     /// When the node's own namespaces cannot be entered, and when `work` panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
-            enter_mounts(&self.0.mounts).expect("a node's mount namespace can be entered by a thread of its own");
+            enter_mounts(&self.0.mounts)
+                .expect("a node's mount namespace can be entered by a thread of its own");
             work()
         };
         self.0.net.run(inside).expect("a node's network namespace can be entered")

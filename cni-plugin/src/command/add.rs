@@ -54,7 +54,12 @@ pub(super) fn open_pod(netns: &NetNs) -> Result<Netlink> {
     socket.map_err(kernel("open a netlink socket in the pod"))
 }
 
-fn attach<'a>(args: &'a Args, conf: &'a NetConf, netns: &NetNs, rollback: &mut Rollback<'a>) -> Result<Value> {
+fn attach<'a>(
+    args: &'a Args,
+    conf: &'a NetConf,
+    netns: &NetNs,
+    rollback: &mut Rollback<'a>,
+) -> Result<Value> {
     let mut pod = open_pod(netns)?;
     let existing = pod.link(&args.ifname).map_err(kernel(format!("look for {} in the pod", args.ifname)))?;
     if existing.is_some() {
@@ -84,15 +89,18 @@ fn attach<'a>(args: &'a Args, conf: &'a NetConf, netns: &NetNs, rollback: &mut R
     let (header, given) = (&conf.header, addresses.clone());
     rollback.push(move || drop(masquerade::leave(header, &key, &given)));
     masquerade::join(conf, &attachment, &mut host)?;
-    Ok(result::result(conf, &Attached {
-        host_interface: &host_name,
-        host_mac: &format_mac(veth.host_mac),
-        ifname: &args.ifname,
-        mac: &attachment.mac,
-        netns: &args.netns,
-        mtu: veth.mtu,
-        addresses: &addresses,
-    }))
+    Ok(result::result(
+        conf,
+        &Attached {
+            host_interface: &host_name,
+            host_mac: &format_mac(veth.host_mac),
+            ifname: &args.ifname,
+            mac: &attachment.mac,
+            netns: &args.netns,
+            mtu: veth.mtu,
+            addresses: &addresses,
+        },
+    ))
 }
 
 fn reserve<'a>(args: &'a Args, conf: &'a NetConf, rollback: &mut Rollback<'a>) -> Result<Vec<Ipv4Addr>> {
@@ -124,7 +132,13 @@ fn delegated_addresses(kind: &str, result: &Value) -> Result<Vec<Ipv4Addr>> {
     Ok(addresses)
 }
 
-fn record(args: &Args, conf: &NetConf, host_name: &str, veth: &Veth<'_>, addresses: &[Ipv4Addr]) -> Attachment {
+fn record(
+    args: &Args,
+    conf: &NetConf,
+    host_name: &str,
+    veth: &Veth<'_>,
+    addresses: &[Ipv4Addr],
+) -> Attachment {
     let extra = |key: &str| args.extra.get(key).filter(|value| !value.is_empty()).cloned();
     let key = Key {
         network: conf.header.name.clone(),
@@ -153,7 +167,9 @@ fn record(args: &Args, conf: &NetConf, host_name: &str, veth: &Veth<'_>, address
 fn pod_mac(args: &Args, conf: &NetConf) -> Result<[u8; 6]> {
     match (conf.mac, args.extra.get("MAC")) {
         (Some(mac), _) => Ok(mac),
-        (None, Some(text)) => parse_mac(text).map_err(|e| Error { code: Code::InvalidEnvironment as u32, ..e }),
+        (None, Some(text)) => {
+            parse_mac(text).map_err(|e| Error { code: Code::InvalidEnvironment as u32, ..e })
+        }
         (None, None) => random_mac(),
     }
 }

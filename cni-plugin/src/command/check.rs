@@ -27,7 +27,10 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
         let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
         let reserved = Store::new(conf.header.ipam_dir.clone()).addresses(&owner)?;
         if let Some(lost) = addresses.iter().find(|address| !reserved.contains(address)) {
-            return Err(Error::new(Code::Conflict, format!("address {lost} is no longer reserved for this container")));
+            return Err(Error::new(
+                Code::Conflict,
+                format!("address {lost} is no longer reserved for this container"),
+            ));
         }
     }
     for address in addresses.iter().filter(|_| conf.masquerade) {

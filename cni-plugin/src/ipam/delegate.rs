@@ -14,7 +14,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs the plugin `kind` with `command` and the complete configuration. The result is JSON for ADD, nothing else.
 pub(crate) fn delegate(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<Value>> {
-    let failed = |message: String| Error::new(Code::Kernel, format!("IPAM plugin {kind} {command}: {message}"));
+    let failed =
+        |message: String| Error::new(Code::Kernel, format!("IPAM plugin {kind} {command}: {message}"));
     if kind.contains('/') {
         return Err(Error::new(Code::InvalidConfig, format!("ipam.type: {kind:?} is not a plugin's name")));
     }
@@ -41,7 +42,8 @@ pub(crate) fn delegate(kind: &str, command: &str, args: &Args, config: &Value) -
     let json: Option<Value> = serde_json::from_str(&text).ok();
     if !output.status.success() {
         let relayed = json.as_ref().and_then(|json| json["msg"].as_str());
-        let code = json.as_ref().and_then(|json| json["code"].as_u64()).and_then(|code| u32::try_from(code).ok());
+        let code =
+            json.as_ref().and_then(|json| json["code"].as_u64()).and_then(|code| u32::try_from(code).ok());
         let message = relayed.map_or_else(|| format!("{}: {text}", output.status), str::to_owned);
         return Err(Error { code: code.unwrap_or(Code::Kernel as u32), ..failed(message) });
     }

@@ -50,7 +50,10 @@ impl Pool {
         while step < self.size {
             let position = (start + step) % self.size;
             // Eight at a time where all are taken.
-            if position.is_multiple_of(8) && self.bytes[byte_of(position)] == u8::MAX && position + 8 <= self.size {
+            if position.is_multiple_of(8)
+                && self.bytes[byte_of(position)] == u8::MAX
+                && position + 8 <= self.size
+            {
                 step += 8;
                 continue;
             }

@@ -84,9 +84,12 @@ impl RangeSet {
 impl Range {
     fn parse(field: &str, wire: &WireRange) -> Result<Self> {
         let field = |name: &str| format!("{field}.{name}");
-        let Some(subnet) = &wire.subnet else { return Err(invalid(format!("{}: is missing", field("subnet")))) };
+        let Some(subnet) = &wire.subnet else {
+            return Err(invalid(format!("{}: is missing", field("subnet"))));
+        };
         let IpNetwork::V4(subnet) = parse_cidr(&field("subnet"), subnet)? else {
-            let message = format!("{}: {subnet:?} is IPv6, which routed mode does not have yet", field("subnet"));
+            let message =
+                format!("{}: {subnet:?} is IPv6, which routed mode does not have yet", field("subnet"));
             return Err(invalid(message));
         };
         if subnet.prefix() > 30 {
@@ -103,7 +106,8 @@ impl Range {
         };
         // Neither the network's own address nor the broadcast address can be a pod's.
         let usable = (subnet.network().to_bits() + 1, subnet.broadcast().to_bits() - 1);
-        let first = inside("rangeStart", &wire.range_start)?.map_or(usable.0, Ipv4Addr::to_bits).max(usable.0);
+        let first =
+            inside("rangeStart", &wire.range_start)?.map_or(usable.0, Ipv4Addr::to_bits).max(usable.0);
         let last = inside("rangeEnd", &wire.range_end)?.map_or(usable.1, Ipv4Addr::to_bits).min(usable.1);
         if first > last {
             return Err(invalid(format!("{}: lies after rangeEnd", field("rangeStart"))));
@@ -118,9 +122,10 @@ impl Range {
 
 impl fmt::Display for RangeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ranges = self.0.iter().map(|range| {
-            format!("{}-{}", Ipv4Addr::from_bits(range.first), Ipv4Addr::from_bits(range.last))
-        });
+        let ranges = self
+            .0
+            .iter()
+            .map(|range| format!("{}-{}", Ipv4Addr::from_bits(range.first), Ipv4Addr::from_bits(range.last)));
         f.write_str(&ranges.collect::<Vec<_>>().join(","))
     }
 }
@@ -136,10 +141,15 @@ mod tests {
 
     #[test]
     fn positions_and_addresses_match_across_ranges_and_leave_out_network_and_broadcast() {
-        let set = set(r#"[{"subnet": "10.1.0.0/29"}, {"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.9", "rangeEnd": "10.2.0.10"}]"#);
+        let set = set(
+            r#"[{"subnet": "10.1.0.0/29"}, {"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.9", "rangeEnd": "10.2.0.10"}]"#,
+        );
         let set = set.unwrap();
         let all: Vec<String> = (0..set.len()).map(|n| set.nth(n).unwrap().to_string()).collect();
-        assert_eq!(all, ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5", "10.1.0.6", "10.2.0.9", "10.2.0.10"]);
+        assert_eq!(
+            all,
+            ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5", "10.1.0.6", "10.2.0.9", "10.2.0.10"]
+        );
         assert!((0..set.len()).all(|n| set.position(set.nth(n).unwrap()) == Some(n)));
         assert_eq!(set.position("10.1.0.7".parse().unwrap()), None);
     }
@@ -147,13 +157,31 @@ mod tests {
     #[test]
     fn mistakes_name_the_field_and_the_value() {
         for (json, expected) in [
-            (r#"[{"subnet": "10.1.0.1/24"}]"#, "ipam.ranges[0].subnet: \"10.1.0.1/24\" has host bits set; the range is 10.1.0.0/24"),
-            (r#"[{"subnet": "10.1.0.0/31"}]"#, "ipam.ranges[0].subnet: 10.1.0.0/31 is too small; the longest prefix is /30"),
-            (r#"[{"subnet": "fd00::/64"}]"#, "ipam.ranges[0].subnet: \"fd00::/64\" is IPv6, which routed mode does not have yet"),
-            (r#"[{"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}]"#, "ipam.ranges[0].gateway: \"10.2.0.1\" is not an address of 10.1.0.0/24"),
-            (r#"[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}]"#, "ipam.ranges[0].rangeStart: lies after rangeEnd"),
+            (
+                r#"[{"subnet": "10.1.0.1/24"}]"#,
+                "ipam.ranges[0].subnet: \"10.1.0.1/24\" has host bits set; the range is 10.1.0.0/24",
+            ),
+            (
+                r#"[{"subnet": "10.1.0.0/31"}]"#,
+                "ipam.ranges[0].subnet: 10.1.0.0/31 is too small; the longest prefix is /30",
+            ),
+            (
+                r#"[{"subnet": "fd00::/64"}]"#,
+                "ipam.ranges[0].subnet: \"fd00::/64\" is IPv6, which routed mode does not have yet",
+            ),
+            (
+                r#"[{"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}]"#,
+                "ipam.ranges[0].gateway: \"10.2.0.1\" is not an address of 10.1.0.0/24",
+            ),
+            (
+                r#"[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}]"#,
+                "ipam.ranges[0].rangeStart: lies after rangeEnd",
+            ),
             (r#"[{"rangeStart": "10.1.0.9"}]"#, "ipam.ranges[0].subnet: is missing"),
-            (r#"[{"subnet": "10.1.0.0/24"}, {"subnet": "10.1.0.0/25"}]"#, "ipam.ranges[0]: its ranges overlap in 10.1.0.0/25"),
+            (
+                r#"[{"subnet": "10.1.0.0/24"}, {"subnet": "10.1.0.0/25"}]"#,
+                "ipam.ranges[0]: its ranges overlap in 10.1.0.0/25",
+            ),
         ] {
             assert_eq!(set(json).unwrap_err(), expected);
         }

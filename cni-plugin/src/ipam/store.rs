@@ -56,7 +56,12 @@ impl Store {
     }
 
     /// Reserves one address of each set, the requested ones where given.
-    pub(crate) fn reserve(&self, owner: &Owner, sets: &[RangeSet], requested: &[Ipv4Addr]) -> Result<Vec<Ipv4Addr>> {
+    pub(crate) fn reserve(
+        &self,
+        owner: &Owner,
+        sets: &[RangeSet],
+        requested: &[Ipv4Addr],
+    ) -> Result<Vec<Ipv4Addr>> {
         let _lock = Lock::acquire(&self.directory)?;
         if self.read(owner)?.is_some() {
             let message = format!(
@@ -70,9 +75,9 @@ impl Store {
             return Err(Error::new(Code::InvalidConfig, message));
         }
         let mut reserved: Vec<Reserved> = Vec::new();
-        let result = self.take_all(sets, requested, &mut reserved).and_then(|()| {
-            self.write(&Reservation { owner: owner.clone(), addresses: reserved.clone() })
-        });
+        let result = self
+            .take_all(sets, requested, &mut reserved)
+            .and_then(|()| self.write(&Reservation { owner: owner.clone(), addresses: reserved.clone() }));
         if let Err(error) = result {
             self.give_back(&reserved);
             return Err(error);
@@ -187,7 +192,9 @@ impl Store {
     fn reservations(&self) -> (Vec<Reservation>, Vec<Error>) {
         let (mut found, mut errors) = (Vec::new(), Vec::new());
         let entries = fs::read_dir(self.directory.join("owners")).into_iter().flatten().flatten();
-        for path in entries.map(|entry| entry.path()).filter(|path| path.extension().is_none_or(|e| e != "tmp")) {
+        for path in
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_none_or(|e| e != "tmp"))
+        {
             match fs::read(&path).map_err(io("read", &path)).and_then(|bytes| parse(&path, &bytes)) {
                 Ok(reservation) => found.push(reservation),
                 Err(error) => errors.push(error),
@@ -257,7 +264,10 @@ mod tests {
         let take = |id: &str| store.reserve(&owner(id), &sets, &[]).unwrap()[0].to_string();
         assert_eq!([take("a"), take("b")], ["10.22.0.2", "10.22.0.3"]);
         store.release(&owner("a")).unwrap();
-        assert_eq!([take("c"), take("d"), take("e"), take("f")], ["10.22.0.4", "10.22.0.5", "10.22.0.6", "10.22.0.2"]);
+        assert_eq!(
+            [take("c"), take("d"), take("e"), take("f")],
+            ["10.22.0.4", "10.22.0.5", "10.22.0.6", "10.22.0.2"]
+        );
         let full = store.reserve(&owner("g"), &sets, &[]).unwrap_err();
         assert_eq!(full.code, Code::NotAvailable as u32);
         assert_eq!(store.check_available(&sets).unwrap_err().code, Code::NotAvailable as u32);
@@ -272,7 +282,9 @@ mod tests {
         let (_directory, store, sets) = fixture();
         let wanted = "10.22.0.5".parse().unwrap();
         assert_eq!(store.reserve(&owner("a"), &sets, &[wanted]).unwrap(), [wanted]);
-        assert!(store.reserve(&owner("b"), &sets, &[wanted]).unwrap_err().message.contains("10.22.0.5 is taken"));
+        assert!(
+            store.reserve(&owner("b"), &sets, &[wanted]).unwrap_err().message.contains("10.22.0.5 is taken")
+        );
         assert!(store.reserve(&owner("a"), &sets, &[]).unwrap_err().message.contains("already"));
         assert_eq!(store.addresses(&owner("a")).unwrap(), [wanted]);
     }

@@ -61,7 +61,8 @@ impl Rule {
 
     pub(super) fn write(&self, mut list: Attributes) -> Attributes {
         for (name, data) in &self.0 {
-            list = list.nested(1, |expression| expression.text(1, name).nested(2, |inner| inner.append(data)));
+            list =
+                list.nested(1, |expression| expression.text(1, name).nested(2, |inner| inner.append(data)));
         }
         list
     }
@@ -72,7 +73,9 @@ impl Rule {
     }
 
     fn load(self, offset: u32) -> Self {
-        self.with("payload", |a| a.number(1, REGISTER).number(2, NETWORK_HEADER).number(3, offset).number(4, 4))
+        self.with("payload", |a| {
+            a.number(1, REGISTER).number(2, NETWORK_HEADER).number(3, offset).number(4, 4)
+        })
     }
 
     fn with(mut self, name: &'static str, fill: impl FnOnce(Attributes) -> Attributes) -> Self {

@@ -87,7 +87,15 @@ pub(super) fn batch_end() -> Vec<u8> {
     bytes
 }
 
-fn header(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, payload: &[u8]) {
+fn header(
+    bytes: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family: u8,
+    resource: u16,
+    payload: &[u8],
+) {
     let length = u32::try_from(HEADER + GENERIC + payload.len()).expect("callers keep messages below 4 GiB");
     bytes.extend(length.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());

@@ -11,7 +11,8 @@ const MAX_SERVERS: usize = 3;
 /// The servers of `/etc/resolv.conf`, without those that are ourselves. None if the file is missing.
 pub(crate) fn upstreams(ourselves: &[SocketAddr]) -> Vec<SocketAddr> {
     let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    let (ours, others): (Vec<_>, Vec<_>) = parse(&text).into_iter().partition(|server| ourselves.contains(server));
+    let (ours, others): (Vec<_>, Vec<_>) =
+        parse(&text).into_iter().partition(|server| ourselves.contains(server));
     for server in ours {
         tracing::warn!(%server, "{RESOLV_CONF} names this server itself, which would ask itself for ever; left out");
     }
@@ -21,7 +22,8 @@ pub(crate) fn upstreams(ourselves: &[SocketAddr]) -> Vec<SocketAddr> {
 fn parse(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
-        let address: IpAddr = words.next().filter(|word| *word == "nameserver").and(words.next())?.parse().ok()?;
+        let address: IpAddr =
+            words.next().filter(|word| *word == "nameserver").and(words.next())?.parse().ok()?;
         Some(SocketAddr::new(address, 53))
     });
     servers.take(MAX_SERVERS).collect()

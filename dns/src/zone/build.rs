@@ -27,7 +27,8 @@ struct Builder {
 }
 
 pub(super) fn build(snapshot: &Snapshot, settings: Arc<Settings>) -> Zone {
-    let mut builder = Builder { settings: Arc::clone(&settings), names: HashMap::new(), pointers: HashMap::new() };
+    let mut builder =
+        Builder { settings: Arc::clone(&settings), names: HashMap::new(), pointers: HashMap::new() };
     let soa = builder.add_apex(snapshot);
     for namespace in &snapshot.namespaces {
         for part in ["svc", "pod"] {
@@ -55,7 +56,10 @@ pub(super) fn build(snapshot: &Snapshot, settings: Arc<Settings>) -> Zone {
 impl Builder {
     /// `labels` below the cluster's domain.
     fn name(&self, labels: &[&str]) -> Option<Name> {
-        Name::from_labels(labels.iter().map(|label| label.as_bytes())).ok()?.append_domain(&self.settings.domain).ok()
+        Name::from_labels(labels.iter().map(|label| label.as_bytes()))
+            .ok()?
+            .append_domain(&self.settings.domain)
+            .ok()
     }
 
     /// Makes a name exist, and with it every name between it and the apex.
@@ -77,10 +81,13 @@ impl Builder {
     }
 
     fn add_address(&mut self, name: &Name, ip: IpAddr) {
-        self.add(name, match ip {
-            IpAddr::V4(ip) => RData::A(A(ip)),
-            IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
-        });
+        self.add(
+            name,
+            match ip {
+                IpAddr::V4(ip) => RData::A(A(ip)),
+                IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
+            },
+        );
     }
 
     fn add_pointer(&mut self, ip: IpAddr, name: &Name) {
@@ -132,7 +139,9 @@ impl Builder {
     }
 
     fn add_headless(&mut self, entry: &ServiceEntry, name: &Name) {
-        let ready = || entry.slices.iter().map(|slice| (slice, slice.endpoints.iter().filter(|e| e.conditions.ready)));
+        let ready = || {
+            entry.slices.iter().map(|slice| (slice, slice.endpoints.iter().filter(|e| e.conditions.ready)))
+        };
         let count = ready().map(|(_, endpoints)| endpoints.count()).sum();
         for (slice, endpoints) in ready() {
             for endpoint in endpoints {
@@ -154,14 +163,24 @@ impl Builder {
     }
 
     /// `_port._protocol` below the Service, and at the Service itself; a port without a name has none.
-    fn add_srv(&mut self, service: &Name, port: &str, protocol: Protocol, number: u16, target: Name, count: usize) {
+    fn add_srv(
+        &mut self,
+        service: &Name,
+        port: &str,
+        protocol: Protocol,
+        number: u16,
+        target: Name,
+        count: usize,
+    ) {
         if port.is_empty() {
             return;
         }
         // Weights of all targets add up to about 100, as CoreDNS has them; none may be 0 (RFC 2782).
         let weight = u16::try_from(100 / count.max(1)).unwrap_or(1).max(1);
         let data = RData::SRV(SRV::new(0, weight, number, target));
-        let below = service.prepend_label(format!("_{protocol}")).and_then(|name| name.prepend_label(format!("_{port}")));
+        let below = service
+            .prepend_label(format!("_{protocol}"))
+            .and_then(|name| name.prepend_label(format!("_{port}")));
         if let Ok(below) = below {
             self.add(&below, data.clone());
         }
