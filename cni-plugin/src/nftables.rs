@@ -147,7 +147,7 @@ fn exchange(bytes: &[u8]) -> io::Result<()> {
     let mut result = Ok(());
     loop {
         match socket.recv_from_full() {
-            Ok((datagram, _)) => result = result.and(message::first_error(&datagram)),
+            Ok((datagram, _)) => result = result.and_then(|()| message::first_error(&datagram)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return result,
             Err(e) => return Err(e),
         }

@@ -52,7 +52,7 @@ pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => return Ok(typed),
         Err(e) => return Err(Error::Read(file, e)),
     };
-    let typed_flags: Vec<String> = typed.iter().filter_map(|a| flag_of(a)).collect();
+    let typed_flags: Vec<String> = typed.iter().filter_map(flag_of).collect();
     let mut merged = typed.clone();
     let mut settings = settings(&file, &contents, command)?;
     settings.retain(|(flag, _)| !typed_flags.contains(flag));

@@ -1,8 +1,15 @@
 //! For tests, the benchmark and the demo only: nodes and pods in network namespaces of their own.
 //!
 //! A [`Node`] is invisible to the machine it runs on: its network, its mounts and so its `/run/netns` and
-//! `/run/portolan` are its own, and all of it is gone with its last process and handle.
+//! `/run/portolan` are its own, and all of it is gone with its last process and handle. [`Network`] plays the container
+//! runtime: it runs the real CNI plugin for each [`Pod`]. [`Program`] is a daemon that does not outlive its handle.
 
+mod network;
 mod node;
+mod program;
+mod server;
 
+pub use network::{Network, Plugin, Pod};
 pub use node::Node;
+pub use program::{Binaries, Program, free_port, wait_for};
+pub use server::NameServer;

@@ -130,8 +130,18 @@ fn private_mounts() -> Result<File> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mount on /run")?;
     std::fs::create_dir_all("/run/netns")?;
+    private_etc()?;
     std::fs::create_dir_all("/run/portolan")?;
     Ok(File::open("/proc/thread-self/ns/mnt")?)
+}
+
+/// `ip netns exec` looks for a pod's resolv.conf in /etc/netns. An overlay keeps what is written there off the machine.
+fn private_etc() -> Result<()> {
+    std::fs::create_dir_all("/run/etc/upper")?;
+    std::fs::create_dir_all("/run/etc/work")?;
+    let options = "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work";
+    mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options)).context("mount on /etc")?;
+    Ok(())
 }
 
 /// A thread that shares its root and working directory with others may not change its mounts, so it stops sharing.

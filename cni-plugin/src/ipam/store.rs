@@ -253,8 +253,9 @@ mod tests {
     fn fixture() -> (tempfile::TempDir, Store, Vec<RangeSet>) {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path().join("pods"));
-        let wire = serde_json::from_str(r#"[{"subnet": "10.22.0.0/29", "gateway": "10.22.0.1"}]"#).unwrap();
-        let sets = vec![RangeSet::parse("ipam.ranges[0]", &[wire].concat()).unwrap()];
+        let wire: Vec<crate::netconf::WireRange> =
+            serde_json::from_str(r#"[{"subnet": "10.22.0.0/29", "gateway": "10.22.0.1"}]"#).unwrap();
+        let sets = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];
         (directory, store, sets)
     }
 

@@ -1,5 +1,7 @@
 //! `discovery.k8s.io/v1/EndpointSlice`.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::discovery::v1 as api;
 
 use super::{Findings, address, namespaced_name, port_number, protocol};
@@ -30,7 +32,7 @@ pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings)
     let ports = ports(slice.ports.unwrap_or_default(), findings);
     let endpoints = slice.endpoints.into_iter().enumerate();
     let endpoints = endpoints.filter_map(|(index, e)| endpoint(index, e, family, findings)).collect();
-    let service = NamespacedName::new(name.namespace.clone(), service.as_str());
+    let service = NamespacedName::new(Arc::clone(&name.namespace), service.as_str());
     Some(EndpointSlice { name, service, family, ports, endpoints })
 }
 

@@ -1,0 +1,109 @@
+//! Programs under test.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::Node;
+
+/// Where the programs under test are.
+#[derive(Clone, Debug)]
+pub struct Binaries(PathBuf);
+
+/// A running program, stopped when this is dropped.
+#[derive(Debug)]
+pub struct Program {
+    child: Child,
+    name: String,
+}
+
+impl Binaries {
+    /// Next to the program that is running: `target/release`, or the parent of `target/debug/deps` for a test.
+    ///
+    /// # Errors
+    /// When `portolan-cni`, `portolan-proxy` or `portolan-dns` is not there: `cargo build --workspace` makes them.
+    pub fn find() -> Result<Self> {
+        let own = std::env::current_exe()?;
+        let directory = own.ancestors().skip(1).take(2).find(|d| d.join("portolan-cni").is_file());
+        let directory = directory.context("portolan-cni is not built: run `cargo build --workspace`")?.to_owned();
+        for name in ["portolan-proxy", "portolan-dns"] {
+            ensure!(directory.join(name).is_file(), "{name} is not built: run `cargo build --workspace`");
+        }
+        Ok(Self(directory))
+    }
+
+    /// The path of one of them.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Program {
+    /// Starts a program inside the node. Its log goes to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(node: &Node, binary: &Path, arguments: &[&str], log: &Path) -> Result<Self> {
+        let output = std::fs::File::create(log)?;
+        let mut command = Command::new(binary);
+        command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = node.run(|| command.spawn()).with_context(|| format!("start {}", binary.display()))?;
+        Ok(Self { child, name: binary.file_name().unwrap_or_default().to_string_lossy().into_owned() })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Errors
+    /// When it is still there after ten seconds.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("{} did not end after SIGTERM", self.name)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Tries `attempt` until it succeeds.
+///
+/// # Errors
+/// The last error, after ten seconds.
+pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() > deadline => return Err(error.context(format!("waiting for {what}"))),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// A port that nothing listens on right now.
+///
+/// # Errors
+/// As `bind(2)`.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
