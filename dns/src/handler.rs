@@ -61,7 +61,7 @@ impl Handler {
         match answer {
             Answer::NotReady => Reply::new(request, ResponseCode::ServFail).explain(Explanation::NotReady),
             Answer::Elsewhere => self.forward(request).await,
-            Answer::Ours(found) => self.ours(request, found, query.query_type()).await,
+            Answer::Ours(found) => self.ours(request, *found, query.query_type()).await,
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) fn open(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> 
     };
     let udp = bound(address, Type::DGRAM).map_err(explain)?;
     // Port 0 means any, but the same for both.
-    let port = udp.local_addr()?.as_socket().map_or(address.port(), |bound| bound.port());
+    let port = udp.local_addr()?.as_socket().map_or_else(|| address.port(), |bound| bound.port());
     let tcp = bound(SocketAddr::new(address.ip(), port), Type::STREAM).map_err(explain)?;
     tcp.listen(BACKLOG).map_err(explain)?;
     Ok((udp.into(), tcp.into()))

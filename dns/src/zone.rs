@@ -52,7 +52,7 @@ pub(crate) enum Answer {
     /// Not a name of ours.
     Elsewhere,
     /// Ours.
-    Ours(Found),
+    Ours(Box<Found>),
 }
 
 /// An answer from our own names.
@@ -88,10 +88,10 @@ impl Zone {
         if !self.synced {
             return Answer::NotReady;
         }
-        Answer::Ours(match reverse {
+        Answer::Ours(Box::new(match reverse {
             Some(ip) => self.reverse(name, ip, kind),
             None => self.forward(name, kind),
-        })
+        }))
     }
 
     fn forward(&self, name: &Name, kind: RecordType) -> Found {

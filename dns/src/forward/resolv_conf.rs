@@ -22,8 +22,8 @@ pub(crate) fn upstreams(ourselves: &[SocketAddr]) -> Vec<SocketAddr> {
 fn parse(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
-        let address: IpAddr =
-            words.next().filter(|word| *word == "nameserver").and(words.next())?.parse().ok()?;
+        words.next().filter(|word| *word == "nameserver")?;
+        let address: IpAddr = words.next()?.parse().ok()?;
         Some(SocketAddr::new(address, 53))
     });
     servers.take(MAX_SERVERS).collect()
