@@ -1,0 +1,407 @@
+//! ADD, CHECK, DEL, STATUS and GC with real namespaces; what is asserted is what the kernel says.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use testbed::{Node, Plugin};
+
+struct Fixture {
+    plugin: Plugin,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_portolan-cni"));
+        Self { plugin: Plugin { binary, node: Node::new().unwrap() } }
+    }
+
+    fn node(&self) -> &Node {
+        &self.plugin.node
+    }
+
+    fn netns(&self, name: &str) -> PathBuf {
+        self.node().add_netns(name).unwrap()
+    }
+
+    fn try_call(&self, command: &str, id: &str, netns: &str, config: &Value) -> Result<Value, Value> {
+        self.plugin.command(command, id, Path::new(netns), config).unwrap()
+    }
+
+    fn add(&self, id: &str, config: &Value) -> Value {
+        let netns = self.netns(id);
+        self.try_call("ADD", id, netns.to_str().unwrap(), config).unwrap()
+    }
+
+    /// DEL, CHECK, STATUS and GC print nothing when they succeed.
+    fn quiet(&self, command: &str, id: &str, config: &Value) {
+        let netns = format!("/run/netns/{id}");
+        assert_eq!(self.try_call(command, id, &netns, config), Ok(Value::Null), "{command} {id}");
+    }
+
+    fn refused(&self, command: &str, id: &str, netns: &str, config: &Value) -> (u64, String) {
+        let error = self.try_call(command, id, netns, config).unwrap_err();
+        assert!(error["cniVersion"].is_string(), "{error}");
+        (error["code"].as_u64().unwrap(), error["msg"].as_str().unwrap().to_owned())
+    }
+
+    fn json(&self, script: &str) -> Value {
+        let text = self.node().shell(script).unwrap();
+        if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
+    }
+
+    /// Everything an attachment leaves on the node.
+    fn traces(&self) -> String {
+        self.node()
+            .shell(
+                "ip -o link | grep -c ptl || true; ip route | grep -v -e 192.0.2 || true; nft list ruleset; \
+                 find /run/portolan -name '*.json' -o -path '*owners/*'",
+            )
+            .unwrap()
+    }
+}
+
+fn config(version: &str) -> Value {
+    json!({
+        "cniVersion": version, "name": "pods", "type": "portolan-cni",
+        "ipam": { "ranges": [[{ "subnet": "10.22.0.0/24" }]] },
+    })
+}
+
+fn small(subnet: &str) -> Value {
+    let mut config = config("1.1.0");
+    config["ipam"] = json!({ "ranges": [[{ "subnet": subnet }]] });
+    config
+}
+
+fn merge(mut config: Value, patch: Value) -> Value {
+    config.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
+    config
+}
+
+fn address(result: &Value) -> String {
+    result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned()
+}
+
+const NOTHING: &str = "0\n";
+
+/// P18, P19, P20
+#[test]
+fn each_version_gets_its_own_shape_of_result_and_unknown_keys_are_passed_over() {
+    let fixture = Fixture::new();
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let unknown =
+            json!({ "x": 1, "cni.dev/x": [], "capabilities": { "x": true }, "args": { "cni": { "x": 1 } } });
+        let id = format!("v{}", version.replace('.', ""));
+        let result = fixture.add(&id, &merge(config(version), unknown));
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(result["ips"][0]["version"].is_string(), version.starts_with('0'), "{result}");
+        assert_eq!(result["interfaces"][1]["mtu"].is_number(), version == "1.1.0", "{result}");
+        assert_eq!(result["ips"][0]["interface"], 1);
+        assert_eq!(result["interfaces"][1]["name"], "eth0");
+        assert_eq!(result["interfaces"][1]["sandbox"], format!("/run/netns/{id}"));
+        let pod = &fixture.json(&format!("ip -n {id} -j address show eth0"))[0];
+        assert_eq!(pod["address"], result["interfaces"][1]["mac"]);
+        assert_eq!(pod["operstate"], "UP");
+        assert_eq!(pod["addr_info"][0]["local"], address(&result));
+        assert_eq!(pod["addr_info"][0]["prefixlen"], 32);
+        let host = result["interfaces"][0]["name"].as_str().unwrap();
+        let route = &fixture.json(&format!("ip -j route get {}", address(&result)))[0];
+        assert_eq!(route["dev"], host);
+        fixture.quiet("DEL", &id, &config(version));
+    }
+    assert_eq!(fixture.traces(), NOTHING);
+}
+
+/// P21, P22
+#[test]
+fn a_second_add_is_refused_and_another_interface_of_the_same_container_is_its_own() {
+    let fixture = Fixture::new();
+    let first = fixture.add("a", &config("1.1.0"));
+    let before = fixture.traces();
+    let (_, text) = fixture.refused("ADD", "a", "/run/netns/a", &config("1.1.0"));
+    assert!(text.contains("already"), "{text}");
+    assert_eq!(fixture.traces(), before);
+    let call = |command: &str| {
+        let variables = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", "a"),
+            ("CNI_NETNS", "/run/netns/a"),
+            ("CNI_IFNAME", "eth1"),
+        ];
+        fixture.plugin.call(&variables, &merge(config("1.1.0"), json!({ "ipam": { "ranges": [[{ "subnet": "10.22.0.0/24" }]], "routes": [{ "dst": "10.99.0.0/16" }] } })).to_string()).unwrap()
+    };
+    let second = call("ADD").unwrap();
+    assert_ne!(address(&first), address(&second));
+    call("DEL").unwrap();
+    assert_eq!(fixture.traces(), before);
+}
+
+/// P23, P24
+#[test]
+fn what_is_in_the_way_stays_as_it_was() {
+    let fixture = Fixture::new();
+    fixture.netns("a");
+    fixture.node().shell("ip -n a link add eth0 type veth peer name other").unwrap();
+    assert!(
+        fixture
+            .refused("ADD", "a", "/run/netns/a", &config("1.1.0"))
+            .1
+            .contains("eth0 is already in the pod")
+    );
+    fixture.node().shell("ip -n a link show other && touch /run/plain").unwrap();
+    for netns in ["/run/netns/none", "/run/plain", "/run", "/proc/self/ns/net", "/proc/self/ns/mnt"] {
+        assert_eq!(fixture.refused("ADD", "b", netns, &config("1.1.0")).0, 3, "{netns}");
+    }
+    assert_eq!(fixture.traces(), NOTHING);
+}
+
+/// P25, P40
+#[test]
+fn a_full_pool_is_told_by_add_and_by_status() {
+    let fixture = Fixture::new();
+    let config = small("10.22.0.0/30");
+    fixture.quiet("STATUS", "x", &config);
+    let first = fixture.add("a", &config);
+    let second = fixture.add("b", &config);
+    assert_ne!(address(&first), address(&second));
+    fixture.netns("c");
+    assert_eq!(fixture.refused("ADD", "c", "/run/netns/c", &config).0, 50);
+    assert_eq!(fixture.refused("STATUS", "x", "", &config).0, 50);
+    fixture.quiet("DEL", "a", &config);
+    fixture.quiet("STATUS", "x", &config);
+    assert_eq!(address(&fixture.try_call("ADD", "c", "/run/netns/c", &config).unwrap()), address(&first));
+}
+
+/// P26
+#[test]
+fn an_add_that_fails_late_leaves_nothing() {
+    let fixture = Fixture::new();
+    fixture.netns("a");
+    // A gateway the pod cannot reach: the kernel refuses the route after links and addresses are made.
+    let routes = json!({ "ipam": { "ranges": [[{ "subnet": "10.22.0.0/24" }]], "routes": [{ "dst": "10.9.0.0/16", "gw": "10.8.0.1" }] } });
+    let (code, text) = fixture.refused("ADD", "a", "/run/netns/a", &merge(config("1.1.0"), routes));
+    assert_eq!(code, 100, "{text}");
+    assert!(text.contains("add route 10.9.0.0/16 via 10.8.0.1"), "{text}");
+    assert_eq!(fixture.traces(), NOTHING);
+    assert!(!fixture.node().shell("ip -n a link").unwrap().contains("eth0"));
+    fixture.try_call("ADD", "a", "/run/netns/a", &config("1.1.0")).unwrap();
+}
+
+/// P27, P28
+#[test]
+fn a_named_ipam_plugin_is_run_and_cleaned_up_after() {
+    let fixture = Fixture::new();
+    let ipam = json!({ "ipam": { "type": "host-local", "dataDir": "/run/host-local", "ranges": [[{ "subnet": "10.30.0.0/24" }]] } });
+    // host-local of Debian knows the specification up to 1.0.0.
+    let delegated = merge(config("1.0.0"), ipam);
+    let result = fixture.add("a", &delegated);
+    assert!(address(&result).starts_with("10.30.0."), "{result}");
+    let taken = || fixture.node().shell("ls /run/host-local/pods | grep -c 10.30 || true").unwrap();
+    assert_eq!(taken(), "1\n");
+    fixture.quiet("DEL", "a", &delegated);
+    assert_eq!(taken(), "0\n");
+    let missing = merge(config("1.0.0"), json!({ "ipam": { "type": "no-such-plugin" } }));
+    let (_, text) = fixture.refused("ADD", "a", "/run/netns/a", &missing);
+    assert!(text.contains("no-such-plugin ADD: not found in CNI_PATH (/usr/lib/cni)"), "{text}");
+    assert_eq!(fixture.traces(), NOTHING);
+}
+
+/// P29, P30, P31
+#[test]
+fn del_succeeds_whatever_is_left() {
+    let fixture = Fixture::new();
+    fixture.quiet("DEL", "never", &config("1.1.0"));
+    fixture.add("other", &config("1.1.0"));
+    let before = fixture.traces();
+    for (id, netns) in [("a", ""), ("b", "/run/netns/gone"), ("c", "/run/plain"), ("d", "/run/netns/other")] {
+        fixture.node().shell("touch /run/plain").unwrap();
+        fixture.add(id, &config("1.1.0"));
+        for _ in 0..3 {
+            assert_eq!(fixture.try_call("DEL", id, netns, &config("1.1.0")), Ok(Value::Null), "{netns:?}");
+        }
+        assert_eq!(fixture.traces(), before, "{netns:?}");
+    }
+    // An older version, another pool and no valid configuration at all.
+    for changed in [config("0.3.1"), small("10.99.0.0/24"), merge(config("1.1.0"), json!({ "ipam": {} }))] {
+        fixture.add("e", &config("1.1.0"));
+        fixture.quiet("DEL", "e", &changed);
+        fixture.node().shell("ip netns del e").unwrap();
+        assert_eq!(fixture.traces(), before);
+    }
+    fixture.node().shell("ip -n other link show eth0").unwrap();
+}
+
+/// P29
+#[test]
+fn many_at_once_get_different_addresses_and_leave_nothing() {
+    let fixture = Fixture::new();
+    let ids: Vec<String> = (0..50).map(|n| format!("pod{n}")).collect();
+    for id in &ids {
+        fixture.netns(id);
+    }
+    let at_once = |command: &'static str| -> Vec<Value> {
+        std::thread::scope(|scope| {
+            let fixture = &fixture;
+            let call = |id: &String| {
+                fixture.try_call(command, id, &format!("/run/netns/{id}"), &config("1.1.0")).unwrap()
+            };
+            let threads: Vec<_> = ids.iter().map(|id| scope.spawn(move || call(id))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    };
+    let addresses: std::collections::HashSet<String> = at_once("ADD").iter().map(address).collect();
+    assert_eq!(addresses.len(), ids.len());
+    at_once("DEL");
+    assert_eq!(fixture.traces(), NOTHING);
+}
+
+/// P32
+#[test]
+fn a_late_del_does_not_take_what_another_has_by_now() {
+    let fixture = Fixture::new();
+    let config = small("10.22.0.0/30");
+    let first = fixture.add("a", &config);
+    fixture.quiet("DEL", "a", &config);
+    fixture.add("b", &config);
+    let third = fixture.add("c", &config);
+    assert_eq!(address(&first), address(&third));
+    let before = fixture.traces();
+    fixture.quiet("DEL", "a", &config);
+    assert_eq!(fixture.traces(), before);
+}
+
+/// P33
+#[test]
+fn a_flushed_ruleset_harms_no_del_and_the_next_add_repairs_it() {
+    let fixture = Fixture::new();
+    let first = fixture.add("a", &config("1.1.0"));
+    fixture.add("b", &config("1.1.0"));
+    fixture.node().shell("nft flush ruleset").unwrap();
+    fixture.quiet("DEL", "b", &config("1.1.0"));
+    let third = fixture.add("c", &config("1.1.0"));
+    let set = fixture.node().shell("nft list set inet portolan masquerade-sources").unwrap();
+    assert!(set.contains(&address(&first)) && set.contains(&address(&third)), "{set}");
+}
+
+/// P34
+#[test]
+fn check_passes_after_add_and_notices_each_loss() {
+    let fixture = Fixture::new();
+    for (id, sabotage, expected) in [
+        ("a", "ip -n a link set eth0 down", "is down"),
+        ("b", "ip -n b address flush dev eth0", "has lost its address"),
+        ("c", "ip -n c route del default", "route to 0.0.0.0/0 is gone"),
+        ("d", "ip link del HOST", "is not there"),
+        ("e", "ip route del ADDRESS", "does not lead to"),
+        ("f", "nft flush set inet portolan masquerade-sources", "no longer masqueraded"),
+        ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
+    ] {
+        let result = fixture.add(id, &config("1.1.0"));
+        let config = merge(config("1.1.0"), json!({ "prevResult": result }));
+        fixture.quiet("CHECK", id, &config);
+        // What plugins behind us add is none of our business.
+        fixture
+            .node()
+            .shell(&format!(
+                "ip -n {id} address add 10.77.0.1/32 dev eth0 && ip -n {id} link set eth0 mtu 1400"
+            ))
+            .unwrap();
+        fixture.quiet("CHECK", id, &config);
+        let host = result["interfaces"][0]["name"].as_str().unwrap();
+        fixture.node().shell(&sabotage.replace("HOST", host).replace("ADDRESS", &address(&result))).unwrap();
+        let (_, text) = fixture.refused("CHECK", id, &format!("/run/netns/{id}"), &config);
+        assert!(text.contains(expected), "{sabotage}: {text}");
+    }
+}
+
+/// P36, P37, P38
+#[test]
+fn gc_removes_what_is_not_listed_in_this_network_only() {
+    let fixture = Fixture::new();
+    let other = merge(small("10.23.0.0/24"), json!({ "name": "other" }));
+    for id in ["a", "b"] {
+        fixture.add(id, &config("1.1.0"));
+    }
+    fixture.add("c", &other);
+    let links = || fixture.node().shell("ip -o link | grep -c ptl || true").unwrap();
+    assert_eq!(fixture.refused("GC", "x", "", &config("1.1.0")).0, 7);
+    assert_eq!(links(), "3\n");
+    let keep_a = json!([{ "containerID": "a", "ifname": "eth0" }]);
+    for key in ["cni.dev/attachments", "cni.dev/valid-attachments"] {
+        fixture.quiet("GC", "x", &merge(config("1.1.0"), json!({ (key): keep_a })));
+        assert_eq!(links(), "2\n");
+    }
+    fixture.node().shell("ip -n a link show eth0 && ip -n c link show eth0").unwrap();
+    fixture.node().shell("echo '{' > /run/portolan/ipam/pods/owners/broken-eth0").unwrap();
+    assert!(
+        fixture
+            .refused("GC", "x", "", &merge(config("1.1.0"), json!({ "cni.dev/valid-attachments": null })))
+            .1
+            .contains("broken-eth0")
+    );
+    assert_eq!(links(), "1\n");
+    fixture.node().shell("ip -n c link show eth0").unwrap();
+}
+
+/// P41
+#[test]
+fn in_a_chain_it_passes_on_what_came_before() {
+    let fixture = Fixture::new();
+    fixture.netns("a");
+    let tuning = Plugin { binary: "/usr/lib/cni/loopback".into(), node: fixture.node().clone() };
+    let loopback = json!({ "cniVersion": "1.0.0", "name": "pods", "type": "loopback" });
+    let variables = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "a"),
+        ("CNI_NETNS", "/run/netns/a"),
+        ("CNI_IFNAME", "lo"),
+        ("CNI_PATH", "/usr/lib/cni"),
+    ];
+    let before = tuning.call(&variables, &loopback.to_string()).unwrap().unwrap();
+    let count = before["interfaces"].as_array().unwrap().len();
+    let result = fixture
+        .try_call("ADD", "a", "/run/netns/a", &merge(config("1.0.0"), json!({ "prevResult": before })))
+        .unwrap();
+    assert_eq!(result["interfaces"].as_array().unwrap()[..count], before["interfaces"].as_array().unwrap()[..]);
+    assert_eq!(result["interfaces"][count + 1]["name"], "eth0");
+    let ours = result["ips"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|ip| ip["address"].as_str().unwrap().starts_with("10.22"))
+        .unwrap();
+    assert_eq!(ours["interface"], count + 1);
+    let tuning = Plugin { binary: "/usr/lib/cni/tuning".into(), node: fixture.node().clone() };
+    let config =
+        json!({ "cniVersion": "1.0.0", "name": "pods", "type": "tuning", "mtu": 1300, "prevResult": result });
+    tuning.command("ADD", "a", Path::new("/run/netns/a"), &config).unwrap().unwrap();
+    assert_eq!(fixture.json("ip -n a -j link show eth0")[0]["mtu"], 1300);
+}
+
+#[test]
+fn only_traffic_that_leaves_the_pods_network_takes_the_nodes_address() {
+    let fixture = Fixture::new();
+    let a = address(&fixture.add("a", &config("1.1.0")));
+    let b = address(&fixture.add("b", &config("1.1.0")));
+    fixture
+        .node()
+        .shell("for p in a b; do ip -n $p link set lo up; done; ping -c1 -W2 192.0.2.1 >/dev/null")
+        .unwrap();
+    let seen_by = |netns: &netns::NetNs, listen: &str, from: &str| {
+        let listener = netns.run(|| std::net::TcpListener::bind((listen, 7777)).unwrap()).unwrap();
+        let client = fixture.node().netns(Path::new(&format!("/run/netns/{from}"))).unwrap();
+        let _stream = client.run(|| std::net::TcpStream::connect((listen, 7777)).unwrap()).unwrap();
+        listener.accept().unwrap().1.ip().to_string()
+    };
+    assert_eq!(
+        seen_by(fixture.node().outside(), fixture.node().outside_address(), "a"),
+        fixture.node().address()
+    );
+    let pod_b = fixture.node().netns(Path::new("/run/netns/b")).unwrap();
+    assert_eq!(seen_by(&pod_b, &b, "a"), a);
+    // The address of a pod that is gone refuses at once.
+    fixture.quiet("DEL", "b", &config("1.1.0"));
+    let pod_a = fixture.node().netns(Path::new("/run/netns/a")).unwrap();
+    let refused = pod_a.run(|| std::net::TcpStream::connect((b.as_str(), 7777)).unwrap_err()).unwrap();
+    assert_eq!(refused.kind(), std::io::ErrorKind::HostUnreachable);
+}
