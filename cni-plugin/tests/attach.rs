@@ -362,7 +362,10 @@ fn in_a_chain_it_passes_on_what_came_before() {
     let result = fixture
         .try_call("ADD", "a", "/run/netns/a", &merge(config("1.0.0"), json!({ "prevResult": before })))
         .unwrap();
-    assert_eq!(result["interfaces"].as_array().unwrap()[..count], before["interfaces"].as_array().unwrap()[..]);
+    assert_eq!(
+        result["interfaces"].as_array().unwrap()[..count],
+        before["interfaces"].as_array().unwrap()[..]
+    );
     assert_eq!(result["interfaces"][count + 1]["name"], "eth0");
     let ours = result["ips"]
         .as_array()

@@ -4,11 +4,13 @@
 //! `/run/portolan` are its own, and all of it is gone with its last process and handle. [`Network`] plays the container
 //! runtime: it runs the real CNI plugin for each [`Pod`]. [`Program`] is a daemon that does not outlive its handle.
 
+mod cluster;
 mod network;
 mod node;
 mod program;
 mod server;
 
+pub use cluster::Cluster;
 pub use network::{Network, Plugin, Pod};
 pub use node::Node;
 pub use program::{Binaries, Program, free_port, wait_for};

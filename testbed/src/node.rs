@@ -140,7 +140,8 @@ fn private_etc() -> Result<()> {
     std::fs::create_dir_all("/run/etc/upper")?;
     std::fs::create_dir_all("/run/etc/work")?;
     let options = "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work";
-    mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options)).context("mount on /etc")?;
+    mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options))
+        .context("mount on /etc")?;
     Ok(())
 }
 

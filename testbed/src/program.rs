@@ -30,7 +30,8 @@ impl Binaries {
     pub fn find() -> Result<Self> {
         let own = std::env::current_exe()?;
         let directory = own.ancestors().skip(1).take(2).find(|d| d.join("portolan-cni").is_file());
-        let directory = directory.context("portolan-cni is not built: run `cargo build --workspace`")?.to_owned();
+        let directory =
+            directory.context("portolan-cni is not built: run `cargo build --workspace`")?.to_owned();
         for name in ["portolan-proxy", "portolan-dns"] {
             ensure!(directory.join(name).is_file(), "{name} is not built: run `cargo build --workspace`");
         }
@@ -94,7 +95,9 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(error) if Instant::now() > deadline => return Err(error.context(format!("waiting for {what}"))),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("waiting for {what}")));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }

@@ -1,21 +1,20 @@
 //! A server in a pod that says its pod's name.
 
-use std::io::Write as _;
-use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::socket;
 
 use crate::Pod;
 
 /// Accepts connections in a pod, writes the pod's name and closes; ends when dropped.
 #[derive(Debug)]
 pub struct NameServer {
-    stop: Arc<AtomicBool>,
-    address: String,
-    pod: netns::NetNs,
+    listener: TcpListener,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -25,32 +24,37 @@ impl NameServer {
     /// # Errors
     /// As `bind(2)`.
     pub fn start(pod: &Pod, port: u16) -> Result<Self> {
-        let address = format!("{}:{port}", pod.ip);
-        let listener = pod.netns.run(|| TcpListener::bind(&address))??;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (name, stopped) = (pod.name.clone(), Arc::clone(&stop));
         // The socket stays in the pod's namespace, whoever accepts on it.
+        let listener = pod.netns.run(|| TcpListener::bind((pod.ip.as_str(), port)))??;
+        let accepting = listener.try_clone()?;
+        let name = pod.name.clone();
         let thread = std::thread::spawn(move || {
-            while let Ok((mut client, _)) = listener.accept() {
-                if stopped.load(Ordering::Relaxed) {
-                    return;
-                }
+            while let Ok((client, _)) = accepting.accept() {
                 // A client that has gone is its own affair.
-                drop(client.write_all(name.as_bytes()));
+                drop(answer(client, &name));
             }
         });
-        let pod = netns::NetNs::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&pod.netns))))?;
-        Ok(Self { stop, address, pod, thread: Some(thread) })
+        Ok(Self { listener, thread: Some(thread) })
     }
 }
 
 impl Drop for NameServer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // One more connection, from inside the pod, wakes the accept.
-        drop(self.pod.run(|| std::net::TcpStream::connect(&self.address)));
+        // Wakes the accept, also when the pod's interface has gone.
+        let woken = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
+        woken.expect("a listening socket can be shut down");
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
     }
+}
+
+fn answer(mut client: TcpStream, name: &str) -> std::io::Result<()> {
+    client.write_all(name.as_bytes())?;
+    client.shutdown(Shutdown::Write)?;
+    // Closing with a request unread would be a reset.
+    client.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut request = [0; 1024];
+    while client.read(&mut request)? > 0 {}
+    Ok(())
 }

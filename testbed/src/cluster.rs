@@ -1,0 +1,122 @@
+//! A node with everything running on it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use tempfile::TempDir;
+
+use crate::{Binaries, Network, Node, Plugin, Pod, Program, wait_for};
+
+/// A node with `portolan-proxy`, `portolan-dns` and a pod network.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The proxy.
+    pub proxy: Program,
+    /// The DNS server.
+    pub dns: Program,
+    /// The pods' network.
+    pub network: Network,
+    /// The node.
+    pub node: Node,
+    directory: TempDir,
+}
+
+/// Where pods ask for names.
+const NAMESERVER: &str = "10.96.0.10";
+
+impl Cluster {
+    /// Starts everything and waits until it is ready.
+    ///
+    /// # Errors
+    /// When a program is not built or does not become ready.
+    pub fn start() -> Result<Self> {
+        let binaries = Binaries::find()?;
+        let node = Node::new()?;
+        let directory = TempDir::new()?;
+        let manifests = directory.path().join("manifests");
+        std::fs::create_dir(&manifests)?;
+        let manifests = manifests.to_string_lossy().into_owned();
+        let log = |name: &str| directory.path().join(format!("{name}.log"));
+        let arguments = ["--manifests", &manifests];
+        let proxy = Program::start(&node, &binaries.path("portolan-proxy"), &arguments, &log("proxy"))?;
+        let arguments = ["--manifests", &manifests, "--upstream", node.outside_address()];
+        let dns = Program::start(&node, &binaries.path("portolan-dns"), &arguments, &log("dns"))?;
+        let plugin = Plugin { binary: binaries.path("portolan-cni"), node: node.clone() };
+        let cluster = Self { proxy, dns, network: Network::new(plugin, NAMESERVER), node, directory };
+        for address in ["127.0.0.1:10256/readyz", "127.0.0.1:8181/ready"] {
+            let ready = || cluster.node.shell(&format!("curl -fsS -m 2 http://{address}"));
+            wait_for(address, ready).map_err(|error| error.context(cluster.logs()))?;
+        }
+        Ok(cluster)
+    }
+
+    /// Puts a manifest in place in one step.
+    ///
+    /// # Errors
+    /// As writing a file.
+    pub fn apply(&self, name: &str, text: &str) -> Result<()> {
+        let new = self.directory.path().join("new");
+        std::fs::write(&new, text)?;
+        std::fs::rename(&new, self.manifests().join(name))?;
+        Ok(())
+    }
+
+    /// Takes a manifest away.
+    ///
+    /// # Errors
+    /// As removing a file.
+    pub fn delete(&self, name: &str) -> Result<()> {
+        Ok(std::fs::remove_file(self.manifests().join(name))?)
+    }
+
+    /// The virtual IP of a Service, as DNS says it.
+    ///
+    /// # Errors
+    /// When there is none after ten seconds.
+    pub fn virtual_ip(&self, service: &str) -> Result<String> {
+        let name = format!("{service}.default.svc.cluster.local");
+        wait_for(&name, || {
+            let ip = self
+                .node
+                .shell(&format!("dig +short +time=1 +tries=1 @{NAMESERVER} {name}"))?
+                .trim()
+                .to_owned();
+            ensure!(ip.parse::<std::net::IpAddr>().is_ok(), "{ip:?}");
+            Ok(ip)
+        })
+    }
+
+    /// A value of `/metrics` of the proxy.
+    ///
+    /// # Errors
+    /// When the page or the metric is not there.
+    pub fn proxy_metric(&self, name: &str) -> Result<f64> {
+        let page = self.node.shell("curl -fsS -m 2 http://127.0.0.1:10249/metrics")?;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.ok_or_else(|| anyhow::anyhow!("no metric {name}"))?.parse()?)
+    }
+
+    /// Starts a pod of an application.
+    ///
+    /// # Errors
+    /// What the plugin says.
+    pub fn add_pod(&self, name: &str) -> Result<Pod> {
+        self.network.add(name)
+    }
+
+    /// What both daemons have logged.
+    pub fn logs(&self) -> String {
+        let read = |name: &str| std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
+        format!("proxy:\n{}\ndns:\n{}", read("proxy.log"), read("dns.log"))
+    }
+
+    /// The manifest directory.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.path().join("manifests")
+    }
+
+    /// Where logs and manifests are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}

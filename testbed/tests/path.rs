@@ -1,0 +1,259 @@
+//! The whole path: pods from the CNI plugin, a Service from a file, its name from DNS, its address from the proxy.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use testbed::{Cluster, NameServer, Pod, wait_for};
+
+fn service(name: &str, ports: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{ports}]}}\n"
+    )
+}
+
+fn pod(name: &str, app: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\nspec: {{containers: [{{name: c, ports: [{{name: http, containerPort: 8080}}]}}]}}\n"
+    )
+}
+
+/// A replica: attached, described and answering with its name.
+fn replica(cluster: &Cluster, name: &str) -> (Pod, NameServer) {
+    let pod_handle = cluster.add_pod(name).unwrap();
+    let server = NameServer::start(&pod_handle, 8080).unwrap();
+    cluster.apply(&format!("pod-{name}.yaml"), &pod(name, "web")).unwrap();
+    (pod_handle, server)
+}
+
+fn answers(client: &Pod, address: &str, count: usize) -> HashMap<String, usize> {
+    let mut seen = HashMap::new();
+    for _ in 0..count {
+        *seen.entry(client.ask(address).unwrap()).or_insert(0) += 1;
+    }
+    seen
+}
+
+#[test]
+fn a_name_leads_to_a_virtual_ip_and_that_to_every_ready_pod() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    cluster.apply("web.yaml", &service("web", "{port: 80, targetPort: http}")).unwrap();
+    let vip = cluster.virtual_ip("web").unwrap();
+    let address = format!("{vip}:80");
+
+    // Nobody behind it: refused at once, by the kernel.
+    let started = Instant::now();
+    let refused = client.netns.run(|| TcpStream::connect(&address)).unwrap().unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(started.elapsed() < Duration::from_secs(1));
+
+    let replicas: Vec<_> = ["web-1", "web-2", "web-3"].map(|name| replica(&cluster, name)).into();
+    wait_for("all replicas", || {
+        let seen: HashSet<String> = answers(&client, &address, 20).into_keys().collect();
+        ensure!(seen.len() == 3, "{seen:?}");
+        Ok(())
+    })
+    .unwrap();
+    let seen = answers(&client, &address, 300);
+    assert!(seen.values().all(|count| (60..140).contains(count)), "evenly spread: {seen:?}");
+
+    // By name, with the resolver of the C library, in the pod's own resolv.conf; and with dig and curl.
+    let resolved = client.shell(&cluster.node, "getent hosts web").unwrap();
+    assert!(resolved.starts_with(&vip), "{resolved}");
+    assert_eq!(client.shell(&cluster.node, "dig +short +search web.default").unwrap().trim(), vip);
+    let said = client.shell(&cluster.node, "curl -fsS --http0.9 -m 5 http://web/").unwrap();
+    assert!(said.starts_with("web-"), "{said}");
+
+    // From the node itself too, and other ports of the address refuse.
+    cluster.node.shell(&format!("curl -fsS --http0.9 -m 5 http://{vip}/")).unwrap();
+    let other = client.netns.run(|| TcpStream::connect(format!("{vip}:81"))).unwrap().unwrap_err();
+    assert_eq!(other.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    // The last one goes: refused again.
+    for (replica, _) in &replicas {
+        cluster.delete(&format!("pod-{}.yaml", replica.name)).unwrap();
+        cluster.network.remove(replica).unwrap();
+    }
+    wait_for("refusal", || {
+        let result = client.netns.run(|| TcpStream::connect(&address))?;
+        ensure!(result.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused));
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// 10,000 requests on open connections and 5,000 connections, while replicas come and go every 100 ms.
+#[test]
+fn no_request_fails_while_replicas_are_added_killed_and_replaced() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    cluster.node.shell("sysctl -qw net.ipv4.tcp_tw_reuse=1").unwrap();
+    client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
+    cluster.apply("web.yaml", &service("web", "{port: 80, targetPort: 8080}")).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    // One stays for the connections that stay open; the others come and go.
+    let steady = cluster.add_pod("steady").unwrap();
+    cluster.apply("steady.yaml", &service("steady", "{port: 80, targetPort: 9090}")).unwrap();
+    cluster.apply("pod-steady.yaml", &pod("steady", "steady")).unwrap();
+    let steady_address = format!("{}:80", cluster.virtual_ip("steady").unwrap());
+    let listener = steady.netns.run(|| TcpListener::bind((steady.ip.as_str(), 9090))).unwrap().unwrap();
+    let mut replicas: Vec<_> = (0..3).map(|n| replica(&cluster, &format!("web-{n}"))).collect();
+    wait_for("the first replica", || client.ask(&address)).unwrap();
+
+    let done = AtomicBool::new(false);
+    let churns = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| echo(&listener));
+        scope.spawn(|| {
+            let mut number = 3;
+            while !done.load(Ordering::Relaxed) {
+                replicas.push(replica(&cluster, &format!("web-{number}")));
+                number += 1;
+                // Killed without a word: the manifest is still there when the pod has gone.
+                let (killed, server) = replicas.remove(0);
+                cluster.network.remove(&killed).unwrap();
+                drop(server);
+                cluster.delete(&format!("pod-{}.yaml", killed.name)).unwrap();
+                churns.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let requests = scope.spawn(|| {
+            let mut stream = client.netns.run(|| TcpStream::connect(&steady_address)).unwrap().unwrap();
+            stream.set_nodelay(true).unwrap();
+            for number in 0..10_000_u32 {
+                stream.write_all(&number.to_be_bytes()).unwrap();
+                let mut answer = [0; 4];
+                stream.read_exact(&mut answer).unwrap();
+                assert_eq!(u32::from_be_bytes(answer), number);
+            }
+        });
+        // A connection that was already open to a replica when it was killed is in flight: an empty answer or a reset.
+        let in_flight =
+            (0..5_000).filter(|_| !client.ask(&address).is_ok_and(|name| name.starts_with("web-"))).count();
+        requests.join().unwrap();
+        done.store(true, Ordering::Relaxed);
+        let churns = churns.load(Ordering::Relaxed);
+        assert!(in_flight <= churns, "{in_flight} failed requests at {churns} killed replicas");
+        let unserved = cluster.proxy_metric("portolan_proxy_connect_failures_total").unwrap();
+        assert_eq!(unserved, 0.0, "connections for which no replica was found");
+        println!("{churns} replicas killed, {in_flight} requests in flight on them");
+    });
+}
+
+fn echo(listener: &TcpListener) {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut buffer = [0; 4];
+    while stream.read_exact(&mut buffer).is_ok() {
+        stream.write_all(&buffer).unwrap();
+    }
+}
+
+#[test]
+fn a_udp_flow_moves_at_once_when_its_endpoint_goes() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    cluster
+        .apply(
+            "dns.yaml",
+            &service("dns", "{port: 53, protocol: UDP, targetPort: 5353}, ").replace(", ]", "]"),
+        )
+        .unwrap();
+    let vip = cluster.virtual_ip("dns").unwrap();
+    let server = |name: &str| {
+        let handle = cluster.add_pod(name).unwrap();
+        let socket = handle.netns.run(|| UdpSocket::bind((handle.ip.as_str(), 5353))).unwrap().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        cluster.apply(&format!("pod-{name}.yaml"), &pod(name, "dns")).unwrap();
+        (handle, socket)
+    };
+    let first = server("first");
+    let socket = client.netns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    socket.connect((vip.as_str(), 53)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    // One socket, so one flow: 8 kB there and back, by whichever server gets it.
+    let ask = |servers: &[&UdpSocket]| -> anyhow::Result<usize> {
+        socket.send(&[7; 8000])?;
+        let mut buffer = [0; 9000];
+        let answered = servers.iter().position(|server| {
+            server
+                .recv_from(&mut buffer)
+                .is_ok_and(|(length, from)| server.send_to(&buffer[..length], from).is_ok())
+        });
+        let length = socket.recv(&mut buffer)?;
+        ensure!(length == 8000, "{length} bytes");
+        answered.ok_or_else(|| anyhow::anyhow!("nobody was asked"))
+    };
+    wait_for("the first server", || ask(&[&first.1])).unwrap();
+    let second = server("second");
+    cluster.delete("pod-first.yaml").unwrap();
+    cluster.network.remove(&first.0).unwrap();
+    wait_for("the second server", || ask(&[&second.1])).unwrap();
+    for _ in 0..20 {
+        ask(&[&second.1]).unwrap();
+    }
+}
+
+#[test]
+fn sigterm_lets_open_connections_finish_and_leaves_no_route() {
+    let mut cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let server = cluster.add_pod("server").unwrap();
+    cluster.apply("web.yaml", &service("web", "{port: 80, targetPort: 9090}")).unwrap();
+    cluster.apply("pod.yaml", &pod("server", "web")).unwrap();
+    let vip = cluster.virtual_ip("web").unwrap();
+    let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 9090))).unwrap().unwrap();
+    let connect = || client.netns.run(|| TcpStream::connect((vip.as_str(), 80)));
+    let mut stream = wait_for("the service", || Ok(connect()??)).unwrap();
+    let (mut accepted, _) = listener.accept().unwrap();
+    let routes =
+        |cluster: &Cluster| cluster.node.shell("ip route show table local | grep 10.96 || true").unwrap();
+    assert!(routes(&cluster).contains("local 10.96.0.0/12 dev lo"), "{}", routes(&cluster));
+
+    cluster.node.shell(&format!("kill -TERM {}", cluster.proxy.id())).unwrap();
+    wait_for("refusal of new connections", || {
+        ensure!(connect()?.is_err());
+        Ok(())
+    })
+    .unwrap();
+    stream.write_all(b"still here").unwrap();
+    let mut buffer = [0; 10];
+    accepted.read_exact(&mut buffer).unwrap();
+    drop(accepted);
+    assert_eq!(stream.read(&mut buffer).unwrap(), 0);
+    drop(stream);
+    wait_for("the end of the proxy", || {
+        ensure!(routes(&cluster).is_empty());
+        Ok(())
+    })
+    .unwrap();
+    assert!(cluster.dns.terminate().unwrap().success());
+}
+
+#[test]
+fn a_port_that_is_taken_is_reported_and_the_others_serve() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let _taken = cluster.node.run(|| TcpListener::bind("0.0.0.0:80")).unwrap();
+    cluster
+        .apply(
+            "web.yaml",
+            &service("web", "{name: a, port: 80, targetPort: 8080}, {name: b, port: 81, targetPort: 8080}"),
+        )
+        .unwrap();
+    let _replica = replica(&cluster, "web-1");
+    let vip = cluster.virtual_ip("web").unwrap();
+    wait_for("the free port", || client.ask(&format!("{vip}:81"))).unwrap();
+    let ready = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose").unwrap();
+    assert!(
+        ready.contains(&format!("cannot serve {vip}:80/tcp of Service default/web: Address already in use")),
+        "{ready}"
+    );
+    drop(_taken);
+    wait_for("the port that is free again", || client.ask(&format!("{vip}:80"))).unwrap();
+}
