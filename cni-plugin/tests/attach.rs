@@ -1,5 +1,7 @@
 //! ADD, CHECK, DEL, STATUS and GC with real namespaces; what is asserted is what the kernel says.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};

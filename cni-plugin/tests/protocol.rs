@@ -1,5 +1,7 @@
 //! The protocol without a container: environment, configuration, versions, errors (CNI 1.1 §2, §5).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

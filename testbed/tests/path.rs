@@ -1,5 +1,7 @@
 //! The whole path: pods from the CNI plugin, a Service from a file, its name from DNS, its address from the proxy.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
