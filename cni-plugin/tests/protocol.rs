@@ -44,7 +44,7 @@ fn run(variables: &[(&str, &str)], input: &[u8]) -> Outcome {
     Outcome { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-fn container<'a>(command: &'a str) -> Vec<(&'a str, &'a str)> {
+fn container(command: &str) -> Vec<(&str, &str)> {
     vec![
         ("CNI_COMMAND", command),
         ("CNI_CONTAINERID", "c1"),
