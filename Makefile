@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
-PACKAGES := bind9-dnsutils busybox-static containernetworking-plugins curl iproute2 iputils-ping jq nftables
+PACKAGES := bind9-dnsutils busybox-static containernetworking-plugins curl iproute2 iputils-ping nftables podman runc
 
 RELEASE := target/release
 

@@ -130,19 +130,27 @@ fn private_mounts() -> Result<File> {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mount on /run")?;
     std::fs::create_dir_all("/run/netns")?;
-    private_etc()?;
+    for directory in ["/etc", "/var/lib"] {
+        keep_writes_off(directory)?;
+    }
+    // podman's locks, and anything else that is shared by name.
+    mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), MsFlags::empty(), None::<&str>)
+        .context("mount on /dev/shm")?;
     std::fs::create_dir_all("/run/portolan")?;
     Ok(File::open("/proc/thread-self/ns/mnt")?)
 }
 
-/// `ip netns exec` looks for a pod's resolv.conf in /etc/netns. An overlay keeps what is written there off the machine.
-fn private_etc() -> Result<()> {
-    std::fs::create_dir_all("/run/etc/upper")?;
-    std::fs::create_dir_all("/run/etc/work")?;
-    let options = "lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work";
-    mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options))
-        .context("mount on /etc")?;
-    Ok(())
+/// An overlay shows the machine's files and keeps what is written there off the machine: a pod's resolv.conf in
+/// /etc/netns for `ip netns exec`, a runtime's configuration and state.
+fn keep_writes_off(directory: &str) -> Result<()> {
+    let own = Path::new("/run/overlay").join(directory.trim_start_matches('/'));
+    let (upper, work) = (own.join("upper"), own.join("work"));
+    std::fs::create_dir_all(&upper)?;
+    std::fs::create_dir_all(&work)?;
+    let options = format!("lowerdir={directory},upperdir={},workdir={}", upper.display(), work.display());
+    let overlay = Some("overlay");
+    mount(overlay, directory, overlay, MsFlags::empty(), Some(options.as_str()))
+        .with_context(|| format!("mount on {directory}"))
 }
 
 /// A thread that shares its root and working directory with others may not change its mounts, so it stops sharing.
