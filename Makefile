@@ -32,8 +32,13 @@ check: ## format, lints, documentation
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 
-test: setup check build ## everything
+test: setup check build ## everything; and nothing may be left on the machine
+	@testbed/host-state.sh > target/host-before
 	cargo test --workspace --locked
+	$(RELEASE)/portolan-bench demo > target/demo.log
+	@testbed/host-state.sh > target/host-after
+	diff target/host-before target/host-after
+	@echo "the machine is as it was before"
 
 clean: ## remove what was built
 	cargo clean
