@@ -34,6 +34,7 @@ check: ## format, lints, documentation
 
 test: setup check build ## everything; and nothing may be left on the machine
 	@testbed/host-state.sh > target/host-before
+	cargo build --workspace --locked # the daemons that the tests start: cargo test builds only a package's own
 	cargo test --workspace --locked
 	$(RELEASE)/portolan-bench demo > target/demo.log
 	@testbed/host-state.sh > target/host-after
