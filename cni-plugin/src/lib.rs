@@ -21,6 +21,7 @@ mod masquerade;
 mod netconf;
 mod netlink;
 mod nftables;
+mod pod;
 mod result;
 mod rollback;
 mod routed;

@@ -6,7 +6,7 @@ use std::io::Read;
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
-use crate::command;
+use crate::command::{self, Answer};
 use crate::error::{Code, Error, Result};
 use crate::netconf::{Header, NetConf};
 
@@ -30,15 +30,6 @@ pub struct Output {
     pub success: bool,
 }
 
-/// What a successful command has to say.
-#[derive(Debug, Default)]
-pub(crate) struct Answer {
-    /// The result, for ADD and VERSION.
-    pub(crate) result: Option<Value>,
-    /// Lines for the log.
-    pub(crate) notes: Vec<String>,
-}
-
 /// Runs one command of the CNI protocol.
 pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl Read) -> Output {
     let environment: Vec<_> = environment.collect();
@@ -51,10 +42,10 @@ pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl 
     let answer =
         Command::parse(&command).and_then(|command| dispatch(command, &environment, input, &mut version));
     match answer {
-        Ok(Answer { result, notes }) => {
-            let stdout = result.map(|result| format!("{result}\n")).unwrap_or_default();
+        Ok(None) => Output { stdout: String::new(), stderr: String::new(), success: true },
+        Ok(Some(Answer { result, notes })) => {
             let stderr = notes.into_iter().map(|note| format!("portolan-cni: {note}\n")).collect();
-            Output { stdout, stderr, success: true }
+            Output { stdout: format!("{result}\n"), stderr, success: true }
         }
         Err(error) => {
             Output { stdout: format!("{}\n", error.to_json(&version)), stderr: String::new(), success: false }
@@ -80,11 +71,11 @@ fn dispatch(
     environment: &[(OsString, OsString)],
     input: impl Read,
     version: &mut String,
-) -> Result<Answer> {
+) -> Result<Option<Answer>> {
     // VERSION does not read its input: a runtime may leave it open.
     if command == Command::Version {
         let result = json!({ "cniVersion": version, "supportedVersions": VERSIONS });
-        return Ok(Answer { result: Some(result), notes: Vec::new() });
+        return Ok(Some(Answer { result, notes: Vec::new() }));
     }
     let args = Args::parse(command, environment.to_vec())?;
     let raw = read_config(input)?;
@@ -98,17 +89,14 @@ fn dispatch(
     version.clone_from(&asked);
     check_command_version(command, &asked)?;
     match command {
-        Command::Add => command::add(&args, &NetConf::parse(header, raw, &asked)?),
-        Command::Check => {
-            command::check(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default())
-        }
-        Command::Status => {
-            command::status(&args, &NetConf::parse(header, raw, &asked)?).map(|()| Answer::default())
-        }
-        Command::Del => command::del(&args, &header, &raw).map(|()| Answer::default()),
-        Command::Gc => command::gc(&args, &header, &raw).map(|()| Answer::default()),
+        Command::Add => return command::add(&args, &NetConf::parse(header, raw, &asked)?).map(Some),
+        Command::Check => command::check(&args, &NetConf::parse(header, raw, &asked)?),
+        Command::Status => command::status(&args, &NetConf::parse(header, raw, &asked)?),
+        Command::Del => command::del(&args, &header, &raw),
+        Command::Gc => command::gc(&args, &header, &raw),
         Command::Version => unreachable!("answered above"),
     }
+    .map(|()| None)
 }
 
 /// Commands came with versions: CHECK with 0.4.0, GC and STATUS with 1.1.0.

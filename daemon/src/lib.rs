@@ -6,5 +6,7 @@ pub mod config_file;
 pub mod drain;
 pub mod file_limit;
 pub mod log;
+pub mod metrics;
 pub mod program;
 pub mod readiness;
+pub mod socket;

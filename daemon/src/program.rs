@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -15,6 +16,22 @@ const USAGE: u8 = 64;
 
 /// Exit code after the second signal: what a shell reports for SIGTERM.
 const ABORTED: i32 = 143;
+
+/// The flags every daemon has.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Check flags and manifests, say what is wrong, and exit.
+    #[arg(long)]
+    pub check_config: bool,
+
+    /// How to write the log, which goes to standard error.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: crate::log::Format,
+
+    /// Config file whose keys are these flags [default: /etc/portolan/config.yaml, if there].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
 
 /// Parses the command line merged with the config file; on a mistake says which and ends the process, as clap does.
 pub fn parse<A: Parser + CommandFactory>() -> A {

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::event::Event;
+use crate::event::{ATTACHMENTS, Event, MANIFESTS};
 use crate::index::Index;
 use crate::problem::{Problem, Severity};
 use crate::snapshot::Snapshot;
@@ -44,10 +44,10 @@ pub fn start(config: Config) -> Discovery {
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
     let mut index = Index::new(config.service_cidrs);
     let mut tasks = JoinSet::new();
-    index.expect_source(source::MANIFESTS);
+    index.expect_source(MANIFESTS);
     tasks.spawn(source::run_manifests(config.manifests, events.clone()));
     if let Some(directory) = config.attachments {
-        index.expect_source(source::ATTACHMENTS);
+        index.expect_source(ATTACHMENTS);
         tasks.spawn(source::run_attachments(directory, events));
     }
     let (publisher, snapshots) = watch::channel(index.snapshot());
@@ -58,7 +58,7 @@ pub fn start(config: Config) -> Discovery {
 /// Reads every manifest once and says what is wrong: `--check-config`.
 pub fn check(config: &Config) -> Vec<Problem> {
     let mut index = Index::new(config.service_cidrs.clone());
-    index.expect_source(source::MANIFESTS);
+    index.expect_source(MANIFESTS);
     for event in source::read_manifests_once(&config.manifests) {
         index.apply(event);
     }

@@ -7,7 +7,12 @@ use attachment::Attachment;
 
 use crate::model::{EndpointSlice, Namespace, Node, Pod, Service};
 use crate::problem::{Location, Problem};
-use crate::source;
+
+/// The source of Kubernetes YAML.
+pub(crate) const MANIFESTS: &str = "manifests";
+
+/// The source of attachment records.
+pub(crate) const ATTACHMENTS: &str = "attachments";
 
 /// Who said it. Origins are ordered, and where two define the same object the first one wins, whichever came first in
 /// time: that is how two daemons started at different moments agree.
@@ -23,8 +28,8 @@ impl Origin {
     /// The source it belongs to.
     pub fn source(&self) -> &'static str {
         match self {
-            Self::Manifest(_) => source::MANIFESTS,
-            Self::Attachment(_) => source::ATTACHMENTS,
+            Self::Manifest(_) => MANIFESTS,
+            Self::Attachment(_) => ATTACHMENTS,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! is a pure function of them, so they agree without talking to each other.
 
 mod allocate;
+mod args;
 mod convert;
 mod derive;
 mod discovery;
@@ -20,6 +21,7 @@ mod problem;
 mod snapshot;
 mod source;
 
+pub use args::Args;
 pub use convert::parse_cidr;
 pub use discovery::{Config, Discovery, Snapshots, check, start};
 pub use event::{Event, Object, Origin, Sourced};

@@ -10,24 +10,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::event::Event;
-use directory::{Changes, Directory, Watch};
-
-/// The source of Kubernetes YAML.
-pub(crate) const MANIFESTS: &str = "manifests";
-
-/// The source of attachment records.
-pub(crate) const ATTACHMENTS: &str = "attachments";
+use directory::{Reader, Watch};
 
 /// A pause before watching again after the watch itself has failed.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Reads a directory's changes and turns them into events. Kept on one blocking thread at a time.
-trait Reader: Send + 'static {
-    /// The directory and what was seen of it so far.
-    fn directory(&mut self) -> &mut Directory;
-    /// Events for what has changed, or for what is wrong with the directory.
-    fn events(&mut self, changes: std::io::Result<Changes>) -> Vec<Event>;
-}
 
 /// Follows the manifest directory for ever.
 pub(crate) async fn run_manifests(path: PathBuf, events: mpsc::Sender<Event>) {

@@ -1,11 +1,9 @@
 //! The command line.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 
 use clap::Parser;
 use hickory_server::proto::rr::Name;
-use ipnetwork::IpNetwork;
 
 use crate::run::Config;
 
@@ -22,23 +20,9 @@ use crate::run::Config;
                   Every flag can be a key of the config file, without the dashes."
 )]
 pub struct Args {
-    /// Directory of Kubernetes YAML to read and watch.
-    #[arg(long, value_name = "DIR", default_value = "/etc/portolan/manifests")]
-    pub manifests: PathBuf,
-
-    /// Directory where the CNI plugin records which pod has which address.
-    #[arg(long, value_name = "DIR", default_value = attachment::DEFAULT_DIRECTORY)]
-    pub attachments: PathBuf,
-
-    /// Ranges of virtual IPs, one a family; portolan-proxy must be given the same.
-    #[arg(
-        long,
-        value_name = "CIDR",
-        value_delimiter = ',',
-        default_value = "10.96.0.0/12,fd00:10:96::/112",
-        value_parser = discovery::parse_cidr
-    )]
-    pub service_cidr: Vec<IpNetwork>,
+    /// Shared with the other daemon.
+    #[command(flatten)]
+    pub discovery: discovery::Args,
 
     /// Where to answer, UDP and TCP.
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "10.96.0.10:53")]
@@ -68,27 +52,15 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8181")]
     pub ready_bind_address: SocketAddr,
 
-    /// Check flags and manifests, say what is wrong, and exit.
-    #[arg(long)]
-    pub check_config: bool,
-
-    /// How to write the log, which goes to standard error.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub log_format: daemon::log::Format,
-
-    /// Config file whose keys are these flags [default: /etc/portolan/config.yaml, if there].
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    /// Shared with the other daemon.
+    #[command(flatten)]
+    pub program: daemon::program::Args,
 }
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
         Self {
-            discovery: discovery::Config {
-                manifests: args.manifests,
-                attachments: Some(args.attachments),
-                service_cidrs: args.service_cidr,
-            },
+            discovery: args.discovery.into(),
             listen: args.listen,
             cluster_domain: args.cluster_domain,
             ttl: args.ttl,

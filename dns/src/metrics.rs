@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use daemon::metrics::register;
 use hickory_server::proto::op::ResponseCode;
 use hickory_server::server::Request;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
@@ -55,13 +56,4 @@ impl Metrics {
         self.responses.with_label_values(&[proto, rcode]).inc();
         self.durations.with_label_values(&[proto]).observe(took.as_secs_f64());
     }
-}
-
-fn register<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> C {
-    let collector = collector.expect("metric names are valid constants");
-    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
-    collector
 }

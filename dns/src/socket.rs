@@ -3,7 +3,8 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use socket2::{Domain, Socket, Type};
+use daemon::socket::bind;
+use socket2::Type;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -18,25 +19,10 @@ pub(crate) fn open(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> 
         };
         io::Error::new(e.kind(), format!("listen on {address}: {e}{hint}"))
     };
-    let udp = bound(address, Type::DGRAM).map_err(explain)?;
+    let udp = bind(address, Type::DGRAM, false).map_err(explain)?;
     // Port 0 means any, but the same for both.
     let port = udp.local_addr()?.as_socket().map_or_else(|| address.port(), |bound| bound.port());
-    let tcp = bound(SocketAddr::new(address.ip(), port), Type::STREAM).map_err(explain)?;
+    let tcp = bind(SocketAddr::new(address.ip(), port), Type::STREAM, false).map_err(explain)?;
     tcp.listen(BACKLOG).map_err(explain)?;
     Ok((udp.into(), tcp.into()))
-}
-
-fn bound(address: SocketAddr, kind: Type) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), kind.nonblocking().cloexec(), None)?;
-    if kind == Type::STREAM {
-        socket.set_reuse_address(true)?;
-    }
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-        socket.set_freebind_v6(true)?;
-    } else {
-        socket.set_freebind_v4(true)?;
-    }
-    socket.bind(&address.into())?;
-    Ok(socket)
 }

@@ -1,11 +1,9 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use ipnetwork::IpNetwork;
 
 use crate::run::Config;
 
@@ -23,23 +21,9 @@ use crate::run::Config;
                   Every flag can be a key of the config file, without the dashes."
 )]
 pub struct Args {
-    /// Directory of Kubernetes YAML to read and watch.
-    #[arg(long, value_name = "DIR", default_value = "/etc/portolan/manifests")]
-    pub manifests: PathBuf,
-
-    /// Directory where the CNI plugin records which pod has which address.
-    #[arg(long, value_name = "DIR", default_value = attachment::DEFAULT_DIRECTORY)]
-    pub attachments: PathBuf,
-
-    /// Ranges of virtual IPs, one a family; portolan-dns must be given the same.
-    #[arg(
-        long,
-        value_name = "CIDR",
-        value_delimiter = ',',
-        default_value = "10.96.0.0/12,fd00:10:96::/112",
-        value_parser = discovery::parse_cidr
-    )]
-    pub service_cidr: Vec<IpNetwork>,
+    /// Shared with the other daemon.
+    #[command(flatten)]
+    pub discovery: discovery::Args,
 
     /// Event loops that carry traffic; 0 means one a core.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -69,28 +53,16 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: SocketAddr,
 
-    /// Check flags and manifests, say what is wrong, and exit.
-    #[arg(long)]
-    pub check_config: bool,
-
-    /// How to write the log, which goes to standard error.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub log_format: daemon::log::Format,
-
-    /// Config file whose keys are these flags [default: /etc/portolan/config.yaml, if there].
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    /// Shared with the other daemon.
+    #[command(flatten)]
+    pub program: daemon::program::Args,
 }
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            discovery: discovery::Config {
-                manifests: args.manifests,
-                attachments: Some(args.attachments),
-                service_cidrs: args.service_cidr,
-            },
+            discovery: args.discovery.into(),
             workers: if args.workers == 0 { cores } else { args.workers },
             connect_timeout: Duration::from_secs(args.connect_timeout),
             udp_idle_timeout: Duration::from_secs(args.udp_idle_timeout),

@@ -6,8 +6,8 @@ use portolan_proxy::{Args, Config};
 
 fn main() -> ExitCode {
     let args: Args = daemon::program::parse();
-    daemon::log::init(args.log_format);
-    let check = args.check_config;
+    daemon::log::init(args.program.log_format);
+    let check = args.program.check_config;
     let config = Config::from(args);
     if check {
         let problems = discovery::check(&config.discovery);

@@ -1,5 +1,6 @@
 //! What the proxy counts. Names are listed in docs/metrics.md.
 
+use daemon::metrics::register;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
 /// Bounds in seconds: from a neighbour on the same node to an endpoint that had to be given up.
@@ -72,13 +73,4 @@ impl Metrics {
             registry,
         }
     }
-}
-
-fn register<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> C {
-    let collector = collector.expect("metric names are valid constants");
-    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
-    collector
 }

@@ -12,14 +12,23 @@ use crate::ipam::{self, Owner, Store};
 use crate::masquerade;
 use crate::netconf::{NetConf, parse_mac, parse_requested};
 use crate::netlink::{Netlink, Veth};
+use crate::pod;
 use crate::result::{self, Attached};
 use crate::rollback::Rollback;
 use crate::routed;
-use crate::skel::Answer;
+
+/// What a successful command has to say.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// For the runtime.
+    pub(crate) result: Value,
+    /// Lines for the runtime's log.
+    pub(crate) notes: Vec<String>,
+}
 
 /// Attaches the container, or leaves everything as it was.
 pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Answer> {
-    let netns = open_netns(&args.netns)?;
+    let netns = pod::open_netns(&args.netns)?;
     let mut rollback = Rollback::default();
     let result = attach(args, conf, &netns, &mut rollback);
     let result = rollback.finish(result)?;
@@ -31,27 +40,7 @@ pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Answer> {
             conf.port_mappings.len()
         ));
     }
-    Ok(Answer { result: Some(result), notes })
-}
-
-/// Opens the pod's namespace, which must be one and must not be the node's own.
-pub(super) fn open_netns(path: &str) -> Result<NetNs> {
-    let unknown = |e: netns::Error| Error::new(Code::UnknownContainer, format!("CNI_NETNS: {e}"));
-    let netns = NetNs::open(path).map_err(unknown)?;
-    let own = NetNs::current().map_err(unknown)?;
-    if netns.is_same_as(&own).map_err(unknown)? {
-        let message = format!("CNI_NETNS: {path} is the node's own network namespace");
-        return Err(Error::new(Code::UnknownContainer, message));
-    }
-    // Entering tells whether it is a namespace of the network kind.
-    netns.run(|| ()).map_err(unknown)?;
-    Ok(netns)
-}
-
-/// A netlink socket inside the pod.
-pub(super) fn open_pod(netns: &NetNs) -> Result<Netlink> {
-    let socket = netns.run(Netlink::open).map_err(|e| Error::new(Code::UnknownContainer, e.to_string()))?;
-    socket.map_err(kernel("open a netlink socket in the pod"))
+    Ok(Answer { result, notes })
 }
 
 fn attach<'a>(
@@ -60,7 +49,7 @@ fn attach<'a>(
     netns: &NetNs,
     rollback: &mut Rollback<'a>,
 ) -> Result<Value> {
-    let mut pod = open_pod(netns)?;
+    let mut pod = pod::open_netlink(netns)?;
     let existing = pod.link(&args.ifname).map_err(kernel(format!("look for {} in the pod", args.ifname)))?;
     if existing.is_some() {
         let message = format!("interface {} is already in the pod", args.ifname);

@@ -1,12 +1,12 @@
 //! CHECK: is the attachment as ADD left it?
 
 use crate::args::Args;
-use crate::command::add::{open_netns, open_pod};
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{self, Owner, Store};
 use crate::masquerade;
 use crate::netconf::{NetConf, invalid, parse_requested};
 use crate::netlink::Netlink;
+use crate::pod;
 use crate::routed;
 
 /// Says what is missing first. Additions of plugins behind us in the chain are fine.
@@ -14,8 +14,8 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     let Some(previous) = &conf.prev_result else {
         return Err(invalid("prevResult is missing: CHECK compares with the result of ADD"));
     };
-    let netns = open_netns(&args.netns)?;
-    let mut pod = open_pod(&netns)?;
+    let netns = pod::open_netns(&args.netns)?;
+    let mut pod = pod::open_netlink(&netns)?;
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
     let host_name = routed::host_interface(&conf.header.name, &args.container_id, &args.ifname);
     let addresses = ours(previous, &host_name)?;

@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::event::{ATTACHMENTS, MANIFESTS};
 use crate::model::{Conditions, Endpoint, EndpointPort, Protocol, ServicePort, TargetPort};
-use crate::source;
 
 fn location(file: &str) -> Location {
     Location { file: PathBuf::from(file), line: Some(1), document: None }
@@ -52,8 +52,8 @@ fn replace(file: &str, objects: Vec<Object>) -> Event {
 
 fn index() -> Index {
     let mut index = Index::new(vec!["10.96.0.0/12".parse().unwrap()]);
-    index.expect_source(source::MANIFESTS);
-    index.apply(Event::Synced(source::MANIFESTS));
+    index.expect_source(MANIFESTS);
+    index.apply(Event::Synced(MANIFESTS));
     index
 }
 
@@ -163,10 +163,10 @@ fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
 #[test]
 fn nothing_counts_as_synced_before_every_source_has_spoken() {
     let mut index = index();
-    index.expect_source(source::ATTACHMENTS);
+    index.expect_source(ATTACHMENTS);
     index.publish();
     assert!(!index.snapshot().synced);
-    index.apply(Event::Synced(source::ATTACHMENTS));
+    index.apply(Event::Synced(ATTACHMENTS));
     assert!(index.publish());
     assert!(index.snapshot().synced);
 }

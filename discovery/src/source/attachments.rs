@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use attachment::Attachment;
 
-use super::{ATTACHMENTS, Reader};
-use crate::event::{Event, Object, Origin, Sourced};
+use crate::event::{ATTACHMENTS, Event, Object, Origin, Sourced};
 use crate::problem::{Location, Problem, Severity};
-use crate::source::directory::{Changes, Directory};
+use crate::source::directory::{Changes, Directory, Reader};
 
 /// The directory of records, one folder a network.
 pub(super) struct Attachments(Directory);

@@ -14,6 +14,8 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask};
 
+use crate::event::Event;
+
 /// A larger file is not a manifest; reading it would only cost memory.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -48,6 +50,14 @@ pub(crate) struct Changes {
     pub(crate) changed: Vec<(PathBuf, io::Result<Vec<u8>>)>,
     /// Files that are gone.
     pub(crate) removed: Vec<PathBuf>,
+}
+
+/// Reads a directory's changes and turns them into events. Kept on one blocking thread at a time.
+pub(crate) trait Reader: Send + 'static {
+    /// The directory and what was seen of it so far.
+    fn directory(&mut self) -> &mut Directory;
+    /// Events for what has changed, or for what is wrong with the directory.
+    fn events(&mut self, changes: io::Result<Changes>) -> Vec<Event>;
 }
 
 impl Directory {

@@ -7,10 +7,9 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{MANIFESTS, Reader};
-use crate::event::{Event, Origin, Sourced};
+use crate::event::{Event, MANIFESTS, Origin, Sourced};
 use crate::problem::{Location, Problem, Severity};
-use crate::source::directory::{Changes, Directory};
+use crate::source::directory::{Changes, Directory, Reader};
 use document::Document;
 use kind::ObjectKey;
 

@@ -1,0 +1,147 @@
+//! Discovery over real directories: what appears, changes, breaks and vanishes shows in the next snapshot.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portolan_discovery::model::{IpFamily, NamespacedName};
+use portolan_discovery::{Config, Discovery, Snapshot};
+
+/// Less than the half minute after which a directory is read without being told.
+const SOON: Duration = Duration::from_secs(10);
+
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports:\n  - {port: 80, targetPort: 8080}\n";
+const POD: &str =
+    "apiVersion: v1\nkind: Pod\nmetadata: {name: web-0, labels: {app: web}}\nspec: {containers: []}\n";
+
+fn start(root: &Path, attachments: bool) -> Discovery {
+    portolan_discovery::start(Config {
+        manifests: root.join("manifests"),
+        attachments: attachments.then(|| root.join("attachments")),
+        service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
+    })
+}
+
+/// The first snapshot for which `is` holds, told by the kernel and not by the safety scan.
+async fn until(discovery: &Discovery, what: &str, is: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+    let mut snapshots = discovery.snapshots.clone();
+    match tokio::time::timeout(SOON, snapshots.wait_for(|snapshot| is(snapshot))).await {
+        Ok(Ok(snapshot)) => Arc::clone(&snapshot),
+        Ok(Err(_)) => panic!("discovery ended before: {what}"),
+        Err(_elapsed) => {
+            panic!("not within {SOON:?}: {what}; last: {:?}", discovery.snapshots.borrow().health())
+        }
+    }
+}
+
+fn endpoints(snapshot: &Snapshot) -> Vec<String> {
+    let Some(entry) = snapshot.service(&NamespacedName::new("default", "web")) else { return Vec::new() };
+    let found = entry.endpoints(&entry.service.ports[0], IpFamily::V4);
+    found.iter().map(|(address, _)| address.to_string()).collect()
+}
+
+fn has_web(snapshot: &Snapshot) -> bool {
+    snapshot.service(&NamespacedName::new("default", "web")).is_some()
+}
+
+fn is_unreadable(snapshot: &Snapshot) -> bool {
+    snapshot.sources.get("manifests").is_some_and(|source| source.problem.is_some())
+}
+
+/// As `kubectl`, editors and configuration management write: beside, then renamed into place.
+fn put(path: &Path, text: &str) {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_known_until_the_directory_exists_and_then_all_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let discovery = start(root.path(), false);
+    let missing = until(&discovery, "the missing directory is told", is_unreadable).await;
+    assert!(!missing.synced);
+    assert!(missing.health().1.contains("manifests"), "{:?}", missing.health());
+
+    fs::create_dir(root.path().join("beside")).unwrap();
+    fs::write(root.path().join("beside/web.yaml"), WEB).unwrap();
+    fs::rename(root.path().join("beside"), root.path().join("manifests")).unwrap();
+    let found = until(&discovery, "the directory is read", |s| s.synced).await;
+    assert!(has_web(&found) && !is_unreadable(&found));
+    discovery.stop().await;
+}
+
+#[tokio::test]
+async fn files_come_change_break_and_go() {
+    let root = tempfile::tempdir().unwrap();
+    let manifests = root.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let discovery = start(root.path(), false);
+    until(&discovery, "the empty directory is read", |s| s.synced).await;
+
+    put(&manifests.join("web.yaml"), WEB);
+    until(&discovery, "the Service appears", has_web).await;
+    put(&manifests.join("web.yaml"), "apiVersion: v1\nkind: [");
+    let broken = until(&discovery, "the mistake is told", |s| !s.problems.is_empty()).await;
+    assert!(has_web(&broken), "the last good content stays");
+    put(&manifests.join("web.yaml"), &WEB.replace("port: 80,", "port: 81,"));
+    let mended = until(&discovery, "the mistake is gone", |s| s.problems.is_empty()).await;
+    let entry = mended.service(&NamespacedName::new("default", "web")).unwrap();
+    assert_eq!(entry.service.ports[0].port, 81);
+    fs::remove_file(manifests.join("web.yaml")).unwrap();
+    until(&discovery, "the Service is gone", |s| !has_web(s)).await;
+    discovery.stop().await;
+}
+
+#[tokio::test]
+async fn a_directory_that_vanishes_keeps_its_state_and_is_followed_again_when_it_returns() {
+    let root = tempfile::tempdir().unwrap();
+    let manifests = root.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    put(&manifests.join("web.yaml"), WEB);
+    let discovery = start(root.path(), false);
+    until(&discovery, "the Service appears", has_web).await;
+
+    fs::remove_dir_all(&manifests).unwrap();
+    let gone = until(&discovery, "the loss is told", is_unreadable).await;
+    assert!(gone.synced, "what was known is still served");
+
+    fs::create_dir(&manifests).unwrap();
+    until(&discovery, "the source is back", |s| !is_unreadable(s)).await;
+    put(&manifests.join("web.yaml"), &WEB.replace("port: 80,", "port: 82,"));
+    let is_new = |s: &Snapshot| {
+        s.service(&NamespacedName::new("default", "web")).is_some_and(|e| e.service.ports[0].port == 82)
+    };
+    until(&discovery, "the returned directory is followed", is_new).await;
+    discovery.stop().await;
+}
+
+#[tokio::test]
+async fn an_attachment_gives_a_pod_its_address_and_takes_it_away() {
+    let root = tempfile::tempdir().unwrap();
+    let manifests = root.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    fs::write(manifests.join("web.yaml"), format!("{WEB}---\n{POD}")).unwrap();
+    let discovery = start(root.path(), true);
+    let store = attachment::Store::new(root.path().join("attachments"));
+    let attachment = attachment::Attachment {
+        network: "pods".into(),
+        container_id: "c0".into(),
+        ifname: "eth0".into(),
+        netns: "/run/netns/c0".into(),
+        ips: vec!["10.22.0.2".parse().unwrap()],
+        mac: String::new(),
+        host_interface: String::new(),
+        pod: Some(attachment::Pod { namespace: "default".into(), name: "web-0".into(), uid: None }),
+        labels: [].into(),
+        port_mappings: vec![],
+    };
+    store.write(&attachment).unwrap();
+    until(&discovery, "the pod is an endpoint", |s| endpoints(s) == ["10.22.0.2:8080"]).await;
+    store.remove(&attachment.key()).unwrap();
+    until(&discovery, "the pod is none any more", |s| s.synced && endpoints(s).is_empty()).await;
+    discovery.stop().await;
+}
