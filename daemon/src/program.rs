@@ -19,6 +19,7 @@ const ABORTED: i32 = 143;
 
 /// The flags every daemon has.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Check flags and manifests, say what is wrong, and exit.
     #[arg(long)]

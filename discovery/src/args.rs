@@ -9,6 +9,7 @@ use crate::discovery::Config;
 
 /// Where the state comes from.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Directory of Kubernetes YAML to read and watch.
     #[arg(long, value_name = "DIR", default_value = "/etc/portolan/manifests")]

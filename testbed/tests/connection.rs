@@ -1,0 +1,140 @@
+//! What a connection through a virtual IP keeps of TCP: every byte, half-closes, resets.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::SockRef;
+use testbed::{Cluster, Pod, wait_for};
+
+const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 9090}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: web}}\nspec: {containers: []}\n";
+
+/// A client, a server that accepts by hand, and the virtual IP between them.
+struct Path {
+    cluster: Cluster,
+    client: Pod,
+    listener: TcpListener,
+    address: String,
+}
+
+impl Path {
+    fn new() -> Self {
+        let cluster = Cluster::start().unwrap();
+        let client = cluster.add_pod("client").unwrap();
+        let server = cluster.add_pod("server").unwrap();
+        let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 9090))).unwrap().unwrap();
+        cluster.apply("web.yaml", MANIFEST).unwrap();
+        let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+        Self { cluster, client, listener, address }
+    }
+
+    /// Both ends of a new connection.
+    fn open(&self) -> (TcpStream, TcpStream) {
+        let connect = || Ok(self.client.netns.run(|| TcpStream::connect(&self.address))??);
+        let client: TcpStream = wait_for("the service", connect).unwrap();
+        let (server, _) = self.listener.accept().unwrap();
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        }
+        (client, server)
+    }
+}
+
+fn read_all(mut stream: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// The error that reading ends with.
+fn read_error(mut stream: &TcpStream) -> ErrorKind {
+    loop {
+        match stream.read(&mut [0; 64]) {
+            Ok(0) => panic!("an orderly end where a reset was expected"),
+            Ok(_) => {}
+            Err(error) => return error.kind(),
+        }
+    }
+}
+
+#[test]
+fn a_half_closed_connection_still_answers_in_either_direction() {
+    let path = Path::new();
+    let (mut client, mut server) = path.open();
+    client.write_all(b"question").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&server), b"question");
+    server.write_all(b"answer").unwrap();
+    drop(server);
+    assert_eq!(read_all(&client), b"answer");
+
+    let (mut client, mut server) = path.open();
+    server.write_all(b"greeting").unwrap();
+    server.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&client), b"greeting");
+    client.write_all(b"reply").unwrap();
+    drop(client);
+    assert_eq!(read_all(&server), b"reply");
+    let open = "portolan_proxy_connections_opened_total";
+    let closed = "portolan_proxy_connections_closed_total";
+    wait_for("both connections to be over", || {
+        let (open, closed) = (path.cluster.proxy_metric(open)?, path.cluster.proxy_metric(closed)?);
+        anyhow::ensure!(open == closed, "{open} opened, {closed} closed");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_reset_travels_on_as_a_reset_from_either_side() {
+    let path = Path::new();
+    for from_server in [true, false] {
+        let (mut client, mut server) = path.open();
+        // Some bytes each way first, so that a reset cannot be taken for a refused connection.
+        client.write_all(b"x").unwrap();
+        server.read_exact(&mut [0]).unwrap();
+        let (breaks, notices) = if from_server { (server, client) } else { (client, server) };
+        SockRef::from(&breaks).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(breaks);
+        assert_eq!(read_error(&notices), ErrorKind::ConnectionReset, "from the server: {from_server}");
+    }
+}
+
+#[test]
+fn every_byte_arrives_in_order_both_ways_at_once() {
+    const TOTAL: usize = 64 << 20;
+    let path = Path::new();
+    let (client, server) = path.open();
+    // A period that is no multiple of any buffer, so that a lost, doubled or swapped block shows.
+    let pattern: Vec<u8> = (0..=250).collect();
+    let send = |mut stream: &TcpStream| {
+        let block = pattern.repeat(257);
+        let mut left = TOTAL;
+        while left > 0 {
+            let length = left.min(block.len());
+            stream.write_all(&block[..length]).unwrap();
+            left -= length;
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+    };
+    let receive = |mut stream: &TcpStream| {
+        let (mut buffer, mut position) = (vec![0; 1 << 16], 0);
+        loop {
+            let length = stream.read(&mut buffer).unwrap();
+            if length == 0 {
+                return position;
+            }
+            let expected = (position..position + length).map(|at| pattern[at % pattern.len()]);
+            assert!(buffer[..length].iter().copied().eq(expected), "wrong bytes after {position}");
+            position += length;
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| send(&client));
+        scope.spawn(|| send(&server));
+        let there = scope.spawn(|| receive(&server));
+        assert_eq!((receive(&client), there.join().unwrap()), (TOTAL, TOTAL));
+    });
+}
