@@ -1,7 +1,5 @@
 //! Before the first look at the manifests nothing is served and nothing is denied: a daemon that knows nothing says so.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use anyhow::ensure;
 use testbed::{Binaries, Node, Program, wait_for};
 
