@@ -4,7 +4,8 @@
 SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
-PACKAGES := bind9-dnsutils busybox-static containernetworking-plugins curl iproute2 iputils-ping nftables podman runc
+PACKAGES := bind9-dnsutils busybox-static containernetworking-plugins curl haproxy iproute2 iputils-ping \
+	libnginx-mod-stream nftables nginx-light podman runc
 
 RELEASE := target/release
 
@@ -13,10 +14,13 @@ RELEASE := target/release
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# policy-rc.d: none of the services they bring may start on the machine.
 setup: ## install the Debian packages that are missing
 	@missing=$$(for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 		echo "installing: $$missing"; \
+		[ -e /usr/sbin/policy-rc.d ] || { trap 'rm -f /usr/sbin/policy-rc.d' EXIT; \
+			printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 

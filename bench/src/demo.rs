@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use testbed::{Cluster, NameServer, Pod, wait_for};
 
-use crate::latency::{Options, measure};
+use crate::latency::latency;
+use crate::load::Shape;
 use crate::report::print_table;
 
 /// Requests that are sent while a replica is killed and another one started.
@@ -96,7 +97,7 @@ pub fn demo() -> Result<()> {
 
     step("What the Service costs: a request and a connection, directly and through the virtual IP");
     drop(cluster);
-    print_table(&measure(&Options { rounds: 8 })?);
+    print_table(&latency(8, &[Shape::Requests, Shape::Connections])?);
 
     step("Done. All of this ran in namespaces of its own, which are gone now");
     Ok(())

@@ -5,11 +5,19 @@
 
 mod demo;
 mod environment;
+mod interleave;
 mod latency;
 mod load;
+mod peers;
+mod processor;
+mod proxy;
 mod report;
+mod topology;
 
 pub use demo::demo;
 pub use environment::Environment;
-pub use latency::{Options, PathResult, Results, measure};
-pub use report::{print_json, print_table};
+pub use interleave::PathResult;
+pub use latency::latency;
+pub use load::Shape;
+pub use proxy::proxy;
+pub use report::{Results, print_json, print_table};

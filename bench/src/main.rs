@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
+use portolan_bench::{Results, Shape};
 
 /// Measures what Portolan adds to a request, in private network namespaces of this machine. Needs root.
 #[derive(Parser)]
@@ -16,29 +17,39 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Requests (RR) and connections (CRR) to a pod, directly and through its Service's virtual IP.
-    Latency {
-        /// Fewer rounds: about ten seconds in place of a minute.
-        #[arg(long)]
-        quick: bool,
-        /// Write every figure as JSON to this file.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Latency(Run),
+    /// portolan-proxy against HAProxy, nginx and kube-proxy's nftables rules, on one node, to one server.
+    Proxy(Run),
     /// Three tiers of pods find each other by name, while replicas come and go.
     Demo,
 }
 
+#[derive(clap::Args)]
+struct Run {
+    /// A sixth of the rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Shapes of load to measure [default: all that the command is about].
+    #[arg(long, value_name = "SHAPE", value_delimiter = ',')]
+    only: Vec<Shape>,
+    /// Write every figure as JSON to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Run {
+    fn measure(self, what: fn(usize, &[Shape]) -> Result<Results>, shapes: &[Shape]) -> Result<()> {
+        let shapes = if self.only.is_empty() { shapes } else { &self.only };
+        let results = what(if self.quick { 10 } else { 60 }, shapes)?;
+        portolan_bench::print_table(&results);
+        self.json.map_or(Ok(()), |file| portolan_bench::print_json(&results, &file))
+    }
+}
+
 fn main() -> Result<()> {
     match Args::parse().command {
-        Command::Latency { quick, json } => {
-            let options = portolan_bench::Options { rounds: if quick { 10 } else { 60 } };
-            let results = portolan_bench::measure(&options)?;
-            portolan_bench::print_table(&results);
-            if let Some(file) = json {
-                portolan_bench::print_json(&results, &file)?;
-            }
-            Ok(())
-        }
+        Command::Latency(run) => run.measure(portolan_bench::latency, &[Shape::Requests, Shape::Connections]),
+        Command::Proxy(run) => run.measure(portolan_bench::proxy, Shape::value_variants()),
         Command::Demo => portolan_bench::demo(),
     }
 }

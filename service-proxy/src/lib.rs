@@ -12,6 +12,7 @@ mod endpoints;
 mod frontend;
 mod local_route;
 mod metrics;
+mod poller;
 mod proxier;
 mod run;
 mod socket;

@@ -165,7 +165,8 @@ impl Proxier {
         } else {
             let listeners = socket::listen_tcp(address, self.workers.len())?;
             for (worker, listener) in self.workers.iter().zip(listeners) {
-                worker.spawn(tcp::serve(listener, Arc::clone(frontend), Arc::clone(&self.context)));
+                let (frontend, context) = (Arc::clone(frontend), Arc::clone(&self.context));
+                worker.spawn(tcp::serve(listener, frontend, context, Arc::clone(&worker.poller)));
             }
         }
         Ok(())

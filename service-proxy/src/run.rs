@@ -28,6 +28,8 @@ pub struct Config {
     pub discovery: discovery::Config,
     /// Event loops that carry traffic, at least one.
     pub workers: usize,
+    /// How long a worker may poll for the next event.
+    pub poll: Duration,
     /// How long one endpoint may take to accept.
     pub connect_timeout: Duration,
     /// How long a silent UDP flow is kept.
@@ -65,8 +67,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         udp_max_flows: config.udp_max_flows,
         tasks: TaskTracker::new(),
     });
-    let workers =
-        (0..config.workers).map(Worker::start).collect::<Result<_, _>>().context("start the workers")?;
+    let workers = (0..config.workers)
+        .map(|number| Worker::start(number, config.poll))
+        .collect::<Result<_, _>>()
+        .context("start the workers")?;
     let mut proxier = Proxier::new(workers, Arc::clone(&context));
     let status = Arc::new(Mutex::new(Status::default()));
 

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use crate::frontend::Frontend;
+use crate::poller::Poller;
 use crate::socket;
 use crate::worker::Context;
 
@@ -21,6 +22,7 @@ pub(crate) async fn serve(
     listener: std::net::TcpListener,
     frontend: Arc<Frontend>,
     context: Arc<Context>,
+    poller: Arc<Poller>,
 ) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
@@ -30,7 +32,8 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((client, _)) => {
-                let handling = handle(client, Arc::clone(&frontend), Arc::clone(&context));
+                let handling =
+                    handle(client, Arc::clone(&frontend), Arc::clone(&context), Arc::clone(&poller));
                 context.tasks.spawn(handling);
             }
             Err(error) => {
@@ -42,16 +45,17 @@ pub(crate) async fn serve(
     }
 }
 
-async fn handle(client: TcpStream, frontend: Arc<Frontend>, context: Arc<Context>) {
+async fn handle(mut client: TcpStream, frontend: Arc<Frontend>, context: Arc<Context>, poller: Arc<Poller>) {
     let metrics = &context.metrics;
     metrics.connections_opened.inc();
     let started = Instant::now();
+    poller.active();
     match connect::connect(&frontend, &context).await {
-        Some(upstream) => {
+        Some(mut upstream) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
             // Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
             drop((client.set_nodelay(true), upstream.set_nodelay(true)));
-            let (sent, result) = relay::relay(&client, &upstream).await;
+            let (sent, result) = relay::relay(&mut client, &mut upstream, &poller).await;
             metrics.sent_bytes.inc_by(sent.to_upstream);
             metrics.received_bytes.inc_by(sent.to_client);
             if let Err(error) = result {

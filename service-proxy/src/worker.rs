@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metrics::Metrics;
+use crate::poller::Poller;
 
 /// What every connection needs to know.
 #[derive(Debug)]
@@ -25,22 +26,26 @@ pub(crate) struct Context {
 /// One single-threaded runtime on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Worker {
+    pub(crate) poller: Arc<Poller>,
     handle: Handle,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts worker `number`.
-    pub(crate) fn start(number: usize) -> io::Result<Self> {
+    /// Starts worker `number`, which may poll for up to `poll`.
+    pub(crate) fn start(number: usize, poll: Duration) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
+        let poller = Poller::new(poll);
+        let polling = Arc::clone(&poller);
+        drop(handle.spawn(async move { polling.run().await }));
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || runtime.block_on(stopped.cancelled_owned()))?;
-        Ok(Self { handle, stop, thread: Some(thread) })
+        Ok(Self { poller, handle, stop, thread: Some(thread) })
     }
 
     /// Runs a frontend on this worker; the frontend itself ends when it is closed.

@@ -1,12 +1,13 @@
 //! Programs under test.
 
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::Node;
@@ -53,6 +54,8 @@ impl Program {
         let output = std::fs::File::create(log)?;
         let mut command = Command::new(binary);
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        // A group of its own, so that workers it starts go with it.
+        command.process_group(0);
         let child = node.run(|| command.spawn()).with_context(|| format!("start {}", binary.display()))?;
         Ok(Self { child, name: binary.file_name().unwrap_or_default().to_string_lossy().into_owned() })
     }
@@ -81,7 +84,10 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        drop(self.child.kill());
+        // It may have gone already.
+        if let Ok(group) = i32::try_from(self.child.id()) {
+            killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
+        }
         drop(self.child.wait());
     }
 }

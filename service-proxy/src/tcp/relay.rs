@@ -6,11 +6,14 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::Shutdown;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use socket2::SockRef;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use crate::poller::Poller;
 
 /// Enough for a small request or answer.
 const FIRST_BUFFER: usize = 4 * 1024;
@@ -26,12 +29,22 @@ pub(super) struct Sent {
 }
 
 /// Relays until both sides have finished, or one breaks.
-pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream) -> (Sent, io::Result<()>) {
-    let mut request = Direction::default();
-    let mut response = Direction::default();
+pub(super) async fn relay(
+    client: &mut TcpStream,
+    upstream: &mut TcpStream,
+    poller: &Poller,
+) -> (Sent, io::Result<()>) {
+    let ((from_client, to_client), (from_upstream, to_upstream)) = (client.split(), upstream.split());
+    let mut request = Direction::new(from_client, to_upstream);
+    let mut response = Direction::new(from_upstream, to_client);
     let result = poll_fn(|cx| {
-        let one = request.poll(cx, client, upstream)?;
-        let other = response.poll(cx, upstream, client)?;
+        let before = request.carried + response.carried;
+        let one = request.poll(cx)?;
+        let other = response.poll(cx)?;
+        // In bulk the next bytes are there already.
+        if (1..=FIRST_BUFFER as u64).contains(&(request.carried + response.carried - before)) {
+            poller.active();
+        }
         match (one, other) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
             _ => Poll::Pending,
@@ -42,8 +55,9 @@ pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream) -> (Sent, io
 }
 
 /// One direction: at most one buffer of bytes that were read and not yet written.
-#[derive(Default)]
-struct Direction {
+struct Direction<'a> {
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
@@ -52,55 +66,42 @@ struct Direction {
     carried: u64,
 }
 
-impl Direction {
+impl<'a> Direction<'a> {
+    fn new(from: ReadHalf<'a>, to: WriteHalf<'a>) -> Self {
+        Self { from, to, buffer: Vec::new(), start: 0, end: 0, at_end: false, finished: false, carried: 0 }
+    }
+
     /// Moves what can be moved. Ready once the end has been passed on.
-    fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Poll<io::Result<()>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.finished {
             return Poll::Ready(Ok(()));
         }
         loop {
             while self.start < self.end {
-                ready!(self.poll_write(cx, to))?;
+                let written =
+                    ready!(Pin::new(&mut self.to).poll_write(cx, &self.buffer[self.start..self.end]))?;
+                self.start += written;
+                self.carried += written as u64;
             }
             if self.at_end {
                 // The other side may have closed altogether; that shows as an error of its own.
-                drop(SockRef::from(to).shutdown(Shutdown::Write));
+                drop(ready!(Pin::new(&mut self.to).poll_shutdown(cx)));
                 self.finished = true;
                 self.buffer = Vec::new();
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.poll_read(cx, from))?;
+            ready!(self.poll_read(cx))?;
         }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<()>> {
-        loop {
-            ready!(to.poll_write_ready(cx))?;
-            match to.try_write(&self.buffer[self.start..self.end]) {
-                Ok(written) => {
-                    self.start += written;
-                    self.carried += written as u64;
-                    return Poll::Ready(Ok(()));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
-            }
-        }
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<()>> {
-        loop {
-            ready!(from.poll_read_ready(cx))?;
-            self.make_room();
-            match from.try_read(&mut self.buffer) {
-                Ok(read) => {
-                    (self.start, self.end, self.at_end) = (0, read, read == 0);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
-            }
-        }
+    /// After a read that did not fill the buffer the runtime waits for word of more instead of trying again.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.make_room();
+        let mut buffer = ReadBuf::new(&mut self.buffer);
+        ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer))?;
+        let read = buffer.filled().len();
+        (self.start, self.end, self.at_end) = (0, read, read == 0);
+        Poll::Ready(Ok(()))
     }
 
     /// A read that filled the buffer says that more was waiting: the next one gets four times the room.

@@ -3,6 +3,10 @@ use tokio::net::TcpListener;
 
 use super::*;
 
+/// One that never polls.
+static POLLER: std::sync::LazyLock<std::sync::Arc<Poller>> =
+    std::sync::LazyLock::new(|| Poller::new(std::time::Duration::ZERO));
+
 /// client end, relay's two ends, server end.
 async fn chain() -> (TcpStream, TcpStream, TcpStream, TcpStream) {
     let (client, accepted) = pair().await;
@@ -19,7 +23,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 
 #[tokio::test]
 async fn a_half_close_leaves_the_other_direction_open() {
-    let (mut client, accepted, upstream, mut server) = chain().await;
+    let (mut client, mut accepted, mut upstream, mut server) = chain().await;
     let peers = async {
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
@@ -32,7 +36,7 @@ async fn a_half_close_leaves_the_other_direction_open() {
         client.read_to_string(&mut answer).await.unwrap();
         answer
     };
-    let ((sent, result), answer) = tokio::join!(relay(&accepted, &upstream), peers);
+    let ((sent, result), answer) = tokio::join!(relay(&mut accepted, &mut upstream, &POLLER), peers);
     result.unwrap();
     assert_eq!(answer, "a long answer");
     assert_eq!(sent, Sent { to_upstream: 8, to_client: 13 });
@@ -40,17 +44,17 @@ async fn a_half_close_leaves_the_other_direction_open() {
 
 #[tokio::test]
 async fn a_reset_of_one_side_ends_the_relay_with_an_error() {
-    let (client, accepted, upstream, server) = chain().await;
+    let (client, mut accepted, mut upstream, server) = chain().await;
     crate::socket::reset_on_close(&client);
     drop(client);
-    let (_, result) = relay(&accepted, &upstream).await;
+    let (_, result) = relay(&mut accepted, &mut upstream, &POLLER).await;
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     drop(server);
 }
 
 #[tokio::test]
 async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
-    let (mut client, accepted, upstream, mut server) = chain().await;
+    let (mut client, mut accepted, mut upstream, mut server) = chain().await;
     let data: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
     let expected = data.clone();
     let peers = async {
@@ -74,7 +78,7 @@ async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
         drop(server);
         received
     };
-    let ((sent, result), received) = tokio::join!(relay(&accepted, &upstream), peers);
+    let ((sent, result), received) = tokio::join!(relay(&mut accepted, &mut upstream, &POLLER), peers);
     result.unwrap();
     assert!(received == expected, "{} of {} bytes", received.len(), expected.len());
     assert_eq!(sent.to_upstream, 4_000_000);

@@ -1,0 +1,155 @@
+//! The other ways to carry a Service: HAProxy, nginx, the kernel; and our own proxy with polling off.
+
+use std::path::Path as FilePath;
+
+use anyhow::{Context as _, Result};
+use testbed::{Binaries, Program};
+
+use crate::interleave::Path;
+use crate::load::Shape;
+use crate::load::server::{ECHO_PORT, SINK_PORT};
+use crate::processor::Process;
+use crate::topology::{ECHO, SINK, Topology};
+
+/// Where a peer that has an address of its own listens: echo, sink.
+pub(crate) const PORTS: (u16, u16) = (ECHO, SINK);
+
+/// An address that only the kernel's rules know.
+pub(crate) const NFTABLES_ADDRESS: &str = "10.128.0.1";
+
+/// Where the second proxy's virtual IP is.
+const SECOND_RANGE: &str = "10.112.0.0/16";
+const SECOND_ADDRESS: &str = "10.112.0.1";
+
+const HAPROXY_PORTS: (u16, u16) = (8001, 8002);
+const NGINX_PORTS: (u16, u16) = (8003, 8004);
+
+/// A running peer, which stops when this is dropped.
+pub(crate) type Peer = (Program, Path);
+
+/// Debian packages that are not there.
+pub(crate) fn missing() -> Vec<&'static str> {
+    let needed = [
+        ("/usr/sbin/haproxy", "haproxy"),
+        ("/usr/sbin/nginx", "nginx-light"),
+        ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ];
+    needed.iter().filter(|(file, _)| !FilePath::new(file).exists()).map(|(_, package)| *package).collect()
+}
+
+/// `portolan-proxy --poll 0`, beside the first.
+pub(crate) fn second_proxy(topology: &Topology) -> Result<Peer> {
+    let manifests = topology.cluster.directory().join("second");
+    std::fs::create_dir(&manifests)?;
+    let manifest = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: server}}\nspec:\n  clusterIP: {SECOND_ADDRESS}\n  ports:\n  \
+         - {{name: echo, port: {ECHO}}}\n  - {{name: echo-udp, port: {ECHO}, protocol: UDP}}\n  - {{name: sink, port: {SINK}}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: server\n  labels: {{kubernetes.io/service-name: server}}\n\
+         addressType: IPv4\nports:\n- {{name: echo, port: {ECHO_PORT}}}\n- {{name: echo-udp, port: {ECHO_PORT}, protocol: UDP}}\n\
+         - {{name: sink, port: {SINK_PORT}}}\nendpoints:\n- addresses: [{}]\n",
+        topology.server.ip
+    );
+    std::fs::write(manifests.join("server.yaml"), manifest)?;
+    let manifests = manifests.to_string_lossy().into_owned();
+    let arguments = [
+        "--manifests",
+        &manifests,
+        "--service-cidr",
+        SECOND_RANGE,
+        "--poll",
+        "0",
+        "--metrics-bind-address",
+        "127.0.0.1:11249",
+        "--healthz-bind-address",
+        "127.0.0.1:11256",
+    ];
+    let binary = Binaries::find()?.path("portolan-proxy");
+    start(topology, "without polling", &binary, &arguments, SECOND_ADDRESS, PORTS)
+}
+
+/// `mode tcp` as in its own documentation's examples.
+pub(crate) fn haproxy(topology: &Topology) -> Result<Peer> {
+    let (echo, sink) = HAPROXY_PORTS;
+    let server = &topology.server.ip;
+    let config = format!(
+        "global\n  maxconn 4096\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1h\n  \
+         timeout server 1h\nlisten echo\n  bind *:{echo}\n  server pod {server}:{ECHO_PORT}\nlisten sink\n  bind *:{sink}\n  \
+         server pod {server}:{SINK_PORT}\n"
+    );
+    let file = topology.cluster.directory().join("haproxy.cfg");
+    std::fs::write(&file, config)?;
+    let file = file.to_string_lossy().into_owned();
+    let binary = FilePath::new("/usr/sbin/haproxy");
+    let mut peer = start(
+        topology,
+        "HAProxy",
+        binary,
+        &["-db", "-f", &file],
+        topology.cluster.node.address(),
+        HAPROXY_PORTS,
+    )?;
+    peer.1.addresses.remove(Shape::Datagrams.name());
+    Ok(peer)
+}
+
+/// `stream`, with a worker a core.
+pub(crate) fn nginx(topology: &Topology) -> Result<Peer> {
+    let (echo, sink) = NGINX_PORTS;
+    let server = &topology.server.ip;
+    let directory = topology.cluster.directory().to_string_lossy().into_owned();
+    let config = format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nworker_processes auto;\nuser root;\n\
+         pid {directory}/nginx.pid;\nerror_log {directory}/nginx-error.log;\nevents {{ worker_connections 4096; }}\nstream {{\n  proxy_half_close on;\n  \
+         server {{ listen {echo} reuseport; proxy_pass {server}:{ECHO_PORT}; }}\n  \
+         server {{ listen {echo} udp reuseport; proxy_pass {server}:{ECHO_PORT}; proxy_timeout 60s; }}\n  \
+         server {{ listen {sink} reuseport; proxy_pass {server}:{SINK_PORT}; }}\n}}\n"
+    );
+    let file = topology.cluster.directory().join("nginx.conf");
+    std::fs::write(&file, config)?;
+    let file = file.to_string_lossy().into_owned();
+    let address = topology.cluster.node.address();
+    start(topology, "nginx", FilePath::new("/usr/sbin/nginx"), &["-c", &file], address, NGINX_PORTS)
+}
+
+/// kube-proxy's way in its nftables mode: a verdict map to a chain a Service, which picks an endpoint by `numgen`.
+pub(crate) fn nftables(topology: &Topology) -> Result<()> {
+    let server = &topology.server.ip;
+    let chain = |protocol: &str, port: u16| {
+        format!(
+            "meta l4proto {protocol} numgen random mod 1 vmap {{ 0 : goto endpoint-{protocol}-{port} }}; }}\n\
+             chain endpoint-{protocol}-{port} {{ meta l4proto {protocol} dnat to {server}:{port};"
+        )
+    };
+    let rules = format!(
+        "table ip bench-kube-proxy {{\n\
+         chain endpoint-tcp {{ {} }}\nchain endpoint-udp {{ {} }}\nchain endpoint-sink {{ {} }}\n\
+         map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{\n\
+         {NFTABLES_ADDRESS} . tcp . {ECHO} : goto endpoint-tcp, {NFTABLES_ADDRESS} . udp . {ECHO} : goto endpoint-udp,\n\
+         {NFTABLES_ADDRESS} . tcp . {SINK} : goto endpoint-sink }} }}\n\
+         chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips; }}\n\
+         chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}\n}}\n",
+        chain("tcp", ECHO_PORT),
+        chain("udp", ECHO_PORT),
+        chain("tcp", SINK_PORT),
+    );
+    let file = topology.cluster.directory().join("kube-proxy.nft");
+    std::fs::write(&file, rules)?;
+    topology.cluster.node.shell(&format!("nft -f {}", file.display()))?;
+    topology.wait(NFTABLES_ADDRESS, ECHO)
+}
+
+fn start(
+    topology: &Topology,
+    name: &'static str,
+    binary: &FilePath,
+    arguments: &[&str],
+    address: &str,
+    ports: (u16, u16),
+) -> Result<Peer> {
+    let log = topology.cluster.directory().join(format!("{name}.log"));
+    let program = Program::start(&topology.cluster.node, binary, arguments, &log)?;
+    let path = topology.path(name, address, ports, Some(Process(program.id())))?;
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    topology.wait(address, ports.0).with_context(|| format!("{name}: {}", said()))?;
+    Ok((program, path))
+}

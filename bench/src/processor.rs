@@ -1,0 +1,41 @@
+//! Processor time, so that a latency bought with it shows its price.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A process whose time is counted, with all its threads and children.
+#[derive(Clone, Debug)]
+pub(crate) struct Process(pub(crate) u32);
+
+impl Process {
+    /// The time it has run so far. Zero when it has gone.
+    pub(crate) fn time(&self) -> Duration {
+        let tree = descendants(self.0);
+        tree.iter().flat_map(|process| threads(*process)).map(|thread| running_time(&thread)).sum()
+    }
+}
+
+/// The process and its children, theirs too: servers with worker processes.
+fn descendants(process: u32) -> Vec<u32> {
+    let mut found = vec![process];
+    let mut next = 0;
+    while let Some(process) = found.get(next) {
+        for thread in threads(*process) {
+            let children = std::fs::read_to_string(thread.join("children")).unwrap_or_default();
+            found.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+        next += 1;
+    }
+    found
+}
+
+fn threads(process: u32) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(format!("/proc/{process}/task"));
+    listed.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// The first figure of `schedstat`, nanoseconds.
+fn running_time(thread: &std::path::Path) -> Duration {
+    let text = std::fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
+    Duration::from_nanos(text.split(' ').next().and_then(|figure| figure.parse().ok()).unwrap_or(0))
+}

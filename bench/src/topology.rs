@@ -1,0 +1,93 @@
+//! The node, the pods and the Service every measurement starts from.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use testbed::{Cluster, Pod, wait_for};
+
+use crate::interleave::Path;
+use crate::load::{Shape, server};
+use crate::processor::Process;
+
+/// A client and a server on one node, everything running.
+pub(crate) struct Topology {
+    pub(crate) client: Pod,
+    pub(crate) server: Pod,
+    pub(crate) cluster: Cluster,
+    pub(crate) virtual_ip: String,
+}
+
+/// Ports of the Service, which lead to the echo and the sink.
+pub(crate) const ECHO: u16 = 80;
+pub(crate) const SINK: u16 = 81;
+
+const MANIFEST: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: server}
+spec:
+  selector: {app: server}
+  ports:
+  - {name: echo, port: 80, targetPort: 9090}
+  - {name: echo-udp, port: 80, targetPort: 9090, protocol: UDP}
+  - {name: sink, port: 81, targetPort: 9091}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, labels: {app: server}}
+spec: {containers: []}
+";
+
+impl Topology {
+    pub(crate) fn new() -> Result<Self> {
+        let cluster = Cluster::start()?;
+        let (client, server) = (cluster.add_pod("client")?, cluster.add_pod("server")?);
+        for ns in [&client.netns, &server.netns] {
+            ns.run(reuse_ports)??;
+        }
+        cluster.node.run(reuse_ports)?;
+        server::start(&server.netns, server.ip.parse()?)?;
+        cluster.apply("server.yaml", MANIFEST)?;
+        let virtual_ip = cluster.virtual_ip("server")?;
+        let topology = Self { client, server, cluster, virtual_ip };
+        topology.wait(&topology.virtual_ip, ECHO)?;
+        Ok(topology)
+    }
+
+    /// Straight to the pod.
+    pub(crate) fn direct(&self, name: &'static str) -> Result<Path> {
+        self.path(name, &self.server.ip, (server::ECHO_PORT, server::SINK_PORT), None)
+    }
+
+    /// By the virtual IP.
+    pub(crate) fn through_proxy(&self, name: &'static str) -> Result<Path> {
+        self.path(name, &self.virtual_ip, (ECHO, SINK), Some(Process(self.cluster.proxy.id())))
+    }
+
+    /// By any address and the ports that lead to the echo and the sink.
+    pub(crate) fn path(
+        &self,
+        name: &'static str,
+        address: &str,
+        (echo, sink): (u16, u16),
+        process: Option<Process>,
+    ) -> Result<Path> {
+        let ip = address.parse()?;
+        let port = |shape| if shape == Shape::Stream { sink } else { echo };
+        let shapes = [Shape::Requests, Shape::Connections, Shape::Many, Shape::Stream, Shape::Datagrams];
+        let addresses = shapes.map(|shape| (shape.name(), SocketAddr::new(ip, port(shape))));
+        Ok(Path { name, addresses: addresses.into(), process })
+    }
+
+    /// Waits until somebody accepts there.
+    pub(crate) fn wait(&self, address: &str, port: u16) -> Result<()> {
+        wait_for(&format!("{address}:{port}"), || {
+            self.client.netns.run(|| Ok(std::net::TcpStream::connect((address, port)).map(drop)?))?
+        })
+    }
+}
+
+/// Otherwise CRR measures the search for a free port among those in TIME_WAIT.
+pub(crate) fn reuse_ports() -> std::io::Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")
+}

@@ -1,0 +1,158 @@
+//! Looking for the next event instead of sleeping, for as long as that pays.
+//!
+//! Putting a thread to sleep and waking it costs more than all copying of a small message. After activity the poller
+//! therefore keeps the worker's event loop turning (`epoll_wait` without a timeout) for a short window. How long the
+//! window is, it learns as KVM's halt polling does: an event that comes soon after the window makes it grow, one that
+//! comes much later closes it. A worker that loses its core while polling was in somebody's way: it then sleeps
+//! between events for a while.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// The first window after none.
+const FIRST_WINDOW: Duration = Duration::from_micros(10);
+
+/// A turn of the loop takes microseconds. One that took this long was spent off the core, which the scheduler had given
+/// to somebody else.
+const LOST_CORE: Duration = Duration::from_millis(1);
+
+/// Polling for so long without losing the core means that there is one to spare.
+const CALM: Duration = Duration::from_millis(100);
+
+/// How long a worker does not poll after it was in the way; doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// One worker's poller. Used on that worker's thread only, so the atomics cost nothing.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    longest: Duration,
+    started: Instant,
+    /// Nanoseconds after `started`.
+    last_activity: AtomicU64,
+    /// Nanoseconds.
+    window: AtomicU64,
+    asleep: AtomicBool,
+    wake: Notify,
+}
+
+impl Poller {
+    /// Polls for at most `longest` after the last activity; zero means never.
+    pub(crate) fn new(longest: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            longest,
+            started: Instant::now(),
+            last_activity: AtomicU64::new(0),
+            window: AtomicU64::new(0),
+            asleep: AtomicBool::new(true),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Something small was carried: more may follow soon.
+    pub(crate) fn active(&self) {
+        if self.longest.is_zero() {
+            return;
+        }
+        let now = self.now();
+        let gap = now.saturating_sub(self.last_activity.swap(now, Ordering::Relaxed));
+        let window = next_window(self.window(), Duration::from_nanos(gap), self.longest);
+        self.window.store(nanos(window), Ordering::Relaxed);
+        if !window.is_zero() && self.asleep.load(Ordering::Relaxed) {
+            self.asleep.store(false, Ordering::Relaxed);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Runs beside the worker's other tasks, for ever.
+    pub(crate) async fn run(&self) {
+        let mut pause = FIRST_PAUSE;
+        let mut undisturbed = Duration::ZERO;
+        loop {
+            self.wake.notified().await;
+            let started = Instant::now();
+            if self.poll().await {
+                undisturbed += started.elapsed();
+                if undisturbed > CALM {
+                    pause = FIRST_PAUSE;
+                }
+            } else {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                undisturbed = Duration::ZERO;
+            }
+            self.asleep.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Polls until there is nothing to wait for. False if somebody else needed the core meanwhile.
+    async fn poll(&self) -> bool {
+        let mut turn = Instant::now();
+        while self.idle() < self.window() {
+            // The runtime looks at the sockets before it comes back here.
+            tokio::task::yield_now().await;
+            let before = std::mem::replace(&mut turn, Instant::now());
+            if turn - before > LOST_CORE {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn idle(&self) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(self.last_activity.load(Ordering::Relaxed)))
+    }
+
+    fn window(&self) -> Duration {
+        Duration::from_nanos(self.window.load(Ordering::Relaxed))
+    }
+
+    fn now(&self) -> u64 {
+        nanos(self.started.elapsed())
+    }
+}
+
+/// Grows while events come soon enough for polling to find them, and closes when they do not.
+fn next_window(window: Duration, gap: Duration, longest: Duration) -> Duration {
+    if gap > longest {
+        Duration::ZERO
+    } else if gap > window {
+        (window * 2).clamp(FIRST_WINDOW.min(longest), longest)
+    } else {
+        window
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_micros(100);
+
+    fn after(gaps_in_micros: &[u64]) -> Duration {
+        let gaps = gaps_in_micros.iter().map(|gap| Duration::from_micros(*gap));
+        gaps.fold(Duration::ZERO, |window, gap| next_window(window, gap, LONGEST))
+    }
+
+    #[test]
+    fn the_window_grows_until_events_fall_into_it() {
+        assert_eq!(after(&[30]), FIRST_WINDOW);
+        assert_eq!(after(&[30, 30, 30, 30, 30]), Duration::from_micros(40));
+        assert_eq!(after(&[99; 20]), LONGEST);
+    }
+
+    #[test]
+    fn rare_events_close_it_and_a_busy_worker_needs_none() {
+        assert_eq!(after(&[30, 30, 30, 5000]), Duration::ZERO);
+        assert_eq!(after(&[1; 20]), FIRST_WINDOW);
+    }
+}
