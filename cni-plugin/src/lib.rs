@@ -20,7 +20,6 @@ mod lock;
 mod masquerade;
 mod netconf;
 mod netlink;
-mod nftables;
 mod pod;
 mod result;
 mod rollback;

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use attachment::{Attachment, Key};
 use ipnetwork::{IpNetwork, Ipv4Network};
+use nftables::{Batch, Rule};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result, io, kernel};
@@ -27,7 +28,6 @@ use crate::ipam::RangeSet;
 use crate::lock::Lock;
 use crate::netconf::{Header, NetConf};
 use crate::netlink::{Netlink, RouteTarget};
-use crate::nftables::{self, Batch, Rule};
 
 const TABLE: &str = "portolan";
 const CHAIN: &str = "masquerade";

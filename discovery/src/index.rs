@@ -91,6 +91,7 @@ impl Index {
             || next.sources != self.published.sources
             || next.namespaces != self.published.namespaces
             || next.nodes != self.published.nodes
+            || next.local_pods != self.published.local_pods
             || !same_entries(&next.services, &self.published.services);
         if changed {
             self.published = Arc::new(next);
@@ -121,6 +122,7 @@ impl Index {
             changed_at: SystemTime::now(),
             namespaces: namespaces(&merged),
             nodes,
+            local_pods: merged.attachments.iter().flat_map(|a| a.ips.iter().copied()).collect(),
             problems,
             sources: self.source_states(),
             services,

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub namespaces: HashSet<Arc<str>>,
     /// Nodes by name.
     pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    /// Addresses of the pods the CNI plugin has attached to this node.
+    pub local_pods: HashSet<IpAddr>,
     /// What is wrong with the input right now.
     pub problems: Vec<Problem>,
     /// How each source is doing, by name.
@@ -62,6 +64,7 @@ impl Snapshot {
             changed_at: SystemTime::UNIX_EPOCH,
             namespaces: HashSet::new(),
             nodes: BTreeMap::new(),
+            local_pods: HashSet::new(),
             problems: Vec::new(),
             sources: BTreeMap::new(),
             services: HashMap::new(),

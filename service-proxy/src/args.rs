@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
+use ipnetwork::IpNetwork;
 
 use crate::run::Config;
 
@@ -24,6 +25,14 @@ pub struct Args {
     /// Shared with the other daemon.
     #[command(flatten)]
     pub discovery: discovery::Args,
+
+    /// Ranges of the pods of this node, where no CNI plugin of ours records them.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
+    pub pod_cidr: Vec<IpNetwork>,
+
+    /// What endpoints see as the source of a connection: the client's own address where that is possible, or the node's.
+    #[arg(long, value_name = "WHOSE", default_value = "client")]
+    pub source_address: SourceAddress,
 
     /// Event loops that carry traffic; 0 means one a core.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -63,11 +72,22 @@ pub struct Args {
     pub program: daemon::program::Args,
 }
 
+/// Whose address endpoints see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SourceAddress {
+    /// The client's, where replies to it come back through this node.
+    Client,
+    /// The node's.
+    Node,
+}
+
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             discovery: args.discovery.into(),
+            pod_cidrs: args.pod_cidr,
+            borrow_addresses: args.source_address == SourceAddress::Client,
             workers: if args.workers == 0 { cores } else { args.workers },
             poll: Duration::from_micros(args.poll),
             connect_timeout: Duration::from_secs(args.connect_timeout),

@@ -8,6 +8,8 @@
 //! connection stays on the loop that accepted it, both of its sockets too, so that no byte crosses a thread.
 
 mod args;
+mod clock;
+mod divert;
 mod endpoints;
 mod frontend;
 mod local_route;
@@ -16,9 +18,10 @@ mod poller;
 mod proxier;
 mod run;
 mod socket;
+mod source;
 mod tcp;
 mod udp;
 mod worker;
 
-pub use args::Args;
+pub use args::{Args, SourceAddress};
 pub use run::{Config, run};

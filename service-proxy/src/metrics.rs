@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) accept_errors: IntCounter,
     pub(crate) connect_retries: IntCounter,
     pub(crate) connect_failures: IntCounter,
+    pub(crate) source_fallbacks: IntCounter,
     pub(crate) connect_seconds: Histogram,
     pub(crate) sent_bytes: IntCounter,
     pub(crate) received_bytes: IntCounter,
@@ -52,6 +53,10 @@ impl Metrics {
             connect_failures: counter(
                 "connect_failures_total",
                 "Connections for which no endpoint could be reached.",
+            ),
+            source_fallbacks: counter(
+                "source_fallbacks_total",
+                "Connections that could not borrow their client's address.",
             ),
             connect_seconds: register(
                 &registry,

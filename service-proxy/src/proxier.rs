@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use discovery::model::{IpFamily, NamespacedName, Protocol};
 use discovery::{ServiceEntry, Snapshot};
+use ipnetwork::IpNetwork;
 use tracing::{error, info};
 
 use crate::endpoints::EndpointSet;
 use crate::frontend::{Frontend, FrontendKey};
+use crate::source::Locality;
 use crate::worker::{Context, Worker};
 use crate::{socket, tcp, udp};
 
@@ -19,6 +21,8 @@ use crate::{socket, tcp, udp};
 pub(crate) struct Proxier {
     workers: Vec<Worker>,
     context: Arc<Context>,
+    /// Ranges of this node's pods.
+    pod_cidrs: Vec<IpNetwork>,
     /// Entries as last applied, to pass over those that did not change.
     entries: HashMap<NamespacedName, Arc<ServiceEntry>>,
     frontends: HashMap<FrontendKey, Arc<Frontend>>,
@@ -33,10 +37,11 @@ struct Failure {
 }
 
 impl Proxier {
-    pub(crate) fn new(workers: Vec<Worker>, context: Arc<Context>) -> Self {
+    pub(crate) fn new(workers: Vec<Worker>, context: Arc<Context>, pod_cidrs: Vec<IpNetwork>) -> Self {
         Self {
             workers,
             context,
+            pod_cidrs,
             entries: HashMap::new(),
             frontends: HashMap::new(),
             failures: BTreeMap::new(),
@@ -69,8 +74,20 @@ impl Proxier {
                 self.ensure(key, &entry.service.name, endpoints);
             }
         }
+        if let Some(locality) = &self.context.locality {
+            locality.store(Arc::new(self.locality(snapshot)));
+        }
         self.context.metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         self.count_frontends();
+    }
+
+    fn locality(&self, snapshot: &Snapshot) -> Locality {
+        let node_ranges = snapshot.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
+        Locality {
+            local_pods: snapshot.local_pods.clone(),
+            local_ranges: self.pod_cidrs.clone(),
+            cluster_ranges: node_ranges.collect(),
+        }
     }
 
     /// Tries again what could not be opened.
@@ -166,7 +183,7 @@ impl Proxier {
             let listeners = socket::listen_tcp(address, self.workers.len())?;
             for (worker, listener) in self.workers.iter().zip(listeners) {
                 let (frontend, context) = (Arc::clone(frontend), Arc::clone(&self.context));
-                worker.spawn(tcp::serve(listener, frontend, context, Arc::clone(&worker.poller)));
+                worker.spawn(tcp::serve(listener, frontend, context, Arc::clone(&worker.local)));
             }
         }
         Ok(())

@@ -5,14 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use daemon::admin;
 use daemon::drain::Drain;
 use daemon::readiness::{Condition, Readiness};
 use discovery::Snapshots;
+use ipnetwork::IpNetwork;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::divert::Divert;
 use crate::local_route::LocalRoutes;
 use crate::metrics::Metrics;
 use crate::proxier::Proxier;
@@ -26,6 +29,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Config {
     /// Where the state of the world comes from.
     pub discovery: discovery::Config,
+    /// Ranges of this node's pods.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Whether endpoints see the client's address.
+    pub borrow_addresses: bool,
     /// Event loops that carry traffic, at least one.
     pub workers: usize,
     /// How long a worker may poll for the next event.
@@ -60,18 +67,20 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let limits = daemon::file_limit::raise();
     info!(?config, %limits, "starting");
     let metrics = Arc::new(Metrics::new());
+    let divert = if config.borrow_addresses { divert().await } else { None };
     let context = Arc::new(Context {
         metrics: Arc::clone(&metrics),
         connect_timeout: config.connect_timeout,
         udp_idle_timeout: config.udp_idle_timeout,
         udp_max_flows: config.udp_max_flows,
+        locality: divert.as_ref().map(|_| ArcSwap::default()),
         tasks: TaskTracker::new(),
     });
     let workers = (0..config.workers)
         .map(|number| Worker::start(number, config.poll))
         .collect::<Result<_, _>>()
         .context("start the workers")?;
-    let mut proxier = Proxier::new(workers, Arc::clone(&context));
+    let mut proxier = Proxier::new(workers, Arc::clone(&context), config.pod_cidrs);
     let status = Arc::new(Mutex::new(Status::default()));
 
     let readiness = Readiness::default();
@@ -97,11 +106,22 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     }
     // The route comes last: without it, not even open connections work.
     routes.remove().await;
+    if let Some(divert) = divert {
+        divert.remove().await;
+    }
     discovery.stop().await;
     // Joining the workers blocks, but there is nothing left to wait for on this thread.
     drop(proxier);
     info!("stopped");
     Ok(())
+}
+
+/// Where replies to borrowed addresses cannot be brought back, endpoints see the node's address.
+async fn divert() -> Option<Divert> {
+    let diverted = Divert::ensure().await;
+    diverted
+        .inspect_err(|error| warn!(%error, "endpoints will see the node's address, not the client's; --source-address node says so on purpose"))
+        .ok()
 }
 
 /// Follows the snapshots until the drain begins.

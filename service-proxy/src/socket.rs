@@ -1,19 +1,31 @@
-//! Listening sockets on addresses that no interface carries.
+//! Listening sockets on addresses that no interface carries, and sockets that borrow a client's address.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use daemon::socket::bind;
-use socket2::{SockRef, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// Ports from which connections with a borrowed address leave: below 32768, where `ip_local_port_range` begins.
+const BORROWED_PORTS: RangeInclusive<u16> = 10_000..=29_999;
+
+/// How many ports are tried before giving up.
+const PORT_ATTEMPTS: usize = 8;
+
+/// Connecting goes on in the background.
+const EINPROGRESS: i32 = 115;
 
 /// One TCP listener for each worker. The kernel spreads connections over them (`SO_REUSEPORT`).
 pub(crate) fn listen_tcp(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     let listen = || {
         let socket = bind(address, Type::STREAM, true)?;
+        // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
+        socket.set_tcp_nodelay(true)?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
@@ -23,6 +35,58 @@ pub(crate) fn listen_tcp(address: SocketAddr, count: usize) -> io::Result<Vec<Tc
 /// The one UDP socket of a frontend. Replies sent through it come from the virtual IP.
 pub(crate) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(bind(address, Type::DGRAM, false)?.into())
+}
+
+/// Starts connecting from the node's own address.
+pub(crate) fn connect_tcp(endpoint: SocketAddr) -> io::Result<Socket> {
+    let socket = upstream(endpoint, Type::STREAM)?;
+    start_connect(&socket, endpoint)?;
+    Ok(socket)
+}
+
+/// Starts connecting from `source`, which may be an address of somebody else.
+///
+/// The port is ours to choose: one from below the range that the kernel takes for outgoing connections, so that it is
+/// never one that the owner of the address uses itself.
+pub(crate) fn connect_from(source: IpAddr, endpoint: SocketAddr) -> io::Result<Socket> {
+    let mut attempts = PORT_ATTEMPTS;
+    loop {
+        let socket = upstream(endpoint, Type::STREAM)?;
+        // Several connections may share a port as long as they lead to different endpoints.
+        socket.set_reuse_address(true)?;
+        borrow_address(&socket, source)?;
+        match start_connect(&socket, endpoint) {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && attempts > 1 => attempts -= 1,
+            other => return other.map(|()| socket),
+        }
+    }
+}
+
+/// Binds to an address of somebody else and a port below the kernel's own range.
+fn borrow_address(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    if source.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }?;
+    let mut attempts = PORT_ATTEMPTS;
+    loop {
+        match socket.bind(&SocketAddr::new(source, fastrand::u16(BORROWED_PORTS)).into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 1 => attempts -= 1,
+            other => return other,
+        }
+    }
+}
+
+fn upstream(endpoint: SocketAddr, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(endpoint), kind.nonblocking().cloexec(), None)?;
+    if kind == Type::STREAM {
+        socket.set_tcp_nodelay(true)?;
+    }
+    Ok(socket)
+}
+
+fn start_connect(socket: &Socket, endpoint: SocketAddr) -> io::Result<()> {
+    match socket.connect(&endpoint.into()) {
+        Err(error) if error.raw_os_error() == Some(EINPROGRESS) => Ok(()),
+        other => other,
+    }
 }
 
 /// Closing this socket will send a reset, not a FIN: its peer must not take what came so far for the whole.

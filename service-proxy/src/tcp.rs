@@ -3,6 +3,7 @@
 mod connect;
 mod relay;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,52 +11,56 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, warn};
 
 use crate::frontend::Frontend;
-use crate::poller::Poller;
 use crate::socket;
-use crate::worker::Context;
+use crate::worker::{Context, Local};
 
 /// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A frontend on one worker.
+struct Scope {
+    frontend: Arc<Frontend>,
+    context: Arc<Context>,
+    local: Arc<Local>,
+}
 
 /// Accepts connections of a frontend on the current worker until the frontend closes.
 pub(crate) async fn serve(
     listener: std::net::TcpListener,
     frontend: Arc<Frontend>,
     context: Arc<Context>,
-    poller: Arc<Poller>,
+    local: Arc<Local>,
 ) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
+    let scope = Arc::new(Scope { frontend, context, local });
     loop {
         let accepted = tokio::select! {
-            () = frontend.closed() => return Ok(()),
+            () = scope.frontend.closed() => return Ok(()),
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((client, _)) => {
-                let handling =
-                    handle(client, Arc::clone(&frontend), Arc::clone(&context), Arc::clone(&poller));
-                context.tasks.spawn(handling);
+            Ok((client, address)) => {
+                scope.context.tasks.spawn(handle(client, address.ip(), Arc::clone(&scope)));
             }
             Err(error) => {
-                context.metrics.accept_errors.inc();
-                warn!(frontend = %frontend.key, %error, "cannot accept connections, trying again");
+                scope.context.metrics.accept_errors.inc();
+                warn!(frontend = %scope.frontend.key, %error, "cannot accept connections, trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-async fn handle(mut client: TcpStream, frontend: Arc<Frontend>, context: Arc<Context>, poller: Arc<Poller>) {
+async fn handle(mut client: TcpStream, address: IpAddr, scope: Arc<Scope>) {
+    let Scope { frontend, context, local } = &*scope;
     let metrics = &context.metrics;
     metrics.connections_opened.inc();
     let started = Instant::now();
-    poller.active();
-    match connect::connect(&frontend, &context).await {
+    local.poller.active();
+    match connect::connect(address.to_canonical(), frontend, context, local).await {
         Some(mut upstream) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
-            // Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
-            drop((client.set_nodelay(true), upstream.set_nodelay(true)));
-            let (sent, result) = relay::relay(&mut client, &mut upstream, &poller).await;
+            let (sent, result) = relay::relay(&mut client, &mut upstream, &local.poller).await;
             metrics.sent_bytes.inc_by(sent.to_upstream);
             metrics.received_bytes.inc_by(sent.to_client);
             if let Err(error) = result {

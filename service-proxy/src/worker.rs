@@ -1,16 +1,20 @@
 //! The event loops that carry traffic.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::poller::Poller;
+use crate::source::Locality;
 
 /// What every connection needs to know.
 #[derive(Debug)]
@@ -19,14 +23,30 @@ pub(crate) struct Context {
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle_timeout: Duration,
     pub(crate) udp_max_flows: usize,
+    /// Where addresses are, if clients' addresses may be borrowed.
+    pub(crate) locality: Option<ArcSwap<Locality>>,
     /// Connections under way: drain waits for these.
     pub(crate) tasks: TaskTracker,
+}
+
+impl Context {
+    /// The address to borrow for a connection; `None` means the node's own.
+    pub(crate) fn source(&self, client: IpAddr, endpoint: IpAddr) -> Option<IpAddr> {
+        self.locality.as_ref()?.load().source(client, endpoint)
+    }
+}
+
+/// What the connections of one worker share.
+#[derive(Debug)]
+pub(crate) struct Local {
+    pub(crate) poller: Arc<Poller>,
+    pub(crate) clock: Arc<Clock>,
 }
 
 /// One single-threaded runtime on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pub(crate) poller: Arc<Poller>,
+    pub(crate) local: Arc<Local>,
     handle: Handle,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
@@ -37,15 +57,16 @@ impl Worker {
     pub(crate) fn start(number: usize, poll: Duration) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
-        let poller = Poller::new(poll);
-        let polling = Arc::clone(&poller);
-        drop(handle.spawn(async move { polling.run().await }));
+        let local = Arc::new(Local { poller: Poller::new(poll), clock: Arc::default() });
+        let poller = Arc::clone(&local.poller);
+        drop(handle.spawn(async move { poller.run().await }));
+        drop(handle.spawn(Arc::clone(&local.clock).run()));
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || runtime.block_on(stopped.cancelled_owned()))?;
-        Ok(Self { poller, handle, stop, thread: Some(thread) })
+        Ok(Self { local, handle, stop, thread: Some(thread) })
     }
 
     /// Runs a frontend on this worker; the frontend itself ends when it is closed.

@@ -43,11 +43,29 @@ impl Cluster {
         let dns = Program::start(&node, &binaries.path("portolan-dns"), &arguments, &log("dns"))?;
         let plugin = Plugin { binary: binaries.path("portolan-cni"), node: node.clone() };
         let cluster = Self { proxy, dns, network: Network::new(plugin, NAMESERVER), node, directory };
-        for address in ["127.0.0.1:10256/readyz", "127.0.0.1:8181/ready"] {
-            let ready = || cluster.node.shell(&format!("curl -fsS -m 2 http://{address}"));
-            wait_for(address, ready).map_err(|error| error.context(cluster.logs()))?;
-        }
+        cluster.wait_until_ready()?;
         Ok(cluster)
+    }
+
+    /// Starts the proxy anew; the one before is killed if it still runs.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn restart_proxy(&mut self) -> Result<()> {
+        let manifests = self.manifests().to_string_lossy().into_owned();
+        let log = self.directory.path().join("proxy-again.log");
+        let binary = Binaries::find()?.path("portolan-proxy");
+        self.proxy.kill();
+        self.proxy = Program::start(&self.node, &binary, &["--manifests", &manifests], &log)?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&self) -> Result<()> {
+        for address in ["127.0.0.1:10256/readyz", "127.0.0.1:8181/ready"] {
+            let ready = || self.node.shell(&format!("curl -fsS -m 2 http://{address}"));
+            wait_for(address, ready).map_err(|error| error.context(self.logs()))?;
+        }
+        Ok(())
     }
 
     /// Puts a manifest in place in one step.

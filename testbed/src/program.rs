@@ -82,13 +82,20 @@ impl Program {
     }
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
+impl Program {
+    /// Ends it and all it has started at once; one that has ended already is fine.
+    pub fn kill(&mut self) {
         // It may have gone already.
         if let Ok(group) = i32::try_from(self.child.id()) {
             killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
         }
         drop(self.child.wait());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

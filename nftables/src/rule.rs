@@ -19,21 +19,28 @@ const NETWORK_HEADER: u32 = 1;
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 
+/// `NFT_META_MARK`.
+const META_MARK: u32 = 3;
+
+/// `NFT_SOCKET_TRANSPARENT`, `NFT_SOCKET_WILDCARD`.
+const SOCKET_TRANSPARENT: u32 = 0;
+const SOCKET_WILDCARD: u32 = 2;
+
 /// `NFT_RETURN`.
 const RETURN: u32 = -5_i32 as u32;
 
 /// A rule, as a list of expressions that each let a packet go on or not.
-#[derive(Default)]
-pub(crate) struct Rule(Vec<(&'static str, Attributes)>);
+#[derive(Debug, Default)]
+pub struct Rule(Vec<(&'static str, Attributes)>);
 
 impl Rule {
     /// `ip saddr @set`
-    pub(crate) fn source_in(self, set: &str) -> Self {
+    pub fn source_in(self, set: &str) -> Self {
         self.ipv4().load(SOURCE).with("lookup", |a| a.text(1, set).number(2, REGISTER))
     }
 
     /// `ip daddr range`
-    pub(crate) fn destination_in(self, range: Ipv4Network) -> Self {
+    pub fn destination_in(self, range: Ipv4Network) -> Self {
         let data = |address: Ipv4Addr| move |data: Attributes| data.bytes(1, &address.octets());
         let zero = Ipv4Addr::UNSPECIFIED;
         self.load(DESTINATION)
@@ -47,15 +54,33 @@ impl Rule {
             .with("cmp", |a| a.number(1, REGISTER).number(2, 0).nested(3, data(range.network())))
     }
 
+    /// `socket transparent 1 socket wildcard 0`: the packet is for a socket that borrows its address (`IP_TRANSPARENT`).
+    pub fn for_transparent_socket(self) -> Self {
+        self.socket(SOCKET_TRANSPARENT, 1).socket(SOCKET_WILDCARD, 0)
+    }
+
+    /// `meta mark set meta mark | bit`. Marks are numbers of the host's byte order; other bits stay.
+    pub fn set_mark_bit(self, bit: u32) -> Self {
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_MARK))
+            .with("bitwise", |a| {
+                a.number(1, REGISTER)
+                    .number(2, REGISTER)
+                    .number(3, 4)
+                    .nested(4, |mask| mask.bytes(1, &(!bit).to_ne_bytes()))
+                    .nested(5, |xor| xor.bytes(1, &bit.to_ne_bytes()))
+            })
+            .with("meta", |a| a.number(3, REGISTER).number(2, META_MARK))
+    }
+
     /// `return`
-    pub(crate) fn stop(self) -> Self {
+    pub fn stop(self) -> Self {
         self.with("immediate", |a| {
             a.number(1, VERDICT).nested(2, |data| data.nested(2, |verdict| verdict.number(1, RETURN)))
         })
     }
 
     /// `masquerade`
-    pub(crate) fn masquerade(self) -> Self {
+    pub fn masquerade(self) -> Self {
         self.with("masq", |a| a)
     }
 
@@ -70,6 +95,11 @@ impl Rule {
     fn ipv4(self) -> Self {
         self.with("meta", |a| a.number(1, REGISTER).number(2, META_NFPROTO))
             .with("cmp", |a| a.number(1, REGISTER).number(2, 0).nested(3, |data| data.bytes(1, &[IPV4])))
+    }
+
+    fn socket(self, key: u32, value: u8) -> Self {
+        self.with("socket", |a| a.number(1, key).number(2, REGISTER))
+            .with("cmp", |a| a.number(1, REGISTER).number(2, 0).nested(3, |data| data.bytes(1, &[value])))
     }
 
     fn load(self, offset: u32) -> Self {

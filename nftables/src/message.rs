@@ -27,6 +27,7 @@ const HEADER: usize = 16;
 const GENERIC: usize = 4;
 
 /// One request.
+#[derive(Debug)]
 pub(super) struct Message {
     pub(super) kind: u8,
     pub(super) flags: u16,
@@ -34,7 +35,7 @@ pub(super) struct Message {
 }
 
 /// Type-length-value triples, padded to four bytes. Numbers are big-endian, as all of nf_tables has them.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Attributes(Vec<u8>);
 
 impl Attributes {

@@ -1,9 +1,9 @@
-//! nftables over netlink: just enough to keep one table, without starting `nft`.
+//! nftables over netlink: just enough for each program to keep a table of its own, without starting `nft`.
 //!
 //! A [`Batch`] is one transaction: the kernel takes all of it or nothing.
 
-mod expression;
 mod message;
+mod rule;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -11,8 +11,8 @@ use std::net::Ipv4Addr;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
-pub(crate) use expression::Rule;
 use message::{Attributes, Message};
+pub use rule::Rule;
 
 /// Message types of `linux/netfilter/nf_tables.h`.
 const NEW_TABLE: u8 = 0;
@@ -32,48 +32,63 @@ const APPEND: u16 = 0x800;
 /// nft's number for its data type `ipv4_addr`, so that `nft list` prints addresses.
 const TYPE_IPV4_ADDRESS: u32 = 7;
 
-/// `NF_INET_POST_ROUTING`, and the priority nft calls `srcnat`.
+/// `NF_INET_PRE_ROUTING`, `NF_INET_POST_ROUTING`.
+const PREROUTING: u32 = 0;
 const POSTROUTING: u32 = 4;
+
+/// The priorities nft calls `mangle` and `srcnat`.
+const PRIORITY_MANGLE: u32 = -150_i32 as u32;
 const PRIORITY_SRCNAT: u32 = 100;
 
 /// Changes to one table, applied together.
-pub(crate) struct Batch<'a> {
+#[derive(Debug)]
+pub struct Batch<'a> {
     table: &'a str,
     messages: Vec<Message>,
 }
 
 impl<'a> Batch<'a> {
-    pub(crate) fn new(table: &'a str) -> Self {
+    /// An empty transaction on `table`, family `inet`.
+    pub fn new(table: &'a str) -> Self {
         Self { table, messages: Vec::new() }
     }
 
-    pub(crate) fn add_table(&mut self) {
+    /// Creates the table unless it is there.
+    pub fn add_table(&mut self) {
         self.push(NEW_TABLE, CREATE, |a| a);
     }
 
-    pub(crate) fn delete_table(&mut self) {
+    /// Deletes the table and all in it.
+    pub fn delete_table(&mut self) {
         self.push(DEL_TABLE, 0, |a| a);
     }
 
     /// A chain in which source addresses are translated as packets leave.
-    pub(crate) fn add_postrouting_nat_chain(&mut self, name: &str) {
+    pub fn add_postrouting_nat_chain(&mut self, name: &str) {
+        self.add_chain(name, "nat", POSTROUTING, PRIORITY_SRCNAT);
+    }
+
+    /// A chain in which packets are looked at before they are routed.
+    pub fn add_prerouting_chain(&mut self, name: &str) {
+        self.add_chain(name, "filter", PREROUTING, PRIORITY_MANGLE);
+    }
+
+    fn add_chain(&mut self, name: &str, kind: &str, hook: u32, priority: u32) {
+        // What no rule stops is accepted (policy 1).
         self.push(NEW_CHAIN, CREATE, |a| {
-            a.text(3, name)
-                .nested(4, |hook| hook.number(1, POSTROUTING).number(2, PRIORITY_SRCNAT))
-                .number(5, 1)
-                .text(7, "nat")
+            a.text(3, name).nested(4, |at| at.number(1, hook).number(2, priority)).number(5, 1).text(7, kind)
         });
     }
 
     /// A set of IPv4 addresses. `id` only has to be its own within the batch.
-    pub(crate) fn add_address_set(&mut self, name: &str, id: u32) {
+    pub fn add_address_set(&mut self, name: &str, id: u32) {
         self.push(NEW_SET, CREATE, |a| {
             a.text(2, name).number(3, 0).number(4, TYPE_IPV4_ADDRESS).number(5, 4).number(10, id)
         });
     }
 
     /// Adds addresses; those that are in the set already are fine.
-    pub(crate) fn add_elements(&mut self, set: &str, addresses: &[Ipv4Addr]) {
+    pub fn add_elements(&mut self, set: &str, addresses: &[Ipv4Addr]) {
         // An attribute's length has 16 bits, and an element takes 20 bytes.
         for chunk in addresses.chunks(1000) {
             self.push(NEW_SET_ELEMENT, CREATE, |a| elements(a, set, chunk));
@@ -81,27 +96,30 @@ impl<'a> Batch<'a> {
     }
 
     /// Removes an address; the whole batch fails if it is not in the set.
-    pub(crate) fn delete_element(&mut self, set: &str, address: Ipv4Addr) {
+    pub fn delete_element(&mut self, set: &str, address: Ipv4Addr) {
         self.push(DEL_SET_ELEMENT, 0, |a| elements(a, set, &[address]));
     }
 
     /// Removes every element.
-    pub(crate) fn flush_set(&mut self, set: &str) {
+    pub fn flush_set(&mut self, set: &str) {
         self.push(DEL_SET_ELEMENT, 0, |a| a.text(2, set));
     }
 
     /// Removes every rule.
-    pub(crate) fn flush_chain(&mut self, chain: &str) {
+    pub fn flush_chain(&mut self, chain: &str) {
         self.push(DEL_RULE, 0, |a| a.text(2, chain));
     }
 
     /// Appends a rule to a chain.
-    pub(crate) fn add_rule(&mut self, chain: &str, rule: &Rule) {
+    pub fn add_rule(&mut self, chain: &str, rule: &Rule) {
         self.push(NEW_RULE, CREATE | APPEND, |a| a.text(2, chain).nested(4, |list| rule.write(list)));
     }
 
     /// Applies everything, or nothing.
-    pub(crate) fn commit(self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The kernel's first: `NotFound` for a table, chain, set or element that is not there.
+    pub fn commit(self) -> io::Result<()> {
         let mut bytes = message::batch_begin();
         for (message, sequence) in self.messages.iter().zip(1..) {
             message.write(&mut bytes, sequence);
@@ -117,7 +135,10 @@ impl<'a> Batch<'a> {
 }
 
 /// Whether the address is in the set.
-pub(crate) fn contains(table: &str, set: &str, address: Ipv4Addr) -> io::Result<bool> {
+///
+/// # Errors
+/// What the kernel says.
+pub fn contains(table: &str, set: &str, address: Ipv4Addr) -> io::Result<bool> {
     let attributes = elements(Attributes::default().text(1, table), set, &[address]);
     let mut bytes = Vec::new();
     Message { kind: GET_SET_ELEMENT, flags: 0, attributes }.write(&mut bytes, 1);

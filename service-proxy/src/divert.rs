@@ -1,0 +1,148 @@
+//! Brings back the replies to connections that borrow their client's address.
+//!
+//! A socket bound to an address of somebody else (`IP_TRANSPARENT`) may send, but what comes back is routed to the
+//! owner of the address. So packets that belong to such a socket are marked before routing, and marked packets are
+//! local:
+//!
+//! ```text
+//! table inet portolan-proxy { chain divert { type filter hook prerouting priority mangle
+//!     socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x2000 } }
+//! ip rule:  from all fwmark 0x2000/0x2000 lookup 7061
+//! ip route: local default dev lo table 7061
+//! ```
+
+use std::io;
+
+use nftables::{Batch, Rule};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+const TABLE: &str = "portolan-proxy";
+const CHAIN: &str = "divert";
+
+/// Beside the bits of kube-proxy (0x4000), the CNI reference plugins (0x2000 is free there) and above those of tc.
+const MARK: u32 = 0x2000;
+
+/// The routing table, and the priority of the rule that leads there: before `main` (32766), behind `local` (0).
+const ROUTES: u32 = 7061;
+const PRIORITY: u32 = 100;
+
+/// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
+
+/// What has been set up.
+#[derive(Debug)]
+pub(crate) struct Divert {
+    handle: Handle,
+    routes: Vec<RouteMessage>,
+    rules: Vec<RuleMessage>,
+    /// Runs the netlink connection.
+    connection: JoinSet<()>,
+}
+
+impl Divert {
+    /// Sets everything up. Repeating it is fine; what an earlier run left is taken over.
+    ///
+    /// # Errors
+    /// What the kernel says, most often that a privilege or a module is missing; nothing is left half done.
+    pub(crate) async fn ensure() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
+        let mut divert = Self {
+            handle,
+            routes: vec![
+                local_default(RouteMessageBuilder::<Ipv4Addr>::new().build(), AddressFamily::Inet),
+                local_default(RouteMessageBuilder::<Ipv6Addr>::new().build(), AddressFamily::Inet6),
+            ],
+            rules: vec![rule(AddressFamily::Inet), rule(AddressFamily::Inet6)],
+            connection: tasks,
+        };
+        match divert.set_up().await {
+            Ok(()) => Ok(divert),
+            Err(error) => {
+                divert.take_down().await;
+                divert.connection.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes it all away again. What is gone already is fine.
+    pub(crate) async fn remove(mut self) {
+        self.take_down().await;
+        self.connection.shutdown().await;
+    }
+
+    async fn set_up(&mut self) -> io::Result<()> {
+        for route in &self.routes {
+            let adding = self.handle.route().add(route.clone()).replace();
+            adding.execute().await.map_err(io::Error::other)?;
+        }
+        for rule in &self.rules {
+            let mut adding = self.handle.rule().add();
+            *adding.message_mut() = rule.clone();
+            match adding.execute().await {
+                Err(error) if !is_there_already(&error) => return Err(io::Error::other(error)),
+                _ => {}
+            }
+        }
+        let mut batch = Batch::new(TABLE);
+        batch.add_table();
+        batch.add_prerouting_chain(CHAIN);
+        batch.flush_chain(CHAIN);
+        batch.add_rule(CHAIN, &Rule::default().for_transparent_socket().set_mark_bit(MARK));
+        batch.commit()
+    }
+
+    async fn take_down(&mut self) {
+        let mut batch = Batch::new(TABLE);
+        // Adding before deleting makes deleting what is not there no error.
+        batch.add_table();
+        batch.delete_table();
+        if let Err(error) = batch.commit() {
+            warn!(%error, "cannot delete nft table inet {TABLE}");
+        }
+        for rule in self.rules.drain(..) {
+            drop(self.handle.rule().del(rule).execute().await);
+        }
+        for route in self.routes.drain(..) {
+            drop(self.handle.route().del(route).execute().await);
+        }
+    }
+}
+
+/// `local default dev lo table 7061`
+fn local_default(mut route: RouteMessage, family: AddressFamily) -> RouteMessage {
+    use rtnetlink::packet_route::route::RouteAttribute;
+    route.header.address_family = family;
+    route.header.destination_prefix_length = 0;
+    route.header.kind = RouteType::Local;
+    route.header.scope = if family == AddressFamily::Inet { RouteScope::Host } else { RouteScope::Universe };
+    route.attributes = vec![RouteAttribute::Table(ROUTES), RouteAttribute::Oif(LOOPBACK)];
+    route
+}
+
+/// `fwmark 0x2000/0x2000 lookup 7061`
+fn rule(family: AddressFamily) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes = vec![
+        RuleAttribute::FwMark(MARK),
+        RuleAttribute::FwMask(MARK),
+        RuleAttribute::Table(ROUTES),
+        RuleAttribute::Priority(PRIORITY),
+    ];
+    rule
+}
+
+fn is_there_already(error: &rtnetlink::Error) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(message) if message.to_io().kind() == io::ErrorKind::AlreadyExists)
+}
