@@ -45,6 +45,9 @@ pub struct Server {
     pages: BTreeMap<&'static str, Handler>,
 }
 
+/// The page for every path that has none of its own.
+const ANY: &str = "*";
+
 impl Response {
     /// A page of plain text.
     pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
@@ -81,6 +84,12 @@ impl Server {
     ) -> Self {
         self.pages.insert(path, Arc::new(handler));
         self
+    }
+
+    /// Adds a page for every path that has none of its own.
+    #[must_use]
+    pub fn any(self, handler: impl Fn(&str) -> Response + Send + Sync + 'static) -> Self {
+        self.route(ANY, handler)
     }
 
     /// Serves until dropped: also while draining, when health is watched most.
@@ -151,7 +160,7 @@ fn answer(
     pages: &BTreeMap<&'static str, Handler>,
     request: &hyper::Request<Incoming>,
 ) -> hyper::Response<Full<Bytes>> {
-    let response = match pages.get(request.uri().path()) {
+    let response = match pages.get(request.uri().path()).or_else(|| pages.get(ANY)) {
         _ if request.method() != Method::GET && request.method() != Method::HEAD => {
             Response::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n")
         }

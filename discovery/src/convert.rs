@@ -7,6 +7,7 @@ mod endpoint_slice;
 mod node;
 mod pod;
 mod service;
+mod traffic;
 
 use std::net::IpAddr;
 

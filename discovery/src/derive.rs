@@ -8,7 +8,7 @@ use std::sync::Arc;
 use attachment::Attachment;
 
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, NamespacedName, Node, Pod, Service,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName, Node, Pod, Service,
     ServicePort, TargetPort,
 };
 
@@ -110,6 +110,7 @@ fn endpoint(
         conditions,
         hostname,
         node_name: pod.node_name.clone(),
+        hints: Hints::default(),
         zone: node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str())),
     }
 }

@@ -5,9 +5,11 @@ mod name;
 mod node;
 mod pod;
 mod service;
+mod traffic;
 
-pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice};
+pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
 pub use name::NamespacedName;
 pub use node::{Namespace, Node};
 pub use pod::{Pod, PodPort};
 pub use service::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};
+pub use traffic::{BalancerKind, TrafficRules};

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::Parser;
 use ipnetwork::IpNetwork;
 
+use crate::node_address::NodePortAddress;
+use crate::proxier::Place;
 use crate::run::Config;
 
 /// Carries Service virtual IPs to pods.
@@ -25,6 +27,14 @@ pub struct Args {
     /// Shared with the other daemon.
     #[command(flatten)]
     pub discovery: discovery::Args,
+
+    /// Name of this node, as in Node manifests and `nodeName` of endpoints [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Which of the node's addresses node ports are opened on: `primary`, the one towards the rest of the world, or ranges.
+    #[arg(long, value_name = "primary|CIDR", value_delimiter = ',', default_value = "primary")]
+    pub node_port_addresses: Vec<NodePortAddress>,
 
     /// Ranges of the pods of this node, where no CNI plugin of ours records them.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
@@ -86,7 +96,11 @@ impl From<Args> for Config {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             discovery: args.discovery.into(),
-            pod_cidrs: args.pod_cidr,
+            place: Place {
+                node_name: args.node_name.unwrap_or_else(host_name),
+                pod_cidrs: args.pod_cidr,
+                node_port_addresses: args.node_port_addresses,
+            },
             borrow_addresses: args.source_address == SourceAddress::Client,
             workers: if args.workers == 0 { cores } else { args.workers },
             poll: Duration::from_micros(args.poll),
@@ -98,4 +112,9 @@ impl From<Args> for Config {
             healthz_address: args.healthz_bind_address,
         }
     }
+}
+
+/// Node names are lower case, whatever the host calls itself.
+fn host_name() -> String {
+    nix::unistd::gethostname().unwrap_or_default().to_string_lossy().to_lowercase()
 }

@@ -1,136 +1,154 @@
-//! Which endpoints of a Service port may be used.
+//! The endpoints of one frontend.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use discovery::ServiceEntry;
-use discovery::model::{Conditions, IpFamily, ServicePort};
+use discovery::model::{BalancerKind, IpFamily, ServicePort};
+use ipnetwork::IpNetwork;
 
-/// How many endpoints one connection tries before it gives up.
-const ATTEMPTS: usize = 3;
+use crate::endpoint::Endpoint;
+use crate::pool::Pool;
+use crate::surroundings::Surroundings;
+use crate::topology::{Candidate, Categories, Policy, categorize};
 
-/// The endpoints of one frontend, sorted by what they may be used for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct EndpointSet {
-    /// Candidates for new traffic.
-    usable: Vec<SocketAddr>,
-    /// Others that still serve, and so keep the UDP flows they have.
-    draining: Vec<SocketAddr>,
+/// Who comes in by a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// A cluster IP: pods and nodes of the cluster.
+    Internal,
+    /// A node port or an external IP: anybody.
+    External,
+    /// The IP of a load balancer: those of `loadBalancerSourceRanges`.
+    LoadBalancer,
 }
 
-impl EndpointSet {
-    /// Sorts the endpoints of `port`: the ready ones, or while none is ready those that are terminating but still
-    /// serve (KEP-1669).
-    pub(crate) fn of(entry: &ServiceEntry, port: &ServicePort, family: IpFamily) -> Self {
-        let endpoints = entry.endpoints(port, family);
-        let pick = |wanted: fn(Conditions) -> bool| -> Vec<SocketAddr> {
-            endpoints.iter().filter(|(_, e)| wanted(e.conditions)).map(|(address, _)| *address).collect()
+/// What a Service wants of a frontend, as plain values: two that are equal need no change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Selection {
+    /// For clients inside the cluster.
+    inside: Vec<SocketAddr>,
+    /// For clients outside, where that is something else.
+    outside: Option<Vec<SocketAddr>>,
+    /// Every endpoint that serves: UDP flows may stay with these.
+    serving: Vec<SocketAddr>,
+    balancer: BalancerKind,
+    pub(crate) affinity: Option<Duration>,
+    /// Empty: everybody may come.
+    source_ranges: Vec<IpNetwork>,
+}
+
+/// A selection put to use.
+#[derive(Debug, Default)]
+pub(crate) struct EndpointSet {
+    pub(crate) selection: Selection,
+    inside: Pool,
+    outside: Option<Pool>,
+}
+
+impl Selection {
+    /// Sorts the endpoints of `port` for clients of `scope`.
+    pub(crate) fn of(
+        entry: &ServiceEntry,
+        port: &ServicePort,
+        family: IpFamily,
+        scope: Scope,
+        around: &Surroundings,
+    ) -> Self {
+        let rules = &entry.service.rules;
+        let has_node_port = entry.service.ports.iter().any(|port| port.node_port.is_some());
+        let policy = Policy {
+            internal_local: rules.internal_local,
+            external_local: rules.external_local,
+            externally_accessible: rules.is_externally_accessible(has_node_port),
         };
-        let ready = pick(|c| c.ready);
-        let leaving = pick(|c| !c.ready && c.serving && c.terminating);
-        if ready.is_empty() {
-            Self { usable: leaving, draining: Vec::new() }
-        } else {
-            Self { usable: ready, draining: leaving }
+        let endpoints = entry.endpoints(port, family);
+        let candidates: Vec<Candidate<'_>> = endpoints
+            .iter()
+            .map(|(address, endpoint)| Candidate {
+                address: *address,
+                endpoint,
+                is_local: around.is_local(endpoint),
+            })
+            .collect();
+        let Categories { cluster, local, .. } = categorize(&candidates, policy, &around.here);
+        let serving =
+            candidates.iter().filter(|c| c.endpoint.conditions.ready || c.endpoint.conditions.serving);
+        let (inside, outside) = match scope {
+            Scope::Internal if policy.internal_local => (local, None),
+            Scope::Internal => (cluster, None),
+            // Clients of the cluster take the short way to any endpoint.
+            _ if policy.external_local => (cluster, Some(local)),
+            _ => (cluster, None),
+        };
+        Self {
+            inside,
+            outside,
+            serving: serving.map(|c| c.address).collect(),
+            balancer: rules.balancer,
+            affinity: rules.affinity,
+            source_ranges: if scope == Scope::LoadBalancer {
+                rules.source_ranges.clone()
+            } else {
+                Vec::new()
+            },
         }
     }
 
     /// Whether new traffic has nowhere to go.
     pub(crate) fn is_empty(&self) -> bool {
-        self.usable.is_empty()
+        self.inside.is_empty() && self.outside.as_ref().is_none_or(Vec::is_empty)
+    }
+}
+
+impl EndpointSet {
+    /// Puts a selection to use. What was learnt about endpoints of the set before is kept; failures are forgiven.
+    pub(crate) fn new(selection: Selection, before: &Self) -> Self {
+        let known = |address: &SocketAddr| {
+            let found = before.pools().find_map(|pool| pool.find(*address));
+            found
+                .filter(|endpoint| !endpoint.is_ejected())
+                .map_or_else(|| Arc::new(Endpoint::new(*address)), Arc::clone)
+        };
+        let pool = |addresses: &Vec<SocketAddr>| {
+            Pool::new(addresses.iter().map(known).collect(), selection.balancer)
+        };
+        let (inside, outside) = (pool(&selection.inside), selection.outside.as_ref().map(pool));
+        Self { selection, inside, outside }
+    }
+
+    /// The endpoints for a client. `is_inside` says whether it belongs to the cluster.
+    pub(crate) fn pool(&self, is_inside: impl FnOnce() -> bool) -> &Pool {
+        match &self.outside {
+            Some(outside) if !is_inside() => outside,
+            _ => &self.inside,
+        }
+    }
+
+    /// Whether this client may come at all.
+    pub(crate) fn admits(&self, client: IpAddr) -> bool {
+        let ranges = &self.selection.source_ranges;
+        ranges.is_empty() || ranges.iter().any(|range| range.contains(client))
     }
 
     /// Whether a UDP flow may stay where it is.
     pub(crate) fn may_keep(&self, endpoint: SocketAddr) -> bool {
-        self.usable.contains(&endpoint) || self.draining.contains(&endpoint)
+        self.selection.serving.contains(&endpoint)
     }
 
-    /// One endpoint, uniformly at random.
-    pub(crate) fn choose(&self) -> Option<SocketAddr> {
-        fastrand::choice(&self.usable).copied()
+    /// Every endpoint once.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let more = self.outside.iter().flat_map(Pool::endpoints);
+        let more = more.filter(|endpoint| self.inside.find(endpoint.address).is_none());
+        self.inside.endpoints().iter().chain(more)
     }
 
-    /// A random endpoint and the ones to try after it, all different.
-    pub(crate) fn candidates(&self) -> impl Iterator<Item = SocketAddr> {
-        let count = self.usable.len();
-        let start = if count == 0 { 0 } else { fastrand::usize(..count) };
-        (0..count.min(ATTEMPTS)).map(move |step| self.usable[(start + step) % count])
+    /// Every pool there is.
+    fn pools(&self) -> impl Iterator<Item = &Pool> {
+        std::iter::once(&self.inside).chain(&self.outside)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use discovery::model::{
-        Endpoint, EndpointPort, EndpointSlice, FamilyPolicy, NamespacedName, Protocol, Service, ServiceKind,
-        TargetPort,
-    };
-
-    use super::*;
-
-    fn entry(conditions: &[(&str, bool, bool, bool)]) -> (ServiceEntry, ServicePort) {
-        let port = ServicePort {
-            name: "".into(),
-            protocol: Protocol::Tcp,
-            port: 80,
-            target_port: TargetPort::Number(8080),
-        };
-        let name = NamespacedName::new("default", "web");
-        let endpoints = conditions.iter().map(|&(address, ready, serving, terminating)| Endpoint {
-            address: address.parse().unwrap(),
-            conditions: Conditions { ready, serving, terminating },
-            hostname: None,
-            node_name: None,
-            zone: None,
-        });
-        let slice = EndpointSlice {
-            name: name.clone(),
-            service: name.clone(),
-            family: IpFamily::V4,
-            ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
-            endpoints: endpoints.collect(),
-        };
-        let service = Service {
-            name,
-            kind: ServiceKind::ClusterIp { requested: vec![], families: FamilyPolicy(vec![IpFamily::V4]) },
-            ports: vec![port.clone()],
-            selector: [].into(),
-            publish_not_ready: false,
-        };
-        (ServiceEntry { service: service.into(), cluster_ips: vec![], slices: vec![Arc::new(slice)] }, port)
-    }
-
-    fn set(conditions: &[(&str, bool, bool, bool)]) -> EndpointSet {
-        let (entry, port) = entry(conditions);
-        EndpointSet::of(&entry, &port, IpFamily::V4)
-    }
-
-    #[test]
-    fn terminating_endpoints_serve_only_while_none_is_ready() {
-        let leaving = ("10.22.0.2", false, true, true);
-        let gone = ("10.22.0.3", false, false, true);
-        let unready = ("10.22.0.4", false, false, false);
-        let ready = ("10.22.0.5", true, true, false);
-        let alone = set(&[leaving, gone, unready]);
-        assert_eq!(alone.usable, ["10.22.0.2:8080".parse().unwrap()]);
-        let together = set(&[leaving, gone, unready, ready]);
-        assert_eq!(together.usable, ["10.22.0.5:8080".parse().unwrap()]);
-        assert!(together.may_keep("10.22.0.2:8080".parse().unwrap()));
-        assert!(!together.may_keep("10.22.0.4:8080".parse().unwrap()));
-        assert!(set(&[gone, unready]).is_empty());
-    }
-
-    #[test]
-    fn candidates_are_distinct_bounded_and_evenly_spread() {
-        let four = ["10.22.0.1", "10.22.0.2", "10.22.0.3", "10.22.0.4"].map(|a| (a, true, true, false));
-        let set = set(&four);
-        let mut first = std::collections::HashMap::new();
-        for _ in 0..4000 {
-            let tried: Vec<SocketAddr> = set.candidates().collect();
-            let distinct: std::collections::HashSet<_> = tried.iter().collect();
-            assert_eq!((tried.len(), distinct.len()), (3, 3));
-            *first.entry(tried[0]).or_insert(0) += 1;
-        }
-        assert!(first.len() == 4 && first.values().all(|n| (800..1200).contains(n)), "{first:?}");
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
-//! A virtual IP and port that is being served.
+//! An address and port that is being served.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -9,7 +9,10 @@ use discovery::model::{NamespacedName, Protocol};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::endpoints::EndpointSet;
+use crate::affinity::Affinity;
+use crate::endpoint::Endpoint;
+use crate::endpoints::{EndpointSet, Selection};
+use crate::pool::Pool;
 
 /// Where a frontend listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,16 +27,19 @@ pub(crate) struct Frontend {
     pub(crate) key: FrontendKey,
     pub(crate) service: NamespacedName,
     endpoints: ArcSwap<EndpointSet>,
+    affinity: Affinity,
     changed: Notify,
     closed: CancellationToken,
 }
 
 impl Frontend {
-    pub(crate) fn new(key: FrontendKey, service: NamespacedName, endpoints: EndpointSet) -> Self {
+    pub(crate) fn new(key: FrontendKey, service: NamespacedName, selection: Selection) -> Self {
+        let endpoints = EndpointSet::new(selection, &EndpointSet::default());
         Self {
             key,
             service,
             endpoints: ArcSwap::from_pointee(endpoints),
+            affinity: Affinity::default(),
             changed: Notify::new(),
             closed: CancellationToken::new(),
         }
@@ -45,10 +51,33 @@ impl Frontend {
     }
 
     /// New endpoints, for connections and datagrams from now on.
-    pub(crate) fn set_endpoints(&self, endpoints: EndpointSet) {
-        if **self.endpoints.load() != endpoints {
-            self.endpoints.store(Arc::new(endpoints));
+    pub(crate) fn set_endpoints(&self, selection: Selection) {
+        let before = self.endpoints.load();
+        if before.selection != selection {
+            self.endpoints.store(Arc::new(EndpointSet::new(selection, &before)));
             self.changed.notify_one();
+        }
+    }
+
+    /// The endpoints to try for a client, best first: the one it had, if it is to keep it, then the balancer's choice.
+    pub(crate) fn candidates<'a>(
+        &self,
+        set: &'a EndpointSet,
+        pool: &'a Pool,
+        client: IpAddr,
+    ) -> impl Iterator<Item = &'a Arc<Endpoint>> {
+        let timeout = set.selection.affinity;
+        let last = timeout.and_then(|timeout| self.affinity.recall(client, timeout));
+        let last = last.and_then(|address| pool.find(address));
+        let others =
+            pool.candidates(client).filter(move |other| Some(other.address) != last.map(|e| e.address));
+        last.into_iter().chain(others)
+    }
+
+    /// Notes which endpoint a client has got, if it is to keep it.
+    pub(crate) fn remember(&self, set: &EndpointSet, client: IpAddr, endpoint: SocketAddr) {
+        if let Some(timeout) = set.selection.affinity {
+            self.affinity.remember(client, endpoint, timeout);
         }
     }
 

@@ -4,16 +4,25 @@
 //! this node, from pods and from the node itself, and a port nobody listens on is refused by the kernel. Without
 //! `src`, a connection from the node would take the virtual IP for its own source.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use futures_util::TryStreamExt as _;
 use ipnetwork::IpNetwork;
-use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
+
+use crate::node_address;
 
 /// `RT_TABLE_LOCAL`.
 const LOCAL_TABLE: u32 = 255;
+
+/// Who made a route (`rtm_protocol`): 112, which nobody in `/etc/iproute2/rt_protos` has. Tells ours from others'.
+const OURS: RouteProtocol = RouteProtocol::Other(112);
 
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
@@ -31,7 +40,10 @@ pub(crate) enum Error {
 #[derive(Debug)]
 pub(crate) struct LocalRoutes {
     handle: Handle,
-    routes: Vec<RouteMessage>,
+    /// The service ranges.
+    ranges: Vec<IpNetwork>,
+    /// Single addresses outside of them: external IPs, those of load balancers.
+    singles: BTreeSet<IpAddr>,
     /// Runs the netlink connection.
     connection: JoinSet<()>,
 }
@@ -42,30 +54,85 @@ impl LocalRoutes {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
-        let mut added = Self { handle, routes: Vec::new(), connection: tasks };
+        let mut added = Self { handle, ranges: Vec::new(), singles: BTreeSet::new(), connection: tasks };
         for cidr in cidrs {
-            let route = route(*cidr, node_address(cidr.is_ipv4()));
-            added
-                .handle
-                .route()
-                .add(route.clone())
-                .replace()
-                .execute()
-                .await
-                .map_err(|source| Error::Add { cidr: *cidr, source: Box::new(source) })?;
+            added.add(*cidr).await.map_err(|source| Error::Add { cidr: *cidr, source: Box::new(source) })?;
             info!(%cidr, "virtual IPs are local to this node");
-            added.routes.push(route);
+            added.ranges.push(*cidr);
         }
+        added.adopt().await;
         Ok(added)
+    }
+
+    /// Takes over the single addresses of a run that was killed, so that they go when nobody wants them.
+    async fn adopt(&mut self) {
+        for family in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            let mut routes = self.handle.route().get(family).execute();
+            while let Ok(Some(route)) = routes.try_next().await {
+                let ours = route.header.protocol == OURS && route.header.kind == RouteType::Local;
+                self.singles.extend(single(&route).filter(|_| ours));
+            }
+        }
+    }
+
+    /// Makes exactly these addresses local besides the ranges.
+    pub(crate) async fn set_singles(&mut self, wanted: BTreeSet<IpAddr>) {
+        for address in self.singles.difference(&wanted) {
+            drop(self.handle.route().del(message((*address).into())).execute().await);
+        }
+        let mut routed: BTreeSet<IpAddr> = self.singles.intersection(&wanted).copied().collect();
+        for address in wanted.difference(&self.singles) {
+            match self.add((*address).into()).await {
+                Ok(()) => {
+                    routed.insert(*address);
+                }
+                // Tried again with the next change.
+                Err(error) => warn!(%address, %error, "cannot make the address local to this node"),
+            }
+        }
+        self.singles = routed;
+    }
+
+    /// Whether a range has it already.
+    pub(crate) fn covers(&self, address: IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.contains(address))
     }
 
     /// Takes the routes away again. One that is gone already is fine.
     pub(crate) async fn remove(mut self) {
-        for route in self.routes.drain(..) {
-            drop(self.handle.route().del(route).execute().await);
+        self.set_singles(BTreeSet::new()).await;
+        for range in self.ranges.drain(..) {
+            drop(self.handle.route().del(message(range)).execute().await);
         }
         self.connection.shutdown().await;
     }
+
+    async fn add(&self, cidr: IpNetwork) -> Result<(), rtnetlink::Error> {
+        self.handle.route().add(message(cidr)).replace().execute().await
+    }
+}
+
+/// The address of a route to a single one.
+fn single(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip))
+            if route.header.destination_prefix_length == 32 =>
+        {
+            Some(IpAddr::V4(*ip))
+        }
+        RouteAttribute::Destination(RouteAddress::Inet6(ip))
+            if route.header.destination_prefix_length == 128 =>
+        {
+            Some(IpAddr::V6(*ip))
+        }
+        _ => None,
+    })
+}
+
+fn message(cidr: IpNetwork) -> RouteMessage {
+    route(cidr, node_address::primary(cidr.is_ipv4()))
 }
 
 fn route(cidr: IpNetwork, source: Option<IpAddr>) -> RouteMessage {
@@ -74,6 +141,7 @@ fn route(cidr: IpNetwork, source: Option<IpAddr>) -> RouteMessage {
             let builder = RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(cidr.network(), cidr.prefix())
                 .table_id(LOCAL_TABLE)
+                .protocol(OURS)
                 .kind(RouteType::Local)
                 .scope(RouteScope::Host)
                 .output_interface(LOOPBACK);
@@ -86,6 +154,7 @@ fn route(cidr: IpNetwork, source: Option<IpAddr>) -> RouteMessage {
             let builder = RouteMessageBuilder::<Ipv6Addr>::new()
                 .destination_prefix(cidr.network(), cidr.prefix())
                 .table_id(LOCAL_TABLE)
+                .protocol(OURS)
                 .kind(RouteType::Local)
                 .output_interface(LOOPBACK);
             match source {
@@ -94,17 +163,4 @@ fn route(cidr: IpNetwork, source: Option<IpAddr>) -> RouteMessage {
             }
         }
     }
-}
-
-/// The address the node uses towards the rest of the world, if it has one. Connecting a UDP socket sends nothing; the
-/// destination is from the ranges for documentation.
-fn node_address(v4: bool) -> Option<IpAddr> {
-    let (local, remote): (SocketAddr, SocketAddr) = if v4 {
-        ((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(198, 51, 100, 1), 9).into())
-    } else {
-        ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into())
-    };
-    let socket = UdpSocket::bind(local).ok()?;
-    socket.connect(remote).ok()?;
-    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
 }

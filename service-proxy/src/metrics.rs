@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) accept_errors: IntCounter,
     pub(crate) connect_retries: IntCounter,
     pub(crate) connect_failures: IntCounter,
+    pub(crate) clients_refused: IntCounter,
     pub(crate) source_fallbacks: IntCounter,
     pub(crate) connect_seconds: Histogram,
     pub(crate) sent_bytes: IntCounter,
@@ -53,6 +54,10 @@ impl Metrics {
             connect_failures: counter(
                 "connect_failures_total",
                 "Connections for which no endpoint could be reached.",
+            ),
+            clients_refused: counter(
+                "clients_refused_total",
+                "Connections from outside loadBalancerSourceRanges.",
             ),
             source_fallbacks: counter(
                 "source_fallbacks_total",

@@ -1,32 +1,53 @@
 //! Turns a snapshot into open sockets: opens, changes and closes frontends until they match.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use discovery::model::{IpFamily, NamespacedName, Protocol};
+use discovery::model::{NamespacedName, Protocol};
 use discovery::{ServiceEntry, Snapshot};
 use ipnetwork::IpNetwork;
 use tracing::{error, info};
 
-use crate::endpoints::EndpointSet;
+use crate::endpoints::Selection;
 use crate::frontend::{Frontend, FrontendKey};
+use crate::health_check;
+use crate::node_address::{self, NodePortAddress};
+use crate::plan::{self, plan};
 use crate::source::Locality;
+use crate::surroundings::Surroundings;
+use crate::topology::Here;
 use crate::worker::{Context, Worker};
 use crate::{socket, tcp, udp};
+
+/// Label of a node that names its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Owns every frontend.
 #[derive(Debug)]
 pub(crate) struct Proxier {
     workers: Vec<Worker>,
     context: Arc<Context>,
-    /// Ranges of this node's pods.
-    pod_cidrs: Vec<IpNetwork>,
+    place: Place,
+    surroundings: Surroundings,
     /// Entries as last applied, to pass over those that did not change.
     entries: HashMap<NamespacedName, Arc<ServiceEntry>>,
     frontends: HashMap<FrontendKey, Arc<Frontend>>,
+    /// Which of them each Service has.
+    keys: HashMap<NamespacedName, Vec<FrontendKey>>,
     failures: BTreeMap<FrontendKey, Failure>,
+}
+
+/// What is known of the node this proxy runs on.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its name, as in `nodeName` of endpoints and in hints.
+    pub node_name: String,
+    /// Ranges of its pods.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Which of its addresses node ports are opened on.
+    pub node_port_addresses: Vec<NodePortAddress>,
 }
 
 /// A frontend that could not be opened.
@@ -37,13 +58,15 @@ struct Failure {
 }
 
 impl Proxier {
-    pub(crate) fn new(workers: Vec<Worker>, context: Arc<Context>, pod_cidrs: Vec<IpNetwork>) -> Self {
+    pub(crate) fn new(workers: Vec<Worker>, context: Arc<Context>, place: Place) -> Self {
         Self {
             workers,
             context,
-            pod_cidrs,
+            place,
+            surroundings: Surroundings::default(),
             entries: HashMap::new(),
             frontends: HashMap::new(),
+            keys: HashMap::new(),
             failures: BTreeMap::new(),
         }
     }
@@ -54,52 +77,80 @@ impl Proxier {
         if !snapshot.synced {
             return;
         }
+        let surroundings = self.look_around(snapshot);
+        let moved = surroundings != self.surroundings;
+        if moved {
+            self.context.locality.store(Arc::new(surroundings.locality.clone()));
+            self.surroundings = surroundings;
+        }
         let gone: Vec<_> =
             self.entries.keys().filter(|name| snapshot.service(name).is_none()).cloned().collect();
         for name in gone {
-            if let Some(entry) = self.entries.remove(&name) {
-                self.retain(&entry, &BTreeMap::new());
+            if self.entries.remove(&name).is_some() {
+                self.retain(&name, &BTreeMap::new());
             }
         }
         // What a Service no longer serves goes first: its address may have passed to another one.
-        let changed: Vec<_> = snapshot.services().filter(|entry| self.is_news(entry)).cloned().collect();
-        let wanted: Vec<_> = changed.iter().map(|entry| wanted(entry)).collect();
-        for (entry, wanted) in changed.iter().zip(&wanted) {
-            if let Some(old) = self.entries.insert(entry.service.name.clone(), Arc::clone(entry)) {
-                self.retain(&old, wanted);
-            }
+        let is_news = |entry: &&Arc<ServiceEntry>| {
+            self.is_news(entry) || (moved && plan::depends_on_surroundings(entry))
+        };
+        let changed: Vec<_> = snapshot.services().filter(is_news).cloned().collect();
+        let plans: Vec<_> = changed.iter().map(|entry| plan(entry, &self.surroundings)).collect();
+        for (entry, plan) in changed.iter().zip(&plans) {
+            self.entries.insert(entry.service.name.clone(), Arc::clone(entry));
+            self.retain(&entry.service.name, plan);
         }
-        for (entry, wanted) in changed.iter().zip(wanted) {
-            for (key, endpoints) in wanted {
-                self.ensure(key, &entry.service.name, endpoints);
+        for (entry, plan) in changed.iter().zip(plans) {
+            for (key, selection) in plan {
+                self.ensure(key, &entry.service.name, selection);
             }
-        }
-        if let Some(locality) = &self.context.locality {
-            locality.store(Arc::new(self.locality(snapshot)));
         }
         self.context.metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         self.count_frontends();
     }
 
-    fn locality(&self, snapshot: &Snapshot) -> Locality {
-        let node_ranges = snapshot.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
-        Locality {
-            local_pods: snapshot.local_pods.clone(),
-            local_ranges: self.pod_cidrs.clone(),
-            cluster_ranges: node_ranges.collect(),
+    /// Addresses that have to be local for all this to be reached, those of the node itself left out.
+    pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
+        let wanted = self.entries.values().flat_map(|entry| plan::addresses(entry));
+        wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
+    }
+
+    fn look_around(&self, snapshot: &Snapshot) -> Surroundings {
+        let node = snapshot.nodes.get(self.place.node_name.as_str());
+        let own = node_address::all();
+        let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
+        let local_ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.place.pod_cidrs);
+        Surroundings {
+            here: Here { node: self.place.node_name.as_str().into(), zone },
+            node_port_addresses: node_address::for_node_ports(&own, &self.place.node_port_addresses),
+            locality: Locality {
+                node: own,
+                local_pods: snapshot.local_pods.clone(),
+                local_ranges: local_ranges.copied().collect(),
+                cluster_ranges: snapshot.nodes.values().flat_map(|node| node.pod_cidrs.clone()).collect(),
+            },
         }
     }
 
-    /// Tries again what could not be opened.
-    pub(crate) fn retry_failures(&mut self) {
+    /// Tries again what could not be opened. False if there was nothing to try.
+    pub(crate) fn retry_failures(&mut self) -> bool {
+        if self.failures.is_empty() {
+            return false;
+        }
         let failures = std::mem::take(&mut self.failures);
         for (key, failure) in failures {
             let entry = self.entries.get(&failure.service);
-            if let Some(endpoints) = entry.and_then(|entry| wanted(entry).remove(&key)) {
-                self.open(key, &failure.service, endpoints, Some(failure.message));
+            let endpoints = entry.and_then(|entry| plan(entry, &self.surroundings).remove(&key));
+            match endpoints {
+                Some(_) if self.frontends.contains_key(&key) => {
+                    self.failures.insert(key, failure);
+                }
+                Some(endpoints) => self.open(key, &failure.service, endpoints, Some(failure.message)),
+                None => {}
             }
         }
         self.count_frontends();
+        true
     }
 
     /// What cannot be opened now, one line each.
@@ -107,9 +158,26 @@ impl Proxier {
         self.failures.values().map(|failure| failure.message.clone()).collect()
     }
 
-    /// How many frontends are open.
-    pub(crate) fn open_count(&self) -> usize {
-        self.frontends.len()
+    /// Everything that is open, in order.
+    pub(crate) fn frontends(&self) -> Vec<Arc<Frontend>> {
+        let mut frontends: Vec<_> = self.frontends.values().cloned().collect();
+        frontends.sort_by_key(|frontend| frontend.key);
+        frontends
+    }
+
+    /// What load balancers in front want to be told about this node.
+    pub(crate) fn health_checks(&self) -> Vec<health_check::Wanted> {
+        let wanted = |entry: &Arc<ServiceEntry>| {
+            let port = entry.service.rules.health_check_node_port?;
+            let local = plan::local_ready(entry, &self.surroundings);
+            Some(health_check::Wanted { port, service: entry.service.name.clone(), local })
+        };
+        self.entries.values().filter_map(wanted).collect()
+    }
+
+    /// Where node ports are open.
+    pub(crate) fn node_port_addresses(&self) -> &[IpAddr] {
+        &self.surroundings.node_port_addresses
     }
 
     /// Stops accepting everywhere.
@@ -123,24 +191,32 @@ impl Proxier {
         self.entries.get(&entry.service.name).is_none_or(|old| !Arc::ptr_eq(old, entry))
     }
 
-    /// Closes what `old` had and `wanted` has not.
-    fn retain(&mut self, old: &ServiceEntry, wanted: &BTreeMap<FrontendKey, EndpointSet>) {
-        for key in keys(old).filter(|key| !wanted.contains_key(key)) {
-            if self.failures.get(&key).is_some_and(|failure| failure.service == old.service.name) {
-                self.failures.remove(&key);
-            }
-            if self.frontends.get(&key).is_some_and(|frontend| frontend.service == old.service.name)
-                && let Some(frontend) = self.frontends.remove(&key)
-            {
+    /// Closes what the Service has and `plan` has not.
+    fn retain(&mut self, service: &NamespacedName, plan: &BTreeMap<FrontendKey, Selection>) {
+        self.failures.retain(|key, failure| failure.service != *service || plan.contains_key(key));
+        let keys = self.keys.remove(service).unwrap_or_default();
+        let (kept, closed): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| plan.contains_key(key));
+        for key in closed {
+            if let Some(frontend) = self.frontends.remove(&key) {
                 frontend.close();
-                info!(frontend = %key, service = %old.service.name, "closed");
+                info!(frontend = %key, %service, "closed");
             }
+        }
+        if !kept.is_empty() {
+            self.keys.insert(service.clone(), kept);
         }
     }
 
-    fn ensure(&mut self, key: FrontendKey, service: &NamespacedName, endpoints: EndpointSet) {
+    fn ensure(&mut self, key: FrontendKey, service: &NamespacedName, endpoints: Selection) {
         match self.frontends.get(&key) {
-            Some(frontend) => frontend.set_endpoints(endpoints),
+            Some(frontend) if frontend.service == *service => frontend.set_endpoints(endpoints),
+            Some(other) => {
+                let owner = &other.service;
+                let message =
+                    format!("cannot serve {key} of Service {service}: Service {owner} has it already");
+                error!("{message}");
+                self.failures.insert(key, Failure { service: service.clone(), message });
+            }
             None => {
                 let earlier = self.failures.remove(&key).map(|failure| failure.message);
                 self.open(key, service, endpoints, earlier);
@@ -152,13 +228,14 @@ impl Proxier {
         &mut self,
         key: FrontendKey,
         service: &NamespacedName,
-        endpoints: EndpointSet,
+        endpoints: Selection,
         earlier_failure: Option<String>,
     ) {
         let frontend = Arc::new(Frontend::new(key, service.clone(), endpoints));
         match self.listen(&frontend) {
             Ok(()) => {
                 info!(frontend = %key, %service, "serving");
+                self.keys.entry(service.clone()).or_default().push(key);
                 self.frontends.insert(key, frontend);
             }
             Err(cause) => {
@@ -193,31 +270,6 @@ impl Proxier {
         self.context.metrics.frontends.set(count(self.frontends.len()));
         self.context.metrics.frontend_failures.set(count(self.failures.len()));
     }
-}
-
-/// Where a Service would listen, whether or not it has endpoints.
-fn keys(entry: &ServiceEntry) -> impl Iterator<Item = FrontendKey> {
-    let ports = entry.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp);
-    ports.flat_map(|port| {
-        let key = |ip: &_| FrontendKey { protocol: port.protocol, address: SocketAddr::new(*ip, port.port) };
-        entry.cluster_ips.iter().map(key)
-    })
-}
-
-/// Where a Service has to listen, and the endpoints behind. Without endpoints there is nothing to listen for: the
-/// kernel then refuses, which is what Kubernetes asks for.
-fn wanted(entry: &ServiceEntry) -> BTreeMap<FrontendKey, EndpointSet> {
-    let mut wanted = BTreeMap::new();
-    for port in entry.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
-        for ip in &entry.cluster_ips {
-            let endpoints = EndpointSet::of(entry, port, IpFamily::of(*ip));
-            if !endpoints.is_empty() {
-                let address = SocketAddr::new(*ip, port.port);
-                wanted.insert(FrontendKey { protocol: port.protocol, address }, endpoints);
-            }
-        }
-    }
-    wanted
 }
 
 fn explain(error: &io::Error) -> String {

@@ -1,24 +1,23 @@
 //! Puts the parts together and runs until told to stop.
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use daemon::admin;
 use daemon::drain::Drain;
-use daemon::readiness::{Condition, Readiness};
 use discovery::Snapshots;
-use ipnetwork::IpNetwork;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::divert::Divert;
+use crate::health_check::HealthChecks;
 use crate::local_route::LocalRoutes;
 use crate::metrics::Metrics;
-use crate::proxier::Proxier;
+use crate::pages::{self, Status};
+use crate::proxier::{Place, Proxier};
 use crate::worker::{Context, Worker};
 
 /// How often a frontend that could not be opened is tried again.
@@ -29,8 +28,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Config {
     /// Where the state of the world comes from.
     pub discovery: discovery::Config,
-    /// Ranges of this node's pods.
-    pub pod_cidrs: Vec<IpNetwork>,
+    /// The node.
+    pub place: Place,
     /// Whether endpoints see the client's address.
     pub borrow_addresses: bool,
     /// Event loops that carry traffic, at least one.
@@ -51,14 +50,6 @@ pub struct Config {
     pub healthz_address: SocketAddr,
 }
 
-/// What the readiness page shows of the proxier, which lives in another task.
-#[derive(Debug, Default)]
-struct Status {
-    applied: bool,
-    frontends: usize,
-    failures: Vec<String>,
-}
-
 /// Runs until the drain has begun and ended.
 ///
 /// # Errors
@@ -73,30 +64,24 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         connect_timeout: config.connect_timeout,
         udp_idle_timeout: config.udp_idle_timeout,
         udp_max_flows: config.udp_max_flows,
-        locality: divert.as_ref().map(|_| ArcSwap::default()),
+        locality: ArcSwap::default(),
+        borrow_addresses: divert.is_some(),
         tasks: TaskTracker::new(),
     });
     let workers = (0..config.workers)
         .map(|number| Worker::start(number, config.poll))
         .collect::<Result<_, _>>()
         .context("start the workers")?;
-    let mut proxier = Proxier::new(workers, Arc::clone(&context), config.pod_cidrs);
-    let status = Arc::new(Mutex::new(Status::default()));
-
-    let readiness = Readiness::default();
+    let mut proxier = Proxier::new(workers, Arc::clone(&context), config.place);
+    let status = Status::default();
     let service_cidrs = config.discovery.service_cidrs.clone();
     let discovery = discovery::start(config.discovery);
-    let snapshots = discovery.snapshots.clone();
-    readiness.add("sources", move || {
-        let (ready, detail) = snapshots.borrow().health();
-        Condition { ready, detail }
-    });
-    add_frontends(&readiness, &status);
-    let mut pages = JoinSet::new();
-    serve_pages(&mut pages, config.metrics_address, config.healthz_address, &readiness, &metrics).await?;
+    let mut tasks = JoinSet::new();
+    let addresses = (config.metrics_address, config.healthz_address);
+    pages::serve(&mut tasks, addresses, &metrics, discovery.snapshots.clone(), status.clone()).await?;
 
-    let routes = LocalRoutes::ensure(&service_cidrs).await?;
-    serve(&mut proxier, discovery.snapshots.clone(), &status, &drain).await;
+    let mut routes = LocalRoutes::ensure(&service_cidrs).await?;
+    serve(&mut proxier, &mut routes, discovery.snapshots.clone(), &status, &drain).await;
 
     info!("draining: no new connections are accepted");
     proxier.close_all();
@@ -125,10 +110,18 @@ async fn divert() -> Option<Divert> {
 }
 
 /// Follows the snapshots until the drain begins.
-async fn serve(proxier: &mut Proxier, mut snapshots: Snapshots, status: &Mutex<Status>, drain: &Drain) {
+async fn serve(
+    proxier: &mut Proxier,
+    routes: &mut LocalRoutes,
+    mut snapshots: Snapshots,
+    status: &Status,
+    drain: &Drain,
+) {
     let mut retry = tokio::time::interval(RETRY_INTERVAL);
+    let mut health_checks = HealthChecks::default();
     snapshots.mark_changed();
     loop {
+        let mut applied = false;
         tokio::select! {
             () = drain.started() => return,
             changed = snapshots.changed() => {
@@ -137,47 +130,18 @@ async fn serve(proxier: &mut Proxier, mut snapshots: Snapshots, status: &Mutex<S
                 }
                 let snapshot = Arc::clone(&snapshots.borrow_and_update());
                 proxier.apply(&snapshot);
-                status.lock().unwrap_or_else(PoisonError::into_inner).applied |= snapshot.synced;
+                let single = |address: &IpAddr| !routes.covers(*address);
+                let singles = proxier.addresses().into_iter().filter(single).collect();
+                routes.set_singles(singles).await;
+                health_checks.set(proxier.health_checks(), proxier.node_port_addresses()).await;
+                applied = snapshot.synced;
             }
-            _ = retry.tick() => proxier.retry_failures(),
+            _ = retry.tick() => {
+                if !proxier.retry_failures() {
+                    continue;
+                }
+            }
         }
-        let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
-        (status.frontends, status.failures) = (proxier.open_count(), proxier.failures());
+        status.set(applied, proxier.frontends(), proxier.failures());
     }
-}
-
-/// Not ready before the first state is in force; a frontend that cannot be opened is told but harms no other.
-fn add_frontends(readiness: &Readiness, status: &Arc<Mutex<Status>>) {
-    let status = Arc::clone(status);
-    readiness.add("frontends", move || {
-        let status = status.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut detail = format!("{} served", status.frontends);
-        for failure in &status.failures {
-            detail.push_str("; ");
-            detail.push_str(failure);
-        }
-        Condition { ready: status.applied, detail }
-    });
-}
-
-async fn serve_pages(
-    pages: &mut JoinSet<()>,
-    metrics_address: SocketAddr,
-    healthz_address: SocketAddr,
-    readiness: &Readiness,
-    metrics: &Metrics,
-) -> anyhow::Result<()> {
-    daemon::build_info::register(&metrics.registry);
-    let server = admin::Server::bind(metrics_address).await.context("--metrics-bind-address")?;
-    let server = server
-        .route("/metrics", admin::metrics(metrics.registry.clone()))
-        .route("/readyz", admin::readyz(readiness.clone()));
-    pages.spawn(server.run());
-    let server = admin::Server::bind(healthz_address).await.context("--healthz-bind-address")?;
-    let server = server
-        .route("/healthz", admin::livez())
-        .route("/livez", admin::livez())
-        .route("/readyz", admin::readyz(readiness.clone()));
-    pages.spawn(server.run());
-    Ok(())
 }

@@ -62,6 +62,16 @@ pub(crate) fn connect_from(source: IpAddr, endpoint: SocketAddr) -> io::Result<S
     }
 }
 
+/// A UDP socket whose only peer is `endpoint`, with the address of `source` if that can be had.
+pub(crate) fn connect_udp(source: Option<IpAddr>, endpoint: SocketAddr) -> io::Result<Socket> {
+    let socket = upstream(endpoint, Type::DGRAM)?;
+    if let Some(source) = source {
+        borrow_address(&socket, source)?;
+    }
+    start_connect(&socket, endpoint)?;
+    Ok(socket)
+}
+
 /// Binds to an address of somebody else and a port below the kernel's own range.
 fn borrow_address(socket: &Socket, source: IpAddr) -> io::Result<()> {
     if source.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }?;

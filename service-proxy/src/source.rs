@@ -1,4 +1,4 @@
-//! Which address an endpoint sees as its client's.
+//! Where addresses are, and so which one an endpoint sees as its client's.
 //!
 //! The client's own, wherever the replies to it come back through this node: then they can be diverted to the socket
 //! that borrowed it (see [`crate::divert`]). Otherwise the node's.
@@ -9,8 +9,10 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 /// What is known about where addresses are.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Locality {
+    /// This node's own addresses.
+    pub(crate) node: HashSet<IpAddr>,
     /// Pods of this node.
     pub(crate) local_pods: HashSet<IpAddr>,
     /// Ranges of pods of this node.
@@ -30,7 +32,13 @@ impl Locality {
         through_here.then_some(client)
     }
 
-    fn is_local(&self, address: IpAddr) -> bool {
+    /// Whether it is of this cluster: a pod of any node, or this node itself.
+    pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
+        self.is_pod(address) || self.node.contains(&address)
+    }
+
+    /// Whether it is a pod of this node.
+    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
         self.local_pods.contains(&address) || self.local_ranges.iter().any(|range| range.contains(address))
     }
 
@@ -51,6 +59,7 @@ mod tests {
     #[test]
     fn an_address_is_borrowed_only_where_its_replies_come_back() {
         let locality = Locality {
+            node: HashSet::new(),
             local_pods: [ip("10.22.0.2"), ip("10.22.0.3")].into(),
             local_ranges: vec![],
             cluster_ranges: vec!["10.22.0.0/16".parse().unwrap(), "10.23.0.0/16".parse().unwrap()],

@@ -57,8 +57,8 @@ async fn handle(mut client: TcpStream, address: IpAddr, scope: Arc<Scope>) {
     metrics.connections_opened.inc();
     let started = Instant::now();
     local.poller.active();
-    match connect::connect(address.to_canonical(), frontend, context, local).await {
-        Some(mut upstream) => {
+    match connect::connect(address, frontend, context, local).await {
+        Some((mut upstream, _in_use)) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
             let (sent, result) = relay::relay(&mut client, &mut upstream, &local.poller).await;
             metrics.sent_bytes.inc_by(sent.to_upstream);

@@ -55,7 +55,7 @@ struct Table {
 
 impl Table {
     async fn forward(&mut self, client: SocketAddr, datagram: &[u8]) {
-        if !self.flows.contains_key(&client) && !self.open(client).await {
+        if !self.flows.contains_key(&client) && !self.open(client) {
             self.context.metrics.udp_dropped.inc();
             return;
         }
@@ -71,13 +71,21 @@ impl Table {
     }
 
     /// Opens a flow for a client that has none. False when the table is full or no endpoint can be reached.
-    async fn open(&mut self, client: SocketAddr) -> bool {
+    fn open(&mut self, client: SocketAddr) -> bool {
         if self.flows.len() >= self.context.udp_max_flows {
             return false;
         }
-        let Some(endpoint) = self.frontend.endpoints().choose() else { return false };
-        match Flow::open(endpoint).await {
+        let set = self.frontend.endpoints();
+        if !set.admits(client.ip()) {
+            return false;
+        }
+        let pool = set.pool(|| self.context.is_inside(client.ip()));
+        let Some(endpoint) = self.frontend.candidates(&set, pool, client.ip()).next() else { return false };
+        let endpoint = endpoint.address;
+        let source = self.context.source(client.ip(), endpoint.ip());
+        match Flow::open(endpoint, source) {
             Ok(flow) => {
+                self.frontend.remember(&set, client.ip(), endpoint);
                 let idle = self.context.udp_idle_timeout;
                 let metrics = Arc::clone(&self.context.metrics);
                 let reader = flow.read_replies(client, Arc::clone(&self.socket), idle, metrics);

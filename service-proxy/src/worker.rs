@@ -23,8 +23,10 @@ pub(crate) struct Context {
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle_timeout: Duration,
     pub(crate) udp_max_flows: usize,
-    /// Where addresses are, if clients' addresses may be borrowed.
-    pub(crate) locality: Option<ArcSwap<Locality>>,
+    /// Where addresses are.
+    pub(crate) locality: ArcSwap<Locality>,
+    /// Whether clients' addresses may be borrowed.
+    pub(crate) borrow_addresses: bool,
     /// Connections under way: drain waits for these.
     pub(crate) tasks: TaskTracker,
 }
@@ -32,7 +34,12 @@ pub(crate) struct Context {
 impl Context {
     /// The address to borrow for a connection; `None` means the node's own.
     pub(crate) fn source(&self, client: IpAddr, endpoint: IpAddr) -> Option<IpAddr> {
-        self.locality.as_ref()?.load().source(client, endpoint)
+        if self.borrow_addresses { self.locality.load().source(client, endpoint) } else { None }
+    }
+
+    /// Whether the client is of this cluster: one of its pods, or this node.
+    pub(crate) fn is_inside(&self, client: IpAddr) -> bool {
+        self.locality.load().is_inside(client)
     }
 }
 

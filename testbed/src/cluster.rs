@@ -30,6 +30,14 @@ impl Cluster {
     /// # Errors
     /// When a program is not built or does not become ready.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// As [`Cluster::start`], with more flags for the proxy.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with(proxy_flags: &[&str]) -> Result<Self> {
         let binaries = Binaries::find()?;
         let node = Node::new()?;
         let directory = TempDir::new()?;
@@ -37,7 +45,7 @@ impl Cluster {
         std::fs::create_dir(&manifests)?;
         let manifests = manifests.to_string_lossy().into_owned();
         let log = |name: &str| directory.path().join(format!("{name}.log"));
-        let arguments = ["--manifests", &manifests];
+        let arguments = [&["--manifests", &manifests], proxy_flags].concat();
         let proxy = Program::start(&node, &binaries.path("portolan-proxy"), &arguments, &log("proxy"))?;
         let arguments = ["--manifests", &manifests, "--upstream", node.outside_address()];
         let dns = Program::start(&node, &binaries.path("portolan-dns"), &arguments, &log("dns"))?;

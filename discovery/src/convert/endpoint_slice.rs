@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1 as api;
 
 use super::{Findings, address, namespaced_name, port_number, protocol};
-use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, IpFamily, NamespacedName};
+use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName};
 
 /// The label that says whose endpoints these are.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -70,9 +70,6 @@ fn endpoint(
         findings.error(&field, format!("{address} is not an {family} address, as addressType says"));
         return None;
     }
-    if endpoint.hints.is_some() {
-        findings.warn(&format!("endpoints[{index}].hints"), "are not honoured: all endpoints are used alike");
-    }
     let conditions = endpoint.conditions.unwrap_or_default();
     // The API's defaults: unknown is to be taken for ready, and serving follows ready.
     let ready = conditions.ready.unwrap_or(true);
@@ -87,5 +84,12 @@ fn endpoint(
         hostname: endpoint.hostname.filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase().into()),
         node_name: endpoint.node_name.map(Into::into),
         zone: endpoint.zone.map(Into::into),
+        hints: endpoint.hints.map(hints).unwrap_or_default(),
     })
+}
+
+fn hints(hints: api::EndpointHints) -> Hints {
+    let nodes = hints.for_nodes.unwrap_or_default().into_iter().map(|node| node.name.into());
+    let zones = hints.for_zones.unwrap_or_default().into_iter().map(|zone| zone.name.into());
+    Hints { nodes: nodes.collect(), zones: zones.collect() }
 }

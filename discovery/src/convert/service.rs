@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::traffic::{node_port, traffic_rules};
 use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol};
 use crate::model::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};
 
@@ -22,13 +23,13 @@ pub(crate) fn service(service: api::Service, findings: &mut Findings) -> Option<
         findings.error("spec", "is missing");
         return None;
     };
-    warn_not_honoured(&spec, findings);
     let tolerate = service.metadata.annotations.as_ref().and_then(|a| a.get(TOLERATE_UNREADY));
     let publish_not_ready =
         spec.publish_not_ready_addresses == Some(true) || tolerate.is_some_and(|v| v == "true");
     let kind = kind(&spec, findings)?;
     let ports = ports(&spec, &kind, findings);
-    Some(Service { name, kind, ports, selector: spec.selector.unwrap_or_default(), publish_not_ready })
+    let rules = traffic_rules(&service.metadata, &spec, service.status.as_ref(), findings);
+    Some(Service { name, kind, ports, selector: spec.selector.unwrap_or_default(), publish_not_ready, rules })
 }
 
 fn kind(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<ServiceKind> {
@@ -148,7 +149,8 @@ fn ports(spec: &api::ServiceSpec, kind: &ServiceKind, findings: &mut Findings) -
             if protocol == Protocol::Sctp {
                 findings.warn(&field("protocol"), "SCTP is not carried; its names resolve, its port refuses");
             }
-            ports.push(ServicePort { name: name.into(), protocol, port: number, target_port });
+            let node_port = node_port(&field("nodePort"), spec, port, findings);
+            ports.push(ServicePort { name: name.into(), protocol, port: number, target_port, node_port });
         }
     }
     ports
@@ -166,33 +168,5 @@ fn target_port(
         Some(IntOrString::String(name)) if name.is_empty() => Some(TargetPort::Number(default)),
         Some(IntOrString::Int(number)) => port_number(field, *number, findings).map(TargetPort::Number),
         Some(IntOrString::String(name)) => Some(TargetPort::Name(name.as_str().into())),
-    }
-}
-
-/// Fields that change what a Service does on a cluster, and do not yet here.
-fn warn_not_honoured(spec: &api::ServiceSpec, findings: &mut Findings) {
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        findings
-            .warn("spec.sessionAffinity", "ClientIP is not honoured: each connection picks an endpoint anew");
-    }
-    for (field, value) in [
-        ("spec.externalTrafficPolicy", &spec.external_traffic_policy),
-        ("spec.internalTrafficPolicy", &spec.internal_traffic_policy),
-    ] {
-        if value.as_deref() == Some("Local") {
-            findings.warn(field, "Local is not honoured: endpoints of all nodes are used");
-        }
-    }
-    if let Some(kind @ ("NodePort" | "LoadBalancer")) = spec.type_.as_deref() {
-        findings.warn(
-            "spec.type",
-            format!("{kind} is served on its cluster IP only; no port of the node is opened"),
-        );
-    }
-    if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
-        findings.warn("spec.externalIPs", "is not honoured: only the cluster IP is served");
-    }
-    if spec.traffic_distribution.is_some() {
-        findings.warn("spec.trafficDistribution", "is not honoured: all endpoints are used alike");
     }
 }

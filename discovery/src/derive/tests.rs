@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{FamilyPolicy, PodPort, Protocol, ServiceKind};
+use crate::model::{FamilyPolicy, PodPort, Protocol, ServiceKind, TrafficRules};
 
 fn service(ports: Vec<ServicePort>) -> Service {
     Service {
@@ -8,11 +8,12 @@ fn service(ports: Vec<ServicePort>) -> Service {
         ports,
         selector: [("app".to_owned(), "db".to_owned())].into(),
         publish_not_ready: false,
+        rules: TrafficRules::default(),
     }
 }
 
 fn port(name: &str, target_port: TargetPort) -> ServicePort {
-    ServicePort { name: name.into(), protocol: Protocol::Tcp, port: 80, target_port }
+    ServicePort { name: name.into(), protocol: Protocol::Tcp, port: 80, target_port, node_port: None }
 }
 
 fn pod(name: &str, ips: &[&str]) -> Pod {

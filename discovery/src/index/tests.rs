@@ -2,7 +2,9 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::event::{ATTACHMENTS, MANIFESTS};
-use crate::model::{Conditions, Endpoint, EndpointPort, Protocol, ServicePort, TargetPort};
+use crate::model::{
+    Conditions, Endpoint, EndpointPort, Hints, Protocol, ServicePort, TargetPort, TrafficRules,
+};
 
 fn location(file: &str) -> Location {
     Location { file: PathBuf::from(file), line: Some(1), document: None }
@@ -18,9 +20,11 @@ fn service(name: &str, cluster_ip: Option<&str>) -> Service {
             protocol: Protocol::Tcp,
             port: 80,
             target_port: TargetPort::Number(8080),
+            node_port: None,
         }],
         selector: [("app".to_owned(), name.to_owned())].into(),
         publish_not_ready: false,
+        rules: TrafficRules::default(),
     }
 }
 
@@ -36,6 +40,7 @@ fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
             hostname: None,
             node_name: None,
             zone: None,
+            hints: Hints::default(),
         }],
     }
 }

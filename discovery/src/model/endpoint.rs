@@ -44,6 +44,17 @@ pub struct Endpoint {
     pub node_name: Option<Arc<str>>,
     /// `zone`.
     pub zone: Option<Arc<str>>,
+    /// `hints`.
+    pub hints: Hints,
+}
+
+/// `hints`: for whom the endpoint is meant; empty means for everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `forNodes[].name`.
+    pub nodes: Vec<Arc<str>>,
+    /// `forZones[].name`.
+    pub zones: Vec<Arc<str>>,
 }
 
 /// `conditions`, with the API's defaults for absent ones.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::NamespacedName;
+use super::{NamespacedName, TrafficRules};
 
 /// A Service: a stable name, usually a stable address, and the ports it offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// `spec.publishNotReadyAddresses`: unready pods count as ready.
     pub publish_not_ready: bool,
+    /// Ways in, policies, affinity.
+    pub rules: TrafficRules,
 }
 
 /// The shapes a Service comes in.
@@ -62,6 +64,8 @@ pub struct ServicePort {
     pub port: u16,
     /// Port in the pod; a name is looked up in each pod.
     pub target_port: TargetPort,
+    /// `nodePort`: the port on the node's own addresses.
+    pub node_port: Option<u16>,
 }
 
 /// A port given by number or by the name a container gives it.

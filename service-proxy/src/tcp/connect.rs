@@ -7,26 +7,37 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
+use crate::endpoint::InUse;
 use crate::frontend::Frontend;
 use crate::socket;
 use crate::worker::{Context, Local};
 
-/// Connects to a random endpoint, or to the next one if that fails: nothing has been sent, so trying again is safe.
-/// `None` when every attempt failed.
+/// Connects to an endpoint, or to the next one if that fails: nothing has been sent, so trying again is safe.
+/// `None` when every attempt failed, or the client may not come.
 pub(super) async fn connect(
     client: IpAddr,
     frontend: &Frontend,
     context: &Context,
     local: &Local,
-) -> Option<TcpStream> {
-    let endpoints = frontend.endpoints();
-    for (attempt, endpoint) in endpoints.candidates().enumerate() {
+) -> Option<(TcpStream, InUse)> {
+    let set = frontend.endpoints();
+    if !set.admits(client) {
+        context.metrics.clients_refused.inc();
+        return None;
+    }
+    let pool = set.pool(|| context.is_inside(client));
+    for (attempt, endpoint) in frontend.candidates(&set, pool, client).enumerate() {
         if attempt > 0 {
             context.metrics.connect_retries.inc();
         }
-        match attempt_one(client, endpoint, context, local).await {
-            Ok(upstream) => return Some(upstream),
+        match attempt_one(client, endpoint.address, context, local).await {
+            Ok(upstream) => {
+                frontend.remember(&set, client, endpoint.address);
+                return Some((upstream, endpoint.succeeded()));
+            }
             Err(error) => {
+                pool.failed(endpoint);
+                let endpoint = endpoint.address;
                 debug!(service = %frontend.service, %endpoint, %error, "connect failed, trying another endpoint");
             }
         }

@@ -1,7 +1,7 @@
 //! One client's conversation with one endpoint.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::DATAGRAM;
 use crate::metrics::Metrics;
+use crate::socket;
 
 /// A connected socket, and the task that carries its replies back.
 pub(super) struct Flow {
@@ -23,13 +24,9 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) async fn open(endpoint: SocketAddr) -> io::Result<Self> {
-        let local: SocketAddr = match endpoint {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let upstream = UdpSocket::bind(local).await?;
-        upstream.connect(endpoint).await?;
+    /// Opens a flow that comes from `source`, or from the node's own address.
+    pub(super) fn open(endpoint: SocketAddr, source: Option<IpAddr>) -> io::Result<Self> {
+        let upstream = UdpSocket::from_std(socket::connect_udp(source, endpoint)?.into())?;
         Ok(Self { endpoint, upstream: Arc::new(upstream), sent: Arc::default(), task: None })
     }
 

@@ -107,7 +107,7 @@ fn a_slice_with_an_address_of_another_family_and_a_node_with_host_bits_are_refus
 
 #[test]
 fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
-    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  sessionAffinity: ClientIP\n  ports: [{port: 80}]\n";
+    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  trafficDistribution: PreferClose\n  ports: [{port: 80}]\n";
     let found = problems(text);
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(
@@ -116,7 +116,8 @@ fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
     );
     assert!(found[1].starts_with("warning: web.yaml:10 (document 3): unknown kind \"Gadget\""), "{found:?}");
     assert!(
-        found[2].starts_with("warning: web.yaml:16 (document 4): Service default/web: spec.sessionAffinity"),
+        found[2]
+            .starts_with("warning: web.yaml:16 (document 4): Service default/web: spec.trafficDistribution"),
         "{found:?}"
     );
 }

@@ -1,0 +1,143 @@
+//! The fields of `v1/Service` that say how traffic comes in and where it may go.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::{Findings, address, parse_cidr, port_number};
+use crate::model::{BalancerKind, TrafficRules};
+
+/// Labels that hand a Service to another proxy, or to none.
+const FOREIGN: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+
+const BALANCER: &str = "portolan.dev/balancer";
+
+/// What `ClientIP` means without a timeout.
+const DEFAULT_AFFINITY: i32 = 10_800;
+
+pub(super) fn traffic_rules(
+    metadata: &ObjectMeta,
+    spec: &api::ServiceSpec,
+    status: Option<&api::ServiceStatus>,
+    findings: &mut Findings,
+) -> TrafficRules {
+    let labels = metadata.labels.as_ref();
+    if spec.traffic_distribution.is_some() {
+        let hints = "works by hints in EndpointSlices: write those, nobody derives them here";
+        findings.warn("spec.trafficDistribution", hints);
+    }
+    let external_local =
+        is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), findings);
+    let internal_local =
+        is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), findings);
+    let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
+    let check = spec.health_check_node_port.filter(|port| *port != 0 && is_load_balancer && external_local);
+    TrafficRules {
+        foreign: FOREIGN.iter().any(|name| labels.is_some_and(|labels| labels.contains_key(*name))),
+        internal_local,
+        external_local,
+        affinity: affinity(spec, findings),
+        external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten(), findings),
+        load_balancer_ips: if is_load_balancer { load_balancer_ips(status, findings) } else { Vec::new() },
+        source_ranges: if is_load_balancer { source_ranges(spec, findings) } else { Vec::new() },
+        health_check_node_port: check
+            .and_then(|port| port_number("spec.healthCheckNodePort", port, findings)),
+        balancer: balancer(metadata, findings),
+    }
+}
+
+/// `nodePort` of one port, which only some types have. 0 is what Go leaves where nothing was written.
+pub(super) fn node_port(
+    field: &str,
+    spec: &api::ServiceSpec,
+    port: &api::ServicePort,
+    findings: &mut Findings,
+) -> Option<u16> {
+    let opens_node_ports = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
+    match port.node_port {
+        Some(number) if number != 0 && opens_node_ports => port_number(field, number, findings),
+        _ if spec.type_.as_deref() == Some("NodePort") => {
+            findings.warn(field, "is missing, and nobody assigns one here: only the cluster IP is served");
+            None
+        }
+        _ => None,
+    }
+}
+
+fn is_local(field: &str, policy: Option<&str>, findings: &mut Findings) -> bool {
+    match policy {
+        Some("Local") => true,
+        None | Some("" | "Cluster") => false,
+        Some(other) => {
+            findings.error(field, format!("{other:?} is not Cluster or Local"));
+            false
+        }
+    }
+}
+
+fn affinity(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<Duration> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            findings.error("spec.sessionAffinity", format!("{other:?} is not None or ClientIP"));
+            return None;
+        }
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(DEFAULT_AFFINITY);
+    match u64::try_from(seconds) {
+        Ok(seconds @ 1..=86_400) => Some(Duration::from_secs(seconds)),
+        _ => {
+            let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+            findings.error(field, format!("{seconds} is not from 1 to 86400"));
+            None
+        }
+    }
+}
+
+fn addresses<'a>(
+    field: &str,
+    texts: impl Iterator<Item = &'a String>,
+    findings: &mut Findings,
+) -> Vec<IpAddr> {
+    texts
+        .enumerate()
+        .filter_map(|(index, text)| address(&format!("{field}[{index}]"), text, findings))
+        .collect()
+}
+
+/// An entry with a hostname, or with `ipMode: Proxy`, is served by something in front of the node (KEP-1860).
+fn load_balancer_ips(status: Option<&api::ServiceStatus>, findings: &mut Findings) -> Vec<IpAddr> {
+    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+    let is_vip = |entry: &&api::LoadBalancerIngress| entry.ip_mode.as_deref() != Some("Proxy");
+    let ips = ingress.into_iter().flatten().filter(is_vip).filter_map(|entry| entry.ip.as_ref());
+    addresses("status.loadBalancer.ingress", ips.filter(|ip| !ip.is_empty()), findings)
+}
+
+fn source_ranges(spec: &api::ServiceSpec, findings: &mut Findings) -> Vec<ipnetwork::IpNetwork> {
+    let mut ranges = Vec::new();
+    for (index, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        match parse_cidr(text.trim()) {
+            Ok(range) => ranges.push(range),
+            Err(message) => findings.error(&format!("spec.loadBalancerSourceRanges[{index}]"), message),
+        }
+    }
+    ranges
+}
+
+fn balancer(metadata: &ObjectMeta, findings: &mut Findings) -> BalancerKind {
+    match metadata.annotations.as_ref().and_then(|all| all.get(BALANCER)).map(String::as_str) {
+        None | Some("random") => BalancerKind::Random,
+        Some("round-robin") => BalancerKind::RoundRobin,
+        Some("least-connections") => BalancerKind::LeastConnections,
+        Some("maglev") => BalancerKind::Maglev,
+        Some(other) => {
+            let known = "random, round-robin, least-connections or maglev";
+            findings.error("metadata.annotations", format!("{BALANCER}: {other:?} is not {known}"));
+            BalancerKind::Random
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! How a Service's traffic comes in, and where it may go.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+/// What a Service asks of the proxy beyond its ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrafficRules {
+    /// Another proxy carries it: labels `service.kubernetes.io/service-proxy-name` and `…/headless`.
+    pub foreign: bool,
+    /// `internalTrafficPolicy: Local`: clients of this node stay on this node.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`: clients from outside stay on the node they came to.
+    pub external_local: bool,
+    /// `sessionAffinity: ClientIP` and its timeout.
+    pub affinity: Option<Duration>,
+    /// `externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip`, without those that a proxy in front of the node serves (`ipMode: Proxy`).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`; empty means everybody.
+    pub source_ranges: Vec<IpNetwork>,
+    /// `healthCheckNodePort`, where it has a meaning.
+    pub health_check_node_port: Option<u16>,
+    /// Annotation `portolan.dev/balancer`.
+    pub balancer: BalancerKind,
+}
+
+/// How one of several endpoints is picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BalancerKind {
+    /// `random`: each as likely as any other. The default, as in kube-proxy.
+    #[default]
+    Random,
+    /// `round-robin`: one after the other.
+    RoundRobin,
+    /// `least-connections`: of two taken at random, the one with fewer connections.
+    LeastConnections,
+    /// `maglev`: the same one for the same client address, on every node, as long as it is there.
+    Maglev,
+}
+
+impl TrafficRules {
+    /// Whether anybody outside the cluster can reach the Service through this node.
+    pub fn is_externally_accessible(&self, has_node_port: bool) -> bool {
+        has_node_port || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
+}

@@ -1,0 +1,61 @@
+//! The node's own addresses.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use ipnetwork::IpNetwork;
+use nix::ifaddrs::getifaddrs;
+
+/// Which of them node ports are opened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddress {
+    /// The address the node uses towards the rest of the world.
+    Primary,
+    /// Every address of the node in a range.
+    Range(IpNetwork),
+}
+
+impl std::str::FromStr for NodePortAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "primary" { Ok(Self::Primary) } else { discovery::parse_cidr(text).map(Self::Range) }
+    }
+}
+
+/// Every address of an interface.
+pub(crate) fn all() -> HashSet<IpAddr> {
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+    let ip = |address: nix::sys::socket::SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    addresses.filter_map(ip).collect()
+}
+
+/// Those of `own` that node ports are opened on.
+pub(crate) fn for_node_ports(own: &HashSet<IpAddr>, wanted: &[NodePortAddress]) -> Vec<IpAddr> {
+    let mut found: Vec<IpAddr> = Vec::new();
+    for wanted in wanted {
+        match wanted {
+            NodePortAddress::Primary => found.extend([true, false].into_iter().filter_map(primary)),
+            NodePortAddress::Range(range) => found.extend(own.iter().filter(|ip| range.contains(**ip))),
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// The address the node uses towards the rest of the world, if it has one. Connecting a UDP socket sends nothing; the
+/// destination is from the ranges for documentation.
+pub(crate) fn primary(v4: bool) -> Option<IpAddr> {
+    let (local, remote): (SocketAddr, SocketAddr) = if v4 {
+        ((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(198, 51, 100, 1), 9).into())
+    } else {
+        ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into())
+    };
+    let socket = UdpSocket::bind(local).ok()?;
+    socket.connect(remote).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+}

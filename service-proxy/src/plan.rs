@@ -1,0 +1,72 @@
+//! What a Service has to be served on, and by which endpoints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use discovery::ServiceEntry;
+use discovery::model::{IpFamily, Protocol, ServicePort};
+
+use crate::endpoints::{Scope, Selection};
+use crate::frontend::FrontendKey;
+use crate::surroundings::Surroundings;
+
+/// Everywhere the Service is to be served, with its endpoints. Without endpoints there is nothing to listen for: the
+/// kernel then refuses, which is what Kubernetes asks for.
+pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> BTreeMap<FrontendKey, Selection> {
+    let mut plan = BTreeMap::new();
+    if entry.service.rules.foreign {
+        return plan;
+    }
+    for port in entry.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+        for (address, scope) in entrances(entry, port, around) {
+            let family = IpFamily::of(address.ip());
+            let selection = Selection::of(entry, port, family, scope, around);
+            if !selection.is_empty() {
+                // An address may be named twice; a cluster IP is the most specific and comes first.
+                plan.entry(FrontendKey { protocol: port.protocol, address }).or_insert(selection);
+            }
+        }
+    }
+    plan
+}
+
+/// Addresses that have to be made local for the Service, other than its cluster IPs inside the service ranges.
+pub(crate) fn addresses(entry: &ServiceEntry) -> BTreeSet<IpAddr> {
+    let rules = &entry.service.rules;
+    if rules.foreign {
+        return BTreeSet::new();
+    }
+    entry.cluster_ips.iter().chain(&rules.external_ips).chain(&rules.load_balancer_ips).copied().collect()
+}
+
+/// How many endpoints on this node are ready.
+pub(crate) fn local_ready(entry: &ServiceEntry, around: &Surroundings) -> usize {
+    let endpoints = entry.slices.iter().flat_map(|slice| &slice.endpoints);
+    let ready = endpoints.filter(|endpoint| endpoint.conditions.ready && around.is_local(endpoint));
+    ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
+}
+
+/// Whether a change of the surroundings can change the plan.
+pub(crate) fn depends_on_surroundings(entry: &ServiceEntry) -> bool {
+    let rules = &entry.service.rules;
+    rules.internal_local
+        || rules.external_local
+        || entry.service.ports.iter().any(|port| port.node_port.is_some())
+        || entry
+            .slices
+            .iter()
+            .flat_map(|slice| &slice.endpoints)
+            .any(|e| !e.hints.nodes.is_empty() || !e.hints.zones.is_empty())
+}
+
+fn entrances(entry: &ServiceEntry, port: &ServicePort, around: &Surroundings) -> Vec<(SocketAddr, Scope)> {
+    let rules = &entry.service.rules;
+    let at = |number: u16, scope: Scope| move |ip: &IpAddr| (SocketAddr::new(*ip, number), scope);
+    let mut entrances: Vec<_> = entry.cluster_ips.iter().map(at(port.port, Scope::Internal)).collect();
+    entrances.extend(rules.external_ips.iter().map(at(port.port, Scope::External)));
+    entrances.extend(rules.load_balancer_ips.iter().map(at(port.port, Scope::LoadBalancer)));
+    if let Some(number) = port.node_port {
+        entrances.extend(around.node_port_addresses.iter().map(at(number, Scope::External)));
+    }
+    entrances
+}

@@ -1,0 +1,141 @@
+//! Picking one of several endpoints.
+
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use discovery::model::BalancerKind;
+
+use crate::endpoint::Endpoint;
+
+/// How many endpoints one connection tries before it gives up.
+const ATTEMPTS: usize = 3;
+
+/// Slots of a Maglev table: primes, a hundred times the endpoints they are meant for (Maglev paper, section 5.3).
+const SLOTS: [usize; 3] = [2039, 16_381, 65_537];
+
+/// Endpoints that are all as good as each other, and the way to choose.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    endpoints: Vec<Arc<Endpoint>>,
+    balancer: Balancer,
+}
+
+#[derive(Debug, Default)]
+enum Balancer {
+    #[default]
+    Random,
+    RoundRobin(AtomicUsize),
+    LeastConnections,
+    /// Index of an endpoint by hash of the client.
+    Maglev(Box<[u16]>),
+}
+
+impl Pool {
+    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>, kind: BalancerKind) -> Self {
+        let balancer = match kind {
+            BalancerKind::Random => Balancer::Random,
+            BalancerKind::RoundRobin => Balancer::RoundRobin(AtomicUsize::new(fastrand::usize(..))),
+            BalancerKind::LeastConnections => Balancer::LeastConnections,
+            BalancerKind::Maglev => Balancer::Maglev(maglev(&endpoints)),
+        };
+        Self { endpoints, balancer }
+    }
+
+    pub(crate) fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// The endpoint of that address.
+    pub(crate) fn find(&self, address: SocketAddr) -> Option<&Arc<Endpoint>> {
+        self.endpoints.iter().find(|endpoint| endpoint.address == address)
+    }
+
+    /// The endpoint to try first and those to try after it, all different. Ejected ones come last.
+    pub(crate) fn candidates(&self, client: IpAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
+        let count = self.endpoints.len();
+        let start = if count < 2 { 0 } else { self.choose(client) };
+        let in_turn = move |step: usize| &self.endpoints[(start + step) % count];
+        let healthy = (0..count).map(in_turn).filter(|endpoint| !endpoint.is_ejected());
+        let ejected = (0..count).map(in_turn).filter(|endpoint| endpoint.is_ejected());
+        healthy.chain(ejected).take(ATTEMPTS)
+    }
+
+    /// Notes a failed attempt. Never more than half of the pool is passed over.
+    pub(crate) fn failed(&self, endpoint: &Endpoint) {
+        if endpoint.failed() {
+            let ejected = self.endpoints.iter().filter(|other| other.is_ejected()).count();
+            if (ejected + 1) * 2 <= self.endpoints.len() {
+                endpoint.eject();
+            }
+        }
+    }
+
+    fn choose(&self, client: IpAddr) -> usize {
+        let count = self.endpoints.len();
+        match &self.balancer {
+            Balancer::Random => fastrand::usize(..count),
+            Balancer::RoundRobin(next) => next.fetch_add(1, Ordering::Relaxed) % count,
+            Balancer::LeastConnections => {
+                self.less_loaded(fastrand::usize(..count), fastrand::usize(..count))
+            }
+            Balancer::Maglev(table) => usize::from(table[slot(client, table.len())]),
+        }
+    }
+
+    /// A fresh endpoint has no connections and would get them all: until it is warm it loses some of its draws.
+    fn less_loaded(&self, one: usize, other: usize) -> usize {
+        let (a, b) = (&self.endpoints[one], &self.endpoints[other]);
+        let (winner, loser) = if a.connections() <= b.connections() { (one, other) } else { (other, one) };
+        let (warm, other) = (self.endpoints[winner].warmth(), self.endpoints[loser].warmth());
+        if warm >= other || fastrand::f64() * other < warm { winner } else { loser }
+    }
+}
+
+fn slot(client: IpAddr, slots: usize) -> usize {
+    usize::try_from(hash(&client) % slots as u64).unwrap_or(0)
+}
+
+/// The same on every node and in every run: SipHash with fixed keys.
+fn hash(value: &impl std::hash::Hash) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(value)
+}
+
+/// The table of the Maglev paper (section 3.4): every endpoint fills the slots of its own permutation in turn.
+fn maglev(endpoints: &[Arc<Endpoint>]) -> Box<[u16]> {
+    let wanted = endpoints.len().saturating_mul(100);
+    let slots = SLOTS.into_iter().find(|slots| *slots >= wanted).unwrap_or(SLOTS[SLOTS.len() - 1]);
+    // By address, so that nodes that see them in another order agree.
+    let mut order: Vec<usize> = (0..endpoints.len().min(usize::from(u16::MAX))).collect();
+    order.sort_by_key(|index| endpoints[*index].address);
+    let part = |index: usize, salt: u8, modulus: usize| {
+        usize::try_from(hash(&(endpoints[index].address, salt)) % modulus as u64).unwrap_or(0)
+    };
+    let permutations: Vec<(usize, usize)> =
+        order.iter().map(|index| (part(*index, 0, slots), part(*index, 1, slots - 1) + 1)).collect();
+    let mut table = vec![u16::MAX; slots];
+    let mut next = vec![0; order.len()];
+    let mut filled = 0;
+    while filled < slots && !order.is_empty() {
+        for (turn, index) in order.iter().enumerate() {
+            let (offset, skip) = permutations[turn];
+            let mut at = (offset + next[turn] * skip) % slots;
+            while table[at] != u16::MAX {
+                next[turn] += 1;
+                at = (offset + next[turn] * skip) % slots;
+            }
+            table[at] = u16::try_from(*index).unwrap_or(0);
+            next[turn] += 1;
+            filled += 1;
+            if filled == slots {
+                break;
+            }
+        }
+    }
+    table.into()
+}
+
+#[cfg(test)]
+mod tests;

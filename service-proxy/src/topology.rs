@@ -1,0 +1,116 @@
+//! Which endpoints a Service's traffic may go to, by policy, topology and state: kube-proxy's `CategorizeEndpoints`
+//! (`pkg/proxy/topology.go`), rule by rule.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use discovery::model::Endpoint;
+
+/// Where this proxy runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Here {
+    pub(crate) node: Arc<str>,
+    pub(crate) zone: Option<Arc<str>>,
+}
+
+/// An endpoint as the rules see it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate<'a> {
+    pub(crate) address: SocketAddr,
+    pub(crate) endpoint: &'a Endpoint,
+    /// Whether it is on this node.
+    pub(crate) is_local: bool,
+}
+
+/// What a Service asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Policy {
+    pub(crate) internal_local: bool,
+    pub(crate) external_local: bool,
+    pub(crate) externally_accessible: bool,
+}
+
+/// The endpoints for each kind of traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Categories {
+    /// For traffic that may go to any node.
+    pub(crate) cluster: Vec<SocketAddr>,
+    /// For traffic that has to stay on this node.
+    pub(crate) local: Vec<SocketAddr>,
+    /// Whether there is any endpoint anywhere: without, traffic is refused.
+    pub(crate) has_any: bool,
+}
+
+/// How close an endpoint has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Preference {
+    SameNode,
+    SameZone,
+    None,
+}
+
+impl Policy {
+    /// A Service that only asks for local endpoints from outside still serves pods of this cluster from everywhere.
+    fn uses_cluster(self) -> bool {
+        !self.internal_local || self.externally_accessible
+    }
+
+    fn uses_local(self) -> bool {
+        self.internal_local || (self.external_local && self.externally_accessible)
+    }
+}
+
+/// Sorts the endpoints of one port and family.
+pub(crate) fn categorize(candidates: &[Candidate<'_>], policy: Policy, here: &Here) -> Categories {
+    let pick = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<SocketAddr> {
+        candidates.iter().filter(|c| wanted(c)).map(|c| c.address).collect()
+    };
+    let ready = |c: &Candidate<'_>| c.endpoint.conditions.ready;
+    let leaving = |c: &Candidate<'_>| c.endpoint.conditions.serving && c.endpoint.conditions.terminating;
+    let mut categories = Categories::default();
+    if policy.uses_cluster() {
+        let preference = preference(candidates, here);
+        categories.cluster = pick(&|c| ready(c) && is_close(c, preference, here));
+        if categories.cluster.is_empty() {
+            // KEP-1669: terminating endpoints that still serve, while no other does.
+            categories.cluster = pick(&leaving);
+        }
+        categories.has_any = !categories.cluster.is_empty();
+    }
+    if policy.uses_local() {
+        categories.has_any |= candidates.iter().any(|c| ready(c) || leaving(c));
+        categories.local = pick(&|c| c.is_local && ready(c));
+        if categories.local.is_empty() {
+            categories.local = pick(&|c| c.is_local && leaving(c));
+        }
+    }
+    categories
+}
+
+/// Hints count only when every ready endpoint has one, and one of them is meant for this place; nodes before zones.
+fn preference(candidates: &[Candidate<'_>], here: &Here) -> Preference {
+    let ready = || candidates.iter().filter(|c| c.endpoint.conditions.ready).map(|c| &c.endpoint.hints);
+    let all_have_nodes = ready().all(|hints| !hints.nodes.is_empty());
+    if all_have_nodes && ready().any(|hints| hints.nodes.contains(&here.node)) {
+        return Preference::SameNode;
+    }
+    let all_have_zones = ready().all(|hints| !hints.zones.is_empty());
+    match &here.zone {
+        Some(zone) if all_have_zones && ready().any(|hints| hints.zones.contains(zone)) => {
+            Preference::SameZone
+        }
+        _ => Preference::None,
+    }
+}
+
+fn is_close(candidate: &Candidate<'_>, preference: Preference, here: &Here) -> bool {
+    let hints = &candidate.endpoint.hints;
+    match preference {
+        Preference::SameNode => hints.nodes.contains(&here.node),
+        Preference::SameZone => here.zone.as_ref().is_some_and(|zone| hints.zones.contains(zone)),
+        Preference::None => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

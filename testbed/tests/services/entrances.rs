@@ -1,0 +1,136 @@
+//! Ways in: node ports, external IPs, load balancers, several ports.
+
+use super::*;
+
+const NODE: &str = "192.0.2.2";
+
+#[test]
+fn should_be_able_to_create_a_functioning_nodeport_service() {
+    let (cluster, client) = cluster();
+    cluster
+        .apply(
+            "web.yaml",
+            &service("  type: NodePort\n  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]"),
+        )
+        .unwrap();
+    let replicas = ["web-1", "web-2"].map(|name| replica(&cluster, name, "web"));
+    let address = format!("{NODE}:30080");
+    expect_answers(&client, &address, &["web-1", "web-2"]);
+    cluster.node.run(|| ask(&address)).unwrap();
+    cluster.node.outside().run(|| ask(&address)).unwrap().unwrap();
+    expect_answers(&client, &format!("{}:80", cluster.virtual_ip("web").unwrap()), &["web-1", "web-2"]);
+    // "should release NodePorts on delete"; "should be able to change the type from NodePort to …".
+    let taken = cluster.node.run(|| std::net::TcpListener::bind(&address));
+    assert!(taken.is_err(), "a process of the node cannot take the port");
+    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+    expect_refusal(&client, &address);
+    cluster.node.run(|| std::net::TcpListener::bind(&address)).unwrap();
+    drop(replicas);
+}
+
+#[test]
+fn should_prevent_nodeport_collisions() {
+    let (cluster, client) = cluster();
+    let spec = "  type: NodePort\n  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]";
+    cluster.apply("web.yaml", &service(spec)).unwrap();
+    let _replica = replica(&cluster, "web-1", "web");
+    expect_answers(&client, &format!("{NODE}:30080"), &["web-1"]);
+    let _other = replica(&cluster, "other-1", "other");
+    cluster.apply("z.yaml", &service(spec).replace("web", "other")).unwrap();
+    let told = wait_for("the collision to be told", || {
+        let page = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
+        ensure!(page.contains("Service default/web has it already"), "{page}");
+        Ok(page)
+    });
+    told.unwrap();
+    expect_answers(&client, &format!("{NODE}:30080"), &["web-1"]);
+    // The first one goes: the other one gets the port.
+    cluster.delete("web.yaml").unwrap();
+    expect_answers(&client, &format!("{NODE}:30080"), &["other-1"]);
+}
+
+#[test]
+fn should_be_possible_to_connect_to_a_service_via_external_ip_when_it_is_not_assigned_to_a_node() {
+    let (cluster, client) = cluster();
+    cluster.apply("web.yaml", &service(&format!("  externalIPs: [203.0.113.10]\n{PORT_80}"))).unwrap();
+    let _replica = replica(&cluster, "web-1", "web");
+    let address = "203.0.113.10:80";
+    expect_answers(&client, address, &["web-1"]);
+    cluster.node.run(|| ask(address)).unwrap();
+    let outside = cluster.node.outside();
+    outside
+        .run(|| std::process::Command::new("ip").args(["route", "add", "203.0.113.10", "via", NODE]).status())
+        .unwrap()
+        .unwrap();
+    outside.run(|| ask(address)).unwrap().unwrap();
+    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+    wait_for("the address to go", || {
+        let routes = cluster.node.shell("ip route show table local")?;
+        ensure!(!routes.contains("203.0.113.10"), "{routes}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_load_balancers_address_is_for_its_source_ranges_only() {
+    let (cluster, client) = cluster();
+    let spec = format!(
+        "  type: LoadBalancer\n  loadBalancerSourceRanges: [10.22.0.0/16]\n{PORT_80}\nstatus: {{loadBalancer: {{ingress: [{{ip: 203.0.113.20}}, {{ip: 203.0.113.21, ipMode: Proxy}}, {{hostname: lb.example}}]}}}}"
+    );
+    cluster.apply("web.yaml", &service(&spec)).unwrap();
+    let _replica = replica(&cluster, "web-1", "web");
+    expect_answers(&client, "203.0.113.20:80", &["web-1"]);
+    let routes = cluster.node.shell("ip route show table local").unwrap();
+    assert!(!routes.contains("203.0.113.21"), "what a proxy in front serves is left to it: {routes}");
+    let outside = cluster.node.outside();
+    outside
+        .run(|| std::process::Command::new("ip").args(["route", "add", "203.0.113.20", "via", NODE]).status())
+        .unwrap()
+        .unwrap();
+    assert!(outside.run(|| ask("203.0.113.20:80")).unwrap().is_err(), "192.0.2.1 is not in the ranges");
+    assert_eq!(cluster.proxy_metric("portolan_proxy_clients_refused_total").unwrap(), 1.0);
+    cluster.apply("web.yaml", &service(&spec.replace("10.22.0.0/16", "192.0.2.0/24"))).unwrap();
+    wait_for("the changed range", || outside.run(|| ask("203.0.113.20:80"))?).unwrap();
+}
+
+#[test]
+fn should_serve_multiport_endpoints_and_be_updated_after_adding_or_deleting_ports() {
+    let (cluster, client) = cluster();
+    let ports = |ports: &str| service(&format!("  ports: [{ports}]"));
+    let one = "{name: one, port: 80, targetPort: 8080}";
+    let two = "{name: two, port: 81, targetPort: http}";
+    cluster.apply("web.yaml", &ports(&format!("{one}, {two}"))).unwrap();
+    let _replica = replica(&cluster, "web-1", "web");
+    let vip = cluster.virtual_ip("web").unwrap();
+    expect_answers(&client, &format!("{vip}:80"), &["web-1"]);
+    expect_answers(&client, &format!("{vip}:81"), &["web-1"]);
+    cluster.apply("web.yaml", &ports(one)).unwrap();
+    expect_refusal(&client, &format!("{vip}:81"));
+    cluster.apply("web.yaml", &ports(&format!("{one}, {}", two.replace("81", "82")))).unwrap();
+    expect_answers(&client, &format!("{vip}:82"), &["web-1"]);
+    expect_answers(&client, &format!("{vip}:80"), &["web-1"]);
+}
+
+#[test]
+fn should_serve_endpoints_on_same_port_and_different_protocols() {
+    let (cluster, client) = cluster();
+    let both = "  ports: [{name: t, port: 80, targetPort: 8080}, {name: u, port: 80, targetPort: 8080, protocol: UDP}]";
+    cluster.apply("web.yaml", &service(both)).unwrap();
+    let server = replica(&cluster, "web-1", "web");
+    let datagrams =
+        server.pod.netns.run(|| std::net::UdpSocket::bind((server.pod.ip.as_str(), 8080))).unwrap().unwrap();
+    let vip = cluster.virtual_ip("web").unwrap();
+    expect_answers(&client, &format!("{vip}:80"), &["web-1"]);
+    let socket = client.netns.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    socket.connect((vip.as_str(), 80)).unwrap();
+    socket.send(b"hello").unwrap();
+    datagrams.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut buffer = [0; 16];
+    let (length, from) = datagrams.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"hello");
+    assert_eq!(from.ip().to_string(), client.ip, "the client's own address, for datagrams too");
+    datagrams.send_to(b"hi", from).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    assert_eq!(socket.recv(&mut buffer).unwrap(), 2);
+}
