@@ -6,16 +6,17 @@ mod message;
 mod rule;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
 use message::{Attributes, Message};
 pub use rule::Rule;
 
 /// Message types of `linux/netfilter/nf_tables.h`.
 const NEW_TABLE: u8 = 0;
+const GET_TABLE: u8 = 1;
 const DEL_TABLE: u8 = 2;
 const NEW_CHAIN: u8 = 3;
 const NEW_RULE: u8 = 6;
@@ -29,8 +30,10 @@ const DEL_SET_ELEMENT: u8 = 14;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
-/// nft's number for its data type `ipv4_addr`, so that `nft list` prints addresses.
+/// nft's numbers for its data types, so that `nft list` prints addresses and ports.
 const TYPE_IPV4_ADDRESS: u32 = 7;
+const TYPE_IPV6_ADDRESS: u32 = 8;
+const TYPE_SERVICE: u32 = 13;
 
 /// `NF_INET_PRE_ROUTING`, `NF_INET_POST_ROUTING`.
 const PREROUTING: u32 = 0;
@@ -85,6 +88,30 @@ impl<'a> Batch<'a> {
         self.push(NEW_SET, CREATE, |a| {
             a.text(2, name).number(3, 0).number(4, TYPE_IPV4_ADDRESS).number(5, 4).number(10, id)
         });
+    }
+
+    /// A set of addresses with a port: `type ipv4_addr . inet_service`, or that of IPv6. `id` as above.
+    pub fn add_socket_address_set(&mut self, name: &str, id: u32, v4: bool) {
+        // Each part of a concatenation fills whole registers of 4 bytes, and 6 bits of the type.
+        let (address, length) = if v4 { (TYPE_IPV4_ADDRESS, 4 + 4) } else { (TYPE_IPV6_ADDRESS, 16 + 4) };
+        let kind = (address << 6) | TYPE_SERVICE;
+        self.push(NEW_SET, CREATE, |a| {
+            a.text(2, name).number(3, 0).number(4, kind).number(5, length).number(10, id)
+        });
+    }
+
+    /// Adds addresses with ports; those that are in the set already are fine.
+    pub fn add_socket_addresses(&mut self, set: &str, addresses: &[std::net::SocketAddr]) {
+        for chunk in addresses.chunks(1000) {
+            self.push(NEW_SET_ELEMENT, CREATE, |a| keys(a, set, chunk.iter().map(socket_address_key)));
+        }
+    }
+
+    /// Removes addresses with ports; the whole batch fails if one is not in the set.
+    pub fn delete_socket_addresses(&mut self, set: &str, addresses: &[std::net::SocketAddr]) {
+        for chunk in addresses.chunks(1000) {
+            self.push(DEL_SET_ELEMENT, 0, |a| keys(a, set, chunk.iter().map(socket_address_key)));
+        }
     }
 
     /// Adds addresses; those that are in the set already are fine.
@@ -149,20 +176,50 @@ pub fn contains(table: &str, set: &str, address: Ipv4Addr) -> io::Result<bool> {
     }
 }
 
+/// Whether the table is there.
+///
+/// # Errors
+/// What the kernel says.
+pub fn has_table(table: &str) -> io::Result<bool> {
+    let attributes = Attributes::default().text(1, table);
+    let mut bytes = Vec::new();
+    Message { kind: GET_TABLE, flags: 0, attributes }.write(&mut bytes, 1);
+    match exchange(&bytes) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 fn elements(attributes: Attributes, set: &str, addresses: &[Ipv4Addr]) -> Attributes {
+    keys(attributes, set, addresses.iter().map(|address| address.octets().to_vec()))
+}
+
+fn keys(attributes: Attributes, set: &str, keys: impl Iterator<Item = Vec<u8>>) -> Attributes {
     attributes.text(2, set).nested(3, |mut list| {
-        for address in addresses {
-            list = list.nested(1, |element| element.nested(1, |key| key.bytes(1, &address.octets())));
+        for key in keys {
+            list = list.nested(1, |element| element.nested(1, |data| data.bytes(1, &key)));
         }
         list
     })
+}
+
+/// Address, port, two bytes to fill the register.
+fn socket_address_key(address: &std::net::SocketAddr) -> Vec<u8> {
+    let mut key = match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    key.extend(address.port().to_be_bytes());
+    key.extend([0, 0]);
+    key
 }
 
 /// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there afterwards.
 fn exchange(bytes: &[u8]) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.connect(&NetlinkAddress::new(0, 0))?;
     socket.set_non_blocking(true)?;
     socket.send(bytes, 0)?;
     let mut result = Ok(());

@@ -5,29 +5,23 @@
 //! local:
 //!
 //! ```text
-//! table inet portolan-proxy { chain divert { type filter hook prerouting priority mangle
-//!     socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x2000 } }
+//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x2000     (see crate::catcher)
 //! ip rule:  from all fwmark 0x2000/0x2000 lookup 7061
 //! ip route: local default dev lo table 7061
 //! ```
 
 use std::io;
 
-use nftables::{Batch, Rule};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinSet;
-use tracing::warn;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-const TABLE: &str = "portolan-proxy";
-const CHAIN: &str = "divert";
-
 /// Beside the bits of kube-proxy (0x4000), the CNI reference plugins (0x2000 is free there) and above those of tc.
-const MARK: u32 = 0x2000;
+pub(crate) const MARK: u32 = 0x2000;
 
 /// The routing table, and the priority of the rule that leads there: before `main` (32766), behind `local` (0).
 const ROUTES: u32 = 7061;
@@ -93,22 +87,10 @@ impl Divert {
                 _ => {}
             }
         }
-        let mut batch = Batch::new(TABLE);
-        batch.add_table();
-        batch.add_prerouting_chain(CHAIN);
-        batch.flush_chain(CHAIN);
-        batch.add_rule(CHAIN, &Rule::default().for_transparent_socket().set_mark_bit(MARK));
-        batch.commit()
+        Ok(())
     }
 
     async fn take_down(&mut self) {
-        let mut batch = Batch::new(TABLE);
-        // Adding before deleting makes deleting what is not there no error.
-        batch.add_table();
-        batch.delete_table();
-        if let Err(error) = batch.commit() {
-            warn!(%error, "cannot delete nft table inet {TABLE}");
-        }
         for rule in self.rules.drain(..) {
             drop(self.handle.rule().del(rule).execute().await);
         }

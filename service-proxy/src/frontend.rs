@@ -91,6 +91,11 @@ impl Frontend {
         self.closed.cancel();
     }
 
+    /// Is cancelled when the frontend is closed.
+    pub(crate) fn closing(&self) -> CancellationToken {
+        self.closed.clone()
+    }
+
     /// Returns when the frontend is closed. Cancel-safe.
     pub(crate) async fn closed(&self) {
         self.closed.cancelled().await;

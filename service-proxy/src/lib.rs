@@ -9,6 +9,7 @@
 
 mod affinity;
 mod args;
+mod catcher;
 mod clock;
 mod divert;
 mod endpoint;

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use discovery::model::{NamespacedName, Protocol};
 use discovery::{ServiceEntry, Snapshot};
 use ipnetwork::IpNetwork;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::catcher::Catcher;
 use crate::endpoints::Selection;
 use crate::frontend::{Frontend, FrontendKey};
 use crate::health_check;
@@ -17,9 +19,10 @@ use crate::node_address::{self, NodePortAddress};
 use crate::plan::{self, plan};
 use crate::source::Locality;
 use crate::surroundings::Surroundings;
+use crate::tcp::{self, Registry};
 use crate::topology::Here;
 use crate::worker::{Context, Worker};
-use crate::{socket, tcp, udp};
+use crate::{socket, udp};
 
 /// Label of a node that names its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -37,6 +40,9 @@ pub(crate) struct Proxier {
     /// Which of them each Service has.
     keys: HashMap<NamespacedName, Vec<FrontendKey>>,
     failures: BTreeMap<FrontendKey, Failure>,
+    registry: Arc<Registry>,
+    catcher: Catcher,
+    catch_failure: Option<String>,
 }
 
 /// What is known of the node this proxy runs on.
@@ -58,8 +64,34 @@ struct Failure {
 }
 
 impl Proxier {
-    pub(crate) fn new(workers: Vec<Worker>, context: Arc<Context>, place: Place) -> Self {
-        Self {
+    /// Starts the listeners that connections are handed to, until `closed`.
+    ///
+    /// # Errors
+    /// When a listener cannot be opened, which needs CAP_NET_ADMIN.
+    pub(crate) fn new(
+        workers: Vec<Worker>,
+        context: Arc<Context>,
+        place: Place,
+        closed: &CancellationToken,
+    ) -> io::Result<Self> {
+        let registry: Arc<Registry> = Arc::default();
+        let mut addresses = Vec::new();
+        for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+            let opened = socket::listen_for_others(loopback, workers.len());
+            let (address, listeners) = match opened {
+                // A node without IPv6 has no virtual IPs of that family either.
+                Err(_) if loopback.is_ipv6() => continue,
+                opened => opened?,
+            };
+            addresses.push(address);
+            for (worker, listener) in workers.iter().zip(listeners) {
+                let (registry, context) = (Arc::clone(&registry), Arc::clone(&context));
+                let local = Arc::clone(&worker.local);
+                worker.spawn(tcp::serve(listener, registry, context, local, closed.clone()));
+            }
+        }
+        let catcher = Catcher::new(addresses);
+        Ok(Self {
             workers,
             context,
             place,
@@ -68,7 +100,10 @@ impl Proxier {
             frontends: HashMap::new(),
             keys: HashMap::new(),
             failures: BTreeMap::new(),
-        }
+            registry,
+            catcher,
+            catch_failure: None,
+        })
     }
 
     /// Makes the frontends match the snapshot. A partial snapshot changes nothing.
@@ -105,6 +140,7 @@ impl Proxier {
                 self.ensure(key, &entry.service.name, selection);
             }
         }
+        self.catch();
         self.context.metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         self.count_frontends();
     }
@@ -134,7 +170,10 @@ impl Proxier {
 
     /// Tries again what could not be opened. False if there was nothing to try.
     pub(crate) fn retry_failures(&mut self) -> bool {
-        if self.failures.is_empty() {
+        if let Err(error) = self.catcher.check() {
+            error!(%error, "cannot look after nft table inet portolan-proxy");
+        }
+        if self.failures.is_empty() && self.catch_failure.is_none() {
             return false;
         }
         let failures = std::mem::take(&mut self.failures);
@@ -149,13 +188,15 @@ impl Proxier {
                 None => {}
             }
         }
+        self.catch();
         self.count_frontends();
         true
     }
 
     /// What cannot be opened now, one line each.
     pub(crate) fn failures(&self) -> Vec<String> {
-        self.failures.values().map(|failure| failure.message.clone()).collect()
+        let failures = self.failures.values().map(|failure| failure.message.clone());
+        failures.chain(self.catch_failure.clone()).collect()
     }
 
     /// Everything that is open, in order.
@@ -180,8 +221,16 @@ impl Proxier {
         &self.surroundings.node_port_addresses
     }
 
-    /// Stops accepting everywhere.
+    /// Stops accepting everywhere: new connections are refused.
     pub(crate) fn close_all(&mut self) {
+        if let Err(error) = self.catcher.remove() {
+            error!(%error, "cannot delete nft table inet portolan-proxy");
+        }
+        self.leave_all();
+    }
+
+    /// Stops serving, and leaves the kernel's rules to the proxy that has taken them over.
+    pub(crate) fn leave_all(&mut self) {
         for (_, frontend) in self.frontends.drain() {
             frontend.close();
         }
@@ -231,15 +280,13 @@ impl Proxier {
         endpoints: Selection,
         earlier_failure: Option<String>,
     ) {
-        let frontend = Arc::new(Frontend::new(key, service.clone(), endpoints));
-        match self.listen(&frontend) {
-            Ok(()) => {
+        match self.start(key, service, endpoints) {
+            Ok(frontend) => {
                 info!(frontend = %key, %service, "serving");
                 self.keys.entry(service.clone()).or_default().push(key);
                 self.frontends.insert(key, frontend);
             }
             Err(cause) => {
-                frontend.close();
                 let message = format!("cannot serve {key} of Service {service}: {}", explain(&cause));
                 // Said once, not with every retry.
                 if earlier_failure.as_ref() != Some(&message) {
@@ -250,20 +297,41 @@ impl Proxier {
         }
     }
 
-    fn listen(&self, frontend: &Arc<Frontend>) -> io::Result<()> {
-        let FrontendKey { protocol, address } = frontend.key;
+    fn start(
+        &self,
+        key: FrontendKey,
+        service: &NamespacedName,
+        endpoints: Selection,
+    ) -> io::Result<Arc<Frontend>> {
+        let FrontendKey { protocol, address } = key;
+        let frontend = Arc::new(Frontend::new(key, service.clone(), endpoints));
+        let worker = &self.workers[usize::from(address.port()) % self.workers.len()];
         if protocol == Protocol::Udp {
             let socket = socket::bind_udp(address)?;
-            let worker = &self.workers[usize::from(address.port()) % self.workers.len()];
-            worker.spawn(udp::serve(socket, Arc::clone(frontend), Arc::clone(&self.context)));
-        } else {
-            let listeners = socket::listen_tcp(address, self.workers.len())?;
-            for (worker, listener) in self.workers.iter().zip(listeners) {
-                let (frontend, context) = (Arc::clone(frontend), Arc::clone(&self.context));
-                worker.spawn(tcp::serve(listener, frontend, context, Arc::clone(&worker.local)));
-            }
+            worker.spawn(udp::serve(socket, Arc::clone(&frontend), Arc::clone(&self.context)));
+        } else if self.surroundings.locality.node.contains(&address.ip()) {
+            // Connections are caught here too, but nobody else may take the port of the node's own address.
+            let listener = socket::listen_tcp(address)?;
+            let (registry, context) = (Arc::clone(&self.registry), Arc::clone(&self.context));
+            let local = Arc::clone(&worker.local);
+            worker.spawn(tcp::serve(listener, registry, context, local, frontend.closing()));
         }
-        Ok(())
+        Ok(frontend)
+    }
+
+    /// Makes the kernel hand over the connections to what is open now, and no others.
+    fn catch(&mut self) {
+        let tcp = self.frontends.values().filter(|frontend| frontend.key.protocol == Protocol::Tcp);
+        let by_address: HashMap<_, _> = tcp.map(|f| (f.key.address, Arc::clone(f))).collect();
+        let addresses = by_address.keys().copied().collect();
+        // A connection that is caught has to be known; one that is no longer caught may still wait to be accepted and
+        // is reset, as it would be a moment later.
+        self.registry.store(Arc::new(by_address));
+        self.catch_failure = self.catcher.set(addresses).err().map(|error| {
+            let message = format!("cannot catch connections (nft table inet portolan-proxy): {error}");
+            error!("{message}");
+            message
+        });
     }
 
     fn count_frontends(&self) {

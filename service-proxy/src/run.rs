@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use daemon::drain::Drain;
 use discovery::Snapshots;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -72,7 +73,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         .map(|number| Worker::start(number, config.poll))
         .collect::<Result<_, _>>()
         .context("start the workers")?;
-    let mut proxier = Proxier::new(workers, Arc::clone(&context), config.place);
+    let listening = CancellationToken::new();
+    let proxier = Proxier::new(workers, Arc::clone(&context), config.place, &listening);
+    let mut proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
     let status = Status::default();
     let service_cidrs = config.discovery.service_cidrs.clone();
     let discovery = discovery::start(config.discovery);

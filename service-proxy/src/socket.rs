@@ -20,21 +20,36 @@ const PORT_ATTEMPTS: usize = 8;
 /// Connecting goes on in the background.
 const EINPROGRESS: i32 = 115;
 
-/// One TCP listener for each worker. The kernel spreads connections over them (`SO_REUSEPORT`).
-pub(crate) fn listen_tcp(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
-    let listen = || {
-        let socket = bind(address, Type::STREAM, true)?;
-        // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
-        socket.set_tcp_nodelay(true)?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    (0..count).map(|_| listen()).collect()
+/// One TCP listener for each worker, on a port of the kernel's choice. The kernel spreads connections over them
+/// (`SO_REUSEPORT`). Connections to other addresses can be handed to them (`IP_TRANSPARENT`).
+pub(crate) fn listen_for_others(
+    loopback: IpAddr,
+    count: usize,
+) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    let mut address = SocketAddr::new(loopback, 0);
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        let listener = listen_tcp(address)?;
+        address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok((address, listeners))
 }
 
-/// The one UDP socket of a frontend. Replies sent through it come from the virtual IP.
+/// A listener on this address. Another one may be beside it.
+pub(crate) fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bind(address, Type::STREAM, true)?;
+    if address.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }?;
+    // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
+    socket.set_tcp_nodelay(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The one UDP socket of a frontend. Replies sent through it come from the virtual IP. A proxy started beside this one
+/// may have another on the same address.
 pub(crate) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    Ok(bind(address, Type::DGRAM, false)?.into())
+    Ok(bind(address, Type::DGRAM, true)?.into())
 }
 
 /// Starts connecting from the node's own address.

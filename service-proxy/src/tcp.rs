@@ -3,11 +3,14 @@
 mod connect;
 mod relay;
 
-use std::net::IpAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::frontend::Frontend;
@@ -17,26 +20,30 @@ use crate::worker::{Context, Local};
 /// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A frontend on one worker.
+/// Every TCP frontend by its address.
+pub(crate) type Registry = ArcSwap<HashMap<SocketAddr, Arc<Frontend>>>;
+
+/// What the connections of one worker need.
 struct Scope {
-    frontend: Arc<Frontend>,
+    registry: Arc<Registry>,
     context: Arc<Context>,
     local: Arc<Local>,
 }
 
-/// Accepts connections of a frontend on the current worker until the frontend closes.
+/// Accepts the connections that are handed to the current worker, until `closed`.
 pub(crate) async fn serve(
     listener: std::net::TcpListener,
-    frontend: Arc<Frontend>,
+    registry: Arc<Registry>,
     context: Arc<Context>,
     local: Arc<Local>,
+    closed: CancellationToken,
 ) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let scope = Arc::new(Scope { frontend, context, local });
+    let scope = Arc::new(Scope { registry, context, local });
     loop {
         let accepted = tokio::select! {
-            () = scope.frontend.closed() => return Ok(()),
             accepted = listener.accept() => accepted,
+            () = closed.cancelled() => return Ok(()),
         };
         match accepted {
             Ok((client, address)) => {
@@ -44,7 +51,7 @@ pub(crate) async fn serve(
             }
             Err(error) => {
                 scope.context.metrics.accept_errors.inc();
-                warn!(frontend = %scope.frontend.key, %error, "cannot accept connections, trying again");
+                warn!(%error, "cannot accept connections, trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -52,12 +59,19 @@ pub(crate) async fn serve(
 }
 
 async fn handle(mut client: TcpStream, address: IpAddr, scope: Arc<Scope>) {
-    let Scope { frontend, context, local } = &*scope;
+    let Scope { registry, context, local } = &*scope;
+    // The address it was meant for is the socket's own.
+    let asked = client.local_addr().ok();
+    let frontend = asked.and_then(|asked| registry.load().get(&asked).cloned());
+    let Some(frontend) = frontend else {
+        // The Service went while the connection waited to be accepted, or somebody has found our own port.
+        return socket::reset_on_close(&client);
+    };
     let metrics = &context.metrics;
     metrics.connections_opened.inc();
     let started = Instant::now();
     local.poller.active();
-    match connect::connect(address, frontend, context, local).await {
+    match connect::connect(address, &frontend, context, local).await {
         Some((mut upstream, _in_use)) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
             let (sent, result) = relay::relay(&mut client, &mut upstream, &local.poller).await;

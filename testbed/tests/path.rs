@@ -240,21 +240,32 @@ fn sigterm_lets_open_connections_finish_and_leaves_no_route() {
 fn a_port_that_is_taken_is_reported_and_the_others_serve() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
-    let _taken = cluster.node.run(|| TcpListener::bind("0.0.0.0:80")).unwrap();
-    cluster
-        .apply(
-            "web.yaml",
-            &service("web", "{name: a, port: 80, targetPort: 8080}, {name: b, port: 81, targetPort: 8080}"),
-        )
-        .unwrap();
+    // On every address, so on every virtual IP as well: that is no obstacle. Node ports are the node's own.
+    let _every = cluster.node.run(|| TcpListener::bind("0.0.0.0:80")).unwrap();
+    let taken = cluster.node.run(|| TcpListener::bind("0.0.0.0:30080")).unwrap();
+    let ports = "{port: 80, targetPort: 8080, nodePort: 30080}";
+    let manifest = service("web", ports).replace("spec: {", "spec: {type: NodePort, ");
+    cluster.apply("web.yaml", &manifest).unwrap();
     let _replica = replica(&cluster, "web-1");
     let vip = cluster.virtual_ip("web").unwrap();
-    wait_for("the free port", || client.ask(&format!("{vip}:81"))).unwrap();
+    wait_for("the virtual IP", || client.ask(&format!("{vip}:80"))).unwrap();
     let ready = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose").unwrap();
-    assert!(
-        ready.contains(&format!("cannot serve {vip}:80/tcp of Service default/web: Address already in use")),
-        "{ready}"
-    );
-    drop(_taken);
-    wait_for("the port that is free again", || client.ask(&format!("{vip}:80"))).unwrap();
+    let told = "cannot serve 192.0.2.2:30080/tcp of Service default/web: Address already in use";
+    assert!(ready.contains(told), "{ready}");
+    drop(taken);
+    wait_for("the port that is free again", || client.ask("192.0.2.2:30080")).unwrap();
+}
+
+#[test]
+fn should_recreate_its_rules_if_they_are_deleted() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    cluster.apply("web.yaml", &service("web", "{port: 80, targetPort: 8080}")).unwrap();
+    let _replica = replica(&cluster, "web-1");
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    wait_for("the service", || client.ask(&address)).unwrap();
+    let rules = cluster.node.shell("nft list table inet portolan-proxy").unwrap();
+    cluster.node.shell("nft flush ruleset").unwrap();
+    wait_for("the service again", || client.ask(&address)).unwrap();
+    assert_eq!(cluster.node.shell("nft list table inet portolan-proxy").unwrap(), rules);
 }
