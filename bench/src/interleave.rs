@@ -20,8 +20,10 @@ pub(crate) const BLOCK: Duration = Duration::from_millis(200);
 const RESAMPLES: usize = 2000;
 
 /// One way from the client to the server.
-pub(crate) struct Path {
+pub(crate) struct Path<'a> {
     pub(crate) name: &'static str,
+    /// Where the client is.
+    pub(crate) client: &'a NetNs,
     /// Where it is entered, for each shape it can carry.
     pub(crate) addresses: BTreeMap<&'static str, SocketAddr>,
     /// Who carries it, if not the kernel.
@@ -62,13 +64,9 @@ struct Total {
 
 /// Measures every path that carries `shape` for `rounds` rounds after one that warms up. The first path is what the
 /// others are compared with.
-pub(crate) fn measure(
-    shape: Shape,
-    client: &NetNs,
-    paths: &[Path],
-    rounds: usize,
-) -> Result<Vec<PathResult>> {
-    let paths: Vec<&Path> = paths.iter().filter(|path| path.addresses.contains_key(shape.name())).collect();
+pub(crate) fn measure(shape: Shape, paths: &[Path<'_>], rounds: usize) -> Result<Vec<PathResult>> {
+    let paths: Vec<&Path<'_>> =
+        paths.iter().filter(|path| path.addresses.contains_key(shape.name())).collect();
     let mut totals: Vec<Total> = paths.iter().map(|_| Total::new()).collect();
     for round in 0..=rounds {
         progress(shape.name(), round, rounds);
@@ -78,7 +76,7 @@ pub(crate) fn measure(
             let (path, total) = (paths[index], &mut totals[index]);
             let address = path.addresses[shape.name()];
             let before = path.process.as_ref().map(Process::time);
-            let block = client.run(|| load::run(shape, address, BLOCK))?;
+            let block = path.client.run(|| load::run(shape, address, BLOCK))?;
             let block = block.with_context(|| format!("{} through {}", shape.name(), path.name))?;
             if round > 0 {
                 let after = path.process.as_ref().map(Process::time);
@@ -111,7 +109,7 @@ impl Total {
         Ok(self.latencies.add(&block.latencies)?)
     }
 
-    fn result(self, shape: Shape, path: &Path, first: &(Vec<f64>, Vec<f64>)) -> PathResult {
+    fn result(self, shape: Shape, path: &Path<'_>, first: &(Vec<f64>, Vec<f64>)) -> PathResult {
         let added = self.medians.iter().zip(&first.0).map(|(own, other)| own - other).collect();
         let relative = self.rates.iter().zip(&first.1).map(|(own, other)| own / other).collect();
         let at = |quantile| micros(self.latencies.value_at_quantile(quantile));

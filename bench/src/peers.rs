@@ -1,9 +1,9 @@
-//! The other ways to carry a Service: HAProxy, nginx, the kernel; and our own proxy with polling off.
+//! The other ways to carry a Service: HAProxy, nginx, the kernel.
 
 use std::path::Path as FilePath;
 
 use anyhow::{Context as _, Result};
-use testbed::{Binaries, Program};
+use testbed::Program;
 
 use crate::interleave::Path;
 use crate::load::Shape;
@@ -17,15 +17,11 @@ pub(crate) const PORTS: (u16, u16) = (ECHO, SINK);
 /// An address that only the kernel's rules know.
 pub(crate) const NFTABLES_ADDRESS: &str = "10.128.0.1";
 
-/// Where the second proxy's virtual IP is.
-const SECOND_RANGE: &str = "10.112.0.0/16";
-const SECOND_ADDRESS: &str = "10.112.0.1";
-
 const HAPROXY_PORTS: (u16, u16) = (8001, 8002);
 const NGINX_PORTS: (u16, u16) = (8003, 8004);
 
 /// A running peer, which stops when this is dropped.
-pub(crate) type Peer = (Program, Path);
+pub(crate) type Peer<'a> = (Program, Path<'a>);
 
 /// Debian packages that are not there.
 pub(crate) fn missing() -> Vec<&'static str> {
@@ -37,38 +33,8 @@ pub(crate) fn missing() -> Vec<&'static str> {
     needed.iter().filter(|(file, _)| !FilePath::new(file).exists()).map(|(_, package)| *package).collect()
 }
 
-/// `portolan-proxy --poll 0`, beside the first.
-pub(crate) fn second_proxy(topology: &Topology) -> Result<Peer> {
-    let manifests = topology.cluster.directory().join("second");
-    std::fs::create_dir(&manifests)?;
-    let manifest = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: server}}\nspec:\n  clusterIP: {SECOND_ADDRESS}\n  ports:\n  \
-         - {{name: echo, port: {ECHO}}}\n  - {{name: echo-udp, port: {ECHO}, protocol: UDP}}\n  - {{name: sink, port: {SINK}}}\n---\n\
-         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: server\n  labels: {{kubernetes.io/service-name: server}}\n\
-         addressType: IPv4\nports:\n- {{name: echo, port: {ECHO_PORT}}}\n- {{name: echo-udp, port: {ECHO_PORT}, protocol: UDP}}\n\
-         - {{name: sink, port: {SINK_PORT}}}\nendpoints:\n- addresses: [{}]\n",
-        topology.server.ip
-    );
-    std::fs::write(manifests.join("server.yaml"), manifest)?;
-    let manifests = manifests.to_string_lossy().into_owned();
-    let arguments = [
-        "--manifests",
-        &manifests,
-        "--service-cidr",
-        SECOND_RANGE,
-        "--poll",
-        "0",
-        "--metrics-bind-address",
-        "127.0.0.1:11249",
-        "--healthz-bind-address",
-        "127.0.0.1:11256",
-    ];
-    let binary = Binaries::find()?.path("portolan-proxy");
-    start(topology, "without polling", &binary, &arguments, SECOND_ADDRESS, PORTS)
-}
-
 /// `mode tcp` as in its own documentation's examples.
-pub(crate) fn haproxy(topology: &Topology) -> Result<Peer> {
+pub(crate) fn haproxy(topology: &Topology) -> Result<Peer<'_>> {
     let (echo, sink) = HAPROXY_PORTS;
     let server = &topology.server.ip;
     let config = format!(
@@ -93,7 +59,7 @@ pub(crate) fn haproxy(topology: &Topology) -> Result<Peer> {
 }
 
 /// `stream`, with a worker a core.
-pub(crate) fn nginx(topology: &Topology) -> Result<Peer> {
+pub(crate) fn nginx(topology: &Topology) -> Result<Peer<'_>> {
     let (echo, sink) = NGINX_PORTS;
     let server = &topology.server.ip;
     let directory = topology.cluster.directory().to_string_lossy().into_owned();
@@ -138,14 +104,14 @@ pub(crate) fn nftables(topology: &Topology) -> Result<()> {
     topology.wait(NFTABLES_ADDRESS, ECHO)
 }
 
-fn start(
-    topology: &Topology,
+fn start<'a>(
+    topology: &'a Topology,
     name: &'static str,
     binary: &FilePath,
     arguments: &[&str],
     address: &str,
     ports: (u16, u16),
-) -> Result<Peer> {
+) -> Result<Peer<'a>> {
     let log = topology.cluster.directory().join(format!("{name}.log"));
     let program = Program::start(&topology.cluster.node, binary, arguments, &log)?;
     let path = topology.path(name, address, ports, Some(Process(program.id())))?;

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::environment::Environment;
 use crate::interleave::{BLOCK, Path, measure};
 use crate::load::Shape;
-use crate::peers::{self, Peer, nftables};
+use crate::peers::{self, Peer};
 use crate::report::Results;
 use crate::topology::Topology;
 
@@ -18,21 +18,23 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Results> {
     if !missing.is_empty() {
         bail!("not installed: {}; `apt-get install --no-install-recommends {0}`", missing.join(" "));
     }
-    let topology = Topology::new()?;
-    let peers: [Peer; 3] =
-        [peers::second_proxy(&topology)?, peers::haproxy(&topology)?, peers::nginx(&topology)?];
-    nftables(&topology)?;
-    let mut paths: Vec<Path> = vec![
+    let topology = Topology::new(&[])?;
+    // A node has one proxy, so the one that does not poll is on a node of its own.
+    let sleeping = Topology::new(&["--poll", "0"])?;
+    let peers: [Peer<'_>; 2] = [peers::haproxy(&topology)?, peers::nginx(&topology)?];
+    peers::nftables(&topology)?;
+    let (_running, carried): (Vec<_>, Vec<_>) = peers.into_iter().unzip();
+    let mut paths: Vec<Path<'_>> = vec![
         topology.direct("direct")?,
         topology.direct("direct again")?,
         topology.through_proxy("portolan-proxy")?,
+        sleeping.through_proxy("without polling")?,
     ];
-    let (_running, carried): (Vec<_>, Vec<_>) = peers.into_iter().unzip();
     paths.extend(carried);
     paths.push(topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, None)?);
     let mut results = Vec::new();
     for shape in shapes {
-        results.extend(measure(*shape, &topology.client.netns, &paths, rounds)?);
+        results.extend(measure(*shape, &paths, rounds)?);
     }
     Ok(Results { environment: Environment::capture(), rounds, block_ms: BLOCK.as_millis(), paths: results })
 }

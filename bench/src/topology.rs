@@ -39,8 +39,9 @@ spec: {containers: []}
 ";
 
 impl Topology {
-    pub(crate) fn new() -> Result<Self> {
-        let cluster = Cluster::start()?;
+    /// A node whose proxy has these flags.
+    pub(crate) fn new(proxy_flags: &[&str]) -> Result<Self> {
+        let cluster = Cluster::start_with(proxy_flags)?;
         let (client, server) = (cluster.add_pod("client")?, cluster.add_pod("server")?);
         for ns in [&client.netns, &server.netns] {
             ns.run(reuse_ports)??;
@@ -55,12 +56,12 @@ impl Topology {
     }
 
     /// Straight to the pod.
-    pub(crate) fn direct(&self, name: &'static str) -> Result<Path> {
+    pub(crate) fn direct(&self, name: &'static str) -> Result<Path<'_>> {
         self.path(name, &self.server.ip, (server::ECHO_PORT, server::SINK_PORT), None)
     }
 
     /// By the virtual IP.
-    pub(crate) fn through_proxy(&self, name: &'static str) -> Result<Path> {
+    pub(crate) fn through_proxy(&self, name: &'static str) -> Result<Path<'_>> {
         self.path(name, &self.virtual_ip, (ECHO, SINK), Some(Process(self.cluster.proxy.id())))
     }
 
@@ -71,12 +72,12 @@ impl Topology {
         address: &str,
         (echo, sink): (u16, u16),
         process: Option<Process>,
-    ) -> Result<Path> {
+    ) -> Result<Path<'_>> {
         let ip = address.parse()?;
         let port = |shape| if shape == Shape::Stream { sink } else { echo };
         let shapes = [Shape::Requests, Shape::Connections, Shape::Many, Shape::Stream, Shape::Datagrams];
         let addresses = shapes.map(|shape| (shape.name(), SocketAddr::new(ip, port(shape))));
-        Ok(Path { name, addresses: addresses.into(), process })
+        Ok(Path { name, client: &self.client.netns, addresses: addresses.into(), process })
     }
 
     /// Waits until somebody accepts there.
