@@ -308,7 +308,8 @@ impl Proxier {
         let worker = &self.workers[usize::from(address.port()) % self.workers.len()];
         if protocol == Protocol::Udp {
             let socket = socket::bind_udp(address)?;
-            worker.spawn(udp::serve(socket, Arc::clone(&frontend), Arc::clone(&self.context)));
+            let (frontend, context) = (Arc::clone(&frontend), Arc::clone(&self.context));
+            worker.spawn(udp::serve(socket, frontend, context, Arc::clone(&worker.local.poller)));
         } else if self.surroundings.locality.node.contains(&address.ip()) {
             // Connections are caught here too, but nobody else may take the port of the node's own address.
             let listener = socket::listen_tcp(address)?;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::frontend::Frontend;
+use crate::poller::Poller;
 use crate::worker::Context;
 use flow::Flow;
 
@@ -26,9 +27,10 @@ pub(crate) async fn serve(
     socket: std::net::UdpSocket,
     frontend: Arc<Frontend>,
     context: Arc<Context>,
+    poller: Arc<Poller>,
 ) -> io::Result<()> {
     let socket = Arc::new(UdpSocket::from_std(socket)?);
-    let mut table = Table { socket, frontend, context, flows: HashMap::new(), tasks: JoinSet::new() };
+    let mut table = Table { socket, frontend, context, poller, flows: HashMap::new(), tasks: JoinSet::new() };
     let mut datagram = vec![0; DATAGRAM];
     loop {
         tokio::select! {
@@ -48,6 +50,7 @@ struct Table {
     socket: Arc<UdpSocket>,
     frontend: Arc<Frontend>,
     context: Arc<Context>,
+    poller: Arc<Poller>,
     flows: HashMap<SocketAddr, Flow>,
     /// Each flow's reader; it yields the flow's client and endpoint when it ends.
     tasks: JoinSet<(SocketAddr, SocketAddr)>,
@@ -61,7 +64,10 @@ impl Table {
         }
         let flow = &self.flows[&client];
         match flow.send(datagram).await {
-            Ok(()) => self.context.metrics.udp_to_upstream.inc(),
+            Ok(()) => {
+                self.context.metrics.udp_to_upstream.inc();
+                self.poller.active();
+            }
             Err(error) => {
                 debug!(service = %self.frontend.service, endpoint = %flow.endpoint, %error, "sending failed");
                 self.context.metrics.udp_dropped.inc();
@@ -88,7 +94,8 @@ impl Table {
                 self.frontend.remember(&set, client.ip(), endpoint);
                 let idle = self.context.udp_idle_timeout;
                 let metrics = Arc::clone(&self.context.metrics);
-                let reader = flow.read_replies(client, Arc::clone(&self.socket), idle, metrics);
+                let poller = Arc::clone(&self.poller);
+                let reader = flow.read_replies(client, Arc::clone(&self.socket), idle, metrics, poller);
                 self.flows.insert(client, flow.with_task(self.tasks.spawn(reader)));
                 self.context.metrics.udp_flows.inc();
                 true

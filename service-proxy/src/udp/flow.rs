@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::DATAGRAM;
 use crate::metrics::Metrics;
+use crate::poller::Poller;
 use crate::socket;
 
 /// A connected socket, and the task that carries its replies back.
@@ -53,6 +54,7 @@ impl Flow {
         frontend: Arc<UdpSocket>,
         idle: Duration,
         metrics: Arc<Metrics>,
+        poller: Arc<Poller>,
     ) -> impl Future<Output = (SocketAddr, SocketAddr)> + Send + 'static {
         let (endpoint, upstream, sent) = (self.endpoint, Arc::clone(&self.upstream), Arc::clone(&self.sent));
         async move {
@@ -79,6 +81,7 @@ impl Flow {
                         // A reply the kernel has no room for is lost, as datagrams may be.
                         drop(frontend.send_to(&datagram[..length], client).await);
                         metrics.udp_to_client.inc();
+                        poller.active();
                         deadline = Instant::now() + idle;
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
