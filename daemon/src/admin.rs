@@ -23,6 +23,9 @@ use crate::readiness::Readiness;
 /// Connections served at a time; the next ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
 
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
 /// A client that has not sent its request by then is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -61,9 +64,8 @@ impl Server {
     /// # Errors
     /// As `bind(2)`.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|e| io::Error::new(e.kind(), format!("listen on {address}: {e}")))?;
+        let listener = listen(address);
+        let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("listen on {address}: {e}")))?;
         Ok(Self { listener, pages: BTreeMap::new() })
     }
 
@@ -154,6 +156,13 @@ pub fn metrics(registry: Registry) -> impl Fn(&str) -> Response + Send + Sync + 
             Err(e) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode metrics: {e}\n")),
         }
     }
+}
+
+/// Shared, so that a new process can take the place of an old one while that one drains.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = crate::socket::bind(address, socket2::Type::STREAM, true)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 fn answer(

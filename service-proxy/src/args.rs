@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub poll: u64,
 
-    /// Seconds to wait for an endpoint to accept before another one is tried.
+    /// Seconds an endpoint is given to accept at the third attempt; the first gets a quarter, the second half.
     #[arg(long, value_name = "SECONDS", default_value_t = 1)]
     pub connect_timeout: u64,
 

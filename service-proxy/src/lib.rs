@@ -28,6 +28,7 @@ mod run;
 mod socket;
 mod source;
 mod status;
+mod succession;
 mod surroundings;
 mod tcp;
 mod topology;

@@ -10,9 +10,6 @@ use discovery::model::BalancerKind;
 
 use crate::endpoint::Endpoint;
 
-/// How many endpoints one connection tries before it gives up.
-const ATTEMPTS: usize = 3;
-
 /// Slots of a Maglev table: primes, a hundred times the endpoints they are meant for (Maglev paper, section 5.3).
 const SLOTS: [usize; 3] = [2039, 16_381, 65_537];
 
@@ -53,14 +50,14 @@ impl Pool {
         self.endpoints.iter().find(|endpoint| endpoint.address == address)
     }
 
-    /// The endpoint to try first and those to try after it, all different. Ejected ones come last.
+    /// Every endpoint once, in the order to try them. Ejected ones come last.
     pub(crate) fn candidates(&self, client: IpAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
         let count = self.endpoints.len();
         let start = if count < 2 { 0 } else { self.choose(client) };
         let in_turn = move |step: usize| &self.endpoints[(start + step) % count];
         let healthy = (0..count).map(in_turn).filter(|endpoint| !endpoint.is_ejected());
         let ejected = (0..count).map(in_turn).filter(|endpoint| endpoint.is_ejected());
-        healthy.chain(ejected).take(ATTEMPTS)
+        healthy.chain(ejected)
     }
 
     /// Notes a failed attempt. Never more than half of the pool is passed over.

@@ -221,18 +221,24 @@ impl Proxier {
         &self.surroundings.node_port_addresses
     }
 
-    /// Stops accepting everywhere: new connections are refused.
-    pub(crate) fn close_all(&mut self) {
-        if let Err(error) = self.catcher.remove() {
-            error!(%error, "cannot delete nft table inet portolan-proxy");
+    /// New connections are refused from now on; the rule that open ones need stays.
+    pub(crate) fn stop_catching(&mut self) {
+        if let Err(error) = self.catcher.set(BTreeSet::new()) {
+            error!(%error, "cannot empty nft table inet portolan-proxy");
         }
-        self.leave_all();
     }
 
-    /// Stops serving, and leaves the kernel's rules to the proxy that has taken them over.
-    pub(crate) fn leave_all(&mut self) {
+    /// Closes every socket of a frontend.
+    pub(crate) fn close_all(&mut self) {
         for (_, frontend) in self.frontends.drain() {
             frontend.close();
+        }
+    }
+
+    /// Takes the rules out of the kernel.
+    pub(crate) fn forget(&mut self) {
+        if let Err(error) = self.catcher.remove() {
+            error!(%error, "cannot delete nft table inet portolan-proxy");
         }
     }
 

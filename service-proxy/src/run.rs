@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use daemon::drain::Drain;
 use discovery::Snapshots;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,10 +20,14 @@ use crate::local_route::LocalRoutes;
 use crate::metrics::Metrics;
 use crate::pages::{self, Status};
 use crate::proxier::{Place, Proxier};
+use crate::succession::Succession;
 use crate::worker::{Context, Worker};
 
 /// How often a frontend that could not be opened is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long connections that were caught before the end may take to be accepted.
+const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 
 /// What the program needs to know, validated.
 #[derive(Clone, Debug)]
@@ -83,25 +88,49 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let addresses = (config.metrics_address, config.healthz_address);
     pages::serve(&mut tasks, addresses, &metrics, discovery.snapshots.clone(), status.clone()).await?;
 
+    let mut succession = Succession::new();
+    let mut successor = signal(SignalKind::user_defined2()).context("wait for SIGUSR2")?;
     let mut routes = LocalRoutes::ensure(&service_cidrs).await?;
-    serve(&mut proxier, &mut routes, discovery.snapshots.clone(), &status, &drain).await;
+    let serving =
+        serve(&mut proxier, &mut routes, &mut succession, discovery.snapshots.clone(), &status, &drain);
+    let replaced = tokio::select! {
+        () = serving => false,
+        _ = successor.recv() => true,
+    };
 
-    info!("draining: no new connections are accepted");
-    proxier.close_all();
-    context.tasks.close();
-    if tokio::time::timeout(config.drain_timeout, context.tasks.wait()).await.is_err() {
-        warn!(connections = context.tasks.len(), "the drain timeout is over, closing what is still open");
+    if replaced {
+        info!("another proxy has taken over: open connections may finish");
+        // Its pages have to be found, not ours.
+        tasks.shutdown().await;
+    } else {
+        info!("draining: no new connections are accepted");
+        proxier.stop_catching();
     }
-    // The route comes last: without it, not even open connections work.
-    routes.remove().await;
-    if let Some(divert) = divert {
-        divert.remove().await;
+    proxier.close_all();
+    wait_for_connections(&context.tasks, config.drain_timeout).await;
+    if !replaced {
+        // The routes come last: without them, not even open connections work.
+        proxier.forget();
+        routes.remove().await;
+        if let Some(divert) = divert {
+            divert.remove().await;
+        }
+        succession.end();
     }
     discovery.stop().await;
     // Joining the workers blocks, but there is nothing left to wait for on this thread.
     drop(proxier);
     info!("stopped");
     Ok(())
+}
+
+async fn wait_for_connections(connections: &TaskTracker, at_most: Duration) {
+    // One that waits to be accepted is accepted within this.
+    tokio::time::sleep(LAST_ACCEPTS.min(at_most)).await;
+    connections.close();
+    if tokio::time::timeout(at_most, connections.wait()).await.is_err() {
+        warn!(connections = connections.len(), "the drain timeout is over, closing what is still open");
+    }
 }
 
 /// Where replies to borrowed addresses cannot be brought back, endpoints see the node's address.
@@ -116,6 +145,7 @@ async fn divert() -> Option<Divert> {
 async fn serve(
     proxier: &mut Proxier,
     routes: &mut LocalRoutes,
+    succession: &mut Succession,
     mut snapshots: Snapshots,
     status: &Status,
     drain: &Drain,
@@ -138,6 +168,9 @@ async fn serve(
                 routes.set_singles(singles).await;
                 health_checks.set(proxier.health_checks(), proxier.node_port_addresses()).await;
                 applied = snapshot.synced;
+                if applied {
+                    succession.take();
+                }
             }
             _ = retry.tick() => {
                 if !proxier.retry_failures() {

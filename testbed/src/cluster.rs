@@ -60,12 +60,32 @@ impl Cluster {
     /// # Errors
     /// When it does not become ready.
     pub fn restart_proxy(&mut self) -> Result<()> {
+        self.proxy.kill();
+        self.proxy = self.start_proxy()?;
+        self.wait_until_ready()
+    }
+
+    /// Starts a proxy beside the one that runs, which goes on until the new one takes over, and returns the old one.
+    ///
+    /// # Errors
+    /// When the new one does not take over.
+    pub fn succeed_proxy(&mut self) -> Result<Program> {
+        let new = self.start_proxy()?;
+        let old = std::mem::replace(&mut self.proxy, new);
+        let own = self.proxy.id().to_string();
+        wait_for("the new proxy to take over", || {
+            let pid = self.node.shell("cat /run/portolan/proxy.pid")?;
+            ensure!(pid.trim() == own, "{pid}");
+            Ok(())
+        })?;
+        Ok(old)
+    }
+
+    fn start_proxy(&self) -> Result<Program> {
         let manifests = self.manifests().to_string_lossy().into_owned();
         let log = self.directory.path().join("proxy-again.log");
         let binary = Binaries::find()?.path("portolan-proxy");
-        self.proxy.kill();
-        self.proxy = Program::start(&self.node, &binary, &["--manifests", &manifests], &log)?;
-        self.wait_until_ready()
+        Program::start(&self.node, &binary, &["--manifests", &manifests], &log)
     }
 
     fn wait_until_ready(&self) -> Result<()> {

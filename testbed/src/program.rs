@@ -65,12 +65,11 @@ impl Program {
         self.child.id()
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Waits for it to end by itself.
     ///
     /// # Errors
     /// When it is still there after ten seconds.
-    pub fn terminate(&mut self) -> Result<ExitStatus> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+    pub fn wait(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait()? {
@@ -78,7 +77,16 @@ impl Program {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        bail!("{} did not end after SIGTERM", self.name)
+        bail!("{} has not ended", self.name)
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Errors
+    /// When it is still there after ten seconds.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        self.wait()
     }
 }
 

@@ -142,7 +142,7 @@ fn no_request_fails_while_replicas_are_added_killed_and_replaced() {
         let churns = churns.load(Ordering::Relaxed);
         assert!(in_flight <= churns, "{in_flight} failed requests at {churns} killed replicas");
         let unserved = cluster.proxy_metric("portolan_proxy_connect_failures_total").unwrap();
-        assert_eq!(unserved, 0.0, "connections for which no replica was found");
+        assert_eq!(unserved, 0.0, "connections for which no replica was found: {}", cluster.logs());
     });
 }
 

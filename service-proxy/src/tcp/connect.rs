@@ -1,16 +1,20 @@
 //! Finding an endpoint that accepts.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
-use crate::endpoint::InUse;
+use crate::endpoint::{Endpoint, InUse};
 use crate::frontend::Frontend;
 use crate::socket;
 use crate::worker::{Context, Local};
+
+/// How many endpoints one connection tries before it gives up.
+const ATTEMPTS: usize = 3;
 
 /// Connects to an endpoint, or to the next one if that fails: nothing has been sent, so trying again is safe.
 /// `None` when every attempt failed, or the client may not come.
@@ -20,17 +24,23 @@ pub(super) async fn connect(
     context: &Context,
     local: &Local,
 ) -> Option<(TcpStream, InUse)> {
-    let set = frontend.endpoints();
-    if !set.admits(client) {
-        context.metrics.clients_refused.inc();
-        return None;
-    }
-    let pool = set.pool(|| context.is_inside(client));
-    for (attempt, endpoint) in frontend.candidates(&set, pool, client).enumerate() {
+    let mut tried: [Option<SocketAddr>; ATTEMPTS] = [None; ATTEMPTS];
+    for attempt in 0..ATTEMPTS {
+        // Looked up anew each time: while one attempt waited for its end, all the others may have gone.
+        let set = frontend.endpoints();
+        if !set.admits(client) {
+            context.metrics.clients_refused.inc();
+            return None;
+        }
+        let pool = set.pool(|| context.is_inside(client));
+        let untried = |endpoint: &&Arc<Endpoint>| !tried.contains(&Some(endpoint.address));
+        let Some(endpoint) = frontend.candidates(&set, pool, client).find(untried) else { break };
         if attempt > 0 {
             context.metrics.connect_retries.inc();
         }
-        match attempt_one(client, endpoint.address, context, local).await {
+        tried[attempt] = Some(endpoint.address);
+        let timeout = context.connect_timeout / (1 << (ATTEMPTS - 1 - attempt));
+        match attempt_one(client, endpoint.address, timeout, context, local).await {
             Ok(upstream) => {
                 frontend.remember(&set, client, endpoint.address);
                 return Some((upstream, endpoint.succeeded()));
@@ -50,24 +60,27 @@ pub(super) async fn connect(
 async fn attempt_one(
     client: IpAddr,
     endpoint: SocketAddr,
+    timeout: Duration,
     context: &Context,
     local: &Local,
 ) -> io::Result<TcpStream> {
-    let deadline = Instant::now() + context.connect_timeout;
+    let deadline = Instant::now() + timeout;
     let socket = match context.source(client, endpoint.ip()) {
-        Some(source) => socket::connect_from(source, endpoint).or_else(|error| {
-            // Most often every port to this endpoint is taken; serving it from the node's address is better than not.
-            debug!(%source, %endpoint, %error, "cannot borrow the client's address");
-            context.metrics.source_fallbacks.inc();
-            socket::connect_tcp(endpoint)
-        }),
+        Some(source) => match socket::connect_from(source, endpoint) {
+            // Every port to this endpoint is taken; serving it from the node's address is better than not.
+            Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable) => {
+                context.metrics.source_fallbacks.inc();
+                socket::connect_tcp(endpoint)
+            }
+            other => other,
+        },
         None => socket::connect_tcp(endpoint),
     }?;
     let upstream = TcpStream::from_std(socket.into())?;
     tokio::select! {
         biased;
         ready = upstream.writable() => ready?,
-        () = local.clock.passed(deadline) => return Err(io::ErrorKind::TimedOut.into()),
+        () = local.clock.passed(deadline) => return Err(ErrorKind::TimedOut.into()),
     }
     upstream.take_error()?.map_or(Ok(upstream), Err)
 }
