@@ -228,6 +228,8 @@ fn sigterm_lets_open_connections_finish_and_leaves_no_route() {
     drop(accepted);
     assert_eq!(stream.read(&mut buffer).unwrap(), 0);
     drop(stream);
+    // With it go the connections that came in just before the signal and were never accepted.
+    drop(listener);
     wait_for("the end of the proxy", || {
         ensure!(routes(&cluster).is_empty());
         Ok(())
