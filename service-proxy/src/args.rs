@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub udp_max_flows: usize,
 
+    /// TCP connections carried at a time; newer ones are reset and counted [default: half of the files that may be open].
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+
     /// Seconds that open connections are given to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
@@ -107,6 +111,7 @@ impl From<Args> for Config {
             connect_timeout: Duration::from_secs(args.connect_timeout),
             udp_idle_timeout: Duration::from_secs(args.udp_idle_timeout),
             udp_max_flows: args.udp_max_flows,
+            max_connections: args.max_connections,
             drain_timeout: Duration::from_secs(args.drain_timeout),
             metrics_address: args.metrics_bind_address,
             healthz_address: args.healthz_bind_address,

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) accept_errors: IntCounter,
     pub(crate) connect_retries: IntCounter,
     pub(crate) connect_failures: IntCounter,
+    pub(crate) connections_shed: IntCounter,
     pub(crate) clients_refused: IntCounter,
     pub(crate) source_fallbacks: IntCounter,
     pub(crate) connect_seconds: Histogram,
@@ -54,6 +55,10 @@ impl Metrics {
             connect_failures: counter(
                 "connect_failures_total",
                 "Connections for which no endpoint could be reached.",
+            ),
+            connections_shed: counter(
+                "connections_shed_total",
+                "Connections reset because --max-connections were open.",
             ),
             clients_refused: counter(
                 "clients_refused_total",

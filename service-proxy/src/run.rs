@@ -26,6 +26,9 @@ use crate::worker::{Context, Worker};
 /// How often a frontend that could not be opened is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Files that connections leave for everything else.
+const SPARE_FILES: u64 = 1024;
+
 /// How long connections that were caught before the end may take to be accepted.
 const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 
@@ -48,6 +51,8 @@ pub struct Config {
     pub udp_idle_timeout: Duration,
     /// UDP flows a frontend may have.
     pub udp_max_flows: usize,
+    /// TCP connections carried at a time; half of the open files where nothing is said.
+    pub max_connections: Option<usize>,
     /// How long open connections may go on after the drain has begun.
     pub drain_timeout: Duration,
     /// Where `/metrics` listens.
@@ -70,6 +75,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         connect_timeout: config.connect_timeout,
         udp_idle_timeout: config.udp_idle_timeout,
         udp_max_flows: config.udp_max_flows,
+        max_connections: config.max_connections.unwrap_or_else(|| connections_for(limits.soft)),
         locality: ArcSwap::default(),
         borrow_addresses: divert.is_some(),
         tasks: TaskTracker::new(),
@@ -122,6 +128,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     drop(proxier);
     info!("stopped");
     Ok(())
+}
+
+/// A connection has two sockets; some files are left for flows, pages and watches.
+fn connections_for(files: u64) -> usize {
+    usize::try_from(files.saturating_sub(SPARE_FILES) / 2).unwrap_or(usize::MAX).max(1)
 }
 
 async fn wait_for_connections(connections: &TaskTracker, at_most: Duration) {

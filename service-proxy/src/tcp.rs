@@ -46,6 +46,10 @@ pub(crate) async fn serve(
             () = closed.cancelled() => return Ok(()),
         };
         match accepted {
+            Ok((client, _)) if scope.context.tasks.len() >= scope.context.max_connections => {
+                scope.context.metrics.connections_shed.inc();
+                socket::reset_on_close(&client);
+            }
             Ok((client, address)) => {
                 scope.context.tasks.spawn(handle(client, address.ip(), Arc::clone(&scope)));
             }

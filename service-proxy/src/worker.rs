@@ -23,6 +23,7 @@ pub(crate) struct Context {
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle_timeout: Duration,
     pub(crate) udp_max_flows: usize,
+    pub(crate) max_connections: usize,
     /// Where addresses are.
     pub(crate) locality: ArcSwap<Locality>,
     /// Whether clients' addresses may be borrowed.

@@ -21,7 +21,12 @@ struct Path {
 
 impl Path {
     fn new() -> Self {
-        let cluster = Cluster::start().unwrap();
+        Self::with(&[])
+    }
+
+    /// Through a proxy with these flags.
+    fn with(flags: &[&str]) -> Self {
+        let cluster = Cluster::start_with(flags).unwrap();
         let client = cluster.add_pod("client").unwrap();
         let server = cluster.add_pod("server").unwrap();
         let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 9090))).unwrap().unwrap();
@@ -137,4 +142,29 @@ fn every_byte_arrives_in_order_both_ways_at_once() {
         let there = scope.spawn(|| receive(&server));
         assert_eq!((receive(&client), there.join().unwrap()), (TOTAL, TOTAL));
     });
+}
+
+#[test]
+fn connections_beyond_the_limit_are_reset_and_those_that_are_open_go_on() {
+    let path = Path::with(&["--max-connections", "2"]);
+    let open: Vec<_> = (0..2).map(|_| path.open()).collect();
+    let (client, server) = (&open[0].0, &open[0].1);
+    let shed = "portolan_proxy_connections_shed_total";
+    let before = path.cluster.proxy_metric(shed).unwrap();
+    let more = path.client.netns.run(|| TcpStream::connect(&path.address)).unwrap();
+    // Reset after the handshake, or before the client looks.
+    assert!(more.is_err() || read_error(&more.unwrap()) == ErrorKind::ConnectionReset);
+    assert_eq!(path.cluster.proxy_metric(shed).unwrap(), before + 1.0);
+    let (mut client, mut server) = (client, server);
+    client.write_all(b"still here").unwrap();
+    server.read_exact(&mut [0; 10]).unwrap();
+    drop(open);
+    wait_for("room again", || {
+        let mut stream = path.client.netns.run(|| TcpStream::connect(&path.address))??;
+        stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let end = stream.read(&mut [0]);
+        anyhow::ensure!(end.as_ref().is_err_and(|e| e.kind() == ErrorKind::WouldBlock), "{end:?}");
+        Ok(())
+    })
+    .unwrap();
 }
