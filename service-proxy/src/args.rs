@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::Parser;
 use ipnetwork::IpNetwork;
 
-use crate::node_address::NodePortAddress;
-use crate::proxier::Place;
+use crate::kernel::node_address::NodePortAddress;
 use crate::run::Config;
+use crate::surroundings::Place;
 
 /// Carries Service virtual IPs to pods.
 ///

@@ -9,10 +9,10 @@ use discovery::model::{NamespacedName, Protocol};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::affinity::Affinity;
-use crate::endpoint::Endpoint;
-use crate::endpoints::{EndpointSet, Selection};
-use crate::pool::Pool;
+use crate::backend::affinity::Affinity;
+use crate::backend::endpoint::Endpoint;
+use crate::backend::endpoints::{EndpointSet, Selection};
+use crate::backend::pool::Pool;
 
 /// Where a frontend listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,5 +1,8 @@
 //! What the proxy shows over HTTP: health, readiness, metrics, what is served.
 
+pub(crate) mod health_check;
+mod status;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +15,6 @@ use tokio::task::JoinSet;
 
 use crate::frontend::Frontend;
 use crate::metrics::Metrics;
-use crate::status;
 
 /// What the pages show of the proxier, which lives in another task.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use discovery::ServiceEntry;
 use discovery::model::{IpFamily, Protocol, ServicePort};
 
-use crate::endpoints::{Scope, Selection};
+use crate::backend::endpoints::{Scope, Selection};
 use crate::frontend::FrontendKey;
 use crate::surroundings::Surroundings;
 

@@ -7,25 +7,19 @@ use std::sync::Arc;
 
 use discovery::model::{NamespacedName, Protocol};
 use discovery::{ServiceEntry, Snapshot};
-use ipnetwork::IpNetwork;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::catcher::Catcher;
-use crate::endpoints::Selection;
+use crate::backend::endpoints::Selection;
 use crate::frontend::{Frontend, FrontendKey};
-use crate::health_check;
-use crate::node_address::{self, NodePortAddress};
+use crate::kernel::catcher::Catcher;
+use crate::kernel::socket;
+use crate::pages::health_check;
 use crate::plan::{self, plan};
-use crate::source::Locality;
-use crate::surroundings::Surroundings;
+use crate::surroundings::{Place, Surroundings};
 use crate::tcp::{self, Registry};
-use crate::topology::Here;
+use crate::udp;
 use crate::worker::{Context, Worker};
-use crate::{socket, udp};
-
-/// Label of a node that names its zone.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Owns every frontend.
 #[derive(Debug)]
@@ -43,17 +37,6 @@ pub(crate) struct Proxier {
     registry: Arc<Registry>,
     catcher: Catcher,
     catch_failure: Option<String>,
-}
-
-/// What is known of the node this proxy runs on.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// Its name, as in `nodeName` of endpoints and in hints.
-    pub node_name: String,
-    /// Ranges of its pods.
-    pub pod_cidrs: Vec<IpNetwork>,
-    /// Which of its addresses node ports are opened on.
-    pub node_port_addresses: Vec<NodePortAddress>,
 }
 
 /// A frontend that could not be opened.
@@ -112,7 +95,7 @@ impl Proxier {
         if !snapshot.synced {
             return;
         }
-        let surroundings = self.look_around(snapshot);
+        let surroundings = self.place.look_around(snapshot);
         let moved = surroundings != self.surroundings;
         if moved {
             self.context.locality.store(Arc::new(surroundings.locality.clone()));
@@ -149,23 +132,6 @@ impl Proxier {
     pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
         let wanted = self.entries.values().flat_map(|entry| plan::addresses(entry));
         wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
-    }
-
-    fn look_around(&self, snapshot: &Snapshot) -> Surroundings {
-        let node = snapshot.nodes.get(self.place.node_name.as_str());
-        let own = node_address::all();
-        let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
-        let local_ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.place.pod_cidrs);
-        Surroundings {
-            here: Here { node: self.place.node_name.as_str().into(), zone },
-            node_port_addresses: node_address::for_node_ports(&own, &self.place.node_port_addresses),
-            locality: Locality {
-                node: own,
-                local_pods: snapshot.local_pods.clone(),
-                local_ranges: local_ranges.copied().collect(),
-                cluster_ranges: snapshot.nodes.values().flat_map(|node| node.pod_cidrs.clone()).collect(),
-            },
-        }
     }
 
     /// Tries again what could not be opened. False if there was nothing to try.

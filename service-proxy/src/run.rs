@@ -14,13 +14,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::divert::Divert;
-use crate::health_check::HealthChecks;
-use crate::local_route::LocalRoutes;
+use crate::kernel::divert::Divert;
+use crate::kernel::local_route::LocalRoutes;
 use crate::metrics::Metrics;
+use crate::pages::health_check::HealthChecks;
 use crate::pages::{self, Status};
-use crate::proxier::{Place, Proxier};
+use crate::proxier::Proxier;
 use crate::succession::Succession;
+use crate::surroundings::Place;
 use crate::worker::{Context, Worker};
 
 /// How often a frontend that could not be opened is tried again.

@@ -1,11 +1,29 @@
 //! What is known of the node and the cluster around a Service.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use discovery::Snapshot;
 use discovery::model::Endpoint;
+use ipnetwork::IpNetwork;
 
-use crate::source::Locality;
-use crate::topology::Here;
+use crate::backend::topology::Here;
+use crate::kernel::node_address::{self, NodePortAddress};
+use crate::locality::Locality;
+
+/// Label of a node that names its zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// What is known of the node this proxy runs on.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its name, as in `nodeName` of endpoints and in hints.
+    pub node_name: String,
+    /// Ranges of its pods.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Which of its addresses node ports are opened on.
+    pub node_port_addresses: Vec<NodePortAddress>,
+}
 
 /// The same for all Services; those that depend on it are planned anew when it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +40,26 @@ impl Surroundings {
         match &endpoint.node_name {
             Some(node) => *node == self.here.node,
             None => self.locality.is_local(endpoint.address),
+        }
+    }
+}
+
+impl Place {
+    /// What is around right now.
+    pub(crate) fn look_around(&self, snapshot: &Snapshot) -> Surroundings {
+        let node = snapshot.nodes.get(self.node_name.as_str());
+        let own = node_address::all();
+        let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
+        let local_ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.pod_cidrs);
+        Surroundings {
+            here: Here { node: self.node_name.as_str().into(), zone },
+            node_port_addresses: node_address::for_node_ports(&own, &self.node_port_addresses),
+            locality: Locality {
+                node: own,
+                local_pods: snapshot.local_pods.clone(),
+                local_ranges: local_ranges.copied().collect(),
+                cluster_ranges: snapshot.nodes.values().flat_map(|node| node.pod_cidrs.clone()).collect(),
+            },
         }
     }
 }

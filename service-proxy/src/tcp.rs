@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::frontend::Frontend;
-use crate::socket;
+use crate::kernel::socket;
 use crate::worker::{Context, Local};
 
 /// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.

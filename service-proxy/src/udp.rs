@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use crate::frontend::Frontend;
-use crate::poller::Poller;
 use crate::worker::Context;
+use crate::worker::poller::Poller;
 use flow::Flow;
 
 /// The largest datagram there is.

@@ -1,5 +1,8 @@
 //! The event loops that carry traffic.
 
+pub(crate) mod clock;
+pub(crate) mod poller;
+
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,10 +14,10 @@ use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::Clock;
+use crate::locality::Locality;
 use crate::metrics::Metrics;
-use crate::poller::Poller;
-use crate::source::Locality;
+use crate::worker::clock::Clock;
+use crate::worker::poller::Poller;
 
 /// What every connection needs to know.
 #[derive(Debug)]

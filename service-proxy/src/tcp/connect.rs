@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
-use crate::endpoint::{Endpoint, InUse};
+use crate::backend::endpoint::{Endpoint, InUse};
 use crate::frontend::Frontend;
-use crate::socket;
+use crate::kernel::socket;
 use crate::worker::{Context, Local};
 
 /// How many endpoints one connection tries before it gives up.

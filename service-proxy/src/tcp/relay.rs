@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::poller::Poller;
+use crate::worker::poller::Poller;
 
 /// Enough for a small request or answer.
 const FIRST_BUFFER: usize = 4 * 1024;

@@ -11,9 +11,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::DATAGRAM;
+use crate::kernel::socket;
 use crate::metrics::Metrics;
-use crate::poller::Poller;
-use crate::socket;
+use crate::worker::poller::Poller;
 
 /// A connected socket, and the task that carries its replies back.
 pub(super) struct Flow {

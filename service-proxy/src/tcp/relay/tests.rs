@@ -45,7 +45,7 @@ async fn a_half_close_leaves_the_other_direction_open() {
 #[tokio::test]
 async fn a_reset_of_one_side_ends_the_relay_with_an_error() {
     let (client, mut accepted, mut upstream, server) = chain().await;
-    crate::socket::reset_on_close(&client);
+    crate::kernel::socket::reset_on_close(&client);
     drop(client);
     let (_, result) = relay(&mut accepted, &mut upstream, &POLLER).await;
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);

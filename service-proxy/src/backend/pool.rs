@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use discovery::model::BalancerKind;
 
-use crate::endpoint::Endpoint;
+use crate::backend::endpoint::Endpoint;
 
 /// Slots of a Maglev table: primes, a hundred times the endpoints they are meant for (Maglev paper, section 5.3).
 const SLOTS: [usize; 3] = [2039, 16_381, 65_537];
@@ -76,7 +76,9 @@ impl Pool {
             Balancer::Random => fastrand::usize(..count),
             Balancer::RoundRobin(next) => next.fetch_add(1, Ordering::Relaxed) % count,
             Balancer::LeastConnections => {
-                self.less_loaded(fastrand::usize(..count), fastrand::usize(..count))
+                let one = fastrand::usize(..count);
+                // Another one: there are at least two.
+                self.less_loaded(one, (one + fastrand::usize(1..count)) % count)
             }
             Balancer::Maglev(table) => usize::from(table[slot(client, table.len())]),
         }

@@ -61,12 +61,11 @@ fn maglev_stays_with_a_client_and_moves_few_when_an_endpoint_goes() {
 #[test]
 fn least_connections_prefers_the_idle() {
     let pool = pool(2, BalancerKind::LeastConnections);
-    let busy = &pool.endpoints()[0];
-    let held: Vec<_> = (0..5).map(|_| busy.succeeded()).collect();
-    // Cold endpoints lose draws, but the busy one does not win more than the idle one for long.
-    assert_eq!(busy.connections(), 5);
-    drop(held);
-    assert_eq!(busy.connections(), 0);
+    let (busy, idle) = (&pool.endpoints()[0], &pool.endpoints()[1]);
+    let _held: Vec<_> = (0..5).map(|_| busy.succeeded()).collect();
+    // It wins but for the microseconds by which the busy one is warmer.
+    let chosen = (0..4000).filter(|_| first(&pool, CLIENT) == idle.address).count();
+    assert!(chosen > 3000, "{chosen} of 4000 went to the idle endpoint");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::node_address;
+use crate::kernel::node_address;
 
 /// `RT_TABLE_LOCAL`.
 const LOCAL_TABLE: u32 = 255;

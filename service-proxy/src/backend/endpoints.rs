@@ -8,10 +8,10 @@ use discovery::ServiceEntry;
 use discovery::model::{BalancerKind, IpFamily, ServicePort};
 use ipnetwork::IpNetwork;
 
-use crate::endpoint::Endpoint;
-use crate::pool::Pool;
+use crate::backend::endpoint::Endpoint;
+use crate::backend::pool::Pool;
+use crate::backend::topology::{Candidate, Categories, Policy, categorize};
 use crate::surroundings::Surroundings;
-use crate::topology::{Candidate, Categories, Policy, categorize};
 
 /// Who comes in by a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

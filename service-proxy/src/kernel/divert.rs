@@ -5,7 +5,7 @@
 //! local:
 //!
 //! ```text
-//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x2000     (see crate::catcher)
+//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x2000     (see crate::kernel::catcher)
 //! ip rule:  from all fwmark 0x2000/0x2000 lookup 7061
 //! ip route: local default dev lo table 7061
 //! ```

@@ -16,7 +16,7 @@
 //!     }
 //! }
 //! ```
-//! The first rule is for connections that exist: see [`crate::divert`]. A proxy that is started beside another one
+//! The first rule is for connections that exist: see [`crate::kernel::divert`]. A proxy that is started beside another one
 //! writes the table anew with its own ports, in one transaction: from then on new connections are its own.
 
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 
 use nftables::{Batch, Rule};
 
-use crate::divert::MARK;
+use crate::kernel::divert::MARK;
 
 const TABLE: &str = "portolan-proxy";
 const CHAIN: &str = "divert";

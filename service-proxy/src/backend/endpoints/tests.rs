@@ -4,7 +4,7 @@ use discovery::model::{
 };
 
 use super::*;
-use crate::source::Locality;
+use crate::locality::Locality;
 
 /// Address, then the letters of the topology tests: ready, serving, terminating.
 fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, ServicePort) {

@@ -1,7 +1,7 @@
 //! Where addresses are, and so which one an endpoint sees as its client's.
 //!
 //! The client's own, wherever the replies to it come back through this node: then they can be diverted to the socket
-//! that borrowed it (see [`crate::divert`]). Otherwise the node's.
+//! that borrowed it (see [`crate::kernel::divert`]). Otherwise the node's.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
