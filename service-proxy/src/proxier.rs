@@ -37,6 +37,8 @@ pub(crate) struct Proxier {
     registry: Arc<Registry>,
     catcher: Catcher,
     catch_failure: Option<String>,
+    /// A frontend was opened or closed since the kernel was told.
+    untold: bool,
 }
 
 /// A frontend that could not be opened.
@@ -86,6 +88,8 @@ impl Proxier {
             registry,
             catcher,
             catch_failure: None,
+            // An empty first state is told too: it takes over from the proxy before.
+            untold: true,
         })
     }
 
@@ -220,6 +224,7 @@ impl Proxier {
         for key in closed {
             if let Some(frontend) = self.frontends.remove(&key) {
                 frontend.close();
+                self.untold = true;
                 info!(frontend = %key, %service, "closed");
             }
         }
@@ -257,6 +262,7 @@ impl Proxier {
                 info!(frontend = %key, %service, "serving");
                 self.keys.entry(service.clone()).or_default().push(key);
                 self.frontends.insert(key, frontend);
+                self.untold = true;
             }
             Err(cause) => {
                 let message = format!("cannot serve {key} of Service {service}: {}", explain(&cause));
@@ -294,6 +300,10 @@ impl Proxier {
 
     /// Makes the kernel hand over the connections to what is open now, and no others.
     fn catch(&mut self) {
+        if !self.untold && self.catch_failure.is_none() {
+            return;
+        }
+        self.untold = false;
         let tcp = self.frontends.values().filter(|frontend| frontend.key.protocol == Protocol::Tcp);
         let by_address: HashMap<_, _> = tcp.map(|f| (f.key.address, Arc::clone(f))).collect();
         let addresses = by_address.keys().copied().collect();
