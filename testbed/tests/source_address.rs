@@ -60,7 +60,7 @@ fn should_preserve_source_pod_ip_for_traffic_through_service_cluster_ip() {
 fn what_brings_replies_back_survives_a_kill_and_goes_with_the_proxy() {
     let mut cluster = Cluster::start().unwrap();
     let state = node_state(&cluster);
-    for part in ["fwmark 0x2000/0x2000 lookup 7061", "local default dev lo", "socket transparent 1"] {
+    for part in ["fwmark 0x1000/0x1000 lookup 7061", "local default dev lo", "socket transparent 1"] {
         assert!(state.contains(part), "{part} in {state}");
     }
     cluster.node.shell(&format!("kill -KILL {}", cluster.proxy.id())).unwrap();

@@ -10,7 +10,7 @@
 //!     set frontends-v4 { type ipv4_addr . inet_service }
 //!     set frontends-v6 { type ipv6_addr . inet_service }
 //!     chain divert { type filter hook prerouting priority mangle
-//!         socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x2000 accept
+//!         socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000 accept
 //!         ip daddr . tcp dport @frontends-v4 tproxy ip to 127.0.0.1:<port> accept
 //!         ip6 daddr . tcp dport @frontends-v6 tproxy ip6 to [::1]:<port> accept
 //!     }

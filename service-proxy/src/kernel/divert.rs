@@ -5,8 +5,8 @@
 //! local:
 //!
 //! ```text
-//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x2000     (see crate::kernel::catcher)
-//! ip rule:  from all fwmark 0x2000/0x2000 lookup 7061
+//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000     (see crate::kernel::catcher)
+//! ip rule:  from all fwmark 0x1000/0x1000 lookup 7061
 //! ip route: local default dev lo table 7061
 //! ```
 
@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Beside the bits of kube-proxy (0x4000), the CNI reference plugins (0x2000 is free there) and above those of tc.
-pub(crate) const MARK: u32 = 0x2000;
+/// A bit of its own: kube-proxy has 0x4000 and 0x8000, portmap and netavark 0x2000, Cilium 0xf00, Calico the upper half.
+pub(crate) const MARK: u32 = 0x1000;
 
 /// The routing table, and the priority of the rule that leads there: before `main` (32766), behind `local` (0).
 const ROUTES: u32 = 7061;
@@ -111,7 +111,7 @@ fn local_default(mut route: RouteMessage, family: AddressFamily) -> RouteMessage
     route
 }
 
-/// `fwmark 0x2000/0x2000 lookup 7061`
+/// `fwmark 0x1000/0x1000 lookup 7061`
 fn rule(family: AddressFamily) -> RuleMessage {
     let mut rule = RuleMessage::default();
     rule.header.family = family;
