@@ -1,10 +1,11 @@
 //! TCP frontends: accept, connect to an endpoint, relay.
 
 mod connect;
+mod proxy_protocol;
 mod relay;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ pub(crate) async fn serve(
                 socket::reset_on_close(&client);
             }
             Ok((client, address)) => {
-                scope.context.tasks.spawn(handle(client, address.ip(), Arc::clone(&scope)));
+                scope.context.tasks.spawn(handle(client, address, Arc::clone(&scope)));
             }
             Err(error) => {
                 scope.context.metrics.accept_errors.inc();
@@ -62,12 +63,12 @@ pub(crate) async fn serve(
     }
 }
 
-async fn handle(mut client: TcpStream, address: IpAddr, scope: Arc<Scope>) {
+async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     let Scope { registry, context, local } = &*scope;
     // The address it was meant for is the socket's own.
     let asked = client.local_addr().ok();
-    let frontend = asked.and_then(|asked| registry.load().get(&asked).cloned());
-    let Some(frontend) = frontend else {
+    let found = asked.and_then(|asked| Some((asked, registry.load().get(&asked).cloned()?)));
+    let Some((asked, frontend)) = found else {
         // The Service went while the connection waited to be accepted, or somebody has found our own port.
         return socket::reset_on_close(&client);
     };
@@ -75,9 +76,13 @@ async fn handle(mut client: TcpStream, address: IpAddr, scope: Arc<Scope>) {
     metrics.connections_opened.inc();
     let started = Instant::now();
     local.poller.active();
-    match connect::connect(address, &frontend, context, local).await {
+    match connect::connect(address.ip(), &frontend, context, local).await {
         Some((mut upstream, _in_use)) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
+            if frontend.endpoints().selection.proxy_protocol {
+                // The socket is new and its buffer empty; an error shows again when the relay writes.
+                drop(upstream.try_write(&proxy_protocol::header(address, asked)));
+            }
             let (sent, result) = relay::relay(&mut client, &mut upstream, &local.poller).await;
             metrics.sent_bytes.inc_by(sent.to_upstream);
             metrics.received_bytes.inc_by(sent.to_client);

@@ -70,3 +70,25 @@ fn what_brings_replies_back_survives_a_kill_and_goes_with_the_proxy() {
     let left = cluster.node.shell("ip rule; ip -6 rule; ip route show table all; nft list ruleset").unwrap();
     assert!(!left.contains("7061") && !left.contains("portolan-proxy"), "{left}");
 }
+
+#[test]
+fn an_endpoint_that_asks_for_the_proxy_protocol_gets_a_header_before_the_first_byte() {
+    let cluster = Cluster::start().unwrap();
+    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("server").unwrap());
+    let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 9090))).unwrap().unwrap();
+    let asked = "metadata: {name: web, annotations: {portolan.dev/proxy-protocol: v2}}";
+    cluster.apply("web.yaml", &WEB.replacen("metadata: {name: web}", asked, 1)).unwrap();
+    let vip = cluster.virtual_ip("web").unwrap();
+    let connect = || Ok(client.netns.run(|| TcpStream::connect((vip.as_str(), 80)))??);
+    let mut stream: TcpStream = wait_for("the service", connect).unwrap();
+    stream.write_all(b"hello").unwrap();
+    let (mut accepted, _) = listener.accept().unwrap();
+    let mut bytes = [0; 28 + 5];
+    accepted.read_exact(&mut bytes).unwrap();
+    let ip = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    assert_eq!(&bytes[..12], b"\r\n\r\n\0\r\nQUIT\n");
+    assert_eq!((&bytes[16..20], &bytes[20..24]), (&ip(&client.ip)[..], &ip(&vip)[..]));
+    let port = u16::from_be_bytes([bytes[24], bytes[25]]);
+    assert_eq!(port, stream.local_addr().unwrap().port(), "the client's own port");
+    assert_eq!(&bytes[28..], b"hello");
+}

@@ -13,6 +13,7 @@ use crate::model::{BalancerKind, TrafficRules};
 const FOREIGN: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
 
 const BALANCER: &str = "portolan.dev/balancer";
+const PROXY_PROTOCOL: &str = "portolan.dev/proxy-protocol";
 
 /// What `ClientIP` means without a timeout.
 const DEFAULT_AFFINITY: i32 = 10_800;
@@ -45,6 +46,7 @@ pub(super) fn traffic_rules(
         health_check_node_port: check
             .and_then(|port| port_number("spec.healthCheckNodePort", port, findings)),
         balancer: balancer(metadata, findings),
+        proxy_protocol: proxy_protocol(metadata, findings),
     }
 }
 
@@ -129,7 +131,7 @@ fn source_ranges(spec: &api::ServiceSpec, findings: &mut Findings) -> Vec<ipnetw
 }
 
 fn balancer(metadata: &ObjectMeta, findings: &mut Findings) -> BalancerKind {
-    match metadata.annotations.as_ref().and_then(|all| all.get(BALANCER)).map(String::as_str) {
+    match annotation(metadata, BALANCER) {
         None | Some("random") => BalancerKind::Random,
         Some("round-robin") => BalancerKind::RoundRobin,
         Some("least-connections") => BalancerKind::LeastConnections,
@@ -140,4 +142,19 @@ fn balancer(metadata: &ObjectMeta, findings: &mut Findings) -> BalancerKind {
             BalancerKind::Random
         }
     }
+}
+
+fn proxy_protocol(metadata: &ObjectMeta, findings: &mut Findings) -> bool {
+    match annotation(metadata, PROXY_PROTOCOL) {
+        None => false,
+        Some("v2") => true,
+        Some(other) => {
+            findings.error("metadata.annotations", format!("{PROXY_PROTOCOL}: {other:?} is not v2"));
+            false
+        }
+    }
+}
+
+fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str)
 }

@@ -26,6 +26,8 @@ pub struct TrafficRules {
     pub health_check_node_port: Option<u16>,
     /// Annotation `portolan.dev/balancer`.
     pub balancer: BalancerKind,
+    /// Annotation `portolan.dev/proxy-protocol: v2`: TCP connections begin with a PROXY protocol header.
+    pub proxy_protocol: bool,
 }
 
 /// How one of several endpoints is picked.

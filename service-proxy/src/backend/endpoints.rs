@@ -35,6 +35,8 @@ pub(crate) struct Selection {
     serving: Vec<SocketAddr>,
     balancer: BalancerKind,
     pub(crate) affinity: Option<Duration>,
+    /// Whether endpoints expect a PROXY protocol header.
+    pub(crate) proxy_protocol: bool,
     /// Empty: everybody may come.
     source_ranges: Vec<IpNetwork>,
 }
@@ -88,6 +90,7 @@ impl Selection {
             serving: serving.map(|c| c.address).collect(),
             balancer: rules.balancer,
             affinity: rules.affinity,
+            proxy_protocol: rules.proxy_protocol,
             source_ranges: if scope == Scope::LoadBalancer {
                 rules.source_ranges.clone()
             } else {
