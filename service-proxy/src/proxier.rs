@@ -49,16 +49,11 @@ struct Failure {
 }
 
 impl Proxier {
-    /// Starts the listeners that connections are handed to, until `closed`.
+    /// Starts the listeners that connections are handed to. They end with their workers.
     ///
     /// # Errors
     /// When a listener cannot be opened, which needs CAP_NET_ADMIN.
-    pub(crate) fn new(
-        workers: Vec<Worker>,
-        context: Arc<Context>,
-        place: Place,
-        closed: &CancellationToken,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(workers: Vec<Worker>, context: Arc<Context>, place: Place) -> io::Result<Self> {
         let registry: Arc<Registry> = Arc::default();
         let mut addresses = Vec::new();
         for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
@@ -72,7 +67,7 @@ impl Proxier {
             for (worker, listener) in workers.iter().zip(listeners) {
                 let (registry, context) = (Arc::clone(&registry), Arc::clone(&context));
                 let local = Arc::clone(&worker.local);
-                worker.spawn(tcp::serve(listener, registry, context, local, closed.clone()));
+                worker.spawn(tcp::serve(listener, registry, context, local, CancellationToken::new()));
             }
         }
         let catcher = Catcher::new(addresses);

@@ -10,7 +10,6 @@ use daemon::drain::Drain;
 use discovery::Snapshots;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -85,8 +84,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         .map(|number| Worker::start(number, config.poll))
         .collect::<Result<_, _>>()
         .context("start the workers")?;
-    let listening = CancellationToken::new();
-    let proxier = Proxier::new(workers, Arc::clone(&context), config.place, &listening);
+    let proxier = Proxier::new(workers, Arc::clone(&context), config.place);
     let mut proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
     let status = Status::default();
     let service_cidrs = config.discovery.service_cidrs.clone();

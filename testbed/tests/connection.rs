@@ -168,3 +168,12 @@ fn connections_beyond_the_limit_are_reset_and_those_that_are_open_go_on() {
     })
     .unwrap();
 }
+
+#[test]
+fn a_silent_client_is_asked_whether_it_is_still_there() {
+    let path = Path::new();
+    let _open = path.open();
+    let sockets = path.cluster.node.shell("ss -Htno state established").unwrap();
+    let probed = sockets.lines().find(|line| line.contains(&path.address)).unwrap();
+    assert!(probed.contains("timer:(keepalive,"), "{probed}");
+}

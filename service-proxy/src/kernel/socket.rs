@@ -6,10 +6,15 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use daemon::socket::bind;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// A silent client is asked whether it is still there after this time, so often and so many times: gone after 5 minutes.
+const SILENCE: Duration = Duration::from_secs(180);
+const PROBE_INTERVAL: Duration = Duration::from_secs(20);
+const PROBES: u32 = 6;
 
 /// Ports from which connections with a borrowed address leave: below 32768, where `ip_local_port_range` begins.
 const BORROWED_PORTS: RangeInclusive<u16> = 10_000..=29_999;
@@ -42,6 +47,9 @@ pub(crate) fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }?;
     // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
     socket.set_tcp_nodelay(true)?;
+    // So do they this: a client that vanished without a word does not hold its connection for ever.
+    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
+    socket.set_tcp_keepalive(&probes)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
