@@ -19,7 +19,12 @@ pub struct Cluster {
     /// The node.
     pub node: Node,
     directory: TempDir,
+    manifests: PathBuf,
+    proxy_flags: Vec<String>,
 }
+
+/// Where pods' addresses come from.
+const POD_CIDR: &str = "10.22.0.0/16";
 
 /// Where pods ask for names.
 const NAMESERVER: &str = "10.96.0.10";
@@ -38,19 +43,32 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::start`].
     pub fn start_with(proxy_flags: &[&str]) -> Result<Self> {
-        let binaries = Binaries::find()?;
         let node = Node::new()?;
         let directory = TempDir::new()?;
         let manifests = directory.path().join("manifests");
         std::fs::create_dir(&manifests)?;
-        let manifests = manifests.to_string_lossy().into_owned();
+        Self::start_on(node, directory, manifests, &[POD_CIDR], proxy_flags)
+    }
+
+    /// Starts everything on a node: its logs go to `directory`, its pods get addresses of `pod_cidrs`.
+    pub(crate) fn start_on(
+        node: Node,
+        directory: TempDir,
+        manifests: PathBuf,
+        pod_cidrs: &[&str],
+        proxy_flags: &[&str],
+    ) -> Result<Self> {
+        let binaries = Binaries::find()?;
         let log = |name: &str| directory.path().join(format!("{name}.log"));
-        let arguments = [&["--manifests", &manifests], proxy_flags].concat();
+        let read = ["--manifests", &manifests.to_string_lossy()];
+        let arguments = [&read, proxy_flags].concat();
         let proxy = Program::start(&node, &binaries.path("portolan-proxy"), &arguments, &log("proxy"))?;
-        let arguments = ["--manifests", &manifests, "--upstream", node.outside_address()];
+        let arguments = [&read[..], &["--upstream", node.outside_address()]].concat();
         let dns = Program::start(&node, &binaries.path("portolan-dns"), &arguments, &log("dns"))?;
         let plugin = Plugin { binary: binaries.path("portolan-cni"), node: node.clone() };
-        let cluster = Self { proxy, dns, network: Network::new(plugin, NAMESERVER), node, directory };
+        let network = Network::with_ranges(plugin, NAMESERVER, pod_cidrs);
+        let proxy_flags = proxy_flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let cluster = Self { proxy, dns, network, node, directory, manifests, proxy_flags };
         cluster.wait_until_ready()?;
         Ok(cluster)
     }
@@ -82,10 +100,12 @@ impl Cluster {
     }
 
     fn start_proxy(&self) -> Result<Program> {
-        let manifests = self.manifests().to_string_lossy().into_owned();
+        let manifests = self.manifests.to_string_lossy();
         let log = self.directory.path().join("proxy-again.log");
         let binary = Binaries::find()?.path("portolan-proxy");
-        Program::start(&self.node, &binary, &["--manifests", &manifests], &log)
+        let mut arguments = vec!["--manifests", &*manifests];
+        arguments.extend(self.proxy_flags.iter().map(String::as_str));
+        Program::start(&self.node, &binary, &arguments, &log)
     }
 
     fn wait_until_ready(&self) -> Result<()> {
@@ -158,7 +178,7 @@ impl Cluster {
 
     /// The manifest directory.
     pub fn manifests(&self) -> PathBuf {
-        self.directory.path().join("manifests")
+        self.manifests.clone()
     }
 
     /// Where logs and manifests are.

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 use crate::Node;
 
+/// Where the addresses of all pods are, whatever their node.
+pub(crate) const CLUSTER_CIDRS: [&str; 2] = ["10.22.0.0/16", "fd00:10:22::/48"];
+
 /// A CNI plugin binary and how to call it in a node.
 #[derive(Clone, Debug)]
 pub struct Plugin {
@@ -92,11 +95,19 @@ impl Plugin {
 impl Network {
     /// A routed network `pods` on 10.22.0.0/16 whose pods ask `nameserver` for names.
     pub fn new(plugin: Plugin, nameserver: &str) -> Self {
+        Self::with_ranges(plugin, nameserver, &["10.22.0.0/16"])
+    }
+
+    /// As [`Network::new`], with an address of each range for a pod.
+    pub fn with_ranges(plugin: Plugin, nameserver: &str, ranges: &[&str]) -> Self {
+        let ranges: Vec<Value> = ranges.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
         let config = json!({
             "cniVersion": "1.1.0",
             "name": "pods",
             "type": "portolan-cni",
-            "ipam": { "ranges": [[{ "subnet": "10.22.0.0/16" }]] },
+            "ipam": { "ranges": ranges },
+            // Pods of one cluster see each other's own addresses, whatever node they are on.
+            "nonMasqueradeCIDRs": CLUSTER_CIDRS,
             "dns": {
                 "nameservers": [nameserver],
                 "search": ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"],

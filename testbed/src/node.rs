@@ -1,19 +1,21 @@
 //! A machine of its own, made of namespaces.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use ipnetwork::IpNetwork;
 use netns::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// The node's address on its uplink.
+/// The node's address on its uplink, where it is alone.
 const UPLINK_ADDRESS: &str = "192.0.2.2";
 
-/// The other end of the uplink, outside the node.
+/// The other end of that uplink, outside the node.
 const OUTSIDE_ADDRESS: &str = "192.0.2.1";
 
 /// A private node. Cloning it is another handle to the same one.
@@ -24,7 +26,19 @@ pub struct Node(Arc<Namespaces>);
 struct Namespaces {
     net: NetNs,
     mounts: File,
-    outside: NetNs,
+    outside: Arc<NetNs>,
+    uplink: Uplink,
+    address: String,
+    outside_address: String,
+}
+
+/// How a node is connected to the outside.
+#[derive(Clone, Debug)]
+pub(crate) struct Uplink {
+    /// Name of the other end, outside.
+    pub(crate) port: String,
+    /// The node's address and that of its gateway for each family, IPv4 first.
+    pub(crate) addresses: Vec<(IpNetwork, IpAddr)>,
 }
 
 impl Node {
@@ -35,11 +49,24 @@ impl Node {
     /// What the kernel or `ip` says; most often that root is needed.
     pub fn new() -> Result<Self> {
         let outside = NetNs::create_unnamed().context("create the outside network (root is needed)")?;
-        let net = NetNs::create_unnamed()?;
+        let address = (network(UPLINK_ADDRESS, 24), OUTSIDE_ADDRESS.parse()?);
+        let uplink = Uplink { port: "uplink".into(), addresses: vec![address] };
+        let node = Self::connected(Arc::new(outside), uplink)?;
+        let outside =
+            || shell(&format!("ip address add {OUTSIDE_ADDRESS}/24 dev uplink && ip link set lo up"));
+        node.outside().run(outside)??;
+        Ok(node)
+    }
+
+    /// A node that is connected by a port of an outside that it may share with others.
+    pub(crate) fn connected(outside: Arc<NetNs>, uplink: Uplink) -> Result<Self> {
+        let net = NetNs::create_unnamed().context("create the node's network (root is needed)")?;
         let mounts = std::thread::scope(|scope| scope.spawn(|| net.run(private_mounts)).join());
         let mounts =
             mounts.map_err(|_panic| anyhow::anyhow!("setting up the node's mounts panicked"))???;
-        let node = Self(Arc::new(Namespaces { net, mounts, outside }));
+        let (address, gateway) = uplink.addresses[0];
+        let (address, outside_address) = (address.ip().to_string(), gateway.to_string());
+        let node = Self(Arc::new(Namespaces { net, mounts, outside, uplink, address, outside_address }));
         node.connect_uplink().context("connect the node's uplink")?;
         Ok(node)
     }
@@ -63,13 +90,18 @@ impl Node {
     }
 
     /// The node's own address.
-    pub fn address(&self) -> &'static str {
-        UPLINK_ADDRESS
+    pub fn address(&self) -> &str {
+        &self.0.address
+    }
+
+    /// Its addresses of every family it has.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.0.uplink.addresses.iter().map(|(address, _)| address.ip()).collect()
     }
 
     /// The address of the world outside.
-    pub fn outside_address(&self) -> &'static str {
-        OUTSIDE_ADDRESS
+    pub fn outside_address(&self) -> &str {
+        &self.0.outside_address
     }
 
     /// Runs a shell command line inside and returns what it prints.
@@ -100,19 +132,29 @@ impl Node {
 
     fn connect_uplink(&self) -> Result<()> {
         let net = format!("/proc/{}/fd/{}", std::process::id(), fd_number(&self.0.net));
+        let port = &self.0.uplink.port;
         let outside = self.0.outside.run(|| {
             shell(&format!(
-                "ip link add uplink type veth peer name uplink0 netns {net} && ip address add {OUTSIDE_ADDRESS}/24 dev uplink && \
-                 ip link set uplink up && ip link set lo up"
+                "ip link add {port} type veth peer name uplink0 netns {net} && ip link set {port} up"
             ))
         })?;
         outside?;
-        self.shell(&format!(
-            "ip link set lo up && ip address add {UPLINK_ADDRESS}/24 dev uplink0 && ip link set uplink0 up && \
-             ip route add default via {OUTSIDE_ADDRESS}"
-        ))?;
+        // Without a link-local address that is usable at once, nothing could be resolved for a second.
+        self.shell("echo 0 > /proc/sys/net/ipv6/conf/uplink0/accept_dad; ip link set lo up && ip link set uplink0 up")?;
+        for (address, gateway) in &self.0.uplink.addresses {
+            let usable_at_once = if address.is_ipv6() { "nodad" } else { "" };
+            self.shell(&format!(
+                "ip address add {address} dev uplink0 {usable_at_once} && ip route add default via {gateway}"
+            ))?;
+        }
         Ok(())
     }
+}
+
+/// An address with the length of its prefix.
+pub(crate) fn network(address: &str, prefix: u8) -> IpNetwork {
+    let address = address.parse().expect("an address of the testbed's own");
+    IpNetwork::new(address, prefix).expect("a prefix of the testbed's own")
 }
 
 /// Runs a shell command line where the calling thread is.

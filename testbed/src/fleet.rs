@@ -1,0 +1,90 @@
+//! A cluster of several nodes.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::{Cluster, Router};
+
+/// Several nodes with everything running, which read one manifest directory. In it is a Node document for each, with its
+/// addresses and the range of its pods: 10.22.1.0/24 for `node-1`, and so on.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The nodes: `node-1`, `node-2`, …, each with a proxy and a DNS server that know its name.
+    pub members: Vec<Cluster>,
+    directory: TempDir,
+}
+
+impl Fleet {
+    /// Starts one node for each entry of `subnets`, on subnet 0 or 1 of a [`Router`], and waits until all are ready.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start(subnets: &[usize]) -> Result<Self> {
+        Self::start_with(subnets, &[])
+    }
+
+    /// As [`Fleet::start`], with more flags for every proxy.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with(subnets: &[usize], proxy_flags: &[&str]) -> Result<Self> {
+        let directory = TempDir::new()?;
+        let manifests = directory.path().join("manifests");
+        std::fs::create_dir(&manifests)?;
+        let mut router = Router::new()?;
+        let mut nodes = Vec::new();
+        for (index, subnet) in subnets.iter().enumerate() {
+            let node = router.add_node(*subnet)?;
+            let text = node_manifest(&node_name(index), &node.addresses(), &pod_cidr(index));
+            std::fs::write(manifests.join(format!("{}.yaml", node_name(index))), text)?;
+            nodes.push(node);
+        }
+        let start = |(index, node)| {
+            let (name, own) = (node_name(index), TempDir::new_in(directory.path())?);
+            let flags = [&["--node-name", &name], proxy_flags].concat();
+            Cluster::start_on(node, own, manifests.clone(), &[&pod_cidr(index)], &flags)
+        };
+        let members = nodes.into_iter().enumerate().map(start).collect::<Result<_>>()?;
+        Ok(Self { members, directory })
+    }
+
+    /// Tells every node by hand where the others' pods are, as far as they are on one link.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn route_pods(&self) -> Result<()> {
+        for member in &self.members {
+            for (index, other) in self.members.iter().enumerate() {
+                if other.node.address() != member.node.address() {
+                    let (range, via) = (pod_cidr(index), other.node.address());
+                    member.node.shell(&format!("ip route replace {range} via {via} dev uplink0"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The manifest directory, which all of them read; [`Cluster::apply`] of any of them writes to it.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.path().join("manifests")
+    }
+}
+
+fn node_name(index: usize) -> String {
+    format!("node-{}", index + 1)
+}
+
+fn pod_cidr(index: usize) -> String {
+    format!("10.22.{}.0/24", index + 1)
+}
+
+fn node_manifest(name: &str, addresses: &[std::net::IpAddr], pod_cidr: &str) -> String {
+    let addresses: Vec<String> =
+        addresses.iter().map(|ip| format!("{{type: InternalIP, address: \"{ip}\"}}")).collect();
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [\"{pod_cidr}\"]}}\nstatus: {{addresses: [{}]}}\n",
+        addresses.join(", ")
+    )
+}
