@@ -25,5 +25,6 @@ mod result;
 mod rollback;
 mod routed;
 mod skel;
+mod trace;
 
 pub use skel::{Output, run};

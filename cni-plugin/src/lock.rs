@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::error::{Code, Error, Result, io};
+use crate::trace::{Span, span};
 
 /// Well below the minute after which runtimes give up on a plugin.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -19,6 +20,10 @@ pub(crate) struct Lock(#[expect(dead_code, reason = "holding the open file is th
 impl Lock {
     /// Takes the lock of `directory`, creating both if need be. Gives up with code 11 after the deadline.
     pub(crate) fn acquire(directory: &Path) -> Result<Self> {
+        span(Span::Lock, || Self::wait(directory))
+    }
+
+    fn wait(directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(directory).map_err(io("create", directory))?;
         let path = directory.join("lock");
         let file = File::options()

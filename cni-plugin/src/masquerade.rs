@@ -28,6 +28,7 @@ use crate::ipam::RangeSet;
 use crate::lock::Lock;
 use crate::netconf::{Header, NetConf};
 use crate::netlink::{Netlink, RouteTarget};
+use crate::trace::{Span, span};
 
 const TABLE: &str = "portolan";
 const CHAIN: &str = "masquerade";
@@ -96,7 +97,7 @@ pub(crate) fn leave(header: &Header, key: &Key, addresses: &[Ipv4Addr]) -> Vec<E
     for address in leaving {
         let mut batch = Batch::new(TABLE);
         batch.delete_element(SOURCES, address);
-        match batch.commit() {
+        match span(Span::Nft, || batch.commit()) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 errors.push(kernel(format!("remove {address} from nft set {SOURCES}"))(e));
             }
@@ -133,7 +134,7 @@ fn forget_network(header: &Header) -> Result<()> {
 fn add_elements(addresses: &[Ipv4Addr]) -> std::io::Result<()> {
     let mut batch = Batch::new(TABLE);
     batch.add_elements(SOURCES, addresses);
-    batch.commit()
+    span(Span::Nft, || batch.commit())
 }
 
 /// Writes the whole table anew from what is on disk, or removes it if no network wants it.
@@ -164,7 +165,7 @@ fn rewrite(header: &Header) -> Result<()> {
         batch.add_rule(CHAIN, &Rule::default().source_in(SOURCES).destination_in(range).stop());
     }
     batch.add_rule(CHAIN, &Rule::default().source_in(SOURCES).masquerade());
-    batch.commit().map_err(kernel(format!("write nft table inet {TABLE}")))
+    span(Span::Nft, || batch.commit()).map_err(kernel(format!("write nft table inet {TABLE}")))
 }
 
 fn networks(header: &Header) -> Result<Vec<Network>> {

@@ -19,6 +19,8 @@ use netlink_sys::{Socket, SocketAddr};
 
 pub(crate) use request::{RouteTarget, Veth};
 
+use crate::trace::{Span, span};
+
 /// `ESRCH`, `ENODEV`, `ENOENT`, `EADDRNOTAVAIL`: what the kernel says of things that are gone.
 const GONE: [i32; 4] = [3, 19, 2, 99];
 
@@ -133,6 +135,14 @@ impl Netlink {
     /// Sends a request and collects the answers up to the acknowledgement. The kernel answers within `send`, so
     /// receiving never waits.
     fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        span(Span::Netlink, || self.exchange_untraced(message, flags))
+    }
+
+    fn exchange_untraced(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.sequence += 1;
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;

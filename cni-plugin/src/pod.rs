@@ -4,9 +4,14 @@ use netns::NetNs;
 
 use crate::error::{Code, Error, Result, kernel};
 use crate::netlink::Netlink;
+use crate::trace::{Span, span};
 
 /// Opens the pod's namespace, which must be one and must not be the node's own.
 pub(crate) fn open_netns(path: &str) -> Result<NetNs> {
+    span(Span::Netns, || open(path))
+}
+
+fn open(path: &str) -> Result<NetNs> {
     let unknown = |e: netns::Error| Error::new(Code::UnknownContainer, format!("CNI_NETNS: {e}"));
     let netns = NetNs::open(path).map_err(unknown)?;
     let own = NetNs::current().map_err(unknown)?;
@@ -21,6 +26,7 @@ pub(crate) fn open_netns(path: &str) -> Result<NetNs> {
 
 /// A netlink socket inside the pod.
 pub(crate) fn open_netlink(netns: &NetNs) -> Result<Netlink> {
-    let socket = netns.run(Netlink::open).map_err(|e| Error::new(Code::UnknownContainer, e.to_string()))?;
+    let socket = span(Span::Netns, || netns.run(Netlink::open))
+        .map_err(|e| Error::new(Code::UnknownContainer, e.to_string()))?;
     socket.map_err(kernel("open a netlink socket in the pod"))
 }

@@ -9,6 +9,7 @@ use crate::args::{Args, Command};
 use crate::command::{self, Answer};
 use crate::error::{Code, Error, Result};
 use crate::netconf::{Header, NetConf};
+use crate::trace::{self, Span};
 
 /// Versions of the specification this plugin speaks.
 pub(crate) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -33,14 +34,17 @@ pub struct Output {
 /// Runs one command of the CNI protocol.
 pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl Read) -> Output {
     let environment: Vec<_> = environment.collect();
-    let command =
-        environment.iter().find(|(key, _)| key == "CNI_COMMAND").map(|(_, value)| value.to_string_lossy());
+    let variable = |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+    trace::start(variable("PORTOLAN_TRACE").map(OsString::as_os_str));
+    let command = variable("CNI_COMMAND").map(|command| command.to_string_lossy());
     let Some(command) = command.filter(|command| !command.is_empty()) else {
         return about();
     };
     let mut version = VERSIONS[VERSIONS.len() - 1].to_owned();
     let answer =
         Command::parse(&command).and_then(|command| dispatch(command, &environment, input, &mut version));
+    let container = variable("CNI_CONTAINERID").map(|id| id.to_string_lossy()).unwrap_or_default();
+    trace::finish(&command, &container);
     match answer {
         Ok(None) => Output { stdout: String::new(), stderr: String::new(), success: true },
         Ok(Some(Answer { result, notes })) => {
@@ -78,7 +82,7 @@ fn dispatch(
         return Ok(Some(Answer { result, notes: Vec::new() }));
     }
     let args = Args::parse(command, environment.to_vec())?;
-    let raw = read_config(input)?;
+    let raw = trace::span(Span::Parse, || read_config(input))?;
     let header = Header::parse(&raw)?;
     let asked = header.cni_version.clone().unwrap_or_else(|| VERSION_IF_ABSENT.to_owned());
     if !VERSIONS.contains(&asked.as_str()) {
@@ -88,10 +92,11 @@ fn dispatch(
     }
     version.clone_from(&asked);
     check_command_version(command, &asked)?;
+    let parse = |header, raw| trace::span(Span::Parse, || NetConf::parse(header, raw, &asked));
     match command {
-        Command::Add => return command::add(&args, &NetConf::parse(header, raw, &asked)?).map(Some),
-        Command::Check => command::check(&args, &NetConf::parse(header, raw, &asked)?),
-        Command::Status => command::status(&args, &NetConf::parse(header, raw, &asked)?),
+        Command::Add => return command::add(&args, &parse(header, raw)?).map(Some),
+        Command::Check => command::check(&args, &parse(header, raw)?),
+        Command::Status => command::status(&args, &parse(header, raw)?),
         Command::Del => command::del(&args, &header, &raw),
         Command::Gc => command::gc(&args, &header, &raw),
         Command::Version => unreachable!("answered above"),

@@ -16,6 +16,7 @@ use crate::pod;
 use crate::result::{self, Attached};
 use crate::rollback::Rollback;
 use crate::routed;
+use crate::trace::{Span, span};
 
 /// What a successful command has to say.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ fn attach<'a>(
         let message = format!("interface {} is already in the pod", args.ifname);
         return Err(Error::new(Code::Conflict, message));
     }
-    let addresses = reserve(args, conf, rollback)?;
+    let addresses = span(Span::Store, || reserve(args, conf, rollback))?;
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
     let host_name = routed::host_interface(&conf.header.name, &args.container_id, &args.ifname);
     let veth = Veth {

@@ -10,6 +10,7 @@ use crate::masquerade;
 use crate::netconf::Header;
 use crate::netlink::Netlink;
 use crate::routed;
+use crate::trace::{Span, span};
 
 /// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
 pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
@@ -37,6 +38,6 @@ pub(super) fn detach(header: &Header, owner: &Owner) -> Vec<Error> {
     // An illegible reservation does not keep the rest from being taken back.
     let addresses = store.addresses(owner).unwrap_or_default();
     errors.extend(masquerade::leave(header, &key, &addresses));
-    errors.extend(store.release(owner).err());
+    errors.extend(span(Span::Store, || store.release(owner)).err());
     errors
 }

@@ -8,12 +8,17 @@ use serde_json::Value;
 
 use crate::args::Args;
 use crate::error::{Code, Error, Result};
+use crate::trace::{Span, span};
 
 /// A delegated plugin that takes longer is taken for stuck; runtimes give up on us after a minute or two.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs the plugin `kind` with `command` and the complete configuration. The result is JSON for ADD, nothing else.
 pub(crate) fn delegate(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<Value>> {
+    span(Span::Delegate, || run(kind, command, args, config))
+}
+
+fn run(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<Value>> {
     let failed =
         |message: String| Error::new(Code::Kernel, format!("IPAM plugin {kind} {command}: {message}"));
     if kind.contains('/') {
