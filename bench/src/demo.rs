@@ -7,7 +7,7 @@ use testbed::{Cluster, NameServer, Pod, wait_for};
 
 use crate::latency::latency;
 use crate::load::Shape;
-use crate::report::print_table;
+use crate::show::print;
 
 /// Requests that are sent while a replica is killed and another one started.
 const REQUESTS: usize = 1000;
@@ -97,7 +97,7 @@ pub fn demo() -> Result<()> {
 
     step("What the Service costs: a request and a connection, directly and through the virtual IP");
     drop(cluster);
-    print_table(&latency(8, &[Shape::Requests, Shape::Connections])?);
+    print(&latency(8, &[Shape::Requests, Shape::Connections])?);
 
     step("Done. All of this ran in namespaces of its own, which are gone now");
     Ok(())

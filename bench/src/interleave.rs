@@ -8,16 +8,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
 use netns::NetNs;
-use serde::Serialize;
 
+use crate::comparison::{Added, Comparison, PathResult, Usage};
 use crate::load::{self, Shape};
+use crate::meter::{Meter, Spent};
 use crate::processor::Process;
+use crate::record::micros;
+use crate::statistics::{bootstrap, paired};
 
 /// Short, so that a drift of the machine's speed meets all paths alike.
 pub(crate) const BLOCK: Duration = Duration::from_millis(200);
-
-/// Resamples of the bootstrap.
-const RESAMPLES: usize = 2000;
 
 /// One way from the client to the server.
 pub(crate) struct Path<'a> {
@@ -30,41 +30,19 @@ pub(crate) struct Path<'a> {
     pub(crate) process: Option<Process>,
 }
 
-/// What one path has shown under one shape of load; times in microseconds.
-#[derive(Clone, Debug, Serialize)]
-pub struct PathResult {
-    pub(crate) shape: &'static str,
-    pub(crate) path: &'static str,
-    pub(crate) requests: u64,
-    pub(crate) errors: u64,
-    pub(crate) p50: f64,
-    pub(crate) p90: f64,
-    pub(crate) p99: f64,
-    pub(crate) p999: f64,
-    pub(crate) max: f64,
-    /// Requests, or MiB of a stream, a second: median over the rounds.
-    pub(crate) rate: f64,
-    /// Processor time of the program in between, for each request or MiB.
-    pub(crate) processor: Option<f64>,
-    /// p50 less that of the first path in the same round: median over the rounds, and its 95% bootstrap interval.
-    pub(crate) added: [f64; 3],
-    /// Rate over that of the first path, likewise.
-    pub(crate) relative_rate: [f64; 3],
-}
-
 /// What is collected of one path.
 struct Total {
     latencies: Histogram<u64>,
     errors: u64,
     units: f64,
-    processor: Duration,
-    medians: Vec<f64>,
-    rates: Vec<f64>,
+    spent: Spent,
+    preempted: u64,
+    rounds: Vec<[f64; 4]>,
 }
 
 /// Measures every path that carries `shape` for `rounds` rounds after one that warms up. The first path is what the
 /// others are compared with.
-pub(crate) fn measure(shape: Shape, paths: &[Path<'_>], rounds: usize) -> Result<Vec<PathResult>> {
+pub(crate) fn measure(shape: Shape, paths: &[Path<'_>], rounds: usize) -> Result<Comparison> {
     let paths: Vec<&Path<'_>> =
         paths.iter().filter(|path| path.addresses.contains_key(shape.name())).collect();
     let mut totals: Vec<Total> = paths.iter().map(|_| Total::new()).collect();
@@ -75,47 +53,58 @@ pub(crate) fn measure(shape: Shape, paths: &[Path<'_>], rounds: usize) -> Result
         for index in order {
             let (path, total) = (paths[index], &mut totals[index]);
             let address = path.addresses[shape.name()];
-            let before = path.process.as_ref().map(Process::time);
+            let before = Meter::read(path.process.as_ref());
             let block = path.client.run(|| load::run(shape, address, BLOCK))?;
             let block = block.with_context(|| format!("{} through {}", shape.name(), path.name))?;
             if round > 0 {
-                let after = path.process.as_ref().map(Process::time);
-                total.processor += after.zip(before).map_or(Duration::ZERO, |(after, before)| after - before);
+                total.spent += before.until(&Meter::read(path.process.as_ref()));
                 total.add(&block)?;
             }
         }
     }
-    let first = (totals[0].medians.clone(), totals[0].rates.clone());
-    Ok(paths.iter().zip(totals).map(|(path, total)| total.result(shape, path, &first)).collect())
+    let first = totals[0].rounds.clone();
+    Ok(Comparison {
+        title: shape.name().to_owned(),
+        load: format!("{} bytes each way", load::MESSAGE),
+        unit: if shape == Shape::Stream { "MiB" } else { "requests" }.to_owned(),
+        rounds,
+        block_ms: u64::try_from(BLOCK.as_millis())?,
+        paths: paths.iter().zip(totals).map(|(path, total)| total.result(shape, path, &first)).collect(),
+    })
 }
 
 impl Total {
     fn new() -> Self {
         Self {
-            latencies: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds"),
+            latencies: load::histogram(),
             errors: 0,
             units: 0.0,
-            processor: Duration::ZERO,
-            medians: Vec::new(),
-            rates: Vec::new(),
+            spent: Spent::default(),
+            preempted: 0,
+            rounds: Vec::new(),
         }
     }
 
     fn add(&mut self, block: &load::Block) -> Result<()> {
         self.errors += block.errors;
         self.units += block.units;
-        self.medians.push(micros(block.latencies.value_at_quantile(0.5)));
-        self.rates.push(block.units / block.took.as_secs_f64());
+        self.preempted += block.preempted;
+        let at = |quantile| micros(block.latencies.value_at_quantile(quantile));
+        self.rounds.push([at(0.5), at(0.99), at(0.999), block.units / block.took.as_secs_f64()]);
         Ok(self.latencies.add(&block.latencies)?)
     }
 
-    fn result(self, shape: Shape, path: &Path<'_>, first: &(Vec<f64>, Vec<f64>)) -> PathResult {
-        let added = self.medians.iter().zip(&first.0).map(|(own, other)| own - other).collect();
-        let relative = self.rates.iter().zip(&first.1).map(|(own, other)| own / other).collect();
+    fn result(self, shape: Shape, path: &Path<'_>, first: &[[f64; 4]]) -> PathResult {
         let at = |quantile| micros(self.latencies.value_at_quantile(quantile));
+        let is_first = self.rounds == first;
+        let column =
+            |rounds: &[[f64; 4]], index: usize| rounds.iter().map(|round| round[index]).collect::<Vec<_>>();
+        let added =
+            |index| paired(&column(&self.rounds, index), &column(first, index), |own, other| own - other);
+        let per_unit = |time: Duration| time.as_secs_f64() * 1e6 / self.units;
         PathResult {
-            shape: shape.name(),
-            path: path.name,
+            path: path.name.to_owned(),
+            again: path.name.ends_with(" again"),
             requests: self.latencies.len(),
             errors: self.errors,
             p50: at(0.5),
@@ -123,10 +112,22 @@ impl Total {
             p99: at(0.99),
             p999: at(0.999),
             max: micros(self.latencies.max()),
-            rate: median(self.rates),
-            processor: path.process.as_ref().map(|_| self.processor.as_secs_f64() * 1e6 / self.units),
-            added: with_interval(added),
-            relative_rate: with_interval(relative),
+            rate: bootstrap(&column(&self.rounds, 3)),
+            added: (!is_first && shape != Shape::Stream).then(|| Added {
+                p50: added(0),
+                p99: added(1),
+                p999: added(2),
+            }),
+            relative_rate: paired(&column(&self.rounds, 3), &column(first, 3), |own, other| own / other),
+            usage: Usage {
+                between: path.process.as_ref().map(|_| per_unit(self.spent.between)),
+                all: per_unit(self.spent.between + self.spent.own),
+                switches: self.spent.switches as f64 / self.units,
+                preempted: self.preempted,
+                steal_ms: self.spent.steal * 1000.0,
+            },
+            lag: None,
+            rounds: self.rounds,
         }
     }
 }
@@ -139,23 +140,4 @@ fn progress(shape: &str, round: usize, rounds: usize) {
             eprint!("\r{:40}\r", "");
         }
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52 ns")]
-fn micros(nanos: u64) -> f64 {
-    nanos as f64 / 1000.0
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-/// The median, and where it lies with 95% confidence, by resampling the rounds.
-fn with_interval(values: Vec<f64>) -> [f64; 3] {
-    let resample = || median((0..values.len()).filter_map(|_| fastrand::choice(&values).copied()).collect());
-    let mut medians: Vec<f64> = (0..RESAMPLES).map(|_| resample()).collect();
-    medians.sort_by(f64::total_cmp);
-    let (low, high) = (medians[RESAMPLES / 40], medians[RESAMPLES - 1 - RESAMPLES / 40]);
-    [median(values), low, high]
 }

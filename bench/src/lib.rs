@@ -3,21 +3,29 @@
 //! The pods are network namespaces wired by the real `portolan-cni`, the virtual IP is served by the real
 //! `portolan-proxy`; nothing shows on the machine. The method is in docs/benchmarks.md.
 
+mod clock;
+mod comparison;
 mod demo;
 mod environment;
 mod interleave;
 mod latency;
 mod load;
+mod meter;
 mod peers;
 mod processor;
 mod proxy;
-mod report;
+mod record;
+mod show;
+mod statistics;
+mod target;
 mod topology;
 
+pub use comparison::{Added, Comparison, PathResult, Percentile, Usage};
 pub use demo::demo;
 pub use environment::Environment;
-pub use interleave::PathResult;
 pub use latency::latency;
 pub use load::Shape;
 pub use proxy::proxy;
-pub use report::{Results, print_json, print_table};
+pub use record::{Axis, Chart, Configuration, Distribution, Estimate, Figure, Line, Record, Table};
+pub use show::print;
+pub use target::{Bound, Target};

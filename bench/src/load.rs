@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{UsageWho, getrusage};
 
 /// Bytes of a request and of its answer.
 pub(crate) const MESSAGE: usize = 64;
@@ -29,6 +30,8 @@ pub(crate) struct Block {
     /// Requests, or mebibytes of a stream.
     pub(crate) units: f64,
     pub(crate) took: Duration,
+    /// How often this thread was put off its core.
+    pub(crate) preempted: u64,
 }
 
 /// The shapes of load.
@@ -64,9 +67,8 @@ impl Shape {
 }
 
 impl Block {
-    fn new() -> Result<Self> {
-        let latencies = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
-        Ok(Self { latencies, errors: 0, units: 0.0, took: Duration::ZERO })
+    fn new() -> Self {
+        Self { latencies: histogram(), errors: 0, units: 0.0, took: Duration::ZERO, preempted: 0 }
     }
 
     fn record(&mut self, started: Instant, answered: &io::Result<()>) -> Result<()> {
@@ -83,7 +85,8 @@ impl Block {
 
 /// Loads `address` for `length`, from where the calling thread is.
 pub(crate) fn run(shape: Shape, address: SocketAddr, length: Duration) -> Result<Block> {
-    let mut block = Block::new()?;
+    let mut block = Block::new();
+    let preempted = preempted()?;
     let started = Instant::now();
     let end = started + length;
     match shape {
@@ -109,7 +112,18 @@ pub(crate) fn run(shape: Shape, address: SocketAddr, length: Duration) -> Result
         }
     }
     block.took = started.elapsed();
+    block.preempted = self::preempted()? - preempted;
     Ok(block)
+}
+
+/// Nanoseconds up to a minute, three digits.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds")
+}
+
+/// How often the calling thread was put off its core so far.
+fn preempted() -> Result<u64> {
+    Ok(u64::try_from(getrusage(UsageWho::RUSAGE_THREAD)?.involuntary_context_switches())?)
 }
 
 fn repeat(block: &mut Block, end: Instant, mut request: impl FnMut() -> io::Result<()>) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum as _};
-use portolan_bench::{Results, Shape};
+use portolan_bench::{Record, Shape};
 
 /// Measures what Portolan adds to a request, in private network namespaces of this machine. Needs root.
 #[derive(Parser)]
@@ -38,11 +38,11 @@ struct Run {
 }
 
 impl Run {
-    fn measure(self, what: fn(usize, &[Shape]) -> Result<Results>, shapes: &[Shape]) -> Result<()> {
+    fn measure(self, what: fn(usize, &[Shape]) -> Result<Record>, shapes: &[Shape]) -> Result<()> {
         let shapes = if self.only.is_empty() { shapes } else { &self.only };
-        let results = what(if self.quick { 10 } else { 60 }, shapes)?;
-        portolan_bench::print_table(&results);
-        self.json.map_or(Ok(()), |file| portolan_bench::print_json(&results, &file))
+        let record = what(if self.quick { 10 } else { 60 }, shapes)?;
+        portolan_bench::print(&record);
+        self.json.map_or(Ok(()), |file| record.write(&file))
     }
 }
 

@@ -2,22 +2,24 @@
 
 use anyhow::{Result, bail};
 
-use crate::environment::Environment;
 use crate::interleave::{BLOCK, Path, measure};
 use crate::load::Shape;
 use crate::peers::{self, Peer};
-use crate::report::Results;
+use crate::record::Record;
 use crate::topology::Topology;
 
 /// Measures in a node of its own.
 ///
 /// # Errors
 /// When a program cannot be set up, and when a peer is not installed: the message says how to get it.
-pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Results> {
+pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
     let missing = peers::missing();
     if !missing.is_empty() {
         bail!("not installed: {}; `apt-get install --no-install-recommends {0}`", missing.join(" "));
     }
+    let mut record = Record::new("proxy");
+    record.set("rounds", rounds);
+    record.set("block", format!("{} ms", BLOCK.as_millis()));
     let topology = Topology::new(&[])?;
     // A node has one proxy, so the one that does not poll is on a node of its own.
     let sleeping = Topology::new(&["--poll", "0"])?;
@@ -32,9 +34,9 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Results> {
     ];
     paths.extend(carried);
     paths.push(topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, None)?);
-    let mut results = Vec::new();
     for shape in shapes {
-        results.extend(measure(*shape, &paths, rounds)?);
+        record.comparisons.push(measure(*shape, &paths, rounds)?);
     }
-    Ok(Results { environment: Environment::capture(), rounds, block_ms: BLOCK.as_millis(), paths: results })
+    record.finish();
+    Ok(record)
 }

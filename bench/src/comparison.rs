@@ -1,0 +1,131 @@
+//! Paths measured side by side, and what may be concluded from it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::Estimate;
+
+/// One shape of load over several paths.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Short: `RR`, `open loop, 1,000/s`.
+    pub title: String,
+    /// The load in words.
+    pub load: String,
+    /// `requests` or `MiB`.
+    pub unit: String,
+    /// Blocks of each path.
+    pub rounds: usize,
+    /// Length of a block.
+    pub block_ms: u64,
+    /// The first is what the others are compared with; the one that is the same again shows the noise.
+    pub paths: Vec<PathResult>,
+}
+
+/// What one path has shown. Times in microseconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PathResult {
+    /// Its name in tables.
+    pub path: String,
+    /// Whether it is the first path once more: what the two differ by is noise.
+    pub again: bool,
+    /// Answered.
+    pub requests: u64,
+    /// Not answered, or not in time.
+    pub errors: u64,
+    /// Quantiles over all blocks.
+    pub p50: f64,
+    /// 90%.
+    pub p90: f64,
+    /// 99%.
+    pub p99: f64,
+    /// 99.9%.
+    pub p999: f64,
+    /// The slowest.
+    pub max: f64,
+    /// Requests, or MiB, a second: over the rounds.
+    pub rate: Estimate,
+    /// What is added to the first path in the same round; nothing for the first, and for streams.
+    pub added: Option<Added>,
+    /// Rate over the first path's in the same round.
+    pub relative_rate: Estimate,
+    /// What it took.
+    pub usage: Usage,
+    /// How late requests were sent, in open loop: p50, p99, max.
+    pub lag: Option<[f64; 3]>,
+    /// p50, p99, p99.9 and rate of each round.
+    pub rounds: Vec<[f64; 4]>,
+}
+
+/// Differences from the first path, round by round: median and 95% bootstrap interval.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Added {
+    /// Of the medians.
+    pub p50: Estimate,
+    /// Of the 99th percentiles.
+    pub p99: Estimate,
+    /// Of the 99.9th percentiles.
+    pub p999: Estimate,
+}
+
+/// What a request, or a MiB, took of the machine.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time of the program between client and server, µs; nothing if it is the kernel alone.
+    pub between: Option<f64>,
+    /// Processor time of client, server and the program between them, µs.
+    pub all: f64,
+    /// Context switches of the machine.
+    pub switches: f64,
+    /// How often the client was put off its core, over all blocks.
+    pub preempted: u64,
+    /// Time the hypervisor took from this machine, ms over all blocks.
+    pub steal_ms: f64,
+}
+
+/// Which percentile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Percentile {
+    /// 50.
+    P50,
+    /// 99.
+    P99,
+    /// 99.9.
+    P999,
+}
+
+impl Added {
+    /// The difference at one percentile.
+    pub fn at(&self, percentile: Percentile) -> Estimate {
+        match percentile {
+            Percentile::P50 => self.p50,
+            Percentile::P99 => self.p99,
+            Percentile::P999 => self.p999,
+        }
+    }
+}
+
+impl Comparison {
+    /// How far the first path is from itself: the end of the A/A interval that is further from zero, µs.
+    pub fn noise(&self, percentile: Percentile) -> Option<f64> {
+        let again = self.paths.iter().find(|path| path.again)?.added?.at(percentile);
+        Some(again.low.abs().max(again.high.abs()))
+    }
+
+    /// The same for the rate: as a factor from one.
+    pub fn rate_noise(&self) -> Option<f64> {
+        let again = self.paths.iter().find(|path| path.again)?.relative_rate;
+        Some((again.low - 1.0).abs().max((again.high - 1.0).abs()))
+    }
+
+    /// Whether what a path adds is a difference: the interval has no zero in it and the value is beyond the noise.
+    pub fn is_difference(&self, path: &PathResult, percentile: Percentile) -> bool {
+        let (Some(added), Some(noise)) = (path.added, self.noise(percentile)) else { return false };
+        let added = added.at(percentile);
+        (added.low > 0.0 || added.high < 0.0) && added.value.abs() > noise
+    }
+
+    /// The path of a name.
+    pub fn path(&self, name: &str) -> Option<&PathResult> {
+        self.paths.iter().find(|path| path.path == name)
+    }
+}

@@ -1,0 +1,97 @@
+//! A figure beside its target.
+
+use serde::{Deserialize, Serialize};
+
+use crate::target::{Bound, Target};
+
+/// A value and the 95% interval it lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The best single value.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// One row of the table "asked, measured, met or not".
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Figure {
+    /// Its name within the section.
+    pub id: String,
+    /// What is measured, in words.
+    pub figure: String,
+    /// Unit of target and measurement; `x` for a ratio.
+    pub unit: String,
+    /// What it should be.
+    pub target: Bound,
+    /// What it was; nothing if it was not measured.
+    pub measured: Option<Estimate>,
+    /// Whether the measured value is on the good side of the target.
+    pub met: Option<bool>,
+    /// Why it was not measured, or what must be known beside it.
+    pub remark: Option<String>,
+}
+
+impl Estimate {
+    /// Lower end, value, upper end.
+    pub fn new(low: f64, value: f64, high: f64) -> Self {
+        Self { value, low, high }
+    }
+
+    /// Half of what is between the ends.
+    pub fn half_width(self) -> f64 {
+        (self.high - self.low) / 2.0
+    }
+
+    /// The same in another unit.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        Self { value: self.value * factor, low: self.low * factor, high: self.high * factor }
+    }
+}
+
+/// A count, or a single observation: no interval.
+impl From<f64> for Estimate {
+    fn from(value: f64) -> Self {
+        Self { value, low: value, high: value }
+    }
+}
+
+impl Figure {
+    pub(crate) fn new(target: &Target) -> Self {
+        Self {
+            id: target.id.to_owned(),
+            figure: target.figure.to_owned(),
+            unit: target.unit.to_owned(),
+            target: target.bound,
+            measured: None,
+            met: None,
+            remark: None,
+        }
+    }
+
+    pub(crate) fn measure(&mut self, estimate: Estimate) {
+        self.measured = Some(estimate);
+        self.met = Some(self.target.is_met_by(estimate.value));
+    }
+
+    /// Whether the whole interval is on the same side of the target as the value.
+    pub fn is_certain(&self) -> bool {
+        self.measured.is_some_and(|Estimate { low, high, .. }| {
+            self.target.is_met_by(low) == self.target.is_met_by(high)
+        })
+    }
+
+    /// `met`, `missed`, with doubt if the interval reaches over the target, or `not measured`.
+    pub fn verdict(&self) -> &'static str {
+        match (self.met, self.is_certain()) {
+            (None, _) => "not measured",
+            (Some(true), true) => "met",
+            (Some(true), false) => "met, within the noise",
+            (Some(false), true) => "missed",
+            (Some(false), false) => "missed, within the noise",
+        }
+    }
+}

@@ -1,0 +1,47 @@
+use super::*;
+
+#[test]
+fn a_record_lists_what_is_asked_for_and_says_what_is_not_measured() {
+    let mut record = Record::new("cni");
+    record.measured("add-bridge", Estimate::new(0.2, 0.22, 0.3));
+    record.measured("del-kernel", 1.5);
+    record.remark("add-memory", "no cgroup to measure it in");
+    let figure = |id: &str| record.figures.iter().find(|figure| figure.id == id).unwrap();
+    assert_eq!(figure("add-bridge").verdict(), "met, within the noise");
+    assert_eq!(figure("del-kernel").verdict(), "missed");
+    assert_eq!(figure("add-memory").verdict(), "not measured");
+    assert_eq!(record.figures.len(), target::of("cni").len());
+}
+
+#[test]
+fn what_is_written_can_be_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("dns.json");
+    let mut record = Record::new("dns");
+    let mut histogram = Histogram::new(3).unwrap();
+    (1..=1000_u64).for_each(|micros| histogram.record(micros * 1000).unwrap());
+    record.distribution("UDP", "portolan-dns", &histogram);
+    record.set("rounds", 30);
+    record.finish();
+    record.write(&file).unwrap();
+    let read = Record::read(&file).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&record).unwrap());
+    let median = read.distributions[0].quantiles.iter().find(|[quantile, _]| *quantile >= 0.5).unwrap()[1];
+    assert!((499.0..502.0).contains(&median), "{median}");
+}
+
+#[test]
+fn a_file_that_is_no_result_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    for (text, said) in [
+        ("", "is not JSON"),
+        ("{}", "format is null"),
+        (r#"{"format": 99}"#, "format is 99"),
+        (r#"{"format": 1}"#, "not a result"),
+    ] {
+        let file = directory.path().join("a.json");
+        std::fs::write(&file, text).unwrap();
+        let error = format!("{:#}", Record::read(&file).unwrap_err());
+        assert!(error.contains(said) && error.contains("a.json"), "{text}: {error}");
+    }
+}

@@ -1,0 +1,12 @@
+//! What is asked of the path of a request: that the millisecond of folklore is not there.
+
+use super::{Target, at_most};
+
+pub(super) const TARGETS: &[Target] = &[
+    at_most(1000.0, "µs", "rr-p50", "what a Service adds to a request on an open connection, p50"),
+    at_most(1000.0, "µs", "rr-p99", "what a Service adds to a request on an open connection, p99"),
+    at_most(1000.0, "µs", "crr-p50", "what a Service adds to a request with a connection of its own, p50"),
+    at_most(1000.0, "µs", "crr-p99", "what a Service adds to a request with a connection of its own, p99"),
+    at_most(1000.0, "µs", "cold-p50", "what a Service adds to resolve + connect + request, p50"),
+    at_most(1000.0, "µs", "open-p99", "what a Service adds at a fixed 1,000 requests/s, p99, open loop"),
+];
