@@ -123,22 +123,6 @@ fn should_allow_pods_to_hairpin_back_to_themselves_through_services() {
 }
 
 #[test]
-fn should_function_for_service_endpoints_using_host_network() {
-    let (cluster, client) = cluster();
-    let listener = cluster.node.run(|| std::net::TcpListener::bind("192.0.2.2:8080")).unwrap();
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            drop(std::io::Write::write_all(&mut stream, b"host"));
-        }
-    });
-    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
-    cluster.apply("slice.yaml", &slice("web-1", &[("192.0.2.2", "conditions: {ready: true}")])).unwrap();
-    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-    expect_answers(&client, &address, &["host"]);
-    assert_eq!(cluster.node.run(|| ask(&address)).unwrap(), "host");
-}
-
-#[test]
 fn one_look_tells_what_is_served_and_by_whom() {
     let (cluster, client) = cluster();
     let server = replica(&cluster, "web-1", "web");

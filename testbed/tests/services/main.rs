@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod affinity;
+mod agnhost;
+mod datagrams;
 mod entrances;
+mod granular;
 mod lifecycle;
 mod policies;
 
@@ -12,7 +15,7 @@ use std::io::{ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use testbed::{Cluster, NameServer, Pod, wait_for};
 
 /// A replica that answers with its name on port 8080.
