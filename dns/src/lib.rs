@@ -12,6 +12,7 @@
 mod args;
 mod forward;
 mod handler;
+mod message;
 mod metrics;
 mod query;
 mod reply;

@@ -1,0 +1,93 @@
+//! What a client asks.
+
+use super::{CLASS_IN, Cursor, Edns, Header, Malformed, Name, Section, flag, kind, rcode, records};
+
+/// The one question of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Question<'a> {
+    /// In the case the client wrote it.
+    pub(crate) name: Name<'a>,
+    pub(crate) kind: u16,
+    pub(crate) class: u16,
+}
+
+/// A query that can be answered: a standard one, with one question (RFC 9619).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Query<'a> {
+    pub(crate) header: Header,
+    pub(crate) question: Question<'a>,
+    pub(crate) edns: Option<Edns<'a>>,
+    /// Offset behind the question.
+    pub(crate) behind_question: usize,
+}
+
+/// A message that cannot be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Invalid<'a> {
+    /// Too short to have an id, or a response: an answer could only do harm.
+    Ignore,
+    /// To be answered with this code; the question and EDNS as far as they could be read.
+    Reply { header: Header, rcode: u16, question: Option<Question<'a>>, edns: Option<Edns<'a>> },
+}
+
+impl<'a> Query<'a> {
+    /// Reads a query, in time bounded by its length.
+    pub(crate) fn parse(message: &'a [u8]) -> Result<Self, Invalid<'a>> {
+        let header = Header::parse(message).map_err(|_short| Invalid::Ignore)?;
+        if header.has(flag::QR) {
+            return Err(Invalid::Ignore);
+        }
+        let invalid = |rcode, question, edns| Invalid::Reply { header, rcode, question, edns };
+        let is_query = header.opcode() == 0;
+        // Other kinds of messages have their own forms: what looks like a question is sent back, nothing is required.
+        let failure = if is_query { rcode::FORMERR } else { rcode::NOTIMP };
+        if header.questions != 1 {
+            return Err(invalid(failure, None, None));
+        }
+        let mut cursor = Cursor::at(message, Header::LENGTH);
+        let question = Question::parse(&mut cursor).map_err(|_malformed| invalid(failure, None, None))?;
+        let behind_question = cursor.position();
+        let edns = find_edns(message, header, behind_question)
+            .map_err(|_malformed| invalid(failure, Some(question), None))?;
+        if !is_query {
+            return Err(invalid(rcode::NOTIMP, Some(question), edns));
+        }
+        if edns.is_some_and(|edns| edns.version > 0) {
+            return Err(invalid(rcode::BADVERS, Some(question), edns));
+        }
+        Ok(Self { header, question, edns, behind_question })
+    }
+}
+
+impl<'a> Question<'a> {
+    /// The question at the cursor.
+    pub(crate) fn parse(cursor: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        Ok(Self { name: cursor.plain_name()?, kind: cursor.u16()?, class: cursor.u16()? })
+    }
+
+    /// Whether it is about the Internet.
+    pub(crate) fn is_in(self) -> bool {
+        self.class == CLASS_IN
+    }
+}
+
+/// The OPT record: at most one, of the root, among the additional records (RFC 6891 §6.1.1).
+pub(super) fn find_edns(
+    message: &[u8],
+    header: Header,
+    behind_question: usize,
+) -> Result<Option<Edns<'_>>, Malformed> {
+    let mut found = None;
+    for record in records(message, header, behind_question) {
+        let record = record?;
+        if record.kind != kind::OPT {
+            continue;
+        }
+        let is_root = message.get(record.start) == Some(&0);
+        if found.is_some() || record.section != Section::Additional || !is_root {
+            return Err(Malformed);
+        }
+        found = Some(Edns::parse(record.class, record.ttl, record.data)?);
+    }
+    Ok(found)
+}
