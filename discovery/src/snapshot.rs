@@ -1,6 +1,7 @@
 //! The immutable picture both daemons read.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -102,16 +103,27 @@ impl Snapshot {
 
 impl ServiceEntry {
     /// Where `port` of this Service leads for a family: every distinct address and port, whatever its conditions.
-    /// Where two slices name the same one, the first wins (an endpoint may be in both while it moves between slices).
-    pub fn endpoints(&self, port: &ServicePort, family: IpFamily) -> Vec<(SocketAddr, &Endpoint)> {
-        let mut seen = BTreeSet::new();
-        let mut found = Vec::new();
+    /// Where several slices name the same one, the first wins, unless a later one is preferred (an endpoint may be in two
+    /// while it moves between slices).
+    pub fn endpoints(
+        &self,
+        port: &ServicePort,
+        family: IpFamily,
+        prefer: impl Fn(&Endpoint) -> bool,
+    ) -> Vec<(SocketAddr, &Endpoint)> {
+        let mut places = HashMap::new();
+        let mut found: Vec<(SocketAddr, &Endpoint)> = Vec::new();
         for slice in self.slices.iter().filter(|s| s.family == family) {
             for target in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
                 for endpoint in &slice.endpoints {
                     let address = SocketAddr::new(endpoint.address, target.port);
-                    if seen.insert(address) {
-                        found.push((address, endpoint));
+                    match places.entry(address) {
+                        Entry::Vacant(place) => {
+                            place.insert(found.len());
+                            found.push((address, endpoint));
+                        }
+                        Entry::Occupied(place) if prefer(endpoint) => found[*place.get()].1 = endpoint,
+                        Entry::Occupied(_) => {}
                     }
                 }
             }

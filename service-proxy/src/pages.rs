@@ -56,6 +56,9 @@ pub(crate) async fn serve(
     let server = server
         .route("/metrics", admin::metrics(metrics.registry.clone()))
         .route("/readyz", admin::readyz(readiness.clone()))
+        .route("/healthz", admin::livez())
+        // kube-proxy's page of that name, for whoever asks which kind of proxy runs here.
+        .route("/proxyMode", |_| Response::text(StatusCode::OK, "userspace"))
         .route("/debug/services", move |query| services(query, &snapshots, &status));
     tasks.spawn(server.run());
     let server = Server::bind(healthz_address).await.context("--healthz-bind-address")?;

@@ -24,8 +24,12 @@ pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings)
     let family = match slice.address_type.as_str() {
         "IPv4" => IpFamily::V4,
         "IPv6" => IpFamily::V6,
+        "FQDN" => {
+            findings.warn("addressType", "FQDN is not carried: a proxy needs addresses, not names");
+            return None;
+        }
         other => {
-            findings.error("addressType", format!("{other:?} is not IPv4 or IPv6"));
+            findings.error("addressType", format!("{other:?} is not IPv4, IPv6 or FQDN"));
             return None;
         }
     };
@@ -39,8 +43,8 @@ pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings)
 fn ports(ports: Vec<api::EndpointPort>, findings: &mut Findings) -> Vec<EndpointPort> {
     let mut found = Vec::new();
     for (index, port) in ports.into_iter().enumerate() {
-        // A port without a number stands for all ports, which a Service cannot use.
-        let Some(number) = port.port else { continue };
+        // A port without a number stands for all ports, which a Service cannot use. 0 is what Go leaves there.
+        let Some(number) = port.port.filter(|number| *number != 0) else { continue };
         let number = port_number(&format!("ports[{index}].port"), number, findings);
         let protocol = protocol(&format!("ports[{index}].protocol"), port.protocol.as_deref(), findings);
         if let (Some(port_number), Some(protocol)) = (number, protocol) {
@@ -67,7 +71,11 @@ fn endpoint(
     };
     let address = address(&field, text, findings)?;
     if IpFamily::of(address) != family {
-        findings.error(&field, format!("{address} is not an {family} address, as addressType says"));
+        // kube-proxy's event KubeProxyIncorrectIPVersion: the other endpoints of the slice serve.
+        findings.warn(
+            &field,
+            format!("{address} is not an {family} address, as addressType says; it is left out"),
+        );
         return None;
     }
     let conditions = endpoint.conditions.unwrap_or_default();

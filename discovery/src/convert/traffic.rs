@@ -15,6 +15,9 @@ const FOREIGN: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service
 const BALANCER: &str = "portolan.dev/balancer";
 const PROXY_PROTOCOL: &str = "portolan.dev/proxy-protocol";
 
+/// The API server's default range.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
 /// What `ClientIP` means without a timeout.
 const DEFAULT_AFFINITY: i32 = 10_800;
 
@@ -59,7 +62,13 @@ pub(super) fn node_port(
 ) -> Option<u16> {
     let opens_node_ports = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
     match port.node_port {
-        Some(number) if number != 0 && opens_node_ports => port_number(field, number, findings),
+        Some(number) if number != 0 && opens_node_ports => {
+            let port = port_number(field, number, findings)?;
+            if !NODE_PORTS.contains(&port) {
+                findings.warn(field, format!("{port} is not from 30000 to 32767: an API server would refuse it, and something else of the node may want it"));
+            }
+            Some(port)
+        }
         _ if spec.type_.as_deref() == Some("NodePort") => {
             findings.warn(field, "is missing, and nobody assigns one here: only the cluster IP is served");
             None

@@ -154,7 +154,7 @@ fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
     index.publish();
     let endpoints = |index: &Index| -> Vec<String> {
         let entry = entry(index, "web");
-        let found = entry.endpoints(&entry.service.ports[0], crate::model::IpFamily::V4);
+        let found = entry.endpoints(&entry.service.ports[0], crate::model::IpFamily::V4, |_| false);
         found.iter().map(|(address, _)| address.to_string()).collect()
     };
     assert_eq!(endpoints(&index), ["10.22.0.9:8080"]);

@@ -65,7 +65,8 @@ impl Selection {
             external_local: rules.external_local,
             externally_accessible: rules.is_externally_accessible(has_node_port),
         };
-        let endpoints = entry.endpoints(port, family);
+        // As kube-proxy: of two slices that disagree about where an endpoint is, the one that says "here" counts.
+        let endpoints = entry.endpoints(port, family, |endpoint| around.is_local(endpoint));
         let candidates: Vec<Candidate<'_>> = endpoints
             .iter()
             .map(|(address, endpoint)| Candidate {

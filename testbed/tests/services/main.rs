@@ -9,6 +9,7 @@ mod entrances;
 mod granular;
 mod lifecycle;
 mod policies;
+mod slices;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _};

@@ -88,12 +88,12 @@ fn a_field_of_the_wrong_type_is_refused_as_the_api_server_would() {
 }
 
 #[test]
-fn a_slice_with_an_address_of_another_family_and_a_node_with_host_bits_are_refused() {
+fn an_address_of_another_family_is_left_out_and_a_node_with_host_bits_is_refused() {
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  labels: {kubernetes.io/service-name: web}\naddressType: IPv4\nendpoints:\n- addresses: [\"fd00::1\"]\n";
     assert_eq!(
         problems(slice),
         [
-            "error: web.yaml:8: EndpointSlice default/web-1: endpoints[0].addresses[0]: fd00::1 is not an IPv4 address, as addressType says"
+            "warning: web.yaml:8: EndpointSlice default/web-1: endpoints[0].addresses[0]: fd00::1 is not an IPv4 address, as addressType says; it is left out"
         ]
     );
     let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec:\n  podCIDRs: [10.22.0.1/24]\n";

@@ -1,0 +1,150 @@
+//! EndpointSlices as they come: several, overlapping, incomplete, of other kinds (section 1.3 of the checklist).
+
+use super::*;
+use crate::agnhost::{Agnhost, Place, Way};
+use crate::granular::{expect_hosts, expect_refused};
+
+/// The node `here`, a Service `web` without a selector, and pods that slices can name.
+struct Slices {
+    cluster: Cluster,
+    client: Pod,
+    pods: [Pod; 2],
+    _servers: [Agnhost; 2],
+    address: String,
+}
+
+impl Slices {
+    fn start() -> Self {
+        let cluster = Cluster::start_with(&["--node-name", "here"]).unwrap();
+        let client = cluster.add_pod("client").unwrap();
+        let pods = ["web-1", "web-2"].map(|name| cluster.add_pod(name).unwrap());
+        let servers = pods.each_ref().map(Agnhost::in_pod);
+        cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+        let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+        Self { cluster, client, pods, _servers: servers, address }
+    }
+
+    fn apply(&self, name: &str, endpoints: &[(&str, &str)]) {
+        self.cluster.apply(&format!("{name}.yaml"), &slice(name, endpoints)).unwrap();
+    }
+
+    fn expect(&self, names: &[&str]) {
+        expect_hosts(Place::Pod(&self.client), Way::Http, &self.address, names);
+    }
+
+    fn client_asks(&self) -> String {
+        Place::Pod(&self.client).ask(Way::Http, &self.address, "hostname").unwrap()
+    }
+
+    fn ips(&self) -> [&str; 2] {
+        self.pods.each_ref().map(|pod| pod.ip.as_str())
+    }
+
+    /// Waits until `/readyz?verbose` says this.
+    fn expect_told(&self, what: &str) {
+        wait_for(what, || {
+            let page = self.cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
+            ensure!(page.contains(what), "{page}");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+const READY: &str = "conditions: {ready: true}";
+
+#[test]
+fn all_slices_of_a_service_are_merged_and_an_endpoint_may_move_between_them() {
+    let test = Slices::start();
+    let [one, two] = test.ips();
+    test.apply("web-a", &[(one, READY)]);
+    test.apply("web-b", &[(two, READY)]);
+    test.expect(&["web-1", "web-2"]);
+    // The only endpoint moves to and fro: the service never goes.
+    test.cluster.delete("web-b.yaml").unwrap();
+    test.expect(&["web-1"]);
+    for round in 0..10 {
+        let (to, from) = if round % 2 == 0 { ("web-b", "web-a") } else { ("web-a", "web-b") };
+        test.apply(to, &[(one, READY)]);
+        assert_eq!(test.client_asks(), "web-1");
+        test.apply(from, &[]);
+        for _ in 0..10 {
+            assert_eq!(test.client_asks(), "web-1", "round {round}");
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_that_two_slices_name_counts_once_and_as_local_if_one_says_so() {
+    let test = Slices::start();
+    let [one, two] = test.ips();
+    // The first by name says that it is elsewhere, the second that it is here.
+    test.apply("web-a", &[(one, "nodeName: elsewhere"), (two, "nodeName: elsewhere")]);
+    test.apply("web-b", &[(one, "nodeName: here")]);
+    test.expect(&["web-1", "web-2"]);
+    let page = test.cluster.node.shell("curl -fsS http://127.0.0.1:10249/debug/services").unwrap();
+    assert_eq!(page.matches(&format!("{one}:8080")).count(), 1, "{page}");
+    test.cluster.apply("web.yaml", &service(&format!("  internalTrafficPolicy: Local\n{PORT_80}"))).unwrap();
+    test.expect(&["web-1"]);
+}
+
+#[test]
+fn conditions_that_nobody_wrote_mean_ready_serving_and_not_terminating() {
+    let test = Slices::start();
+    let [one, two] = test.ips();
+    test.apply("web-a", &[(one, "conditions: {}"), (two, "conditions: {ready: false}")]);
+    test.expect(&["web-1"]);
+    // Serving follows ready where only that is written, so this one does not serve its last.
+    test.apply(
+        "web-a",
+        &[(one, "conditions: {terminating: false}"), (two, "conditions: {ready: false, terminating: true}")],
+    );
+    test.expect(&["web-1"]);
+    test.apply("web-a", &[(two, "conditions: {ready: false, terminating: true}")]);
+    expect_refused(Place::Pod(&test.client), Way::Http, &test.address);
+    test.apply("web-a", &[(two, "nodeName: elsewhere")]);
+    test.expect(&["web-2"]);
+}
+
+/// The API server writes an empty name where there is none, and so does this.
+#[test]
+fn a_port_without_a_number_or_of_another_name_is_passed_over_and_one_without_a_name_is_unnamed() {
+    let test = Slices::start();
+    let [one, two] = test.ips();
+    let with_ports = |name: &str, ip: &str, ports: &str| {
+        let text = slice(name, &[(ip, READY)]).replace("ports: [{port: 8080}]", &format!("ports: [{ports}]"));
+        test.cluster.apply(&format!("{name}.yaml"), &text).unwrap();
+    };
+    with_ports("web-a", one, "{port: 0}, {name: ''}, {name: other, port: 9}, {port: 8080}");
+    with_ports("web-b", two, "{name: other, port: 8080}");
+    test.expect(&["web-1"]);
+    with_ports("web-b", two, "{name: '', port: 8080}");
+    test.expect(&["web-1", "web-2"]);
+}
+
+#[test]
+fn names_are_ignored_and_an_address_of_the_wrong_family_is_told_and_left_out() {
+    let test = Slices::start();
+    let [one, _] = test.ips();
+    test.apply("web-a", &[("\"fd00:10:22::7\"", READY), (one, READY)]);
+    let names = slice("web-b", &[("web.example.com", READY)]).replace("IPv4", "FQDN");
+    test.cluster.apply("web-b.yaml", &names).unwrap();
+    test.expect(&["web-1"]);
+    test.expect_told("endpoints[0].addresses[0]: fd00:10:22::7 is not an IPv4 address");
+    test.expect_told("addressType: FQDN is not carried");
+}
+
+/// Only the first address of an endpoint counts: the API promises no more.
+#[test]
+fn an_endpoint_is_its_first_address_and_a_slice_may_hold_a_thousand() {
+    let test = Slices::start();
+    let [one, two] = test.ips();
+    test.apply("web-a", &[(&format!("{one}, {two}"), READY)]);
+    test.expect(&["web-1"]);
+    let many: Vec<String> = (0..999).map(|n| format!("10.99.{}.{}", n / 250, n % 250 + 1)).collect();
+    let unready = "conditions: {ready: false}";
+    let mut endpoints: Vec<(&str, &str)> = many.iter().map(|ip| (ip.as_str(), unready)).collect();
+    endpoints.push((two, READY));
+    test.apply("web-a", &endpoints);
+    test.expect(&["web-2"]);
+}
