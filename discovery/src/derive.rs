@@ -8,8 +8,8 @@ use std::sync::Arc;
 use attachment::Attachment;
 
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName, Node, Pod, Service,
-    ServicePort, TargetPort,
+    Conditions, Distribution, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName, Node,
+    Pod, Service, ServicePort, TargetPort,
 };
 
 /// Label of a node that names its zone.
@@ -105,14 +105,26 @@ fn endpoint(
     // A pod lends its hostname only to the Service it names as its subdomain.
     let hostname = pod.hostname.clone().filter(|_| pod.subdomain.as_ref() == Some(&service.name.name));
     let node = pod.node_name.as_ref().and_then(|name| nodes.get(name));
+    let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
     Endpoint {
         address,
         conditions,
         hostname,
         node_name: pod.node_name.clone(),
-        hints: Hints::default(),
-        zone: node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str())),
+        hints: hints(service.rules.distribution, pod.node_name.as_ref(), zone.as_ref()),
+        zone,
     }
+}
+
+/// An endpoint is meant for where it is itself. One that is nowhere in particular is meant for everybody, and then the
+/// hints of the others do not count either.
+fn hints(distribution: Distribution, node: Option<&Arc<str>>, zone: Option<&Arc<str>>) -> Hints {
+    let (nodes, zones) = match distribution {
+        Distribution::Anywhere => (None, None),
+        Distribution::SameZone => (None, zone),
+        Distribution::SameNode => (node, zone),
+    };
+    Hints { nodes: nodes.into_iter().cloned().collect(), zones: zones.into_iter().cloned().collect() }
 }
 
 /// A runtime without pods names none: the container then goes by its own id, in the default namespace.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Findings, address, parse_cidr, port_number};
-use crate::model::{BalancerKind, TrafficRules};
+use crate::model::{BalancerKind, Distribution, TrafficRules};
 
 /// Labels that hand a Service to another proxy, or to none.
 const FOREIGN: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
@@ -28,10 +28,6 @@ pub(super) fn traffic_rules(
     findings: &mut Findings,
 ) -> TrafficRules {
     let labels = metadata.labels.as_ref();
-    if spec.traffic_distribution.is_some() {
-        let hints = "works by hints in EndpointSlices: write those, nobody derives them here";
-        findings.warn("spec.trafficDistribution", hints);
-    }
     let external_local =
         is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), findings);
     let internal_local =
@@ -42,6 +38,7 @@ pub(super) fn traffic_rules(
         foreign: FOREIGN.iter().any(|name| labels.is_some_and(|labels| labels.contains_key(*name))),
         internal_local,
         external_local,
+        distribution: distribution(spec, findings),
         affinity: affinity(spec, findings),
         external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten(), findings),
         load_balancer_ips: if is_load_balancer { load_balancer_ips(status, findings) } else { Vec::new() },
@@ -84,6 +81,20 @@ fn is_local(field: &str, policy: Option<&str>, findings: &mut Findings) -> bool 
         Some(other) => {
             findings.error(field, format!("{other:?} is not Cluster or Local"));
             false
+        }
+    }
+}
+
+/// A value that is not known is a preference nobody has to meet, so it is no error (KEP-4444).
+fn distribution(spec: &api::ServiceSpec, findings: &mut Findings) -> Distribution {
+    match spec.traffic_distribution.as_deref() {
+        None | Some("") => Distribution::Anywhere,
+        Some("PreferClose" | "PreferSameZone") => Distribution::SameZone,
+        Some("PreferSameNode") => Distribution::SameNode,
+        Some(other) => {
+            let known = "PreferSameZone, PreferSameNode or PreferClose";
+            findings.warn("spec.trafficDistribution", format!("{other:?} is not {known}: it has no effect"));
+            Distribution::Anywhere
         }
     }
 }

@@ -14,6 +14,8 @@ pub struct TrafficRules {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`: clients from outside stay on the node they came to.
     pub external_local: bool,
+    /// `trafficDistribution`: what hints derived endpoints get.
+    pub distribution: Distribution,
     /// `sessionAffinity: ClientIP` and its timeout.
     pub affinity: Option<Duration>,
     /// `externalIPs`.
@@ -28,6 +30,18 @@ pub struct TrafficRules {
     pub balancer: BalancerKind,
     /// Annotation `portolan.dev/proxy-protocol: v2`: TCP connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+}
+
+/// Which endpoints are near (KEP-4444, KEP-3015).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Distribution {
+    /// All are as good as each other.
+    #[default]
+    Anywhere,
+    /// `PreferSameZone`, or `PreferClose` as it was called first.
+    SameZone,
+    /// `PreferSameNode`; without any on the node, those of its zone.
+    SameNode,
 }
 
 /// How one of several endpoints is picked.

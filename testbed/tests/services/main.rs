@@ -8,6 +8,7 @@ mod datagrams;
 mod entrances;
 mod granular;
 mod lifecycle;
+mod nodes;
 mod policies;
 mod slices;
 

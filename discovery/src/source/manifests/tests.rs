@@ -107,7 +107,7 @@ fn an_address_of_another_family_is_left_out_and_a_node_with_host_bits_is_refused
 
 #[test]
 fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
-    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  trafficDistribution: PreferClose\n  ports: [{port: 80}]\n";
+    let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  trafficDistribution: PreferFar\n  ports: [{port: 80}]\n";
     let found = problems(text);
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(
