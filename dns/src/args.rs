@@ -1,10 +1,11 @@
 //! The command line.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use clap::Parser;
 use hickory_server::proto::rr::Name;
 
+use crate::forward;
 use crate::run::Config;
 
 /// Answers for Service names, and forwards the rest.
@@ -36,9 +37,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub ttl: u32,
 
-    /// Servers for all other names [default: those of /etc/resolv.conf].
-    #[arg(long, value_name = "ADDR[:PORT]", value_delimiter = ',', value_parser = parse_upstream)]
-    pub upstream: Vec<SocketAddr>,
+    /// What is asked of others.
+    #[command(flatten)]
+    pub forward: forward::Args,
 
     /// Address of /metrics.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9153")]
@@ -64,7 +65,7 @@ impl From<Args> for Config {
             listen: args.listen,
             cluster_domain: args.cluster_domain,
             ttl: args.ttl,
-            upstreams: (!args.upstream.is_empty()).then_some(args.upstream),
+            forward: args.forward.into(),
             metrics_address: args.metrics_bind_address,
             health_address: args.health_bind_address,
             ready_address: args.ready_bind_address,
@@ -76,12 +77,4 @@ fn parse_domain(text: &str) -> Result<Name, String> {
     let mut name = Name::from_ascii(text).map_err(|e| format!("not a domain name: {e}"))?.to_lowercase();
     name.set_fqdn(true);
     if name.is_root() { Err("the root cannot be the cluster's domain".to_owned()) } else { Ok(name) }
-}
-
-fn parse_upstream(text: &str) -> Result<SocketAddr, String> {
-    let with_default_port = || text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53));
-    text.parse()
-        .ok()
-        .or_else(with_default_port)
-        .ok_or_else(|| "not an address, with or without a port".to_owned())
 }

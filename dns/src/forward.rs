@@ -1,117 +1,373 @@
-//! Asking the upstream servers.
+//! Names that are not the cluster's: answered from memory, else asked of upstream servers.
 //!
-//! A query keeps its bytes but for a fresh random id, and leaves by a socket of its own, so by a random port
-//! (RFC 5452 §9). A server that does not answer in time, or answers that it cannot, is followed by the next.
+//! ```text
+//! query ──> Hosts ──> Cache ──hit──> answer, on the core that got the query
+//!                       │ miss
+//!                       └─> Pending (like queries wait for one) ──> Routes ──> race ──> Server (UDP, TCP, TLS)
+//!                                             cache, failures <── Answer (only what answers the question) <─┘
+//! ```
+//!
+//! Nothing a client sent goes on but its question and two bits; nothing a server sent is kept but what answers it.
 
+mod address;
+mod answer;
+mod args;
+mod asked;
+mod cache;
+mod entry;
+mod failure;
+mod hosts;
+mod latency;
+mod loops;
+mod metrics;
+mod pending;
+mod race;
+mod random;
 mod resolv_conf;
+mod routes;
+mod server;
+mod stream;
+mod tls;
+mod ttl;
+mod watch;
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use hickory_server::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_server::proto::rr::{Name, RecordType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use arc_swap::ArcSwap;
+use prometheus::Registry;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
-pub(crate) use resolv_conf::upstreams;
+pub use address::{Stub, Upstream};
+pub use args::Args;
+pub use ttl::Limit;
 
-/// What one server gets before the next is asked. All of them together stay below the 5 s of a client's patience.
-const TRY_TIMEOUT: Duration = Duration::from_millis(1200);
+use crate::message::{Ede, Query, kind, rcode};
+use asked::{Asked, Key, Wanted};
+use cache::Cache;
+use entry::{Age, Entry};
+use failure::{Cause, Failures};
+use hosts::Hosts;
+use loops::Probes;
+use metrics::Metrics;
+use pending::{First, Outcome, Pending, Place, Waiting};
+use resolv_conf::ResolvConf;
+use routes::{Builder, Forbidden, Routes};
+use server::Exchange;
+use ttl::Limits;
 
-/// Tries in all, however many servers there are.
-const TRIES: usize = 3;
+pub(crate) use failure::Failure;
 
-/// Queries that may be under way; one more is turned away at once, which is better than being late for all.
-const MAX_QUERIES: usize = 1000;
+/// A client with an expired answer in store waits so long for a new one (RFC 8767 §5).
+const STALE_PATIENCE: Duration = Duration::from_millis(1800);
 
-/// The servers, and the room for queries.
-pub(crate) struct Forwarder {
-    upstreams: Vec<SocketAddr>,
-    room: Semaphore,
+/// After a failure, an expired answer is given at once for so long, in milliseconds (RFC 8767 §5).
+const STALE_RETRY: u64 = 30_000;
+
+/// Answers that may wait to be asked for again.
+const MAX_REFRESHES: usize = 256;
+
+/// What the forwarder needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    upstreams: Vec<Upstream>,
+    stubs: Vec<Stub>,
+    resolv_conf: PathBuf,
+    ca: Option<PathBuf>,
+    allow_loopback: bool,
+    hosts: Option<PathBuf>,
+    cache_bytes: usize,
+    limits: Limits,
+    serve_stale: u32,
+    max_concurrent: usize,
+    random_case: bool,
+    hosts_ttl: u32,
+}
+
+/// Answers for other names. Cloning it is another handle to the same one.
+#[derive(Clone)]
+pub(crate) struct Forwarder(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    forbidden: Forbidden,
+    clock: Clock,
+    cache: Cache,
+    hosts: ArcSwap<Hosts>,
+    routes: ArcSwap<Routes>,
+    failures: Failures,
+    pending: Pending,
+    probes: Probes,
+    room: Arc<Semaphore>,
+    tasks: TaskTracker,
+    refreshes: mpsc::Sender<Wanted>,
+    metrics: Arc<Metrics>,
+    /// What [`Forwarder::run`] takes.
+    work: Mutex<Option<(Builder, mpsc::Receiver<Wanted>)>>,
+}
+
+/// Milliseconds since the start.
+#[derive(Debug)]
+struct Clock(Instant);
+
+impl Clock {
+    fn at(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.0).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn now(&self) -> u64 {
+        self.at(Instant::now())
+    }
 }
 
 impl Forwarder {
-    pub(crate) fn new(upstreams: Vec<SocketAddr>) -> Self {
-        Self { upstreams, room: Semaphore::new(MAX_QUERIES) }
+    /// Reads the files and checks the servers, of which none may be one of `listen`.
+    pub(crate) fn new(config: Config, listen: &[SocketAddr], registry: &Registry) -> anyhow::Result<Self> {
+        let forbidden = Forbidden { listen: listen.to_vec(), allow_loopback: config.allow_loopback };
+        for upstream in &config.upstreams {
+            forbidden.check("--upstream", upstream)?;
+        }
+        for upstream in config.stubs.iter().flat_map(|stub| &stub.upstreams) {
+            forbidden.check("--stub", upstream)?;
+        }
+        let upstreams = if config.upstreams.is_empty() {
+            ResolvConf::read(&config.resolv_conf, &forbidden).upstreams
+        } else {
+            config.upstreams.clone()
+        };
+        let hosts = match &config.hosts {
+            None => Hosts::default(),
+            Some(file) => {
+                let text = std::fs::read_to_string(file);
+                let text = text.map_err(|e| anyhow::anyhow!("--hosts {}: {e}", file.display()))?;
+                Hosts::parse(&text, config.hosts_ttl)
+            }
+        };
+        let (metrics, tasks) = (Arc::new(Metrics::new(registry)), TaskTracker::new());
+        let builder = Builder { ca: config.ca.clone(), tasks: tasks.clone(), metrics: Arc::clone(&metrics) };
+        let routes = Routes::new(&builder, &upstreams, &config.stubs)?;
+        tracing::info!(?upstreams, "forwarding");
+        let (refreshes, queue) = mpsc::channel(MAX_REFRESHES);
+        Ok(Self(Arc::new(Inner {
+            forbidden,
+            clock: Clock(Instant::now()),
+            cache: Cache::new(config.cache_bytes),
+            hosts: ArcSwap::from_pointee(hosts),
+            routes: ArcSwap::from_pointee(routes),
+            failures: Failures::default(),
+            pending: Pending::default(),
+            probes: Probes::default(),
+            room: Arc::new(Semaphore::new(config.max_concurrent)),
+            tasks,
+            refreshes,
+            metrics,
+            work: Mutex::new(Some((builder, queue))),
+            config,
+        })))
     }
 
-    pub(crate) fn has_upstreams(&self) -> bool {
-        !self.upstreams.is_empty()
+    /// Does what has to be done beside answering. Once, for ever.
+    pub(crate) async fn run(&self) {
+        let work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((builder, refreshes)) = work {
+            watch::run(Arc::clone(&self.0), builder, refreshes).await;
+        }
+        std::future::pending().await
     }
 
-    /// Asks for a name on our own behalf. `None` if nobody answers.
-    pub(crate) async fn resolve(&self, name: &Name, kind: RecordType) -> Option<Message> {
-        let mut message = Message::new(0, MessageType::Query, OpCode::Query);
-        message.metadata.recursion_desired = true;
-        message.queries.push(Query::query(name.clone(), kind));
-        self.relay(&message.to_vec().ok()?).await
+    /// Appends the reply to a query (without EDNS) if it is known already. Waits for nothing and allocates nothing but
+    /// room in `out`.
+    pub(crate) fn cached(&self, query: &Query<'_>, now: Instant, out: &mut Vec<u8>) -> bool {
+        let inner = &*self.0;
+        let asked = Asked::by(query);
+        let hosts = inner.hosts.load();
+        if !hosts.is_empty()
+            && let Some(entry) = hosts.get(&asked)
+        {
+            entry.write(query, 0, out);
+            return true;
+        }
+        let now = inner.clock.at(now);
+        let Some(found) = inner.cache.get(&asked) else { return false };
+        let Some(entry) = found.as_ref() else { return false };
+        match entry.age(now) {
+            // The other path knows how to say that it is stale.
+            Age::Expired => return false,
+            Age::Due => inner.request_refresh(&asked, entry),
+            Age::Fresh => {}
+        }
+        entry.touch();
+        entry.write(query, now, out);
+        inner.metrics.hit(entry.contents().is_positive);
+        true
     }
 
-    /// Passes a query on and returns the first answer that says something; if none does, one that at least answered.
-    pub(crate) async fn relay(&self, query: &[u8]) -> Option<Message> {
-        let Ok(_permit) = self.room.try_acquire() else { return None };
-        let mut refused = None;
-        for upstream in self.upstreams.iter().cycle().take(TRIES.min(self.upstreams.len() * 2)) {
-            let asked = timeout(TRY_TIMEOUT, ask(*upstream, query)).await;
-            match asked.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(answer) => match answer.metadata.response_code {
-                    ResponseCode::ServFail | ResponseCode::Refused => refused = Some(answer),
-                    _ => return Some(answer),
-                },
-                Err(error) => tracing::debug!(%upstream, %error, "no answer, trying the next server"),
+    /// The reply to a query, without EDNS, and the Extended DNS Error to go with it; asks upstream servers if it must.
+    /// Ends within 4 s.
+    pub(crate) async fn resolve(&self, query: &Query<'_>) -> Result<Reply, Failure> {
+        let inner = &self.0;
+        let asked = Asked::by(query);
+        if let Some(server) = inner.probes.returned(asked.name) {
+            server.is_looping.store(true, Relaxed);
+            return Err(Cause::Loop.into());
+        }
+        let mut message = Vec::with_capacity(512);
+        if self.cached(query, Instant::now(), &mut message) {
+            return Ok(Reply { message, explanation: None });
+        }
+        if let Some(entry) = hosts::special(&asked) {
+            entry.write(query, 0, &mut message);
+            return Ok(Reply { message, explanation: None });
+        }
+        inner.metrics.misses.inc();
+        let (outcome, is_stale) = inner.outcome(&asked).await;
+        let entry = outcome.inspect_err(|failure| inner.metrics.failed(failure.cause))?;
+        let now = inner.clock.now();
+        entry.write(query, if is_stale { now } else { now.min(entry.fresh_until()) }, &mut message);
+        let explanation = if is_stale {
+            inner.metrics.stale.inc();
+            let is_denial = entry.contents().code == rcode::NXDOMAIN;
+            Some(if is_denial { Ede::StaleNxdomain } else { Ede::StaleAnswer } as u16)
+        } else {
+            entry.contents().reason
+        };
+        Ok(Reply { message, explanation })
+    }
+}
+
+/// What goes to the client, but for EDNS.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) message: Vec<u8>,
+    /// The code of an Extended DNS Error.
+    pub(crate) explanation: Option<u16>,
+}
+
+impl Inner {
+    /// The answer, and whether it is one that has expired.
+    async fn outcome(self: &Arc<Self>, asked: &Asked<'_>) -> (Outcome, bool) {
+        let now = self.clock.now();
+        let expired = self.cache.get(asked).and_then(|found| found.as_ref().map(Arc::clone));
+        let expired = expired.filter(|entry| {
+            entry.staleness(now) <= u64::from(self.config.serve_stale) * 1000 && self.config.serve_stale > 0
+        });
+        let Some(expired) = expired else {
+            return (self.asked_now(asked).await, false);
+        };
+        if expired.is_given_up(now) {
+            return (Ok(expired), true);
+        }
+        match timeout(STALE_PATIENCE, self.asked_now(asked)).await {
+            Ok(Ok(entry)) => (Ok(entry), false),
+            // It goes on being asked for; meanwhile the old answer is better than none.
+            failed => {
+                if failed.is_ok() {
+                    expired.give_up_until(self.clock.now() + STALE_RETRY);
+                }
+                (Ok(expired), true)
             }
         }
-        refused
     }
-}
 
-async fn ask(upstream: SocketAddr, query: &[u8]) -> io::Result<Message> {
-    let mut query = query.to_vec();
-    let id = fastrand::u16(..);
-    let Some(header) = query.get_mut(..2) else { return Err(io::ErrorKind::InvalidInput.into()) };
-    header.copy_from_slice(&id.to_be_bytes());
-    let answer = ask_udp(upstream, &query).await?;
-    if answer.metadata.truncation { ask_tcp(upstream, &query).await } else { Ok(answer) }
-}
-
-async fn ask_udp(upstream: SocketAddr, query: &[u8]) -> io::Result<Message> {
-    let local: SocketAddr = match upstream {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(local).await?;
-    // Connected, the kernel drops datagrams from anybody else.
-    socket.connect(upstream).await?;
-    socket.send(query).await?;
-    let mut buffer = vec![0; 4096];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        // What does not match may be forged: wait for what does.
-        if let Some(answer) = matching(query, &buffer[..length]) {
-            return Ok(answer);
+    async fn asked_now(self: &Arc<Self>, asked: &Asked<'_>) -> Outcome {
+        match self.join(asked) {
+            Ok(waiting) => waiting.outcome().await.unwrap_or_else(|| Err(Cause::Timeout.into())),
+            Err(failure) => Err(failure),
         }
     }
-}
 
-async fn ask_tcp(upstream: SocketAddr, query: &[u8]) -> io::Result<Message> {
-    let mut stream = TcpStream::connect(upstream).await?;
-    let length = u16::try_from(query.len()).map_err(io::Error::other)?;
-    let framed: Vec<u8> = length.to_be_bytes().into_iter().chain(query.iter().copied()).collect();
-    stream.write_all(&framed).await?;
-    let length = stream.read_u16().await?;
-    let mut answer = vec![0; usize::from(length)];
-    stream.read_exact(&mut answer).await?;
-    matching(query, &answer).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
+    /// Waits with those who ask the same, or begins to ask.
+    fn join(self: &Arc<Self>, asked: &Asked<'_>) -> Result<Waiting, Failure> {
+        let key = asked.key();
+        if let Some(failure) = self.failures.get(&key, self.clock.now()) {
+            return Err(failure);
+        }
+        match self.pending.join(&key) {
+            Place::Waiting(waiting) => {
+                self.metrics.coalesced.inc();
+                Ok(waiting)
+            }
+            Place::First(first) => {
+                let waiting = first.wait();
+                self.begin(asked, key, first);
+                Ok(waiting)
+            }
+        }
+    }
 
-/// The answer, if it is one to this query: same id, same question.
-fn matching(query: &[u8], answer: &[u8]) -> Option<Message> {
-    let answer = Message::from_vec(answer).ok()?;
-    let query = Message::from_vec(query).ok()?;
-    let is_answer =
-        answer.metadata.message_type == MessageType::Response && answer.metadata.id == query.metadata.id;
-    (is_answer && answer.queries == query.queries).then_some(answer)
+    /// Asks on a task of its own: who asked first may go away before the answer comes.
+    fn begin(self: &Arc<Self>, asked: &Asked<'_>, key: Key, first: First) {
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+            self.metrics.rejects.inc();
+            self.pending.finish(&key, first, Err(Cause::Overload.into()));
+            return;
+        };
+        let inner = Arc::clone(self);
+        let wanted = asked.to_wanted();
+        self.tasks.spawn(async move {
+            let outcome = inner.ask(&wanted.asked()).await;
+            match &outcome {
+                Ok(_) => inner.failures.remove(&key),
+                Err(failure) => inner.failures.put(key.clone(), *failure, inner.clock.now()),
+            }
+            inner.pending.finish(&key, first, outcome);
+            drop(permit);
+        });
+    }
+
+    async fn ask(&self, asked: &Asked<'_>) -> Outcome {
+        let routes = self.routes.load_full();
+        let exchange =
+            Exchange { asked: *asked, limits: &self.config.limits, random_case: self.config.random_case };
+        let answered = race::race(routes.servers(asked.name), exchange, || self.metrics.hedges.inc()).await;
+        let refreshed = self.cache.get(asked);
+        let old = refreshed.as_ref().and_then(|found| found.as_ref());
+        let mut entry = match answered {
+            Ok(entry) => entry.stored_at(self.clock.now()),
+            Err(cause) => {
+                if let Some(old) = old {
+                    old.give_up_until(self.clock.now() + STALE_RETRY);
+                }
+                return Err(cause.into());
+            }
+        };
+        self.agree_with_the_other_family(asked, &mut entry);
+        let entry = Arc::new(entry);
+        if entry.contents().ttl > 0 {
+            self.cache.insert(asked, Arc::clone(&entry));
+        } else if old.is_some() {
+            self.cache.remove(asked);
+        }
+        Ok(entry)
+    }
+
+    /// A name exists for both families or for none: a server that says NXDOMAIN to AAAA for want of AAAA records would
+    /// make clients give up a name that has an A record (RFC 4074 §4.2).
+    fn agree_with_the_other_family(&self, asked: &Asked<'_>, entry: &mut Entry) {
+        let other = match asked.kind {
+            kind::A => asked.with_kind(kind::AAAA),
+            kind::AAAA => asked.with_kind(kind::A),
+            _ => return,
+        };
+        let Some(found) = self.cache.get(&other) else { return };
+        let Some(known) = found.as_ref().filter(|known| known.age(self.clock.now()) != Age::Expired) else {
+            return;
+        };
+        if entry.contents().code == rcode::NXDOMAIN && known.contents().is_positive {
+            entry.set_code(rcode::NOERROR);
+        } else if entry.contents().is_positive && known.contents().code == rcode::NXDOMAIN {
+            self.cache.remove(&other);
+        }
+    }
+
+    fn request_refresh(&self, asked: &Asked<'_>, entry: &Entry) {
+        if entry.claim_refresh() && self.refreshes.try_send(asked.to_wanted()).is_err() {
+            entry.release_refresh();
+        }
+    }
 }

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use hickory_server::net::runtime::Time;
-use hickory_server::proto::op::{MessageType, OpCode, ResponseCode};
+use hickory_server::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_server::proto::rr::{DNSClass, Name, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 
-use crate::forward::Forwarder;
+use crate::forward::{Failure, Forwarder};
+use crate::message::{self, Ede};
 use crate::metrics::Metrics;
-use crate::reply::{Explanation, Reply};
+use crate::reply::Reply;
 use crate::zone::{Answer, Found, Zone};
 
 /// Answers every request; shared by all sockets.
@@ -59,7 +60,7 @@ impl Handler {
         let name = query.original().name();
         let answer = self.zone.load().answer(name, query.query_type());
         match answer {
-            Answer::NotReady => Reply::new(request, ResponseCode::ServFail).explain(Explanation::NotReady),
+            Answer::NotReady => Reply::new(request, ResponseCode::ServFail).explain(Ede::NotReady as u16),
             Answer::Elsewhere => self.forward(request).await,
             Answer::Ours(found) => self.ours(request, *found, query.query_type()).await,
         }
@@ -79,31 +80,48 @@ impl Handler {
 
     /// An ExternalName leads elsewhere: what is there goes behind the alias.
     async fn continue_at(&self, reply: &mut Reply, target: &Name, kind: RecordType) {
-        match self.forwarder.resolve(target, kind).await {
-            Some(message) => {
+        let mut message = Message::new(0, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = true;
+        message.queries.push(Query::query(target.clone(), kind));
+        let asked = message.to_vec().unwrap_or_default();
+        match self.resolve(&asked).await {
+            Some(Ok((message, _explanation))) => {
                 reply.metadata.response_code = message.metadata.response_code;
                 reply.answers.extend(message.answers);
             }
             // The alias alone is still true, and all there is.
-            None => reply.metadata.response_code = ResponseCode::ServFail,
+            _ => reply.metadata.response_code = ResponseCode::ServFail,
         }
     }
 
     async fn forward(&self, request: &Request) -> Reply {
-        if !self.forwarder.has_upstreams() {
-            return Reply::new(request, ResponseCode::Refused).explain(Explanation::NotSupported);
-        }
-        match self.forwarder.relay(request.as_slice()).await {
-            Some(message) => {
+        let Some(resolved) = self.resolve(request.as_slice()).await else {
+            return Reply::new(request, ResponseCode::FormErr);
+        };
+        match resolved {
+            Ok((message, explanation)) => {
                 let mut reply = Reply::new(request, message.metadata.response_code);
-                reply.metadata.authoritative = message.metadata.authoritative;
                 reply.metadata.authentic_data = message.metadata.authentic_data;
                 reply.answers = message.answers;
                 reply.authorities = message.authorities;
-                reply.additionals = message.additionals;
-                reply
+                match explanation {
+                    Some(code) => reply.explain(code),
+                    None => reply,
+                }
             }
-            None => Reply::new(request, ResponseCode::ServFail).explain(Explanation::NoReachableAuthority),
+            Err(failure) => {
+                let code = ResponseCode::from(0, u8::try_from(failure.rcode()).unwrap_or_default());
+                Reply::new(request, code).explain(failure.explain().0)
+            }
+        }
+    }
+
+    /// What the forwarder says to a query in wire form; `None` for what is no query.
+    async fn resolve(&self, query: &[u8]) -> Option<Result<(Message, Option<u16>), Failure>> {
+        let query = message::Query::parse(query).ok()?;
+        match self.forwarder.resolve(&query).await {
+            Ok(reply) => Some(Ok((Message::from_vec(&reply.message).ok()?, reply.explanation))),
+            Err(failure) => Some(Err(failure)),
         }
     }
 }

@@ -21,4 +21,5 @@ mod socket;
 mod zone;
 
 pub use args::Args;
+pub use forward::{Args as ForwardArgs, Config as ForwardConfig, Limit, Stub, Upstream};
 pub use run::{Config, run};

@@ -16,14 +16,6 @@ const PLAIN_DATAGRAM: u16 = 512;
 /// Option code of Extended DNS Errors (RFC 8914 §2).
 const EXTENDED_ERROR: u16 = 15;
 
-/// Why there is no answer (RFC 8914 §4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Explanation {
-    NotReady = 14,
-    NoReachableAuthority = 22,
-    NotSupported = 21,
-}
-
 /// All sections of a reply.
 #[derive(Debug)]
 pub(crate) struct Reply {
@@ -51,11 +43,10 @@ impl Reply {
         Self { metadata, answers: Vec::new(), authorities: Vec::new(), additionals: Vec::new(), edns }
     }
 
-    /// Adds the reason, for clients that speak EDNS.
-    pub(crate) fn explain(mut self, why: Explanation) -> Self {
+    /// Adds the reason (RFC 8914 §4), for clients that speak EDNS.
+    pub(crate) fn explain(mut self, code: u16) -> Self {
         if let Some(edns) = &mut self.edns {
-            edns.options_mut()
-                .insert(EdnsOption::Unknown(EXTENDED_ERROR, (why as u16).to_be_bytes().to_vec()));
+            edns.options_mut().insert(EdnsOption::Unknown(EXTENDED_ERROR, code.to_be_bytes().to_vec()));
         }
         self
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use daemon::admin;
 use daemon::drain::Drain;
@@ -41,8 +41,8 @@ pub struct Config {
     pub cluster_domain: Name,
     /// Seconds.
     pub ttl: u32,
-    /// Servers for other names; `None` means those of the node.
-    pub upstreams: Option<Vec<SocketAddr>>,
+    /// How other names are answered.
+    pub forward: forward::Config,
     /// Where `/metrics` listens.
     pub metrics_address: SocketAddr,
     /// Where `/health` listens.
@@ -56,12 +56,9 @@ pub struct Config {
 /// # Errors
 /// When a socket cannot be opened, or an upstream server is this server itself.
 pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
-    let upstreams = upstreams(&config)?;
-    info!(?config, ?upstreams, "starting");
-    if upstreams.is_empty() {
-        tracing::warn!("no upstream server: only names below {} are answered", config.cluster_domain);
-    }
+    info!(?config, "starting");
     let metrics = Arc::new(Metrics::new());
+    let forwarder = Forwarder::new(config.forward, &config.listen, &metrics.registry)?;
     let settings = Arc::new(Settings {
         domain: config.cluster_domain,
         ttl: config.ttl,
@@ -69,11 +66,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         listen: config.listen.clone(),
     });
     let zone = Arc::new(ArcSwap::from_pointee(Zone::new(&Snapshot::empty(), Arc::clone(&settings))));
-    let handler = Handler {
-        zone: Arc::clone(&zone),
-        forwarder: Forwarder::new(upstreams),
-        metrics: Arc::clone(&metrics),
-    };
+    let handler =
+        Handler { zone: Arc::clone(&zone), forwarder: forwarder.clone(), metrics: Arc::clone(&metrics) };
     let mut server = Server::new(handler);
     for address in config.listen {
         let (udp, tcp) = socket::open(address).context("--listen")?;
@@ -107,6 +101,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 
     tokio::select! {
         () = drain.started() => {}
+        () = forwarder.run() => {}
         () = follow(discovery.snapshots.clone(), &zone, &settings, &metrics) => {}
         result = server.block_until_done() => return result.context("a socket has failed"),
     }
@@ -126,14 +121,4 @@ async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, settings: &Arc<S
         metrics.generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         metrics.problems.set(i64::try_from(snapshot.problems.len()).unwrap_or(i64::MAX));
     }
-}
-
-fn upstreams(config: &Config) -> anyhow::Result<Vec<SocketAddr>> {
-    let Some(named) = &config.upstreams else { return Ok(forward::upstreams(&config.listen)) };
-    let ourselves = named.iter().find(|upstream| config.listen.contains(upstream));
-    ensure!(
-        ourselves.is_none(),
-        "--upstream {named:?} is an address this server listens on: it would ask itself for ever"
-    );
-    Ok(named.clone())
 }

@@ -1,32 +1,84 @@
-//! The upstream servers of the node.
+//! The upstream servers of the node, as its own resolver finds them.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
-/// Where the node's own resolver finds them.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+use super::address::Upstream;
+use super::routes::Forbidden;
 
 /// glibc looks at no more than three.
 const MAX_SERVERS: usize = 3;
 
-/// The servers of `/etc/resolv.conf`, without those that are ourselves. None if the file is missing.
-pub(crate) fn upstreams(ourselves: &[SocketAddr]) -> Vec<SocketAddr> {
-    let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    let (ours, others): (Vec<_>, Vec<_>) =
-        parse(&text).into_iter().partition(|server| ourselves.contains(server));
-    for server in ours {
-        tracing::warn!(%server, "{RESOLV_CONF} names this server itself, which would ask itself for ever; left out");
-    }
-    others
+/// Where systemd-resolved writes the servers that it asks itself.
+const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+
+/// What a resolv.conf says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ResolvConf {
+    pub(super) upstreams: Vec<Upstream>,
+    /// Domains in which the node itself looks for names.
+    pub(super) search: Vec<String>,
 }
 
-fn parse(text: &str) -> Vec<SocketAddr> {
-    let servers = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        words.next().filter(|word| *word == "nameserver")?;
-        let address: IpAddr = words.next()?.parse().ok()?;
-        Some(SocketAddr::new(address, 53))
-    });
-    servers.take(MAX_SERVERS).collect()
+impl ResolvConf {
+    /// Reads the file. Servers that would ask us in turn are left out, with a warning; if none is left and
+    /// systemd-resolved stands before the real ones, those are taken. Empty if the file is missing.
+    pub(super) fn read(file: &Path, forbidden: &Forbidden) -> Self {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let mut conf = Self::parse(&text);
+        let named = conf.upstreams.len();
+        conf.keep_allowed(forbidden);
+        if conf.upstreams.is_empty() && named > 0 {
+            let behind = Self::parse(&std::fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default());
+            conf.upstreams = behind.upstreams;
+            conf.keep_allowed(forbidden);
+        }
+        conf
+    }
+
+    fn keep_allowed(&mut self, forbidden: &Forbidden) {
+        self.upstreams.retain(|upstream| {
+            let allowed = forbidden.check("resolv.conf: nameserver", upstream);
+            if let Err(error) = &allowed {
+                tracing::warn!("{error}; left out");
+            }
+            allowed.is_ok()
+        });
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut conf = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("nameserver") if conf.upstreams.len() < MAX_SERVERS => {
+                    conf.upstreams.extend(words.next().and_then(parse_server));
+                }
+                // The last one counts (resolv.conf(5)).
+                Some("search" | "domain") => conf.search = words.map(str::to_owned).collect(),
+                _ => {}
+            }
+        }
+        conf
+    }
+}
+
+/// An IPv6 address may name its link: `fe80::1%eth0`. The number of the link may be written instead of its name.
+fn parse_server(word: &str) -> Option<Upstream> {
+    if let Ok(ip) = word.parse::<IpAddr>() {
+        return Some(Upstream::plain(ip));
+    }
+    let (ip, scope) = word.split_once('%')?;
+    let scope = scope.parse().ok().or_else(|| interface_index(scope))?;
+    let address = std::net::SocketAddrV6::new(ip.parse().ok()?, 53, 0, scope);
+    let mut upstream = Upstream::plain(IpAddr::V6(*address.ip()));
+    upstream.address = SocketAddr::V6(address);
+    Some(upstream)
+}
+
+fn interface_index(name: &str) -> Option<u32> {
+    let path = Path::new("/sys/class/net").join(name).join("ifindex");
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -36,7 +88,22 @@ mod tests {
     #[test]
     fn only_whole_nameserver_lines_count_and_three_of_them() {
         let text = "# nameserver 9.9.9.9\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 \nnameserver x\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n";
-        let found: Vec<String> = parse(text).iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["192.0.2.1:53", "[2001:db8::1]:53", "192.0.2.2:53"]);
+        let found = ResolvConf::parse(text);
+        let servers: Vec<String> = found.upstreams.iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["192.0.2.1:53", "[2001:db8::1]:53", "192.0.2.2:53"]);
+        assert_eq!(found.search, ["a", "b"]);
+    }
+
+    #[test]
+    fn servers_that_ask_us_are_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resolv.conf");
+        std::fs::write(&file, "nameserver 127.0.0.53\nnameserver 10.96.0.10\nnameserver 192.0.2.1\n")
+            .unwrap();
+        let listen = vec!["10.96.0.10:53".parse().unwrap()];
+        let forbidden = Forbidden { listen, allow_loopback: false };
+        let found = ResolvConf::read(&file, &forbidden);
+        assert_eq!(found.upstreams, ["192.0.2.1".parse().unwrap()]);
+        assert_eq!(ResolvConf::read(&directory.path().join("none"), &forbidden), ResolvConf::default());
     }
 }

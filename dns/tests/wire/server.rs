@@ -72,7 +72,7 @@ fn spawn(manifests: &Path, address: SocketAddr, arguments: &[&str]) -> Child {
         .arg(manifests)
         .args(["--attachments", "/nonexistent/attachments", "--listen", &address.to_string()])
         .args(["--metrics-bind-address=127.0.0.1:0", "--health-bind-address=127.0.0.1:0"])
-        .arg("--ready-bind-address=127.0.0.1:0")
+        .args(["--ready-bind-address=127.0.0.1:0", "--allow-loopback-upstreams"])
         .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null());

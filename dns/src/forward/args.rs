@@ -1,0 +1,77 @@
+//! The flags of the forwarder.
+
+use std::path::PathBuf;
+
+use super::address::{Stub, Upstream};
+use super::ttl::Limit;
+
+/// How names that are not the cluster's are answered.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Forwarding")]
+#[group(skip)]
+pub struct Args {
+    /// Servers for all other names [default: those of --resolv-conf]. ADDR[:PORT] for plain DNS, tcp://ADDR[:PORT],
+    /// or tls://ADDR[:PORT]#NAME, whose certificate must be for NAME.
+    #[arg(long, value_name = "SERVER", value_delimiter = ',')]
+    pub upstream: Vec<Upstream>,
+
+    /// Servers for the names of one domain; can be repeated. Example: example.internal=10.0.0.53,10.0.1.53
+    #[arg(long, value_name = "DOMAIN=SERVER,...")]
+    pub stub: Vec<Stub>,
+
+    /// Where to find the upstream servers if --upstream names none. Read again when it changes.
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+
+    /// Certificates that are trusted for tls:// servers, as PEM [default: those the machine trusts].
+    #[arg(long, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
+
+    /// Take upstream servers on loopback addresses. Only if they surely do not ask this server in turn.
+    #[arg(long)]
+    pub allow_loopback_upstreams: bool,
+
+    /// A hosts file whose names are answered from it. Read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub hosts: Option<PathBuf>,
+
+    /// Mebibytes for remembered answers; 0 remembers none.
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    pub cache_size: u32,
+
+    /// Bounds for how long answers are remembered; can be repeated. WHAT is success, denial or a record type such as
+    /// AAAA or TYPE65. Without it success=0-3600 and denial=0-1800.
+    #[arg(long, value_name = "WHAT=[MIN-]MAX")]
+    pub cache_ttl: Vec<Limit>,
+
+    /// Seconds for which an answer that has expired may still be given while no upstream server answers (RFC 8767).
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    pub serve_stale: u32,
+
+    /// Queries that may wait for upstream servers; one more is turned away.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    pub max_concurrent: u32,
+
+    /// Spell names at random in queries to upstream servers, which makes answers harder to forge (0x20).
+    #[arg(long)]
+    pub random_case: bool,
+}
+
+impl From<Args> for super::Config {
+    fn from(args: Args) -> Self {
+        Self {
+            upstreams: args.upstream,
+            stubs: args.stub,
+            resolv_conf: args.resolv_conf,
+            ca: args.upstream_ca,
+            allow_loopback: args.allow_loopback_upstreams,
+            hosts: args.hosts,
+            cache_bytes: usize::try_from(args.cache_size).unwrap_or_default() << 20,
+            limits: args.cache_ttl.into_iter().collect(),
+            serve_stale: args.serve_stale,
+            max_concurrent: usize::try_from(args.max_concurrent).unwrap_or(usize::MAX),
+            random_case: args.random_case,
+            hosts_ttl: 5,
+        }
+    }
+}

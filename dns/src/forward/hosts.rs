@@ -1,0 +1,197 @@
+//! Names that are answered without asking anybody: those of a hosts file, and those that mean this machine or nothing
+//! (RFC 6761 §6.3, §6.4; RFC 6303 §4.2 for the reverse names of addresses that are nobody's).
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use super::asked::Asked;
+use super::entry::{Contents, Entry};
+use crate::message::{Encoder, Name, NameBuf, Question, Section, flag, kind, rcode};
+
+/// What one name has, by type.
+#[derive(Debug, Default)]
+struct Host {
+    addresses: Vec<IpAddr>,
+    pointers: Vec<NameBuf>,
+}
+
+/// Every name of a hosts file, with its answers. Types a name does not have are answered with nothing.
+#[derive(Debug, Default)]
+pub(super) struct Hosts(HashMap<NameBuf, Answers>);
+
+#[derive(Debug)]
+struct Answers {
+    by_type: BTreeMap<u16, Arc<Entry>>,
+    nothing: Arc<Entry>,
+}
+
+impl Hosts {
+    /// Reads hosts(5): an address and its names on each line. Lines that are wrong are skipped, as resolvers do.
+    pub(super) fn parse(text: &str, ttl: u32) -> Self {
+        let mut hosts: HashMap<NameBuf, Host> = HashMap::new();
+        for line in text.lines() {
+            let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+            let Some(ip) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
+            for (at, mut name) in words.filter_map(|word| NameBuf::from_text(word).ok()).enumerate() {
+                name.make_lower();
+                // The first is the canonical one.
+                if at == 0 {
+                    hosts.entry(reverse_name(ip)).or_default().pointers.push(name.clone());
+                }
+                hosts.entry(name).or_default().addresses.push(ip);
+            }
+        }
+        let answers = hosts.into_iter().map(|(name, host)| {
+            let answers = Answers::of(&name, &host, ttl);
+            (name, answers)
+        });
+        Self(answers.collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The answer to a question about a name that is here.
+    pub(super) fn get(&self, asked: &Asked<'_>) -> Option<&Arc<Entry>> {
+        let mut name = asked.name.to_buf();
+        name.make_lower();
+        let answers = self.0.get(&name)?;
+        Some(answers.by_type.get(&asked.kind).unwrap_or(&answers.nothing))
+    }
+}
+
+/// The answer for a name that is the same everywhere.
+pub(super) fn special(asked: &Asked<'_>) -> Option<Entry> {
+    let top = asked.name.labels().last()?.to_ascii_lowercase();
+    let localhost: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    match top.as_slice() {
+        b"localhost" => {
+            let addresses = localhost.into_iter().filter(|ip| kind_of(*ip) == asked.kind);
+            let data: Vec<Vec<u8>> = addresses.map(octets).collect();
+            Some(answer(asked.name, asked.kind, rcode::NOERROR, &data, u32::MAX >> 8))
+        }
+        b"invalid" => Some(answer(asked.name, asked.kind, rcode::NXDOMAIN, &[], 0)),
+        b"arpa" => {
+            let labels: Vec<&[u8]> = asked.name.labels().collect();
+            let [.., net, zone, _] = labels.as_slice() else { return None };
+            let is_nobodys =
+                zone.eq_ignore_ascii_case(b"in-addr") && [&b"0"[..], b"127", b"255"].contains(net);
+            is_nobodys.then(|| reverse_special(asked, &labels))
+        }
+        _ => None,
+    }
+}
+
+fn reverse_special(asked: &Asked<'_>, labels: &[&[u8]]) -> Entry {
+    let is_localhost = labels.len() == 6 && labels[..4] == [&b"1"[..], b"0", b"0", b"127"];
+    let data = b"\x09localhost\0".to_vec();
+    match (is_localhost, asked.kind) {
+        (true, kind::PTR) => answer(asked.name, kind::PTR, rcode::NOERROR, &[data], 86_400),
+        (true, kind) => answer(asked.name, kind, rcode::NOERROR, &[], 0),
+        (false, kind) => answer(asked.name, kind, rcode::NXDOMAIN, &[], 0),
+    }
+}
+
+impl Answers {
+    fn of(name: &NameBuf, host: &Host, ttl: u32) -> Self {
+        let mut data: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
+        for ip in &host.addresses {
+            data.entry(kind_of(*ip)).or_default().push(octets(*ip));
+        }
+        for pointer in &host.pointers {
+            data.entry(kind::PTR).or_default().push(pointer.as_name().wire().to_vec());
+        }
+        let make =
+            |kind: u16, data: &[Vec<u8>]| Arc::new(answer(name.as_name(), kind, rcode::NOERROR, data, ttl));
+        let by_type = data.iter().map(|(kind, data)| (*kind, make(*kind, data))).collect();
+        Self { by_type, nothing: make(kind::A, &[]) }
+    }
+}
+
+fn kind_of(ip: IpAddr) -> u16 {
+    if ip.is_ipv4() { kind::A } else { kind::AAAA }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().into(),
+        IpAddr::V6(ip) => ip.octets().into(),
+    }
+}
+
+/// An answer of our own making; what does not fit a message is left out.
+fn answer(name: Name<'_>, kind: u16, code: u16, data: &[Vec<u8>], ttl: u32) -> Entry {
+    let mut message = Vec::new();
+    let mut encoder = Encoder::new(&mut message, usize::from(u16::MAX), 0, flag::QR);
+    encoder
+        .question(Question { name, kind, class: crate::message::CLASS_IN })
+        .expect("a question fits any message");
+    for data in data {
+        let put = |encoder: &mut Encoder<'_>| encoder.put(data);
+        if encoder.record(Section::Answer, name, (kind, crate::message::CLASS_IN, ttl), put).is_err() {
+            break;
+        }
+    }
+    encoder.finish();
+    let contents = Contents { code, is_authentic: false, is_positive: !data.is_empty(), reason: None, ttl };
+    let asked = Asked { name, kind, dnssec_ok: false, checking_disabled: false };
+    Entry::new(message, &asked, contents).expect("the encoder writes what can be read")
+}
+
+fn reverse_name(ip: IpAddr) -> NameBuf {
+    let text = match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(ip) => {
+            let nibbles = (0..32).map(|n| format!("{:x}.", ip.to_bits() >> (4 * n) & 0xF));
+            nibbles.collect::<String>() + "ip6.arpa"
+        }
+    };
+    NameBuf::from_text(&text).expect("a reverse name is a name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code_and_count(entry: &Entry) -> (u16, usize) {
+        (entry.contents().code, entry.records())
+    }
+
+    #[test]
+    fn a_hosts_file_answers_both_families_both_ways_and_nothing_for_other_types() {
+        let text = "# x\n192.0.2.7 Db db.corp # y\n2001:db8::7 db\nnonsense\n192.0.2.8 db\n";
+        let hosts = Hosts::parse(text, 5);
+        let get = |name: &str, kind: u16| {
+            let name = NameBuf::from_text(name).unwrap();
+            let asked = Asked { name: name.as_name(), kind, dnssec_ok: false, checking_disabled: false };
+            hosts.get(&asked).map(|entry| code_and_count(entry))
+        };
+        assert_eq!(get("DB", kind::A), Some((0, 2)));
+        assert_eq!(get("db", kind::AAAA), Some((0, 1)));
+        assert_eq!(get("db.corp", kind::AAAA), Some((0, 0)));
+        assert_eq!(get("7.2.0.192.in-addr.arpa", kind::PTR), Some((0, 1)));
+        assert_eq!(get("nonsense", kind::A), None);
+    }
+
+    #[test]
+    fn names_that_mean_this_machine_or_nothing_are_never_asked_for() {
+        let get = |name: &str, kind: u16| {
+            let name = NameBuf::from_text(name).unwrap();
+            let asked = Asked { name: name.as_name(), kind, dnssec_ok: false, checking_disabled: false };
+            special(&asked).map(|entry| code_and_count(&entry))
+        };
+        assert_eq!(get("localhost", kind::A), Some((0, 1)));
+        assert_eq!(get("x.LOCALHOST", kind::AAAA), Some((0, 1)));
+        assert_eq!(get("localhost", kind::MX), Some((0, 0)));
+        assert_eq!(get("x.invalid", kind::A), Some((3, 0)));
+        assert_eq!(get("1.0.0.127.in-addr.arpa", kind::PTR), Some((0, 1)));
+        assert_eq!(get("2.0.0.127.in-addr.arpa", kind::PTR), Some((3, 0)));
+        assert_eq!(get("1.0.0.10.in-addr.arpa", kind::PTR), None);
+        assert_eq!(get("localhost.example", kind::A), None);
+    }
+}

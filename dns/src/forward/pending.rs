@@ -1,0 +1,65 @@
+//! Queries under way: who asks what is being asked already waits for the same answer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use super::asked::Key;
+use super::entry::Entry;
+use super::failure::Failure;
+
+/// What came of a query.
+pub(super) type Outcome = Result<Arc<Entry>, Failure>;
+
+/// The questions that are being asked.
+#[derive(Debug, Default)]
+pub(super) struct Pending(Mutex<HashMap<Key, watch::Receiver<Option<Outcome>>>>);
+
+/// A place in the queue.
+pub(super) enum Place {
+    /// Somebody asks already.
+    Waiting(Waiting),
+    /// Nobody does: ask, and say what came of it.
+    First(First),
+}
+
+/// Ends with the outcome.
+pub(super) struct Waiting(watch::Receiver<Option<Outcome>>);
+
+/// The one who asks. Dropping it without an outcome lets the others go with nothing.
+pub(super) struct First(watch::Sender<Option<Outcome>>);
+
+impl Pending {
+    /// Joins those who ask this.
+    pub(super) fn join(&self, key: &Key) -> Place {
+        let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One whose sender is gone was cut short.
+        if let Some(receiver) = pending.get(key).filter(|receiver| receiver.has_changed().is_ok()) {
+            return Place::Waiting(Waiting(receiver.clone()));
+        }
+        let (sender, receiver) = watch::channel(None);
+        pending.insert(key.clone(), receiver);
+        Place::First(First(sender))
+    }
+
+    /// Ends a query; who comes now asks anew, or finds the answer in the cache.
+    pub(super) fn finish(&self, key: &Key, first: First, outcome: Outcome) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        first.0.send_replace(Some(outcome));
+    }
+}
+
+impl First {
+    pub(super) fn wait(&self) -> Waiting {
+        Waiting(self.0.subscribe())
+    }
+}
+
+impl Waiting {
+    /// The outcome; `None` if the one who asked has gone.
+    pub(super) async fn outcome(mut self) -> Option<Outcome> {
+        let outcome = self.0.wait_for(Option::is_some).await.ok()?;
+        outcome.clone()
+    }
+}

@@ -1,0 +1,118 @@
+//! Which servers a name is asked of.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use super::address::{Stub, Transport, Upstream};
+use super::metrics::Metrics;
+use super::server::Server;
+use super::stream::Stream;
+use super::tls;
+use crate::message::{Name, NameBuf};
+
+/// Servers that stand for each other.
+pub(super) type Group = Vec<Arc<Server>>;
+
+/// A server that cannot be one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "{flag} {upstream} is an address this server listens on: it would ask itself for ever; name the servers that know the rest of the world"
+    )]
+    Ourselves { flag: &'static str, upstream: String },
+    #[error(
+        "{flag} {upstream} is a loopback address: what listens there usually asks this server in turn, a forwarding loop; name the servers behind it (for systemd-resolved they are in /run/systemd/resolve/resolv.conf), or add --allow-loopback-upstreams if it surely asks others"
+    )]
+    Loopback { flag: &'static str, upstream: String },
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+}
+
+/// What a server must not be.
+#[derive(Clone, Debug)]
+pub(super) struct Forbidden {
+    pub(super) listen: Vec<SocketAddr>,
+    pub(super) allow_loopback: bool,
+}
+
+/// The servers for all names, and those for some.
+#[derive(Default)]
+pub(super) struct Routes {
+    default: Group,
+    stubs: Vec<(NameBuf, Group)>,
+}
+
+/// Makes servers.
+pub(super) struct Builder {
+    pub(super) ca: Option<PathBuf>,
+    pub(super) tasks: TaskTracker,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Routes {
+    pub(super) fn new(builder: &Builder, default: &[Upstream], stubs: &[Stub]) -> Result<Self, tls::Error> {
+        let mut stubs = stubs
+            .iter()
+            .map(|stub| Ok((stub.domain.clone(), builder.group(&stub.upstreams)?)))
+            .collect::<Result<Vec<_>, tls::Error>>()?;
+        // The longest domain that fits is the first that does.
+        stubs.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.as_name().wire().len()));
+        Ok(Self { default: builder.group(default)?, stubs })
+    }
+
+    /// Other servers for the names without a stub.
+    pub(super) fn with_default(&self, default: Group) -> Self {
+        Self { default, stubs: self.stubs.clone() }
+    }
+
+    /// Whom to ask for a name.
+    pub(super) fn servers(&self, name: Name<'_>) -> &Group {
+        let stub = self.stubs.iter().find(|(domain, _)| name.is_within(domain.as_name()));
+        stub.map_or(&self.default, |(_, servers)| servers)
+    }
+
+    /// Every server.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Server>> {
+        self.default.iter().chain(self.stubs.iter().flat_map(|(_, servers)| servers))
+    }
+}
+
+impl Builder {
+    pub(super) fn group(&self, upstreams: &[Upstream]) -> Result<Group, tls::Error> {
+        upstreams.iter().map(|upstream| self.server(upstream)).collect()
+    }
+
+    fn server(&self, upstream: &Upstream) -> Result<Arc<Server>, tls::Error> {
+        let tls = match &upstream.transport {
+            Transport::Tls(name) => Some(tls::to(&tls::connector(self.ca.as_deref())?, name)?),
+            Transport::Plain | Transport::Tcp => None,
+        };
+        let stream = Stream::new(upstream.address, tls, self.tasks.clone());
+        let durations = self.metrics.upstream(&upstream.to_string());
+        Ok(Arc::new(Server::new(upstream.clone(), stream, durations)))
+    }
+}
+
+impl Forbidden {
+    /// Refuses what would ask us in turn.
+    pub(super) fn check(&self, flag: &'static str, upstream: &Upstream) -> Result<(), Error> {
+        let named = || upstream.to_string();
+        if self.is_ourselves(upstream.address) {
+            return Err(Error::Ourselves { flag, upstream: named() });
+        }
+        if upstream.address.ip().is_loopback() && !self.allow_loopback {
+            return Err(Error::Loopback { flag, upstream: named() });
+        }
+        Ok(())
+    }
+
+    fn is_ourselves(&self, address: SocketAddr) -> bool {
+        let wildcard = |listen: &SocketAddr| listen.ip().is_unspecified() && address.ip().is_loopback();
+        self.listen
+            .iter()
+            .any(|listen| *listen == address || (listen.port() == address.port() && wildcard(listen)))
+    }
+}

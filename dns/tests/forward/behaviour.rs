@@ -1,0 +1,233 @@
+//! The cache, the choice of servers, and what is answered without asking.
+
+use std::time::{Duration, Instant};
+
+use crate::server::Server;
+use crate::upstream::{Upstream, a, contains, now, reply, soa};
+
+fn upstream_flag(upstreams: &[&Upstream]) -> String {
+    let addresses: Vec<String> = upstreams.iter().map(|upstream| upstream.address.to_string()).collect();
+    format!("--upstream={}", addresses.join(","))
+}
+
+/// The same answer, whoever asks.
+fn steady(ttl: u32) -> Upstream {
+    Upstream::start(move |asked| now(reply(&asked.query, 0, &[a(ttl, [192, 0, 2, 1])], &[])))
+}
+
+fn silent() -> Upstream {
+    Upstream::start(|_| Vec::new())
+}
+
+#[test]
+fn an_answer_is_asked_for_once_and_its_ttl_counts_down() {
+    let upstream = steady(300);
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    assert_eq!(server.ttl("www.test A"), 300);
+    let cased = server.dig("WwW.tEsT A");
+    assert!(cased.contains("WwW.tEsT."), "the client's spelling comes back: {cased}");
+    testbed::wait_for("the TTL to count down", || {
+        let ttl = server.ttl("www.test A");
+        anyhow::ensure!((290..300).contains(&ttl), "{ttl}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(upstream.count("www"), 1);
+    assert!(server.metric("coredns_cache_hits_total{type=\"success\"}") >= 2.0);
+}
+
+/// RFC 2308 §5
+#[test]
+fn absence_is_remembered_for_as_long_as_the_soa_says_and_not_without_one() {
+    let upstream = Upstream::start(|asked| {
+        let authority = if contains(&asked.query, "nosoa") { vec![] } else { vec![soa(60)] };
+        now(reply(&asked.query, if contains(&asked.query, "nodata") { 0 } else { 3 }, &[], &authority))
+    });
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    for (name, status, times) in [("gone", "NXDOMAIN", 1), ("nodata", "NOERROR", 1), ("nosoa", "NXDOMAIN", 3)]
+    {
+        for _ in 0..3 {
+            assert_eq!(server.status(&format!("{name}.test A")), status);
+        }
+        assert_eq!(upstream.count(name), times, "{name}");
+    }
+    let soa = server.dig("+noall +authority gone.test A");
+    let ttl: u32 = soa.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(ttl <= 60 && soa.contains("SOA"), "{soa}");
+}
+
+#[test]
+fn ttls_keep_to_the_limits_of_their_type() {
+    let upstream = steady(86_400);
+    let server = Server::start(&[&upstream_flag(&[&upstream]), "--cache-ttl=A=5-60"]);
+    assert_eq!(server.ttl("www.test A"), 60);
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    assert_eq!(server.ttl("www.test A"), 3600);
+}
+
+#[test]
+fn like_queries_are_asked_once() {
+    let upstream = Upstream::start(|asked| {
+        vec![(Duration::from_millis(150), reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
+    });
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| assert_eq!(server.short("www.test A"), "192.0.2.1"));
+        }
+    });
+    assert_eq!(upstream.count("www"), 1);
+}
+
+/// Complaint 9: a dead upstream made every query wait for 2 s and more.
+#[test]
+fn complaint_9_a_dead_or_slow_upstream_costs_one_hedge_and_then_nothing() {
+    let (dead, slow, good) = (
+        silent(),
+        Upstream::start(|asked| {
+            vec![(Duration::from_millis(700), reply(&asked.query, 0, &[a(60, [192, 0, 2, 2])], &[]))]
+        }),
+        steady(60),
+    );
+    let server = Server::start(&[&upstream_flag(&[&dead, &slow, &good])]);
+    let mut times: Vec<Duration> = (0..20)
+        .map(|n| {
+            let (answer, took) = server.timed(&format!("n{n}.test A"));
+            assert!(answer.starts_with("192.0.2."), "{answer}");
+            took
+        })
+        .collect();
+    assert!(times[0] < Duration::from_millis(1500), "the first: {:?}", times[0]);
+    times.sort();
+    assert!(times[10] < Duration::from_millis(200), "the median: {times:?}");
+}
+
+/// Complaint 9: the client gives up after 5 s.
+#[test]
+fn complaint_9_when_nobody_answers_the_client_is_told_why_before_it_turns_away() {
+    let dead = silent();
+    let server = Server::start(&[&upstream_flag(&[&dead])]);
+    let started = Instant::now();
+    let reply = server.dig("+edns www.test A");
+    assert!(reply.contains("SERVFAIL") && reply.contains("EDE: 22"), "{reply}");
+    assert!(started.elapsed() < Duration::from_millis(4900), "{:?}", started.elapsed());
+    // RFC 9520: not again at once.
+    let asked = dead.count("www");
+    let reply = server.dig("+edns www.test A");
+    assert!(reply.contains("SERVFAIL") && reply.contains("EDE: 13"), "{reply}");
+    assert_eq!(dead.count("www"), asked);
+    assert_eq!(server.status("dns-version.cluster.local TXT"), "NOERROR");
+}
+
+/// Complaint 9, RFC 8767: total outage when the cache expired.
+#[test]
+fn complaint_9_an_expired_answer_is_better_than_none() {
+    let upstream = Upstream::start(|asked| {
+        // Once, and then never again.
+        let first = contains(&asked.query, "www") && asked.number < 3;
+        if first { now(reply(&asked.query, 0, &[a(1, [192, 0, 2, 1])], &[])) } else { Vec::new() }
+    });
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    assert_eq!(server.short("www.test A"), "192.0.2.1");
+    testbed::wait_for("a stale answer", || {
+        let reply = server.dig("+edns www.test A");
+        anyhow::ensure!(reply.contains("EDE: 3") && reply.contains("192.0.2.1"), "{reply}");
+        anyhow::ensure!(server.ttl("www.test A") == 30);
+        Ok(())
+    })
+    .unwrap();
+    // Once that is known, nobody waits for it any more.
+    testbed::wait_for("stale answers at once", || {
+        let (answer, took) = server.timed("www.test A");
+        anyhow::ensure!(answer == "192.0.2.1" && took < Duration::from_millis(900), "{answer} {took:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(server.metric("coredns_cache_served_stale_total") >= 2.0);
+}
+
+#[test]
+fn a_popular_answer_is_asked_for_again_before_it_expires() {
+    let upstream = steady(10);
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    testbed::wait_for("the second time it is asked for", || {
+        let (answer, _) = server.timed("www.test A");
+        assert_eq!(answer, "192.0.2.1");
+        let ttl = server.ttl("www.test A");
+        anyhow::ensure!(upstream.count("www") > 1, "TTL {ttl}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(server.metric("coredns_cache_prefetch_total") >= 1.0);
+}
+
+#[test]
+fn a_stub_domain_has_servers_of_its_own_and_the_longest_one_wins() {
+    let (outer, inner, rest) = (steady(60), steady(60), steady(60));
+    let server = Server::start(&[
+        &upstream_flag(&[&rest]),
+        &format!("--stub=internal={}", outer.address),
+        &format!("--stub=deep.internal={}", inner.address),
+    ]);
+    for name in ["a.internal", "b.deep.internal", "c.test"] {
+        assert_eq!(server.short(&format!("{name} A")), "192.0.2.1");
+    }
+    let counts = [&outer, &inner, &rest].map(|u| [u.count("\u{1}a"), u.count("\u{1}b"), u.count("\u{1}c")]);
+    assert_eq!(counts, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]);
+}
+
+#[test]
+fn hosts_are_answered_from_the_file_and_follow_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("hosts");
+    std::fs::write(&file, "192.0.2.9 printer\n").unwrap();
+    let upstream = steady(60);
+    let flag = format!("--hosts={}", file.display());
+    let server = Server::start(&[&upstream_flag(&[&upstream]), &flag]);
+    assert_eq!(server.short("printer A"), "192.0.2.9");
+    assert_eq!(server.short("printer AAAA"), "");
+    assert_eq!(server.short("-x 192.0.2.9"), "printer.");
+    std::fs::write(&file, "192.0.2.10 printer new\n").unwrap();
+    testbed::wait_for("the new address", || {
+        anyhow::ensure!(server.short("printer A") == "192.0.2.10");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(upstream.count("printer"), 0);
+}
+
+#[test]
+fn a_changed_resolv_conf_changes_the_servers() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("resolv.conf");
+    std::fs::write(&file, "search x\n").unwrap();
+    // resolv.conf has no ports, so the server must be at 53 of an address of its own.
+    let node = testbed::Node::new().unwrap();
+    let address = "127.0.0.9:53";
+    let flag = format!("--resolv-conf={}", file.display());
+    node.run(|| {
+        let socket = std::net::UdpSocket::bind(address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let server = Server::start_at("127.0.0.1:5300".parse().unwrap(), &[&flag]);
+        assert_eq!(server.status("www.test A"), "REFUSED");
+        std::fs::write(&file, "nameserver 127.0.0.9\n").unwrap();
+        let mut buffer = [0; 512];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                testbed::wait_for("the new server", || {
+                    anyhow::ensure!(server.short("+time=1 www.test A") == "192.0.2.1");
+                    Ok(())
+                })
+                .unwrap();
+            });
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).unwrap();
+                let query = &buffer[..length];
+                socket.send_to(&reply(query, 0, &[a(60, [192, 0, 2, 1])], &[]), from).unwrap();
+                if contains(query, "www") {
+                    break;
+                }
+            }
+        });
+    });
+}

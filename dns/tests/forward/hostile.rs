@@ -1,0 +1,208 @@
+//! Answers that are forged, cut, or beside the point.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use crate::server::Server;
+use crate::upstream::{Upstream, a, contains, now, record, reply, soa};
+
+fn start(upstream: &Upstream, more: &[&str]) -> Server {
+    let flag = format!("--upstream={}", upstream.address);
+    Server::start(&[&[flag.as_str()], more].concat())
+}
+
+/// RFC 5452 §9, RFC 6056
+#[test]
+fn ids_and_ports_are_random_and_what_does_not_match_is_not_believed() {
+    let upstream = Upstream::start(|asked| {
+        let good = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        let forged = reply(&asked.query, 0, &[a(60, [203, 0, 113, 66])], &[]);
+        let mut other_id = forged.clone();
+        other_id[0] ^= 1;
+        let mut other_name = forged.clone();
+        other_name[13] ^= 1;
+        let mut other_type = forged.clone();
+        let end = 12 + forged[12..].iter().position(|byte| *byte == 0).unwrap();
+        other_type[end + 2] = 28;
+        let mut no_response = forged.clone();
+        no_response[2] &= 0x7F;
+        let mut two_questions = forged;
+        two_questions[5] = 2;
+        let forgeries = [other_id, other_name, other_type, no_response, two_questions, vec![0; 3]];
+        let forgeries = forgeries.into_iter().map(|message| (Duration::ZERO, message));
+        forgeries.chain([(Duration::from_millis(5), good)]).collect()
+    });
+    let server = start(&upstream, &[]);
+    for n in 0..40 {
+        assert_eq!(server.short(&format!("n{n}.test A")), "192.0.2.1");
+    }
+    upstream.with_seen(|seen| {
+        let seen: Vec<_> = seen.iter().filter(|asked| contains(&asked.query, "test")).collect();
+        let ids: HashSet<&[u8]> = seen.iter().map(|asked| &asked.query[..2]).collect();
+        let ports: HashSet<u16> = seen.iter().map(|asked| asked.from.port()).collect();
+        assert!(ids.len() > 36 && ports.len() > 36, "{} ids, {} ports", ids.len(), ports.len());
+    });
+}
+
+/// RFC 5452 §9.3: who guesses gets no second chance by UDP.
+#[test]
+fn a_storm_of_guesses_is_answered_by_tcp() {
+    let upstream = Upstream::start(|asked| {
+        let good = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        if asked.by_tcp || !contains(&asked.query, "www") {
+            return now(good);
+        }
+        let guess = |n: u8| {
+            let mut guess = reply(&asked.query, 0, &[a(60, [203, 0, 113, 66])], &[]);
+            guess[0] ^= n + 1;
+            (Duration::ZERO, guess)
+        };
+        (0..50).map(guess).collect()
+    });
+    let server = start(&upstream, &[]);
+    assert_eq!(server.short("www.test A"), "192.0.2.1");
+    upstream.with_seen(|seen| assert!(seen.iter().any(|asked| asked.by_tcp)));
+}
+
+#[test]
+fn only_what_answers_the_question_is_kept() {
+    let upstream = Upstream::start(|asked| {
+        let victim = record(b"\x06victim\x04test\0", 1, 60, &[203, 0, 113, 66]);
+        let answers = match () {
+            () if contains(&asked.query, "victim") => vec![a(60, [192, 0, 2, 7])],
+            () if contains(&asked.query, "alias") => vec![
+                victim.clone(),
+                record(b"\x06target\x04test\0", 1, 60, &[192, 0, 2, 8]),
+                record(b"\x05alias\x04test\0", 5, 60, b"\x06target\x04test\0"),
+            ],
+            () => vec![a(60, [192, 0, 2, 1]), victim.clone()],
+        };
+        now(reply(&asked.query, 0, &answers, &[record(b"\x04test\0", 2, 60, b"\x02ns\x03bad\0"), victim]))
+    });
+    let server = start(&upstream, &[]);
+    let all = server.dig("+noall +answer +authority +additional www.test A");
+    assert_eq!(all.lines().count(), 1, "{all}");
+    let alias = server.dig("+noall +answer alias.test A");
+    let lines: Vec<&str> = alias.lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains("CNAME") && lines[1].contains("192.0.2.8"), "{alias}");
+    assert_eq!(server.short("victim.test A"), "192.0.2.7");
+}
+
+/// Complaint 10: A=NOERROR while AAAA=NXDOMAIN for the same name.
+#[test]
+fn complaint_10_no_answer_for_one_family_hides_the_other() {
+    let upstream = Upstream::start(|asked| {
+        let is_aaaa = contains(&asked.query, "test\0\0\u{1c}");
+        if is_aaaa {
+            now(reply(&asked.query, 3, &[], &[soa(60)]))
+        } else {
+            now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))
+        }
+    });
+    let server = start(&upstream, &[]);
+    assert_eq!(server.short("www.test A"), "192.0.2.1");
+    assert_eq!(server.status("www.test AAAA"), "NOERROR");
+    assert_eq!(server.status("late.test AAAA"), "NXDOMAIN");
+    assert_eq!(server.short("late.test A"), "192.0.2.1");
+    assert_eq!(server.status("late.test AAAA"), "NOERROR");
+}
+
+#[test]
+fn a_cut_answer_is_asked_for_by_tcp() {
+    let upstream = Upstream::start(|asked| {
+        if asked.by_tcp {
+            let many: Vec<_> = (0..200).map(|n| a(60, [192, 0, 2, n])).collect();
+            return now(reply(&asked.query, 0, &many, &[]));
+        }
+        let mut cut = reply(&asked.query, 0, &[], &[]);
+        cut[2] |= 2;
+        now(cut)
+    });
+    let server = start(&upstream, &[]);
+    assert_eq!(server.short("+tcp large.test A").lines().count(), 200);
+}
+
+/// draft-vixie-dnsext-dns0x20
+#[test]
+fn random_case_is_kept_or_the_answer_comes_by_tcp() {
+    let upstream = Upstream::start(|asked| {
+        let mut answer = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        if contains(&asked.query, "careless") && !asked.by_tcp {
+            answer[12..].make_ascii_lowercase();
+        }
+        now(answer)
+    });
+    let server = start(&upstream, &["--random-case"]);
+    assert_eq!(server.short("carefulcarefulcareful.test A"), "192.0.2.1");
+    assert_eq!(server.short("carelesscarelesscareless.test A"), "192.0.2.1");
+    upstream.with_seen(|seen| {
+        let mixed = |asked: &&crate::upstream::Asked| asked.query[12..].iter().any(u8::is_ascii_uppercase);
+        assert!(seen.iter().filter(mixed).count() >= 2);
+        let by_tcp: Vec<_> = seen.iter().filter(|asked| asked.by_tcp).collect();
+        assert!(!by_tcp.is_empty() && by_tcp.iter().all(|asked| contains(&asked.query, "careless")));
+    });
+}
+
+/// RFC 6891 §7
+#[test]
+fn a_server_that_does_not_know_edns_is_asked_without() {
+    let upstream = Upstream::start(|asked| {
+        let has_opt = asked.query[11] == 1;
+        let answers = if has_opt { vec![] } else { vec![a(60, [192, 0, 2, 1])] };
+        now(reply(&asked.query, u8::from(has_opt), &answers, &[]))
+    });
+    let server = start(&upstream, &[]);
+    assert_eq!(server.short("www.test A"), "192.0.2.1");
+}
+
+#[test]
+fn servfail_and_refused_of_one_server_are_not_the_last_word() {
+    for code in [2, 5] {
+        let bad = Upstream::start(move |asked| now(reply(&asked.query, code, &[], &[])));
+        let good = Upstream::start(|asked| now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[])));
+        let server = Server::start(&[&format!("--upstream={},{}", bad.address, good.address)]);
+        for n in 0..5 {
+            assert_eq!(server.short(&format!("n{n}.test A")), "192.0.2.1");
+        }
+    }
+}
+
+/// CoreDNS's CrashLoopBackOff with 127.0.0.53 (complaints, "also").
+#[test]
+fn a_forwarding_loop_is_found_and_the_cluster_zone_goes_on() {
+    let address: std::net::SocketAddr = ([127, 0, 0, 1], testbed::free_port().unwrap()).into();
+    // A server that asks whoever asked it: here, ours.
+    let upstream = Upstream::start(move |asked| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut buffer = [0; 4096];
+        socket.send_to(&asked.query, address).unwrap();
+        socket.recv(&mut buffer).map_or_else(|_late| Vec::new(), |length| now(buffer[..length].to_vec()))
+    });
+    let server = Server::start_at(address, &[&format!("--upstream={}", upstream.address)]);
+    testbed::wait_for("the loop to be found", || {
+        anyhow::ensure!(server.metric("portolan_dns_looping_upstreams") >= 1.0);
+        Ok(())
+    })
+    .unwrap();
+    let reply = server.dig("+edns www.test A");
+    assert!(reply.contains("SERVFAIL") && reply.contains("EDE: 0"), "{reply}");
+    assert_eq!(server.status("dns-version.cluster.local TXT"), "NOERROR");
+}
+
+#[test]
+fn upstreams_that_lead_back_are_refused_at_the_start_with_the_way_out() {
+    for (flag, hint) in [
+        ("--upstream=127.0.0.53", "--allow-loopback-upstreams"),
+        ("--upstream=127.0.0.1:5399", "would ask itself for ever"),
+        ("--stub=x=[::1]:53", "--allow-loopback-upstreams"),
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_portolan-dns"))
+            .args(["--listen=127.0.0.1:5399", "--manifests=/nonexistent", flag])
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{flag}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(hint), "{flag}: {said}");
+    }
+}

@@ -1,0 +1,9 @@
+//! What is asked of others: the running server in front of real and of scripted upstream servers.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod behaviour;
+mod hostile;
+mod real;
+mod server;
+mod upstream;

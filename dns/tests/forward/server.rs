@@ -1,0 +1,99 @@
+//! A running portolan-dns without any Services.
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Stopped when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    metrics: u16,
+    _manifests: tempfile::TempDir,
+}
+
+impl Server {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_at(([127, 0, 0, 1], testbed::free_port().unwrap()).into(), arguments)
+    }
+
+    pub(crate) fn start_at(address: SocketAddr, arguments: &[&str]) -> Self {
+        let manifests = tempfile::tempdir().unwrap();
+        let metrics = testbed::free_port().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_portolan-dns"))
+            .arg("--manifests")
+            .arg(manifests.path())
+            .args(["--attachments", "/nonexistent/attachments", "--listen", &address.to_string()])
+            .arg(format!("--metrics-bind-address=127.0.0.1:{metrics}"))
+            .args(["--health-bind-address=127.0.0.1:0", "--ready-bind-address=127.0.0.1:0"])
+            .arg("--allow-loopback-upstreams")
+            .args(
+                arguments
+                    .iter()
+                    .all(|a| !a.starts_with("--resolv-conf"))
+                    .then_some("--resolv-conf=/nonexistent"),
+            )
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self { child, address, metrics, _manifests: manifests };
+        testbed::wait_for("the server to be ready", || {
+            let status = server.status("dns-version.cluster.local TXT");
+            anyhow::ensure!(status == "NOERROR", "{status:?}");
+            Ok(())
+        })
+        .unwrap();
+        server
+    }
+
+    /// What dig prints.
+    pub(crate) fn dig(&self, arguments: &str) -> String {
+        let server = format!("@{}", self.address.ip());
+        let port = self.address.port().to_string();
+        let mut command = Command::new("dig");
+        command.args([&server, "-p", &port, "+tries=1", "+time=5"]).args(arguments.split_whitespace());
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    }
+
+    /// The addresses, and how long it took.
+    pub(crate) fn timed(&self, question: &str) -> (String, Duration) {
+        let started = Instant::now();
+        let answer = self.dig(&format!("+short {question}"));
+        (answer.trim().to_owned(), started.elapsed())
+    }
+
+    pub(crate) fn short(&self, question: &str) -> String {
+        self.timed(question).0
+    }
+
+    /// The code of the reply.
+    pub(crate) fn status(&self, question: &str) -> String {
+        let output = self.dig(question);
+        let status = output.split("status: ").nth(1).and_then(|rest| rest.split(',').next());
+        status.unwrap_or_default().to_owned()
+    }
+
+    /// The TTL of the first record.
+    pub(crate) fn ttl(&self, question: &str) -> u32 {
+        let output = self.dig(&format!("+noall +answer {question}"));
+        output.split_whitespace().nth(1).and_then(|ttl| ttl.parse().ok()).expect(&output)
+    }
+
+    /// A line of /metrics.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let url = format!("http://127.0.0.1:{}/metrics", self.metrics);
+        let page = Command::new("curl").args(["-fsS", "-m2", &url]).output().unwrap().stdout;
+        let page = String::from_utf8(page).unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
