@@ -128,4 +128,86 @@ impl Comparison {
     pub fn path(&self, name: &str) -> Option<&PathResult> {
         self.paths.iter().find(|path| path.path == name)
     }
+
+    /// What a reader must know: errors, and a machine too noisy to tell anything but large differences.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for path in self.paths.iter().filter(|path| path.errors > 0) {
+            found.push(format!(
+                "{}: {}: {} errors in {} requests",
+                self.title, path.path, path.errors, path.requests
+            ));
+        }
+        let (Some(noise), Some(first)) = (self.noise(Percentile::P50), self.paths.first()) else {
+            return found;
+        };
+        if noise > first.p50 * TOO_NOISY {
+            found.push(format!(
+                "{}: the machine is noisy: the same path twice differs by up to {noise:.1} µs at a p50 of {:.1} µs; stop \
+                 what else runs on it and measure again",
+                self.title, first.p50
+            ));
+        }
+        found
+    }
+}
+
+/// Share of the median that A/A may be wide before a reader is warned.
+const TOO_NOISY: f64 = 0.2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(name: &str, errors: u64, added: Option<Estimate>) -> PathResult {
+        let added = added.map(|estimate| Added { p50: estimate, p99: estimate, p999: estimate });
+        PathResult {
+            path: name.to_owned(),
+            again: name.ends_with(" again"),
+            requests: 1000,
+            errors,
+            p50: 50.0,
+            p90: 60.0,
+            p99: 70.0,
+            p999: 80.0,
+            max: 90.0,
+            rate: 1.0.into(),
+            added,
+            relative_rate: 1.0.into(),
+            usage: Usage::default(),
+            lag: None,
+            rounds: Vec::new(),
+        }
+    }
+
+    fn compared(noise: f64, errors: u64) -> Comparison {
+        Comparison {
+            title: "RR".to_owned(),
+            load: String::new(),
+            unit: "requests".to_owned(),
+            rounds: 10,
+            block_ms: 200,
+            paths: vec![
+                path("direct", 0, None),
+                path("direct again", 0, Some(Estimate::new(-noise, 0.1, 1.0))),
+                path("proxy", errors, Some(Estimate::new(4.0, 5.0, 6.0))),
+            ],
+        }
+    }
+
+    #[test]
+    fn nothing_within_the_noise_is_a_difference() {
+        let quiet = compared(2.0, 0);
+        assert!(quiet.is_difference(&quiet.paths[2], Percentile::P50));
+        let noisy = compared(5.5, 0);
+        assert!(!noisy.is_difference(&noisy.paths[2], Percentile::P50));
+        assert!(!quiet.is_difference(&quiet.paths[1], Percentile::P99), "zero is inside its interval");
+    }
+
+    #[test]
+    fn a_noisy_machine_and_errors_are_told() {
+        assert_eq!(compared(2.0, 0).warnings(), Vec::<String>::new());
+        assert!(compared(20.0, 0).warnings()[0].contains("the machine is noisy"));
+        assert!(compared(2.0, 3).warnings()[0].contains("RR: proxy: 3 errors in 1000 requests"));
+    }
 }

@@ -1,31 +1,35 @@
 //! Paths measured side by side: short blocks in random order, compared round by round.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
 use netns::NetNs;
 
 use crate::comparison::{Added, Comparison, PathResult, Usage};
-use crate::load::{self, Shape};
+use crate::interrupt;
+use crate::load::{self, Block, Destination, Load, Shape};
 use crate::meter::{Meter, Spent};
 use crate::processor::Process;
-use crate::record::micros;
+use crate::progress::Progress;
+use crate::raw::{RawBlock, RawPath};
+use crate::record::{Record, micros};
 use crate::statistics::{bootstrap, paired};
 
 /// Short, so that a drift of the machine's speed meets all paths alike.
 pub(crate) const BLOCK: Duration = Duration::from_millis(200);
 
+/// An open loop needs some requests in a block.
+const OPEN_BLOCK: Duration = Duration::from_millis(500);
+
 /// One way from the client to the server.
 pub(crate) struct Path<'a> {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Where the client is.
     pub(crate) client: &'a NetNs,
-    /// Where it is entered, for each shape it can carry.
-    pub(crate) addresses: BTreeMap<&'static str, SocketAddr>,
+    pub(crate) to: Destination,
+    /// What it cannot carry.
+    pub(crate) without: &'static [Shape],
     /// Who carries it, if not the kernel.
     pub(crate) process: Option<Process>,
 }
@@ -33,77 +37,133 @@ pub(crate) struct Path<'a> {
 /// What is collected of one path.
 struct Total {
     latencies: Histogram<u64>,
+    lag: Histogram<u64>,
     errors: u64,
     units: f64,
     spent: Spent,
     preempted: u64,
     rounds: Vec<[f64; 4]>,
+    blocks: Vec<RawBlock>,
 }
 
-/// Measures every path that carries `shape` for `rounds` rounds after one that warms up. The first path is what the
-/// others are compared with.
-pub(crate) fn measure(shape: Shape, paths: &[Path<'_>], rounds: usize) -> Result<Comparison> {
-    let paths: Vec<&Path<'_>> =
-        paths.iter().filter(|path| path.addresses.contains_key(shape.name())).collect();
+/// Measures every path that carries the load for `rounds` rounds after one that warms up, and adds what was found to the
+/// record: the comparison, the distributions, the raw data. The first path is what the others are compared with. A run
+/// that is interrupted keeps the rounds that are whole.
+pub(crate) fn measure(record: &mut Record, load: Load, paths: &[Path<'_>], rounds: usize) -> Result<()> {
+    let paths: Vec<&Path<'_>> = paths.iter().filter(|path| !path.without.contains(&load.shape)).collect();
+    let length = if load.shape == Shape::Open { OPEN_BLOCK } else { BLOCK };
     let mut totals: Vec<Total> = paths.iter().map(|_| Total::new()).collect();
+    let began = Instant::now();
+    let mut progress = Progress::new(&load.title(), rounds);
     for round in 0..=rounds {
-        progress(shape.name(), round, rounds);
+        progress.at(round);
         let mut order: Vec<usize> = (0..paths.len()).collect();
         fastrand::shuffle(&mut order);
+        let mut found = Vec::new();
         for index in order {
-            let (path, total) = (paths[index], &mut totals[index]);
-            let address = path.addresses[shape.name()];
-            let before = Meter::read(path.process.as_ref());
-            let block = path.client.run(|| load::run(shape, address, BLOCK))?;
-            let block = block.with_context(|| format!("{} through {}", shape.name(), path.name))?;
-            if round > 0 {
-                total.spent += before.until(&Meter::read(path.process.as_ref()));
-                total.add(&block)?;
+            if interrupt::requested() {
+                record.interrupted =
+                    Some(format!("by a signal, in round {round} of {rounds} of {}", load.title()));
+                break;
+            }
+            found.push((index, block(load, paths[index], length)?));
+        }
+        // Only whole rounds can be compared; the first one warms up.
+        if round > 0 && found.len() == paths.len() {
+            for (index, (block, spent)) in found {
+                totals[index].add(round, began, block, spent)?;
             }
         }
     }
+    drop(progress);
+    if totals[0].rounds.is_empty() {
+        return Ok(());
+    }
+    conclude(record, load, &paths, totals, length)
+}
+
+fn block(load: Load, path: &Path<'_>, length: Duration) -> Result<(Block, Spent)> {
+    let before = Meter::read(path.process.as_ref());
+    let block = path.client.run(|| load::run(load, &path.to, length))?;
+    let block = block.with_context(|| format!("{} through {}", load.title(), path.name))?;
+    Ok((block, before.until(&Meter::read(path.process.as_ref()))))
+}
+
+fn conclude(
+    record: &mut Record,
+    load: Load,
+    paths: &[&Path<'_>],
+    totals: Vec<Total>,
+    length: Duration,
+) -> Result<()> {
     let first = totals[0].rounds.clone();
-    Ok(Comparison {
-        title: shape.name().to_owned(),
-        load: format!("{} bytes each way", load::MESSAGE),
-        unit: if shape == Shape::Stream { "MiB" } else { "requests" }.to_owned(),
-        rounds,
-        block_ms: u64::try_from(BLOCK.as_millis())?,
-        paths: paths.iter().zip(totals).map(|(path, total)| total.result(shape, path, &first)).collect(),
-    })
+    let mut results = Vec::new();
+    for (index, (path, total)) in paths.iter().zip(totals).enumerate() {
+        if load.shape != Shape::Stream {
+            record.distribution(&load.title(), &path.name, &total.latencies);
+        }
+        results.push(total.result(load.shape, path, (index > 0).then_some(&first)));
+        let blocks = total.blocks;
+        record.raw.push(RawPath { load: load.title(), path: path.name.clone(), blocks });
+    }
+    let comparison = Comparison {
+        title: load.title(),
+        load: load.words(),
+        unit: if load.shape == Shape::Stream { "MiB" } else { "requests" }.to_owned(),
+        rounds: first.len(),
+        block_ms: u64::try_from(length.as_millis())?,
+        paths: results,
+    };
+    record.warnings.extend(comparison.warnings());
+    record.comparisons.push(comparison);
+    Ok(())
 }
 
 impl Total {
     fn new() -> Self {
         Self {
             latencies: load::histogram(),
+            lag: load::histogram(),
             errors: 0,
             units: 0.0,
             spent: Spent::default(),
             preempted: 0,
             rounds: Vec::new(),
+            blocks: Vec::new(),
         }
     }
 
-    fn add(&mut self, block: &load::Block) -> Result<()> {
+    fn add(&mut self, round: usize, began: Instant, block: Block, spent: Spent) -> Result<()> {
         self.errors += block.errors;
         self.units += block.units;
         self.preempted += block.preempted;
+        self.spent += spent;
         let at = |quantile| micros(block.latencies.value_at_quantile(quantile));
         self.rounds.push([at(0.5), at(0.99), at(0.999), block.units / block.took.as_secs_f64()]);
-        Ok(self.latencies.add(&block.latencies)?)
+        self.latencies.add(&block.latencies)?;
+        self.lag.add(&block.lag)?;
+        self.blocks.push(RawBlock {
+            round,
+            at: block.began - began,
+            took: block.took,
+            latencies: block.latencies,
+            errors: block.errors,
+            units: block.units,
+            steal: spent.steal,
+            preempted: block.preempted,
+        });
+        Ok(())
     }
 
-    fn result(self, shape: Shape, path: &Path<'_>, first: &[[f64; 4]]) -> PathResult {
+    fn result(&self, shape: Shape, path: &Path<'_>, first: Option<&Vec<[f64; 4]>>) -> PathResult {
         let at = |quantile| micros(self.latencies.value_at_quantile(quantile));
-        let is_first = self.rounds == first;
+        let lag = |quantile| micros(self.lag.value_at_quantile(quantile));
         let column =
             |rounds: &[[f64; 4]], index: usize| rounds.iter().map(|round| round[index]).collect::<Vec<_>>();
-        let added =
-            |index| paired(&column(&self.rounds, index), &column(first, index), |own, other| own - other);
+        let compared = first.filter(|_| shape != Shape::Stream);
         let per_unit = |time: Duration| time.as_secs_f64() * 1e6 / self.units;
         PathResult {
-            path: path.name.to_owned(),
+            path: path.name.clone(),
             again: path.name.ends_with(" again"),
             requests: self.latencies.len(),
             errors: self.errors,
@@ -113,12 +173,16 @@ impl Total {
             p999: at(0.999),
             max: micros(self.latencies.max()),
             rate: bootstrap(&column(&self.rounds, 3)),
-            added: (!is_first && shape != Shape::Stream).then(|| Added {
-                p50: added(0),
-                p99: added(1),
-                p999: added(2),
+            added: compared.map(|first| {
+                let added = |index| {
+                    paired(&column(&self.rounds, index), &column(first, index), |own, other| own - other)
+                };
+                Added { p50: added(0), p99: added(1), p999: added(2) }
             }),
-            relative_rate: paired(&column(&self.rounds, 3), &column(first, 3), |own, other| own / other),
+            relative_rate: first.map_or_else(
+                || 1.0.into(),
+                |first| paired(&column(&self.rounds, 3), &column(first, 3), |own, other| own / other),
+            ),
             usage: Usage {
                 between: path.process.as_ref().map(|_| per_unit(self.spent.between)),
                 all: per_unit(self.spent.between + self.spent.own),
@@ -126,18 +190,8 @@ impl Total {
                 preempted: self.preempted,
                 steal_ms: self.spent.steal * 1000.0,
             },
-            lag: None,
-            rounds: self.rounds,
-        }
-    }
-}
-
-#[expect(clippy::print_stderr, reason = "progress, for people")]
-fn progress(shape: &str, round: usize, rounds: usize) {
-    if std::io::stderr().is_terminal() {
-        eprint!("\r{shape}: round {round} of {rounds} ");
-        if round == rounds {
-            eprint!("\r{:40}\r", "");
+            lag: (!self.lag.is_empty()).then(|| [lag(0.5), lag(0.99), micros(self.lag.max())]),
+            rounds: self.rounds.clone(),
         }
     }
 }

@@ -1,22 +1,23 @@
 //! The load generator: one thread, no timer on the measured path.
+//!
+//! A closed loop sends when it has been answered, so a server that stalls is asked less while it stalls, and the stall
+//! hardly shows in its percentiles (coordinated omission). An open loop sends when the schedule says so and counts from
+//! that moment, whatever became of the requests before.
 
+mod closed;
+mod open;
+mod resolve;
 pub(crate) mod server;
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{UsageWho, getrusage};
 
-/// Bytes of a request and of its answer.
+/// Bytes of a request and of its answer, unless a load says otherwise.
 pub(crate) const MESSAGE: usize = 64;
-
-/// Connections of [`Shape::Many`].
-const CONNECTIONS: usize = 64;
 
 /// Longer than this is a failure, not a latency.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -26,9 +27,12 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Block {
     /// Nanoseconds.
     pub(crate) latencies: Histogram<u64>,
+    /// How late requests were sent, nanoseconds: empty in a closed loop, which has no schedule.
+    pub(crate) lag: Histogram<u64>,
     pub(crate) errors: u64,
     /// Requests, or mebibytes of a stream.
     pub(crate) units: f64,
+    pub(crate) began: Instant,
     pub(crate) took: Duration,
     /// How often this thread was put off its core.
     pub(crate) preempted: u64,
@@ -51,6 +55,33 @@ pub enum Shape {
     /// Requests by datagram (netperf's UDP_RR).
     #[value(name = "udp-rr")]
     Datagrams,
+    /// Resolve a name, connect, one request: what a program that starts pays.
+    Cold,
+    /// Requests at a fixed rate, whether answered or not: latency counts from the intended moment.
+    Open,
+}
+
+/// A load in every detail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) shape: Shape,
+    /// Bytes of a request and of its answer.
+    pub(crate) message: usize,
+    /// Open at a time.
+    pub(crate) connections: usize,
+    /// Requests a second of an open loop.
+    pub(crate) rate: u32,
+}
+
+/// Where a load goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Destination {
+    /// What echoes.
+    pub(crate) echo: SocketAddr,
+    /// What swallows a stream.
+    pub(crate) sink: SocketAddr,
+    /// The name that leads to `echo`'s address.
+    pub(crate) host: String,
 }
 
 impl Shape {
@@ -62,58 +93,104 @@ impl Shape {
             Self::Many => "RR x64",
             Self::Stream => "stream",
             Self::Datagrams => "UDP RR",
+            Self::Cold => "cold",
+            Self::Open => "open loop",
+        }
+    }
+}
+
+impl From<Shape> for Load {
+    fn from(shape: Shape) -> Self {
+        let connections = if shape == Shape::Many { 64 } else { 1 };
+        Self { shape, message: MESSAGE, connections, rate: 1000 }
+    }
+}
+
+impl Load {
+    /// At a fixed rate, requests a second.
+    pub(crate) fn open(rate: u32) -> Self {
+        Self { rate, ..Shape::Open.into() }
+    }
+
+    /// Short, for a heading.
+    pub(crate) fn title(self) -> String {
+        let mut title = self.shape.name().to_owned();
+        if self.shape == Shape::Open {
+            title += &format!(" {}/s", self.rate);
+        }
+        if self.message != MESSAGE {
+            title += &format!(" {} B", self.message);
+        }
+        if self.connections > 1 && self.shape != Shape::Many {
+            title += &format!(" x{}", self.connections);
+        }
+        title
+    }
+
+    /// In words.
+    pub(crate) fn words(self) -> String {
+        let bytes = format!("{} bytes each way", self.message);
+        match self.shape {
+            Shape::Requests | Shape::Many => {
+                format!("closed loop, {bytes}, {} connections", self.connections)
+            }
+            Shape::Connections => format!("closed loop, {bytes}, a connection for each request"),
+            Shape::Stream => {
+                "one connection, as fast as it goes, until the receiver has everything".to_owned()
+            }
+            Shape::Datagrams => format!("closed loop, {bytes}, by datagram"),
+            Shape::Cold => format!("A and AAAA of the name, a connection, {bytes}"),
+            Shape::Open => format!("{} a second, latency from the intended moment, {bytes}", self.rate),
         }
     }
 }
 
 impl Block {
     fn new() -> Self {
-        Self { latencies: histogram(), errors: 0, units: 0.0, took: Duration::ZERO, preempted: 0 }
+        Self {
+            latencies: histogram(),
+            lag: histogram(),
+            errors: 0,
+            units: 0.0,
+            began: Instant::now(),
+            took: Duration::ZERO,
+            preempted: 0,
+        }
     }
 
-    fn record(&mut self, started: Instant, answered: &io::Result<()>) -> Result<()> {
-        match answered {
-            Ok(()) => {
-                self.latencies.record(u64::try_from(started.elapsed().as_nanos())?)?;
-                self.units += 1.0;
-            }
-            Err(_) => self.errors += 1,
-        }
+    /// An answer that came now to a request of that moment.
+    fn answered(&mut self, since: Instant) -> Result<()> {
+        self.latencies.record(u64::try_from(since.elapsed().as_nanos())?)?;
+        self.units += 1.0;
         Ok(())
     }
 }
 
-/// Loads `address` for `length`, from where the calling thread is.
-pub(crate) fn run(shape: Shape, address: SocketAddr, length: Duration) -> Result<Block> {
+/// Loads `to` for `length`, from where the calling thread is.
+pub(crate) fn run(load: Load, to: &Destination, length: Duration) -> Result<Block> {
     let mut block = Block::new();
-    let preempted = preempted()?;
-    let started = Instant::now();
-    let end = started + length;
-    match shape {
-        Shape::Requests => {
-            let mut stream = connect(address)?;
-            repeat(&mut block, end, || exchange(&mut stream))?;
-        }
-        Shape::Connections => {
-            repeat(&mut block, end, || connect(address).and_then(|mut stream| exchange(&mut stream)))?;
-        }
-        Shape::Many => many(&mut block, address, end)?,
-        Shape::Stream => stream(&mut block, address, end)?,
-        Shape::Datagrams => {
-            let unspecified = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = UdpSocket::bind(unspecified)?;
-            socket.connect(address)?;
-            socket.set_read_timeout(Some(DEADLINE))?;
-            let mut message = [7; MESSAGE];
-            repeat(&mut block, end, || {
-                socket.send(&message)?;
-                socket.recv(&mut message).map(drop)
-            })?;
-        }
+    let preempted_before = preempted()?;
+    let end = block.began + length;
+    match load.shape {
+        Shape::Open => open::run(&mut block, load, to.echo, end)?,
+        _ => closed::run(&mut block, load, to, end)?,
     }
-    block.took = started.elapsed();
-    block.preempted = self::preempted()? - preempted;
+    block.took = block.began.elapsed();
+    block.preempted = preempted()? - preempted_before;
     Ok(block)
+}
+
+/// What the generator itself costs: exchanges that do nothing. Its tail is the machine's.
+pub(crate) fn floor(length: Duration) -> Result<Histogram<u64>> {
+    let mut block = Block::new();
+    let end = block.began + length;
+    loop {
+        let started = Instant::now();
+        if started >= end {
+            return Ok(block.latencies);
+        }
+        block.answered(started)?;
+    }
 }
 
 /// Nanoseconds up to a minute, three digits.
@@ -126,65 +203,5 @@ fn preempted() -> Result<u64> {
     Ok(u64::try_from(getrusage(UsageWho::RUSAGE_THREAD)?.involuntary_context_switches())?)
 }
 
-fn repeat(block: &mut Block, end: Instant, mut request: impl FnMut() -> io::Result<()>) -> Result<()> {
-    loop {
-        let started = Instant::now();
-        if started >= end {
-            return Ok(());
-        }
-        let answered = request();
-        block.record(started, &answered)?;
-    }
-}
-
-fn many(block: &mut Block, address: SocketAddr, end: Instant) -> Result<()> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let mut streams = Vec::new();
-    for number in 0..CONNECTIONS {
-        let mut stream = connect(address)?;
-        epoll.add(stream.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, number as u64))?;
-        stream.write_all(&[7; MESSAGE])?;
-        streams.push((stream, Instant::now()));
-    }
-    let mut events = [EpollEvent::empty(); CONNECTIONS];
-    while Instant::now() < end {
-        let count = epoll.wait(&mut events, EpollTimeout::try_from(DEADLINE)?)?;
-        anyhow::ensure!(count > 0, "no answer within {DEADLINE:?}");
-        for event in &events[..count] {
-            let (stream, sent) = &mut streams[usize::try_from(event.data())?];
-            let mut message = [0; MESSAGE];
-            let answered = stream.read_exact(&mut message);
-            block.record(*sent, &answered)?;
-            *sent = Instant::now();
-            stream.write_all(&message)?;
-        }
-    }
-    Ok(())
-}
-
-/// The time counts until the receiver has said that it has everything.
-fn stream(block: &mut Block, address: SocketAddr, end: Instant) -> Result<()> {
-    let mut stream = connect(address)?;
-    let buffer = vec![7; 256 * 1024];
-    while Instant::now() < end {
-        stream.write_all(&buffer)?;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut total = [0; 8];
-    stream.read_exact(&mut total)?;
-    block.units = u64::from_be_bytes(total) as f64 / f64::from(1 << 20);
-    Ok(())
-}
-
-fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, DEADLINE)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    Ok(stream)
-}
-
-fn exchange(stream: &mut TcpStream) -> io::Result<()> {
-    let mut message = [7; MESSAGE];
-    stream.write_all(&message)?;
-    stream.read_exact(&mut message)
-}
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand, ValueEnum as _};
+use clap::{Parser, Subcommand};
 use portolan_bench::{Record, Shape};
 
 /// Measures what Portolan adds to a request, in private network namespaces of this machine. Needs root.
@@ -46,10 +46,14 @@ impl Run {
     }
 }
 
+const LATENCY: [Shape; 5] = [Shape::Requests, Shape::Connections, Shape::Datagrams, Shape::Cold, Shape::Open];
+const PROXY: [Shape; 5] = [Shape::Requests, Shape::Many, Shape::Connections, Shape::Stream, Shape::Datagrams];
+
 fn main() -> Result<()> {
+    portolan_bench::watch_signals()?;
     match Args::parse().command {
-        Command::Latency(run) => run.measure(portolan_bench::latency, &[Shape::Requests, Shape::Connections]),
-        Command::Proxy(run) => run.measure(portolan_bench::proxy, Shape::value_variants()),
+        Command::Latency(run) => run.measure(portolan_bench::latency, &LATENCY),
+        Command::Proxy(run) => run.measure(portolan_bench::proxy, &PROXY),
         Command::Demo => portolan_bench::demo(),
     }
 }

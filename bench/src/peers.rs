@@ -1,6 +1,7 @@
 //! The other ways to carry a Service: HAProxy, nginx, the kernel.
 
 use std::path::Path as FilePath;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use testbed::Program;
@@ -9,6 +10,7 @@ use crate::interleave::Path;
 use crate::load::Shape;
 use crate::load::server::{ECHO_PORT, SINK_PORT};
 use crate::processor::Process;
+use crate::record::Configuration;
 use crate::topology::{ECHO, SINK, Topology};
 
 /// Where a peer that has an address of its own listens: echo, sink.
@@ -20,8 +22,13 @@ pub(crate) const NFTABLES_ADDRESS: &str = "10.128.0.1";
 const HAPROXY_PORTS: (u16, u16) = (8001, 8002);
 const NGINX_PORTS: (u16, u16) = (8003, 8004);
 
-/// A running peer, which stops when this is dropped.
-pub(crate) type Peer<'a> = (Program, Path<'a>);
+/// A running peer.
+pub(crate) struct Peer<'a> {
+    pub(crate) path: Path<'a>,
+    pub(crate) configuration: Configuration,
+    /// It stops when this is dropped.
+    pub(crate) program: Program,
+}
 
 /// Debian packages that are not there.
 pub(crate) fn missing() -> Vec<&'static str> {
@@ -43,18 +50,11 @@ pub(crate) fn haproxy(topology: &Topology) -> Result<Peer<'_>> {
          server pod {server}:{SINK_PORT}\n"
     );
     let file = topology.cluster.directory().join("haproxy.cfg");
-    std::fs::write(&file, config)?;
+    std::fs::write(&file, &config)?;
     let file = file.to_string_lossy().into_owned();
     let binary = FilePath::new("/usr/sbin/haproxy");
-    let mut peer = start(
-        topology,
-        "HAProxy",
-        binary,
-        &["-db", "-f", &file],
-        topology.cluster.node.address(),
-        HAPROXY_PORTS,
-    )?;
-    peer.1.addresses.remove(Shape::Datagrams.name());
+    let mut peer = start(topology, "HAProxy", binary, &["-db", "-f", &file], HAPROXY_PORTS, config)?;
+    peer.path.without = &[Shape::Datagrams, Shape::Cold];
     Ok(peer)
 }
 
@@ -71,14 +71,18 @@ pub(crate) fn nginx(topology: &Topology) -> Result<Peer<'_>> {
          server {{ listen {sink} reuseport; proxy_pass {server}:{SINK_PORT}; }}\n}}\n"
     );
     let file = topology.cluster.directory().join("nginx.conf");
-    std::fs::write(&file, config)?;
+    std::fs::write(&file, &config)?;
     let file = file.to_string_lossy().into_owned();
-    let address = topology.cluster.node.address();
-    start(topology, "nginx", FilePath::new("/usr/sbin/nginx"), &["-c", &file], address, NGINX_PORTS)
+    // Where its own files are does not matter to a reader.
+    let config = config.replace(&directory, "DIR");
+    let mut peer =
+        start(topology, "nginx", FilePath::new("/usr/sbin/nginx"), &["-c", &file], NGINX_PORTS, config)?;
+    peer.path.without = &[Shape::Cold];
+    Ok(peer)
 }
 
 /// kube-proxy's way in its nftables mode: a verdict map to a chain a Service, which picks an endpoint by `numgen`.
-pub(crate) fn nftables(topology: &Topology) -> Result<()> {
+pub(crate) fn nftables(topology: &Topology) -> Result<Configuration> {
     let server = &topology.server.ip;
     let chain = |protocol: &str, port: u16| {
         format!(
@@ -99,9 +103,11 @@ pub(crate) fn nftables(topology: &Topology) -> Result<()> {
         chain("tcp", SINK_PORT),
     );
     let file = topology.cluster.directory().join("kube-proxy.nft");
-    std::fs::write(&file, rules)?;
+    std::fs::write(&file, &rules)?;
     topology.cluster.node.shell(&format!("nft -f {}", file.display()))?;
-    topology.wait(NFTABLES_ADDRESS, ECHO)
+    topology.wait(NFTABLES_ADDRESS, ECHO)?;
+    let version = version(FilePath::new("/usr/sbin/nft"));
+    Ok(Configuration { name: "nftables, as kube-proxy".to_owned(), version, text: rules })
 }
 
 fn start<'a>(
@@ -109,13 +115,23 @@ fn start<'a>(
     name: &'static str,
     binary: &FilePath,
     arguments: &[&str],
-    address: &str,
     ports: (u16, u16),
+    text: String,
 ) -> Result<Peer<'a>> {
+    let address = topology.cluster.node.address();
     let log = topology.cluster.directory().join(format!("{name}.log"));
     let program = Program::start(&topology.cluster.node, binary, arguments, &log)?;
-    let path = topology.path(name, address, ports, Some(Process(program.id())))?;
+    let path = topology.path(name, address, ports, "server", Some(Process(program.id())))?;
+    // `Address already in use` and the like are in its log.
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     topology.wait(address, ports.0).with_context(|| format!("{name}: {}", said()))?;
-    Ok((program, path))
+    let configuration = Configuration { name: name.to_owned(), version: version(binary), text };
+    Ok(Peer { path, configuration, program })
+}
+
+/// The first line of what it says to `-v`.
+fn version(binary: &FilePath) -> String {
+    let Ok(output) = Command::new(binary).arg("-v").output() else { return "unknown".to_owned() };
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&said).lines().next().unwrap_or("unknown").to_owned()
 }

@@ -2,10 +2,12 @@
 
 use anyhow::{Result, bail};
 
+use crate::comparison::{Comparison, PathResult};
 use crate::interleave::{BLOCK, Path, measure};
+use crate::interrupt;
 use crate::load::Shape;
-use crate::peers::{self, Peer};
-use crate::record::Record;
+use crate::peers;
+use crate::record::{Estimate, Record};
 use crate::topology::Topology;
 
 /// Measures in a node of its own.
@@ -23,20 +25,76 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
     let topology = Topology::new(&[])?;
     // A node has one proxy, so the one that does not poll is on a node of its own.
     let sleeping = Topology::new(&["--poll", "0"])?;
-    let peers: [Peer<'_>; 2] = [peers::haproxy(&topology)?, peers::nginx(&topology)?];
-    peers::nftables(&topology)?;
-    let (_running, carried): (Vec<_>, Vec<_>) = peers.into_iter().unzip();
+    let rules = peers::nftables(&topology)?;
+    let mut peers = vec![peers::haproxy(&topology)?, peers::nginx(&topology)?];
+    record.configurations.extend(peers.iter().map(|peer| peer.configuration.clone()));
+    record.configurations.push(rules);
+    let mut nftables = topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, "server", None)?;
+    nftables.without = &[Shape::Cold];
     let mut paths: Vec<Path<'_>> = vec![
         topology.direct("direct")?,
         topology.direct("direct again")?,
         topology.through_proxy("portolan-proxy")?,
         sleeping.through_proxy("without polling")?,
     ];
+    let (programs, carried): (Vec<_>, Vec<_>) = peers.drain(..).map(|peer| (peer.program, peer.path)).unzip();
     paths.extend(carried);
-    paths.push(topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, None)?);
+    paths.push(nftables);
     for shape in shapes {
-        record.comparisons.push(measure(*shape, &paths, rounds)?);
+        if !interrupt::requested() {
+            measure(&mut record, (*shape).into(), &paths, rounds)?;
+        }
     }
+    drop(programs);
+    judge(&mut record);
     record.finish();
     Ok(record)
+}
+
+/// Fills in what is asked for.
+fn judge(record: &mut Record) {
+    let found = record.comparisons.clone();
+    let by_title = |title: &str| found.iter().find(|comparison| comparison.title == title);
+    if let Some(rr) = by_title("RR") {
+        let better = better(rr, |path| path.added.map_or(f64::MAX, |added| added.p50.value));
+        for (id, path) in [("rr-added", "portolan-proxy"), ("rr-added-no-poll", "without polling")] {
+            let (own, other) =
+                (rr.path(path).and_then(|path| path.added), better.and_then(|path| path.added));
+            if let (Some(own), Some(other)) = (own, other) {
+                record.measured(id, added_ratio(own.p50, other.p50));
+            }
+        }
+    }
+    for (title, id) in
+        [("RR x64", "rr64-rate"), ("CRR", "crr-rate"), ("stream", "stream-rate"), ("UDP RR", "udp-rate")]
+    {
+        let Some(comparison) = by_title(title) else { continue };
+        let better = better(comparison, |path| -path.rate.value);
+        if let (Some(own), Some(other)) = (comparison.path("portolan-proxy"), better) {
+            record.measured(id, rate_ratio(own, other));
+            if let (Some(cpu), Some(others), "RR x64") = (own.usage.between, other.usage.between, title) {
+                record.measured("rr64-cpu", cpu / others);
+            }
+        }
+    }
+}
+
+/// The one of HAProxy and nginx that has less of this.
+fn better(comparison: &Comparison, key: impl Fn(&PathResult) -> f64) -> Option<&PathResult> {
+    let peers = ["HAProxy", "nginx"].into_iter().filter_map(|name| comparison.path(name));
+    peers.min_by(|one, other| key(one).total_cmp(&key(other)))
+}
+
+/// What we add over what they add; the interval is the widest that both allow.
+fn added_ratio(own: Estimate, other: Estimate) -> Estimate {
+    let ends = [own.low / other.low, own.low / other.high, own.high / other.low, own.high / other.high];
+    let (low, high) =
+        ends.iter().fold((f64::MAX, f64::MIN), |(low, high), &end| (low.min(end), high.max(end)));
+    Estimate::new(low, own.value / other.value, high)
+}
+
+/// Round by round.
+fn rate_ratio(own: &PathResult, other: &PathResult) -> Estimate {
+    let rates = |path: &PathResult| path.rounds.iter().map(|round| round[3]).collect::<Vec<_>>();
+    crate::statistics::paired(&rates(own), &rates(other), |own, other| own / other)
 }

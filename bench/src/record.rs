@@ -16,7 +16,9 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
+use crate::comparison::Comparison;
 use crate::environment::Environment;
+use crate::raw::{self, RawPath};
 use crate::target;
 
 pub use figure::{Estimate, Figure};
@@ -49,7 +51,7 @@ pub struct Record {
     pub figures: Vec<Figure>,
     /// Paths or programs measured side by side.
     #[serde(default)]
-    pub comparisons: Vec<crate::comparison::Comparison>,
+    pub comparisons: Vec<Comparison>,
     /// Anything else, in rows.
     pub tables: Vec<Table>,
     /// Anything that is seen better.
@@ -62,6 +64,8 @@ pub struct Record {
     pub warnings: Vec<String>,
     /// What was not measured, and why.
     pub not_measured: Vec<String>,
+    #[serde(skip)]
+    pub(crate) raw: Vec<RawPath>,
     #[serde(skip)]
     clock: Option<Instant>,
 }
@@ -86,6 +90,7 @@ impl Record {
             configurations: Vec::new(),
             warnings: Vec::new(),
             not_measured: Vec::new(),
+            raw: Vec::new(),
             clock: Some(Instant::now()),
         }
     }
@@ -120,6 +125,11 @@ impl Record {
         self.distributions.push(Distribution::new(group, name, histogram));
     }
 
+    /// The comparison of that title.
+    pub fn comparison(&self, title: &str) -> Option<&Comparison> {
+        self.comparisons.iter().find(|comparison| comparison.title == title)
+    }
+
     /// Ends it.
     pub fn finish(&mut self) {
         self.seconds = self.clock.map_or(0.0, |began| began.elapsed().as_secs_f64());
@@ -136,6 +146,16 @@ impl Record {
         std::fs::write(&unfinished, json + "\n")
             .with_context(|| format!("write {}", unfinished.display()))?;
         std::fs::rename(&unfinished, file).with_context(|| format!("write {}", file.display()))
+    }
+
+    /// Writes `<section>.json` into the directory, and the raw data beside it.
+    ///
+    /// # Errors
+    /// As writing a file.
+    pub fn write_into(&self, directory: &Path) -> Result<()> {
+        std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        self.write(&directory.join(format!("{}.json", self.section)))?;
+        if self.raw.is_empty() { Ok(()) } else { raw::write(directory, &self.section, &self.raw) }
     }
 
     /// Reads what [`Record::write`] has written.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use testbed::{Cluster, Pod, wait_for};
 
 use crate::interleave::Path;
-use crate::load::{Shape, server};
+use crate::load::{Destination, server};
 use crate::processor::Process;
 
 /// A client and a server on one node, everything running.
@@ -33,6 +33,14 @@ spec:
   - {name: sink, port: 81, targetPort: 9091}
 ---
 apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec:
+  clusterIP: None
+  selector: {app: server}
+  ports: [{name: echo, port: 9090}]
+---
+apiVersion: v1
 kind: Pod
 metadata: {name: server, labels: {app: server}}
 spec: {containers: []}
@@ -55,29 +63,30 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Straight to the pod.
-    pub(crate) fn direct(&self, name: &'static str) -> Result<Path<'_>> {
-        self.path(name, &self.server.ip, (server::ECHO_PORT, server::SINK_PORT), None)
+    /// Straight to the pod, whose name a headless Service gives.
+    pub(crate) fn direct(&self, name: &str) -> Result<Path<'_>> {
+        self.path(name, &self.server.ip, (server::ECHO_PORT, server::SINK_PORT), "headless", None)
     }
 
     /// By the virtual IP.
-    pub(crate) fn through_proxy(&self, name: &'static str) -> Result<Path<'_>> {
-        self.path(name, &self.virtual_ip, (ECHO, SINK), Some(Process(self.cluster.proxy.id())))
+    pub(crate) fn through_proxy(&self, name: &str) -> Result<Path<'_>> {
+        let proxy = Process(self.cluster.proxy.id());
+        self.path(name, &self.virtual_ip, (ECHO, SINK), "server", Some(proxy))
     }
 
     /// By any address and the ports that lead to the echo and the sink.
     pub(crate) fn path(
         &self,
-        name: &'static str,
+        name: &str,
         address: &str,
         (echo, sink): (u16, u16),
+        service: &str,
         process: Option<Process>,
     ) -> Result<Path<'_>> {
         let ip = address.parse()?;
-        let port = |shape| if shape == Shape::Stream { sink } else { echo };
-        let shapes = [Shape::Requests, Shape::Connections, Shape::Many, Shape::Stream, Shape::Datagrams];
-        let addresses = shapes.map(|shape| (shape.name(), SocketAddr::new(ip, port(shape))));
-        Ok(Path { name, client: &self.client.netns, addresses: addresses.into(), process })
+        let host = format!("{service}.default.svc.cluster.local");
+        let to = Destination { echo: SocketAddr::new(ip, echo), sink: SocketAddr::new(ip, sink), host };
+        Ok(Path { name: name.to_owned(), client: &self.client.netns, to, without: &[], process })
     }
 
     /// Waits until somebody accepts there.

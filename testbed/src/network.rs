@@ -117,6 +117,11 @@ impl Network {
         Self { plugin, config }
     }
 
+    /// A network of any configuration, of this plugin or another one.
+    pub fn with_config(plugin: Plugin, config: Value) -> Self {
+        Self { plugin, config }
+    }
+
     /// The configuration, as a plugin gets it.
     pub fn config(&self) -> &Value {
         &self.config

@@ -1,0 +1,87 @@
+//! The generator against a server whose stalls are known.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use super::*;
+
+/// The server does nothing for a tenth of the time.
+const PERIOD: Duration = Duration::from_secs(2);
+const STALL: Duration = Duration::from_millis(200);
+
+type Stalls = Arc<Mutex<Vec<(Instant, Instant)>>>;
+
+/// Echoes, but stands still for the first [`STALL`] of every [`PERIOD`]. It notes when it really did.
+fn stalling_server() -> (Destination, Stalls) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let stalls = Stalls::default();
+    let noted = Arc::clone(&stalls);
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            stream.set_nodelay(true).unwrap();
+            // The first stall comes half a period after the connection.
+            let mut stall = Instant::now() + PERIOD / 2;
+            let mut buffer = [0; 65_536];
+            while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                if Instant::now() >= stall {
+                    std::thread::sleep((stall + STALL).saturating_duration_since(Instant::now()));
+                    noted.lock().unwrap().push((stall, Instant::now()));
+                    stall += PERIOD;
+                }
+                if stream.write_all(&buffer[..length]).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    (Destination { echo: address, sink: address, host: String::new() }, stalls)
+}
+
+/// What a request of each moment of the schedule has to wait for the stalls alone; p99, nanoseconds.
+fn injected_p99(block: &Block, load: Load, stalls: &Stalls) -> u64 {
+    let stalls = stalls.lock().unwrap();
+    let mut expected = histogram();
+    let interval = Duration::from_secs(1) / load.rate;
+    for number in 0..u32::try_from(block.latencies.len()).unwrap() {
+        let moment = block.began + interval * number;
+        let stall = stalls.iter().find(|(from, to)| (*from..*to).contains(&moment));
+        let wait = stall.map_or(Duration::from_nanos(1), |(_, to)| *to - moment);
+        expected.record(u64::try_from(wait.as_nanos()).unwrap()).unwrap();
+    }
+    expected.value_at_quantile(0.99)
+}
+
+#[test]
+fn an_open_loop_recovers_the_p99_of_a_stalling_server_and_a_closed_loop_misses_it() {
+    let (server, stalls) = stalling_server();
+    let load = Load::open(1000);
+    let block = run(load, &server, PERIOD * 3).unwrap();
+    assert_eq!((block.errors, block.latencies.len()), (0, 6000));
+    let (truth, measured) = (injected_p99(&block, load, &stalls), block.latencies.value_at_quantile(0.99));
+    assert!(truth > 150_000_000, "the server has stalled: {truth} ns");
+    let off = measured.abs_diff(truth) as f64 / truth as f64;
+    assert!(off < 0.02, "{measured} ns measured, {truth} ns injected");
+    let closed = run(Shape::Requests.into(), &server, PERIOD * 2).unwrap();
+    assert!(closed.latencies.max() > 150_000_000, "it has met a stall");
+    let missed = closed.latencies.value_at_quantile(0.99);
+    assert!(missed < truth / 10, "{missed} ns of a closed loop, {truth} ns injected");
+}
+
+#[test]
+fn requests_that_nobody_answers_are_errors() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.accept().map(drop));
+    let server = Destination { echo: address, sink: address, host: String::new() };
+    let block = run(Load::open(100), &server, Duration::from_millis(100)).unwrap();
+    assert_eq!(block.latencies.len(), 0);
+    assert_eq!(block.errors, 10);
+}
+
+#[test]
+fn the_generator_itself_costs_less_than_a_microsecond() {
+    // The median: no other load on the machine takes away more than a part of the exchanges.
+    assert!(floor(Duration::from_millis(20)).unwrap().value_at_quantile(0.5) < 1000);
+}
