@@ -1,7 +1,7 @@
 //! Endpoints for Services with a selector and no EndpointSlice of their own: what the endpoint slice controller does
 //! on a cluster, as a pure function.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -15,41 +15,36 @@ use crate::model::{
 /// Label of a node that names its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// Pods with their addresses, by namespace: manifests joined with attachment records, and records that speak for
-/// themselves.
-pub(crate) fn addressed_pods<'a>(
-    pods: impl Iterator<Item = &'a Arc<Pod>>,
+/// A pod with its addresses: its manifest, with those of its attachments unless it says its own; without a manifest, its
+/// attachments speak for themselves. `None` if there is neither.
+pub(crate) fn addressed_pod<'a>(
+    name: &NamespacedName,
+    manifest: Option<&Arc<Pod>>,
     attachments: impl Iterator<Item = &'a Arc<Attachment>>,
-) -> HashMap<Arc<str>, Vec<Pod>> {
-    let mut by_pod: BTreeMap<NamespacedName, Vec<&Attachment>> = BTreeMap::new();
-    for attachment in attachments {
-        by_pod.entry(pod_name(attachment)).or_default().push(attachment);
-    }
-    let mut found: HashMap<Arc<str>, Vec<Pod>> = HashMap::new();
-    for pod in pods {
-        let attached = by_pod.remove(&pod.name).unwrap_or_default();
-        let mut pod = Pod::clone(pod);
+) -> Option<Pod> {
+    let attached: Vec<&Attachment> = attachments.map(|attachment| &**attachment).collect();
+    if let Some(manifest) = manifest {
+        let mut pod = Pod::clone(manifest);
         if pod.ips.is_empty() {
             pod.ips = addresses(attached);
         }
-        found.entry(Arc::clone(&pod.name.namespace)).or_default().push(pod);
+        return Some(pod);
     }
-    for (name, attached) in by_pod {
-        let labels = attached.iter().flat_map(|a| a.labels.clone()).collect();
-        let namespace = Arc::clone(&name.namespace);
-        found.entry(namespace).or_default().push(pod_of_attachments(name, labels, addresses(attached)));
+    if attached.is_empty() {
+        return None;
     }
-    found
+    let labels = attached.iter().flat_map(|a| a.labels.clone()).collect();
+    Some(pod_of_attachments(name.clone(), labels, addresses(attached)))
 }
 
 /// The slices the endpoint slice controller would write: a slice for each family and each set of resolved ports.
-pub(crate) fn slices(
+pub(crate) fn slices<'a>(
     service: &Service,
-    pods: &[Pod],
+    pods: impl Iterator<Item = &'a Pod>,
     nodes: &BTreeMap<Arc<str>, Arc<Node>>,
 ) -> Vec<EndpointSlice> {
     let mut groups: BTreeMap<(IpFamily, Vec<EndpointPort>), Vec<Endpoint>> = BTreeMap::new();
-    for pod in pods.iter().filter(|pod| !pod.finished && selects(service, pod)) {
+    for pod in pods.filter(|pod| !pod.finished && selects(service, pod)) {
         let ports: Vec<EndpointPort> = service.ports.iter().filter_map(|port| resolve(port, pod)).collect();
         for family in [IpFamily::V4, IpFamily::V6] {
             if let Some(&address) = pod.ips.iter().find(|ip| IpFamily::of(**ip) == family) {
@@ -75,7 +70,8 @@ pub(crate) fn slices(
         .collect()
 }
 
-fn selects(service: &Service, pod: &Pod) -> bool {
+/// Whether the Service's selector means this pod.
+pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
 }
 
@@ -128,7 +124,7 @@ fn hints(distribution: Distribution, node: Option<&Arc<str>>, zone: Option<&Arc<
 }
 
 /// A runtime without pods names none: the container then goes by its own id, in the default namespace.
-fn pod_name(attachment: &Attachment) -> NamespacedName {
+pub(crate) fn pod_name(attachment: &Attachment) -> NamespacedName {
     match &attachment.pod {
         Some(pod) => NamespacedName::new(pod.namespace.as_str(), pod.name.as_str()),
         None => NamespacedName::new("default", attachment.container_id.as_str()),

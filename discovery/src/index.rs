@@ -1,47 +1,74 @@
 //! Merges what the sources say into one picture. The only writer.
+//!
+//! A change costs what it touches: each event notes the names it is about, and [`Index::publish`] looks at these alone.
+//! What it finds is the same as if everything were looked at anew, which a test holds it to.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+mod addresses;
+mod claims;
+mod pods;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use attachment::Attachment;
 use ipnetwork::IpNetwork;
 
-use crate::allocate;
 use crate::derive;
 use crate::event::{Event, Object, Origin, Sourced};
-use crate::model::{EndpointSlice, FamilyPolicy, Namespace, NamespacedName, Node, Pod, Service, ServiceKind};
-use crate::problem::{Location, Problem, Severity};
+use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service};
+use crate::problem::Problem;
 use crate::snapshot::{ServiceEntry, Snapshot, SourceState};
+use addresses::Addresses;
+use claims::{Claim, Claims, Rank};
+use pods::Pods;
 
 /// The state of every origin, and the snapshot made of it.
 #[derive(Debug)]
 pub struct Index {
     service_cidrs: Vec<IpNetwork>,
-    origins: BTreeMap<Origin, OriginState>,
+    origins: BTreeMap<Arc<Origin>, OriginState>,
     sources: BTreeMap<&'static str, SourceState>,
+    services: Claims<NamespacedName, Service>,
+    slices: Claims<NamespacedName, EndpointSlice>,
+    pod_manifests: Claims<NamespacedName, Pod>,
+    nodes: Claims<Arc<str>, Node>,
+    namespaces: Claims<Arc<str>, Namespace>,
+    pods: Pods,
+    addresses: Addresses,
+    /// The slices of each Service, and whose a slice was when that was last looked at.
+    slices_of: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
+    slice_owners: HashMap<NamespacedName, NamespacedName>,
+    /// How many objects are in each namespace.
+    population: HashMap<Arc<str>, usize>,
+    touched: Touched,
     published: Arc<Snapshot>,
 }
 
+/// What one origin has said.
 #[derive(Debug, Default)]
 struct OriginState {
-    objects: Vec<Sourced>,
+    names: Vec<Named>,
     problems: Vec<Problem>,
 }
 
-/// The origins laid side by side: every object once, under its name.
-#[derive(Default)]
-struct Merged<'a> {
-    services: BTreeMap<NamespacedName, (&'a Arc<Service>, &'a Location)>,
-    /// Names in the order of their origins: who comes first keeps a contested address.
-    service_order: Vec<NamespacedName>,
-    slices: BTreeMap<NamespacedName, (&'a Arc<EndpointSlice>, &'a Location)>,
-    pods: BTreeMap<NamespacedName, (&'a Arc<Pod>, &'a Location)>,
-    nodes: BTreeMap<Arc<str>, (&'a Arc<Node>, &'a Location)>,
-    namespaces: BTreeMap<Arc<str>, (&'a Arc<Namespace>, &'a Location)>,
-    attachments: Vec<&'a Arc<Attachment>>,
-    problems: Vec<Problem>,
+/// An object of an origin, by kind and name.
+#[derive(Debug)]
+enum Named {
+    Service(NamespacedName),
+    EndpointSlice(NamespacedName),
+    Pod(NamespacedName),
+    Node(Arc<str>),
+    Namespace(Arc<str>),
+    Attachment(NamespacedName),
+}
+
+/// What may have changed since the last snapshot.
+#[derive(Debug, Default)]
+struct Touched {
+    services: BTreeSet<NamespacedName>,
+    slices: BTreeSet<NamespacedName>,
+    nodes: bool,
+    attachments: bool,
 }
 
 impl Index {
@@ -51,6 +78,17 @@ impl Index {
             service_cidrs,
             origins: BTreeMap::new(),
             sources: BTreeMap::new(),
+            services: Claims::new("Service"),
+            slices: Claims::new("EndpointSlice"),
+            pod_manifests: Claims::new("Pod"),
+            nodes: Claims::new("Node"),
+            namespaces: Claims::new("Namespace"),
+            pods: Pods::default(),
+            addresses: Addresses::default(),
+            slices_of: HashMap::new(),
+            slice_owners: HashMap::new(),
+            population: HashMap::new(),
+            touched: Touched::default(),
             published: Arc::new(Snapshot::empty()),
         }
     }
@@ -64,14 +102,16 @@ impl Index {
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Replace { origin, objects, problems } => {
-                if objects.as_ref().is_some_and(Vec::is_empty) && problems.is_empty() {
-                    self.origins.remove(&origin);
-                    return;
-                }
-                let state = self.origins.entry(origin).or_default();
-                state.problems = problems;
+                let origin = Arc::new(origin);
+                let mut names = self.origins.remove(&origin).unwrap_or_default().names;
                 if let Some(objects) = objects {
-                    state.objects = objects;
+                    self.withdraw(&origin, names);
+                    let claims = objects.into_iter().enumerate();
+                    names =
+                        claims.map(|(place, said)| self.claim((Arc::clone(&origin), place), said)).collect();
+                }
+                if !names.is_empty() || !problems.is_empty() {
+                    self.origins.insert(origin, OriginState { names, problems });
                 }
             }
             Event::Source { name, problem } => self.sources.entry(name).or_default().problem = problem,
@@ -79,22 +119,37 @@ impl Index {
         }
     }
 
-    fn is_synced(&self) -> bool {
-        self.sources.values().all(|source| source.synced)
-    }
-
     /// Makes a snapshot of the present state. Returns whether it differs from the one before.
     pub fn publish(&mut self) -> bool {
-        let next = self.build();
-        let changed = next.synced != self.published.synced
-            || next.problems != self.published.problems
-            || next.sources != self.published.sources
-            || next.namespaces != self.published.namespaces
-            || next.nodes != self.published.nodes
-            || next.local_pods != self.published.local_pods
-            || !same_entries(&next.services, &self.published.services);
+        let before = Arc::clone(&self.published);
+        let touched = std::mem::take(&mut self.touched);
+        let nodes = if touched.nodes { self.nodes_in_force() } else { before.nodes.clone() };
+        let stale = self.stale_services(touched.services, touched.slices, nodes != before.nodes);
+        let services = self.rebuild(stale, &nodes);
+        let local_pods =
+            if touched.attachments { self.pods.attached_addresses() } else { before.local_pods.clone() };
+        let next = Snapshot {
+            generation: before.generation + 1,
+            synced: self.sources.values().all(|source| source.synced),
+            changed_at: SystemTime::now(),
+            namespaces: self.population.keys().map(Arc::clone).collect(),
+            nodes,
+            local_pods,
+            problems: self.problems(),
+            sources: self.source_states(),
+            services: services.clone().unwrap_or_default(),
+            by_cluster_ip: Arc::clone(&self.addresses.owners),
+        };
+        let changed = services.is_some()
+            || next.synced != before.synced
+            || next.problems != before.problems
+            || next.sources != before.sources
+            || next.namespaces != before.namespaces
+            || next.nodes != before.nodes
+            || next.local_pods != before.local_pods;
         if changed {
-            self.published = Arc::new(next);
+            let services = services.unwrap_or_else(|| before.services.clone());
+            self.published = Arc::new(Snapshot { services, ..next });
         }
         changed
     }
@@ -104,119 +159,205 @@ impl Index {
         Arc::clone(&self.published)
     }
 
-    fn build(&self) -> Snapshot {
-        let mut merged = self.merge();
-        let addresses = self.cluster_ips(&mut merged);
-        let nodes =
-            merged.nodes.iter().map(|(name, (node, _))| (Arc::clone(name), Arc::clone(node))).collect();
-        let services = self.entries(&merged, addresses, &nodes);
-        let by_cluster_ip = services
-            .values()
-            .flat_map(|entry| entry.cluster_ips.iter().map(|ip| (*ip, entry.service.name.clone())))
-            .collect();
-        let mut problems = merged.problems.clone();
-        problems.extend(self.sources.values().filter_map(|source| source.problem.clone()));
-        Snapshot {
-            generation: self.published.generation + 1,
-            synced: self.is_synced(),
-            changed_at: SystemTime::now(),
-            namespaces: namespaces(&merged),
-            nodes,
-            local_pods: merged.attachments.iter().flat_map(|a| a.ips.iter().copied()).collect(),
-            problems,
-            sources: self.source_states(),
-            services,
-            by_cluster_ip,
+    fn claim(&mut self, rank: Rank, Sourced { object, location }: Sourced) -> Named {
+        match object {
+            Object::Service(value) => {
+                let name = value.name.clone();
+                self.populate(&name.namespace);
+                self.touched.services.insert(name.clone());
+                self.services.insert(name.clone(), Claim { rank, value, location });
+                Named::Service(name)
+            }
+            Object::EndpointSlice(value) => {
+                let name = value.name.clone();
+                self.populate(&name.namespace);
+                self.touched.slices.insert(name.clone());
+                self.slices.insert(name.clone(), Claim { rank, value, location });
+                Named::EndpointSlice(name)
+            }
+            Object::Pod(value) => {
+                let name = value.name.clone();
+                self.populate(&name.namespace);
+                self.pods.touch(name.clone());
+                self.pod_manifests.insert(name.clone(), Claim { rank, value, location });
+                Named::Pod(name)
+            }
+            Object::Node(value) => {
+                let name = Arc::clone(&value.name);
+                self.touched.nodes = true;
+                self.nodes.insert(Arc::clone(&name), Claim { rank, value, location });
+                Named::Node(name)
+            }
+            Object::Namespace(value) => {
+                let name = Arc::clone(&value.name);
+                self.populate(&name);
+                self.namespaces.insert(Arc::clone(&name), Claim { rank, value, location });
+                Named::Namespace(name)
+            }
+            Object::Attachment(value) => {
+                self.touched.attachments = true;
+                self.pods.attach(rank.0, &value);
+                Named::Attachment(derive::pod_name(&value))
+            }
         }
     }
 
-    fn merge(&self) -> Merged<'_> {
-        let mut merged = Merged::default();
-        for state in self.origins.values() {
-            merged.problems.extend(state.problems.iter().cloned());
-            for Sourced { object, location } in &state.objects {
-                merged.insert(object, location);
-            }
-        }
-        merged
-    }
-
-    /// Every Service's virtual IPs: those it asks for, first come first served by origin; then assigned ones.
-    fn cluster_ips(&self, merged: &mut Merged<'_>) -> HashMap<NamespacedName, Vec<IpAddr>> {
-        let mut owners: HashMap<IpAddr, NamespacedName> = HashMap::new();
-        let mut addresses: HashMap<NamespacedName, Vec<IpAddr>> = HashMap::new();
-        let mut wanted = BTreeMap::new();
-        let mut problems = Vec::new();
-        for name in &merged.service_order {
-            let (service, location) = merged.services[name];
-            let ServiceKind::ClusterIp { requested, families: FamilyPolicy(families) } = &service.kind else {
-                continue;
-            };
-            if requested.is_empty() {
-                wanted.insert(name.clone(), families.clone());
-            }
-            for &address in requested {
-                if let Some(owner) = owners.get(&address) {
-                    let other = merged.services[owner].1;
-                    problems.push(service_problem(name, location, Severity::Error, format!(
-                        "spec.clusterIP: {address} already belongs to Service {owner} ({other}); give it another address, or leave the field out to have one assigned",
-                    )));
-                    continue;
+    fn withdraw(&mut self, origin: &Arc<Origin>, names: Vec<Named>) {
+        for (place, named) in names.into_iter().enumerate() {
+            let rank = (Arc::clone(origin), place);
+            match named {
+                Named::Service(name) => {
+                    self.services.remove(&name, &rank);
+                    self.depopulate(&name.namespace);
+                    self.touched.services.insert(name);
                 }
-                if !self.service_cidrs.iter().any(|cidr| cidr.contains(address)) {
-                    problems.push(service_problem(name, location, Severity::Warning, format!(
-                        "spec.clusterIP: {address} is outside the service ranges ({}); nothing routes it to the proxy unless you do",
-                        join(&self.service_cidrs),
-                    )));
+                Named::EndpointSlice(name) => {
+                    self.slices.remove(&name, &rank);
+                    self.depopulate(&name.namespace);
+                    self.touched.slices.insert(name);
                 }
-                owners.insert(address, name.clone());
-                addresses.entry(name.clone()).or_default().push(address);
+                Named::Pod(name) => {
+                    self.pod_manifests.remove(&name, &rank);
+                    self.depopulate(&name.namespace);
+                    self.pods.touch(name);
+                }
+                Named::Node(name) => {
+                    self.nodes.remove(&name, &rank);
+                    self.touched.nodes = true;
+                }
+                Named::Namespace(name) => {
+                    self.namespaces.remove(&name, &rank);
+                    self.depopulate(&name);
+                }
+                Named::Attachment(name) => {
+                    self.pods.detach(origin, name);
+                    self.touched.attachments = true;
+                }
             }
         }
-        let taken: HashSet<IpAddr> = owners.into_keys().collect();
-        let (assigned, unassigned) = allocate::assign(&wanted, &taken, &self.service_cidrs);
-        for (name, family) in unassigned {
-            let (_, location) = merged.services[&name];
-            problems.push(service_problem(&name, location, Severity::Error, format!(
-                "no free {family} address is left in the service ranges ({}); widen --service-cidr or set spec.clusterIP",
-                join(&self.service_cidrs),
-            )));
-        }
-        addresses.extend(assigned);
-        merged.problems.extend(problems);
-        addresses
     }
 
-    fn entries(
+    /// Services whose entry may have to change.
+    fn stale_services(
+        &mut self,
+        services: BTreeSet<NamespacedName>,
+        slices: BTreeSet<NamespacedName>,
+        nodes_changed: bool,
+    ) -> BTreeSet<NamespacedName> {
+        let mut stale = services;
+        // A contested address has a problem, which names places in files: it is settled anew whenever a Service moves.
+        let is_contested = !stale.is_empty() && !self.addresses.problems.is_empty();
+        if is_contested || stale.iter().any(|name| self.asks_for_other_addresses(name)) {
+            let settled = Addresses::settle(&self.services, &self.service_cidrs);
+            stale.extend(settled.moved(&self.addresses).cloned());
+            self.addresses = settled;
+        }
+        for slice in slices {
+            stale.extend(self.regroup(slice));
+        }
+        for pod in self.pods.join(&self.pod_manifests) {
+            let selecting =
+                self.selecting(&pod.name.namespace).filter(|service| derive::selects(service, &pod));
+            stale.extend(selecting.map(|service| service.name.clone()));
+        }
+        if nodes_changed {
+            let derived = self.services.iter().filter(|(name, _)| !self.slices_of.contains_key(name));
+            stale.extend(derived.map(|(name, _)| name.clone()));
+        }
+        stale
+    }
+
+    fn asks_for_other_addresses(&self, name: &NamespacedName) -> bool {
+        let now = self.services.get(name).map(|claim| &claim.value.kind);
+        now != self.published.service(name).map(|entry| &entry.service.kind)
+    }
+
+    /// Notes whose slice it is now, and returns that Service and the one it was of before.
+    fn regroup(&mut self, slice: NamespacedName) -> impl Iterator<Item = NamespacedName> + use<> {
+        let now = self.slices.get(&slice).map(|claim| claim.value.service.clone());
+        let before = match &now {
+            Some(service) => self.slice_owners.insert(slice.clone(), service.clone()),
+            None => self.slice_owners.remove(&slice),
+        };
+        if let Some(service) = before.as_ref().filter(|_| before != now)
+            && let Some(slices) = self.slices_of.get_mut(service)
+        {
+            slices.remove(&slice);
+            if slices.is_empty() {
+                self.slices_of.remove(service);
+            }
+        }
+        if let Some(service) = &now {
+            self.slices_of.entry(service.clone()).or_default().insert(slice);
+        }
+        before.into_iter().chain(now)
+    }
+
+    /// Services of a namespace that may select pods.
+    fn selecting(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Service> {
+        let first = NamespacedName::new(Arc::clone(namespace), "");
+        let all = self.services.range(first..).take_while(move |(name, _)| name.namespace == *namespace);
+        all.filter(|(name, _)| !self.slices_of.contains_key(name)).map(|(_, claim)| &*claim.value)
+    }
+
+    /// Every entry, those of the stale Services made anew; `None` if none of them says anything else than before.
+    fn rebuild(
         &self,
-        merged: &Merged<'_>,
-        mut addresses: HashMap<NamespacedName, Vec<IpAddr>>,
+        stale: BTreeSet<NamespacedName>,
         nodes: &BTreeMap<Arc<str>, Arc<Node>>,
-    ) -> HashMap<NamespacedName, Arc<ServiceEntry>> {
-        let mut slices: HashMap<&NamespacedName, Vec<Arc<EndpointSlice>>> = HashMap::new();
-        for (slice, _) in merged.slices.values() {
-            slices.entry(&slice.service).or_default().push(Arc::clone(slice));
+    ) -> Option<HashMap<NamespacedName, Arc<ServiceEntry>>> {
+        let before = &self.published.services;
+        let news = stale.into_iter().filter_map(|name| {
+            let entry = self.services.get(&name).map(|claim| self.entry(&claim.value, nodes));
+            // Readers tell by pointer what changed.
+            (before.get(&name).map(|old| &**old) != entry.as_ref()).then_some((name, entry))
+        });
+        let news: Vec<_> = news.collect();
+        if news.is_empty() {
+            return None;
         }
-        let pods = derive::addressed_pods(
-            merged.pods.values().map(|(pod, _)| *pod),
-            merged.attachments.iter().copied(),
-        );
-        let mut entries = HashMap::with_capacity(merged.services.len());
-        for (name, (service, _)) in &merged.services {
-            let slices = slices.remove(name).unwrap_or_else(|| derived(service, &pods, nodes));
-            let cluster_ips = addresses.remove(name).unwrap_or_default();
-            let entry = ServiceEntry { service: Arc::clone(service), cluster_ips, slices };
-            entries.insert(name.clone(), self.reuse(entry));
+        let mut services = before.clone();
+        for (name, entry) in news {
+            match entry {
+                Some(entry) => services.insert(name, Arc::new(entry)),
+                None => services.remove(&name),
+            };
         }
-        entries
+        Some(services)
     }
 
-    /// The published entry if it says the same, so that readers can tell by pointer what changed.
-    fn reuse(&self, entry: ServiceEntry) -> Arc<ServiceEntry> {
-        match self.published.service(&entry.service.name) {
-            Some(old) if **old == entry => Arc::clone(old),
-            _ => Arc::new(entry),
-        }
+    fn entry(&self, service: &Arc<Service>, nodes: &BTreeMap<Arc<str>, Arc<Node>>) -> ServiceEntry {
+        let slices = match self.slices_of.get(&service.name) {
+            Some(names) => {
+                let claims = names.iter().filter_map(|name| self.slices.get(name));
+                claims.map(|claim| Arc::clone(&claim.value)).collect()
+            }
+            // Without a selector nobody is meant; with an empty one everybody would be.
+            None if service.selector.is_empty() => Vec::new(),
+            None => {
+                let pods = self.pods.of(&service.name.namespace);
+                derive::slices(service, pods, nodes).into_iter().map(Arc::new).collect()
+            }
+        };
+        let cluster_ips = self.addresses.of(&service.name).to_vec();
+        ServiceEntry { service: Arc::clone(service), cluster_ips, slices }
+    }
+
+    fn nodes_in_force(&self) -> BTreeMap<Arc<str>, Arc<Node>> {
+        self.nodes.iter().map(|(name, claim)| (Arc::clone(name), Arc::clone(&claim.value))).collect()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> =
+            self.origins.values().flat_map(|state| state.problems.iter().cloned()).collect();
+        problems.extend(self.services.conflicts());
+        problems.extend(self.slices.conflicts());
+        problems.extend(self.pod_manifests.conflicts());
+        problems.extend(self.nodes.conflicts());
+        // Saying twice that a namespace exists is no conflict.
+        problems.extend(self.addresses.problems.iter().cloned());
+        problems.extend(self.sources.values().filter_map(|source| source.problem.clone()));
+        problems
     }
 
     fn source_states(&self) -> BTreeMap<&'static str, SourceState> {
@@ -228,101 +369,19 @@ impl Index {
         }
         states
     }
-}
 
-impl<'a> Merged<'a> {
-    fn insert(&mut self, object: &'a Object, location: &'a Location) {
-        match object {
-            Object::Service(service) => {
-                if insert_first(
-                    &mut self.services,
-                    &service.name,
-                    (service, location),
-                    &mut self.problems,
-                    "Service",
-                ) {
-                    self.service_order.push(service.name.clone());
-                }
+    fn populate(&mut self, namespace: &Arc<str>) {
+        *self.population.entry(Arc::clone(namespace)).or_default() += 1;
+    }
+
+    fn depopulate(&mut self, namespace: &Arc<str>) {
+        if let Some(count) = self.population.get_mut(namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.population.remove(namespace);
             }
-            Object::EndpointSlice(slice) => {
-                let kind = "EndpointSlice";
-                insert_first(&mut self.slices, &slice.name, (slice, location), &mut self.problems, kind);
-            }
-            Object::Pod(pod) => {
-                insert_first(&mut self.pods, &pod.name, (pod, location), &mut self.problems, "Pod");
-            }
-            Object::Node(node) => {
-                insert_first(&mut self.nodes, &node.name, (node, location), &mut self.problems, "Node");
-            }
-            // Saying twice that a namespace exists is no conflict.
-            Object::Namespace(namespace) => {
-                self.namespaces.entry(Arc::clone(&namespace.name)).or_insert((namespace, location));
-            }
-            Object::Attachment(attachment) => self.attachments.push(attachment),
         }
     }
-}
-
-/// Inserts unless the name is taken, which is reported at the later definition. Returns whether it went in.
-fn insert_first<'a, K, V>(
-    map: &mut BTreeMap<K, (&'a Arc<V>, &'a Location)>,
-    name: &K,
-    value: (&'a Arc<V>, &'a Location),
-    problems: &mut Vec<Problem>,
-    kind: &str,
-) -> bool
-where
-    K: Ord + Clone + std::fmt::Display,
-{
-    if let Some((_, first)) = map.get(name) {
-        problems.push(Problem {
-            location: value.1.clone(),
-            severity: Severity::Error,
-            object: Some(format!("{kind} {name}")),
-            message: format!("is already defined at {first}; this definition is ignored"),
-        });
-        return false;
-    }
-    map.insert(name.clone(), value);
-    true
-}
-
-fn derived(
-    service: &Service,
-    pods: &HashMap<Arc<str>, Vec<Pod>>,
-    nodes: &BTreeMap<Arc<str>, Arc<Node>>,
-) -> Vec<Arc<EndpointSlice>> {
-    // Without a selector nobody is meant; with an empty one everybody would be.
-    if service.selector.is_empty() {
-        return Vec::new();
-    }
-    let pods = pods.get(&service.name.namespace).map_or(&[][..], Vec::as_slice);
-    derive::slices(service, pods, nodes).into_iter().map(Arc::new).collect()
-}
-
-fn namespaces(merged: &Merged<'_>) -> HashSet<Arc<str>> {
-    let named = merged.services.keys().chain(merged.slices.keys()).chain(merged.pods.keys());
-    named.map(|name| &name.namespace).chain(merged.namespaces.keys()).map(Arc::clone).collect()
-}
-
-fn same_entries(
-    a: &HashMap<NamespacedName, Arc<ServiceEntry>>,
-    b: &HashMap<NamespacedName, Arc<ServiceEntry>>,
-) -> bool {
-    a.len() == b.len() && a.iter().all(|(name, x)| b.get(name).is_some_and(|y| Arc::ptr_eq(x, y)))
-}
-
-fn service_problem(
-    name: &NamespacedName,
-    location: &Location,
-    severity: Severity,
-    message: String,
-) -> Problem {
-    Problem { location: location.clone(), severity, object: Some(format!("Service {name}")), message }
-}
-
-fn join(cidrs: &[IpNetwork]) -> String {
-    cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

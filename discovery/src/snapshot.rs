@@ -30,7 +30,7 @@ pub struct Snapshot {
     /// How each source is doing, by name.
     pub sources: BTreeMap<&'static str, SourceState>,
     pub(crate) services: HashMap<NamespacedName, Arc<ServiceEntry>>,
-    pub(crate) by_cluster_ip: HashMap<IpAddr, NamespacedName>,
+    pub(crate) by_cluster_ip: Arc<HashMap<IpAddr, NamespacedName>>,
 }
 
 /// How a source is doing.
@@ -69,7 +69,7 @@ impl Snapshot {
             problems: Vec::new(),
             sources: BTreeMap::new(),
             services: HashMap::new(),
-            by_cluster_ip: HashMap::new(),
+            by_cluster_ip: Arc::default(),
         }
     }
 

@@ -54,8 +54,12 @@ fn addresses(slices: &[EndpointSlice]) -> Vec<String> {
 fn a_manifest_gets_its_address_from_the_attachment_of_the_same_name() {
     let described = [Arc::new(pod("db-0", &[])), Arc::new(pod("db-1", &[]))];
     let attached = [attachment("b", Some("db-0"), "10.23.0.2"), attachment("a", Some("db-0"), "10.22.0.2")];
-    let pods = addressed_pods(described.iter(), attached.iter());
-    let slices = slices(&service(vec![port("", TargetPort::Number(5432))]), &pods["shop"], &BTreeMap::new());
+    let pods = described.each_ref().map(|pod| {
+        let attached = attached.iter().filter(|attachment| pod_name(attachment) == pod.name);
+        addressed_pod(&pod.name, Some(pod), attached).unwrap()
+    });
+    let service = service(vec![port("", TargetPort::Number(5432))]);
+    let slices = slices(&service, pods.iter(), &BTreeMap::new());
     // db-1 has no attachment and is no endpoint; db-0 is on two networks and the first by name counts.
     assert_eq!(addresses(&slices), ["10.22.0.2"]);
 }
@@ -63,9 +67,12 @@ fn a_manifest_gets_its_address_from_the_attachment_of_the_same_name() {
 #[test]
 fn an_attachment_that_no_manifest_describes_speaks_for_itself() {
     let attached = [attachment("pods", None, "10.22.0.7")];
-    let pods = addressed_pods([].iter(), attached.iter());
-    assert_eq!(pods["default"][0].ips, ["10.22.0.7".parse::<IpAddr>().unwrap()]);
-    assert!(selects(&service(vec![]), &pods["default"][0]));
+    let name = pod_name(&attached[0]);
+    assert_eq!(name.to_string(), "default/id-10.22.0.7");
+    let pod = addressed_pod(&name, None, attached.iter()).unwrap();
+    assert_eq!(pod.ips, ["10.22.0.7".parse::<IpAddr>().unwrap()]);
+    assert!(selects(&service(vec![]), &pod));
+    assert!(addressed_pod(&name, None, [].iter()).is_none());
 }
 
 #[test]
@@ -77,7 +84,8 @@ fn named_target_ports_resolve_per_pod_and_split_the_slices() {
     };
     let pods =
         [with_port("a", "10.22.0.2", 5432), with_port("b", "10.22.0.3", 6543), pod("c", &["10.22.0.4"])];
-    let slices = slices(&service(vec![port("sql", TargetPort::Name("sql".into()))]), &pods, &BTreeMap::new());
+    let slices =
+        slices(&service(vec![port("sql", TargetPort::Name("sql".into()))]), pods.iter(), &BTreeMap::new());
     let ports: Vec<Vec<u16>> = slices.iter().map(|s| s.ports.iter().map(|p| p.port).collect()).collect();
     assert_eq!(ports, [vec![], vec![5432], vec![6543]]);
     assert_eq!(addresses(&slices), ["10.22.0.4", "10.22.0.2", "10.22.0.3"]);
@@ -94,7 +102,7 @@ fn conditions_follow_readiness_and_deletion_unless_unready_addresses_are_publish
     let pods = [unready, leaving, ended];
     let mut service = service(vec![]);
     let conditions = |service: &Service| -> Vec<(bool, bool, bool)> {
-        let slices = slices(service, &pods, &BTreeMap::new());
+        let slices = slices(service, pods.iter(), &BTreeMap::new());
         let found = slices.iter().flat_map(|s| &s.endpoints).map(|e| e.conditions);
         found.map(|c| (c.ready, c.serving, c.terminating)).collect()
     };
@@ -108,7 +116,7 @@ fn a_hostname_is_lent_only_to_the_service_named_as_subdomain() {
     let named = |subdomain: &str| {
         let mut pod = pod("db-0", &["10.22.0.2"]);
         (pod.hostname, pod.subdomain) = (Some("db-0".into()), Some(subdomain.into()));
-        slices(&service(vec![]), &[pod], &BTreeMap::new())[0].endpoints[0].hostname.clone()
+        slices(&service(vec![]), [pod].iter(), &BTreeMap::new())[0].endpoints[0].hostname.clone()
     };
     assert_eq!(named("db").as_deref(), Some("db-0"));
     assert_eq!(named("other"), None);
@@ -125,7 +133,7 @@ fn a_dual_stack_pod_is_in_a_slice_of_each_family_and_knows_its_zone() {
         pod_cidrs: vec![],
     };
     let nodes = BTreeMap::from([(Arc::from("n1"), Arc::new(node))]);
-    let slices = slices(&service(vec![port("", TargetPort::Number(1))]), &[pod], &nodes);
+    let slices = slices(&service(vec![port("", TargetPort::Number(1))]), [pod].iter(), &nodes);
     assert_eq!(slices.iter().map(|s| s.family).collect::<Vec<_>>(), [IpFamily::V4, IpFamily::V6]);
     assert!(slices.iter().all(|s| s.endpoints[0].zone.as_deref() == Some("z1")));
 }

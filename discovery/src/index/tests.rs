@@ -1,10 +1,15 @@
+use std::net::IpAddr;
 use std::path::PathBuf;
+
+use attachment::Attachment;
 
 use super::*;
 use crate::event::{ATTACHMENTS, MANIFESTS};
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, Hints, Protocol, ServicePort, TargetPort, TrafficRules,
+    Conditions, Endpoint, EndpointPort, FamilyPolicy, Hints, Protocol, ServiceKind, ServicePort, TargetPort,
+    TrafficRules,
 };
+use crate::problem::{Location, Severity};
 
 fn location(file: &str) -> Location {
     Location { file: PathBuf::from(file), line: Some(1), document: None }
@@ -42,6 +47,21 @@ fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
             zone: None,
             hints: Hints::default(),
         }],
+    }
+}
+
+fn pod(name: &str, app: &str, ip: Option<&str>) -> Pod {
+    Pod {
+        name: NamespacedName::new("default", name),
+        labels: [("app".to_owned(), app.to_owned())].into(),
+        ports: vec![],
+        ips: ip.map(|ip| ip.parse().unwrap()).into_iter().collect(),
+        ready: true,
+        terminating: false,
+        finished: false,
+        hostname: None,
+        subdomain: None,
+        node_name: Some("n1".into()),
     }
 }
 
@@ -135,18 +155,7 @@ fn the_same_service_in_two_files_is_reported_at_the_second() {
 #[test]
 fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
     let mut index = index();
-    let pod = Pod {
-        name: NamespacedName::new("default", "web-1"),
-        labels: [("app".to_owned(), "web".to_owned())].into(),
-        ports: vec![],
-        ips: vec!["10.22.0.9".parse().unwrap()],
-        ready: true,
-        terminating: false,
-        finished: false,
-        hostname: None,
-        subdomain: None,
-        node_name: None,
-    };
+    let pod = pod("web-1", "web", Some("10.22.0.9"));
     index.apply(replace(
         "web.yaml",
         vec![Object::Service(service("web", None).into()), Object::Pod(pod.into())],
@@ -174,4 +183,73 @@ fn nothing_counts_as_synced_before_every_source_has_spoken() {
     index.apply(Event::Synced(ATTACHMENTS));
     assert!(index.publish());
     assert!(index.snapshot().synced);
+}
+
+/// A few names, so that definitions meet often.
+fn any_object() -> Object {
+    let pick = |names: &[&'static str]| *fastrand::choice(names).unwrap();
+    let apps = ["web", "api", "db"];
+    let address = format!("10.22.0.{}", fastrand::u8(2..5));
+    match fastrand::u8(..6) {
+        0 => {
+            let cluster_ip = *fastrand::choice(&[None, Some("10.96.0.20"), Some("192.0.2.1")]).unwrap();
+            Object::Service(service(pick(&apps), cluster_ip).into())
+        }
+        1 => Object::EndpointSlice(slice(pick(&["s1", "s2"]), pick(&apps), &address).into()),
+        2 => {
+            let ip = fastrand::bool().then_some(&*address);
+            Object::Pod(pod(pick(&["p1", "p2"]), pick(&apps), ip).into())
+        }
+        3 => {
+            let zone = ("topology.kubernetes.io/zone".to_owned(), pick(&["a", "b"]).to_owned());
+            let name = pick(&["n1", "n2"]).into();
+            Object::Node(Node { name, labels: [zone].into(), addresses: vec![], pod_cidrs: vec![] }.into())
+        }
+        4 => Object::Namespace(Namespace { name: pick(&["default", "other"]).into() }.into()),
+        _ => Object::Attachment(Arc::new(Attachment {
+            network: pick(&["a", "b"]).into(),
+            container_id: "id".into(),
+            ifname: "eth0".into(),
+            netns: "/run/netns/x".into(),
+            ips: vec![address.parse().unwrap()],
+            mac: String::new(),
+            host_interface: String::new(),
+            pod: Some(attachment::Pod {
+                namespace: "default".into(),
+                name: pick(&["p1", "p2"]).into(),
+                uid: None,
+            }),
+            labels: [("app".to_owned(), pick(&apps).to_owned())].into(),
+            port_mappings: vec![],
+        })),
+    }
+}
+
+#[test]
+fn changes_one_by_one_lead_to_the_same_picture_as_everything_at_once() {
+    for seed in 0..300 {
+        fastrand::seed(seed);
+        let mut index = index();
+        let mut files: BTreeMap<&str, Event> = BTreeMap::new();
+        for step in 0..30 {
+            for _ in 0..fastrand::u8(1..3) {
+                let file = *fastrand::choice(["a.yaml", "b.yaml", "c.yaml"].iter()).unwrap();
+                let objects = (0..fastrand::u8(..4)).map(|_| any_object()).collect();
+                let event = replace(file, objects);
+                index.apply(event.clone());
+                files.insert(file, event);
+            }
+            index.publish();
+            let mut fresh = self::index();
+            files.values().for_each(|event| fresh.apply(event.clone()));
+            fresh.publish();
+            let (one, other) = (index.snapshot(), fresh.snapshot());
+            let at = format!("seed {seed}, step {step}");
+            assert_eq!(one.services, other.services, "{at}");
+            assert_eq!(one.by_cluster_ip, other.by_cluster_ip, "{at}");
+            assert_eq!(one.problems, other.problems, "{at}");
+            assert_eq!((&one.namespaces, &one.nodes), (&other.namespaces, &other.nodes), "{at}");
+            assert_eq!((&one.local_pods, &one.sources), (&other.local_pods, &other.sources), "{at}");
+        }
+    }
 }

@@ -1,0 +1,121 @@
+//! Every Service's virtual IPs: those it asks for, first come first served by origin; then assigned ones.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::claims::{Claim, Claims};
+use crate::allocate;
+use crate::model::{FamilyPolicy, NamespacedName, Service, ServiceKind};
+use crate::problem::{Problem, Severity};
+
+type Services = Claims<NamespacedName, Service>;
+
+/// Who has which virtual IP.
+#[derive(Debug, Default)]
+pub(super) struct Addresses {
+    by_service: HashMap<NamespacedName, Vec<IpAddr>>,
+    pub(super) owners: Arc<HashMap<IpAddr, NamespacedName>>,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl Addresses {
+    /// Settles everything anew: an address depends on all Services, so one that comes or goes can move another one's.
+    pub(super) fn settle(services: &Services, cidrs: &[IpNetwork]) -> Self {
+        let mut settled = Self::default();
+        let owners = first_claimants(services);
+        let mut wanted = BTreeMap::new();
+        for (name, claim) in services.iter() {
+            let ServiceKind::ClusterIp { requested, families: FamilyPolicy(families) } = &claim.value.kind
+            else {
+                continue;
+            };
+            if requested.is_empty() {
+                wanted.insert(name.clone(), families.clone());
+            }
+            for address in requested {
+                settled.request(name, claim, *address, owners[address], cidrs);
+            }
+        }
+        let taken: HashSet<IpAddr> = owners.into_keys().collect();
+        let (assigned, unassigned) = allocate::assign(&wanted, &taken, cidrs);
+        settled.by_service.extend(assigned);
+        for (name, family) in unassigned {
+            let Some(claim) = services.get(&name) else { continue };
+            settled.problem(&name, claim, Severity::Error, format!(
+                "no free {family} address is left in the service ranges ({}); widen --service-cidr or set spec.clusterIP",
+                join(cidrs),
+            ));
+        }
+        let owned = settled.by_service.iter();
+        settled.owners =
+            Arc::new(owned.flat_map(|(name, ips)| ips.iter().map(|ip| (*ip, name.clone()))).collect());
+        settled
+    }
+
+    /// What a Service has.
+    pub(super) fn of(&self, name: &NamespacedName) -> &[IpAddr] {
+        self.by_service.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Services that have other addresses here than there.
+    pub(super) fn moved<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a NamespacedName> {
+        let names = self.by_service.keys().chain(before.by_service.keys());
+        names.filter(|name| self.of(name) != before.of(name))
+    }
+
+    fn request(
+        &mut self,
+        name: &NamespacedName,
+        claim: &Claim<Service>,
+        address: IpAddr,
+        (owner, theirs): (&NamespacedName, &Claim<Service>),
+        cidrs: &[IpNetwork],
+    ) {
+        if owner != name {
+            let at = &theirs.location;
+            return self.problem(name, claim, Severity::Error, format!(
+                "spec.clusterIP: {address} already belongs to Service {owner} ({at}); give it another address, or leave the field out to have one assigned",
+            ));
+        }
+        if !cidrs.iter().any(|cidr| cidr.contains(address)) {
+            self.problem(name, claim, Severity::Warning, format!(
+                "spec.clusterIP: {address} is outside the service ranges ({}); nothing routes it to the proxy unless you do",
+                join(cidrs),
+            ));
+        }
+        self.by_service.entry(name.clone()).or_default().push(address);
+    }
+
+    fn problem(
+        &mut self,
+        name: &NamespacedName,
+        claim: &Claim<Service>,
+        severity: Severity,
+        message: String,
+    ) {
+        let object = Some(format!("Service {name}"));
+        self.problems.push(Problem { location: claim.location.clone(), severity, object, message });
+    }
+}
+
+/// Who keeps each requested address: of all that ask, the one whose origin comes first.
+fn first_claimants(services: &Services) -> HashMap<IpAddr, (&NamespacedName, &Claim<Service>)> {
+    let mut owners: HashMap<IpAddr, (&NamespacedName, &Claim<Service>)> = HashMap::new();
+    for (name, claim) in services.iter() {
+        let ServiceKind::ClusterIp { requested, .. } = &claim.value.kind else { continue };
+        for address in requested {
+            let owner = owners.entry(*address).or_insert((name, claim));
+            if claim.rank < owner.1.rank {
+                *owner = (name, claim);
+            }
+        }
+    }
+    owners
+}
+
+fn join(cidrs: &[IpNetwork]) -> String {
+    cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,73 @@
+//! Pods with their addresses: manifests joined with attachment records, and records that speak for themselves.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use attachment::Attachment;
+
+use super::claims::Claims;
+use crate::derive;
+use crate::event::Origin;
+use crate::model::{NamespacedName, Pod};
+
+/// The join, kept up to date pod by pod.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    attachments: BTreeMap<NamespacedName, BTreeMap<Arc<Origin>, Arc<Attachment>>>,
+    addressed: BTreeMap<NamespacedName, Arc<Pod>>,
+    /// Pods whose manifest or attachments may have changed.
+    touched: BTreeSet<NamespacedName>,
+}
+
+impl Pods {
+    pub(super) fn touch(&mut self, name: NamespacedName) {
+        self.touched.insert(name);
+    }
+
+    pub(super) fn attach(&mut self, origin: Arc<Origin>, attachment: &Arc<Attachment>) {
+        let name = derive::pod_name(attachment);
+        self.attachments.entry(name.clone()).or_default().insert(origin, Arc::clone(attachment));
+        self.touched.insert(name);
+    }
+
+    pub(super) fn detach(&mut self, origin: &Origin, name: NamespacedName) {
+        if let Some(attached) = self.attachments.get_mut(&name) {
+            attached.remove(origin);
+            if attached.is_empty() {
+                self.attachments.remove(&name);
+            }
+        }
+        self.touched.insert(name);
+    }
+
+    /// Joins what was touched anew and returns the pods that have changed: as they were, and as they are.
+    pub(super) fn join(&mut self, manifests: &Claims<NamespacedName, Pod>) -> Vec<Arc<Pod>> {
+        let mut changed = Vec::new();
+        for name in std::mem::take(&mut self.touched) {
+            let attached = self.attachments.get(&name).into_iter().flat_map(BTreeMap::values);
+            let manifest = manifests.get(&name).map(|claim| &claim.value);
+            let now = derive::addressed_pod(&name, manifest, attached).map(Arc::new);
+            let before = match &now {
+                Some(pod) => self.addressed.insert(name, Arc::clone(pod)),
+                None => self.addressed.remove(&name),
+            };
+            if before != now {
+                changed.extend(before.into_iter().chain(now));
+            }
+        }
+        changed
+    }
+
+    /// The pods of a namespace.
+    pub(super) fn of(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Pod> {
+        let first = NamespacedName::new(Arc::clone(namespace), "");
+        let all = self.addressed.range(first..);
+        all.take_while(move |(name, _)| name.namespace == *namespace).map(|(_, pod)| &**pod)
+    }
+
+    /// Every address that is attached to this node.
+    pub(super) fn attached_addresses(&self) -> HashSet<IpAddr> {
+        self.attachments.values().flat_map(BTreeMap::values).flat_map(|a| a.ips.iter().copied()).collect()
+    }
+}
