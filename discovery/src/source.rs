@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::event::Event;
-use directory::{Reader, Watch};
+use directory::{Look, Reader, Watch};
 
 /// A pause before watching again after the watch itself has failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -28,12 +28,13 @@ pub(crate) async fn run_attachments(path: PathBuf, events: mpsc::Sender<Event>) 
 /// Reads the manifest directory once.
 pub(crate) fn read_manifests_once(path: &Path) -> Vec<Event> {
     let mut reader = manifests::Manifests::new(path.to_owned());
-    let changes = reader.directory().scan();
+    let changes = reader.directory().scan(&Look::Everywhere);
     reader.events(changes)
 }
 
 async fn follow(mut reader: impl Reader, events: mpsc::Sender<Event>) {
     let mut watch = None;
+    let mut look = Look::Everywhere;
     loop {
         if watch.is_none() {
             watch = match Watch::new() {
@@ -45,11 +46,11 @@ async fn follow(mut reader: impl Reader, events: mpsc::Sender<Event>) {
             };
         }
         // Watch first, then read: what changes in between is read twice rather than missed.
-        if let Some(watch) = &mut watch {
+        if let Some(watch) = watch.as_mut().filter(|_| look == Look::Everywhere) {
             watch.cover(reader.directory());
         }
         let scanning = tokio::task::spawn_blocking(move || {
-            let changes = reader.directory().scan();
+            let changes = reader.directory().scan(&look);
             let events = reader.events(changes);
             (reader, events)
         });
@@ -60,13 +61,15 @@ async fn follow(mut reader: impl Reader, events: mpsc::Sender<Event>) {
                 return;
             }
         }
-        match &mut watch {
-            Some(w) => {
-                if w.changed().await.is_err() {
-                    watch = None;
-                }
+        look = match &mut watch {
+            Some(w) => w.changed(reader.directory()).await.unwrap_or_else(|_failed| {
+                watch = None;
+                Look::Everywhere
+            }),
+            None => {
+                tokio::time::sleep(RETRY).await;
+                Look::Everywhere
             }
-            None => tokio::time::sleep(RETRY).await,
-        }
+        };
     }
 }

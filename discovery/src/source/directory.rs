@@ -1,20 +1,22 @@
 //! A directory of files, and word of their changes.
 //!
-//! The kernel only says that something happened (inotify); what happened is found by looking: files whose inode, size
-//! or times differ are read again. So no order of events, no overflow of their queue and no swap of a symlinked
-//! directory (a mounted ConfigMap) can leave a stale file behind.
+//! The kernel only says where something happened (inotify); what happened is found by looking: files whose inode, size
+//! or times differ are read again. Where it is not plain that a single file is meant, everything is looked at. So no order
+//! of events, no overflow of their queue and no swap of a symlinked directory (a mounted ConfigMap) can leave a stale
+//! file behind, and one changed file among ten thousand costs one look.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use inotify::{EventStream, Inotify, WatchMask};
+use futures_util::{FutureExt as _, StreamExt as _};
+use inotify::{Event, EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 
-use crate::event::Event;
+use crate::event;
 
 /// A larger file is not a manifest; reading it would only cost memory.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
@@ -52,12 +54,21 @@ pub(crate) struct Changes {
     pub(crate) removed: Vec<PathBuf>,
 }
 
+/// Where to look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// At every file.
+    Everywhere,
+    /// At these alone.
+    At(BTreeSet<PathBuf>),
+}
+
 /// Reads a directory's changes and turns them into events. Kept on one blocking thread at a time.
 pub(crate) trait Reader: Send + 'static {
     /// The directory and what was seen of it so far.
     fn directory(&mut self) -> &mut Directory;
     /// Events for what has changed, or for what is wrong with the directory.
-    fn events(&mut self, changes: io::Result<Changes>) -> Vec<Event>;
+    fn events(&mut self, changes: io::Result<Changes>) -> Vec<event::Event>;
 }
 
 impl Directory {
@@ -69,7 +80,22 @@ impl Directory {
     ///
     /// # Errors
     /// When the directory itself cannot be listed; what was seen before stays.
-    pub(crate) fn scan(&mut self) -> io::Result<Changes> {
+    pub(crate) fn scan(&mut self, look: &Look) -> io::Result<Changes> {
+        match look {
+            Look::Everywhere => self.scan_all(),
+            Look::At(files) => {
+                let mut changes = Changes::default();
+                for file in files {
+                    if !self.look_at(file, &mut changes) && self.seen.remove(file).is_some() {
+                        changes.removed.push(file.clone());
+                    }
+                }
+                Ok(changes)
+            }
+        }
+    }
+
+    fn scan_all(&mut self) -> io::Result<Changes> {
         let mut files = Vec::new();
         for folder in self.folders()? {
             files.extend(list(&folder)?.into_iter().filter(|file| self.is_wanted(file)));
@@ -78,16 +104,8 @@ impl Directory {
         let mut changes = Changes::default();
         let mut present = HashSet::new();
         for file in files {
-            // A file that vanished since it was listed, a directory, a dangling link: not there.
-            let Ok(metadata) = fs::metadata(&file) else { continue };
-            if !metadata.is_file() {
-                continue;
-            }
-            present.insert(file.clone());
-            let now = fingerprint(&metadata);
-            if self.seen.get(&file) != Some(&now) {
-                changes.changed.push((file.clone(), read(&file, metadata.len())));
-                self.seen.insert(file, now);
+            if self.look_at(&file, &mut changes) {
+                present.insert(file);
             }
         }
         changes.removed = self.seen.keys().filter(|file| !present.contains(*file)).cloned().collect();
@@ -95,6 +113,17 @@ impl Directory {
             self.seen.remove(file);
         }
         Ok(changes)
+    }
+
+    /// Reads the file if it is not as it was. False if it is not there: vanished, a directory, a dangling link.
+    fn look_at(&mut self, file: &Path, changes: &mut Changes) -> bool {
+        let Some(metadata) = fs::metadata(file).ok().filter(fs::Metadata::is_file) else { return false };
+        let now = fingerprint(&metadata);
+        if self.seen.get(file) != Some(&now) {
+            changes.changed.push((file.to_owned(), read(file, metadata.len())));
+            self.seen.insert(file.to_owned(), now);
+        }
+        true
     }
 
     /// Forgets what was seen and says which files that were.
@@ -118,11 +147,14 @@ impl Directory {
 }
 
 /// Word of changes in a directory and its folders.
-pub(crate) struct Watch(EventStream<[u8; 4096]>);
+pub(crate) struct Watch {
+    events: EventStream<[u8; 4096]>,
+    folders: HashMap<WatchDescriptor, PathBuf>,
+}
 
 impl Watch {
     pub(crate) fn new() -> io::Result<Self> {
-        Inotify::init()?.into_event_stream([0; 4096]).map(Self)
+        Ok(Self { events: Inotify::init()?.into_event_stream([0; 4096])?, folders: HashMap::new() })
     }
 
     /// Watches everything that can be relevant now. Watching something twice is one watch.
@@ -131,20 +163,46 @@ impl Watch {
         let existing = directory.path.ancestors().find(|path| path.exists());
         let folders = directory.folders().unwrap_or_default();
         for path in existing.into_iter().chain(folders.iter().map(PathBuf::as_path)) {
-            if let Err(error) = self.0.watches().add(path, MASK) {
-                tracing::debug!(path = %path.display(), %error, "cannot watch");
+            match self.events.watches().add(path, MASK) {
+                Ok(watch) => {
+                    self.folders.insert(watch, path.to_owned());
+                }
+                Err(error) => tracing::debug!(path = %path.display(), %error, "cannot watch"),
             }
         }
     }
 
-    /// Returns when something may have changed.
-    pub(crate) async fn changed(&mut self) -> io::Result<()> {
-        match tokio::time::timeout(SAFETY_SCAN, self.0.next()).await {
-            Err(_elapsed) => Ok(()),
-            Ok(Some(Ok(_))) => Ok(()),
-            Ok(Some(Err(error))) => Err(error),
-            Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
+    /// Returns where to look when something may have changed.
+    pub(crate) async fn changed(&mut self, directory: &Directory) -> io::Result<Look> {
+        let mut look = match tokio::time::timeout(SAFETY_SCAN, self.events.next()).await {
+            Err(_elapsed) => return Ok(Look::Everywhere),
+            Ok(event) => self.look(event, directory)?,
+        };
+        // One look for a burst.
+        while let Some(event) = self.events.next().now_or_never() {
+            look = match (look, self.look(event, directory)?) {
+                (Look::At(some), Look::At(more)) => Look::At(some.into_iter().chain(more).collect()),
+                _ => Look::Everywhere,
+            };
         }
+        Ok(look)
+    }
+
+    fn look(&self, event: Option<io::Result<Event<OsString>>>, directory: &Directory) -> io::Result<Look> {
+        let event = event.ok_or(io::ErrorKind::UnexpectedEof)??;
+        let Some(name) = event.name else { return Ok(Look::Everywhere) };
+        let Some(folder) = self.folders.get(&event.wd) else { return Ok(Look::Everywhere) };
+        let file = folder.join(&name);
+        let is_inside = directory.nested || *folder == directory.path;
+        if is_inside && !event.mask.contains(EventMask::ISDIR) && directory.is_wanted(&file) {
+            return Ok(Look::At([file].into()));
+        }
+        // A writer's temporary file is nobody's business; a link or a directory may be what others are reached by.
+        let is_temporary = is_inside
+            && !event.mask.contains(EventMask::ISDIR)
+            && !name.as_encoded_bytes().starts_with(b"..")
+            && fs::symlink_metadata(&file).map_or(true, |metadata| metadata.is_file());
+        Ok(if is_temporary { Look::At(BTreeSet::new()) } else { Look::Everywhere })
     }
 }
 
@@ -198,14 +256,37 @@ mod tests {
         for name in ["b.yaml", "a.yaml", ".hidden.yaml", "notes.txt", "a.yaml~"] {
             fs::write(path(name), "x").unwrap();
         }
-        assert_eq!(names(&directory.scan().unwrap()), (strings(&["a.yaml", "b.yaml"]), vec![]));
-        assert_eq!(names(&directory.scan().unwrap()), (vec![], vec![]));
+        assert_eq!(
+            names(&directory.scan(&Look::Everywhere).unwrap()),
+            (strings(&["a.yaml", "b.yaml"]), vec![])
+        );
+        assert_eq!(names(&directory.scan(&Look::Everywhere).unwrap()), (vec![], vec![]));
         fs::write(path("new"), "y").unwrap();
         fs::rename(path("new"), path("b.yaml")).unwrap();
         fs::remove_file(path("a.yaml")).unwrap();
-        assert_eq!(names(&directory.scan().unwrap()), (strings(&["b.yaml"]), strings(&["a.yaml"])));
+        assert_eq!(
+            names(&directory.scan(&Look::Everywhere).unwrap()),
+            (strings(&["b.yaml"]), strings(&["a.yaml"]))
+        );
         fs::remove_dir_all(root.path()).unwrap();
-        assert_eq!(directory.scan().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(directory.scan(&Look::Everywhere).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_look_at_one_file_finds_what_happened_to_it_and_leaves_the_others() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        let mut directory = Directory::new(root.path().to_owned(), false, &["yaml"]);
+        fs::write(path("a.yaml"), "x").unwrap();
+        directory.scan(&Look::Everywhere).unwrap();
+        fs::write(path("b.yaml"), "x").unwrap();
+        fs::write(path("a.yaml"), "longer").unwrap();
+        let at = |name: &str| Look::At([path(name)].into());
+        assert_eq!(names(&directory.scan(&at("a.yaml")).unwrap()), (strings(&["a.yaml"]), vec![]));
+        fs::remove_file(path("a.yaml")).unwrap();
+        assert_eq!(names(&directory.scan(&at("a.yaml")).unwrap()), (vec![], strings(&["a.yaml"])));
+        assert_eq!(names(&directory.scan(&at("a.yaml")).unwrap()), (vec![], vec![]));
+        assert_eq!(names(&directory.scan(&Look::Everywhere).unwrap()), (strings(&["b.yaml"]), vec![]));
     }
 
     #[test]
@@ -220,10 +301,10 @@ mod tests {
         link("v1", "..data");
         link("..data/a.yaml", "a.yaml");
         let mut directory = Directory::new(root.path().to_owned(), false, &["yaml"]);
-        directory.scan().unwrap();
+        directory.scan(&Look::Everywhere).unwrap();
         link("v2", "..tmp");
         fs::rename(root.path().join("..tmp"), root.path().join("..data")).unwrap();
-        let changes = directory.scan().unwrap();
+        let changes = directory.scan(&Look::Everywhere).unwrap();
         assert_eq!(changes.changed[0].1.as_ref().unwrap(), b"two");
     }
 }
