@@ -1,8 +1,8 @@
 //! Which address a pod gets: the built-in allocator, or another plugin that was named in its place.
 
 mod delegate;
-mod pool;
 mod range;
+mod slots;
 mod store;
 
 pub(crate) use delegate::delegate;

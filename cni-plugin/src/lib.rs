@@ -4,7 +4,7 @@
 //! env + stdin ──> skel ──> command::{add, del, check, status, gc} ──> at most one JSON object on stdout
 //!                               │ ipam      which address
 //!                               │ routed    links, routes, neighbours (rtnetlink)
-//!                               │ masquerade  one nftables table for the node (nfnetlink)
+//!                               │ table     one nftables table for the node (nfnetlink)
 //!                               └ attachment  the record the daemons read
 //! ```
 //!
@@ -12,12 +12,12 @@
 //! ADD and DEL. What ADD has done is undone in reverse if a later step fails, and DEL finds everything by names derived
 //! from the attachment alone, so that it works when the pod, the configuration or half of an ADD is gone.
 
+mod alias;
 mod args;
 mod command;
 mod error;
 mod ipam;
 mod lock;
-mod masquerade;
 mod netconf;
 mod netlink;
 mod pod;
@@ -25,6 +25,7 @@ mod result;
 mod rollback;
 mod routed;
 mod skel;
+mod table;
 mod trace;
 
 pub use skel::{Output, run};

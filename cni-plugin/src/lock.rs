@@ -2,16 +2,14 @@
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::error::{Code, Error, Result, io};
 use crate::trace::{Span, span};
 
 /// Well below the minute after which runtimes give up on a plugin.
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// How often a held lock is tried. Holders keep it for well under a millisecond.
-const INTERVAL: Duration = Duration::from_millis(1);
 
 /// Holds an exclusive `flock` until dropped.
 #[derive(Debug)]
@@ -24,25 +22,30 @@ impl Lock {
     }
 
     fn wait(directory: &Path) -> Result<Self> {
-        std::fs::create_dir_all(directory).map_err(io("create", directory))?;
         let path = directory.join("lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(io("open", &path))?;
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self(file)),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(INTERVAL),
-                Err(TryLockError::WouldBlock) => {
-                    let message =
-                        format!("{} has been locked by another process for {DEADLINE:?}", path.display());
-                    return Err(Error::new(Code::TryAgainLater, message));
-                }
-                Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
+        let open = || File::options().create(true).truncate(false).write(true).open(&path);
+        let file = match open() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(directory).map_err(io("create", directory))?;
+                open()
+            }
+            other => other,
+        };
+        let file = file.map_err(io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
+        }
+        // The kernel wakes waiters one by one and in their order; a thread of its own allows for a deadline.
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || drop(sender.send(file.lock().map(|()| file))));
+        match receiver.recv_timeout(DEADLINE) {
+            Ok(locked) => locked.map(Self).map_err(io("lock", &path)),
+            Err(_) => {
+                let message =
+                    format!("{} has been locked by another process for {DEADLINE:?}", path.display());
+                Err(Error::new(Code::TryAgainLater, message))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The network configuration: what is on the wire, then what is valid.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use attachment::PortMapping;
@@ -11,10 +11,13 @@ use serde_json::Value;
 
 use crate::args::is_valid_id;
 use crate::error::{Code, Error, Result};
-use crate::ipam::RangeSet;
+use crate::ipam::{RangeSet, Store};
 
 /// Where the state of a boot lives: addresses, records, what the node has been told.
 const DEFAULT_STATE_DIR: &str = "/run/portolan";
+
+/// Seconds an address rests by default: what stale conntrack entries and caches of names live for.
+const DEFAULT_COOLDOWN: u32 = 30;
 
 /// The part every command needs; DEL and GC need no more, so that they work with a configuration gone wrong.
 #[derive(Clone, Debug)]
@@ -25,6 +28,8 @@ pub(crate) struct Header {
     pub(crate) ipam_dir: PathBuf,
     /// Type of a delegated IPAM plugin.
     pub(crate) delegate: Option<String>,
+    /// Seconds that an address rests before it is given out again.
+    pub(crate) cooldown: u32,
 }
 
 /// A valid configuration.
@@ -41,8 +46,8 @@ pub(crate) struct NetConf {
     pub(crate) ranges: Vec<RangeSet>,
     /// Routes for the pod in place of the default route.
     pub(crate) routes: Vec<Route>,
-    /// Addresses asked for, one a family.
-    pub(crate) requested: Vec<Ipv4Addr>,
+    /// Addresses asked for, at most one a range set.
+    pub(crate) requested: Vec<IpAddr>,
     pub(crate) mac: Option<[u8; 6]>,
     pub(crate) dns: Value,
     pub(crate) labels: BTreeMap<String, String>,
@@ -168,7 +173,18 @@ impl Header {
         let delegate = raw["ipam"]["type"].as_str().filter(|kind| !kind.is_empty() && *kind != "portolan");
         let data_dir = directory(&raw["ipam"]["dataDir"]).filter(|_| delegate.is_none());
         let ipam_dir = data_dir.unwrap_or_else(|| state_dir.join("ipam")).join(&name);
-        Ok(Self { cni_version, name, state_dir, ipam_dir, delegate: delegate.map(str::to_owned) })
+        let cooldown = match &raw["ipam"]["cooldown"] {
+            Value::Null => DEFAULT_COOLDOWN,
+            // A value that is none shows in the whole configuration; DEL and GC go on without.
+            value => value.as_u64().and_then(|s| u32::try_from(s).ok()).unwrap_or(DEFAULT_COOLDOWN),
+        };
+        let delegate = delegate.map(str::to_owned);
+        Ok(Self { cni_version, name, state_dir, ipam_dir, delegate, cooldown })
+    }
+
+    /// Who has which address.
+    pub(crate) fn reservations(&self) -> Store {
+        Store::new(self.ipam_dir.clone(), self.cooldown)
     }
 
     /// The records that ADD leaves for the daemons.
@@ -247,16 +263,16 @@ fn ranges(wire: &Wire) -> Result<Vec<RangeSet>> {
     Ok(sets)
 }
 
-fn requested(wire: &Wire) -> Result<Vec<Ipv4Addr>> {
+fn requested(wire: &Wire) -> Result<Vec<IpAddr>> {
     let of_runtime = wire.runtime_config.ips.iter().map(|ip| ("runtimeConfig.ips", ip));
     let of_args = wire.args.cni.ips.iter().map(|ip| ("args.cni.ips", ip));
     of_runtime.chain(of_args).map(|(field, text)| parse_requested(field, text)).collect()
 }
 
 /// An address the runtime asks for, with or without a prefix length.
-pub(crate) fn parse_requested(field: &str, text: &str) -> Result<Ipv4Addr> {
+pub(crate) fn parse_requested(field: &str, text: &str) -> Result<IpAddr> {
     let address = text.split('/').next().unwrap_or_default();
-    address.parse().map_err(|_e| invalid(format!("{field}: {text:?} is not an IPv4 address")))
+    address.parse().map_err(|_e| invalid(format!("{field}: {text:?} is not an IP address")))
 }
 
 /// What the pod's resolv.conf is made of; what the runtime says wins.

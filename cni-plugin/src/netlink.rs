@@ -1,14 +1,13 @@
-//! Routing netlink, synchronously: the few requests the plugin makes, each with its acknowledgement.
+//! Routing netlink, synchronously: the few requests the plugin makes, many of them in one call.
 
+mod batch;
 mod request;
 
 use std::io;
-use std::net::Ipv4Addr;
-use std::os::fd::RawFd;
+use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
@@ -17,24 +16,41 @@ use netlink_packet_route::route::{RouteAttribute, RouteType};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-pub(crate) use request::{RouteTarget, Veth};
+pub(crate) use batch::Batch;
+pub(crate) use request::{Route, RouteTarget, Veth};
 
 use crate::trace::{Span, span};
 
 /// `ESRCH`, `ENODEV`, `ENOENT`, `EADDRNOTAVAIL`: what the kernel says of things that are gone.
 const GONE: [i32; 4] = [3, 19, 2, 99];
 
+/// `ENETUNREACH`, `EHOSTUNREACH`: there is no route, or one that refuses.
+const UNREACHABLE: [i32; 2] = [101, 113];
+
+/// `NLM_F_DUMP_INTR`: something changed during the dump.
+const DUMP_INTERRUPTED: u16 = 0x10;
+
+/// Under constant change even this many dumps may be interrupted; then what the last one saw has to do.
+const DUMP_ATTEMPTS: usize = 20;
+
+/// The kernel makes its datagrams no larger than this.
+const DATAGRAM: usize = 32 * 1024;
+
+type Answers = io::Result<Vec<RouteNetlinkMessage>>;
+
 /// A socket in one network namespace; it stays there whoever uses it.
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
+    interrupted: bool,
 }
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
-    pub(crate) mac: Vec<u8>,
+    pub(crate) name: String,
+    pub(crate) alias: String,
     pub(crate) mtu: u32,
     pub(crate) is_up: bool,
 }
@@ -45,135 +61,145 @@ impl Netlink {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
+        // The kernel answers within `send`: an answer that is not there by then will never come.
+        socket.set_non_blocking(true)?;
         // Dumps obey their filters only when asked to be strict; an older kernel filters nothing.
         drop(socket.set_netlink_get_strict_chk(true));
-        Ok(Self { socket, sequence: 0 })
-    }
-
-    /// Creates both ends of a veth, each in its final namespace with its final name, address and MTU.
-    pub(crate) fn add_veth(&mut self, veth: &Veth<'_>, peer_netns: RawFd) -> io::Result<()> {
-        self.change(request::new_veth(veth, peer_netns), NLM_F_CREATE | NLM_F_EXCL)
+        Ok(Self { socket, sequence: 0, interrupted: false })
     }
 
     /// The interface of that name, if there is one.
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
-        match self.exchange(request::get_link(name), NLM_F_ACK) {
+        match self.one(request::get_link(name), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(link_of)),
             Err(e) if is_gone(&e) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    pub(crate) fn set_up(&mut self, index: u32) -> io::Result<()> {
-        self.change(request::set_up(index), 0)
+    /// Every interface.
+    pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
+        Ok(self.dump(&request::get_links())?.into_iter().filter_map(link_of).collect())
     }
 
     /// Deletes an interface. False if there is none.
     pub(crate) fn delete_link(&mut self, name: &str) -> io::Result<bool> {
-        gone_is_false(self.change(request::delete_link(name), 0))
+        gone_is_false(self.one(request::delete_link(name), NLM_F_ACK))
     }
 
-    pub(crate) fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
-        self.change(request::new_address(index, address, prefix), NLM_F_CREATE | NLM_F_EXCL)
-    }
-
-    /// Whether the interface has the address.
-    pub(crate) fn has_address(&mut self, index: u32, address: Ipv4Addr) -> io::Result<bool> {
-        let answers = self.exchange(request::get_addresses(index), NLM_F_DUMP)?;
+    /// Whether the interface has the address, and may use it.
+    pub(crate) fn has_address(&mut self, index: u32, address: IpAddr) -> io::Result<bool> {
+        let answers = self.dump(&request::get_addresses(index, address))?;
         Ok(answers.into_iter().any(|answer| match answer {
             RouteNetlinkMessage::NewAddress(message) => {
                 message.header.index == index
-                    && message.attributes.contains(&AddressAttribute::Local(address.into()))
+                    && message.attributes.iter().any(|attribute| match attribute {
+                        AddressAttribute::Local(own) | AddressAttribute::Address(own) => *own == address,
+                        _ => false,
+                    })
             }
             _ => false,
         }))
     }
 
     /// Adds a route, or replaces the one to the same destination.
-    pub(crate) fn replace_route(
-        &mut self,
-        destination: (Ipv4Addr, u8),
-        target: RouteTarget,
-    ) -> io::Result<()> {
-        self.change(request::new_route(destination, target), NLM_F_CREATE | NLM_F_REPLACE)
+    pub(crate) fn replace_route(&mut self, route: &Route) -> io::Result<()> {
+        let flags = NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK;
+        self.one(request::new_route(route), flags).map(drop)
     }
 
     /// Deletes a route. False if there is none.
-    pub(crate) fn delete_route(
-        &mut self,
-        destination: (Ipv4Addr, u8),
-        target: RouteTarget,
-    ) -> io::Result<bool> {
-        gone_is_false(self.change(request::delete_route(destination, target), 0))
+    pub(crate) fn delete_route(&mut self, route: &Route) -> io::Result<bool> {
+        gone_is_false(self.one(request::delete_route(route), NLM_F_ACK))
     }
 
     /// The interface by which a packet to `destination` would leave; `None` where it would not.
-    pub(crate) fn route_device(&mut self, destination: Ipv4Addr) -> io::Result<Option<u32>> {
-        // ENETUNREACH, EHOSTUNREACH: there is no route, or one that refuses.
-        match self.exchange(request::get_route(destination), NLM_F_ACK) {
+    pub(crate) fn route_device(&mut self, destination: IpAddr) -> io::Result<Option<u32>> {
+        match self.one(request::get_route(destination), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(device_of)),
-            Err(e) if matches!(e.raw_os_error(), Some(101 | 113)) => Ok(None),
+            Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    /// Fixes the hardware address of a neighbour, so that nobody has to ask for it.
-    pub(crate) fn add_neighbour(&mut self, index: u32, address: Ipv4Addr, mac: &[u8]) -> io::Result<()> {
-        self.change(request::new_neighbour(index, address, mac), NLM_F_CREATE | NLM_F_REPLACE)
-    }
-
     /// The MTU of the interface with that index.
     pub(crate) fn mtu(&mut self, index: u32) -> io::Result<Option<u32>> {
-        let answers = self.exchange(request::get_link_by_index(index), NLM_F_ACK)?;
+        let answers = self.one(request::get_link_by_index(index), NLM_F_ACK)?;
         Ok(answers.into_iter().find_map(link_of).map(|link| link.mtu))
     }
 
-    fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.exchange(message, flags | NLM_F_ACK).map(drop)
+    fn dump(&mut self, message: &RouteNetlinkMessage) -> Answers {
+        for _ in 1..DUMP_ATTEMPTS {
+            let answers = self.one(message.clone(), NLM_F_DUMP)?;
+            if !self.interrupted {
+                return Ok(answers);
+            }
+        }
+        self.one(message.clone(), NLM_F_DUMP)
     }
 
-    /// Sends a request and collects the answers up to the acknowledgement. The kernel answers within `send`, so
-    /// receiving never waits.
-    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        span(Span::Netlink, || self.exchange_untraced(message, flags))
+    fn one(&mut self, message: RouteNetlinkMessage, flags: u16) -> Answers {
+        let mut answers = self.exchange(vec![(message, flags)])?;
+        answers.pop().unwrap_or_else(|| Ok(Vec::new()))
     }
 
-    fn exchange_untraced(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.sequence += 1;
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut answers = Vec::new();
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
+    /// Sends requests in one datagram and collects the answers to each, up to its acknowledgement. The kernel works
+    /// through all of them, whether or not one fails.
+    fn exchange(&mut self, requests: Vec<(RouteNetlinkMessage, u16)>) -> io::Result<Vec<Answers>> {
+        span(Span::Netlink, || {
+            let first = self.sequence + 1;
+            let count = requests.len();
+            let mut bytes = Vec::new();
+            for (message, flags) in requests {
+                self.sequence += 1;
+                let mut request = NetlinkMessage::from(message);
+                request.header.flags = NLM_F_REQUEST | flags;
+                request.header.sequence_number = self.sequence;
+                request.finalize();
+                let start = bytes.len();
+                bytes.resize(start + request.buffer_len().next_multiple_of(4), 0);
+                request.serialize(&mut bytes[start..]);
+            }
+            self.interrupted = false;
+            self.socket.send(&bytes, 0)?;
+            self.receive(first, count)
+        })
+    }
+
+    fn receive(&mut self, first: u32, count: usize) -> io::Result<Vec<Answers>> {
+        let mut results: Vec<Answers> = (0..count).map(|_| Ok(Vec::new())).collect();
+        let mut waiting = count;
+        let mut datagram = Vec::with_capacity(DATAGRAM);
+        while waiting > 0 {
+            datagram.clear();
+            self.socket.recv(&mut datagram, 0)?;
             let mut rest = &datagram[..];
             while !rest.is_empty() {
                 let answer =
                     NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
                 let length = usize::try_from(answer.header.length).unwrap_or(rest.len()).next_multiple_of(4);
                 rest = &rest[length.clamp(1, rest.len())..];
-                if answer.header.sequence_number != self.sequence {
-                    continue;
-                }
+                self.interrupted |= answer.header.flags & DUMP_INTERRUPTED != 0;
+                let position = answer.header.sequence_number.wrapping_sub(first) as usize;
+                let Some(result) = results.get_mut(position) else { continue };
                 match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => answers.push(message),
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(answers),
-                        Some(_) => return Err(error.to_io()),
-                    },
+                    NetlinkPayload::InnerMessage(message) => {
+                        if let Ok(answers) = result {
+                            answers.push(message);
+                        }
+                    }
+                    NetlinkPayload::Done(_) => waiting -= 1,
+                    NetlinkPayload::Error(error) => {
+                        waiting -= 1;
+                        if error.code.is_some() {
+                            *result = Err(error.to_io());
+                        }
+                    }
                     _ => {}
                 }
             }
         }
+        Ok(results)
     }
 }
 
@@ -182,9 +208,9 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| GONE.contains(&code))
 }
 
-fn gone_is_false(result: io::Result<()>) -> io::Result<bool> {
+fn gone_is_false(result: Answers) -> io::Result<bool> {
     match result {
-        Ok(()) => Ok(true),
+        Ok(_) => Ok(true),
         Err(e) if is_gone(&e) => Ok(false),
         Err(e) => Err(e),
     }
@@ -192,16 +218,17 @@ fn gone_is_false(result: io::Result<()>) -> io::Result<bool> {
 
 fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = answer else { return None };
-    let (mut mac, mut mtu) = (Vec::new(), 0);
+    let (mut name, mut alias, mut mtu) = (String::new(), String::new(), 0);
     for attribute in message.attributes {
         match attribute {
-            LinkAttribute::Address(address) => mac = address,
+            LinkAttribute::IfName(value) => name = value,
+            LinkAttribute::IfAlias(value) => alias = value,
             LinkAttribute::Mtu(value) => mtu = value,
             _ => {}
         }
     }
     let is_up = message.header.flags.contains(LinkFlags::Up);
-    Some(Link { index: message.header.index, mac, mtu, is_up })
+    Some(Link { index: message.header.index, name, alias, mtu, is_up })
 }
 
 fn device_of(answer: RouteNetlinkMessage) -> Option<u32> {

@@ -1,11 +1,11 @@
 //! The result of ADD, in the shape of the version that was asked for (CNI 1.1 §5).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
 use crate::netconf::NetConf;
-use crate::routed::{GATEWAY, pod_routes};
+use crate::routed::{alone, gateway, pod_routes};
 
 /// What ADD has made.
 pub(crate) struct Attached<'a> {
@@ -15,7 +15,7 @@ pub(crate) struct Attached<'a> {
     pub(crate) mac: &'a str,
     pub(crate) netns: &'a str,
     pub(crate) mtu: u32,
-    pub(crate) addresses: &'a [Ipv4Addr],
+    pub(crate) addresses: &'a [IpAddr],
 }
 
 /// Our result behind what plugins before us in the chain have made.
@@ -35,13 +35,13 @@ pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     interfaces.push(interface(attached.host_interface, attached.host_mac, ""));
     interfaces.push(interface(attached.ifname, attached.mac, attached.netns));
     for address in attached.addresses {
-        let mut ip = json!({ "address": format!("{address}/32"), "gateway": GATEWAY, "interface": index });
+        let mut ip = json!({ "address": alone(*address), "gateway": gateway(*address), "interface": index });
         if conf.version.starts_with("0.") {
-            ip["version"] = "4".into();
+            ip["version"] = if address.is_ipv4() { "4" } else { "6" }.into();
         }
         ips.push(ip);
     }
-    for (destination, gateway) in pod_routes(&conf.routes) {
+    for (destination, gateway) in pod_routes(&conf.routes, attached.addresses) {
         routes.push(json!({ "dst": destination, "gw": gateway }));
     }
     let dns =

@@ -1,32 +1,42 @@
 //! Routed mode: a pod behind a veth of its own, reached by routes and not by a bridge.
 //!
 //! ```text
-//! pod   eth0 10.22.0.7/32, 169.254.1.1 dev eth0 scope link, default via 169.254.1.1
-//! node  ptl<hash>, 10.22.0.7 dev ptl<hash> scope link
+//! pod   eth0 10.22.0.7/32 fd00:22::7/128, 169.254.1.1 dev eth0 scope link, default via 169.254.1.1 and via fe80::1
+//! node  ptl<hash>, 10.22.0.7 dev ptl<hash> scope link, fd00:22::7 dev ptl<hash>
 //! ```
-//! Both ends know each other's hardware address for good, so there is no ARP. Every packet passes the node's routing.
+//! Both ends know each other's hardware address for good, so there is no ARP and no neighbour discovery. Every packet
+//! passes the node's routing.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use netns::NetNs;
 
 use crate::error::{Code, Error, Result, io, kernel};
-use crate::netconf::Route;
-use crate::netlink::{Link, Netlink, RouteTarget, Veth};
+use crate::netconf;
+use crate::netlink::{Batch, Link, Netlink, Route, RouteTarget, Veth};
 
-/// The pod's gateway. It exists nowhere: a permanent neighbour entry leads to the node's end of the veth.
-pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The pod's gateways. They exist nowhere: permanent neighbour entries lead to the node's end of the veth.
+const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
+const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 
 /// What an interface gets on a node without an uplink.
 const DEFAULT_MTU: u32 = 1500;
 
-/// Anywhere on the Internet: which way would it leave? (192.0.2.0/24 is for documentation.)
-const ANYWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Anywhere on the Internet: which way would it leave? (192.0.2.0/24 and 2001:db8::/32 are for documentation.)
+const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
-const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARDING_V4: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
+
+/// Tables in pods with several networks are numbered by interface from here, away from those people choose.
+const FIRST_TABLE: u32 = 7000;
+
+/// Interfaces of pods begin like this on the node.
+pub(crate) const HOST_PREFIX: &str = "ptl";
 
 /// The node's end of an attachment is named after it, so that DEL and GC find it when nothing else is left.
 pub(crate) fn host_interface(network: &str, container_id: &str, ifname: &str) -> String {
@@ -35,46 +45,109 @@ pub(crate) fn host_interface(network: &str, container_id: &str, ifname: &str) ->
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("ptl{:012x}", hash >> 16)
+    format!("{HOST_PREFIX}{:012x}", hash >> 16)
 }
 
-/// Creates the veth and sets both ends up.
+pub(crate) fn gateway(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { GATEWAY_V4 } else { GATEWAY_V6 }
+}
+
+/// The address as a network of its own: /32 or /128.
+pub(crate) fn alone(address: IpAddr) -> IpNetwork {
+    IpNetwork::from(address)
+}
+
+/// Creates the veth and sets both ends up. `alias` is a note on the node's end.
 pub(crate) fn attach(
     host: &mut Netlink,
     pod: &mut Netlink,
     netns: &NetNs,
     veth: &Veth<'_>,
-    addresses: &[Ipv4Addr],
-    routes: &[Route],
+    alias: &str,
+    addresses: &[IpAddr],
+    routes: &[netconf::Route],
 ) -> Result<()> {
-    let created = host.add_veth(veth, netns.as_fd().as_raw_fd());
-    created.map_err(kernel(format!("create interface {} with its end {}", veth.pod, veth.host)))?;
-    let host_link = required(host, veth.host)?;
-    let pod_link = required(pod, veth.pod)?;
-    host.set_up(host_link.index).map_err(kernel(format!("set {} up", veth.host)))?;
+    let host_link = create(host, pod, netns, veth, alias)?;
+    let mut batch = Batch::default();
+    batch.set_up(veth.pod, None);
+    batch.get_link(veth.pod);
+    let pod_link = only(batch.commit(pod)?.links, veth.pod)?;
+    let outcome = configure_pod(veth, pod_link.index, addresses, routes).commit(pod)?;
+    if outcome.made.contains(&false) {
+        answer_where_asked(pod_link.index, addresses, routes).commit(pod)?;
+    }
+    let mut batch = Batch::default();
     for address in addresses {
-        let added = pod.add_address(pod_link.index, *address, 32);
-        added.map_err(kernel(format!("add address {address}/32 to {}", veth.pod)))?;
+        batch.add_neighbour(host_link.index, *address, veth.pod_mac, veth.host);
+        let route =
+            Route { destination: alone(*address), target: RouteTarget::Link(host_link.index), table: None };
+        batch.replace_route(&route, &format!("{address} dev {}", veth.host));
     }
-    pod.set_up(pod_link.index).map_err(kernel(format!("set {} up", veth.pod)))?;
-    let neighbour = pod.add_neighbour(pod_link.index, GATEWAY, &veth.host_mac);
-    neighbour.map_err(kernel(format!("add neighbour {GATEWAY} to {}", veth.pod)))?;
-    let gateway = pod.replace_route((GATEWAY, 32), RouteTarget::Link(pod_link.index));
-    gateway.map_err(kernel(format!("add route {GATEWAY} dev {}", veth.pod)))?;
-    for (destination, via) in pod_routes(routes) {
-        let added = pod.replace_route(
-            (destination.network(), destination.prefix()),
-            RouteTarget::Via(pod_link.index, via),
-        );
-        added.map_err(kernel(format!("add route {destination} via {via} to the pod")))?;
+    batch.commit(host).map(drop)
+}
+
+/// The pair of interfaces, the node's end set up first: the pod's end has a carrier from the start.
+fn create(
+    host: &mut Netlink,
+    pod: &mut Netlink,
+    netns: &NetNs,
+    veth: &Veth<'_>,
+    alias: &str,
+) -> Result<Link> {
+    let try_once = |host: &mut Netlink| {
+        let mut batch = Batch::default();
+        batch.add_veth(veth, netns.as_fd().as_raw_fd());
+        batch.set_up(veth.host, Some(alias));
+        batch.get_link(veth.host);
+        batch.commit(host)
+    };
+    let created = match try_once(host) {
+        Err(error) if error.code == Code::Conflict as u32 => {
+            let existing = pod.link(veth.pod).map_err(kernel(format!("look for {} in the pod", veth.pod)))?;
+            if existing.is_some() {
+                let message = format!("interface {} is already in the pod", veth.pod);
+                return Err(Error::new(Code::Conflict, message));
+            }
+            // An attachment of that name would have been found by its reservation: a killed ADD left this.
+            host.delete_link(veth.host).map_err(kernel(format!("delete a left-over {}", veth.host)))?;
+            try_once(host)?
+        }
+        other => other?,
+    };
+    only(created.links, veth.host)
+}
+
+fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[netconf::Route]) -> Batch {
+    let mut batch = Batch::default();
+    for address in addresses {
+        batch.add_address(index, *address, alone(*address).prefix(), veth.pod);
+    }
+    for gateway in gateways(addresses) {
+        batch.add_neighbour(index, gateway, veth.host_mac, veth.pod);
+        let route = Route { destination: alone(gateway), target: RouteTarget::Link(index), table: None };
+        batch.replace_route(&route, &format!("{gateway} dev {}", veth.pod));
+    }
+    for (destination, via) in pod_routes(routes, addresses) {
+        // The pod may have other networks: the first one to come has the default route.
+        let route = Route { destination, target: RouteTarget::Via(index, via), table: None };
+        batch.add_route(&route, &format!("{destination} via {via} to the pod"));
+    }
+    batch
+}
+
+/// Another network has the default route already. What comes to an address of this interface is to be answered by this
+/// interface all the same, so its addresses get a table of their own.
+fn answer_where_asked(index: u32, addresses: &[IpAddr], routes: &[netconf::Route]) -> Batch {
+    let table = Some(FIRST_TABLE + index);
+    let mut batch = Batch::default();
+    for (destination, via) in pod_routes(routes, addresses) {
+        let route = Route { destination, target: RouteTarget::Via(index, via), table };
+        batch.replace_route(&route, &format!("{destination} via {via} table {}", FIRST_TABLE + index));
     }
     for address in addresses {
-        let neighbour = host.add_neighbour(host_link.index, *address, &veth.pod_mac);
-        neighbour.map_err(kernel(format!("add neighbour {address} to {}", veth.host)))?;
-        let route = host.replace_route((*address, 32), RouteTarget::Link(host_link.index));
-        route.map_err(kernel(format!("add route {address} dev {}", veth.host)))?;
+        batch.add_rule(*address, FIRST_TABLE + index);
     }
-    Ok(())
+    batch
 }
 
 /// Whether an attachment is as [`attach`] left it. Additions by others are fine.
@@ -83,7 +156,7 @@ pub(crate) fn check(
     pod: &mut Netlink,
     host_name: &str,
     ifname: &str,
-    addresses: &[Ipv4Addr],
+    addresses: &[IpAddr],
 ) -> Result<()> {
     let wrong = |message: String| Err(Error::new(Code::Conflict, message));
     let host_link = required(host, host_name)?;
@@ -102,16 +175,24 @@ pub(crate) fn check(
             return wrong(format!("the node's route to {address} does not lead to {host_name}"));
         }
     }
-    if pod.route_device(GATEWAY).map_err(kernel("look for the pod's gateway"))? != Some(pod_link.index) {
-        return wrong(format!("the pod's route to its gateway {GATEWAY} is gone"));
+    for gateway in gateways(addresses) {
+        let device = pod.route_device(gateway).map_err(kernel("look for the pod's gateway"))?;
+        // Another routed interface of the pod may have the same gateway.
+        if device.is_none() {
+            return wrong(format!("the pod's route to its gateway {gateway} is gone"));
+        }
     }
     Ok(())
 }
 
-/// Whether the pod's default route, or the configured ones, are still there.
-pub(crate) fn check_routes(pod: &mut Netlink, routes: &[Route]) -> Result<()> {
-    for (destination, _) in pod_routes(routes) {
-        let probe = if destination.prefix() == 0 { ANYWHERE } else { destination.network() };
+/// Whether the pod's default routes, or the configured ones, are still there.
+pub(crate) fn check_routes(pod: &mut Netlink, routes: &[netconf::Route], addresses: &[IpAddr]) -> Result<()> {
+    for (destination, _) in pod_routes(routes, addresses) {
+        let probe = match (destination.prefix(), destination) {
+            (0, IpNetwork::V4(_)) => ANYWHERE_V4,
+            (0, IpNetwork::V6(_)) => ANYWHERE_V6,
+            _ => destination.network(),
+        };
         if pod.route_device(probe).map_err(kernel("look for the pod's routes"))?.is_none() {
             return Err(Error::new(Code::Conflict, format!("the pod's route to {destination} is gone")));
         }
@@ -121,35 +202,54 @@ pub(crate) fn check_routes(pod: &mut Netlink, routes: &[Route]) -> Result<()> {
 
 /// The MTU of the way out of this node.
 pub(crate) fn uplink_mtu(host: &mut Netlink) -> u32 {
-    let device = host.route_device(ANYWHERE).ok().flatten();
+    let device =
+        [ANYWHERE_V4, ANYWHERE_V6].into_iter().find_map(|address| host.route_device(address).ok().flatten());
     device.and_then(|index| host.mtu(index).ok().flatten()).filter(|mtu| *mtu > 0).unwrap_or(DEFAULT_MTU)
 }
 
 /// Without forwarding no packet passes between pods.
-pub(crate) fn ensure_forwarding() -> Result<()> {
-    let path = Path::new(FORWARDING);
-    let value = std::fs::read(path).map_err(io("read", path))?;
-    if value.first() != Some(&b'1') {
-        std::fs::write(path, "1").map_err(io("write", path))?;
+pub(crate) fn ensure_forwarding(addresses: &[IpAddr]) -> Result<()> {
+    for (path, is_wanted) in [
+        (FORWARDING_V4, addresses.iter().any(IpAddr::is_ipv4)),
+        (FORWARDING_V6, addresses.iter().any(IpAddr::is_ipv6)),
+    ] {
+        let path = Path::new(path);
+        if is_wanted && std::fs::read(path).map_err(io("read", path))?.first() != Some(&b'1') {
+            std::fs::write(path, "1").map_err(io("write", path))?;
+        }
     }
     Ok(())
 }
 
-/// The configured routes with their gateways, or the default route where there are none.
-pub(crate) fn pod_routes(routes: &[Route]) -> Vec<(Ipv4Network, Ipv4Addr)> {
+/// The configured routes with their gateways, or the default routes where there are none, for the families the pod has.
+pub(crate) fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<(IpNetwork, IpAddr)> {
+    let has = |address: IpAddr| addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
     if routes.is_empty() {
-        let everywhere = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).expect("0.0.0.0/0 is a network");
-        return vec![(everywhere, GATEWAY)];
+        let everywhere = |gateway: IpAddr| {
+            let any: IpAddr =
+                if gateway.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            (IpNetwork::new(any, 0).expect("everywhere is a network"), gateway)
+        };
+        return gateways(addresses).map(everywhere).collect();
     }
-    let v4 = routes.iter().filter_map(|route| match (route.dst, route.gw) {
-        (IpNetwork::V4(dst), Some(std::net::IpAddr::V4(gw))) => Some((dst, gw)),
-        (IpNetwork::V4(dst), _) => Some((dst, GATEWAY)),
-        (IpNetwork::V6(_), _) => None,
-    });
-    v4.collect()
+    let with_gateway = |route: &netconf::Route| {
+        let gateway = route.gw.unwrap_or_else(|| gateway(route.dst.network()));
+        (route.dst, gateway)
+    };
+    routes.iter().map(with_gateway).filter(|(destination, _)| has(destination.network())).collect()
+}
+
+fn gateways(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+    [GATEWAY_V4, GATEWAY_V6]
+        .into_iter()
+        .filter(|gateway| addresses.iter().any(|address| address.is_ipv4() == gateway.is_ipv4()))
+}
+
+fn only(mut links: Vec<Link>, name: &str) -> Result<Link> {
+    links.pop().ok_or_else(|| Error::new(Code::Conflict, format!("interface {name} is not there")))
 }
 
 fn required(netlink: &mut Netlink, name: &str) -> Result<Link> {
     let found = netlink.link(name).map_err(kernel(format!("look for interface {name}")))?;
-    found.ok_or_else(|| Error::new(Code::Conflict, format!("interface {name} is not there")))
+    only(found.into_iter().collect(), name)
 }

@@ -4,15 +4,17 @@
 
 mod message;
 mod rule;
+mod set;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
 use message::{Attributes, Message};
 pub use rule::Rule;
+pub use set::{Data, Element, Key, Set, Type};
 
 /// Message types of `linux/netfilter/nf_tables.h`.
 const NEW_TABLE: u8 = 0;
@@ -20,7 +22,6 @@ const GET_TABLE: u8 = 1;
 const DEL_TABLE: u8 = 2;
 const NEW_CHAIN: u8 = 3;
 const NEW_RULE: u8 = 6;
-const DEL_RULE: u8 = 8;
 const NEW_SET: u8 = 9;
 const NEW_SET_ELEMENT: u8 = 12;
 const GET_SET_ELEMENT: u8 = 13;
@@ -35,12 +36,15 @@ const TYPE_IPV4_ADDRESS: u32 = 7;
 const TYPE_IPV6_ADDRESS: u32 = 8;
 const TYPE_SERVICE: u32 = 13;
 
-/// `NF_INET_PRE_ROUTING`, `NF_INET_POST_ROUTING`.
+/// `NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_OUT`, `NF_INET_POST_ROUTING`.
 const PREROUTING: u32 = 0;
+const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
-/// The priorities nft calls `mangle` and `srcnat`.
+/// The priorities nft calls `raw`, `mangle`, `dstnat` and `srcnat`.
+const PRIORITY_RAW: u32 = -300_i32 as u32;
 const PRIORITY_MANGLE: u32 = -150_i32 as u32;
+const PRIORITY_DSTNAT: u32 = -100_i32 as u32;
 const PRIORITY_SRCNAT: u32 = 100;
 
 /// Changes to one table, applied together.
@@ -68,26 +72,44 @@ impl<'a> Batch<'a> {
 
     /// A chain in which source addresses are translated as packets leave.
     pub fn add_postrouting_nat_chain(&mut self, name: &str) {
-        self.add_chain(name, "nat", POSTROUTING, PRIORITY_SRCNAT);
+        self.add_base_chain(name, "nat", POSTROUTING, PRIORITY_SRCNAT);
     }
 
     /// A chain in which packets are looked at before they are routed.
     pub fn add_prerouting_chain(&mut self, name: &str) {
-        self.add_chain(name, "filter", PREROUTING, PRIORITY_MANGLE);
+        self.add_base_chain(name, "filter", PREROUTING, PRIORITY_MANGLE);
     }
 
-    fn add_chain(&mut self, name: &str, kind: &str, hook: u32, priority: u32) {
+    /// A chain in which packets are looked at before conntrack sees them.
+    pub fn add_raw_prerouting_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "filter", PREROUTING, PRIORITY_RAW);
+    }
+
+    /// A chain in which destinations of packets that arrive are translated.
+    pub fn add_prerouting_nat_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "nat", PREROUTING, PRIORITY_DSTNAT);
+    }
+
+    /// A chain in which destinations of the node's own packets are translated.
+    pub fn add_output_nat_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "nat", OUTPUT, PRIORITY_DSTNAT);
+    }
+
+    /// A chain that others jump to.
+    pub fn add_chain(&mut self, name: &str) {
+        self.push(NEW_CHAIN, CREATE, |a| a.text(3, name));
+    }
+
+    fn add_base_chain(&mut self, name: &str, kind: &str, hook: u32, priority: u32) {
         // What no rule stops is accepted (policy 1).
         self.push(NEW_CHAIN, CREATE, |a| {
             a.text(3, name).nested(4, |at| at.number(1, hook).number(2, priority)).number(5, 1).text(7, kind)
         });
     }
 
-    /// A set of IPv4 addresses. `id` only has to be its own within the batch.
-    pub fn add_address_set(&mut self, name: &str, id: u32) {
-        self.push(NEW_SET, CREATE, |a| {
-            a.text(2, name).number(3, 0).number(4, TYPE_IPV4_ADDRESS).number(5, 4).number(10, id)
-        });
+    /// Creates a set or map.
+    pub fn add_set(&mut self, set: &Set<'_>) {
+        self.push(NEW_SET, CREATE, |a| set.write(a));
     }
 
     /// A set of addresses with a port: `type ipv4_addr . inet_service`, or that of IPv6. `id` as above.
@@ -114,27 +136,17 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Adds addresses; those that are in the set already are fine.
-    pub fn add_elements(&mut self, set: &str, addresses: &[Ipv4Addr]) {
-        // An attribute's length has 16 bits, and an element takes 20 bytes.
-        for chunk in addresses.chunks(1000) {
-            self.push(NEW_SET_ELEMENT, CREATE, |a| elements(a, set, chunk));
+    /// Adds elements; those that are in the set already are fine.
+    pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
+        // An attribute's length has 16 bits, and an element takes some 60 to 300 bytes.
+        for chunk in elements.chunks(200) {
+            self.push(NEW_SET_ELEMENT, CREATE, |a| write_elements(a, set, chunk));
         }
     }
 
-    /// Removes an address; the whole batch fails if it is not in the set.
-    pub fn delete_element(&mut self, set: &str, address: Ipv4Addr) {
-        self.push(DEL_SET_ELEMENT, 0, |a| elements(a, set, &[address]));
-    }
-
-    /// Removes every element.
-    pub fn flush_set(&mut self, set: &str) {
-        self.push(DEL_SET_ELEMENT, 0, |a| a.text(2, set));
-    }
-
-    /// Removes every rule.
-    pub fn flush_chain(&mut self, chain: &str) {
-        self.push(DEL_RULE, 0, |a| a.text(2, chain));
+    /// Removes an element; the whole batch fails if it is not in the set.
+    pub fn delete_element(&mut self, set: &str, key: Key) {
+        self.push(DEL_SET_ELEMENT, 0, |a| write_elements(a, set, &[Element::Key(key)]));
     }
 
     /// Appends a rule to a chain.
@@ -161,12 +173,12 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Whether the address is in the set.
+/// Whether the key is in the set.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn contains(table: &str, set: &str, address: Ipv4Addr) -> io::Result<bool> {
-    let attributes = elements(Attributes::default().text(1, table), set, &[address]);
+pub fn contains(table: &str, set: &str, key: Key) -> io::Result<bool> {
+    let attributes = write_elements(Attributes::default().text(1, table), set, &[Element::Key(key)]);
     let mut bytes = Vec::new();
     Message { kind: GET_SET_ELEMENT, flags: 0, attributes }.write(&mut bytes, 1);
     match exchange(&bytes) {
@@ -191,8 +203,13 @@ pub fn has_table(table: &str) -> io::Result<bool> {
     }
 }
 
-fn elements(attributes: Attributes, set: &str, addresses: &[Ipv4Addr]) -> Attributes {
-    keys(attributes, set, addresses.iter().map(|address| address.octets().to_vec()))
+fn write_elements(attributes: Attributes, set: &str, elements: &[Element]) -> Attributes {
+    attributes.text(2, set).nested(3, |mut list| {
+        for element in elements {
+            list = list.nested(1, |inner| element.write(inner));
+        }
+        list
+    })
 }
 
 fn keys(attributes: Attributes, set: &str, keys: impl Iterator<Item = Vec<u8>>) -> Attributes {

@@ -1,8 +1,8 @@
 //! What rules are made of.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::message::Attributes;
 
@@ -23,6 +23,7 @@ const TCP: u8 = 6;
 const NETWORK_HEADER: u32 = 1;
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+const SOURCE_V6: u32 = 8;
 const DESTINATION_V6: u32 = 24;
 
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`; where TCP and UDP have the destination port.
@@ -40,33 +41,152 @@ const META_MARK: u32 = 3;
 const SOCKET_TRANSPARENT: u32 = 0;
 const SOCKET_WILDCARD: u32 = 2;
 
-/// `NFT_RETURN`, `NF_ACCEPT`.
+/// `NFT_RETURN`, `NFT_JUMP`, `NF_ACCEPT`, `NF_DROP`.
 const RETURN: u32 = -5_i32 as u32;
+const JUMP: u32 = -3_i32 as u32;
 const ACCEPT: u32 = 1;
+const DROP: u32 = 0;
+
+/// `NFT_CMP_EQ`, `NFT_CMP_NEQ`.
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+
+/// `NFT_REG_2`, behind 16 bytes in the first register; `NFT_REG32_00`, the first register when it holds 4 bytes.
+const SECOND_REGISTER: u32 = 2;
+const FIRST_OF_FOUR_BYTES: u32 = 8;
+
+/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`.
+const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
+
+/// `NFT_FIB_RESULT_OIF` and `_ADDRTYPE`, `NFTA_FIB_F_SADDR`, `_DADDR`, `_IIF`, and `RTN_LOCAL`.
+const FIB_OIF: u32 = 1;
+const FIB_TYPE: u32 = 3;
+const FIB_SOURCE: u32 = 1;
+const FIB_DESTINATION: u32 = 2;
+const FIB_IIF: u32 = 8;
+const LOCAL: u32 = 2;
+
+/// `NFT_CT_STATUS`, `IPS_DST_NAT`, `NFT_NAT_DNAT`.
+const CT_STATUS: u32 = 2;
+const STATUS_DNAT: u32 = 1 << 5;
+const NAT_DESTINATION: u32 = 1;
 
 /// A rule, as a list of expressions that each let a packet go on or not.
 #[derive(Debug, Default)]
 pub struct Rule(Vec<(&'static str, Attributes)>);
 
 impl Rule {
-    /// `ip saddr @set`
-    pub fn source_in(self, set: &str) -> Self {
-        self.ipv4().load(SOURCE).with("lookup", |a| a.text(1, set).number(2, REGISTER))
+    /// `ip saddr vmap @map`, or with `ip6`.
+    pub fn source_verdict(self, map: &str, v4: bool) -> Self {
+        let rule = if v4 {
+            self.meta_is(META_NFPROTO, IPV4).payload(REGISTER, NETWORK_HEADER, SOURCE, 4)
+        } else {
+            self.meta_is(META_NFPROTO, IPV6).payload(REGISTER, NETWORK_HEADER, SOURCE_V6, 16)
+        };
+        rule.with("lookup", |a| a.text(1, map).number(2, REGISTER).number(3, VERDICT))
     }
 
-    /// `ip daddr range`
-    pub fn destination_in(self, range: Ipv4Network) -> Self {
-        let data = |address: Ipv4Addr| move |data: Attributes| data.bytes(1, &address.octets());
-        let zero = Ipv4Addr::UNSPECIFIED;
-        self.load(DESTINATION)
+    /// `ip daddr range`, or with `ip6`.
+    pub fn destination_in(self, range: IpNetwork) -> Self {
+        self.address_in(range, DESTINATION, DESTINATION_V6)
+    }
+
+    /// `ip saddr range`, or with `ip6`.
+    pub fn source_in(self, range: IpNetwork) -> Self {
+        self.address_in(range, SOURCE, SOURCE_V6)
+    }
+
+    fn address_in(self, range: IpNetwork, offset_v4: u32, offset_v6: u32) -> Self {
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let (family, offset, length) =
+            if range.is_ipv4() { (IPV4, offset_v4, 4_u32) } else { (IPV6, offset_v6, 16) };
+        let (network, mask) = (octets(range.network()), octets(range.mask()));
+        let zero = vec![0; mask.len()];
+        self.meta_is(META_NFPROTO, family)
+            .payload(REGISTER, NETWORK_HEADER, offset, length)
+            .with("bitwise", |a| {
+                a.number(1, REGISTER)
+                    .number(2, REGISTER)
+                    .number(3, length)
+                    .nested(4, |data| data.bytes(1, &mask))
+                    .nested(5, |data| data.bytes(1, &zero))
+            })
+            .compare(EQUAL, &network)
+    }
+
+    /// `iifname "prefix*"`
+    pub fn from_interfaces(self, prefix: &str) -> Self {
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME)).compare(EQUAL, prefix.as_bytes())
+    }
+
+    /// `iifname . oifname @set`
+    pub fn interfaces_in(self, set: &str) -> Self {
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME))
+            .with("meta", |a| a.number(1, SECOND_REGISTER).number(2, META_OIFNAME))
+            .with("lookup", |a| a.text(1, set).number(2, REGISTER))
+    }
+
+    /// `fib saddr . iif oif 0`: an answer to the sender would leave by another way than the packet came.
+    pub fn without_way_back(self) -> Self {
+        self.with("fib", |a| a.number(1, REGISTER).number(2, FIB_OIF).number(3, FIB_SOURCE | FIB_IIF))
+            .compare(EQUAL, &0_u32.to_ne_bytes())
+    }
+
+    /// `fib daddr type local`
+    pub fn to_local_address(self) -> Self {
+        self.with("fib", |a| a.number(1, REGISTER).number(2, FIB_TYPE).number(3, FIB_DESTINATION))
+            .compare(EQUAL, &LOCAL.to_ne_bytes())
+    }
+
+    /// `ct status dnat`
+    pub fn destination_was_translated(self) -> Self {
+        self.with("ct", |a| a.number(1, REGISTER).number(2, CT_STATUS))
             .with("bitwise", |a| {
                 a.number(1, REGISTER)
                     .number(2, REGISTER)
                     .number(3, 4)
-                    .nested(4, data(range.mask()))
-                    .nested(5, data(zero))
+                    .nested(4, |mask| mask.bytes(1, &STATUS_DNAT.to_ne_bytes()))
+                    .nested(5, |xor| xor.bytes(1, &[0; 4]))
             })
-            .with("cmp", |a| a.number(1, REGISTER).number(2, 0).nested(3, data(range.network())))
+            .compare(NOT_EQUAL, &[0; 4])
+    }
+
+    /// `dnat to [ip daddr .] meta l4proto . th dport map @map`, or with `ip6`: to the address and port of the map.
+    pub fn dnat_by(self, map: &str, v4: bool, with_address: bool) -> Self {
+        let (family, offset, length, behind) =
+            if v4 { (IPV4, DESTINATION, 4, BEHIND_IPV4) } else { (IPV6, DESTINATION_V6, 16, BEHIND_IPV6) };
+        let rule = self.meta_is(META_NFPROTO, family);
+        let (rule, protocol) = if with_address {
+            (rule.payload(REGISTER, NETWORK_HEADER, offset, length), behind)
+        } else {
+            (rule, FIRST_OF_FOUR_BYTES)
+        };
+        rule.with("meta", |a| a.number(1, protocol).number(2, META_L4PROTO))
+            .payload(protocol + 1, TRANSPORT_HEADER, DESTINATION_PORT, 2)
+            .with("lookup", |a| a.text(1, map).number(2, REGISTER).number(3, REGISTER))
+            .with("nat", |a| {
+                a.number(1, NAT_DESTINATION)
+                    .number(2, u32::from(family))
+                    .number(3, REGISTER)
+                    .number(5, behind)
+            })
+    }
+
+    /// `jump chain`
+    pub fn jump(self, chain: &str) -> Self {
+        self.with("immediate", |a| {
+            a.number(1, VERDICT)
+                .nested(2, |data| data.nested(2, |verdict| verdict.number(1, JUMP).text(2, chain)))
+        })
+    }
+
+    /// `drop`
+    pub fn drop(self) -> Self {
+        self.verdict(DROP)
     }
 
     /// `socket transparent 1 socket wildcard 0`: the packet is for a socket that borrows its address (`IP_TRANSPARENT`).
@@ -132,8 +252,10 @@ impl Rule {
         list
     }
 
-    fn ipv4(self) -> Self {
-        self.meta_is(META_NFPROTO, IPV4)
+    fn compare(self, operation: u32, value: &[u8]) -> Self {
+        self.with("cmp", |a| {
+            a.number(1, REGISTER).number(2, operation).nested(3, |data| data.bytes(1, value))
+        })
     }
 
     fn meta_is(self, key: u32, value: u8) -> Self {
@@ -154,10 +276,6 @@ impl Rule {
     fn socket(self, key: u32, value: u8) -> Self {
         self.with("socket", |a| a.number(1, key).number(2, REGISTER))
             .with("cmp", |a| a.number(1, REGISTER).number(2, 0).nested(3, |data| data.bytes(1, &[value])))
-    }
-
-    fn load(self, offset: u32) -> Self {
-        self.payload(REGISTER, NETWORK_HEADER, offset, 4)
     }
 
     fn payload(self, register: u32, header: u32, offset: u32, length: u32) -> Self {

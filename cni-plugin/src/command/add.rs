@@ -1,21 +1,22 @@
 //! ADD: give the container an interface and an address.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use attachment::{Attachment, Key, Pod};
 use netns::NetNs;
 use serde_json::Value;
 
+use crate::alias::Alias;
 use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
-use crate::ipam::{self, Owner, Store};
-use crate::masquerade;
+use crate::ipam::{self, Owner};
 use crate::netconf::{NetConf, parse_mac, parse_requested};
 use crate::netlink::{Netlink, Veth};
 use crate::pod;
 use crate::result::{self, Attached};
 use crate::rollback::Rollback;
 use crate::routed;
+use crate::table;
 use crate::trace::{Span, span};
 
 /// What a successful command has to say.
@@ -51,11 +52,6 @@ fn attach<'a>(
     rollback: &mut Rollback<'a>,
 ) -> Result<Value> {
     let mut pod = pod::open_netlink(netns)?;
-    let existing = pod.link(&args.ifname).map_err(kernel(format!("look for {} in the pod", args.ifname)))?;
-    if existing.is_some() {
-        let message = format!("interface {} is already in the pod", args.ifname);
-        return Err(Error::new(Code::Conflict, message));
-    }
     let addresses = span(Span::Store, || reserve(args, conf, rollback))?;
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
     let host_name = routed::host_interface(&conf.header.name, &args.container_id, &args.ifname);
@@ -66,19 +62,19 @@ fn attach<'a>(
         pod_mac: pod_mac(args, conf)?,
         mtu: conf.mtu.unwrap_or_else(|| routed::uplink_mtu(&mut host)),
     };
-    // An attachment of the same name would have been found by its reservation: this is what a killed ADD left.
-    host.delete_link(&host_name).map_err(kernel(format!("delete a left-over {host_name}")))?;
     let leftover = host_name.clone();
     rollback.push(move || {
         drop(Netlink::open().and_then(|mut host| host.delete_link(&leftover)));
     });
-    routed::attach(&mut host, &mut pod, netns, &veth, &addresses, &conf.routes)?;
-    routed::ensure_forwarding()?;
+    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+    let alias = Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone() }.format();
+    routed::attach(&mut host, &mut pod, netns, &veth, &alias, &addresses, &conf.routes)?;
+    routed::ensure_forwarding(&addresses)?;
     let attachment = record(args, conf, &host_name, &veth, &addresses);
     let key = attachment.key();
     let (header, given) = (&conf.header, addresses.clone());
-    rollback.push(move || drop(masquerade::leave(header, &key, &given)));
-    masquerade::join(conf, &attachment, &mut host)?;
+    rollback.push(move || drop(table::leave(header, &key, &given)));
+    table::join(conf, &attachment, &mut host)?;
     Ok(result::result(
         conf,
         &Attached {
@@ -93,8 +89,13 @@ fn attach<'a>(
     ))
 }
 
-fn reserve<'a>(args: &'a Args, conf: &'a NetConf, rollback: &mut Rollback<'a>) -> Result<Vec<Ipv4Addr>> {
+fn reserve<'a>(args: &'a Args, conf: &'a NetConf, rollback: &mut Rollback<'a>) -> Result<Vec<IpAddr>> {
+    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+    let reservations = conf.header.reservations();
     if let Some(kind) = &conf.header.delegate {
+        // Without addresses of ours: GC finds what a killed ADD has left by it.
+        reservations.reserve(&owner, &[], &[])?;
+        rollback.push(move || drop(conf.header.reservations().release(&owner)));
         // Even a failed delegate may have reserved something (CNI 1.1 §4).
         rollback.push(move || drop(ipam::delegate(kind, "DEL", args, &conf.raw)));
         let result = ipam::delegate(kind, "ADD", args, &conf.raw)?.unwrap_or_default();
@@ -104,13 +105,12 @@ fn reserve<'a>(args: &'a Args, conf: &'a NetConf, rollback: &mut Rollback<'a>) -
     if let Some(ip) = args.extra.get("IP").filter(|_| requested.is_empty()) {
         requested.push(parse_requested("CNI_ARGS IP", ip)?);
     }
-    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
-    let addresses = Store::new(conf.header.ipam_dir.clone()).reserve(&owner, &conf.ranges, &requested)?;
-    rollback.push(move || drop(Store::new(conf.header.ipam_dir.clone()).release(&owner)));
+    let addresses = reservations.reserve(&owner, &conf.ranges, &requested)?;
+    rollback.push(move || drop(conf.header.reservations().release(&owner)));
     Ok(addresses)
 }
 
-fn delegated_addresses(kind: &str, result: &Value) -> Result<Vec<Ipv4Addr>> {
+fn delegated_addresses(kind: &str, result: &Value) -> Result<Vec<IpAddr>> {
     let mut addresses = Vec::new();
     for ip in result["ips"].as_array().into_iter().flatten() {
         let text = ip["address"].as_str().unwrap_or_default();
@@ -122,13 +122,7 @@ fn delegated_addresses(kind: &str, result: &Value) -> Result<Vec<Ipv4Addr>> {
     Ok(addresses)
 }
 
-fn record(
-    args: &Args,
-    conf: &NetConf,
-    host_name: &str,
-    veth: &Veth<'_>,
-    addresses: &[Ipv4Addr],
-) -> Attachment {
+fn record(args: &Args, conf: &NetConf, host_name: &str, veth: &Veth<'_>, addresses: &[IpAddr]) -> Attachment {
     let extra = |key: &str| args.extra.get(key).filter(|value| !value.is_empty()).cloned();
     let key = Key {
         network: conf.header.name.clone(),
@@ -140,7 +134,7 @@ fn record(
         container_id: key.container_id,
         ifname: key.ifname,
         netns: args.netns.clone(),
-        ips: addresses.iter().copied().map(IpAddr::V4).collect(),
+        ips: addresses.to_vec(),
         mac: format_mac(veth.pod_mac),
         host_interface: host_name.to_owned(),
         pod: extra("K8S_POD_NAME").map(|name| Pod {

@@ -2,12 +2,12 @@
 
 use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
-use crate::ipam::{self, Owner, Store};
-use crate::masquerade;
+use crate::ipam::{self, Owner};
 use crate::netconf::{NetConf, invalid, parse_requested};
 use crate::netlink::Netlink;
 use crate::pod;
 use crate::routed;
+use crate::table;
 
 /// Says what is missing first. Additions of plugins behind us in the chain are fine.
 pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
@@ -20,12 +20,12 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     let host_name = routed::host_interface(&conf.header.name, &args.container_id, &args.ifname);
     let addresses = ours(previous, &host_name)?;
     routed::check(&mut host, &mut pod, &host_name, &args.ifname, &addresses)?;
-    routed::check_routes(&mut pod, &conf.routes)?;
+    routed::check_routes(&mut pod, &conf.routes, &addresses)?;
     if let Some(kind) = &conf.header.delegate {
         ipam::delegate(kind, "CHECK", args, &conf.raw)?;
     } else {
         let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
-        let reserved = Store::new(conf.header.ipam_dir.clone()).addresses(&owner)?;
+        let reserved = conf.header.reservations().addresses(&owner)?;
         if let Some(lost) = addresses.iter().find(|address| !reserved.contains(address)) {
             return Err(Error::new(
                 Code::Conflict,
@@ -33,16 +33,11 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
             ));
         }
     }
-    for address in addresses.iter().filter(|_| conf.masquerade) {
-        if !masquerade::covers(*address)? {
-            return Err(Error::new(Code::Conflict, format!("traffic of {address} is no longer masqueraded")));
-        }
-    }
-    Ok(())
+    table::check(&addresses)
 }
 
 /// The addresses on our interface, which comes right behind its end on the node.
-fn ours(previous: &serde_json::Value, host_name: &str) -> Result<Vec<std::net::Ipv4Addr>> {
+fn ours(previous: &serde_json::Value, host_name: &str) -> Result<Vec<std::net::IpAddr>> {
     let interfaces = previous["interfaces"].as_array().map_or(&[][..], Vec::as_slice);
     let Some(position) = interfaces.iter().position(|interface| interface["name"] == host_name) else {
         let message = format!("prevResult does not have interface {host_name}");

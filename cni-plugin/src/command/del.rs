@@ -3,13 +3,14 @@
 use attachment::Key;
 use serde_json::Value;
 
+use crate::alias::Alias;
 use crate::args::Args;
 use crate::error::{Error, Result, kernel};
-use crate::ipam::{self, Owner, Store};
-use crate::masquerade;
+use crate::ipam::{self, Owner};
 use crate::netconf::Header;
 use crate::netlink::Netlink;
 use crate::routed;
+use crate::table;
 use crate::trace::{Span, span};
 
 /// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
@@ -27,17 +28,30 @@ pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
 pub(super) fn detach(header: &Header, owner: &Owner) -> Vec<Error> {
     let mut errors = Vec::new();
     let host_name = routed::host_interface(&header.name, &owner.container_id, &owner.ifname);
-    let deleted = Netlink::open().and_then(|mut host| host.delete_link(&host_name));
+    // Its note has the addresses where the state directory is gone.
+    let mut noted = Vec::new();
+    let deleted = Netlink::open().and_then(|mut host| {
+        noted = host
+            .link(&host_name)?
+            .as_ref()
+            .and_then(Alias::of)
+            .map(|alias| alias.addresses)
+            .unwrap_or_default();
+        host.delete_link(&host_name)
+    });
     errors.extend(deleted.err().map(kernel(format!("delete interface {host_name}"))));
     let key = Key {
         network: header.name.clone(),
         container_id: owner.container_id.clone(),
         ifname: owner.ifname.clone(),
     };
-    let store = Store::new(header.ipam_dir.clone());
+    let store = header.reservations();
     // An illegible reservation does not keep the rest from being taken back.
-    let addresses = store.addresses(owner).unwrap_or_default();
-    errors.extend(masquerade::leave(header, &key, &addresses));
+    let mut addresses = store.addresses(owner).unwrap_or_default();
+    if addresses.is_empty() {
+        addresses = noted;
+    }
+    errors.extend(table::leave(header, &key, &addresses));
     errors.extend(span(Span::Store, || store.release(owner)).err());
     errors
 }

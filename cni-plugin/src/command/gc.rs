@@ -4,11 +4,13 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use crate::alias::Alias;
 use crate::args::Args;
 use crate::command::del::detach;
-use crate::error::{Error, Result};
-use crate::ipam::{self, Owner, Store};
+use crate::error::{Error, Result, kernel};
+use crate::ipam::{self, Owner};
 use crate::netconf::{Header, NetConf, invalid};
+use crate::netlink::Netlink;
 
 /// Keys of the list of attachments to keep: the specification's, and the one libcni sent before.
 const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
@@ -16,11 +18,18 @@ const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 /// Removes every attachment of this network that is not listed. Other networks are never touched.
 pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     let valid = valid_attachments(raw)?;
-    let store = Store::new(header.ipam_dir.clone());
+    let store = header.reservations();
     let (mut known, mut errors) = store.owners();
     let (records, unreadable) = header.attachments().list(&header.name);
     errors.extend(unreadable.into_iter().map(Error::from));
     known.extend(records.into_iter().map(|r| Owner { container_id: r.container_id, ifname: r.ifname }));
+    match Netlink::open().and_then(|mut host| host.links()) {
+        Ok(links) => {
+            let ours = links.iter().filter_map(Alias::of).filter(|alias| alias.network == header.name);
+            known.extend(ours.map(|alias| alias.owner));
+        }
+        Err(e) => errors.push(kernel("list interfaces")(e)),
+    }
     let known: HashSet<Owner> = known.into_iter().collect();
     for owner in known.difference(&valid) {
         errors.extend(detach(header, owner));

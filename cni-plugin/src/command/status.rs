@@ -2,7 +2,7 @@
 
 use crate::args::Args;
 use crate::error::{Code, Error, Result};
-use crate::ipam::{self, Store};
+use crate::ipam;
 use crate::netconf::NetConf;
 use crate::netlink::Netlink;
 
@@ -12,6 +12,6 @@ pub(crate) fn status(args: &Args, conf: &NetConf) -> Result<()> {
     netlink.map_err(|e| Error::new(Code::NotAvailable, format!("open a netlink socket: {e}")))?;
     match &conf.header.delegate {
         Some(kind) => ipam::delegate(kind, "STATUS", args, &conf.raw).map(drop),
-        None => Store::new(conf.header.ipam_dir.clone()).check_available(&conf.ranges),
+        None => conf.header.reservations().check_available(&conf.ranges),
     }
 }

@@ -1,24 +1,27 @@
 //! Sets of address ranges, as `host-local` writes them.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 
 use crate::error::Result;
 use crate::netconf::{WireRange, invalid, parse_cidr};
 
-/// Ranges from which one address is taken, in their order.
+/// Positions beyond this are only given out on request: no node has a million pods.
+pub(crate) const MAX_POSITIONS: u32 = 1 << 20;
+
+/// Ranges of one family from which one address is taken, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RangeSet(Vec<Range>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Range {
-    subnet: Ipv4Network,
+    subnet: IpNetwork,
     /// First and last address given out, as numbers.
-    first: u32,
-    last: u32,
-    gateway: Option<Ipv4Addr>,
+    first: u128,
+    last: u128,
+    gateway: Option<IpAddr>,
 }
 
 impl RangeSet {
@@ -31,7 +34,11 @@ impl RangeSet {
         let ranges: Vec<Range> =
             numbered.map(|(index, range)| Range::parse(&field_of(index), range)).collect::<Result<_>>()?;
         for (index, range) in ranges.iter().enumerate() {
-            if ranges[..index].iter().any(|other| other.first <= range.last && range.first <= other.last) {
+            if range.is_v4() != ranges[0].is_v4() {
+                let way_out = "put each family into a set of its own: [[{v4}], [{v6}]]";
+                return Err(invalid(format!("{field}: mixes IPv4 and IPv6; {way_out}")));
+            }
+            if ranges[..index].iter().any(|other| other.overlaps(range)) {
                 return Err(invalid(format!("{field}: its ranges overlap in {}", range.subnet)));
             }
         }
@@ -39,45 +46,63 @@ impl RangeSet {
     }
 
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
-        self.0.iter().any(|a| other.0.iter().any(|b| a.first <= b.last && b.first <= a.last))
+        self.0.iter().any(|a| other.0.iter().any(|b| a.overlaps(b)))
     }
 
     pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
-        self.0.iter().map(|range| range.subnet.into())
+        self.0.iter().map(|range| range.subnet)
     }
 
-    /// How many addresses there are, gateways included.
+    /// How many addresses are given out unasked, gateways included.
     pub(crate) fn len(&self) -> u32 {
-        self.0.iter().fold(0, |sum: u32, range| sum.saturating_add(range.len()))
+        let total = self.0.iter().fold(0, |sum: u128, range| sum.saturating_add(range.len()));
+        u32::try_from(total).unwrap_or(MAX_POSITIONS).min(MAX_POSITIONS)
     }
 
     /// The address at a position, counted through all ranges.
-    pub(crate) fn nth(&self, position: u32) -> Option<Ipv4Addr> {
-        let mut rest = position;
+    pub(crate) fn nth(&self, position: u32) -> Option<IpAddr> {
+        let mut rest = u128::from(position);
         for range in &self.0 {
             if rest < range.len() {
-                return Some(Ipv4Addr::from_bits(range.first + rest));
+                return Some(range.address(range.first + rest));
             }
             rest -= range.len();
         }
         None
     }
 
-    /// The position of an address, if it is one of the set's.
-    pub(crate) fn position(&self, address: Ipv4Addr) -> Option<u32> {
-        let number = address.to_bits();
-        let mut before = 0;
+    /// The position of an address, if it is one of those given out unasked.
+    pub(crate) fn position(&self, address: IpAddr) -> Option<u32> {
+        let mut before = 0_u128;
         for range in &self.0 {
-            if (range.first..=range.last).contains(&number) {
-                return Some(before + (number - range.first));
+            if range.contains(address) {
+                let position = before.saturating_add(number(address) - range.first);
+                return u32::try_from(position).ok().filter(|position| *position < MAX_POSITIONS);
             }
-            before += range.len();
+            before = before.saturating_add(range.len());
         }
         None
     }
 
-    pub(crate) fn is_gateway(&self, address: Ipv4Addr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|range| range.contains(address))
+    }
+
+    pub(crate) fn is_gateway(&self, address: IpAddr) -> bool {
         self.0.iter().any(|range| range.gateway == Some(address))
+    }
+
+    /// A name that is the set's own, and short enough for a file.
+    pub(crate) fn file_name(&self) -> String {
+        let first = &self.0[0];
+        let mut name = format!("{}-{}", first.address(first.first), first.address(first.last));
+        for range in &self.0[1..] {
+            // Many ranges would make too long a name; their subnets do not overlap, so the first address tells them apart.
+            let hash = (range.first ^ range.last.rotate_left(64)) % 0xffff_fffb;
+            name = format!("{name}+{hash:x}");
+        }
+        name.truncate(200);
+        name
     }
 }
 
@@ -87,36 +112,62 @@ impl Range {
         let Some(subnet) = &wire.subnet else {
             return Err(invalid(format!("{}: is missing", field("subnet"))));
         };
-        let IpNetwork::V4(subnet) = parse_cidr(&field("subnet"), subnet)? else {
+        let subnet = parse_cidr(&field("subnet"), subnet)?;
+        let longest = if subnet.is_ipv4() { 30 } else { 126 };
+        if subnet.prefix() > longest {
             let message =
-                format!("{}: {subnet:?} is IPv6, which routed mode does not have yet", field("subnet"));
-            return Err(invalid(message));
-        };
-        if subnet.prefix() > 30 {
-            let message = format!("{}: {subnet} is too small; the longest prefix is /30", field("subnet"));
+                format!("{}: {subnet} is too small; the longest prefix is /{longest}", field("subnet"));
             return Err(invalid(message));
         }
-        let inside = |name: &str, text: &Option<String>| -> Result<Option<Ipv4Addr>> {
+        let inside = |name: &str, text: &Option<String>| -> Result<Option<IpAddr>> {
             let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
-            let address: Option<Ipv4Addr> = text.parse().ok();
+            let address: Option<IpAddr> = text.parse().ok();
             match address.filter(|address| subnet.contains(*address)) {
                 Some(address) => Ok(Some(address)),
                 None => Err(invalid(format!("{}: {text:?} is not an address of {subnet}", field(name)))),
             }
         };
-        // Neither the network's own address nor the broadcast address can be a pod's.
-        let usable = (subnet.network().to_bits() + 1, subnet.broadcast().to_bits() - 1);
-        let first =
-            inside("rangeStart", &wire.range_start)?.map_or(usable.0, Ipv4Addr::to_bits).max(usable.0);
-        let last = inside("rangeEnd", &wire.range_end)?.map_or(usable.1, Ipv4Addr::to_bits).min(usable.1);
+        // The network's own address (in IPv6 that of all its routers) cannot be a pod's, nor can the broadcast address.
+        let end = number(subnet.broadcast());
+        let usable = (number(subnet.network()) + 1, if subnet.is_ipv4() { end - 1 } else { end });
+        let first = inside("rangeStart", &wire.range_start)?.map_or(usable.0, number).max(usable.0);
+        let last = inside("rangeEnd", &wire.range_end)?.map_or(usable.1, number).min(usable.1);
         if first > last {
             return Err(invalid(format!("{}: lies after rangeEnd", field("rangeStart"))));
         }
         Ok(Self { subnet, first, last, gateway: inside("gateway", &wire.gateway)? })
     }
 
-    fn len(&self) -> u32 {
-        self.last - self.first + 1
+    fn is_v4(&self) -> bool {
+        self.subnet.is_ipv4()
+    }
+
+    fn len(&self) -> u128 {
+        (self.last - self.first).saturating_add(1)
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.is_v4() && (self.first..=self.last).contains(&number(address))
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.is_v4() == other.is_v4() && self.first <= other.last && other.first <= self.last
+    }
+
+    fn address(&self, number: u128) -> IpAddr {
+        if self.is_v4() {
+            Ipv4Addr::from_bits(u32::try_from(number).expect("the number of an IPv4 address has 32 bits"))
+                .into()
+        } else {
+            Ipv6Addr::from_bits(number).into()
+        }
+    }
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
     }
 }
 
@@ -125,7 +176,7 @@ impl fmt::Display for RangeSet {
         let ranges = self
             .0
             .iter()
-            .map(|range| format!("{}-{}", Ipv4Addr::from_bits(range.first), Ipv4Addr::from_bits(range.last)));
+            .map(|range| format!("{}-{}", range.address(range.first), range.address(range.last)));
         f.write_str(&ranges.collect::<Vec<_>>().join(","))
     }
 }
@@ -155,6 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn a_large_ipv6_range_has_a_million_positions_and_holds_the_rest_too() {
+        let set = set(r#"[{"subnet": "fd00::/64"}]"#).unwrap();
+        assert_eq!(set.len(), MAX_POSITIONS);
+        assert_eq!(set.nth(0).unwrap().to_string(), "fd00::1");
+        assert_eq!(set.position("fd00::1:0".parse().unwrap()), Some(0xffff));
+        let far = "fd00::1:2:3:4".parse().unwrap();
+        assert_eq!((set.position(far), set.contains(far)), (None, true));
+        assert!(!set.contains("10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
     fn mistakes_name_the_field_and_the_value() {
         for (json, expected) in [
             (
@@ -166,8 +228,12 @@ mod tests {
                 "ipam.ranges[0].subnet: 10.1.0.0/31 is too small; the longest prefix is /30",
             ),
             (
-                r#"[{"subnet": "fd00::/64"}]"#,
-                "ipam.ranges[0].subnet: \"fd00::/64\" is IPv6, which routed mode does not have yet",
+                r#"[{"subnet": "fd00::/127"}]"#,
+                "ipam.ranges[0].subnet: fd00::/127 is too small; the longest prefix is /126",
+            ),
+            (
+                r#"[{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}]"#,
+                "ipam.ranges[0]: mixes IPv4 and IPv6; put each family into a set of its own: [[{v4}], [{v6}]]",
             ),
             (
                 r#"[{"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}]"#,

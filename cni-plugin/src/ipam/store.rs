@@ -2,24 +2,33 @@
 //!
 //! ```text
 //! /run/portolan/ipam/<network>/lock            held while anything below changes
-//!                              pool-<ranges>   one bit an address, and where to search next
+//!                              boot            the boot these reservations belong to
+//!                              slots-<ranges>  four bytes an address: free, taken, or at rest since
+//!                              far/<address>   a requested address beyond the first million of its range
 //!                              owners/<containerID>-<ifname>   the addresses of one attachment
 //! ```
-//! A pool has one bit an address, so ADD and DEL cost the same however many addresses are out. The owners are the
-//! truth and the bits follow: ADD sets the bit first and then writes the owner, DEL removes the owner first and then
-//! clears the bit. Killed in between, a process leaves a bit without an owner: an address lost, never one given out
-//! twice. Lost bits come back when a pool looks full and with every GC, by counting the owners again.
+//! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same however many
+//! addresses are out. The owners are the truth and the slots follow: ADD takes the slot first and then writes the owner,
+//! DEL removes the owner first and then gives the slot back. Killed in between, a process leaves a slot without an owner:
+//! an address lost, never one given out twice. Lost ones come back when a pool looks full and with every GC, by counting
+//! the owners again. What an earlier boot has left means nothing: its pods are gone.
 
 use std::fs;
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
+use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use super::RangeSet;
-use super::pool::Pool;
-use crate::error::{Code, Error, Result, io};
+use super::slots::{Search, Slots};
+use crate::alias::Alias;
+use crate::error::{Code, Error, Result, io, kernel};
 use crate::lock::Lock;
+use crate::netlink::Netlink;
+
+/// Changes with every boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// One attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,30 +48,33 @@ struct Reservation {
 
 #[derive(Clone, Serialize, Deserialize)]
 struct Reserved {
-    address: Ipv4Addr,
-    /// Name of the pool file, so that a later change of the ranges does not matter.
-    pool: String,
-    position: u32,
+    address: IpAddr,
+    /// Name of the slots' file, so that a later change of the ranges does not matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slot: Option<(String, u32)>,
 }
 
 /// The reservations of one network.
 pub(crate) struct Store {
     directory: PathBuf,
+    /// Seconds that an address rests before it is given out again.
+    cooldown: u32,
 }
 
 impl Store {
-    pub(crate) fn new(directory: PathBuf) -> Self {
-        Self { directory }
+    pub(crate) fn new(directory: PathBuf, cooldown: u32) -> Self {
+        Self { directory, cooldown }
     }
 
-    /// Reserves one address of each set, the requested ones where given.
+    /// Reserves one address of each set, the requested ones where given. Without sets it only notes the owner, so that
+    /// GC knows about it.
     pub(crate) fn reserve(
         &self,
         owner: &Owner,
         sets: &[RangeSet],
-        requested: &[Ipv4Addr],
-    ) -> Result<Vec<Ipv4Addr>> {
-        let _lock = Lock::acquire(&self.directory)?;
+        requested: &[IpAddr],
+    ) -> Result<Vec<IpAddr>> {
+        let _lock = self.open()?;
         if self.read(owner)?.is_some() {
             let message = format!(
                 "container {} has addresses for {} already; DEL comes before another ADD",
@@ -70,13 +82,13 @@ impl Store {
             );
             return Err(Error::new(Code::Conflict, message));
         }
-        if let Some(stray) = requested.iter().find(|ip| sets.iter().all(|set| set.position(**ip).is_none())) {
+        if let Some(stray) = requested.iter().find(|ip| !sets.iter().any(|set| set.contains(**ip))) {
             let message = format!("the requested address {stray} is in none of the network's ranges");
             return Err(Error::new(Code::InvalidConfig, message));
         }
         let mut reserved: Vec<Reserved> = Vec::new();
         let result = self
-            .take_all(sets, requested, &mut reserved)
+            .take_all(owner, sets, requested, &mut reserved)
             .and_then(|()| self.write(&Reservation { owner: owner.clone(), addresses: reserved.clone() }));
         if let Err(error) = result {
             self.give_back(&reserved);
@@ -86,20 +98,20 @@ impl Store {
     }
 
     /// Gives back what `owner` has. Nothing to give back is fine.
-    pub(crate) fn release(&self, owner: &Owner) -> Result<Vec<Ipv4Addr>> {
+    pub(crate) fn release(&self, owner: &Owner) -> Result<()> {
         if !self.directory.exists() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let _lock = Lock::acquire(&self.directory)?;
-        let Some(reservation) = self.read(owner)? else { return Ok(Vec::new()) };
+        let _lock = self.open()?;
+        let Some(reservation) = self.read(owner)? else { return Ok(()) };
         let path = self.path(owner);
         fs::remove_file(&path).map_err(io("remove", &path))?;
         self.give_back(&reservation.addresses);
-        Ok(reservation.addresses.iter().map(|reserved| reserved.address).collect())
+        Ok(())
     }
 
     /// What `owner` has.
-    pub(crate) fn addresses(&self, owner: &Owner) -> Result<Vec<Ipv4Addr>> {
+    pub(crate) fn addresses(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
         let reservation = self.read(owner)?;
         Ok(reservation.into_iter().flat_map(|r| r.addresses).map(|reserved| reserved.address).collect())
     }
@@ -110,11 +122,20 @@ impl Store {
         (reservations.into_iter().map(|reservation| reservation.owner).collect(), errors)
     }
 
-    /// Counts the owners again, so that bits without an owner are free.
+    /// Counts the owners again, so that slots without an owner are free.
     pub(crate) fn recount(&self, sets: &[RangeSet]) -> Result<()> {
-        let _lock = Lock::acquire(&self.directory)?;
+        let _lock = self.open()?;
+        let (reservations, _) = self.reservations();
         for set in sets {
-            self.recount_pool(set)?;
+            self.recount_set(&self.slots(set)?, set)?;
+        }
+        let taken = |ip: &str| {
+            reservations.iter().flat_map(|r| &r.addresses).any(|reserved| reserved.address.to_string() == ip)
+        };
+        for entry in fs::read_dir(self.directory.join("far")).into_iter().flatten().flatten() {
+            if !entry.file_name().to_str().is_some_and(taken) {
+                fs::remove_file(entry.path()).map_err(io("remove", &entry.path()))?;
+            }
         }
         Ok(())
     }
@@ -122,71 +143,162 @@ impl Store {
     /// Whether the store can be written and every set has a free address: STATUS.
     pub(crate) fn check_available(&self, sets: &[RangeSet]) -> Result<()> {
         let unavailable = |error: Error| Error { code: Code::NotAvailable as u32, ..error };
-        let _lock = Lock::acquire(&self.directory).map_err(unavailable)?;
+        let _lock = self.open().map_err(unavailable)?;
+        sets.iter().try_for_each(|set| self.search(set).map(drop)).map_err(unavailable)
+    }
+
+    fn take_all(
+        &self,
+        owner: &Owner,
+        sets: &[RangeSet],
+        requested: &[IpAddr],
+        taken: &mut Vec<Reserved>,
+    ) -> Result<()> {
         for set in sets {
-            let is_gateway = |position| set.nth(position).is_some_and(|ip| set.is_gateway(ip));
-            if self.pool(set)?.is_full(is_gateway) {
-                self.recount_pool(set)?;
-                if self.pool(set)?.is_full(is_gateway) {
-                    return Err(exhausted(set));
+            let failed = || io("write", &self.directory);
+            if let Some(address) = requested.iter().copied().find(|ip| set.contains(*ip)) {
+                taken.push(self.take_requested(owner, set, address)?);
+                continue;
+            }
+            let (slots, position) = self.search(set)?;
+            slots.take(position).map_err(failed())?;
+            slots.go_on_behind(position).map_err(failed())?;
+            let address = set.nth(position).expect("a set has an address for each of its slots");
+            taken.push(Reserved { address, slot: Some((slots_name(set), position)) });
+        }
+        Ok(())
+    }
+
+    /// Whoever asks for an address knows what he does: it need not have rested.
+    fn take_requested(&self, owner: &Owner, set: &RangeSet, address: IpAddr) -> Result<Reserved> {
+        let is_taken = || Error::new(Code::Conflict, format!("the requested address {address} is taken"));
+        if let Some(position) = set.position(address) {
+            let taken = self.slots(set)?.take(position).map_err(io("write", &self.directory))?;
+            return if taken {
+                Ok(Reserved { address, slot: Some((slots_name(set), position)) })
+            } else {
+                Err(is_taken())
+            };
+        }
+        let directory = self.directory.join("far");
+        fs::create_dir_all(&directory).map_err(io("create", &directory))?;
+        let path = directory.join(address.to_string());
+        match fs::File::create_new(&path) {
+            Ok(_) => {}
+            // A killed ADD may have left the file, but nobody who owns it.
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                let (reservations, _) = self.reservations();
+                if reservations
+                    .iter()
+                    .any(|r| r.owner != *owner && r.addresses.iter().any(|a| a.address == address))
+                {
+                    return Err(is_taken());
                 }
             }
+            Err(e) => return Err(io("create", &path)(e)),
         }
-        Ok(())
+        Ok(Reserved { address, slot: None })
     }
 
-    fn take_all(&self, sets: &[RangeSet], requested: &[Ipv4Addr], taken: &mut Vec<Reserved>) -> Result<()> {
-        for set in sets {
-            let wanted = requested.iter().find_map(|ip| Some((*ip, set.position(*ip)?)));
-            let position = match wanted {
-                Some((address, position)) => {
-                    let mut pool = self.pool(set)?;
-                    if !pool.take(position).map_err(io("write", &self.directory))? {
-                        let message = format!("the requested address {address} is taken");
-                        return Err(Error::new(Code::Conflict, message));
-                    }
-                    position
-                }
-                None => self.take_next(set)?,
-            };
-            let address = set.nth(position).expect("a pool is as large as its set");
-            taken.push(Reserved { address, pool: pool_name(set), position });
-        }
-        Ok(())
-    }
-
-    fn take_next(&self, set: &RangeSet) -> Result<u32> {
+    /// A free position, after counting again if there seems to be none.
+    fn search(&self, set: &RangeSet) -> Result<(Slots, u32)> {
         let is_gateway = |position| set.nth(position).is_some_and(|ip| set.is_gateway(ip));
-        let failed = || io("write", &self.directory);
-        if let Some(position) = self.pool(set)?.take_next(is_gateway).map_err(failed())? {
-            return Ok(position);
+        let slots = self.slots(set)?;
+        let search = |slots: &Slots| {
+            slots.search(now(), self.cooldown, is_gateway).map_err(io("read", &self.directory))
+        };
+        let mut found = search(&slots)?;
+        if !matches!(found, Search::Found(_)) {
+            self.recount_set(&slots, set)?;
+            found = search(&slots)?;
         }
-        self.recount_pool(set)?;
-        self.pool(set)?.take_next(is_gateway).map_err(failed())?.ok_or_else(|| exhausted(set))
+        match found {
+            Search::Found(position) => Ok((slots, position)),
+            Search::AtRest(seconds) => {
+                let why =
+                    format!("all free addresses of {set} rest for {} s after their last use", self.cooldown);
+                let way_out = "widen ipam.ranges or lower ipam.cooldown";
+                let message = format!("{why}; the next is ready in {seconds} s; {way_out}");
+                Err(Error::new(Code::TryAgainLater, message))
+            }
+            Search::Full => {
+                let message = format!("all addresses of {set} are taken; widen ipam.ranges or remove pods");
+                Err(Error::new(Code::NotAvailable, message))
+            }
+        }
     }
 
-    fn recount_pool(&self, set: &RangeSet) -> Result<()> {
+    fn recount_set(&self, slots: &Slots, set: &RangeSet) -> Result<()> {
         let (reservations, _) = self.reservations();
         let addresses = reservations.iter().flat_map(|reservation| &reservation.addresses);
         let taken = addresses.filter_map(|reserved| set.position(reserved.address));
-        self.pool(set)?.rebuild(taken).map_err(io("write", &self.directory))
+        slots.rebuild(taken).map_err(io("write", &self.directory))
     }
 
     fn give_back(&self, reserved: &[Reserved]) {
-        for Reserved { pool, position, .. } in reserved {
-            let path = self.directory.join(pool);
-            // The size only bounds the bitmap; a pool that is gone has nothing to give back.
-            if path.exists()
-                && let Ok(mut pool) = Pool::open_existing(&path)
-            {
-                drop(pool.give_back(*position));
+        for Reserved { address, slot } in reserved {
+            match slot {
+                // Slots that are gone have nothing to be given back.
+                Some((name, position)) => {
+                    let slots = Slots::open_existing(&self.directory.join(name));
+                    drop(slots.and_then(|slots| slots.give_back(*position, now())));
+                }
+                None => drop(fs::remove_file(self.directory.join("far").join(address.to_string()))),
             }
         }
     }
 
-    fn pool(&self, set: &RangeSet) -> Result<Pool> {
-        let path = self.directory.join(pool_name(set));
-        Pool::open(&path, set).map_err(io("open", &path))
+    fn slots(&self, set: &RangeSet) -> Result<Slots> {
+        let path = self.directory.join(slots_name(set));
+        let (slots, is_new) = Slots::open(&path, set).map_err(io("open", &path))?;
+        if is_new {
+            // The ranges have been changed: who is there already keeps his address.
+            self.recount_set(&slots, set)?;
+        }
+        Ok(slots)
+    }
+
+    /// Takes the lock. What an earlier boot has left is removed.
+    fn open(&self) -> Result<Lock> {
+        let lock = Lock::acquire(&self.directory)?;
+        let boot = fs::read(BOOT_ID).unwrap_or_default();
+        let path = self.directory.join("boot");
+        let noted = fs::read(&path).ok();
+        if noted.as_ref() == Some(&boot) {
+            return Ok(lock);
+        }
+        if noted.is_some() {
+            let entries = fs::read_dir(&self.directory).map_err(io("list", &self.directory))?;
+            for entry in entries.flatten() {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                let removed = match &*name {
+                    "owners" | "far" => fs::remove_dir_all(entry.path()),
+                    _ if name.starts_with("slots-") => fs::remove_file(entry.path()),
+                    _ => Ok(()),
+                };
+                removed.map_err(io("remove", &entry.path()))?;
+            }
+        }
+        if noted.is_none() {
+            self.restore()?;
+        }
+        fs::write(&path, boot).map_err(io("write", &path))?;
+        Ok(lock)
+    }
+
+    /// The store is new. If pods are there all the same, somebody has emptied the directory: their interfaces tell who
+    /// has which address.
+    fn restore(&self) -> Result<()> {
+        let network = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel("list interfaces"))?;
+        for alias in links.iter().filter_map(Alias::of).filter(|alias| alias.network == network) {
+            if self.read(&alias.owner)?.is_none() {
+                let addresses = alias.addresses.into_iter().map(|address| Reserved { address, slot: None });
+                self.write(&Reservation { owner: alias.owner, addresses: addresses.collect() })?;
+            }
+        }
+        Ok(())
     }
 
     fn reservations(&self) -> (Vec<Reservation>, Vec<Error>) {
@@ -228,75 +340,20 @@ impl Store {
     }
 }
 
-fn parse(path: &std::path::Path, bytes: &[u8]) -> Result<Reservation> {
+/// Seconds since the boot.
+fn now() -> u32 {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(|time| time.tv_sec()).unwrap_or_default();
+    u32::try_from(time).unwrap_or(u32::MAX)
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Reservation> {
     serde_json::from_slice(bytes)
         .map_err(|e| Error::new(Code::Io, format!("{} is not a reservation: {e}", path.display())))
 }
 
-fn pool_name(set: &RangeSet) -> String {
-    format!("pool-{set}")
-}
-
-fn exhausted(set: &RangeSet) -> Error {
-    let message = format!("all addresses of {set} are taken; widen ipam.ranges or remove pods");
-    Error::new(Code::NotAvailable, message)
+fn slots_name(set: &RangeSet) -> String {
+    format!("slots-{}", set.file_name())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn owner(id: &str) -> Owner {
-        Owner { container_id: id.into(), ifname: "eth0".into() }
-    }
-
-    fn fixture() -> (tempfile::TempDir, Store, Vec<RangeSet>) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(directory.path().join("pods"));
-        let wire: Vec<crate::netconf::WireRange> =
-            serde_json::from_str(r#"[{"subnet": "10.22.0.0/29", "gateway": "10.22.0.1"}]"#).unwrap();
-        let sets = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];
-        (directory, store, sets)
-    }
-
-    #[test]
-    fn addresses_go_round_before_one_comes_back() {
-        let (_directory, store, sets) = fixture();
-        let take = |id: &str| store.reserve(&owner(id), &sets, &[]).unwrap()[0].to_string();
-        assert_eq!([take("a"), take("b")], ["10.22.0.2", "10.22.0.3"]);
-        store.release(&owner("a")).unwrap();
-        assert_eq!(
-            [take("c"), take("d"), take("e"), take("f")],
-            ["10.22.0.4", "10.22.0.5", "10.22.0.6", "10.22.0.2"]
-        );
-        let full = store.reserve(&owner("g"), &sets, &[]).unwrap_err();
-        assert_eq!(full.code, Code::NotAvailable as u32);
-        assert_eq!(store.check_available(&sets).unwrap_err().code, Code::NotAvailable as u32);
-        store.release(&owner("c")).unwrap();
-        store.release(&owner("c")).unwrap();
-        store.check_available(&sets).unwrap();
-        assert_eq!(take("g"), "10.22.0.4");
-    }
-
-    #[test]
-    fn a_requested_address_is_given_once_and_a_second_add_is_refused() {
-        let (_directory, store, sets) = fixture();
-        let wanted = "10.22.0.5".parse().unwrap();
-        assert_eq!(store.reserve(&owner("a"), &sets, &[wanted]).unwrap(), [wanted]);
-        assert!(
-            store.reserve(&owner("b"), &sets, &[wanted]).unwrap_err().message.contains("10.22.0.5 is taken")
-        );
-        assert!(store.reserve(&owner("a"), &sets, &[]).unwrap_err().message.contains("already"));
-        assert_eq!(store.addresses(&owner("a")).unwrap(), [wanted]);
-    }
-
-    #[test]
-    fn a_bit_that_a_killed_add_left_behind_is_found_again() {
-        let (_directory, store, sets) = fixture();
-        for position in 1..6 {
-            fs::create_dir_all(&store.directory).unwrap();
-            assert!(store.pool(&sets[0]).unwrap().take(position).unwrap());
-        }
-        assert_eq!(store.reserve(&owner("a"), &sets, &[]).unwrap()[0].to_string(), "10.22.0.2");
-    }
-}
+mod tests;

@@ -1,18 +1,18 @@
 //! The requests, as messages.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use ipnetwork::IpNetwork;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 /// A route only has to lose against any other to the same destination, so it gets the worst metric but one.
@@ -27,13 +27,22 @@ pub(crate) struct Veth<'a> {
     pub(crate) mtu: u32,
 }
 
+/// A route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) destination: IpNetwork,
+    pub(crate) target: RouteTarget,
+    /// `None`: the main table.
+    pub(crate) table: Option<u32>,
+}
+
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RouteTarget {
     /// Straight out of an interface.
     Link(u32),
     /// By a neighbour.
-    Via(u32, Ipv4Addr),
+    Via(u32, IpAddr),
     /// Nowhere: the sender is told so.
     Unreachable,
 }
@@ -61,21 +70,33 @@ pub(super) fn new_veth(veth: &Veth<'_>, peer_netns: RawFd) -> RouteNetlinkMessag
 
 pub(super) fn get_link(name: &str) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned()), without_statistics()];
     RouteNetlinkMessage::GetLink(message)
 }
 
 pub(super) fn get_link_by_index(index: u32) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
+    message.attributes.push(without_statistics());
     RouteNetlinkMessage::GetLink(message)
 }
 
-pub(super) fn set_up(index: u32) -> RouteNetlinkMessage {
+pub(super) fn get_links() -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
-    message.header.index = index;
+    message.attributes.push(without_statistics());
+    RouteNetlinkMessage::GetLink(message)
+}
+
+fn without_statistics() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
+}
+
+pub(super) fn set_up(name: &str, alias: Option<&str>) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
     RouteNetlinkMessage::SetLink(message)
 }
 
@@ -85,70 +106,87 @@ pub(super) fn delete_link(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelLink(message)
 }
 
-pub(super) fn new_address(index: u32, address: Ipv4Addr, prefix: u8) -> RouteNetlinkMessage {
+pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family(address);
     message.header.prefix_len = prefix;
     message.header.index = index;
-    message.attributes =
-        vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
+    if address.is_ipv6() {
+        // Nobody else can have it, so nobody has to be asked: the address is usable at once.
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
     RouteNetlinkMessage::NewAddress(message)
 }
 
-pub(super) fn get_addresses(index: u32) -> RouteNetlinkMessage {
+pub(super) fn get_addresses(index: u32, like: IpAddr) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family(like);
     message.header.index = index;
     RouteNetlinkMessage::GetAddress(message)
 }
 
-pub(super) fn new_route(destination: (Ipv4Addr, u8), target: RouteTarget) -> RouteNetlinkMessage {
-    RouteNetlinkMessage::NewRoute(route(destination, target))
+pub(super) fn new_route(route: &Route) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::NewRoute(route_message(route))
 }
 
-pub(super) fn delete_route(destination: (Ipv4Addr, u8), target: RouteTarget) -> RouteNetlinkMessage {
-    RouteNetlinkMessage::DelRoute(route(destination, target))
+pub(super) fn delete_route(route: &Route) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelRoute(route_message(route))
 }
 
-pub(super) fn get_route(destination: Ipv4Addr) -> RouteNetlinkMessage {
+/// Packets from `source` look into `table`.
+pub(super) fn new_rule(source: IpAddr, table: u32) -> RouteNetlinkMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family(source);
+    message.header.src_len = if source.is_ipv4() { 32 } else { 128 };
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![RuleAttribute::Source(source), RuleAttribute::Table(table)];
+    RouteNetlinkMessage::NewRule(message)
+}
+
+pub(super) fn get_route(destination: IpAddr) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = 32;
-    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(destination))];
+    message.header.address_family = family(destination);
+    message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
+    message.attributes = vec![RouteAttribute::Destination(destination.into())];
     RouteNetlinkMessage::GetRoute(message)
 }
 
-pub(super) fn new_neighbour(index: u32, address: Ipv4Addr, mac: &[u8]) -> RouteNetlinkMessage {
+pub(super) fn new_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> RouteNetlinkMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = family(address);
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
     message.header.kind = RouteType::Unicast;
     message.attributes = vec![
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+        NeighbourAttribute::Destination(address.into()),
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
     RouteNetlinkMessage::NewNeighbour(message)
 }
 
-fn route((destination, prefix): (Ipv4Addr, u8), target: RouteTarget) -> RouteMessage {
+fn route_message(route: &Route) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = prefix;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    let destination = route.destination.network();
+    message.header.address_family = family(destination);
+    message.header.destination_prefix_length = route.destination.prefix();
+    match route.table {
+        None => message.header.table = RouteHeader::RT_TABLE_MAIN,
+        Some(table) => message.attributes.push(RouteAttribute::Table(table)),
+    }
     message.header.protocol = RouteProtocol::Static;
     message.header.kind = RouteType::Unicast;
     message.header.scope = RouteScope::Universe;
-    if prefix > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(destination)));
+    if route.destination.prefix() > 0 {
+        message.attributes.push(RouteAttribute::Destination(destination.into()));
     }
-    match target {
+    match route.target {
         RouteTarget::Link(index) => {
             message.header.scope = RouteScope::Link;
             message.attributes.push(RouteAttribute::Oif(index));
         }
         RouteTarget::Via(index, gateway) => {
-            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+            message.attributes.push(RouteAttribute::Gateway(gateway.into()));
             message.attributes.push(RouteAttribute::Oif(index));
         }
         RouteTarget::Unreachable => {
@@ -157,4 +195,8 @@ fn route((destination, prefix): (Ipv4Addr, u8), target: RouteTarget) -> RouteMes
         }
     }
     message
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }

@@ -1,90 +1,11 @@
-//! ADD, CHECK, DEL, STATUS and GC with real namespaces; what is asserted is what the kernel says.
+//! The rows of the contract that need a container, P18 to P41.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
-use testbed::{Node, Plugin};
+use testbed::Plugin;
 
-struct Fixture {
-    plugin: Plugin,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let binary = PathBuf::from(env!("CARGO_BIN_EXE_portolan-cni"));
-        Self { plugin: Plugin { binary, node: Node::new().unwrap() } }
-    }
-
-    fn node(&self) -> &Node {
-        &self.plugin.node
-    }
-
-    fn netns(&self, name: &str) -> PathBuf {
-        self.node().add_netns(name).unwrap()
-    }
-
-    fn try_call(&self, command: &str, id: &str, netns: &str, config: &Value) -> Result<Value, Value> {
-        self.plugin.command(command, id, Path::new(netns), config).unwrap()
-    }
-
-    fn add(&self, id: &str, config: &Value) -> Value {
-        let netns = self.netns(id);
-        self.try_call("ADD", id, netns.to_str().unwrap(), config).unwrap()
-    }
-
-    /// DEL, CHECK, STATUS and GC print nothing when they succeed.
-    fn quiet(&self, command: &str, id: &str, config: &Value) {
-        let netns = format!("/run/netns/{id}");
-        assert_eq!(self.try_call(command, id, &netns, config), Ok(Value::Null), "{command} {id}");
-    }
-
-    fn refused(&self, command: &str, id: &str, netns: &str, config: &Value) -> (u64, String) {
-        let error = self.try_call(command, id, netns, config).unwrap_err();
-        assert!(error["cniVersion"].is_string(), "{error}");
-        (error["code"].as_u64().unwrap(), error["msg"].as_str().unwrap().to_owned())
-    }
-
-    fn json(&self, script: &str) -> Value {
-        let text = self.node().shell(script).unwrap();
-        if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
-    }
-
-    /// Everything an attachment leaves on the node.
-    fn traces(&self) -> String {
-        self.node()
-            .shell(
-                "ip -o link | grep -c ptl || true; ip route | grep -v -e 192.0.2 || true; nft list ruleset; \
-                 find /run/portolan -name '*.json' -o -path '*owners/*'",
-            )
-            .unwrap()
-    }
-}
-
-fn config(version: &str) -> Value {
-    json!({
-        "cniVersion": version, "name": "pods", "type": "portolan-cni",
-        "ipam": { "ranges": [[{ "subnet": "10.22.0.0/24" }]] },
-    })
-}
-
-fn small(subnet: &str) -> Value {
-    let mut config = config("1.1.0");
-    config["ipam"] = json!({ "ranges": [[{ "subnet": subnet }]] });
-    config
-}
-
-fn merge(mut config: Value, patch: Value) -> Value {
-    config.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
-    config
-}
-
-fn address(result: &Value) -> String {
-    result["ips"][0]["address"].as_str().unwrap().split('/').next().unwrap().to_owned()
-}
-
-const NOTHING: &str = "0\n";
+use crate::fixture::{Fixture, NOTHING, address, config, merge, small};
 
 /// P18, P19, P20
 #[test]
@@ -281,7 +202,7 @@ fn a_flushed_ruleset_harms_no_del_and_the_next_add_repairs_it() {
     fixture.node().shell("nft flush ruleset").unwrap();
     fixture.quiet("DEL", "b", &config("1.1.0"));
     let third = fixture.add("c", &config("1.1.0"));
-    let set = fixture.node().shell("nft list set inet portolan masquerade-sources").unwrap();
+    let set = fixture.node().shell("nft list map inet portolan pods-v4").unwrap();
     assert!(set.contains(&address(&first)) && set.contains(&address(&third)), "{set}");
 }
 
@@ -295,7 +216,7 @@ fn check_passes_after_add_and_notices_each_loss() {
         ("c", "ip -n c route del default", "route to 0.0.0.0/0 is gone"),
         ("d", "ip link del HOST", "is not there"),
         ("e", "ip route del ADDRESS", "does not lead to"),
-        ("f", "nft flush set inet portolan masquerade-sources", "no longer masqueraded"),
+        ("f", "nft flush map inet portolan pods-v4", "not masqueraded"),
         ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
     ] {
         let result = fixture.add(id, &config("1.1.0"));

@@ -1,0 +1,146 @@
+//! Which addresses of a range set are taken or at rest: four bytes each.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::RangeSet;
+
+/// The file begins with the position where the next search starts.
+const HEADER: u64 = 4;
+
+const SLOT: usize = 4;
+
+/// What a slot says besides the second in which its address was given back.
+const FREE: u32 = 0;
+const TAKEN: u32 = u32::MAX;
+
+/// So many slots are read at once. The next free one is nearly always among them.
+const WINDOW: u32 = 256;
+
+/// The slots of one range set. A sparse file: pages that were never used take no memory.
+pub(super) struct Slots {
+    file: File,
+    size: u32,
+}
+
+/// What a search has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    Found(u32),
+    /// Some are free, but at rest: the first will be ready in so many seconds.
+    AtRest(u32),
+    Full,
+}
+
+impl Slots {
+    /// Opens or creates the file at `path`. True if it is new, so that nothing is taken yet.
+    pub(super) fn open(path: &Path, set: &RangeSet) -> io::Result<(Self, bool)> {
+        let (size, length) = (set.len(), HEADER + u64::from(set.len()) * SLOT as u64);
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+        let is_new = file.metadata()?.len() < length;
+        if is_new {
+            file.set_len(length)?;
+        }
+        Ok((Self { file, size }, is_new))
+    }
+
+    /// Opens the file whatever set it was made for.
+    pub(super) fn open_existing(path: &Path) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).open(path)?;
+        let slots = file.metadata()?.len().saturating_sub(HEADER) / SLOT as u64;
+        Ok(Self { file, size: u32::try_from(slots).unwrap_or(u32::MAX) })
+    }
+
+    /// The next position behind the one taken last that is free and has rested for `cooldown` seconds at second `now`.
+    pub(super) fn search(
+        &self,
+        now: u32,
+        cooldown: u32,
+        is_reserved: impl Fn(u32) -> bool,
+    ) -> io::Result<Search> {
+        let start = self.next()?;
+        let mut shortest_rest = None;
+        // First to the end, then from the beginning.
+        for (from, to) in [(start, self.size), (0, start)] {
+            let mut position = from;
+            while position < to {
+                let count = WINDOW.min(to - position);
+                let mut bytes = vec![0; count as usize * SLOT];
+                self.file.read_exact_at(&mut bytes, offset(position))?;
+                for (slot, position) in bytes.chunks_exact(SLOT).zip(position..) {
+                    let slot = u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]);
+                    if slot == TAKEN || is_reserved(position) {
+                        continue;
+                    }
+                    let rest = slot.saturating_add(cooldown).saturating_sub(now);
+                    if slot == FREE || rest == 0 {
+                        return Ok(Search::Found(position));
+                    }
+                    shortest_rest = Some(shortest_rest.map_or(rest, |shortest: u32| shortest.min(rest)));
+                }
+                position += count;
+            }
+        }
+        Ok(shortest_rest.map_or(Search::Full, Search::AtRest))
+    }
+
+    /// Takes this very position, unless it is taken.
+    pub(super) fn take(&self, position: u32) -> io::Result<bool> {
+        let mut slot = [0; SLOT];
+        self.file.read_exact_at(&mut slot, offset(position))?;
+        if u32::from_le_bytes(slot) == TAKEN {
+            return Ok(false);
+        }
+        self.write(position, TAKEN)?;
+        Ok(true)
+    }
+
+    /// The next search starts behind `position`.
+    pub(super) fn go_on_behind(&self, position: u32) -> io::Result<()> {
+        self.file.write_all_at(&((position + 1) % self.size).to_le_bytes(), 0)
+    }
+
+    /// Puts an address to rest from second `now` on.
+    pub(super) fn give_back(&self, position: u32, now: u32) -> io::Result<()> {
+        if position < self.size { self.write(position, now.clamp(FREE + 1, TAKEN - 1)) } else { Ok(()) }
+    }
+
+    /// Makes exactly these positions taken; what rests goes on to rest.
+    pub(super) fn rebuild(&self, taken: impl Iterator<Item = u32>) -> io::Result<()> {
+        let mut bytes = vec![0; self.size as usize * SLOT];
+        self.file.read_exact_at(&mut bytes, HEADER)?;
+        for slot in bytes.chunks_exact_mut(SLOT).filter(|slot| **slot == TAKEN.to_le_bytes()) {
+            slot.fill(0);
+        }
+        for position in taken.filter(|position| *position < self.size) {
+            let start = position as usize * SLOT;
+            bytes[start..start + SLOT].copy_from_slice(&TAKEN.to_le_bytes());
+        }
+        // Page by page and only where something is, so that the file stays sparse.
+        for (page, offset) in bytes.chunks(4096).zip((HEADER..).step_by(4096)) {
+            let mut old = vec![0; page.len()];
+            self.file.read_exact_at(&mut old, offset)?;
+            if old != page {
+                self.file.write_all_at(page, offset)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&self) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        let next = u32::from_le_bytes(bytes);
+        Ok(if next < self.size { next } else { 0 })
+    }
+
+    fn write(&self, position: u32, slot: u32) -> io::Result<()> {
+        self.file.write_all_at(&slot.to_le_bytes(), offset(position))
+    }
+}
+
+fn offset(position: u32) -> u64 {
+    HEADER + u64::from(position) * SLOT as u64
+}

@@ -1,0 +1,111 @@
+//! Changes that go to the kernel together.
+
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
+
+use super::request::{self, Route, Veth};
+use super::{Link, Netlink, link_of};
+use crate::error::{Code, Error, Result, kernel};
+
+/// `EEXIST`
+const EXISTS: i32 = 17;
+
+/// Requests in their order, each with what it is for.
+#[derive(Default)]
+pub(crate) struct Batch {
+    requests: Vec<(RouteNetlinkMessage, u16)>,
+    purposes: Vec<Purpose>,
+}
+
+struct Purpose {
+    action: String,
+    /// Finding it made already is fine.
+    may_exist: bool,
+}
+
+/// What a batch has found out.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// The interfaces that were asked for, in their order.
+    pub(crate) links: Vec<Link>,
+    /// For each change, whether it was new.
+    pub(crate) made: Vec<bool>,
+}
+
+impl Batch {
+    /// Creates both ends of a veth, each in its final namespace with its final name, address and MTU.
+    pub(crate) fn add_veth(&mut self, veth: &Veth<'_>, peer_netns: RawFd) {
+        let action = format!("create interface {} with its end {}", veth.pod, veth.host);
+        self.push(request::new_veth(veth, peer_netns), NLM_F_CREATE | NLM_F_EXCL, action);
+    }
+
+    /// Asks for an interface, which must be there.
+    pub(crate) fn get_link(&mut self, name: &str) {
+        self.push(request::get_link(name), 0, format!("look for interface {name}"));
+    }
+
+    /// Sets an interface up, and gives it a note for people and for recovery.
+    pub(crate) fn set_up(&mut self, name: &str, alias: Option<&str>) {
+        self.push(request::set_up(name, alias), 0, format!("set {name} up"));
+    }
+
+    pub(crate) fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8, name: &str) {
+        let action = format!("add address {address}/{prefix} to {name}");
+        self.push(request::new_address(index, address, prefix), NLM_F_CREATE | NLM_F_EXCL, action);
+    }
+
+    /// Fixes the hardware address of a neighbour, so that nobody has to ask for it.
+    pub(crate) fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: [u8; 6], name: &str) {
+        let action = format!("add neighbour {address} to {name}");
+        self.push(request::new_neighbour(index, address, mac), NLM_F_CREATE | NLM_F_REPLACE, action);
+    }
+
+    /// Adds a route, or replaces the one to the same destination.
+    pub(crate) fn replace_route(&mut self, route: &Route, wording: &str) {
+        self.push(request::new_route(route), NLM_F_CREATE | NLM_F_REPLACE, format!("add route {wording}"));
+    }
+
+    /// Adds a route unless there is one to that destination.
+    pub(crate) fn add_route(&mut self, route: &Route, wording: &str) {
+        self.push(request::new_route(route), NLM_F_CREATE | NLM_F_EXCL, format!("add route {wording}"));
+        self.purposes.last_mut().expect("pushed above").may_exist = true;
+    }
+
+    /// Has packets from `source` look into `table` first.
+    pub(crate) fn add_rule(&mut self, source: IpAddr, table: u32) {
+        let action = format!("add rule from {source} lookup {table}");
+        self.push(request::new_rule(source, table), NLM_F_CREATE | NLM_F_EXCL, action);
+        self.purposes.last_mut().expect("pushed above").may_exist = true;
+    }
+
+    /// Sends everything. The first refusal is reported; what came after it may have been done.
+    pub(crate) fn commit(self, netlink: &mut Netlink) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        if self.requests.is_empty() {
+            return Ok(outcome);
+        }
+        let results = netlink.exchange(self.requests).map_err(kernel("talk to the kernel"))?;
+        for (result, purpose) in results.into_iter().zip(self.purposes) {
+            match result {
+                Ok(answers) => {
+                    outcome.links.extend(answers.into_iter().filter_map(link_of));
+                    outcome.made.push(true);
+                }
+                Err(e) if purpose.may_exist && e.raw_os_error() == Some(EXISTS) => outcome.made.push(false),
+                Err(e) if e.raw_os_error() == Some(EXISTS) => {
+                    return Err(Error::new(Code::Conflict, format!("{}: {e}", purpose.action)));
+                }
+                Err(e) => return Err(kernel(purpose.action)(e)),
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn push(&mut self, message: RouteNetlinkMessage, flags: u16, action: String) {
+        self.requests.push((message, flags | NLM_F_ACK));
+        self.purposes.push(Purpose { action, may_exist: false });
+    }
+}

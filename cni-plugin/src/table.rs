@@ -1,0 +1,140 @@
+//! What the node as a whole is told: which pods' traffic is masqueraded, that pods send from their own addresses only,
+//! and that dead pods are unreachable.
+//!
+//! ```text
+//! table inet portolan {
+//!     map pods-v4 { type ipv4_addr : verdict }          # one element a pod: jump to its network's chain, or return
+//!     map pods-v6 { type ipv6_addr : verdict }
+//!     chain own-addresses { type filter hook prerouting priority raw
+//!         iifname "ptl*" fib saddr . iif oif 0 drop     # the node's routes know which addresses are whose
+//!     }
+//!     chain masquerade { type nat hook postrouting priority srcnat
+//!         ip saddr vmap @pods-v4
+//!         ip6 saddr vmap @pods-v6
+//!     }
+//!     chain network-<name> {                            # of each network that masquerades
+//!         ip daddr <range> return                       # one rule a range that pods reach as themselves
+//!         masquerade
+//!     }
+//! }
+//! unreachable <pool> metric 4294967294                  # so that a dead pod's address refuses at once
+//! ```
+//! ADD and DEL change one element a family, and no rule. Rules are written again only when a network comes, goes or
+//! changes its ranges, or when somebody has flushed the table; then all of it in one transaction.
+//! `networks/<name>.json` says what each network has asked for. The last pod of the last network takes the table along.
+
+mod network;
+mod rules;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use attachment::{Attachment, Key};
+use ipnetwork::IpNetwork;
+use nftables::Batch;
+
+use crate::error::{Code, Error, Result, io, kernel};
+use crate::lock::Lock;
+use crate::netconf::{Header, NetConf};
+use crate::netlink::{Netlink, Route, RouteTarget};
+use crate::trace::{Span, span};
+use network::Network;
+
+const TABLE: &str = "portolan";
+
+/// Records an attachment and tells the node about it.
+pub(crate) fn join(conf: &NetConf, attachment: &Attachment, netlink: &mut Netlink) -> Result<()> {
+    let _lock = Lock::acquire(&conf.header.state_dir)?;
+    let network = Network::of(conf);
+    let is_news = span(Span::Store, || {
+        let is_news = Network::read(&conf.header)? != Some(network.clone());
+        // The note comes first: what it asks for is then found by DEL and GC, whatever happens in between.
+        if is_news {
+            network.write(&conf.header)?;
+        }
+        conf.header.attachments().write(attachment)?;
+        Ok::<_, Error>(is_news)
+    })?;
+    for pool in &network.pools {
+        let refuse = netlink.replace_route(&unreachable(*pool));
+        refuse.map_err(kernel(format!("add route unreachable {pool}")))?;
+    }
+    span(Span::Nft, || {
+        if is_news {
+            return rules::rewrite(&conf.header);
+        }
+        let mut batch = Batch::new(TABLE);
+        rules::add_pod(&mut batch, &network, attachment);
+        match batch.commit() {
+            // Somebody has flushed the ruleset.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => rules::rewrite(&conf.header),
+            other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
+        }
+    })
+}
+
+/// Takes back what [`join`] did. Everything is tried; what is gone already is fine. The record goes last, so that
+/// whoever comes after a killed process finds what is still to do.
+pub(crate) fn leave(header: &Header, key: &Key, addresses: &[IpAddr]) -> Vec<Error> {
+    let mut errors = Vec::new();
+    if !header.state_dir.exists() {
+        return errors;
+    }
+    let _lock = match Lock::acquire(&header.state_dir) {
+        Ok(lock) => lock,
+        Err(error) => return vec![error],
+    };
+    let store = header.attachments();
+    let recorded = store.read(key).ok().flatten();
+    let mut leaving = recorded.map(|record| record.ips).unwrap_or_default();
+    leaving
+        .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
+    errors.extend(span(Span::Nft, || rules::remove_pod(&leaving)));
+    errors.extend(span(Span::Store, || store.remove(key)).err().map(Error::from));
+    if is_empty(&store.directory().join(&header.name)) {
+        errors.extend(forget_network(header).err());
+    }
+    errors
+}
+
+/// Whether the node's table knows these addresses.
+pub(crate) fn check(addresses: &[IpAddr]) -> Result<()> {
+    for address in addresses {
+        let looked = nftables::contains(TABLE, rules::pods(*address), rules::key(*address));
+        if !looked.map_err(kernel(format!("look {address} up in nft table inet {TABLE}")))? {
+            let message = format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded");
+            return Err(Error::new(Code::Conflict, message));
+        }
+    }
+    Ok(())
+}
+
+/// The network's last pod has gone: what it asked for goes too.
+fn forget_network(header: &Header) -> Result<()> {
+    let Some(network) = Network::read(header)? else { return Ok(()) };
+    let mut netlink = Netlink::open().map_err(kernel("open a netlink socket"))?;
+    for pool in &network.pools {
+        let removed = netlink.delete_route(&unreachable(*pool));
+        removed.map_err(kernel(format!("delete route unreachable {pool}")))?;
+    }
+    let others: Vec<Network> =
+        network::all(header)?.into_iter().filter(|other| other.name != network.name).collect();
+    span(Span::Nft, || rules::write(header, &others))?;
+    let path = network::path(header);
+    fs::remove_file(&path).map_err(io("remove", &path))?;
+    // Best effort: these are empty directories, unless another pod has just come.
+    drop(fs::remove_dir(header.attachments().directory().join(&header.name)));
+    Ok(())
+}
+
+fn unreachable(pool: IpNetwork) -> Route {
+    Route { destination: pool, target: RouteTarget::Unreachable, table: None }
+}
+
+fn is_empty(directory: &Path) -> bool {
+    // The temporary file of a killed writer is nobody's record.
+    let is_record = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".json");
+    fs::read_dir(directory)
+        .map_or(true, |entries| !entries.flatten().any(|entry| is_record(&entry.file_name())))
+}

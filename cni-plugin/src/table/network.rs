@@ -1,0 +1,66 @@
+//! What a network asks of the node, on disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Error, Result, io};
+use crate::ipam::RangeSet;
+use crate::netconf::{Header, NetConf};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Network {
+    pub(super) name: String,
+    pub(super) masquerade: bool,
+    pub(super) exclusions: Vec<IpNetwork>,
+    pub(super) pools: Vec<IpNetwork>,
+}
+
+impl Network {
+    pub(super) fn of(conf: &NetConf) -> Self {
+        Self {
+            name: conf.header.name.clone(),
+            masquerade: conf.masquerade,
+            exclusions: conf.exclusions.clone(),
+            pools: conf.ranges.iter().flat_map(RangeSet::subnets).collect(),
+        }
+    }
+
+    pub(super) fn read(header: &Header) -> Result<Option<Self>> {
+        read_file(&path(header))
+    }
+
+    pub(super) fn write(&self, header: &Header) -> Result<()> {
+        let path = path(header);
+        let directory = header.state_dir.join("networks");
+        fs::create_dir_all(&directory).map_err(io("create", &directory))?;
+        let json = serde_json::to_vec(self).map_err(|e| Error::new(Code::Io, e.to_string()))?;
+        fs::write(&path, json).map_err(io("write", &path))
+    }
+}
+
+/// Every network that has a pod on this node.
+pub(super) fn all(header: &Header) -> Result<Vec<Network>> {
+    let directory = header.state_dir.join("networks");
+    let mut found = Vec::new();
+    for path in fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        found.extend(read_file(&path)?);
+    }
+    Ok(found)
+}
+
+pub(super) fn path(header: &Header) -> PathBuf {
+    header.state_dir.join("networks").join(format!("{}.json", header.name))
+}
+
+/// An illegible file (a full disk cut it short) counts as none: the next ADD writes it again.
+fn read_file(path: &Path) -> Result<Option<Network>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io("read", path)(e)),
+    }
+}

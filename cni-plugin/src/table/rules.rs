@@ -1,0 +1,114 @@
+//! The nft table itself.
+
+use std::net::IpAddr;
+
+use attachment::Attachment;
+use ipnetwork::IpNetwork;
+use nftables::{Batch, Data, Element, Key, Rule, Set, Type};
+
+use super::TABLE;
+use super::network::{self, Network};
+use crate::error::{Error, Result, kernel};
+use crate::netconf::Header;
+use crate::routed::HOST_PREFIX;
+
+const OWN_ADDRESSES: &str = "own-addresses";
+const MASQUERADE: &str = "masquerade";
+const PODS_V4: &str = "pods-v4";
+const PODS_V6: &str = "pods-v6";
+
+/// Multicast leaves no node through here.
+const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
+
+pub(super) fn pods(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { PODS_V4 } else { PODS_V6 }
+}
+
+pub(super) fn key(address: IpAddr) -> Key {
+    Key::default().address(address)
+}
+
+/// What a pod adds to the table.
+pub(super) fn add_pod(batch: &mut Batch<'_>, network: &Network, pod: &Attachment) {
+    for address in &pod.ips {
+        let element = if network.masquerade {
+            Element::Jump(key(*address), chain(network))
+        } else {
+            Element::Return(key(*address))
+        };
+        batch.add_elements(pods(*address), &[element]);
+    }
+}
+
+/// Removes it again, all at once; one by one if some of it is gone already.
+pub(super) fn remove_pod(addresses: &[IpAddr]) -> Vec<Error> {
+    let delete = |addresses: &[IpAddr]| {
+        let mut batch = Batch::new(TABLE);
+        for address in addresses {
+            batch.delete_element(pods(*address), key(*address));
+        }
+        batch.commit()
+    };
+    if addresses.is_empty() || delete(addresses).is_ok() {
+        return Vec::new();
+    }
+    let mut errors = Vec::new();
+    for address in addresses {
+        match delete(std::slice::from_ref(address)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                errors.push(kernel(format!("remove {address} from nft table inet {TABLE}"))(e));
+            }
+            _ => {}
+        }
+    }
+    errors
+}
+
+/// Writes the whole table anew from what is on disk.
+pub(super) fn rewrite(header: &Header) -> Result<()> {
+    write(header, &network::all(header)?)
+}
+
+/// Writes the whole table anew for these networks, or removes it if there is none.
+pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
+    let mut batch = Batch::new(TABLE);
+    // Adding before deleting makes deleting what is not there no error.
+    batch.add_table();
+    batch.delete_table();
+    if networks.is_empty() {
+        return batch.commit().map_err(kernel(format!("delete nft table inet {TABLE}")));
+    }
+    batch.add_table();
+    batch.add_raw_prerouting_chain(OWN_ADDRESSES);
+    batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
+    batch.add_postrouting_nat_chain(MASQUERADE);
+    for (name, id, kind, v4) in
+        [(PODS_V4, 1, Type::Ipv4Address, true), (PODS_V6, 2, Type::Ipv6Address, false)]
+    {
+        batch.add_set(&Set { name, id, key: &[kind], data: Data::Verdict });
+        batch.add_rule(MASQUERADE, &Rule::default().source_verdict(name, v4));
+    }
+    for network in networks {
+        if network.masquerade {
+            write_chain(&mut batch, network);
+        }
+        for pod in header.attachments().list(&network.name).0 {
+            add_pod(&mut batch, network, &pod);
+        }
+    }
+    batch.commit().map_err(kernel(format!("write nft table inet {TABLE}")))
+}
+
+fn write_chain(batch: &mut Batch<'_>, network: &Network) {
+    let chain = chain(network);
+    batch.add_chain(&chain);
+    let multicast = MULTICAST.map(|range| range.parse::<IpNetwork>().expect("a constant"));
+    for range in network.exclusions.iter().chain(&multicast) {
+        batch.add_rule(&chain, &Rule::default().destination_in(*range).stop());
+    }
+    batch.add_rule(&chain, &Rule::default().masquerade());
+}
+
+fn chain(network: &Network) -> String {
+    format!("network-{}", network.name)
+}

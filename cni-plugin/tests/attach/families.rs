@@ -1,0 +1,141 @@
+//! IPv6, both families, and pods on two networks.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Fixture, NOTHING, address, config, merge};
+
+fn dual() -> Value {
+    let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
+    merge(config("1.1.0"), json!({ "ipam": { "ranges": ranges } }))
+}
+
+fn v6(prefix: &str) -> Value {
+    merge(config("1.1.0"), json!({ "ipam": { "ranges": [[{ "subnet": prefix }]] } }))
+}
+
+fn addresses(result: &Value) -> Vec<IpAddr> {
+    let ips = result["ips"].as_array().unwrap().iter();
+    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
+}
+
+/// Whom a listener in `to` sees when `from` connects to it.
+fn seen_by(to: &netns::NetNs, listen: SocketAddr, from: &netns::NetNs) -> IpAddr {
+    let listener = to.run(|| TcpListener::bind(listen).unwrap()).unwrap();
+    let mut client =
+        from.run(|| TcpStream::connect_timeout(&listen, Duration::from_secs(5)).unwrap()).unwrap();
+    let (mut accepted, peer) = listener.accept().unwrap();
+    accepted.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    peer.ip()
+}
+
+fn open(fixture: &Fixture, name: &str) -> netns::NetNs {
+    fixture.node().netns(Path::new(&format!("/run/netns/{name}"))).unwrap()
+}
+
+/// P20
+#[test]
+fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
+    let fixture = Fixture::new();
+    let a = fixture.add("a", &dual());
+    // Within the second that duplicate address detection would take.
+    let shown = fixture.json("ip -n a -j -6 address show dev eth0 scope global");
+    assert_eq!(shown[0]["addr_info"][0]["local"], addresses(&a)[1].to_string());
+    assert!(shown[0]["addr_info"][0]["tentative"].is_null(), "{shown}");
+    let b = fixture.add("b", &dual());
+    for (own, other) in addresses(&a).into_iter().zip(addresses(&b)) {
+        assert_eq!(seen_by(&open(&fixture, "b"), SocketAddr::new(other, 7777), &open(&fixture, "a")), own);
+    }
+    let gateways: Vec<_> = a["ips"].as_array().unwrap().iter().map(|ip| ip["gateway"].clone()).collect();
+    assert_eq!(gateways, ["169.254.1.1", "fe80::1"]);
+    for version in ["0.3.1", "0.4.0"] {
+        let old = fixture.add(&version.replace('.', "-"), &merge(dual(), json!({ "cniVersion": version })));
+        let families: Vec<_> =
+            old["ips"].as_array().unwrap().iter().map(|ip| ip["version"].clone()).collect();
+        assert_eq!(families, ["4", "6"]);
+    }
+    let config = merge(dual(), json!({ "prevResult": a }));
+    fixture.quiet("CHECK", "a", &config);
+    fixture.node().shell("ip -n a -6 route del default").unwrap();
+    assert!(fixture.refused("CHECK", "a", "/run/netns/a", &config).1.contains("route to ::/0 is gone"));
+    for id in ["a", "b", "0-3-1", "0-4-0"] {
+        fixture.quiet("DEL", id, &dual());
+    }
+    assert_eq!(fixture.traces(), NOTHING);
+    assert_eq!(fixture.node().shell("ip -6 route | grep fd00:22 || true").unwrap(), "");
+}
+
+/// P20
+#[test]
+fn a_pod_may_have_ipv6_alone_masqueraded_or_not() {
+    let fixture = Fixture::new();
+    fixture
+        .node()
+        .shell("ip address add fd00:1::2/64 dev uplink0 nodad && ip route add default via fd00:1::1")
+        .unwrap();
+    let outside = fixture.node().outside();
+    let set = |command: &'static str| {
+        let shell = || std::process::Command::new("sh").args(["-ec", command]).status().unwrap().success();
+        assert!(outside.run(shell).unwrap(), "{command}");
+    };
+    set("ip address add fd00:1::1/64 dev uplink nodad && ip route add fd00:33::/64 via fd00:1::2");
+    let listen: SocketAddr = "[fd00:1::1]:7777".parse().unwrap();
+    fixture.add("a", &v6("fd00:22::/64"));
+    assert_eq!(seen_by(outside, listen, &open(&fixture, "a")).to_string(), "fd00:1::2");
+    let own = merge(v6("fd00:33::/64"), json!({ "name": "own", "ipMasq": false }));
+    let b = fixture.add("b", &own);
+    assert_eq!(seen_by(outside, listen, &open(&fixture, "b")), addresses(&b)[0]);
+    let except = merge(v6("fd00:33::/64"), json!({ "name": "own", "nonMasqueradeCIDRs": ["fd00:1::/64"] }));
+    let c = fixture.add("c", &except);
+    assert_eq!(seen_by(outside, listen, &open(&fixture, "c")), addresses(&c)[0]);
+}
+
+#[test]
+fn a_pod_cannot_send_from_an_address_that_is_not_its_own() {
+    let fixture = Fixture::new();
+    let a = address(&fixture.add("a", &config("1.1.0")));
+    let b = address(&fixture.add("b", &config("1.1.0")));
+    fixture.node().shell("ip -n a address add 10.22.0.200/32 dev eth0").unwrap();
+    let receiver = open(&fixture, "b").run(|| UdpSocket::bind((b.as_str(), 7777)).unwrap()).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let send = |from: &str| {
+        let bind = || UdpSocket::bind((from, 0)).unwrap();
+        let sender = open(&fixture, "a").run(bind).unwrap();
+        sender.send_to(from.as_bytes(), (b.as_str(), 7777)).unwrap();
+    };
+    // What is sent after the spoofed packet arrives, and nothing before it.
+    send("10.22.0.200");
+    send(&a);
+    let mut bytes = [0; 64];
+    let length = receiver.recv(&mut bytes).unwrap();
+    assert_eq!(std::str::from_utf8(&bytes[..length]).unwrap(), a);
+}
+
+#[test]
+fn on_a_second_network_a_pod_keeps_the_default_route_of_the_first() {
+    let fixture = Fixture::new();
+    fixture.add("a", &config("1.1.0"));
+    let other = json!({ "name": "other", "ipam": { "ranges": [[{ "subnet": "10.23.0.0/24" }]] } });
+    let other = merge(config("1.1.0"), other).to_string();
+    let call = |command: &str| {
+        let variables = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", "a"),
+            ("CNI_NETNS", "/run/netns/a"),
+            ("CNI_IFNAME", "eth1"),
+        ];
+        fixture.plugin.call(&variables, &other).unwrap().unwrap()
+    };
+    let second = address(&call("ADD"));
+    let default = fixture.json("ip -n a -j route show default");
+    assert_eq!(default[0]["dev"], "eth0", "{default}");
+    fixture.node().shell(&format!("ping -c1 -W2 {second}")).unwrap();
+    call("DEL");
+    fixture.quiet("DEL", "a", &config("1.1.0"));
+    assert_eq!(fixture.traces(), NOTHING);
+}

@@ -1,0 +1,8 @@
+//! ADD, CHECK, DEL, STATUS and GC with real namespaces; what is asserted is what the kernel says.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod contract;
+mod families;
+mod fixture;
+mod recovery;

@@ -1,0 +1,154 @@
+//! Sets and maps: what their keys are made of, and the bytes of their elements.
+
+use std::net::IpAddr;
+
+use super::message::Attributes;
+
+/// nft's numbers for its data types, so that `nft list` prints addresses, ports and names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// `ipv4_addr`
+    Ipv4Address = 7,
+    /// `ipv6_addr`
+    Ipv6Address = 8,
+    /// `inet_proto`
+    Protocol = 12,
+    /// `inet_service`
+    Service = 13,
+    /// `ifname`
+    InterfaceName = 41,
+}
+
+/// What a set holds: keys of these types, one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Set<'a> {
+    /// Its name in the table.
+    pub name: &'a str,
+    /// A number of its own within the batch.
+    pub id: u32,
+    /// The parts of a key.
+    pub key: &'a [Type],
+    /// What a map leads to.
+    pub data: Data<'a>,
+}
+
+/// What an element carries beside its key.
+#[derive(Clone, Copy, Debug)]
+pub enum Data<'a> {
+    /// Nothing: a set.
+    None,
+    /// A verdict: a verdict map.
+    Verdict,
+    /// A value of these types: a map.
+    Value(&'a [Type]),
+}
+
+/// A key or a value: its parts, each padded to a register of four bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key(Vec<u8>);
+
+/// One element of a set or map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// Of a set.
+    Key(Key),
+    /// Of a map.
+    Pair(Key, Key),
+    /// Of a verdict map: go on in that chain and come back.
+    Jump(Key, String),
+    /// Of a verdict map: this chain has nothing more to say.
+    Return(Key),
+}
+
+/// `NFT_SET_MAP`; the type of verdicts (`NFT_DATA_VERDICT`).
+const MAP: u32 = 8;
+const VERDICTS: u32 = 0xffff_ff00;
+
+/// `NFT_JUMP`, `NFT_RETURN`.
+const JUMP: u32 = -3_i32 as u32;
+const RETURN: u32 = -5_i32 as u32;
+
+impl Type {
+    /// Bytes in registers.
+    fn length(self) -> u32 {
+        match self {
+            Self::Ipv4Address | Self::Protocol | Self::Service => 4,
+            Self::Ipv6Address | Self::InterfaceName => 16,
+        }
+    }
+}
+
+impl Set<'_> {
+    pub(super) fn write(&self, a: Attributes) -> Attributes {
+        let (kind, length) = concatenation(self.key);
+        let flags = if matches!(self.data, Data::None) { 0 } else { MAP };
+        let a = a.text(2, self.name).number(3, flags).number(4, kind).number(5, length);
+        let a = match self.data {
+            Data::None => a,
+            Data::Verdict => a.number(6, VERDICTS),
+            Data::Value(types) => {
+                let (kind, length) = concatenation(types);
+                a.number(6, kind).number(7, length)
+            }
+        };
+        a.number(10, self.id)
+    }
+}
+
+/// Each part of a concatenation has 6 bits of the type, and whole registers.
+fn concatenation(types: &[Type]) -> (u32, u32) {
+    types.iter().fold((0, 0), |(kind, length), part| ((kind << 6) | *part as u32, length + part.length()))
+}
+
+impl Key {
+    /// Appends an address.
+    #[must_use]
+    pub fn address(self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => self.part(&address.octets()),
+            IpAddr::V6(address) => self.part(&address.octets()),
+        }
+    }
+
+    /// Appends the number of a transport protocol.
+    #[must_use]
+    pub fn protocol(self, protocol: u8) -> Self {
+        self.part(&[protocol])
+    }
+
+    /// Appends a port.
+    #[must_use]
+    pub fn port(self, port: u16) -> Self {
+        self.part(&port.to_be_bytes())
+    }
+
+    /// Appends the name of an interface, of at most 15 bytes.
+    #[must_use]
+    pub fn interface(self, name: &str) -> Self {
+        let mut padded = [0; 16];
+        let length = name.len().min(15);
+        padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+        self.part(&padded)
+    }
+
+    fn part(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+}
+
+impl Element {
+    pub(super) fn write(&self, element: Attributes) -> Attributes {
+        let key = |a: Attributes, key: &Key| a.nested(1, |data| data.bytes(1, &key.0));
+        match self {
+            Self::Key(k) => key(element, k),
+            Self::Pair(k, value) => key(element, k).nested(2, |data| data.bytes(1, &value.0)),
+            Self::Jump(k, chain) => key(element, k)
+                .nested(2, |data| data.nested(2, |verdict| verdict.number(1, JUMP).text(2, chain))),
+            Self::Return(k) => {
+                key(element, k).nested(2, |data| data.nested(2, |verdict| verdict.number(1, RETURN)))
+            }
+        }
+    }
+}
