@@ -128,6 +128,8 @@ impl Index {
         let services = self.rebuild(stale, &nodes);
         let local_pods =
             if touched.attachments { self.pods.attached_addresses() } else { before.local_pods.clone() };
+        let pod_namespaces =
+            if touched.attachments { self.pods.attached_namespaces() } else { before.pod_namespaces.clone() };
         let next = Snapshot {
             generation: before.generation + 1,
             synced: self.sources.values().all(|source| source.synced),
@@ -135,6 +137,7 @@ impl Index {
             namespaces: self.population.keys().map(Arc::clone).collect(),
             nodes,
             local_pods,
+            pod_namespaces,
             problems: self.problems(),
             sources: self.source_states(),
             services: services.clone().unwrap_or_default(),
@@ -146,7 +149,8 @@ impl Index {
             || next.sources != before.sources
             || next.namespaces != before.namespaces
             || next.nodes != before.nodes
-            || next.local_pods != before.local_pods;
+            || next.local_pods != before.local_pods
+            || next.pod_namespaces != before.pod_namespaces;
         if changed {
             let services = services.unwrap_or_else(|| before.services.clone());
             self.published = Arc::new(Snapshot { services, ..next });

@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
     /// Addresses of the pods the CNI plugin has attached to this node.
     pub local_pods: HashSet<IpAddr>,
+    /// The namespace of each of them that the runtime has named.
+    pub pod_namespaces: HashMap<IpAddr, Arc<str>>,
     /// What is wrong with the input right now.
     pub problems: Vec<Problem>,
     /// How each source is doing, by name.
@@ -66,6 +68,7 @@ impl Snapshot {
             namespaces: HashSet::new(),
             nodes: BTreeMap::new(),
             local_pods: HashSet::new(),
+            pod_namespaces: HashMap::new(),
             problems: Vec::new(),
             sources: BTreeMap::new(),
             services: HashMap::new(),

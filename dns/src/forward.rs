@@ -47,7 +47,7 @@ pub use address::{Stub, Upstream};
 pub use args::Args;
 pub use ttl::Limit;
 
-use crate::message::{Ede, Query, kind, rcode};
+use crate::message::{Ede, NameBuf, Query, kind, rcode};
 use asked::{Asked, Key, Wanted};
 use cache::Cache;
 use entry::{Age, Entry};
@@ -100,6 +100,8 @@ struct Inner {
     cache: Cache,
     hosts: ArcSwap<Hosts>,
     routes: ArcSwap<Routes>,
+    /// Where the node itself looks for names.
+    search: ArcSwap<Vec<NameBuf>>,
     failures: Failures,
     pending: Pending,
     probes: Probes,
@@ -135,11 +137,8 @@ impl Forwarder {
         for upstream in config.stubs.iter().flat_map(|stub| &stub.upstreams) {
             forbidden.check("--stub", upstream)?;
         }
-        let upstreams = if config.upstreams.is_empty() {
-            ResolvConf::read(&config.resolv_conf, &forbidden).upstreams
-        } else {
-            config.upstreams.clone()
-        };
+        let node = ResolvConf::read(&config.resolv_conf, &forbidden);
+        let upstreams = if config.upstreams.is_empty() { node.upstreams } else { config.upstreams.clone() };
         let hosts = match &config.hosts {
             None => Hosts::default(),
             Some(file) => {
@@ -159,6 +158,7 @@ impl Forwarder {
             cache: Cache::new(config.cache_bytes),
             hosts: ArcSwap::from_pointee(hosts),
             routes: ArcSwap::from_pointee(routes),
+            search: ArcSwap::from_pointee(node.search),
             failures: Failures::default(),
             pending: Pending::default(),
             probes: Probes::default(),
@@ -169,6 +169,11 @@ impl Forwarder {
             work: Mutex::new(Some((builder, queue))),
             config,
         })))
+    }
+
+    /// The domains in which the node itself looks for names.
+    pub(crate) fn search(&self) -> Arc<Vec<NameBuf>> {
+        self.0.search.load_full()
     }
 
     /// Does what has to be done beside answering. Once, for ever.

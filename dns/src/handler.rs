@@ -6,9 +6,11 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use hickory_server::net::runtime::Time;
 use hickory_server::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_server::proto::rr::{DNSClass, Name, RecordType};
+use hickory_server::proto::rr::rdata::CNAME;
+use hickory_server::proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 
+use crate::autopath::{self, Autopath};
 use crate::forward::{Failure, Forwarder};
 use crate::message::{self, Ede};
 use crate::metrics::Metrics;
@@ -20,6 +22,7 @@ pub(crate) struct Handler {
     pub(crate) zone: Arc<ArcSwap<Zone>>,
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) autopath: Option<Arc<Autopath>>,
 }
 
 #[async_trait::async_trait]
@@ -62,6 +65,12 @@ impl Handler {
         match answer {
             Answer::NotReady => Reply::new(request, ResponseCode::ServFail).explain(Ede::NotReady as u16),
             Answer::Elsewhere => self.forward(request).await,
+            Answer::Ours(found) if found.code == ResponseCode::NXDomain => {
+                match self.complete(request).await {
+                    Some(reply) => reply,
+                    None => self.ours(request, *found, query.query_type()).await,
+                }
+            }
             Answer::Ours(found) => self.ours(request, *found, query.query_type()).await,
         }
     }
@@ -92,6 +101,52 @@ impl Handler {
             // The alias alone is still true, and all there is.
             _ => reply.metadata.response_code = ResponseCode::ServFail,
         }
+    }
+
+    /// What the rest of the client's search list leads to, if there is anything.
+    async fn complete(&self, request: &Request) -> Option<Reply> {
+        let autopath = self.autopath.as_ref()?;
+        let query = message::Query::parse(request.as_slice()).ok()?;
+        let kind = query.question.kind;
+        for name in autopath.walk(request.src().ip(), &query, &self.forwarder.search())? {
+            let ours = |kind: u16| {
+                let name = Name::from_ascii(name.to_string()).ok()?;
+                Some(self.zone.load().answer(&name, RecordType::from(kind)))
+            };
+            match ours(kind)? {
+                Answer::NotReady => return None,
+                Answer::Ours(found) => {
+                    let exists = |kind: u16| matches!(ours(kind), Some(Answer::Ours(found)) if found.code == ResponseCode::NoError && !found.answers.is_empty());
+                    if exists(kind) || exists(autopath::other(kind)) {
+                        let target = Name::from_ascii(name.to_string()).ok()?;
+                        let mut reply = self.ours(request, *found, RecordType::from(kind)).await;
+                        let asked = request.queries.queries().first()?.original().name().clone();
+                        let ttl = reply.answers.iter().map(|record| record.ttl).min().unwrap_or(5);
+                        reply.answers.insert(0, Record::from_rdata(asked, ttl, RData::CNAME(CNAME(target))));
+                        return Some(reply);
+                    }
+                }
+                Answer::Elsewhere => {
+                    let resolve = async |kind| {
+                        let query = autopath::ask(&query, name.as_name(), kind);
+                        self.forwarder.resolve(&query).await.ok().map(|reply| reply.message)
+                    };
+                    let reply = resolve(kind).await?;
+                    let other = autopath::other(kind);
+                    let exists = autopath::has(&reply, kind)
+                        || resolve(other).await.is_some_and(|reply| autopath::has(&reply, other));
+                    if exists {
+                        let message = autopath::splice(&query, name.as_name(), &reply).ok()?;
+                        let message = Message::from_vec(&message).ok()?;
+                        let mut reply = Reply::new(request, message.metadata.response_code);
+                        reply.answers = message.answers;
+                        reply.authorities = message.authorities;
+                        return Some(reply);
+                    }
+                }
+            }
+        }
+        None
     }
 
     async fn forward(&self, request: &Request) -> Reply {

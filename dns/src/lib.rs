@@ -10,6 +10,7 @@
 //! sees the change.
 
 mod args;
+mod autopath;
 mod forward;
 mod handler;
 mod message;

@@ -15,8 +15,10 @@ use hickory_server::proto::rr::Name;
 use tokio::task::JoinSet;
 use tracing::info;
 
+use crate::autopath::Autopath;
 use crate::forward::{self, Forwarder};
 use crate::handler::Handler;
+use crate::message::NameBuf;
 use crate::metrics::Metrics;
 use crate::socket;
 use crate::zone::{Settings, Zone};
@@ -41,6 +43,8 @@ pub struct Config {
     pub cluster_domain: Name,
     /// Seconds.
     pub ttl: u32,
+    /// Whether the search lists of pods are completed.
+    pub autopath: bool,
     /// How other names are answered.
     pub forward: forward::Config,
     /// Where `/metrics` listens.
@@ -59,6 +63,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     info!(?config, "starting");
     let metrics = Arc::new(Metrics::new());
     let forwarder = Forwarder::new(config.forward, &config.listen, &metrics.registry)?;
+    let autopath = config.autopath.then(|| {
+        let domain =
+            NameBuf::from_text(&config.cluster_domain.to_ascii()).and_then(|d| Autopath::new(d.as_name()));
+        domain.map(Arc::new)
+    });
+    let autopath = autopath.transpose().context("--autopath with this --cluster-domain")?;
     let settings = Arc::new(Settings {
         domain: config.cluster_domain,
         ttl: config.ttl,
@@ -66,8 +76,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         listen: config.listen.clone(),
     });
     let zone = Arc::new(ArcSwap::from_pointee(Zone::new(&Snapshot::empty(), Arc::clone(&settings))));
-    let handler =
-        Handler { zone: Arc::clone(&zone), forwarder: forwarder.clone(), metrics: Arc::clone(&metrics) };
+    let handler = Handler {
+        zone: Arc::clone(&zone),
+        forwarder: forwarder.clone(),
+        metrics: Arc::clone(&metrics),
+        autopath: autopath.clone(),
+    };
     let mut server = Server::new(handler);
     for address in config.listen {
         let (udp, tcp) = socket::open(address).context("--listen")?;
@@ -102,6 +116,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     tokio::select! {
         () = drain.started() => {}
         () = forwarder.run() => {}
+        () = follow_pods(discovery.snapshots.clone(), autopath.as_deref()) => {}
         () = follow(discovery.snapshots.clone(), &zone, &settings, &metrics) => {}
         result = server.block_until_done() => return result.context("a socket has failed"),
     }
@@ -111,6 +126,14 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     discovery.stop().await;
     info!("stopped");
     Ok(())
+}
+
+/// Keeps track of which namespace each pod is in. Never ends before the snapshots do.
+async fn follow_pods(mut snapshots: Snapshots, autopath: Option<&Autopath>) {
+    let Some(autopath) = autopath else { return std::future::pending().await };
+    while snapshots.changed().await.is_ok() {
+        autopath.follow(&snapshots.borrow_and_update().pod_namespaces);
+    }
 }
 
 /// Builds a new zone for every snapshot.

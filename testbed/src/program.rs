@@ -51,12 +51,32 @@ impl Program {
     /// # Errors
     /// When it cannot be started.
     pub fn start(node: &Node, binary: &Path, arguments: &[&str], log: &Path) -> Result<Self> {
+        Self::spawn(binary, arguments, log, |command| node.run(|| command.spawn()))
+    }
+
+    /// As [`Program::start`], beyond the node's uplink.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_outside(node: &Node, binary: &Path, arguments: &[&str], log: &Path) -> Result<Self> {
+        let outside = node.outside();
+        Self::spawn(binary, arguments, log, |command| {
+            outside.run(|| command.spawn()).map_err(std::io::Error::other)?
+        })
+    }
+
+    fn spawn(
+        binary: &Path,
+        arguments: &[&str],
+        log: &Path,
+        spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>,
+    ) -> Result<Self> {
         let output = std::fs::File::create(log)?;
         let mut command = Command::new(binary);
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         // A group of its own, so that workers it starts go with it.
         command.process_group(0);
-        let child = node.run(|| command.spawn()).with_context(|| format!("start {}", binary.display()))?;
+        let child = spawn(&mut command).with_context(|| format!("start {}", binary.display()))?;
         Ok(Self { child, name: binary.file_name().unwrap_or_default().to_string_lossy().into_owned() })
     }
 

@@ -1,6 +1,6 @@
 //! Pods with their addresses: manifests joined with attachment records, and records that speak for themselves.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -69,5 +69,12 @@ impl Pods {
     /// Every address that is attached to this node.
     pub(super) fn attached_addresses(&self) -> HashSet<IpAddr> {
         self.attachments.values().flat_map(BTreeMap::values).flat_map(|a| a.ips.iter().copied()).collect()
+    }
+
+    /// The namespace of every such address whose pod the runtime has named.
+    pub(super) fn attached_namespaces(&self) -> HashMap<IpAddr, Arc<str>> {
+        let attachments = self.attachments.values().flat_map(BTreeMap::values);
+        let named = attachments.filter_map(|a| Some((&a.ips, Arc::from(a.pod.as_ref()?.namespace.as_str()))));
+        named.flat_map(|(ips, namespace)| ips.iter().map(move |ip| (*ip, Arc::clone(&namespace)))).collect()
     }
 }

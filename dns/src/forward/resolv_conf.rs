@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::address::Upstream;
 use super::routes::Forbidden;
+use crate::message::NameBuf;
 
 /// glibc looks at no more than three.
 const MAX_SERVERS: usize = 3;
@@ -17,7 +18,7 @@ const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 pub(super) struct ResolvConf {
     pub(super) upstreams: Vec<Upstream>,
     /// Domains in which the node itself looks for names.
-    pub(super) search: Vec<String>,
+    pub(super) search: Vec<NameBuf>,
 }
 
 impl ResolvConf {
@@ -55,7 +56,9 @@ impl ResolvConf {
                     conf.upstreams.extend(words.next().and_then(parse_server));
                 }
                 // The last one counts (resolv.conf(5)).
-                Some("search" | "domain") => conf.search = words.map(str::to_owned).collect(),
+                Some("search" | "domain") => {
+                    conf.search = words.filter_map(|word| NameBuf::from_text(word).ok()).collect();
+                }
                 _ => {}
             }
         }
@@ -91,7 +94,8 @@ mod tests {
         let found = ResolvConf::parse(text);
         let servers: Vec<String> = found.upstreams.iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["192.0.2.1:53", "[2001:db8::1]:53", "192.0.2.2:53"]);
-        assert_eq!(found.search, ["a", "b"]);
+        let search: Vec<String> = found.search.iter().map(ToString::to_string).collect();
+        assert_eq!(search, ["a.", "b."]);
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn look(path: &Path) -> Option<(SystemTime, u64)> {
 /// Runs for ever.
 pub(super) async fn run(inner: Arc<Inner>, builder: Builder, mut refreshes: mpsc::Receiver<Wanted>) {
     let config = inner.config.clone();
-    let mut resolv_conf = config.upstreams.is_empty().then(|| File::new(&config.resolv_conf));
+    let mut resolv_conf = File::new(&config.resolv_conf);
     let mut hosts = config.hosts.as_deref().map(File::new);
     let (mut files, mut probes) = (interval(FILES), interval(PROBES));
     files.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -63,7 +63,7 @@ pub(super) async fn run(inner: Arc<Inner>, builder: Builder, mut refreshes: mpsc
                 drop(inner.join(&wanted.asked()));
             }
             _ = files.tick() => {
-                if resolv_conf.as_mut().is_some_and(File::has_changed) {
+                if resolv_conf.has_changed() {
                     reload_upstreams(&inner, &builder);
                     probes.reset_immediately();
                 }
@@ -92,6 +92,10 @@ fn count(number: usize) -> i64 {
 
 fn reload_upstreams(inner: &Inner, builder: &Builder) {
     let conf = ResolvConf::read(&inner.config.resolv_conf, &inner.forbidden);
+    inner.search.store(Arc::new(conf.search));
+    if !inner.config.upstreams.is_empty() {
+        return;
+    }
     let names: Vec<String> = conf.upstreams.iter().map(ToString::to_string).collect();
     match builder.group(&conf.upstreams) {
         // A file that is just being written anew, or a network that is away: what worked may work again.
