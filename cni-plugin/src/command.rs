@@ -6,7 +6,7 @@ mod del;
 mod gc;
 mod status;
 
-pub(crate) use add::{Answer, add};
+pub(crate) use add::add;
 pub(crate) use check::check;
 pub(crate) use del::del;
 pub(crate) use gc::gc;

@@ -6,7 +6,7 @@ use std::io::Read;
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
-use crate::command::{self, Answer};
+use crate::command;
 use crate::error::{Code, Error, Result};
 use crate::netconf::{Header, NetConf};
 use crate::trace::{self, Span};
@@ -47,10 +47,7 @@ pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl 
     trace::finish(&command, &container);
     match answer {
         Ok(None) => Output { stdout: String::new(), stderr: String::new(), success: true },
-        Ok(Some(Answer { result, notes })) => {
-            let stderr = notes.into_iter().map(|note| format!("portolan-cni: {note}\n")).collect();
-            Output { stdout: format!("{result}\n"), stderr, success: true }
-        }
+        Ok(Some(result)) => Output { stdout: format!("{result}\n"), stderr: String::new(), success: true },
         Err(error) => {
             Output { stdout: format!("{}\n", error.to_json(&version)), stderr: String::new(), success: false }
         }
@@ -75,11 +72,10 @@ fn dispatch(
     environment: &[(OsString, OsString)],
     input: impl Read,
     version: &mut String,
-) -> Result<Option<Answer>> {
+) -> Result<Option<Value>> {
     // VERSION does not read its input: a runtime may leave it open.
     if command == Command::Version {
-        let result = json!({ "cniVersion": version, "supportedVersions": VERSIONS });
-        return Ok(Some(Answer { result, notes: Vec::new() }));
+        return Ok(Some(json!({ "cniVersion": version, "supportedVersions": VERSIONS })));
     }
     let args = Args::parse(command, environment.to_vec())?;
     let raw = trace::span(Span::Parse, || read_config(input))?;

@@ -12,6 +12,7 @@
 //!         ip saddr vmap @pods-v4
 //!         ip6 saddr vmap @pods-v6
 //!     }
+//!     chain ports { … }                                 # ports of the node: see the module of that name
 //!     chain network-<name> {                            # of each network that masquerades
 //!         ip daddr <range> return                       # one rule a range that pods reach as themselves
 //!         masquerade
@@ -24,6 +25,7 @@
 //! `networks/<name>.json` says what each network has asked for. The last pod of the last network takes the table along.
 
 mod network;
+mod ports;
 mod rules;
 
 use std::fs;
@@ -54,6 +56,7 @@ pub(crate) fn join(conf: &NetConf, attachment: &Attachment, netlink: &mut Netlin
             network.write(&conf.header)?;
         }
         conf.header.attachments().write(attachment)?;
+        ports::reserve(&conf.header, attachment)?;
         Ok::<_, Error>(is_news)
     })?;
     for pool in &network.pools {
@@ -70,7 +73,8 @@ pub(crate) fn join(conf: &NetConf, attachment: &Attachment, netlink: &mut Netlin
             // Somebody has flushed the ruleset.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => rules::rewrite(&conf.header),
             other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
-        }
+        }?;
+        ports::forget(attachment)
     })
 }
 
@@ -87,10 +91,22 @@ pub(crate) fn leave(header: &Header, key: &Key, addresses: &[IpAddr]) -> Vec<Err
     };
     let store = header.attachments();
     let recorded = store.read(key).ok().flatten();
-    let mut leaving = recorded.map(|record| record.ips).unwrap_or_default();
+    let mut leaving = recorded.as_ref().map(|record| record.ips.clone()).unwrap_or_default();
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
-    errors.extend(span(Span::Nft, || rules::remove_pod(&leaving)));
+    span(Span::Nft, || {
+        // A port is only ours to give back if we have it: a refused ADD must not take it from its holder.
+        if let Some(record) = &recorded {
+            let owned = ports::owned(header, record);
+            errors.extend(ports::remove_pod(&owned));
+            errors.extend(ports::forget(&owned).err());
+        }
+        errors.extend(rules::remove_pod(&leaving));
+        errors.extend(leaving.iter().filter_map(|address| rules::forget(*address).err()));
+    });
+    if let Some(record) = &recorded {
+        errors.extend(ports::release(header, key, &record.port_mappings));
+    }
     errors.extend(span(Span::Store, || store.remove(key)).err().map(Error::from));
     if is_empty(&store.directory().join(&header.name)) {
         errors.extend(forget_network(header).err());

@@ -2,6 +2,7 @@
 //!
 //! A [`Batch`] is one transaction: the kernel takes all of it or nothing.
 
+pub mod conntrack;
 mod message;
 mod rule;
 mod set;

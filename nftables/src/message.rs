@@ -76,6 +76,13 @@ impl Message {
     }
 }
 
+/// One request to another subsystem; `kind` has both.
+pub(super) fn request(kind: u16, family: u8, attributes: &Attributes) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    header(&mut bytes, kind, REQUEST | ACK, 1, family, 0, &attributes.0);
+    bytes
+}
+
 pub(super) fn batch_begin() -> Vec<u8> {
     let mut bytes = Vec::new();
     header(&mut bytes, BATCH_BEGIN, REQUEST, 0, 0, u16::from(SUBSYSTEM), &[]);

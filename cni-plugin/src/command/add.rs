@@ -11,7 +11,7 @@ use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{self, Owner};
 use crate::netconf::{NetConf, parse_mac, parse_requested};
-use crate::netlink::{Netlink, Veth};
+use crate::netlink::{Batch, Netlink, Veth};
 use crate::pod;
 use crate::result::{self, Attached};
 use crate::rollback::Rollback;
@@ -19,30 +19,12 @@ use crate::routed;
 use crate::table;
 use crate::trace::{Span, span};
 
-/// What a successful command has to say.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    /// For the runtime.
-    pub(crate) result: Value,
-    /// Lines for the runtime's log.
-    pub(crate) notes: Vec<String>,
-}
-
 /// Attaches the container, or leaves everything as it was.
-pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Answer> {
+pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
     let netns = pod::open_netns(&args.netns)?;
     let mut rollback = Rollback::default();
     let result = attach(args, conf, &netns, &mut rollback);
-    let result = rollback.finish(result)?;
-    let mut notes = Vec::new();
-    if !conf.port_mappings.is_empty() {
-        notes.push(format!(
-            "{} port mappings are recorded but not carried: publish ports with the reference plugin portmap in the \
-             same conflist",
-            conf.port_mappings.len()
-        ));
-    }
-    Ok(Answer { result, notes })
+    rollback.finish(result)
 }
 
 fn attach<'a>(
@@ -70,6 +52,11 @@ fn attach<'a>(
     let alias = Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone() }.format();
     routed::attach(&mut host, &mut pod, netns, &veth, &alias, &addresses, &conf.routes)?;
     routed::ensure_forwarding(&addresses)?;
+    if !conf.port_mappings.is_empty() {
+        let mut batch = Batch::default();
+        batch.route_localnet(&host_name);
+        batch.commit(&mut host)?;
+    }
     let attachment = record(args, conf, &host_name, &veth, &addresses);
     let key = attachment.key();
     let (header, given) = (&conf.header, addresses.clone());

@@ -52,6 +52,11 @@ impl Batch {
         self.push(request::set_up(name, alias), 0, format!("set {name} up"));
     }
 
+    /// Lets packets from and to 127.0.0.0/8 pass the interface: what a port of the node on localhost needs.
+    pub(crate) fn route_localnet(&mut self, name: &str) {
+        self.push(request::route_localnet(name), 0, format!("allow localhost on {name}"));
+    }
+
     pub(crate) fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8, name: &str) {
         let action = format!("add address {address}/{prefix} to {name}");
         self.push(request::new_address(index, address, prefix), NLM_F_CREATE | NLM_F_EXCL, action);

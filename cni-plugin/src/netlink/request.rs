@@ -6,7 +6,8 @@ use std::os::fd::RawFd;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -97,6 +98,17 @@ pub(super) fn set_up(name: &str, alias: Option<&str>) -> RouteNetlinkMessage {
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
+    RouteNetlinkMessage::SetLink(message)
+}
+
+pub(super) fn route_localnet(name: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    let mut conf = InetDevConf::default();
+    conf.route_localnet = 1;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)])]),
+    ];
     RouteNetlinkMessage::SetLink(message)
 }
 

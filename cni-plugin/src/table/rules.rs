@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use attachment::Attachment;
 use ipnetwork::IpNetwork;
-use nftables::{Batch, Data, Element, Key, Rule, Set, Type};
+use nftables::{Batch, Data, Element, Key, Rule, Set, Type, conntrack};
 
 use super::TABLE;
 use super::network::{self, Network};
+use super::ports;
 use crate::error::{Error, Result, kernel};
 use crate::netconf::Header;
 use crate::routed::HOST_PREFIX;
@@ -38,6 +39,12 @@ pub(super) fn add_pod(batch: &mut Batch<'_>, network: &Network, pod: &Attachment
         };
         batch.add_elements(pods(*address), &[element]);
     }
+    ports::add_pod(batch, pod);
+}
+
+/// Connections of an address that the next pod may get.
+pub(super) fn forget(address: IpAddr) -> Result<()> {
+    conntrack::forget_address(address).map_err(kernel(format!("forget connections of {address}")))
 }
 
 /// Removes it again, all at once; one by one if some of it is gone already.
@@ -81,7 +88,10 @@ pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
     batch.add_table();
     batch.add_raw_prerouting_chain(OWN_ADDRESSES);
     batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
+    ports::write_guard(&mut batch, OWN_ADDRESSES, HOST_PREFIX);
+    ports::write_chains(&mut batch);
     batch.add_postrouting_nat_chain(MASQUERADE);
+    ports::write_masquerade(&mut batch, MASQUERADE);
     for (name, id, kind, v4) in
         [(PODS_V4, 1, Type::Ipv4Address, true), (PODS_V6, 2, Type::Ipv6Address, false)]
     {

@@ -5,4 +5,5 @@
 mod contract;
 mod families;
 mod fixture;
+mod ports;
 mod recovery;
