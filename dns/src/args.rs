@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 
 use clap::Parser;
-use hickory_server::proto::rr::Name;
 
 use crate::forward;
-use crate::run::Config;
+use crate::run::{Config, Domain};
 
 /// Answers for Service names, and forwards the rest.
 ///
@@ -31,7 +30,7 @@ pub struct Args {
 
     /// The domain below which Services have their names.
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = parse_domain)]
-    pub cluster_domain: Name,
+    pub cluster_domain: Domain,
 
     /// Seconds for which others may remember an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
@@ -45,6 +44,10 @@ pub struct Args {
     /// What is asked of others.
     #[command(flatten)]
     pub forward: forward::Args,
+
+    /// Threads that answer over UDP [default: one a core].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
 
     /// Address of /metrics.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9153")]
@@ -71,6 +74,7 @@ impl From<Args> for Config {
             cluster_domain: args.cluster_domain,
             ttl: args.ttl,
             autopath: args.autopath,
+            workers: args.workers.map(usize::from),
             forward: args.forward.into(),
             metrics_address: args.metrics_bind_address,
             health_address: args.health_bind_address,
@@ -79,8 +83,6 @@ impl From<Args> for Config {
     }
 }
 
-fn parse_domain(text: &str) -> Result<Name, String> {
-    let mut name = Name::from_ascii(text).map_err(|e| format!("not a domain name: {e}"))?.to_lowercase();
-    name.set_fqdn(true);
-    if name.is_root() { Err("the root cannot be the cluster's domain".to_owned()) } else { Ok(name) }
+fn parse_domain(text: &str) -> Result<Domain, String> {
+    text.parse()
 }

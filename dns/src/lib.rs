@@ -2,8 +2,8 @@
 //! name is asked of the upstream servers.
 //!
 //! ```text
-//! discovery ──Snapshot──> Zone (every record, built once a change) ──ArcSwap──> Handler <── hickory Server (UDP, TCP)
-//!                                                                                  └──────> Forwarder ──> upstreams
+//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder <── UDP (a thread a core), TCP
+//!                                                                         └─────> Forwarder ──> upstreams
 //! ```
 //!
 //! A query loads one zone and never mixes two states; there is no cache in front of it, so the query after a change
@@ -12,15 +12,15 @@
 mod args;
 mod autopath;
 mod forward;
-mod handler;
 mod message;
 mod metrics;
-mod query;
-mod reply;
+mod responder;
 mod run;
 mod socket;
+mod tcp;
+mod udp;
 mod zone;
 
 pub use args::Args;
 pub use forward::{Args as ForwardArgs, Config as ForwardConfig, Limit, Stub, Upstream};
-pub use run::{Config, run};
+pub use run::{Config, Domain, run};

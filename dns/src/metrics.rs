@@ -1,23 +1,55 @@
 //! What the server counts, under CoreDNS's names where they mean the same. Listed in docs/metrics.md.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use daemon::metrics::register;
-use hickory_server::proto::op::ResponseCode;
-use hickory_server::server::Request;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
 
 /// Seconds: from an answer out of memory to an upstream that gave up.
 const BUCKETS: [f64; 10] = [0.000_01, 0.000_05, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 4.0];
 
+/// Types are the client's to choose, so only those there is a use for get a series of their own.
+const KINDS: [(u16, &str); 10] = [
+    (1, "A"),
+    (28, "AAAA"),
+    (5, "CNAME"),
+    (65, "HTTPS"),
+    (15, "MX"),
+    (2, "NS"),
+    (12, "PTR"),
+    (6, "SOA"),
+    (33, "SRV"),
+    (16, "TXT"),
+];
+
+/// Names of the response codes, in their order.
+const CODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
+
+/// How a query came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Udp,
+    Tcp,
+}
+
 /// Every counter of the program.
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
-    requests: IntCounterVec,
-    responses: IntCounterVec,
-    durations: HistogramVec,
+    udp: Series,
+    tcp: Series,
+    /// Queries that found no room to wait for an upstream server.
+    pub(crate) shed: IntCounter,
     pub(crate) generation: IntGauge,
     pub(crate) problems: IntGauge,
+}
+
+/// The counters of one protocol, looked up once.
+struct Series {
+    requests: Vec<IntCounter>,
+    responses: Vec<IntCounter>,
+    duration: Histogram,
 }
 
 impl Metrics {
@@ -29,31 +61,41 @@ impl Metrics {
         let responses = register(&registry, IntCounterVec::new(opts, &["proto", "rcode"]));
         let opts = HistogramOpts::new("coredns_dns_request_duration_seconds", "Time from query to reply.");
         let durations = register(&registry, HistogramVec::new(opts.buckets(BUCKETS.into()), &["proto"]));
+        let series = |proto: &str| Series {
+            duration: durations.with_label_values(&[proto]),
+            requests: KINDS
+                .iter()
+                .map(|(_, name)| *name)
+                .chain(["other"])
+                .map(|kind| requests.with_label_values(&[proto, kind]))
+                .collect(),
+            responses: CODES
+                .into_iter()
+                .chain(["other"])
+                .map(|code| responses.with_label_values(&[proto, code]))
+                .collect(),
+        };
+        let (udp, tcp) = (series("udp"), series("tcp"));
+        let shed = IntCounter::new("coredns_shed_dropped_total", "Queries that found no room to wait.");
+        let shed = register(&registry, shed);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         let generation = gauge("portolan_dns_snapshot_generation", "Generation of the state in force.");
         let problems =
             gauge("portolan_dns_discovery_problems", "Errors and warnings about the input right now.");
-        Self { requests, responses, durations, generation, problems, registry }
+        Self { udp, tcp, shed, generation, problems, registry }
     }
 
-    /// Counts a query and its reply.
-    pub(crate) fn count(&self, request: &Request, code: ResponseCode, took: Duration) {
-        let proto = if request.protocol().is_stream() { "tcp" } else { "udp" };
-        // Types are the client's to choose, so only those there is a use for get a series of their own.
-        let kind = request.queries.queries().first().map(|query| query.query_type().to_string());
-        let known = ["A", "AAAA", "CNAME", "HTTPS", "MX", "NS", "PTR", "SOA", "SRV", "TXT"];
-        let kind = kind.as_deref().filter(|kind| known.contains(kind)).unwrap_or("other");
-        self.requests.with_label_values(&[proto, kind]).inc();
-        let rcode = match code {
-            ResponseCode::NoError => "NOERROR",
-            ResponseCode::NXDomain => "NXDOMAIN",
-            ResponseCode::ServFail => "SERVFAIL",
-            ResponseCode::Refused => "REFUSED",
-            ResponseCode::FormErr => "FORMERR",
-            ResponseCode::NotImp => "NOTIMP",
-            _ => "other",
+    /// Counts a query and its reply; it came at `since`.
+    pub(crate) fn count(&self, protocol: Protocol, kind: u16, code: u16, since: Instant) {
+        let series = match protocol {
+            Protocol::Udp => &self.udp,
+            Protocol::Tcp => &self.tcp,
         };
-        self.responses.with_label_values(&[proto, rcode]).inc();
-        self.durations.with_label_values(&[proto]).observe(took.as_secs_f64());
+        let kind = KINDS.iter().position(|(known, _)| *known == kind).unwrap_or(KINDS.len());
+        let code = usize::from(code).min(CODES.len());
+        for counter in [series.requests.get(kind), series.responses.get(code)].into_iter().flatten() {
+            counter.inc();
+        }
+        series.duration.observe(since.elapsed().as_secs_f64());
     }
 }

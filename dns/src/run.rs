@@ -9,28 +9,37 @@ use arc_swap::ArcSwap;
 use daemon::admin;
 use daemon::drain::Drain;
 use daemon::readiness::{Condition, Readiness};
-use discovery::{Snapshot, Snapshots};
-use hickory_server::Server;
-use hickory_server::proto::rr::Name;
+use discovery::Snapshots;
 use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::autopath::Autopath;
 use crate::forward::{self, Forwarder};
-use crate::handler::Handler;
 use crate::message::NameBuf;
 use crate::metrics::Metrics;
-use crate::socket;
+use crate::responder::Responder;
 use crate::zone::{Settings, Zone};
-
-/// A TCP client that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds).
-const TCP_IDLE: Duration = Duration::from_secs(10);
-
-/// Replies one TCP connection may have waiting to be sent.
-const TCP_REPLIES: usize = 128;
+use crate::{socket, tcp, udp};
 
 /// What queries under way are given to finish.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// The domain below which Services have their names, in lower case. Never the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain(NameBuf);
+
+impl std::str::FromStr for Domain {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = NameBuf::from_text(&text.to_ascii_lowercase());
+        let name = name.map_err(|_malformed| "not a domain name".to_owned())?;
+        if name.as_name().wire().len() == 1 {
+            return Err("the root cannot be the cluster's domain".to_owned());
+        }
+        Ok(Self(name))
+    }
+}
 
 /// What the program needs to know, validated.
 #[derive(Clone, Debug)]
@@ -40,7 +49,9 @@ pub struct Config {
     /// Where to answer.
     pub listen: Vec<SocketAddr>,
     /// The zone of the cluster.
-    pub cluster_domain: Name,
+    pub cluster_domain: Domain,
+    /// Threads that answer over UDP; as many as cores where nothing is said.
+    pub workers: Option<usize>,
     /// Seconds.
     pub ttl: u32,
     /// Whether the search lists of pods are completed.
@@ -63,32 +74,33 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     info!(?config, "starting");
     let metrics = Arc::new(Metrics::new());
     let forwarder = Forwarder::new(config.forward, &config.listen, &metrics.registry)?;
-    let autopath = config.autopath.then(|| {
-        let domain =
-            NameBuf::from_text(&config.cluster_domain.to_ascii()).and_then(|d| Autopath::new(d.as_name()));
-        domain.map(Arc::new)
-    });
+    let autopath = config.autopath.then(|| Autopath::new(config.cluster_domain.0.as_name()).map(Arc::new));
     let autopath = autopath.transpose().context("--autopath with this --cluster-domain")?;
     let settings = Arc::new(Settings {
-        domain: config.cluster_domain,
+        domain: config.cluster_domain.0.clone(),
         ttl: config.ttl,
         service_cidrs: config.discovery.service_cidrs.clone(),
         listen: config.listen.clone(),
     });
-    let zone = Arc::new(ArcSwap::from_pointee(Zone::new(&Snapshot::empty(), Arc::clone(&settings))));
-    let handler = Handler {
+    let zone = Arc::new(ArcSwap::from_pointee(Zone::empty(Arc::clone(&settings))));
+    let responder = Arc::new(Responder {
         zone: Arc::clone(&zone),
         forwarder: forwarder.clone(),
         metrics: Arc::clone(&metrics),
         autopath: autopath.clone(),
-    };
-    let mut server = Server::new(handler);
+    });
+    let threads =
+        config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let (mut datagrams, mut servers) = (Vec::new(), JoinSet::new());
     for address in config.listen {
-        let (udp, tcp) = socket::open(address).context("--listen")?;
-        info!(address = %udp.local_addr()?, "answering");
-        server.register_socket(tokio::net::UdpSocket::from_std(udp)?);
-        server.register_listener(tokio::net::TcpListener::from_std(tcp)?, TCP_IDLE, TCP_REPLIES);
+        let (udp, tcp) = socket::open(address, threads).context("--listen")?;
+        info!(address = %tcp.local_addr()?, "answering");
+        datagrams.extend(udp);
+        let listener = tokio::net::TcpListener::from_std(tcp)?;
+        servers.spawn(tcp::serve(listener, Arc::clone(&responder), drain.clone()));
     }
+    let (workers, waiting) = udp::Workers::start(datagrams, &responder).context("start the workers")?;
+    servers.spawn(udp::answer_waiting(responder, waiting));
 
     let discovery = discovery::start(config.discovery);
     let readiness = Readiness::default();
@@ -117,12 +129,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         () = drain.started() => {}
         () = forwarder.run() => {}
         () = follow_pods(discovery.snapshots.clone(), autopath.as_deref()) => {}
-        () = follow(discovery.snapshots.clone(), &zone, &settings, &metrics) => {}
-        result = server.block_until_done() => return result.context("a socket has failed"),
+        () = follow(discovery.snapshots.clone(), &zone, &metrics) => {}
     }
     info!("draining");
     // Sockets close now; queries under way still get their answers.
-    drop(tokio::time::timeout(DRAIN, server.shutdown_gracefully()).await);
+    drop(workers);
+    drop(tokio::time::timeout(DRAIN, servers.join_all()).await);
     discovery.stop().await;
     info!("stopped");
     Ok(())
@@ -136,11 +148,12 @@ async fn follow_pods(mut snapshots: Snapshots, autopath: Option<&Autopath>) {
     }
 }
 
-/// Builds a new zone for every snapshot.
-async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, settings: &Arc<Settings>, metrics: &Metrics) {
+/// Makes the next zone for every snapshot.
+async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metrics) {
     while snapshots.changed().await.is_ok() {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        zone.store(Arc::new(Zone::new(&snapshot, Arc::clone(settings))));
+        let next = zone.load().next(&snapshot);
+        zone.store(Arc::new(next));
         metrics.generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         metrics.problems.set(i64::try_from(snapshot.problems.len()).unwrap_or(i64::MAX));
     }

@@ -9,8 +9,11 @@ use socket2::Type;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Opens both sockets of an address, which need not be on an interface yet: `portolan-proxy` may make it local later.
-pub(crate) fn open(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+/// What a burst may fill before the kernel drops, in bytes: some thousands of queries.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Opens the sockets of an address, as many for UDP as there are threads. The address need not be on an interface yet: `portolan-proxy` may make it local later.
+pub(crate) fn open(address: SocketAddr, threads: usize) -> io::Result<(Vec<UdpSocket>, TcpListener)> {
     let explain = |e: io::Error| {
         let hint = match e.kind() {
             io::ErrorKind::AddrInUse => "; another process listens there: find it with `ss -lntup`",
@@ -19,10 +22,19 @@ pub(crate) fn open(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> 
         };
         io::Error::new(e.kind(), format!("listen on {address}: {e}{hint}"))
     };
-    let udp = bind(address, Type::DGRAM, false).map_err(explain)?;
-    // Port 0 means any, but the same for both.
-    let port = udp.local_addr()?.as_socket().map_or_else(|| address.port(), |bound| bound.port());
-    let tcp = bind(SocketAddr::new(address.ip(), port), Type::STREAM, false).map_err(explain)?;
+    // Nobody else can share the TCP port, so two servers on one address are noticed.
+    let first = bind(address, Type::DGRAM, true).map_err(explain)?;
+    // Port 0 means any, but the same for all.
+    let port = first.local_addr()?.as_socket().map_or_else(|| address.port(), |bound| bound.port());
+    let address = SocketAddr::new(address.ip(), port);
+    let tcp = bind(address, Type::STREAM, false).map_err(explain)?;
     tcp.listen(BACKLOG).map_err(explain)?;
-    Ok((udp.into(), tcp.into()))
+    let others = (1..threads).map(|_| bind(address, Type::DGRAM, true).map_err(explain));
+    let mut sockets = vec![first];
+    sockets.extend(others.collect::<io::Result<Vec<_>>>()?);
+    for socket in &sockets {
+        // As much as the system allows.
+        socket.set_recv_buffer_size(RECEIVE_BUFFER).ok();
+    }
+    Ok((sockets.into_iter().map(UdpSocket::from).collect(), tcp.into()))
 }

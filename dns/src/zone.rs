@@ -1,189 +1,304 @@
-//! Every record of one moment, and the rules for finding them.
+//! The cluster's names at one moment, and the rules for finding them.
 //!
-//! Names are kept whole: a name that only has others below it (`svc.cluster.local`) has an entry without records. So
-//! the three answers are three cases of one look-up: no entry is NXDOMAIN, an entry without records of the type is
-//! NODATA (RFC 2308 §2, RFC 8020), and the rest is the answer.
+//! Nothing is kept a name: a name is taken apart into namespace, Service and what stands before it, and the [`Service`]
+//! answers for all names below it. So a change costs what the Service that changed costs, and every type of a name gets
+//! the same verdict: not there is NXDOMAIN, there without such records is NODATA (RFC 2308 §2, RFC 8020).
 
-mod build;
+mod reverse;
+mod service;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use discovery::Snapshot;
-use hickory_server::proto::op::ResponseCode;
-use hickory_server::proto::rr::rdata::{HINFO, PTR};
-use hickory_server::proto::rr::{Name, RData, Record, RecordType};
 use ipnetwork::IpNetwork;
 
-use crate::query::parse_reverse;
+use crate::message::{Name, NameBuf, kind};
+use reverse::{Asked, Reverse};
+use service::Service;
 
-/// Aliases of aliases that are followed before giving up.
-const MAX_ALIASES: usize = 8;
+/// The version of the specification, which every cluster names at `dns-version`, as TXT has it.
+const SPECIFICATION: &[u8] = b"\x051.1.0";
 
-/// Addresses of targets that are sent along with SRV records at most; the client asks for the others.
-const MAX_ADDITIONALS: usize = 16;
+/// Labels below the cluster's domain that can mean something: `_port._proto.service.namespace.svc`.
+const MAX_LABELS: usize = 5;
 
 /// What does not change with the cluster's state.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) domain: Name,
+    /// In lower case.
+    pub(crate) domain: NameBuf,
     pub(crate) ttl: u32,
     pub(crate) service_cidrs: Vec<IpNetwork>,
     pub(crate) listen: Vec<SocketAddr>,
 }
 
-/// All names of one snapshot.
-#[derive(Debug)]
+/// All names of one snapshot. Parts that did not change are shared with the zone before.
+#[derive(Clone, Debug)]
 pub(crate) struct Zone {
-    settings: Arc<Settings>,
-    /// By lower-case name with the closing dot.
-    names: HashMap<String, Vec<Record>>,
-    pointers: HashMap<IpAddr, Vec<Name>>,
-    soa: Record,
-    synced: bool,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) synced: bool,
+    pub(crate) serial: u32,
+    /// As labels: length, then lower case.
+    namespaces: Arc<HashSet<Box<[u8]>>>,
+    /// Two labels, Service and namespace, to a place in `services`.
+    places: Arc<HashMap<Box<[u8]>, u32>>,
+    services: Vec<Option<Arc<Service>>>,
+    free: Vec<u32>,
+    reverse: Reverse,
 }
 
-/// What the zone has to say to a question.
+/// Where a name leads.
 #[derive(Debug)]
-pub(crate) enum Answer {
-    /// Nothing may be concluded yet.
-    NotReady,
+pub(crate) enum Found<'z> {
     /// Not a name of ours.
     Elsewhere,
-    /// Ours.
-    Ours(Box<Found>),
+    /// Nothing may be concluded yet.
+    NotReady,
+    /// No such name; the SOA record is that of the last so many bytes of the name.
+    Missing(usize),
+    /// A name of ours.
+    Here(Node<'z>, usize),
 }
 
-/// An answer from our own names.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    pub(crate) code: ResponseCode,
-    pub(crate) answers: Vec<Record>,
-    pub(crate) additionals: Vec<Record>,
-    /// Sent along when there is no answer.
-    pub(crate) soa: Option<Record>,
-    /// An alias that leads out of the zone: its target has to be asked for upstream.
-    pub(crate) continue_at: Option<Name>,
+/// A name that exists.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Node<'z> {
+    /// Only names below it have records.
+    Empty,
+    Apex,
+    Version,
+    NameServer,
+    Service(&'z Service),
+    /// `_port._protocol` of a Service.
+    Port(&'z Service, [&'z [u8]; 2]),
+    /// One or more endpoints that share a label: a range of the Service's targets.
+    Endpoint(&'z Service, (usize, usize)),
+    Pointer(IpAddr),
 }
 
 impl Zone {
-    /// Builds every record of a snapshot.
-    pub(crate) fn new(snapshot: &Snapshot, settings: Arc<Settings>) -> Self {
-        build::build(snapshot, settings)
+    /// Before anything was read.
+    pub(crate) fn empty(settings: Arc<Settings>) -> Self {
+        Self {
+            settings,
+            synced: false,
+            serial: 0,
+            namespaces: Arc::default(),
+            places: Arc::default(),
+            services: Vec::new(),
+            free: Vec::new(),
+            reverse: Reverse::default(),
+        }
     }
 
-    /// Answers a question.
-    pub(crate) fn answer(&self, name: &Name, kind: RecordType) -> Answer {
-        let in_zone = self.settings.domain.zone_of(name);
-        let reverse = parse_reverse(name).filter(|ip| self.is_ours(*ip));
-        if !in_zone && reverse.is_none() {
-            // While nothing is known, an endpoint's address may be anybody's.
-            return if !self.synced && parse_reverse(name).is_some() {
-                Answer::NotReady
-            } else {
-                Answer::Elsewhere
-            };
+    /// The zone of the next snapshot. Only Services that changed are looked at.
+    pub(crate) fn next(&self, snapshot: &Snapshot) -> Self {
+        let mut zone = self.clone();
+        zone.synced = snapshot.synced;
+        let serial = snapshot.changed_at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        // Serials wrap around (RFC 1982).
+        zone.serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();
+        let namespaces: HashSet<Box<[u8]>> =
+            snapshot.namespaces.iter().filter_map(|namespace| labels(&[namespace])).collect();
+        if namespaces != *zone.namespaces {
+            zone.namespaces = Arc::new(namespaces);
         }
-        if !self.synced {
-            return Answer::NotReady;
-        }
-        Answer::Ours(Box::new(match reverse {
-            Some(ip) => self.reverse(name, ip, kind),
-            None => self.forward(name, kind),
-        }))
-    }
-
-    fn forward(&self, name: &Name, kind: RecordType) -> Found {
-        let mut found = Found::default();
-        let mut current = name.clone();
-        for _ in 0..MAX_ALIASES {
-            let Some(records) = self.names.get(&key(&current)) else {
-                return self.negative(found, ResponseCode::NXDomain);
-            };
-            if kind == RecordType::ANY {
-                return Found { answers: vec![minimal_any(name)], ..found };
+        let mut seen = vec![false; zone.services.len()];
+        for entry in snapshot.services() {
+            let name = &entry.service.name;
+            // Names that fit no label cannot be asked for.
+            let Some(key) = labels(&[&name.name, &name.namespace]) else { continue };
+            let place = zone.place(&key);
+            let index = place as usize;
+            if seen.len() <= index {
+                seen.resize(index + 1, false);
             }
-            let alias = records.iter().find(|record| record.record_type() == RecordType::CNAME);
-            if let Some(alias) = alias.filter(|_| kind != RecordType::CNAME) {
-                found.answers.push(owned(alias, &current));
-                let RData::CNAME(target) = &alias.data else { break };
-                if !self.settings.domain.zone_of(&target.0) {
-                    found.continue_at = Some(target.0.clone());
-                    return found;
-                }
-                current = target.0.clone();
+            seen[index] = true;
+            if zone.services[index].as_ref().is_some_and(|service| service.is_of(entry)) {
                 continue;
             }
-            let before = found.answers.len();
-            let of_kind = records.iter().filter(|record| record.record_type() == kind);
-            found.answers.extend(of_kind.map(|record| owned(record, &current)));
-            if found.answers.len() == before {
-                return self.negative(found, ResponseCode::NoError);
+            let new = Service::new(entry, &key, &zone.settings).map(Arc::new);
+            zone.replace(place, new);
+        }
+        for (index, seen) in seen.iter().enumerate() {
+            let place = u32::try_from(index).unwrap_or(u32::MAX);
+            if let Some(old) = zone.services[index].clone().filter(|_| !seen) {
+                zone.replace(place, None);
+                Arc::make_mut(&mut zone.places).remove(old.key());
+                zone.free.push(place);
             }
-            // Clients take the first: let it be another one each time.
-            fastrand::shuffle(&mut found.answers[before..]);
-            found.additionals = self.targets(&found.answers);
-            return found;
         }
-        self.negative(found, ResponseCode::ServFail)
+        zone
     }
 
-    fn reverse(&self, name: &Name, ip: IpAddr, kind: RecordType) -> Found {
-        let Some(targets) = self.pointers.get(&ip) else {
-            return self.negative(Found::default(), ResponseCode::NXDomain);
-        };
-        if kind != RecordType::PTR {
-            return self.negative(Found::default(), ResponseCode::NoError);
+    fn place(&mut self, key: &[u8]) -> u32 {
+        if let Some(&place) = self.places.get(key) {
+            return place;
         }
-        let record = |target: &Name| {
-            Record::from_rdata(name.clone(), self.settings.ttl, RData::PTR(PTR(target.clone())))
-        };
-        Found { answers: targets.iter().map(record).collect(), ..Found::default() }
-    }
-
-    /// Whether a reverse name is ours to answer: the virtual IPs, and the endpoints we know.
-    fn is_ours(&self, ip: IpAddr) -> bool {
-        self.pointers.contains_key(&ip) || self.settings.service_cidrs.iter().any(|cidr| cidr.contains(ip))
-    }
-
-    fn negative(&self, found: Found, code: ResponseCode) -> Found {
-        Found { code, soa: Some(self.soa.clone()), ..found }
-    }
-
-    /// Addresses of the targets of SRV records, so that one query is enough.
-    fn targets(&self, answers: &[Record]) -> Vec<Record> {
-        let mut seen = HashSet::new();
-        let targets = answers.iter().filter_map(|record| match &record.data {
-            RData::SRV(srv) => Some(&srv.target),
-            _ => None,
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.services.push(None);
+            u32::try_from(self.services.len() - 1).unwrap_or(u32::MAX)
         });
-        let new = targets.filter(|target| seen.insert(key(target)));
-        let records = new.filter_map(|target| self.names.get(&key(target))).flatten();
-        let addresses = records.filter(|r| matches!(r.record_type(), RecordType::A | RecordType::AAAA));
-        addresses.take(MAX_ADDITIONALS).cloned().collect()
+        Arc::make_mut(&mut self.places).insert(key.into(), place);
+        place
+    }
+
+    fn replace(&mut self, place: u32, new: Option<Arc<Service>>) {
+        let Some(slot) = self.services.get_mut(place as usize) else { return };
+        let old = std::mem::replace(slot, new.clone());
+        let addresses = |service: Option<&Arc<Service>>| -> HashSet<IpAddr> {
+            service.into_iter().flat_map(|service| service.addresses()).collect()
+        };
+        let (before, after) = (addresses(old.as_ref()), addresses(new.as_ref()));
+        for gone in before.difference(&after) {
+            self.reverse.remove(*gone, place);
+        }
+        for added in after.difference(&before) {
+            self.reverse.insert(*added, place);
+        }
+    }
+
+    /// Looks a name up. `lower` is the name in lower case.
+    pub(crate) fn find<'z>(&'z self, lower: Name<'z>) -> Found<'z> {
+        let wire = lower.wire();
+        let domain = self.settings.domain.as_name().wire();
+        let Some(below) = wire.strip_suffix(domain).filter(|below| is_whole(wire, below.len())) else {
+            return self.find_reverse(lower);
+        };
+        if !self.synced {
+            return Found::NotReady;
+        }
+        match self.node(below) {
+            Some(node) => Found::Here(node, domain.len()),
+            None => Found::Missing(domain.len()),
+        }
+    }
+
+    /// The name below the cluster's domain, root-less.
+    fn node<'z>(&'z self, below: &'z [u8]) -> Option<Node<'z>> {
+        let mut found: [&[u8]; MAX_LABELS] = [&[]; MAX_LABELS];
+        let mut count = 0;
+        let mut rest = below;
+        while let Some((&length, behind)) = rest.split_first() {
+            let (label, next) = behind.split_at_checked(usize::from(length))?;
+            *found.get_mut(count)? = label;
+            count += 1;
+            rest = next;
+        }
+        let is_namespace = |label: &[u8]| {
+            let from = below.len() - label.len() - 5;
+            below.get(from..below.len() - 4).is_some_and(|label| self.namespaces.contains(label))
+        };
+        match &found[..count] {
+            [] => Some(Node::Apex),
+            [b"dns-version"] => Some(Node::Version),
+            [b"dns"] | [b"svc" | b"pod"] => Some(Node::Empty),
+            [b"ns", b"dns"] => Some(Node::NameServer),
+            [namespace, b"svc" | b"pod"] => is_namespace(namespace).then_some(Node::Empty),
+            [before @ .., service, namespace, b"svc"] => {
+                // The Service's two labels stand side by side before `svc`.
+                let end = below.len() - 4;
+                let key = below.get(end - service.len() - namespace.len() - 2..end)?;
+                let place = *self.places.get(key)?;
+                self.services.get(place as usize)?.as_deref()?.node(before)
+            }
+            _ => None,
+        }
+    }
+
+    fn find_reverse(&self, lower: Name<'_>) -> Found<'_> {
+        let Some(asked) = Asked::parse(lower) else { return Found::Elsewhere };
+        let cidr = self.settings.service_cidrs.iter().find(|cidr| asked.is_within(cidr));
+        let known = asked.address().filter(|ip| self.reverse.contains(*ip));
+        if !self.synced && (cidr.is_some() || asked.address().is_some()) {
+            // While nothing is known, an endpoint's address may be anybody's.
+            return Found::NotReady;
+        }
+        let apex = cidr.map_or_else(|| lower.wire().len(), |cidr| reverse::apex_length(cidr, lower));
+        match (known, cidr) {
+            (Some(ip), _) => Found::Here(Node::Pointer(ip), apex),
+            (None, None) => Found::Elsewhere,
+            (None, Some(_)) if asked.exists(&self.reverse) => Found::Here(Node::Empty, apex),
+            (None, Some(_)) => Found::Missing(apex),
+        }
+    }
+
+    /// Hands every record of a type to `each`, from a random one on, as content and the addresses of the name in it;
+    /// ends early if `each` says so.
+    pub(crate) fn visit(&self, node: Node<'_>, kind: u16, each: &mut dyn FnMut(&[u8], &[IpAddr]) -> bool) {
+        match (node, kind) {
+            (Node::Apex, kind::SOA) => drop(each(&self.soa(), &[])),
+            (Node::Apex, kind::NS) => drop(each(self.name_server().as_name().wire(), &[])),
+            (Node::Version, kind::TXT) => drop(each(SPECIFICATION, &[])),
+            (Node::NameServer, kind::A | kind::AAAA) => {
+                for listen in self.settings.listen.iter().filter(|listen| !listen.ip().is_unspecified()) {
+                    match listen.ip() {
+                        IpAddr::V4(ip) if kind == kind::A => drop(each(&ip.octets(), &[])),
+                        IpAddr::V6(ip) if kind == kind::AAAA => drop(each(&ip.octets(), &[])),
+                        _ => {}
+                    }
+                }
+            }
+            (Node::Service(service), kind) => service.visit(kind, each),
+            (Node::Port(service, [port, protocol]), kind::SRV) => {
+                service.visit_ports(Some((port, protocol)), each);
+            }
+            (Node::Endpoint(service, range), kind) => service.visit_endpoint(range, kind, each),
+            (Node::Pointer(ip), kind::PTR) => {
+                let mut names: Vec<NameBuf> = Vec::new();
+                for place in self.reverse.get(ip) {
+                    if let Some(Some(service)) = self.services.get(place as usize) {
+                        service.names_of(ip, &mut names);
+                    }
+                }
+                names.sort_unstable();
+                names.dedup();
+                names.iter().all(|name| each(name.as_name().wire(), &[]));
+            }
+            _ => {}
+        }
+    }
+
+    /// The content of the SOA record, names written out.
+    pub(crate) fn soa(&self) -> Vec<u8> {
+        let domain = self.settings.domain.as_name().wire();
+        // Seconds that matter to secondaries only: refresh, retry, expire; then what negative answers live.
+        let numbers = [self.serial, 7200, 1800, 86_400, self.settings.ttl];
+        let names = [b"\x02ns\x03dns".as_slice(), domain, b"\x0ahostmaster", domain].concat();
+        names.into_iter().chain(numbers.into_iter().flat_map(u32::to_be_bytes)).collect()
+    }
+
+    fn name_server(&self) -> NameBuf {
+        let mut name = NameBuf::default();
+        let fits = name.push_label(b"ns").and_then(|()| name.push_label(b"dns"));
+        match fits.and_then(|()| name.push_name(self.settings.domain.as_name())) {
+            Ok(()) => name,
+            Err(_too_long) => self.settings.domain.clone(),
+        }
     }
 }
 
-/// Names compare without case (RFC 4343).
-fn key(name: &Name) -> String {
-    let mut key = name.to_ascii();
-    key.make_ascii_lowercase();
-    if !key.ends_with('.') {
-        key.push('.');
+/// Whether a label of the name begins at this offset.
+fn is_whole(wire: &[u8], offset: usize) -> bool {
+    let mut at = 0;
+    while at < offset {
+        at += wire.get(at).map_or(offset, |length| usize::from(*length)) + 1;
     }
-    key
+    at == offset
 }
 
-/// The record under the name as it was asked for, whose letters may be of either case.
-fn owned(record: &Record, name: &Name) -> Record {
-    let mut record = record.clone();
-    record.name = name.clone();
-    record
-}
-
-/// ANY gets one small record (RFC 8482 §4.2).
-fn minimal_any(name: &Name) -> Record {
-    let hinfo = HINFO::new("RFC8482".to_owned(), String::new());
-    Record::from_rdata(name.clone(), 8482, RData::HINFO(hinfo))
+/// Labels side by side, in lower case; `None` if one fits no label.
+fn labels(texts: &[&str]) -> Option<Box<[u8]>> {
+    let mut name = NameBuf::default();
+    for text in texts {
+        if text.is_empty() {
+            return None;
+        }
+        name.push_label(text.as_bytes()).ok()?;
+    }
+    name.make_lower();
+    Some(name.as_name().wire().into())
 }

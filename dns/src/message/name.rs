@@ -20,7 +20,7 @@ pub(crate) struct NameBuf(Vec<u8>);
 
 impl<'a> Name<'a> {
     /// Bytes that are known to be one whole name.
-    pub(super) fn from_wire_unchecked(wire: &'a [u8]) -> Self {
+    pub(crate) fn from_wire_unchecked(wire: &'a [u8]) -> Self {
         Self(wire)
     }
 

@@ -1,0 +1,213 @@
+//! From a query's bytes to a reply's bytes.
+//!
+//! [`Responder::now`] answers what is known already, on the core that got the query, without waiting and without
+//! allocating; [`Responder::later`] answers everything else.
+
+mod alias;
+mod completion;
+mod reply;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use crate::autopath::Autopath;
+use crate::forward::Forwarder;
+use crate::message::{Ede, Invalid, Name, Query, kind, rcode};
+use crate::metrics::{Metrics, Protocol};
+use crate::zone::{Found, Node, Zone};
+use reply::Reason;
+pub(crate) use reply::Reply;
+
+/// Addresses of targets that are sent along with SRV records at most; the client asks for the others.
+const MAX_ADDITIONALS: usize = 16;
+
+/// ANY gets one small record (RFC 8482 §4.2), and may keep it for long.
+const ANY_CONTENT: &[u8] = b"\x07RFC8482\x00";
+const ANY_TTL: u32 = 8482;
+
+/// Answers every query; shared by all sockets.
+pub(crate) struct Responder {
+    pub(crate) zone: Arc<ArcSwap<Zone>>,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) autopath: Option<Arc<Autopath>>,
+}
+
+/// Where a query came from, worked out only if somebody wants to know.
+pub(crate) type Client<'a> = &'a dyn Fn() -> Option<SocketAddr>;
+
+/// What came of a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It gets no answer: it is a response, or no message at all.
+    Silence,
+    /// The reply is in the buffer.
+    Done,
+    /// Somebody has to be asked: [`Responder::later`].
+    Wait,
+}
+
+impl Responder {
+    /// Appends the reply to `out` if it can be given at once. `lower` is room for a name.
+    pub(crate) fn now(
+        &self,
+        message: &[u8],
+        (protocol, client): (Protocol, Client<'_>),
+        now: Instant,
+        lower: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let query = match Query::parse(message) {
+            Ok(query) => query,
+            Err(Invalid::Ignore) => return Step::Silence,
+            Err(Invalid::Reply { header, rcode, question, edns }) => {
+                let mut reply = Reply::new(out, message, header, question, edns, protocol);
+                reply.finish(rcode, None);
+                let kind = question.map_or(0, |question| question.kind);
+                self.metrics.count(protocol, kind, rcode, now);
+                return Step::Done;
+            }
+        };
+        let start = out.len();
+        let code = self.known(&query, message, (protocol, client), now, lower, out);
+        let Some(code) = code else {
+            out.truncate(start);
+            return Step::Wait;
+        };
+        self.metrics.count(protocol, query.question.kind, code, now);
+        Step::Done
+    }
+
+    fn known(
+        &self,
+        query: &Query<'_>,
+        message: &[u8],
+        (protocol, client): (Protocol, Client<'_>),
+        now: Instant,
+        lower: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Option<u16> {
+        let kind = query.question.kind;
+        if !query.question.is_in() || matches!(kind, kind::AXFR | kind::IXFR) {
+            return Some(Reply::to(query, message, out, protocol).finish(rcode::REFUSED, None));
+        }
+        let zone = self.zone.load();
+        let name = lowered(query.question.name, lower);
+        match zone.find(name) {
+            Found::NotReady => {
+                let reason = Reason(Ede::NotReady as u16, "the cluster's state has not been read yet");
+                Some(Reply::to(query, message, out, protocol).finish(rcode::SERVFAIL, Some(reason)))
+            }
+            Found::Missing(_) if self.is_first_of_search_list(query, client) => None,
+            Found::Missing(apex) => Some(missing(Reply::to(query, message, out, protocol), apex, &zone)),
+            Found::Here(Node::Service(service), _)
+                if service.alias().is_some() && !matches!(kind, kind::CNAME | kind::ANY) =>
+            {
+                None
+            }
+            Found::Here(node, apex) => {
+                let mut reply = Reply::to(query, message, out, protocol);
+                reply.authoritative();
+                write_node(&mut reply, &zone, node, apex, kind);
+                Some(reply.finish(rcode::NOERROR, None))
+            }
+            Found::Elsewhere => {
+                let start = out.len();
+                if !self.forwarder.cached(query, now, out) {
+                    return None;
+                }
+                Some(reply::complete(out, start, query, protocol, None))
+            }
+        }
+    }
+
+    /// Appends the reply to a query for which somebody has to be asked.
+    pub(crate) async fn later(
+        &self,
+        message: &[u8],
+        (protocol, client): (Protocol, SocketAddr),
+        out: &mut Vec<u8>,
+    ) {
+        let now = Instant::now();
+        let Ok(query) = Query::parse(message) else { return };
+        let mut lower = Vec::new();
+        let name = lowered(query.question.name, &mut lower);
+        let zone = self.zone.load_full();
+        let code = match zone.find(name) {
+            Found::Elsewhere => self.forward(&query, message, protocol, out).await,
+            Found::Missing(apex) => match self.complete(&zone, &query, (protocol, client.ip()), out).await {
+                Some(code) => code,
+                None => missing(Reply::to(&query, message, out, protocol), apex, &zone),
+            },
+            _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], protocol, out).await,
+        };
+        self.metrics.count(protocol, query.question.kind, code, now);
+    }
+
+    async fn forward(&self, query: &Query<'_>, message: &[u8], protocol: Protocol, out: &mut Vec<u8>) -> u16 {
+        match self.forwarder.resolve(query).await {
+            Ok(answer) => {
+                let start = out.len();
+                out.extend_from_slice(&answer.message);
+                reply::complete(out, start, query, protocol, answer.explanation.map(|code| Reason(code, "")))
+            }
+            Err(failure) => {
+                let (code, text) = failure.explain();
+                Reply::to(query, message, out, protocol).finish(failure.rcode(), Some(Reason(code, text)))
+            }
+        }
+    }
+
+    /// The reply to a query that there is no room to wait for.
+    pub(crate) fn refuse(&self, message: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
+        let now = Instant::now();
+        let Ok(query) = Query::parse(message) else { return };
+        let reason = Reason(Ede::Other as u16, "too many queries are waiting for upstream servers");
+        let code = Reply::to(&query, message, out, protocol).finish(rcode::SERVFAIL, Some(reason));
+        self.metrics.count(protocol, query.question.kind, code, now);
+    }
+}
+
+fn lowered<'l>(name: Name<'_>, lower: &'l mut Vec<u8>) -> Name<'l> {
+    name.write_lower(lower);
+    Name::from_wire_unchecked(lower)
+}
+
+/// No such name, and its zone's SOA record (RFC 2308 §2.1).
+fn missing(mut reply: Reply<'_>, apex: usize, zone: &Zone) -> u16 {
+    reply.authoritative();
+    reply.soa(apex, zone);
+    reply.finish(rcode::NXDOMAIN, None)
+}
+
+fn write_node(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, apex: usize, kind: u16) {
+    let ttl = zone.settings.ttl;
+    if kind == kind::ANY {
+        reply.answer(kind::HINFO, ANY_TTL, ANY_CONTENT);
+        return;
+    }
+    let mut glue: Vec<(usize, Vec<IpAddr>)> = Vec::new();
+    let mut room = MAX_ADDITIONALS;
+    zone.visit(node, kind, &mut |content, addresses| {
+        let Some(at) = reply.answer(kind, ttl, content) else { return false };
+        if !addresses.is_empty() && room > 0 && !glue.iter().any(|(_, known)| known == addresses) {
+            let some: Vec<IpAddr> = addresses.iter().take(room).copied().collect();
+            room -= some.len();
+            // The target stands behind priority, weight and port.
+            glue.push((at + 6, some));
+        }
+        true
+    });
+    if reply.is_empty() {
+        reply.soa(apex, zone);
+    }
+    // What is additional goes before anything is cut (RFC 2181 §9).
+    if !reply.is_cut() {
+        for (target, addresses) in glue {
+            reply.addresses(target, &addresses, ttl);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! A reply that fits its transport.
+
+use std::net::IpAddr;
+
+use crate::message::{
+    Answer, CLASS_IN, Edns, Encoder, Header, Query, Question, Section, flag, kind, option, put_option,
+};
+use crate::metrics::Protocol;
+use crate::zone::Zone;
+
+/// Datagrams of this size pass every network without fragments (DNS flag day 2020).
+pub(super) const MAX_DATAGRAM: u16 = 1232;
+
+/// What a client without EDNS can take (RFC 1035 §4.2.1).
+const PLAIN_DATAGRAM: u16 = 512;
+
+/// Where the question's name begins: every reply repeats it.
+const QUESTION: u16 = 0xc000 | 12;
+
+/// Names further back cannot be referred to.
+const MAX_POINTER: usize = 0x3fff;
+
+/// An Extended DNS Error: its code, and words for people.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reason(pub(crate) u16, pub(crate) &'static str);
+
+/// A reply under way, behind whatever the buffer has already.
+pub(crate) struct Reply<'o> {
+    out: &'o mut Vec<u8>,
+    start: usize,
+    limit: usize,
+    header: Header,
+    question: usize,
+    edns: Option<bool>,
+}
+
+impl<'o> Reply<'o> {
+    /// To a query that makes sense.
+    pub(crate) fn to(query: &Query<'_>, message: &[u8], out: &'o mut Vec<u8>, protocol: Protocol) -> Self {
+        Self::new(out, message, query.header, Some(query.question), query.edns, protocol)
+    }
+
+    /// With the question as it was asked, and with EDNS exactly if the query has it (RFC 6891 §6.1.1).
+    pub(crate) fn new(
+        out: &'o mut Vec<u8>,
+        message: &[u8],
+        asked: Header,
+        question: Option<Question<'_>>,
+        edns: Option<Edns<'_>>,
+        protocol: Protocol,
+    ) -> Self {
+        let start = out.len();
+        // The opcode and RD come back, and CD (RFC 4035 §3.1.6); AD, Z and what else there was do not.
+        let flags = flag::QR | flag::RA | asked.flags & (0x7800 | flag::RD | flag::CD);
+        let header =
+            Header { id: asked.id, flags, questions: u16::from(question.is_some()), ..Header::default() };
+        out.extend_from_slice(&header.to_wire());
+        let length = question.map_or(0, |question| question.name.wire().len() + 4);
+        out.extend_from_slice(message.get(Header::LENGTH..Header::LENGTH + length).unwrap_or_default());
+        let limit = limit(edns, protocol) - if edns.is_some() { Edns::LENGTH } else { 0 };
+        Self { out, start, limit, header, question: length, edns: edns.map(|edns| edns.dnssec_ok) }
+    }
+
+    /// The name is one of ours.
+    pub(crate) fn authoritative(&mut self) {
+        self.header.flags |= flag::AA;
+    }
+
+    /// Adds a record of the name that was asked for; returns where its content begins. What does not fit sets TC.
+    pub(crate) fn answer(&mut self, kind: u16, ttl: u32, content: &[u8]) -> Option<usize> {
+        let at = self.record(QUESTION, kind, ttl, content);
+        match at {
+            Some(_) => self.header.answers += 1,
+            None => self.header.flags |= flag::TC,
+        }
+        at
+    }
+
+    /// Adds the SOA record of the last `apex` bytes of the name.
+    pub(crate) fn soa(&mut self, apex: usize, zone: &Zone) {
+        let offset = Header::LENGTH + self.question.saturating_sub(4 + apex);
+        let owner = QUESTION & 0xc000 | u16::try_from(offset).unwrap_or(12);
+        if self.record(owner, kind::SOA, zone.settings.ttl, &zone.soa()).is_some() {
+            self.header.authorities += 1;
+        }
+    }
+
+    /// Adds the addresses of a name that the reply has at this offset, as far as they fit.
+    pub(crate) fn addresses(&mut self, name: usize, addresses: &[IpAddr], ttl: u32) {
+        let Some(owner) = u16::try_from(name).ok().filter(|_| name <= MAX_POINTER) else { return };
+        for address in addresses {
+            let added = match address {
+                IpAddr::V4(ip) => self.record(0xc000 | owner, kind::A, ttl, &ip.octets()),
+                IpAddr::V6(ip) => self.record(0xc000 | owner, kind::AAAA, ttl, &ip.octets()),
+            };
+            self.header.additionals += u16::from(added.is_some());
+        }
+    }
+
+    /// Whether there is no answer so far, nor would there be with more room.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.header.answers == 0 && !self.is_cut()
+    }
+
+    /// Whether an answer did not fit.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.header.has(flag::TC)
+    }
+
+    /// Completes the reply. Returns the code.
+    pub(crate) fn finish(&mut self, rcode: u16, reason: Option<Reason>) -> u16 {
+        self.header.flags |= rcode & 0xf;
+        if let Some(dnssec_ok) = self.edns {
+            self.header.additionals += 1;
+            let mut options = Vec::new();
+            explain(&mut options, reason, self.limit.saturating_sub(self.out.len() - self.start));
+            Edns::reply(MAX_DATAGRAM, rcode, dnssec_ok).write(&options, self.out);
+        }
+        if let Some(bytes) = self.out.get_mut(self.start..self.start + Header::LENGTH) {
+            bytes.copy_from_slice(&self.header.to_wire());
+        }
+        rcode
+    }
+
+    fn record(&mut self, owner: u16, kind: u16, ttl: u32, content: &[u8]) -> Option<usize> {
+        let length = u16::try_from(content.len()).ok()?;
+        if self.out.len() - self.start + 12 + content.len() > self.limit {
+            return None;
+        }
+        let ([o1, o2], [k1, k2], [c1, c2]) =
+            (owner.to_be_bytes(), kind.to_be_bytes(), CLASS_IN.to_be_bytes());
+        let ([t1, t2, t3, t4], [l1, l2]) = (ttl.to_be_bytes(), length.to_be_bytes());
+        self.out.extend_from_slice(&[o1, o2, k1, k2, c1, c2, t1, t2, t3, t4, l1, l2]);
+        let at = self.out.len() - self.start;
+        self.out.extend_from_slice(content);
+        Some(at)
+    }
+}
+
+/// What the client can take.
+pub(super) fn limit(edns: Option<Edns<'_>>, protocol: Protocol) -> usize {
+    let limit = match (protocol, edns) {
+        (Protocol::Udp, Some(edns)) => edns.payload.clamp(PLAIN_DATAGRAM, MAX_DATAGRAM),
+        (Protocol::Udp, None) => PLAIN_DATAGRAM,
+        (Protocol::Tcp, _) => u16::MAX,
+    };
+    usize::from(limit)
+}
+
+/// The reason as an option, if there is room; without its words if that helps.
+pub(super) fn explain(options: &mut Vec<u8>, reason: Option<Reason>, room: usize) {
+    let Some(Reason(code, text)) = reason else { return };
+    let text = if 6 + text.len() <= room { text } else { "" };
+    if 6 + text.len() <= room {
+        put_option(options, option::EDE, &[&code.to_be_bytes(), text.as_bytes()].concat());
+    }
+}
+
+/// Makes the forwarder's message, from `start` on, one for this client: within its limit, with EDNS if it speaks it.
+/// Returns the code.
+pub(super) fn complete(
+    out: &mut Vec<u8>,
+    start: usize,
+    query: &Query<'_>,
+    protocol: Protocol,
+    reason: Option<Reason>,
+) -> u16 {
+    let limit = limit(query.edns, protocol);
+    let length = out.len() - start;
+    let code = out.get(start + 3).map_or(0, |flags| u16::from(flags & 0xf));
+    let opt = if query.edns.is_some() { Edns::LENGTH } else { 0 };
+    if length + opt > limit {
+        let whole = out.split_off(start);
+        cut(&whole, out, limit, opt);
+    }
+    let Some(edns) = query.edns else { return code };
+    let mut options = Vec::new();
+    explain(&mut options, reason, limit.saturating_sub(out.len() - start + opt));
+    Edns::reply(MAX_DATAGRAM, code, edns.dnssec_ok).write(&options, out);
+    if let Some([high, low]) = out.get_mut(start + 10..start + 12) {
+        [*high, *low] = (u16::from_be_bytes([*high, *low]) + 1).to_be_bytes();
+    }
+    code
+}
+
+/// Writes as much as fits: first ADDITIONAL goes, then AUTHORITY; only if ANSWER is cut too, TC is set (RFC 2181 §9).
+fn cut(whole: &[u8], out: &mut Vec<u8>, limit: usize, reserved: usize) {
+    let Ok(answer) = Answer::parse(whole) else { return };
+    let mut encoder =
+        Encoder::new(out, limit.saturating_sub(reserved), answer.header.id, answer.header.flags);
+    let mut fits = encoder.question(answer.question).is_ok();
+    for record in answer.records().filter(|record| record.kind != kind::OPT) {
+        fits = fits && matches!(encoder.copy(record.section, &record, record.ttl), Ok(Ok(())));
+        if !fits {
+            if record.section == Section::Answer {
+                encoder.set(flag::TC);
+            }
+            break;
+        }
+    }
+    encoder.finish();
+}

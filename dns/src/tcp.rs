@@ -1,0 +1,165 @@
+//! Queries over TCP (RFC 7766): as many at a time as the client likes, answered in the order in which answers come.
+//!
+//! Not hickory's server, which answers the queries of a connection one after the other, takes any number of connections,
+//! and encodes each reply anew, within limits on compression that large answers do not survive.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use daemon::drain::Drain;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::metrics::Protocol;
+use crate::responder::{Responder, Step};
+
+/// A client that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds).
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A client that takes no answers for so long is, too.
+const WRITE: Duration = Duration::from_secs(5);
+
+/// Connections at a time; the next ones wait in the backlog.
+const MAX_CONNECTIONS: usize = 4096;
+
+/// Queries of one connection that may wait for upstream servers; meanwhile it is not read.
+const MAX_WAITING: usize = 128;
+
+/// Bytes read at a time, and answers gathered before they are written.
+const CHUNK: usize = 16 * 1024;
+
+/// Accepts until the drain begins, then lets connections finish what they have.
+pub(crate) async fn serve(listener: TcpListener, responder: Arc<Responder>, drain: Drain) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = drain.started() => break,
+            accepted = accept(&listener, &room) => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, client, permit)) => {
+                let (responder, drain) = (Arc::clone(&responder), drain.clone());
+                connections.spawn(async move {
+                    // What a client does to its connection is none of our trouble.
+                    drop(converse(stream, client, &responder, &drain).await);
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, client) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, client, permit))
+}
+
+async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    client: SocketAddr,
+    responder: &Arc<Responder>,
+    drain: &Drain,
+) -> io::Result<()> {
+    let (mut input, mut output) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
+    let mut lower = Vec::with_capacity(256);
+    let mut waiting: JoinSet<Vec<u8>> = JoinSet::new();
+    let mut is_open = true;
+    loop {
+        let mut read = 0;
+        while waiting.len() < MAX_WAITING
+            && let Some(message) = frame(&input[read..])
+        {
+            read += 2 + message.len();
+            if answer(responder, client, message, &mut lower, &mut output) == Step::Wait {
+                let (responder, message) = (Arc::clone(responder), message.to_vec());
+                waiting.spawn(async move {
+                    let mut framed = vec![0; 2];
+                    responder.later(&message, (Protocol::Tcp, client), &mut framed).await;
+                    framed
+                });
+            }
+            if output.len() >= CHUNK {
+                write(&mut stream, &mut output).await?;
+            }
+        }
+        input.drain(..read);
+        write(&mut stream, &mut output).await?;
+        let is_done = waiting.is_empty() && frame(&input).is_none();
+        if is_done && (!is_open || drain.is_started()) {
+            return Ok(());
+        }
+        tokio::select! {
+            read = timeout(IDLE, stream.read_buf(&mut input)), if is_open && waiting.len() < MAX_WAITING => {
+                match read {
+                    Ok(read) => is_open = read? > 0,
+                    Err(_idle) if waiting.is_empty() => return Ok(()),
+                    Err(_idle) => {}
+                }
+            }
+            Some(Ok(framed)) = waiting.join_next() => {
+                let start = output.len();
+                output.extend_from_slice(&framed);
+                close_frame(&mut output, start);
+            }
+            () = drain.started(), if is_done => {}
+        }
+    }
+}
+
+/// The first whole message: what follows its length (RFC 1035 §4.2.2).
+fn frame(input: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = input.split_first_chunk::<2>()?;
+    rest.get(..usize::from(u16::from_be_bytes(*length)))
+}
+
+fn answer(
+    responder: &Responder,
+    client: SocketAddr,
+    message: &[u8],
+    lower: &mut Vec<u8>,
+    output: &mut Vec<u8>,
+) -> Step {
+    let start = output.len();
+    output.extend_from_slice(&[0, 0]);
+    let step = responder.now(message, (Protocol::Tcp, &|| Some(client)), Instant::now(), lower, output);
+    close_frame(output, start);
+    step
+}
+
+/// Writes the length in front of a message, or takes the empty frame back.
+fn close_frame(output: &mut Vec<u8>, start: usize) {
+    match u16::try_from(output.len() - start - 2) {
+        Ok(length) if length > 0 => {
+            if let Some(bytes) = output.get_mut(start..start + 2) {
+                bytes.copy_from_slice(&length.to_be_bytes());
+            }
+        }
+        _ => output.truncate(start),
+    }
+}
+
+async fn write(stream: &mut (impl AsyncWrite + Unpin), output: &mut Vec<u8>) -> io::Result<()> {
+    if !output.is_empty() {
+        timeout(WRITE, stream.write_all(output)).await??;
+        output.clear();
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Queries over UDP: a thread a core with a socket of its own, among which the kernel spreads the clients
+//! (`SO_REUSEPORT`).
+//!
+//! What is known is answered in the loop that received it, many datagrams a system call. What has to be asked for goes to
+//! the event loop; there is room for so many, and the next is turned away at once.
+
+mod batch;
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::metrics::Protocol;
+use crate::responder::{Responder, Step};
+use batch::Batch;
+
+/// Queries on their way to the event loop.
+const QUEUE: usize = 1024;
+
+/// Queries that may wait for upstream servers; the forwarder has a bound of its own below this one.
+const MAX_WAITING: usize = 4096;
+
+/// A socket that fails is tried again after this.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A query that has to wait.
+pub(crate) struct Waiting {
+    message: Box<[u8]>,
+    client: SocketAddr,
+    socket: Arc<UdpSocket>,
+}
+
+/// The threads. They end when this is dropped.
+pub(crate) struct Workers {
+    stopping: Arc<AtomicBool>,
+    sockets: Vec<Arc<UdpSocket>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// One thread for each socket.
+    pub(crate) fn start(
+        sockets: Vec<UdpSocket>,
+        responder: &Arc<Responder>,
+    ) -> io::Result<(Self, mpsc::Receiver<Waiting>)> {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let mut workers = Self { stopping: Arc::default(), sockets: Vec::new(), threads: Vec::new() };
+        for (number, socket) in sockets.into_iter().enumerate() {
+            socket.set_nonblocking(false)?;
+            let socket = Arc::new(socket);
+            let (responder, stopping, queue) =
+                (Arc::clone(responder), Arc::clone(&workers.stopping), queue.clone());
+            workers.sockets.push(Arc::clone(&socket));
+            let thread = std::thread::Builder::new().name(format!("udp-{number}"));
+            workers.threads.push(thread.spawn(move || serve(&socket, &responder, &stopping, &queue))?);
+        }
+        Ok((workers, waiting))
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        for socket in &self.sockets {
+            // Wakes the thread, after what was received already. The error is that there is no connection.
+            drop(socket2::SockRef::from(&**socket).shutdown(std::net::Shutdown::Both));
+        }
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+fn serve(
+    socket: &Arc<UdpSocket>,
+    responder: &Responder,
+    stopping: &AtomicBool,
+    queue: &mpsc::Sender<Waiting>,
+) {
+    let mut batch = Batch::new();
+    let mut lower = Vec::with_capacity(256);
+    loop {
+        if let Err(error) = batch.receive(socket) {
+            if error.kind() != io::ErrorKind::Interrupted {
+                tracing::debug!(%error, "cannot receive");
+                std::thread::sleep(PAUSE);
+            }
+            if stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            continue;
+        }
+        if stopping.load(Ordering::Relaxed) && batch.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        batch.answer(|message, client, out| {
+            let step = responder.now(message, (Protocol::Udp, client), now, &mut lower, out);
+            if step != Step::Wait {
+                return;
+            }
+            let Some(client) = client() else { return };
+            let waiting = Waiting { message: message.into(), client, socket: Arc::clone(socket) };
+            if queue.try_send(waiting).is_err() {
+                responder.metrics.shed.inc();
+                responder.refuse(message, Protocol::Udp, out);
+            }
+        });
+        batch.send(socket);
+    }
+}
+
+/// Answers the queries that have to wait, until there are no more workers to bring them.
+pub(crate) async fn answer_waiting(responder: Arc<Responder>, mut queue: mpsc::Receiver<Waiting>) {
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            waiting = queue.recv(), if tasks.len() < MAX_WAITING => {
+                let Some(Waiting { message, client, socket }) = waiting else { break };
+                let responder = Arc::clone(&responder);
+                tasks.spawn(async move {
+                    let mut out = Vec::with_capacity(512);
+                    responder.later(&message, (Protocol::Udp, client), &mut out).await;
+                    if !out.is_empty() {
+                        // A client that cannot be reached is none of our trouble. A datagram never waits for room.
+                        drop(socket.send_to(&out, client));
+                    }
+                });
+            }
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+}
