@@ -33,7 +33,6 @@ mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -217,8 +216,7 @@ impl Forwarder {
     pub(crate) async fn resolve(&self, query: &Query<'_>) -> Result<Reply, Failure> {
         let inner = &self.0;
         let asked = Asked::by(query);
-        if let Some(server) = inner.probes.returned(asked.name) {
-            server.is_looping.store(true, Relaxed);
+        if inner.probes.is_returned(asked.name) {
             return Err(Cause::Loop.into());
         }
         let mut message = Vec::with_capacity(512);

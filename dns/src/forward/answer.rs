@@ -211,3 +211,6 @@ fn signs(signature: &Owned<'_>, covered: &Owned<'_>) -> bool {
         && signature.record.data.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
             == Some(covered.record.kind)
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,9 +17,14 @@ pub(super) const KIND: u16 = crate::message::kind::HINFO;
 /// The names that were sent, each with its server.
 #[derive(Default)]
 pub(super) struct Probes {
-    sent: Mutex<HashMap<NameBuf, Arc<Server>>>,
+    sent: Mutex<HashMap<NameBuf, Probe>>,
     /// How many there are, so that queries need not look while there are none.
     count: AtomicUsize,
+}
+
+struct Probe {
+    server: Arc<Server>,
+    has_returned: bool,
 }
 
 impl Probes {
@@ -32,24 +37,30 @@ impl Probes {
         let text = format!("{}.{}", hex(&bytes[..8]), hex(&bytes[8..]));
         let name = NameBuf::from_text(&text).expect("hexadecimal digits make a name");
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.insert(name.clone(), Arc::clone(server));
+        sent.insert(name.clone(), Probe { server: Arc::clone(server), has_returned: false });
         self.count.store(sent.len(), Relaxed);
         name
     }
 
-    pub(super) fn end(&self, name: &NameBuf) {
+    /// Whether it has come back.
+    pub(super) fn end(&self, name: &NameBuf) -> bool {
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        sent.remove(name);
+        let probe = sent.remove(name);
         self.count.store(sent.len(), Relaxed);
+        probe.is_some_and(|probe| probe.has_returned)
     }
 
-    /// The server whose probe has come back to us as a query.
-    pub(super) fn returned(&self, name: Name<'_>) -> Option<Arc<Server>> {
+    /// Whether a query is a probe that has come back; if so, its server is not used from now on.
+    pub(super) fn is_returned(&self, name: Name<'_>) -> bool {
         if self.count.load(Relaxed) == 0 {
-            return None;
+            return false;
         }
         let mut name = name.to_buf();
         name.make_lower();
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).get(&name).map(Arc::clone)
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(probe) = sent.get_mut(&name) else { return false };
+        probe.has_returned = true;
+        probe.server.is_looping.store(true, Relaxed);
+        true
     }
 }

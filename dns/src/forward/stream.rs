@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -22,6 +22,9 @@ const CONNECT: Duration = Duration::from_secs(2);
 
 /// A connection nobody has used for so long is closed; servers do the same after a while (RFC 7766 §6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
+
+/// A connection on which nothing has come for so long, though it should have, is dead.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Queries that may wait to be written.
 const QUEUE: usize = 64;
@@ -49,7 +52,13 @@ struct Asking {
     reply: oneshot::Sender<Vec<u8>>,
 }
 
-type WaitingFor = Arc<Mutex<HashMap<u16, oneshot::Sender<Vec<u8>>>>>;
+/// Who waits for which id.
+struct Waiting {
+    replies: HashMap<u16, (Instant, oneshot::Sender<Vec<u8>>)>,
+    read_at: Instant,
+}
+
+type WaitingFor = Arc<Mutex<Waiting>>;
 
 impl Stream {
     pub(super) fn new(address: SocketAddr, tls: Option<Tls>, tasks: TaskTracker) -> Self {
@@ -108,7 +117,7 @@ async fn run(address: SocketAddr, tls: Option<Tls>, queue: mpsc::Receiver<Asking
 
 async fn exchange<S: AsyncRead + AsyncWrite>(stream: S, queue: mpsc::Receiver<Asking>) -> io::Result<()> {
     let (reading, writing) = tokio::io::split(stream);
-    let waiting = WaitingFor::default();
+    let waiting = Arc::new(Mutex::new(Waiting { replies: HashMap::new(), read_at: Instant::now() }));
     tokio::select! {
         result = write(writing, queue, &waiting) => result,
         result = read(reading, &waiting) => result,
@@ -124,15 +133,15 @@ async fn write<W: AsyncWrite + Unpin>(
     loop {
         let Ok(next) = timeout(IDLE, queue.recv()).await else {
             let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.retain(|_, reply| !reply.is_closed());
-            if waiting.is_empty() {
+            waiting.replies.retain(|_, (_, reply)| !reply.is_closed());
+            if waiting.replies.is_empty() {
                 return Ok(());
             }
             continue;
         };
         let Some(Asking { mut message, reply }) = next else { return Ok(()) };
         let length = u16::try_from(message.len()).map_err(io::Error::other)?;
-        let Some(id) = admit(waiting, reply) else { continue };
+        let Some(id) = admit(waiting, reply)? else { continue };
         message[..2].copy_from_slice(&id.to_be_bytes());
         message.splice(..0, length.to_be_bytes());
         let late = |_elapsed| io::Error::from(io::ErrorKind::TimedOut);
@@ -141,19 +150,24 @@ async fn write<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Gives a query an id that no other on this connection has.
-fn admit(waiting: &WaitingFor, reply: oneshot::Sender<Vec<u8>>) -> Option<u16> {
+/// Gives a query an id that no other on this connection has; none if too many wait. An error if the other side has gone
+/// silent: the next query gets a new connection.
+fn admit(waiting: &WaitingFor, reply: oneshot::Sender<Vec<u8>>) -> io::Result<Option<u16>> {
     let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-    if waiting.len() >= MAX_WAITING {
+    let Waiting { replies, read_at } = &mut *waiting;
+    if read_at.elapsed() > SILENCE && replies.values().any(|(since, _)| since.elapsed() > SILENCE) {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    if replies.len() >= MAX_WAITING {
         // Those who have given up make room.
-        waiting.retain(|_, reply| !reply.is_closed());
+        replies.retain(|_, (_, reply)| !reply.is_closed());
     }
-    if waiting.len() >= MAX_WAITING {
-        return None;
+    if replies.len() >= MAX_WAITING {
+        return Ok(None);
     }
-    let id = std::iter::repeat_with(random::id).find(|id| !waiting.contains_key(id))?;
-    waiting.insert(id, reply);
-    Some(id)
+    let id = std::iter::repeat_with(random::id).find(|id| !replies.contains_key(id));
+    replies.extend(id.map(|id| (id, (Instant::now(), reply))));
+    Ok(id)
 }
 
 async fn read<R: AsyncRead + Unpin>(mut reading: R, waiting: &WaitingFor) -> io::Result<()> {
@@ -162,8 +176,12 @@ async fn read<R: AsyncRead + Unpin>(mut reading: R, waiting: &WaitingFor) -> io:
         let mut message = vec![0; usize::from(length)];
         reading.read_exact(&mut message).await?;
         let Some(id) = message.first_chunk().map(|id| u16::from_be_bytes(*id)) else { continue };
-        let reply = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let reply = {
+            let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.read_at = Instant::now();
+            waiting.replies.remove(&id)
+        };
         // Who asked may have had an answer from elsewhere.
-        drop(reply.map(|reply| reply.send(message)));
+        drop(reply.map(|(_, reply)| reply.send(message)));
     }
 }

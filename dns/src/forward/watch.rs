@@ -126,11 +126,11 @@ fn reload_hosts(inner: &Inner, path: &Path) {
 async fn probe(inner: &Inner, server: &Arc<Server>) {
     let name = inner.probes.begin(server);
     let asked = Asked { name: name.as_name(), kind: loops::KIND, dnssec_ok: false, checking_disabled: false };
-    let was_looping = server.is_looping.swap(false, Relaxed);
+    let was_looping = server.is_looping();
     let exchange = Exchange { asked, limits: &inner.config.limits, random_case: false };
     // Whatever it answers is fine, as long as it does not have it from us.
     drop(tokio::time::timeout(super::race::BUDGET, server.ask(exchange)).await);
-    inner.probes.end(&name);
+    server.is_looping.store(inner.probes.end(&name), Relaxed);
     match (was_looping, server.is_looping()) {
         (false, true) => tracing::error!(
             upstream = %server.upstream,

@@ -1,0 +1,123 @@
+use super::*;
+use crate::message::Query;
+
+/// A query for `www.example. A`, with EDNS and DO if wanted.
+fn query(dnssec_ok: bool) -> Vec<u8> {
+    let mut query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\0\0\x01\0\x01".to_vec();
+    query.extend([0, 0, 41, 4, 208, 0, 0, u8::from(dnssec_ok) << 7, 0, 0, 0]);
+    query
+}
+
+type Wire<'w> = (&'w [u8], u16, u32, &'w [u8]);
+
+fn response(code: u8, answers: &[Wire<'_>], authorities: &[Wire<'_>]) -> Vec<u8> {
+    let mut message = query(false);
+    message.truncate(message.len() - 11);
+    (message[2], message[3]) = (0x81, 0x80 | code);
+    message[7] = u8::try_from(answers.len()).unwrap();
+    message[9] = u8::try_from(authorities.len()).unwrap();
+    message[11] = 0;
+    for (owner, kind, ttl, data) in answers.iter().chain(authorities) {
+        message.extend(*owner);
+        message.extend(kind.to_be_bytes());
+        message.extend([0, 1]);
+        message.extend(ttl.to_be_bytes());
+        message.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+        message.extend(*data);
+    }
+    message
+}
+
+/// The code, the TTL and the types of the records of what is kept.
+fn kept(message: &[u8], dnssec_ok: bool) -> Result<(u16, u32, Vec<u16>), Useless> {
+    let wire = query(dnssec_ok);
+    let query = Query::parse(&wire).unwrap();
+    let entry = read(message, &Asked::by(&query), &Limits::default())?;
+    let mut reply = Vec::new();
+    entry.write(&query, 0, &mut reply);
+    let reply = Answer::parse(&reply).expect("what is kept can be read");
+    let types = reply.records().map(|record| record.kind).collect();
+    Ok((reply.rcode(), entry.contents().ttl, types))
+}
+
+const WWW: &[u8] = b"\xC0\x0C";
+const SOA: &[u8] =
+    b"\x02ns\x07example\0\x02hm\x07example\0\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\x04\0\0\0\x3C";
+const SIGNATURE_OF_A: &[u8] = b"\0\x01\x0D\x02\0\0\0\x3C\0\0\0\0\0\0\0\0\0\0\x07example\0sig";
+
+#[test]
+fn signatures_go_to_those_who_ask_for_them() {
+    let answers: [Wire<'_>; 2] = [(WWW, 1, 60, &[192, 0, 2, 1]), (WWW, 46, 60, SIGNATURE_OF_A)];
+    assert_eq!(kept(&response(0, &answers, &[]), false), Ok((0, 60, vec![1])));
+    assert_eq!(kept(&response(0, &answers, &[]), true), Ok((0, 60, vec![1, 46])));
+}
+
+/// RFC 2308 §2.2, §5
+#[test]
+fn absence_needs_the_soa_of_a_zone_above_and_takes_its_smaller_number() {
+    let soa: [Wire<'_>; 1] = [(b"\x07example\0", 6, 3600, SOA)];
+    assert_eq!(kept(&response(3, &[], &soa), false), Ok((3, 60, vec![6])));
+    let elsewhere: [Wire<'_>; 1] = [(b"\x07another\0", 6, 3600, SOA)];
+    assert_eq!(kept(&response(3, &[], &elsewhere), false), Ok((3, 0, vec![])));
+    let referral: [Wire<'_>; 1] = [(b"\x07example\0", 2, 3600, b"\x02ns\x07example\0")];
+    assert_eq!(kept(&response(0, &[], &referral), false), Err(Useless::Referral));
+}
+
+/// RFC 6672 §2.2, RFC 2308 §2.1
+#[test]
+fn aliases_are_followed_and_those_in_circles_are_refused() {
+    let redirected: [Wire<'_>; 3] = [
+        (b"\x07example\0", 39, 60, b"\x03org\0"),
+        (WWW, 5, 60, b"\x03www\x03org\0"),
+        (b"\x03WWW\x03org\0", 1, 30, &[192, 0, 2, 1]),
+    ];
+    assert_eq!(kept(&response(0, &redirected, &[]), false), Ok((0, 30, vec![39, 5, 1])));
+    let dangling: [Wire<'_>; 1] = [(WWW, 5, 60, b"\x04gone\x07example\0")];
+    let soa: [Wire<'_>; 1] = [(b"\x07example\0", 6, 3600, SOA)];
+    assert_eq!(kept(&response(3, &dangling, &soa), false), Ok((3, 60, vec![5, 6])));
+    let circle: [Wire<'_>; 2] = [(WWW, 5, 60, b"\x01x\0"), (b"\x01x\0", 5, 60, b"\x03www\x07example\0")];
+    assert_eq!(kept(&response(0, &circle, &[]), false), Err(Useless::Malformed));
+}
+
+#[test]
+fn what_contradicts_itself_or_says_no_is_useless() {
+    let answers: [Wire<'_>; 1] = [(WWW, 1, 60, &[192, 0, 2, 1])];
+    assert_eq!(kept(&response(3, &answers, &[]), false), Err(Useless::Malformed), "NXDOMAIN with a record");
+    assert_eq!(kept(&response(2, &[], &[]), false), Err(Useless::Code(2, None)));
+    let mut cut = response(0, &answers, &[]);
+    cut[2] |= 2;
+    assert_eq!(kept(&cut, false), Err(Useless::Truncated));
+}
+
+/// The path that fuzzing would take: nothing that comes from upstream may end the server, or be kept beside the point.
+#[test]
+fn broken_answers_are_refused_or_read_without_harm() {
+    let answers: [Wire<'_>; 4] = [
+        (WWW, 5, 60, b"\x05alias\xC0\x10"),
+        (b"\x05alias\xC0\x10", 1, 60, &[192, 0, 2, 1]),
+        (b"\x05alias\xC0\x10", 46, 60, SIGNATURE_OF_A),
+        (b"\x06victim\0", 1, 60, &[203, 0, 113, 66]),
+    ];
+    let soa: [Wire<'_>; 1] = [(b"\x07example\0", 6, 3600, SOA)];
+    let seeds = [response(0, &answers, &soa), response(3, &answers[..1], &soa), response(0, &[], &soa)];
+    let mut random = fastrand::Rng::with_seed(5);
+    for _ in 0..60_000 {
+        let mut message = seeds[random.usize(..seeds.len())].clone();
+        for _ in 0..random.usize(1..6) {
+            let at = random.usize(..message.len());
+            match random.u8(..4) {
+                0 => message[at] = random.u8(..),
+                1 => message.truncate(at.max(1)),
+                2 => message[at] ^= 1 << random.u8(..8),
+                _ => message.insert(at, random.u8(..)),
+            }
+        }
+        let wire = query(random.bool());
+        let _matches = is_answer_to(&wire, &message, random.bool());
+        let _refused = is_form_error_to(&wire, &message);
+        // `read` is only asked about messages whose question is ours.
+        if is_answer_to(&wire, &message, false) {
+            let _read = kept(&message, random.bool());
+        }
+    }
+}
