@@ -61,19 +61,6 @@ fn should_be_rejected_when_no_endpoints_exist_and_for_evicted_pods() {
 }
 
 #[test]
-fn terminating_and_unready_endpoints_serve_only_if_publish_not_ready_addresses_is_true() {
-    let (cluster, client) = cluster();
-    let _replicas = ["web-1", "web-2"].map(|name| replica(&cluster, name, "web"));
-    let unready = "status: {conditions: [{type: Ready, status: 'False'}]}\n";
-    cluster.apply("pod-web-2.yaml", &pod_manifest("web-2", "web", unready)).unwrap();
-    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
-    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-    expect_answers(&client, &address, &["web-1"]);
-    cluster.apply("web.yaml", &service(&format!("  publishNotReadyAddresses: true\n{PORT_80}"))).unwrap();
-    expect_answers(&client, &address, &["web-1", "web-2"]);
-}
-
-#[test]
 fn should_implement_service_kubernetes_io_headless_and_service_proxy_name() {
     let (cluster, client) = cluster();
     let _replica = replica(&cluster, "web-1", "web");

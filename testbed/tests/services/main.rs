@@ -4,13 +4,16 @@
 
 mod affinity;
 mod agnhost;
+mod changes;
 mod datagrams;
 mod entrances;
+mod families;
 mod granular;
 mod lifecycle;
 mod nodes;
 mod policies;
 mod slices;
+mod terminating;
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _};

@@ -1,0 +1,43 @@
+//! The table of what is tested names tests that exist.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::{Path, PathBuf};
+
+/// Every Rust file below.
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_table_names_exists_where_it_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let table = std::fs::read_to_string(root.join("docs/service-proxy-conformance.md")).unwrap();
+    let mut services = Vec::new();
+    sources(&root.join("testbed/tests/services"), &mut services);
+    let services: String = services.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let mut named = 0;
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let quoted: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+        let mut text = services.clone();
+        for file in quoted.iter().filter(|word| word.ends_with(".rs")) {
+            let near = root.join("testbed/tests").join(file);
+            text += &std::fs::read_to_string(if near.is_file() { near } else { root.join(file) }).unwrap();
+        }
+        let is_test = |word: &&&str| {
+            word.len() > 16 && word.contains('_') && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        };
+        for name in quoted.iter().filter(is_test) {
+            assert!(text.contains(&format!("#[test]\nfn {name}()")), "{name} in {row}");
+            named += 1;
+        }
+    }
+    assert!(named > 70, "only {named} tests are named");
+}

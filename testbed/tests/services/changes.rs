@@ -1,0 +1,242 @@
+//! Services that change while they are in use, and what the operator is told of them.
+
+use std::io::Write as _;
+use std::time::Instant;
+
+use super::*;
+use crate::agnhost::{Agnhost, Place, WAYS, Way, agnhost};
+use crate::granular::{expect_hosts, expect_refused};
+
+/// Waits until `/readyz?verbose` says this.
+fn expect_told(cluster: &Cluster, what: &str) {
+    wait_for(what, || {
+        let page = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
+        ensure!(page.contains(what), "{page}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn should_serve_a_basic_endpoint_from_pods() {
+    let (cluster, client) = cluster();
+    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    expect_refused(Place::Pod(&client), Way::Http, &address);
+    let _one = agnhost(&cluster, "one", "web");
+    expect_hosts(Place::Pod(&client), Way::Http, &address, &["one"]);
+    let _two = agnhost(&cluster, "two", "web");
+    expect_hosts(Place::Pod(&client), Way::Http, &address, &["one", "two"]);
+    cluster.delete("pod-one.yaml").unwrap();
+    cluster.apply("pod-one.yaml", &pod_manifest("one", "none", "")).unwrap();
+    expect_hosts(Place::Pod(&client), Way::Http, &address, &["two"]);
+    cluster.apply("pod-two.yaml", &pod_manifest("two", "none", "")).unwrap();
+    expect_refused(Place::Pod(&client), Way::Http, &address);
+}
+
+/// `kubernetes.default` has no selector: its endpoints are written down, on the node's own network.
+#[test]
+fn should_provide_secure_master_service() {
+    let (cluster, client) = cluster();
+    let _server = Agnhost::start(Place::Node(&cluster.node), cluster.node.address(), "apiserver");
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: kubernetes}\nspec: {clusterIP: 10.96.0.1, ports: [{name: https, port: 443, targetPort: 8080}]}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: kubernetes, labels: {kubernetes.io/service-name: kubernetes}}\naddressType: IPv4\nports: [{name: https, port: 8080}]\nendpoints: [{addresses: [192.0.2.2]}]\n";
+    cluster.apply("kubernetes.yaml", text).unwrap();
+    for from in [Place::Pod(&client), Place::Node(&cluster.node)] {
+        expect_hosts(from, Way::Http, "10.96.0.1:443", &["apiserver"]);
+    }
+}
+
+/// The source of all state goes away and comes back; what is served goes on, and changes are taken up again.
+#[test]
+fn should_work_after_restarting_apiserver() {
+    let (cluster, client) = cluster();
+    let _web = agnhost(&cluster, "web-1", "web");
+    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    expect_hosts(Place::Pod(&client), Way::Http, &address, &["web-1"]);
+    let (there, away) = (cluster.manifests(), cluster.directory().join("away"));
+    std::fs::rename(&there, &away).unwrap();
+    expect_told(&cluster, "cannot be read");
+    expect_hosts(Place::Pod(&client), Way::Http, &address, &["web-1"]);
+    std::fs::rename(&away, &there).unwrap();
+    let _second = agnhost(&cluster, "web-2", "web");
+    expect_hosts(Place::Pod(&client), Way::Http, &address, &["web-1", "web-2"]);
+}
+
+/// An API server refuses ports outside 30000 to 32767; here they are served, since some cluster's range is another one,
+/// and told. What is no port at all changes nothing.
+#[test]
+fn should_check_node_port_out_of_range() {
+    let (cluster, client) = cluster();
+    let _web = agnhost(&cluster, "web-1", "web");
+    let at = |port: u32| {
+        service(&format!("  type: NodePort\n  ports: [{{port: 80, targetPort: 8080, nodePort: {port}}}]"))
+    };
+    cluster.apply("web.yaml", &at(29_999)).unwrap();
+    expect_told(&cluster, "spec.ports[0].nodePort: 29999 is not from 30000 to 32767");
+    expect_hosts(Place::Pod(&client), Way::Http, "192.0.2.2:29999", &["web-1"]);
+    cluster.apply("web.yaml", &at(70_000)).unwrap();
+    expect_told(&cluster, "spec.ports[0].nodePort: 70000 is not a port (1-65535)");
+    expect_hosts(Place::Pod(&client), Way::Http, "192.0.2.2:29999", &["web-1"]);
+}
+
+#[test]
+fn should_check_kube_proxy_urls() {
+    let (cluster, _client) = cluster();
+    let get = |url: &str| cluster.node.shell(&format!("curl -fsS -m 2 http://{url}")).unwrap();
+    assert_eq!(get("127.0.0.1:10249/proxyMode"), "userspace");
+    get("127.0.0.1:10249/healthz");
+    get("127.0.0.1:10256/healthz");
+    get("192.0.2.2:10256/livez");
+    assert!(get("127.0.0.1:10249/metrics").contains("portolan_build_info"));
+}
+
+#[test]
+fn an_sctp_port_is_told_and_refused_and_the_other_ports_serve() {
+    let (cluster, client) = cluster();
+    let _web = agnhost(&cluster, "web-1", "web");
+    let ports = "  ports: [{name: s, port: 80, targetPort: 8080, protocol: SCTP}, {name: t, port: 80, targetPort: 8080}]";
+    cluster.apply("web.yaml", &service(ports)).unwrap();
+    expect_told(&cluster, "spec.ports[0].protocol: SCTP is not carried");
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    expect_hosts(Place::Pod(&client), Way::Http, &address, &["web-1"]);
+}
+
+#[test]
+fn a_changed_cluster_ip_is_served_at_once_and_the_old_one_refused() {
+    let (cluster, client) = cluster();
+    let _web = agnhost(&cluster, "web-1", "web");
+    for (now, before) in [("10.96.0.50", "10.96.0.51"), ("10.96.0.51", "10.96.0.50")] {
+        cluster.apply("web.yaml", &service(&format!("  clusterIP: {now}\n{PORT_80}"))).unwrap();
+        expect_hosts(Place::Pod(&client), Way::Http, &format!("{now}:80"), &["web-1"]);
+        expect_refused(Place::Pod(&client), Way::Http, &format!("{before}:80"));
+    }
+    // It passes to another Service without a gap in which nobody or both have it.
+    let _other = agnhost(&cluster, "other-1", "other");
+    cluster.delete("web.yaml").unwrap();
+    let other = service(&format!("  clusterIP: 10.96.0.51\n{PORT_80}")).replace("web", "other");
+    cluster.apply("other.yaml", &other).unwrap();
+    expect_hosts(Place::Pod(&client), Way::Http, "10.96.0.51:80", &["other-1"]);
+}
+
+/// Services of one name in two namespaces have nothing to do with each other.
+#[test]
+fn a_service_is_known_by_namespace_and_name() {
+    let (cluster, client) = cluster();
+    let pods = ["one", "two"].map(|name| cluster.add_pod(name).unwrap());
+    let _servers = pods.each_ref().map(Agnhost::in_pod);
+    for (pod, ip) in pods.iter().zip(["10.96.0.61", "10.96.0.62"]) {
+        let spaced =
+            |text: String| text.replace("metadata: {", &format!("metadata: {{namespace: {}, ", pod.name));
+        let text = service(&format!("  clusterIP: {ip}\n{PORT_80}"));
+        cluster.apply(&format!("{}.yaml", pod.name), &spaced(text)).unwrap();
+        let endpoints = spaced(slice("web-1", &[(&pod.ip, "conditions: {}")]));
+        cluster.apply(&format!("{}-slice.yaml", pod.name), &endpoints).unwrap();
+    }
+    expect_hosts(Place::Pod(&client), Way::Http, "10.96.0.61:80", &["one"]);
+    expect_hosts(Place::Pod(&client), Way::Http, "10.96.0.62:80", &["two"]);
+}
+
+const BOTH: &str =
+    "  ports: [{name: t, port: 80, targetPort: 8080}, {name: u, port: 80, targetPort: 8080, protocol: UDP}]";
+
+#[test]
+fn should_be_able_to_update_service_type_to_nodeport_listening_on_same_port_number_but_different_protocols() {
+    let (cluster, client) = cluster();
+    let _web = agnhost(&cluster, "web-1", "web");
+    cluster.apply("web.yaml", &service(BOTH)).unwrap();
+    let vip = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let open = BOTH.replace("targetPort", "nodePort: 30070, targetPort");
+    cluster.apply("web.yaml", &service(&format!("  type: NodePort\n{open}"))).unwrap();
+    for way in WAYS {
+        for address in [&vip, "192.0.2.2:30070"] {
+            expect_hosts(Place::Pod(&client), way, address, &["web-1"]);
+        }
+    }
+}
+
+/// Without node ports of its own (`allocateLoadBalancerNodePorts: false`), as KEP-1864 has it.
+#[test]
+fn should_serve_endpoints_on_same_port_and_different_protocol_for_internal_traffic_on_type_load_balancer() {
+    let (cluster, client) = cluster();
+    let _web = agnhost(&cluster, "web-1", "web");
+    let spec = format!(
+        "  type: LoadBalancer\n  allocateLoadBalancerNodePorts: false\n  loadBalancerSourceRanges: [\" 10.22.0.0/16\", 192.0.2.2/32]\n{BOTH}\nstatus: {{loadBalancer: {{ingress: [{{ip: 203.0.113.50}}]}}}}"
+    );
+    cluster.apply("web.yaml", &service(&spec)).unwrap();
+    let vip = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    for way in WAYS {
+        for address in [&vip, "203.0.113.50:80"] {
+            // The node too: it comes with its own address, not with the one that is local to it.
+            for from in [Place::Pod(&client), Place::Node(&cluster.node)] {
+                expect_hosts(from, way, address, &["web-1"]);
+            }
+        }
+    }
+    let listening = cluster.node.shell("ss -Hltnu").unwrap();
+    assert!(!listening.contains(":30"), "no node port: {listening}");
+}
+
+/// Connections that are open stay with their endpoint when it leaves the slices, and when the Service goes.
+#[test]
+fn open_connections_outlive_their_endpoint_in_the_slices_and_their_service() {
+    let (cluster, client) = cluster();
+    let server = cluster.add_pod("web-1").unwrap();
+    let listener =
+        server.netns.run(|| std::net::TcpListener::bind((server.ip.as_str(), 8080))).unwrap().unwrap();
+    cluster.apply("pod-web-1.yaml", &pod_manifest("web-1", "web", "")).unwrap();
+    cluster.apply("web.yaml", &service(&format!("  externalIPs: [203.0.113.60]\n{PORT_80}"))).unwrap();
+    let vip = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let open: Vec<(TcpStream, TcpStream)> = [vip.as_str(), "203.0.113.60:80"]
+        .into_iter()
+        .map(|address| {
+            let connect = || Ok(client.netns.run(|| TcpStream::connect(address))??);
+            (wait_for(address, connect).unwrap(), listener.accept().unwrap().0)
+        })
+        .collect();
+    let exchange = || {
+        for (client, server) in &open {
+            for (mut from, mut to) in [(client, server), (server, client)] {
+                to.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                from.write_all(b"still here").unwrap();
+                to.read_exact(&mut [0; 10]).unwrap();
+            }
+        }
+    };
+    exchange();
+    cluster.delete("pod-web-1.yaml").unwrap();
+    cluster.apply("slice.yaml", &slice("web-1", &[])).unwrap();
+    expect_refused(Place::Pod(&client), Way::Http, &vip);
+    exchange();
+    cluster.delete("web.yaml").unwrap();
+    wait_for("the external IP to go", || {
+        let routes = cluster.node.shell("ip route show table local")?;
+        ensure!(!routes.contains("203.0.113.60"), "{routes}");
+        Ok(())
+    })
+    .unwrap();
+    exchange();
+}
+
+/// Upstream asks for a median of less than 20 s and 50 s for nine of ten: how long a new Service with one endpoint takes
+/// until it is served. Generous here too: other tests run at the same time.
+#[test]
+fn service_endpoints_latency_should_not_be_very_high() {
+    let (cluster, client) = cluster();
+    let _web = agnhost(&cluster, "web-1", "web");
+    let mut latencies: Vec<Duration> = (0..50)
+        .map(|number| {
+            let ip = format!("10.96.1.{number}");
+            let text = service(&format!("  clusterIP: {ip}\n{PORT_80}"));
+            let text = text.replace("{name: web}", &format!("{{name: latency-{number}}}"));
+            let started = Instant::now();
+            cluster.apply(&format!("latency-{number}.yaml"), &text).unwrap();
+            let address = format!("{ip}:80");
+            wait_for(&address, || Place::Pod(&client).ask(Way::Http, &address, "hostname")).unwrap();
+            started.elapsed()
+        })
+        .collect();
+    latencies.sort();
+    assert!(latencies[25] < Duration::from_secs(1), "half of them took longer than {:?}", latencies[25]);
+    assert!(latencies[45] < Duration::from_secs(5), "a tenth took longer than {:?}", latencies[45]);
+}

@@ -1,0 +1,125 @@
+//! IPv6, alone and beside IPv4: "[Feature:IPv6DualStack] … Secondary IP Family".
+
+use testbed::Fleet;
+
+use super::*;
+use crate::agnhost::{Agnhost, Place, WAYS, Way};
+use crate::granular::{expect_hosts, expect_refused};
+
+/// A node with addresses of both families, and two pods with an IPv6 address each besides their own.
+struct DualStack {
+    fleet: Fleet,
+    client: Pod,
+    endpoint: Pod,
+    _servers: [Agnhost; 2],
+}
+
+const CLIENT: &str = "fd00:10:22::c";
+const ENDPOINT: &str = "fd00:10:22::e";
+const NODE: &str = "[2001:db8:1::2]";
+
+const PORTS: &str = "  type: NodePort\n  externalIPs: [\"2001:db8:f::1\"]\n  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30098}, {name: udp, port: 90, targetPort: 8080, protocol: UDP, nodePort: 30099}]";
+
+impl DualStack {
+    fn start() -> Self {
+        let fleet = Fleet::start(&[0]).unwrap();
+        let cluster = &fleet.members[0];
+        let client = cluster.add_pod("client").unwrap();
+        let endpoint = cluster.add_pod("web-1").unwrap();
+        give_address(cluster, &client, CLIENT);
+        give_address(cluster, &endpoint, ENDPOINT);
+        let servers = [&endpoint.ip, ENDPOINT].map(|ip| Agnhost::start(Place::Pod(&endpoint), ip, "web-1"));
+        let pod = pod_manifest(
+            "web-1",
+            "web",
+            &format!("status: {{podIPs: [{{ip: {}}}, {{ip: \"{ENDPOINT}\"}}]}}\n", endpoint.ip),
+        );
+        cluster.apply("pod-web-1.yaml", &pod).unwrap();
+        // The range of the pods tells the proxy that their IPv6 addresses are of this node.
+        let text = std::fs::read_to_string(fleet.manifests().join("node-1.yaml")).unwrap();
+        let both = text.replace("[\"10.22.1.0/24\"]", "[\"10.22.1.0/24\", \"fd00:10:22::/64\"]");
+        cluster.apply("node-1.yaml", &both).unwrap();
+        Self { client, endpoint, _servers: servers, fleet }
+    }
+
+    fn cluster(&self) -> &Cluster {
+        &self.fleet.members[0]
+    }
+
+    /// The virtual IPs, as they are to be written before a port.
+    fn virtual_ips(&self) -> [String; 2] {
+        let aaaa = "dig +short +time=1 +tries=1 @10.96.0.10 AAAA web.default.svc.cluster.local";
+        let v6 = wait_for("an AAAA record", || {
+            let text = self.cluster().node.shell(aaaa)?.trim().to_owned();
+            ensure!(text.parse::<std::net::Ipv6Addr>().is_ok(), "{text:?}");
+            Ok(text)
+        });
+        [self.cluster().virtual_ip("web").unwrap(), format!("[{}]", v6.unwrap())]
+    }
+}
+
+/// As the CNI plugin routes IPv4: the pod's address behind its veth, a gateway with a link-local address.
+fn give_address(cluster: &Cluster, pod: &Pod, address: &str) {
+    let route = cluster.node.shell(&format!("ip -o route show {}", pod.ip)).unwrap();
+    let veth = route.split_once("dev ").unwrap().1.split(' ').next().unwrap();
+    let script = format!(
+        "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip address add fe80::1/64 dev {veth} nodad; ip route add {address}/128 dev {veth}"
+    );
+    cluster.node.shell(&script).unwrap();
+    let script =
+        format!("ip address add {address}/128 dev eth0 nodad; ip route add default via fe80::1 dev eth0");
+    pod.shell(&cluster.node, &script).unwrap();
+}
+
+#[test]
+fn should_function_for_pod_node_and_endpoint_service_in_the_secondary_ip_family() {
+    let test = DualStack::start();
+    let spec = format!("  ipFamilyPolicy: RequireDualStack\n  ipFamilies: [IPv4, IPv6]\n{PORTS}");
+    test.cluster().apply("web.yaml", &service(&spec)).unwrap();
+    let vips = test.virtual_ips();
+    let node = &test.cluster().node;
+    for (way, port, node_port) in [(Way::Http, 80, 30_098), (Way::Udp, 90, 30_099)] {
+        let addresses = [
+            format!("{}:{port}", vips[0]),
+            format!("{}:{port}", vips[1]),
+            format!("192.0.2.2:{node_port}"),
+            format!("{NODE}:{node_port}"),
+            format!("[2001:db8:f::1]:{port}"),
+        ];
+        for address in &addresses {
+            for from in [Place::Pod(&test.client), Place::Pod(&test.endpoint), Place::Node(node)] {
+                expect_hosts(from, way, address, &["web-1"]);
+            }
+        }
+        expect_hosts(Place::Outside(node.outside()), way, &addresses[3], &["web-1"]);
+        let said = Place::Pod(&test.client).ask(way, &addresses[1], "clientip").unwrap();
+        assert_eq!(said, CLIENT, "the client's own address, {way:?}");
+        let message = "42".repeat(4096);
+        let echo = Place::Pod(&test.client).ask(way, &addresses[1], &format!("echo?msg={message}"));
+        assert_eq!(echo.unwrap(), message, "{way:?}");
+    }
+}
+
+#[test]
+fn a_service_of_one_family_has_endpoints_of_that_family_and_may_change_it() {
+    let test = DualStack::start();
+    let with = |families: &str| {
+        let spec = format!("  ipFamilies: [{families}]\n{PORTS}")
+            .replace("  externalIPs: [\"2001:db8:f::1\"]\n", "");
+        test.cluster().apply("web.yaml", &service(&spec)).unwrap();
+    };
+    with("IPv4, IPv6");
+    let vips = test.virtual_ips();
+    for way in WAYS {
+        let port = if way == Way::Http { 80 } else { 90 };
+        let [v4, v6] = vips.each_ref().map(|ip| format!("{ip}:{port}"));
+        with("IPv6");
+        expect_refused(Place::Pod(&test.client), way, &v4);
+        expect_hosts(Place::Pod(&test.client), way, &v6, &["web-1"]);
+        with("IPv4");
+        expect_refused(Place::Pod(&test.client), way, &v6);
+        expect_hosts(Place::Pod(&test.client), way, &v4, &["web-1"]);
+        with("IPv4, IPv6");
+        expect_hosts(Place::Pod(&test.client), way, &v6, &["web-1"]);
+    }
+}
