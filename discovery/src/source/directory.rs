@@ -158,17 +158,28 @@ impl Watch {
     }
 
     /// Watches everything that can be relevant now. Watching something twice is one watch.
+    ///
+    /// A folder that comes into being between the look and the watch on its parent is told by nobody, so the look is
+    /// repeated until it finds nothing new.
     pub(crate) fn cover(&mut self, directory: &Directory) {
-        // While it does not exist, its nearest ancestor says when that changes.
-        let existing = directory.path.ancestors().find(|path| path.exists());
-        let folders = directory.folders().unwrap_or_default();
-        for path in existing.into_iter().chain(folders.iter().map(PathBuf::as_path)) {
-            match self.events.watches().add(path, MASK) {
-                Ok(watch) => {
-                    self.folders.insert(watch, path.to_owned());
-                }
-                Err(error) => tracing::debug!(path = %path.display(), %error, "cannot watch"),
+        let mut covered = HashSet::new();
+        loop {
+            // While it does not exist, its nearest ancestor says when that changes.
+            let existing = directory.path.ancestors().find(|path| path.exists()).map(Path::to_owned);
+            let found: HashSet<PathBuf> =
+                existing.into_iter().chain(directory.folders().unwrap_or_default()).collect();
+            if found.is_subset(&covered) {
+                return;
             }
+            for path in found.difference(&covered) {
+                match self.events.watches().add(path, MASK) {
+                    Ok(watch) => {
+                        self.folders.insert(watch, path.clone());
+                    }
+                    Err(error) => tracing::debug!(path = %path.display(), %error, "cannot watch"),
+                }
+            }
+            covered.extend(found);
         }
     }
 
@@ -306,5 +317,30 @@ mod tests {
         fs::rename(root.path().join("..tmp"), root.path().join("..data")).unwrap();
         let changes = directory.scan(&Look::Everywhere).unwrap();
         assert_eq!(changes.changed[0].1.as_ref().unwrap(), b"two");
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_comes_while_its_parent_is_not_watched_yet_is_watched_too() {
+        for round in 0..1000 {
+            let root = tempfile::tempdir().unwrap();
+            let directory = Directory::new(root.path().join("attachments"), true, &["json"]);
+            let folder = directory.path.join("pods");
+            let mut watch = Watch::new().unwrap();
+            watch.cover(&directory);
+            let making = folder.clone();
+            let making = std::thread::spawn(move || {
+                fs::create_dir(making.parent().unwrap()).unwrap();
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < Duration::from_micros(round % 200) {}
+                fs::create_dir(making).unwrap();
+            });
+            while !watch.folders.values().any(|watched| *watched == folder) {
+                let told = tokio::time::timeout(Duration::from_secs(5), watch.changed(&directory)).await;
+                if told.expect("the folder is never watched").unwrap() == Look::Everywhere {
+                    watch.cover(&directory);
+                }
+            }
+            making.join().unwrap();
+        }
     }
 }
