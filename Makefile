@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
 PACKAGES := bind9-dnsutils busybox-static containernetworking-plugins curl golang-go haproxy iproute2 iputils-ping \
-	knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light podman python3-dnspython runc unbound
+	knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light podman python3-dnspython runc strace unbound
 
 RELEASE := target/release
 

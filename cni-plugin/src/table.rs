@@ -139,8 +139,8 @@ fn forget_network(header: &Header) -> Result<()> {
     span(Span::Nft, || rules::write(header, &others))?;
     let path = network::path(header);
     fs::remove_file(&path).map_err(io("remove", &path))?;
-    // Best effort: these are empty directories, unless another pod has just come.
-    drop(fs::remove_dir(header.attachments().directory().join(&header.name)));
+    // Best effort. Under the lock nobody writes there; what is left are temporary files of killed writers.
+    drop(fs::remove_dir_all(header.attachments().directory().join(&header.name)));
     Ok(())
 }
 

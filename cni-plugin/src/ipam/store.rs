@@ -30,6 +30,9 @@ use crate::netlink::Netlink;
 /// Changes with every boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Under the lock there is one writer, so one name for files that are not whole yet is enough.
+const TEMPORARY: &str = ".new.tmp";
+
 /// One attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -103,6 +106,7 @@ impl Store {
             return Ok(());
         }
         let _lock = self.open()?;
+        self.remove_temporary();
         let Some(reservation) = self.read(owner)? else { return Ok(()) };
         let path = self.path(owner);
         fs::remove_file(&path).map_err(io("remove", &path))?;
@@ -125,6 +129,7 @@ impl Store {
     /// Counts the owners again, so that slots without an owner are free.
     pub(crate) fn recount(&self, sets: &[RangeSet]) -> Result<()> {
         let _lock = self.open()?;
+        self.remove_temporary();
         let (reservations, _) = self.reservations();
         for set in sets {
             self.recount_set(&self.slots(set)?, set)?;
@@ -328,11 +333,15 @@ impl Store {
         let path = self.path(&reservation.owner);
         let directory = self.directory.join("owners");
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
-        // Under the lock there is one writer, so one temporary name is enough.
-        let temporary = directory.join(".new.tmp");
+        let temporary = directory.join(TEMPORARY);
         let json = serde_json::to_vec(reservation).expect("a reservation has string keys only");
         fs::write(&temporary, json).map_err(io("write", &temporary))?;
         fs::rename(&temporary, &path).map_err(io("write", &path))
+    }
+
+    /// A writer that was killed may have left it; most often there is none.
+    fn remove_temporary(&self) {
+        drop(fs::remove_file(self.directory.join("owners").join(TEMPORARY)));
     }
 
     fn path(&self, owner: &Owner) -> PathBuf {

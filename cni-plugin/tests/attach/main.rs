@@ -5,5 +5,6 @@
 mod contract;
 mod families;
 mod fixture;
+mod killed;
 mod ports;
 mod recovery;

@@ -1,0 +1,97 @@
+//! `kill -9` at every system call of ADD and of DEL: strace injects the signal, so that the binary is the shipped one.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use testbed::Plugin;
+
+use crate::fixture::{Fixture, NOTHING, config, merge};
+
+fn dual() -> Value {
+    let ranges = json!([[{ "subnet": "10.22.0.0/28" }], [{ "subnet": "fd00:22::/64" }]]);
+    let ports = json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }]);
+    merge(
+        config("1.1.0"),
+        json!({
+            "ipam": { "ranges": ranges, "cooldown": 0 }, "runtimeConfig": { "portMappings": ports },
+        }),
+    )
+}
+
+/// The plugin under strace with these options.
+fn traced(fixture: &Fixture, options: &str) -> Plugin {
+    let script = Path::new("/run/traced");
+    let plugin = fixture.plugin.binary.display();
+    let text = format!("#!/bin/sh\nexec /usr/bin/strace -qq {options} {plugin}\n");
+    let write = || {
+        std::fs::write(script, text)?;
+        std::fs::set_permissions(script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+    };
+    fixture.node().run(write).unwrap();
+    Plugin { binary: script.into(), node: fixture.node().clone() }
+}
+
+fn call(plugin: &Plugin, command: &str) -> Result<Value, Value> {
+    plugin.command(command, "a", Path::new("/run/netns/a"), &dual()).unwrap()
+}
+
+/// The system calls of a command once it runs: each by its name, and how many of that name came before it.
+fn system_calls(fixture: &Fixture, command: &str) -> Vec<(String, usize)> {
+    call(&traced(fixture, "-o /run/trace"), command).unwrap();
+    let trace = fixture.node().shell("cat /run/trace").unwrap();
+    let mut names: Vec<String> = Vec::new();
+    let mut calls = Vec::new();
+    for name in trace.lines().filter_map(|line| Some(line.split_once('(')?.0.to_owned())) {
+        calls.push((name.clone(), names.iter().filter(|other| **other == name).count() + 1));
+        names.push(name);
+    }
+    // What comes before it reads its input is the loader's.
+    let start = trace.lines().position(|line| line.starts_with("read(0")).unwrap();
+    assert!(calls.len() > start + 40, "{trace}");
+    calls.split_off(start)
+}
+
+/// Everything that is left of a pod, in every place.
+fn rest(fixture: &Fixture) -> String {
+    let more = "ip -6 route | grep fd00:22 || true; ip neigh | grep ptl || true; find /run/portolan -path '*/ports/*'";
+    fixture.traces() + &fixture.node().shell(more).unwrap()
+}
+
+fn collect(fixture: &Fixture) {
+    fixture.quiet("GC", "x", &merge(dual(), json!({ "cni.dev/valid-attachments": [] })));
+}
+
+/// P42. Every other time it is GC that cleans up, not DEL.
+fn kill_at_each_system_call(command: &str) {
+    let fixture = Fixture::new();
+    fixture.netns("a");
+    if command == "DEL" {
+        call(&fixture.plugin, "ADD").unwrap();
+    }
+    let calls = system_calls(&fixture, command);
+    fixture.quiet("DEL", "a", &dual());
+    for (number, (name, nth)) in calls.iter().enumerate() {
+        if command == "DEL" {
+            call(&fixture.plugin, "ADD").unwrap();
+        }
+        let options = format!("-o /dev/null -e trace=all -e inject={name}:signal=KILL:when={nth}");
+        // Waiting for a lock takes more or fewer calls: it may come to its end.
+        drop(call(&traced(&fixture, &options), command));
+        if number % 2 == 0 {
+            fixture.quiet("DEL", "a", &dual())
+        } else {
+            collect(&fixture)
+        }
+        assert_eq!(rest(&fixture), NOTHING, "{command} killed at {name} number {nth}");
+    }
+}
+
+#[test]
+fn an_add_killed_anywhere_leaves_nothing_that_del_or_gc_does_not_remove() {
+    kill_at_each_system_call("ADD");
+}
+
+#[test]
+fn a_del_killed_anywhere_is_completed_by_the_next_one_or_by_gc() {
+    kill_at_each_system_call("DEL");
+}
