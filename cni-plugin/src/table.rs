@@ -128,7 +128,11 @@ pub(crate) fn check(addresses: &[IpAddr]) -> Result<()> {
 
 /// The network's last pod has gone: what it asked for goes too.
 fn forget_network(header: &Header) -> Result<()> {
-    let Some(network) = Network::read(header)? else { return Ok(()) };
+    let Some(network) = Network::read(header)? else {
+        // A killed ADD may have been about to write it: nothing is asked for before that is done.
+        let path = network::path(header);
+        return network::remove_whole(&path).map_err(io("remove", &path));
+    };
     let mut netlink = Netlink::open().map_err(kernel("open a netlink socket"))?;
     for pool in &network.pools {
         let removed = netlink.delete_route(&unreachable(*pool));
@@ -138,7 +142,7 @@ fn forget_network(header: &Header) -> Result<()> {
         network::all(header)?.into_iter().filter(|other| other.name != network.name).collect();
     span(Span::Nft, || rules::write(header, &others))?;
     let path = network::path(header);
-    fs::remove_file(&path).map_err(io("remove", &path))?;
+    network::remove_whole(&path).map_err(io("remove", &path))?;
     // Best effort. Under the lock nobody writes there; what is left are temporary files of killed writers.
     drop(fs::remove_dir_all(header.attachments().directory().join(&header.name)));
     Ok(())

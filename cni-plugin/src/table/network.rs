@@ -10,6 +10,9 @@ use crate::error::{Code, Error, Result, io};
 use crate::ipam::RangeSet;
 use crate::netconf::{Header, NetConf};
 
+/// Extension of files that are not whole yet.
+const TEMPORARY: &str = "tmp";
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Network {
@@ -38,8 +41,26 @@ impl Network {
         let directory = header.state_dir.join("networks");
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let json = serde_json::to_vec(self).map_err(|e| Error::new(Code::Io, e.to_string()))?;
-        fs::write(&path, json).map_err(io("write", &path))
+        write_whole(&path, &json).map_err(io("write", &path))
     }
+}
+
+/// Replaces a file in one step, so that a killed writer leaves the old one and at most a temporary one beside it.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension(TEMPORARY);
+    fs::write(&temporary, bytes)?;
+    fs::rename(&temporary, path)
+}
+
+/// Removes a file and what a killed writer left beside it. One that is gone is fine.
+pub(super) fn remove_whole(path: &Path) -> std::io::Result<()> {
+    for path in [path.with_extension(TEMPORARY), path.to_owned()] {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Every network that has a pod on this node.
@@ -47,6 +68,9 @@ pub(super) fn all(header: &Header) -> Result<Vec<Network>> {
     let directory = header.state_dir.join("networks");
     let mut found = Vec::new();
     for path in fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if path.extension().is_none_or(|extension| extension == TEMPORARY) {
+            continue;
+        }
         found.extend(read_file(&path)?);
     }
     Ok(found)

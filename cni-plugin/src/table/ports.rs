@@ -12,6 +12,7 @@ use nftables::{Batch, Data, Element, Rule, Set, Type, conntrack};
 use serde::{Deserialize, Serialize};
 
 use super::TABLE;
+use super::network::{remove_whole, write_whole};
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::netconf::Header;
 
@@ -61,7 +62,7 @@ pub(super) fn reserve(header: &Header, pod: &Attachment) -> Result<()> {
         let directory = header.state_dir.join("ports");
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let json = serde_json::to_vec(&holders).expect("holders have string keys only");
-        fs::write(&path, json).map_err(io("write", &path))?;
+        write_whole(&path, &json).map_err(io("write", &path))?;
     }
     Ok(())
 }
@@ -77,12 +78,9 @@ pub(super) fn release(header: &Header, key: &Key, mappings: &[PortMapping]) -> V
                 != (&key.network, &key.container_id, &key.ifname)
         });
         let written = if holders.is_empty() {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-                _ => Ok(()),
-            }
+            remove_whole(&path)
         } else {
-            fs::write(&path, serde_json::to_vec(&holders).expect("holders have string keys only"))
+            write_whole(&path, &serde_json::to_vec(&holders).expect("holders have string keys only"))
         };
         errors.extend(written.err().map(io("write", &path)));
     }

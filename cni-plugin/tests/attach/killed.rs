@@ -1,4 +1,4 @@
-//! `kill -9` at every system call of ADD and of DEL: strace injects the signal, so that the binary is the shipped one.
+//! `kill -9` before every system call of ADD and of DEL that may change something, which is as good as at every one: strace injects the signal, so that the binary is the shipped one.
 
 use std::path::Path;
 
@@ -6,6 +6,21 @@ use serde_json::{Value, json};
 use testbed::Plugin;
 
 use crate::fixture::{Fixture, NOTHING, config, merge};
+
+/// The signal arrives before the call is made. Between two of these nothing changes that outlives the process.
+const CHANGES: [&str; 11] = [
+    "openat",
+    "write",
+    "pwrite64",
+    "ftruncate",
+    "mkdir",
+    "rename",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "sendto",
+    "exit_group",
+];
 
 fn dual() -> Value {
     let ranges = json!([[{ "subnet": "10.22.0.0/28" }], [{ "subnet": "fd00:22::/64" }]]);
@@ -48,7 +63,7 @@ fn system_calls(fixture: &Fixture, command: &str) -> Vec<(String, usize)> {
     // What comes before it reads its input is the loader's.
     let start = trace.lines().position(|line| line.starts_with("read(0")).unwrap();
     assert!(calls.len() > start + 40, "{trace}");
-    calls.split_off(start)
+    calls.split_off(start).into_iter().filter(|(name, _)| CHANGES.contains(&&**name)).collect()
 }
 
 /// Everything that is left of a pod, in every place.
