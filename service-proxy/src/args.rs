@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub udp_idle_timeout: u64,
 
-    /// UDP flows one virtual IP and port may have at a time; newer ones are refused and counted.
+    /// UDP flows one virtual IP and port may have at a time; the client with the most gives one up for a newer one.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub udp_max_flows: usize,
 

@@ -5,3 +5,4 @@ pub(crate) mod divert;
 pub(crate) mod local_route;
 pub(crate) mod node_address;
 pub(crate) mod socket;
+pub(crate) mod unreachable;

@@ -25,6 +25,7 @@ pub(crate) struct Metrics {
     pub(crate) udp_to_upstream: IntCounter,
     pub(crate) udp_to_client: IntCounter,
     pub(crate) udp_dropped: IntCounter,
+    pub(crate) udp_evicted: IntCounter,
     pub(crate) frontends: IntGauge,
     pub(crate) frontend_failures: IntGauge,
     pub(crate) snapshot_generation: IntGauge,
@@ -80,6 +81,10 @@ impl Metrics {
             udp_dropped: counter(
                 "udp_dropped_datagrams_total",
                 "Datagrams of clients that could not be carried.",
+            ),
+            udp_evicted: counter(
+                "udp_evicted_flows_total",
+                "UDP flows that had to make room for newer ones.",
             ),
             frontends: gauge("frontends", "Virtual IPs and ports being served."),
             frontend_failures: gauge("frontend_failures", "Virtual IPs and ports that cannot be opened now."),

@@ -1,0 +1,197 @@
+//! The flows of a frontend, and who has to make room when there are too many.
+//!
+//! The client address with the most flows gives one up, the one that has been silent longest as far as a short look
+//! tells. So a client that opens flows without end takes away its own, not those of the others.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::task::AbortHandle;
+
+use super::flow::Flow;
+
+/// Flows of a client that are looked at for a silent one.
+const LOOKS: usize = 16;
+
+/// Every flow by its client.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    flows: HashMap<SocketAddr, Entry>,
+    /// The flows of each client address, in the order in which they are asked to go.
+    queues: BTreeMap<(IpAddr, u64), SocketAddr>,
+    shares: HashMap<IpAddr, Share>,
+    /// Client addresses by the number of their flows; of equals, the one longest without a new flow comes last.
+    ranks: BTreeSet<(usize, Reverse<u64>, IpAddr)>,
+    /// Counts everything that is put into a queue.
+    turn: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    flow: Arc<Flow>,
+    reader: AbortHandle,
+    /// Its place in the queue, and when it last spoke before it was put there.
+    place: u64,
+    spoke: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    flows: usize,
+    changed: u64,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub(super) fn get(&self, client: SocketAddr) -> Option<Arc<Flow>> {
+        self.flows.get(&client).map(|entry| Arc::clone(&entry.flow))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Flow>> {
+        self.flows.values().map(|entry| &entry.flow)
+    }
+
+    /// Takes in a flow; the client has none.
+    pub(super) fn insert(&mut self, flow: Arc<Flow>, reader: AbortHandle) {
+        let client = flow.client;
+        let spoke = flow.last.load(Ordering::Relaxed);
+        let place = self.enqueue(client);
+        self.share(client.ip(), |flows| flows + 1);
+        self.flows.insert(client, Entry { flow, reader, place, spoke });
+    }
+
+    /// Ends a flow. False if it is not in the table any more.
+    pub(super) fn remove(&mut self, flow: &Arc<Flow>) -> bool {
+        if self.flows.get(&flow.client).is_none_or(|entry| !Arc::ptr_eq(&entry.flow, flow)) {
+            return false;
+        }
+        let Some(entry) = self.flows.remove(&flow.client) else { return false };
+        entry.reader.abort();
+        self.queues.remove(&(flow.client.ip(), entry.place));
+        self.share(flow.client.ip(), |flows| flows - 1);
+        true
+    }
+
+    /// The flow that should make room.
+    pub(super) fn victim(&mut self) -> Option<Arc<Flow>> {
+        let (.., client) = *self.ranks.last()?;
+        for _ in 0..LOOKS {
+            let (_, first) = self.queues.range((client, 0)..).next()?;
+            let entry = self.flows.get(first)?;
+            let spoke = entry.flow.last.load(Ordering::Relaxed);
+            if spoke == entry.spoke {
+                return Some(Arc::clone(&entry.flow));
+            }
+            // It has spoken since it was put there: to the end of the queue.
+            let (address, place) = (*first, entry.place);
+            self.queues.remove(&(client, place));
+            let place = self.enqueue(address);
+            if let Some(entry) = self.flows.get_mut(&address) {
+                (entry.place, entry.spoke) = (place, spoke);
+            }
+        }
+        let (_, first) = self.queues.range((client, 0)..).next()?;
+        self.get(*first)
+    }
+
+    fn enqueue(&mut self, client: SocketAddr) -> u64 {
+        self.turn += 1;
+        self.queues.insert((client.ip(), self.turn), client);
+        self.turn
+    }
+
+    fn share(&mut self, client: IpAddr, change: impl FnOnce(usize) -> usize) {
+        let before = self.shares.remove(&client).unwrap_or_default();
+        self.ranks.remove(&(before.flows, Reverse(before.changed), client));
+        let share = Share { flows: change(before.flows), changed: self.turn };
+        if share.flows > 0 {
+            self.ranks.insert((share.flows, Reverse(share.changed), client));
+            self.shares.insert(client, share);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    struct Frontend {
+        table: Table,
+        runtime: tokio::runtime::Runtime,
+    }
+
+    impl Frontend {
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            Self { table: Table::default(), runtime }
+        }
+
+        fn open(&mut self, client: &str) -> Arc<Flow> {
+            let _inside = self.runtime.enter();
+            let upstream = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            upstream.set_nonblocking(true).unwrap();
+            let flow = Arc::new(Flow {
+                client: client.parse().unwrap(),
+                endpoint: "127.0.0.1:9".parse().unwrap(),
+                upstream: tokio::net::UdpSocket::from_std(upstream).unwrap(),
+                last: AtomicU64::new(0),
+            });
+            let reader =
+                tokio::task::JoinSet::new().spawn_on(std::future::pending::<()>(), self.runtime.handle());
+            self.table.insert(Arc::clone(&flow), reader);
+            flow
+        }
+
+        fn evict(&mut self) -> String {
+            let victim = self.table.victim().unwrap();
+            assert!(self.table.remove(&victim));
+            victim.client.to_string()
+        }
+    }
+
+    #[test]
+    fn a_client_that_opens_many_flows_loses_its_own() {
+        let mut frontend = Frontend::new();
+        let modest = frontend.open("10.0.0.9:1");
+        for port in 1..=5 {
+            frontend.open(&format!("10.0.0.2:{port}"));
+        }
+        for port in 1..=4 {
+            assert_eq!(frontend.evict(), format!("10.0.0.2:{port}"));
+        }
+        // Equals: the one that came first.
+        assert_eq!(frontend.evict(), "10.0.0.9:1");
+        assert_eq!(frontend.evict(), "10.0.0.2:5");
+        assert!(frontend.table.victim().is_none() && frontend.table.len() == 0);
+        assert!(!frontend.table.remove(&modest), "gone already");
+        assert!(frontend.table.ranks.is_empty() && frontend.table.queues.is_empty());
+    }
+
+    #[test]
+    fn the_silent_flow_goes_before_the_one_that_speaks() {
+        let mut frontend = Frontend::new();
+        let speaking = frontend.open("10.0.0.2:1");
+        frontend.open("10.0.0.2:2");
+        speaking.last.store(7, Ordering::Relaxed);
+        assert_eq!(frontend.evict(), "10.0.0.2:2");
+        assert_eq!(frontend.evict(), "10.0.0.2:1", "when all speak, somebody has to");
+    }
+
+    #[test]
+    fn an_old_handle_does_not_end_the_clients_new_flow() {
+        let mut frontend = Frontend::new();
+        let old = frontend.open("10.0.0.2:1");
+        frontend.table.remove(&old);
+        frontend.open("10.0.0.2:1");
+        assert!(!frontend.table.remove(&old));
+        assert_eq!(frontend.table.len(), 1);
+    }
+}
