@@ -7,6 +7,7 @@ use clap::Parser;
 use ipnetwork::IpNetwork;
 
 use crate::kernel::node_address::NodePortAddress;
+use crate::node_routes::NodeRoutes;
 use crate::run::Config;
 use crate::surroundings::Place;
 
@@ -39,6 +40,16 @@ pub struct Args {
     /// Ranges of the pods of this node, where no CNI plugin of ours records them.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
     pub pod_cidr: Vec<IpNetwork>,
+
+    /// How the pods of other nodes are reached, by spec.podCIDRs of their Node: directly where the node is on the same link
+    /// and by VXLAN (UDP port 8472) where it is not; only directly; or not at all, where somebody else sees to it.
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub node_routes: NodeRoutes,
+
+    /// Take away all that a proxy has left on this node, routes to other nodes' pods too, and exit. For a node that is
+    /// given up: not while a proxy runs.
+    #[arg(long)]
+    pub cleanup: bool,
 
     /// What endpoints see as the source of a connection: the client's own address where that is possible, or the node's.
     #[arg(long, value_name = "WHOSE", default_value = "client")]
@@ -105,6 +116,7 @@ impl From<Args> for Config {
                 pod_cidrs: args.pod_cidr,
                 node_port_addresses: args.node_port_addresses,
             },
+            node_routes: args.node_routes,
             borrow_addresses: args.source_address == SourceAddress::Client,
             workers: if args.workers == 0 { cores } else { args.workers },
             poll: Duration::from_micros(args.poll),

@@ -14,6 +14,7 @@ mod frontend;
 mod kernel;
 mod locality;
 mod metrics;
+mod node_routes;
 mod pages;
 mod plan;
 mod proxier;
@@ -26,5 +27,6 @@ mod worker;
 
 pub use args::{Args, SourceAddress};
 pub use kernel::node_address::NodePortAddress;
-pub use run::{Config, run};
+pub use node_routes::NodeRoutes;
+pub use run::{Config, clean_up, run};
 pub use surroundings::Place;

@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     pub(crate) udp_evicted: IntCounter,
     pub(crate) frontends: IntGauge,
     pub(crate) frontend_failures: IntGauge,
+    pub(crate) node_routes: IntGauge,
+    pub(crate) node_route_problems: IntGauge,
     pub(crate) snapshot_generation: IntGauge,
     pub(crate) discovery_problems: IntGauge,
 }
@@ -88,6 +90,11 @@ impl Metrics {
             ),
             frontends: gauge("frontends", "Virtual IPs and ports being served."),
             frontend_failures: gauge("frontend_failures", "Virtual IPs and ports that cannot be opened now."),
+            node_routes: gauge("node_routes", "Ranges of other nodes' pods that there should be a route to."),
+            node_route_problems: gauge(
+                "node_route_problems",
+                "Ranges of other nodes' pods that cannot be reached.",
+            ),
             snapshot_generation: gauge("snapshot_generation", "Generation of the state in force."),
             discovery_problems: gauge("discovery_problems", "Errors and warnings about the input right now."),
             registry,

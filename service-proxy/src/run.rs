@@ -13,9 +13,11 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::kernel::catcher::Catcher;
 use crate::kernel::divert::Divert;
 use crate::kernel::local_route::LocalRoutes;
 use crate::metrics::Metrics;
+use crate::node_routes::{self, NodeRoutes};
 use crate::pages::health_check::HealthChecks;
 use crate::pages::{self, Status};
 use crate::proxier::Proxier;
@@ -39,6 +41,8 @@ pub struct Config {
     pub discovery: discovery::Config,
     /// The node.
     pub place: Place,
+    /// How the pods of other nodes are reached.
+    pub node_routes: NodeRoutes,
     /// Whether endpoints see the client's address.
     pub borrow_addresses: bool,
     /// Event loops that carry traffic, at least one.
@@ -80,6 +84,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         borrow_addresses: divert.is_some(),
         tasks: TaskTracker::new(),
     });
+    let place = config.place.clone();
     let workers = (0..config.workers)
         .map(|number| Worker::start(number, config.poll))
         .collect::<Result<_, _>>()
@@ -93,6 +98,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let addresses = (config.metrics_address, config.healthz_address);
     pages::serve(&mut tasks, addresses, &metrics, discovery.snapshots.clone(), status.clone()).await?;
 
+    let snapshots = discovery.snapshots.clone();
+    let nodes =
+        node_routes::Keeper::start(config.node_routes, place, service_cidrs.clone(), snapshots, metrics);
+    let nodes = nodes.context("keep routes to other nodes")?;
+
     let mut succession = Succession::new();
     let mut successor = signal(SignalKind::user_defined2()).context("wait for SIGUSR2")?;
     let mut routes = LocalRoutes::ensure(&service_cidrs).await?;
@@ -103,6 +113,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         _ = successor.recv() => true,
     };
 
+    // The routes themselves stay.
+    drop(nodes);
     if replaced {
         info!("another proxy has taken over: open connections may finish");
         // Its pages have to be found, not ours.
@@ -127,6 +139,19 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     drop(proxier);
     info!("stopped");
     Ok(())
+}
+
+/// Takes away all that a proxy has left on the node, however it ended.
+///
+/// # Errors
+/// What the kernel says to the routes to other nodes; the rest is best effort.
+pub async fn clean_up(config: Config) -> anyhow::Result<()> {
+    LocalRoutes::ensure(&config.discovery.service_cidrs).await?.remove().await;
+    if let Ok(divert) = Divert::ensure().await {
+        divert.remove().await;
+    }
+    Catcher::new(Vec::new()).remove().context("delete the nft table")?;
+    node_routes::clean_up().await.context("delete the routes to other nodes")
 }
 
 /// A connection has two sockets; some files are left for flows, pages and watches.

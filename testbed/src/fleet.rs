@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::{Cluster, Router};
 
 /// Several nodes with everything running, which read one manifest directory. In it is a Node document for each, with its
-/// addresses and the range of its pods: 10.22.1.0/24 for `node-1`, and so on.
+/// addresses and the range of its pods, 10.22.1.0/24 for `node-1` and so on, so that the proxies keep routes to each other.
 #[derive(Debug)]
 pub struct Fleet {
     /// The nodes: `node-1`, `node-2`, …, each with a proxy and a DNS server that know its name.
@@ -48,22 +48,6 @@ impl Fleet {
         };
         let members = nodes.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Self { members, directory })
-    }
-
-    /// Tells every node by hand where the others' pods are, as far as they are on one link.
-    ///
-    /// # Errors
-    /// What `ip` says.
-    pub fn route_pods(&self) -> Result<()> {
-        for member in &self.members {
-            for (index, other) in self.members.iter().enumerate() {
-                if other.node.address() != member.node.address() {
-                    let (range, via) = (pod_cidr(index), other.node.address());
-                    member.node.shell(&format!("ip route replace {range} via {via} dev uplink0"))?;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The manifest directory, which all of them read; [`Cluster::apply`] of any of them writes to it.

@@ -1,11 +1,13 @@
-//! Clusters of several nodes: pods and Services across them.
+//! Clusters of several nodes, on one link and on two subnets: pods and Services across them.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use testbed::{Fleet, NameServer, Pod, wait_for};
+use testbed::{Cluster, Fleet, NameServer, Node, Pod, Program, wait_for};
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
 
 /// A replica of `web` on one of the nodes, which answers with its name.
 fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, NameServer) {
@@ -20,22 +22,180 @@ fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, NameServer) {
     (pod, server)
 }
 
-const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
+/// Our routes to other nodes, of both families, a line each.
+fn routes(node: &Node) -> String {
+    node.shell("ip -4 route show proto 113; ip -6 route show proto 113").unwrap()
+}
 
-#[test]
-fn a_service_reaches_its_pods_on_every_node_from_every_node() {
-    let fleet = Fleet::start(&[0, 0]).unwrap();
-    let _replicas = [replica(&fleet, 0, "web-1"), replica(&fleet, 1, "web-2")];
-    fleet.route_pods().unwrap();
+fn expect_routes(node: &Node, expected: &[&str]) {
+    wait_for("the routes to other nodes", || {
+        let found = routes(node);
+        let lines: Vec<&str> = found.lines().map(str::trim).collect();
+        let all = expected.iter().all(|start| lines.iter().any(|line| line.starts_with(start)));
+        ensure!(all && lines.len() == expected.len(), "{expected:?}: {found}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// From every node to every replica: directly, with the client's own address, and through the Service.
+fn everybody_reaches_everybody(fleet: &Fleet) {
+    let count = fleet.members.len();
+    let names: BTreeSet<String> = (0..count).map(|index| format!("web-{index}")).collect();
+    let replicas: Vec<_> = (0..count).map(|index| replica(fleet, index, &format!("web-{index}"))).collect();
     fleet.members[0].apply("web.yaml", SERVICE).unwrap();
     for (index, member) in fleet.members.iter().enumerate() {
         let client = member.add_pod(&format!("client-{index}")).unwrap();
+        for (pod, _) in &replicas {
+            let ask = || client.ask(&format!("{}:8080", pod.ip));
+            assert_eq!(wait_for("a pod of another node", ask).unwrap(), pod.name);
+        }
         let address = format!("{}:80", member.virtual_ip("web").unwrap());
-        wait_for("both replicas", || {
-            let seen = (0..20).map(|_| client.ask(&address)).collect::<Result<BTreeSet<_>>>()?;
-            ensure!(seen == ["web-1", "web-2"].map(str::to_owned).into(), "{seen:?}");
+        wait_for("all replicas", || {
+            let seen = (0..30).map(|_| client.ask(&address)).collect::<Result<BTreeSet<_>>>()?;
+            ensure!(seen == names, "{seen:?}");
             Ok(())
         })
         .unwrap();
     }
+    for (index, member) in fleet.members.iter().enumerate() {
+        keeps_source(member, &replicas[(index + 1) % count].0, &fleet.members[(index + 1) % count].node);
+    }
+}
+
+/// The pod sees the address of a client on another node, by its own address and by a Service with this one endpoint.
+fn keeps_source(member: &Cluster, server: &Pod, servers_node: &Node) {
+    let name = format!("source-of-{}", server.name);
+    let client = member.add_pod(&name).unwrap();
+    let service = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80, targetPort: 9090}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: 9090}}]\nendpoints: [{{addresses: [{}]}}]\n",
+        server.ip
+    );
+    member.apply(&format!("{name}.yaml"), &service).unwrap();
+    let vip = member.virtual_ip(&name).unwrap();
+    let listener =
+        server.netns.run(|| std::net::TcpListener::bind((server.ip.as_str(), 9090))).unwrap().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    for target in [format!("{}:9090", server.ip), format!("{vip}:80")] {
+        wait_for(&format!("a connection to {target}"), || {
+            let _stream = client.netns.run(|| std::net::TcpStream::connect(&target))??;
+            let (_, seen) = wait_for("its arrival", || Ok(listener.accept()?))?;
+            ensure!(seen.ip().to_string() == client.ip, "{seen} instead of {} at {target}", client.ip);
+            Ok(())
+        })
+        .map_err(|error| error.context(servers_node.shell("ip route").unwrap()))
+        .unwrap();
+    }
+}
+
+#[test]
+fn on_one_link_nodes_route_to_each_other_and_pods_keep_their_addresses() {
+    let mut fleet = Fleet::start(&[0, 0, 0]).unwrap();
+    let to = |member: usize| {
+        format!("10.22.{member}.0/24 via {} dev uplink0", fleet.members[member - 1].node.address())
+    };
+    expect_routes(&fleet.members[0].node, &[&to(2), &to(3)]);
+    expect_routes(&fleet.members[2].node, &[&to(1), &to(2)]);
+    everybody_reaches_everybody(&fleet);
+    let gone = [&to(2), &to(3)].map(String::clone);
+
+    // A node goes: so does the way to it, and nothing else.
+    fleet.members[0].delete("node-3.yaml").unwrap();
+    fleet.members.pop();
+    expect_routes(&fleet.members[0].node, &[&gone[0]]);
+    let left = fleet.members[0].node.shell("ip link show portolan-vxlan 2>&1 || true").unwrap();
+    assert!(left.contains("does not exist"), "no tunnel without need: {left}");
+}
+
+#[test]
+fn across_subnets_nodes_reach_each_other_through_a_tunnel() {
+    let fleet = Fleet::start(&[0, 0, 1]).unwrap();
+    let nodes = [0, 1, 2].map(|index| &fleet.members[index].node);
+    let tunnel =
+        |member: usize| format!("10.22.{member}.0/24 via 10.22.{member}.0 dev portolan-vxlan onlink");
+    let direct = format!("10.22.2.0/24 via {}", nodes[1].address());
+    expect_routes(nodes[0], &[&direct, &tunnel(3)]);
+    expect_routes(nodes[2], &[&tunnel(1), &tunnel(2)]);
+    let link = nodes[0].shell("ip -d link show portolan-vxlan").unwrap();
+    for word in ["mtu 1450", "vxlan id 1 ", "dstport 8472", "nolearning"] {
+        assert!(link.contains(word), "{word}: {link}");
+    }
+    let forwarding = nodes[2].shell("bridge fdb show dev portolan-vxlan").unwrap();
+    assert_eq!(forwarding.lines().count(), 2, "one entry a node: {forwarding}");
+    everybody_reaches_everybody(&fleet);
+
+    // The node itself reaches pods behind the tunnel, and they answer through it.
+    let (server, _server) = replica(&fleet, 2, "from-node");
+    let seen = nodes[0].shell(&format!("curl -sS -m 5 --http0.9 http://{}:8080", server.ip)).unwrap();
+    assert_eq!(seen, "from-node");
+
+    // A packet too large for the tunnel is refused towards the pod, so that TCP adapts: nothing is lost.
+    let client = fleet.members[0].add_pod("large").unwrap();
+    let large = |size: u32| client.shell(nodes[0], &format!("ping -c1 -W2 -M do -s {size} {}", server.ip));
+    large(1450 - 28).unwrap();
+    large(1451 - 28).unwrap_err();
+}
+
+#[test]
+fn routes_come_back_when_somebody_deletes_them_and_others_are_left_alone() {
+    let fleet = Fleet::start(&[0, 0, 1]).unwrap();
+    let node = &fleet.members[0].node;
+    let direct = format!("10.22.2.0/24 via {}", fleet.members[1].node.address());
+    let expected = [&*direct, "10.22.3.0/24 via 10.22.3.0 dev portolan-vxlan"];
+    expect_routes(node, &expected);
+    for sabotage in [
+        "ip route del 10.22.2.0/24",
+        "ip route flush proto 113",
+        "ip link del portolan-vxlan",
+        "ip link set portolan-vxlan down",
+        "ip route replace 10.22.2.0/24 via 192.0.2.1 proto 113",
+    ] {
+        node.shell(sabotage).unwrap();
+        expect_routes(node, &expected);
+    }
+    node.shell("bridge fdb del $(bridge fdb show dev portolan-vxlan | cut -d' ' -f1) dev portolan-vxlan dst 203.0.113.4").unwrap();
+    node.shell("ip neighbour flush dev portolan-vxlan nud permanent").unwrap();
+    wait_for("the way into the tunnel", || node.shell("ping -c1 -W1 10.22.3.0")).unwrap();
+
+    // A route of somebody else's is in the way of a new node's: it stays, and the metric says so.
+    node.shell("ip route add 10.22.9.0/24 via 192.0.2.1").unwrap();
+    let manifest = "apiVersion: v1\nkind: Node\nmetadata: {name: node-9}\nspec: {podCIDRs: [10.22.9.0/24]}\nstatus: {addresses: [{type: InternalIP, address: 192.0.2.99}]}\n";
+    fleet.members[0].apply("node-9.yaml", manifest).unwrap();
+    wait_for("the problem", || {
+        let problems = fleet.members[0].proxy_metric("portolan_proxy_node_route_problems")?;
+        ensure!(problems > 0.5, "{problems}");
+        Ok(())
+    })
+    .unwrap();
+    expect_routes(node, &expected);
+    assert!(node.shell("ip route show 10.22.9.0/24").unwrap().contains("via 192.0.2.1"));
+}
+
+#[test]
+fn routes_outlive_the_proxy_which_takes_them_over_again_and_cleanup_leaves_nothing() {
+    let mut fleet = Fleet::start(&[0, 0, 1]).unwrap();
+    let direct = format!("10.22.2.0/24 via {}", fleet.members[1].node.address());
+    let tunnel = "10.22.3.0/24 via 10.22.3.0 dev portolan-vxlan";
+    expect_routes(&fleet.members[0].node, &[&direct, tunnel]);
+    let (server, _server) = replica(&fleet, 1, "web");
+    let client = fleet.members[0].add_pod("client").unwrap();
+
+    // Pods talk to pods without a proxy.
+    fleet.members[0].proxy.terminate().unwrap();
+    assert_eq!(client.ask(&format!("{}:8080", server.ip)).unwrap(), "web");
+
+    // What has changed meanwhile is noticed at the next start.
+    fleet.members[0].delete("node-3.yaml").unwrap();
+    fleet.members[0].restart_proxy().unwrap();
+    expect_routes(&fleet.members[0].node, &[&direct]);
+    fleet.members[0].proxy.kill();
+
+    let member = &fleet.members[0];
+    let binary = testbed::Binaries::find().unwrap().path("portolan-proxy");
+    let log = member.directory().join("cleanup.log");
+    let mut cleanup = Program::start(&member.node, &binary, &["--cleanup"], &log).unwrap();
+    assert!(cleanup.wait().unwrap().success(), "{}", std::fs::read_to_string(&log).unwrap());
+    assert_eq!(routes(&member.node), "");
+    let left = "ip route show table local | grep 10.96 || true; ip rule | grep 7061 || true; nft list tables | grep proxy || true; ip link show portolan-vxlan 2>/dev/null || true";
+    assert_eq!(member.node.shell(left).unwrap(), "");
 }

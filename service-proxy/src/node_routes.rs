@@ -1,0 +1,174 @@
+//! The way to the pods of other nodes: one route for each range in `spec.podCIDRs` of a Node.
+//!
+//! ```text
+//! a node on the same link:  10.22.2.0/24 via 192.0.2.3                       proto 113
+//! any other:                10.22.3.0/24 via 10.22.3.0 dev portolan-vxlan onlink  proto 113
+//!                           neighbour 10.22.3.0 -> MAC of the node, forwarded to 203.0.113.2:8472
+//! ```
+//! What is in the kernel is compared with what should be there after every change of the Nodes, and again and again: a
+//! route that somebody deletes, or that went with an interface, is back within a second. Routes of others stay as they
+//! are, and where one is in the way ours is reported and not made.
+//!
+//! Unlike all else the proxy makes, these routes stay when it stops: pods talk to pods without it. The next one takes
+//! them over; `portolan-proxy --cleanup` takes them away.
+
+mod plan;
+mod table;
+mod tunnel;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use discovery::{Snapshot, Snapshots};
+use ipnetwork::IpNetwork;
+use rtnetlink::Handle;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::kernel::node_address;
+use crate::metrics::Metrics;
+use crate::surroundings::Place;
+use plan::{Own, Plan};
+use table::Table;
+
+/// How often the kernel is looked at, as long as that takes no more than a hundredth of the time.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How nodes are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NodeRoutes {
+    /// Directly where they are on the same link, by VXLAN where they are not.
+    Auto,
+    /// Directly; those on another link are reported and not reached.
+    Direct,
+    /// Not at all: somebody else does it.
+    Off,
+}
+
+/// Keeps the routes until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    _tasks: JoinSet<()>,
+}
+
+impl Keeper {
+    /// Follows the Nodes.
+    ///
+    /// # Errors
+    /// When a netlink socket cannot be opened.
+    pub(crate) fn start(
+        mode: NodeRoutes,
+        place: Place,
+        service_cidrs: Vec<IpNetwork>,
+        snapshots: Snapshots,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let mut tasks = JoinSet::new();
+        if mode != NodeRoutes::Off {
+            let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+            tasks.spawn(connection);
+            tasks.spawn(follow(Follower { handle, mode, place, service_cidrs, metrics }, snapshots));
+        }
+        Ok(Self { _tasks: tasks })
+    }
+}
+
+/// Takes away all routes and the tunnel. What is gone already is fine.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) async fn clean_up() -> std::io::Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(connection);
+    let mut problems = Table::read(&handle).await.map_err(std::io::Error::other)?.remove_all(&handle).await;
+    problems.extend(tunnel::remove(&handle).await.err().map(|error| error.to_string()));
+    tasks.shutdown().await;
+    problems.into_iter().next().map_or(Ok(()), |first| Err(std::io::Error::other(first)))
+}
+
+struct Follower {
+    handle: Handle,
+    mode: NodeRoutes,
+    place: Place,
+    service_cidrs: Vec<IpNetwork>,
+    metrics: Arc<Metrics>,
+}
+
+async fn follow(follower: Follower, mut snapshots: Snapshots) {
+    let (mut pause, mut known) = (CHECK_INTERVAL, Vec::new());
+    // What an earlier run has left is looked for once, also where there is no other node any more.
+    let mut settled = false;
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        // Nothing may be concluded from the absence of a Node before everything was read.
+        if snapshot.synced && !(settled && snapshot.nodes.is_empty()) {
+            let started = Instant::now();
+            let (plan, problems) = follower.reconcile(&snapshot).await;
+            pause = CHECK_INTERVAL.max(started.elapsed() * 100);
+            settled = problems.is_empty() && plan.routes.is_empty();
+            follower.tell(&plan, &problems, &mut known);
+        }
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+impl Follower {
+    /// Makes the kernel's routes what they should be; returns that, and what is in the way.
+    async fn reconcile(&self, snapshot: &Snapshot) -> (Plan, Vec<String>) {
+        let own = self.own(snapshot);
+        let others: Vec<_> = snapshot.nodes.values().filter(|node| !own.is(node)).collect();
+        let addresses = others.iter().flat_map(|node| node.addresses.iter().copied());
+        let reach = table::reach(&self.handle, addresses).await;
+        let mut plan = plan::plan(&own, &others, &reach, self.mode == NodeRoutes::Auto);
+        let mut problems = std::mem::take(&mut plan.problems);
+        let device = if plan.peers.is_empty() {
+            tunnel::remove(&self.handle).await.map(|()| None)
+        } else {
+            tunnel::ensure(&self.handle, &own, &plan).await.map(Some)
+        };
+        let device = device.unwrap_or_else(|error| {
+            problems.push(format!("{}: {error}", tunnel::NAME));
+            None
+        });
+        match Table::read(&self.handle).await {
+            Ok(table) => problems.extend(table.apply(&self.handle, &plan, device).await),
+            Err(error) => problems.push(format!("read the routes: {error}")),
+        }
+        (plan, problems)
+    }
+
+    fn own(&self, snapshot: &Snapshot) -> Own {
+        let node = snapshot.nodes.get(self.place.node_name.as_str());
+        let ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.place.pod_cidrs);
+        Own {
+            name: self.place.node_name.clone(),
+            addresses: node_address::all(),
+            pod_cidrs: ranges.copied().collect(),
+            service_cidrs: self.service_cidrs.clone(),
+            underlay: [true, false].into_iter().find_map(node_address::primary),
+        }
+    }
+
+    /// Says once what has changed.
+    fn tell(&self, plan: &Plan, problems: &[String], known: &mut Vec<String>) {
+        self.metrics.node_routes.set(i64::try_from(plan.routes.len()).unwrap_or(i64::MAX));
+        self.metrics.node_route_problems.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            warn!(%problem, "pods of another node cannot be reached");
+        }
+        if problems.is_empty() && !known.is_empty() {
+            info!(routes = plan.routes.len(), "the pods of all other nodes can be reached");
+        }
+        problems.clone_into(known);
+    }
+}
+
+/// The first address of a family.
+fn of_family(addresses: &[IpAddr], v4: bool) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| address.is_ipv4() == v4)
+}

@@ -1,0 +1,137 @@
+//! Which routes there should be. Touches nothing.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use discovery::model::Node;
+use ipnetwork::IpNetwork;
+
+use super::of_family;
+
+/// A node's hardware address inside the tunnel.
+pub(super) type Mac = [u8; 6];
+
+/// This node.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    pub(super) name: String,
+    pub(super) addresses: HashSet<IpAddr>,
+    pub(super) pod_cidrs: Vec<IpNetwork>,
+    pub(super) service_cidrs: Vec<IpNetwork>,
+    /// The address that tunnels begin at; its family is that of all tunnels.
+    pub(super) underlay: Option<IpAddr>,
+}
+
+/// How the kernel would send to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// Without a gateway in between.
+    pub(super) on_link: bool,
+    /// MTU of the interface, bytes.
+    pub(super) mtu: u32,
+}
+
+/// How a range is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hop {
+    /// By the node's own address, on the same link.
+    Direct(IpAddr),
+    /// Through the tunnel.
+    Tunnel(Mac),
+}
+
+/// What should be in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) routes: BTreeMap<IpNetwork, Hop>,
+    /// Where tunnels end.
+    pub(super) peers: BTreeMap<Mac, IpAddr>,
+    /// The smallest MTU on the way to any of them, bytes.
+    pub(super) underlay_mtu: u32,
+    /// Ranges that cannot be reached, and why.
+    pub(super) problems: Vec<String>,
+}
+
+impl Own {
+    /// Whether it is this node, also where somebody has misspelled its name.
+    pub(super) fn is(&self, node: &Node) -> bool {
+        *node.name == *self.name || node.addresses.iter().any(|address| self.addresses.contains(address))
+    }
+}
+
+/// Nobody has to be told a node's address inside the tunnel: it follows from its name (FNV-1a, 48 bits; the second lowest
+/// bit of the first byte says that nobody manufactured it, the lowest that it is not multicast).
+pub(super) fn mac(node: &str) -> Mac {
+    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let [_, _, first, rest @ ..] = hash.to_be_bytes();
+    let [b, c, d, e, f] = rest;
+    [(first | 2) & !1, b, c, d, e, f]
+}
+
+/// Where two nodes claim the same range, the first by name has it.
+pub(super) fn plan(own: &Own, others: &[&Arc<Node>], reach: &HashMap<IpAddr, Reach>, tunnels: bool) -> Plan {
+    let mut plan = Plan { underlay_mtu: u32::MAX, ..Plan::default() };
+    let addresses: Vec<IpAddr> =
+        others.iter().flat_map(|node| &node.addresses).chain(&own.addresses).copied().collect();
+    for node in others {
+        for cidr in &node.pod_cidrs {
+            let hop = acceptable(own, &addresses, &plan, *cidr)
+                .and_then(|()| hop(own, node, *cidr, reach, tunnels, &mut plan));
+            match hop {
+                Ok(hop) => drop(plan.routes.insert(*cidr, hop)),
+                Err(why) => plan.problems.push(format!("{cidr} of node {}: {why}", node.name)),
+            }
+        }
+    }
+    plan
+}
+
+/// A mistake in one Node must not take away what works.
+fn acceptable(own: &Own, addresses: &[IpAddr], plan: &Plan, cidr: IpNetwork) -> Result<(), String> {
+    let overlaps = |other: &&IpNetwork| cidr.contains(other.network()) || other.contains(cidr.network());
+    if let Some(other) = own.pod_cidrs.iter().find(overlaps) {
+        return Err(format!("it overlaps {other} of this node"));
+    }
+    if let Some(other) = own.service_cidrs.iter().find(overlaps) {
+        return Err(format!("it overlaps the virtual IPs {other}"));
+    }
+    if let Some(other) = plan.routes.keys().find(overlaps) {
+        return Err(format!("it overlaps {other} of another node"));
+    }
+    addresses
+        .iter()
+        .find(|address| cidr.contains(**address))
+        .map_or(Ok(()), |address| Err(format!("the address {address} of a node is in it")))
+}
+
+fn hop(
+    own: &Own,
+    node: &Node,
+    cidr: IpNetwork,
+    reach: &HashMap<IpAddr, Reach>,
+    tunnels: bool,
+    plan: &mut Plan,
+) -> Result<Hop, String> {
+    let direct = of_family(&node.addresses, cidr.is_ipv4());
+    if let Some(address) = direct.filter(|address| reach.get(address).is_some_and(|reach| reach.on_link)) {
+        return Ok(Hop::Direct(address));
+    }
+    if !tunnels {
+        return Err("the node is not on this link, and --node-routes is direct".into());
+    }
+    let underlay = own.underlay.ok_or("this node has no route to anywhere")?;
+    let family = if underlay.is_ipv4() { "IPv4" } else { "IPv6" };
+    let end = of_family(&node.addresses, underlay.is_ipv4())
+        .ok_or_else(|| format!("the node has no InternalIP of family {family} in status.addresses"))?;
+    let found = reach.get(&end).ok_or_else(|| format!("there is no route to {end}"))?;
+    plan.underlay_mtu = plan.underlay_mtu.min(found.mtu);
+    let mac = mac(&node.name);
+    plan.peers.insert(mac, end);
+    Ok(Hop::Tunnel(mac))
+}
+
+#[cfg(test)]
+mod tests;
