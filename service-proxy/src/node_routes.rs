@@ -6,7 +6,7 @@
 //!                           neighbour 10.22.3.0 -> MAC of the node, forwarded to 203.0.113.2:8472
 //! ```
 //! What is in the kernel is compared with what should be there after every change of the Nodes, and again and again: a
-//! route that somebody deletes, or that went with an interface, is back within a second. Routes of others stay as they
+//! route that somebody deletes, or that went with an interface, is back within seconds. Routes of others stay as they
 //! are, and where one is in the way ours is reported and not made.
 //!
 //! Unlike all else the proxy makes, these routes stay when it stops: pods talk to pods without it. The next one takes
@@ -32,8 +32,9 @@ use crate::surroundings::Place;
 use plan::{Own, Plan};
 use table::Table;
 
-/// How often the kernel is looked at, as long as that takes no more than a hundredth of the time.
+/// How often the kernel is looked at; less often where looking takes more than a twentieth of the time, up to the limit.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How nodes are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -106,7 +107,7 @@ async fn follow(follower: Follower, mut snapshots: Snapshots) {
         if snapshot.synced && !(settled && snapshot.nodes.is_empty()) {
             let started = Instant::now();
             let (plan, problems) = follower.reconcile(&snapshot).await;
-            pause = CHECK_INTERVAL.max(started.elapsed() * 100);
+            pause = (started.elapsed() * 20).clamp(CHECK_INTERVAL, LONGEST_INTERVAL);
             settled = problems.is_empty() && plan.routes.is_empty();
             follower.tell(&plan, &problems, &mut known);
         }

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
-use crate::{Cluster, Router};
+use crate::{Cluster, Router, wait_for};
 
 /// Several nodes with everything running, which read one manifest directory. In it is a Node document for each, with its
 /// addresses and the range of its pods, 10.22.1.0/24 for `node-1` and so on, so that the proxies keep routes to each other.
@@ -48,6 +48,23 @@ impl Fleet {
         };
         let members = nodes.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Self { members, directory })
+    }
+
+    /// Waits until the proxies keep a route from every node to the pods of every other.
+    ///
+    /// # Errors
+    /// When there is none after ten seconds.
+    pub fn route_pods(&self) -> Result<()> {
+        for (from, member) in self.members.iter().enumerate() {
+            for range in (0..self.members.len()).filter(|to| *to != from).map(pod_cidr) {
+                wait_for(&format!("a route to {range}"), || {
+                    let route = member.node.shell(&format!("ip route show {range}"))?;
+                    ensure!(!route.is_empty(), "{}", member.logs());
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// The manifest directory, which all of them read; [`Cluster::apply`] of any of them writes to it.

@@ -12,6 +12,7 @@ mod node;
 mod program;
 mod router;
 mod server;
+mod tool;
 
 pub use cluster::Cluster;
 pub use fleet::Fleet;
@@ -20,3 +21,4 @@ pub use node::Node;
 pub use program::{Binaries, Program, free_port, wait_for};
 pub use router::Router;
 pub use server::NameServer;
+pub use tool::go_tool;

@@ -1,0 +1,245 @@
+//! containerd 1.6 by its Container Runtime Interface, as the kubelet calls it.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use testbed::{Cluster, Program, go_tool, wait_for};
+
+use super::{assert_nothing_left, link_plugins, make_root};
+
+const CONFLIST: &str = include_str!("../../../deploy/10-portolan.conflist");
+
+/// containerd in a node, with storage, state and configuration of its own.
+struct Containerd<'a> {
+    cluster: &'a Cluster,
+    daemon: Program,
+}
+
+impl<'a> Containerd<'a> {
+    fn start(cluster: &'a Cluster) -> Self {
+        let directory = cluster.directory();
+        link_plugins(&cluster.node, &directory.join("cni"));
+        make_root(&cluster.node, directory);
+        std::fs::create_dir(directory.join("net.d")).unwrap();
+        std::fs::write(directory.join("net.d/10-portolan.conflist"), CONFLIST).unwrap();
+        std::fs::write(directory.join("containerd.toml"), configuration(directory)).unwrap();
+        let mut containerd = Self { cluster, daemon: daemon(cluster) };
+        containerd.wait();
+        containerd.import_image();
+        containerd
+    }
+
+    /// Kills it and starts another one; containers go on.
+    fn restart(&mut self) {
+        self.daemon.kill();
+        self.daemon = daemon(self.cluster);
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        wait_for("containerd", || self.crictl("version")).unwrap();
+    }
+
+    /// An image with a command, of what an archive of docker's has: layers, configuration, manifest.
+    fn import_image(&self) {
+        let directory = self.cluster.directory().display();
+        let script = format!(
+            r#"
+            cd {directory}; tar cf layer.tar -C root .
+            printf '{{"architecture":"amd64","os":"linux","config":{{"Cmd":["/bin/sleep","1000"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:%s"]}}}}' $(sha256sum layer.tar | cut -d' ' -f1) > image.json
+            printf '[{{"Config":"image.json","RepoTags":["localhost/local:test"],"Layers":["layer.tar"]}}]' > manifest.json
+            tar cf image.tar image.json layer.tar manifest.json
+            ctr -a {directory}/containerd.sock -n k8s.io images import --snapshotter native image.tar
+            "#
+        );
+        self.cluster.node.shell(&script).unwrap();
+    }
+
+    fn crictl(&self, arguments: &str) -> Result<String> {
+        let socket = self.cluster.directory().join("containerd.sock");
+        let tool = go_tool("crictl")?;
+        let line = format!("{} -t 20s -r unix://{} {arguments} 2>&1", tool.display(), socket.display());
+        let said = self.cluster.node.shell(&line)?;
+        // It warns about configuration it does not need.
+        Ok(said
+            .lines()
+            .filter(|line| !line.starts_with("time="))
+            .map(|line| line.to_owned() + "\n")
+            .collect())
+    }
+
+    /// Runs a sandbox; returns its id.
+    fn run_sandbox(&self, name: &str, port_mappings: &str) -> Result<String> {
+        let directory = self.cluster.directory();
+        let sandbox = format!(
+            r#"{{"metadata": {{"name": "{name}", "namespace": "default", "uid": "uid-{name}", "attempt": 0}}, "hostname": "{name}",
+            "log_directory": "{}", "linux": {{}}, "port_mappings": [{port_mappings}],
+            "dns_config": {{"servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local"], "options": ["ndots:5"]}}}}"#,
+            directory.join("logs").display()
+        );
+        std::fs::write(directory.join(format!("{name}.json")), sandbox)?;
+        Ok(self
+            .crictl(&format!("runp {}", directory.join(format!("{name}.json")).display()))?
+            .trim()
+            .to_owned())
+    }
+
+    /// Starts a container in a sandbox; returns its id.
+    fn start_container(&self, sandbox: (&str, &str), name: &str, script: &str) -> String {
+        let directory = self.cluster.directory();
+        let container = format!(
+            r#"{{"metadata": {{"name": "{name}"}}, "image": {{"image": "localhost/local:test"}}, "command": ["/bin/sh", "-c", "{script}"],
+            "log_path": "{name}.log", "linux": {{}}}}"#
+        );
+        let file = directory.join(format!("container-{name}.json"));
+        std::fs::write(&file, container).unwrap();
+        let (id, pod) = sandbox;
+        let create =
+            format!("create {id} {} {}", file.display(), directory.join(format!("{pod}.json")).display());
+        let container = self.crictl(&create).unwrap().trim().to_owned();
+        self.crictl(&format!("start {container}")).unwrap();
+        container
+    }
+
+    fn remove_sandbox(&self, id: &str) {
+        self.crictl(&format!("stopp {id}")).unwrap();
+        self.crictl(&format!("rmp -f {id}")).unwrap();
+    }
+}
+
+impl Drop for Containerd<'_> {
+    fn drop(&mut self) {
+        // Shims are no children of the daemon's: they go with their sandboxes, also where a test has failed.
+        drop(self.crictl("rmp -a -f"));
+        let directory = self.cluster.directory().display();
+        let script = format!(
+            "for pid in $(pgrep -f 'containerd-shim.*{directory}' || true); do kill -9 $pid || true; done"
+        );
+        drop(self.cluster.node.shell(&script));
+    }
+}
+
+fn daemon(cluster: &Cluster) -> Program {
+    let config = cluster.directory().join("containerd.toml");
+    let log = cluster.directory().join("containerd.log");
+    let arguments = ["--config", config.to_str().unwrap()];
+    Program::start(&cluster.node, Path::new("/usr/bin/containerd"), &arguments, &log).unwrap()
+}
+
+/// Within the limits of a machine without CAP_SYS_RESOURCE and with both kinds of cgroups.
+fn configuration(directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        r#"
+version = 2
+root = "{directory}/containerd"
+state = "/run/containerd"
+[grpc]
+address = "{directory}/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "localhost/local:test"
+disable_cgroup = true
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{directory}/cni"
+conf_dir = "{directory}/net.d"
+"#
+    )
+}
+
+const SERVE: &str = "while true; do echo hello from the shop | nc -l -p 8080; done";
+
+#[test]
+fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
+    let cluster = Cluster::start().unwrap();
+    let containerd = Containerd::start(&cluster);
+    let sandbox = containerd
+        .run_sandbox("shop-1", r#"{"container_port": 8080, "host_port": 18080, "protocol": 0}"#)
+        .unwrap();
+    containerd.start_container((&sandbox, "shop-1"), "one", SERVE);
+    let two = containerd.start_container((&sandbox, "shop-1"), "two", "sleep 1000");
+
+    let localhost = || {
+        let said = containerd.crictl(&format!("exec {two} nc -w 2 127.0.0.1 8080"))?;
+        ensure!(said == "hello from the shop\n", "{said:?}");
+        Ok(())
+    };
+    wait_for("the other container by localhost", localhost).unwrap();
+    let resolv_conf = containerd.crictl(&format!("exec {two} cat /etc/resolv.conf")).unwrap();
+    assert_eq!(resolv_conf, "search default.svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n");
+
+    let by_port = || {
+        let script = format!("busybox nc -w 2 {} 18080", cluster.node.address());
+        let output = cluster
+            .node
+            .outside()
+            .run(|| std::process::Command::new("sh").args(["-ec", &script]).output())??;
+        ensure!(output.stdout == b"hello from the shop\n", "{output:?}");
+        Ok(())
+    };
+    wait_for("the sandbox by the node's port", by_port).unwrap();
+
+    // By name, from another sandbox, through the Service.
+    let manifest = "apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec: {selector: {app: shop}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: shop-1, labels: {app: shop}}\nspec: {containers: []}\n";
+    cluster.apply("shop.yaml", manifest).unwrap();
+    let client = containerd.run_sandbox("client", "").unwrap();
+    let asking = containerd.start_container((&client, "client"), "asking", "sleep 1000");
+    let by_name = || {
+        let said = containerd.crictl(&format!("exec {asking} nc -w 2 shop 80"))?;
+        ensure!(said == "hello from the shop\n", "{said:?}");
+        Ok(())
+    };
+    wait_for("the shop by name", by_name).unwrap();
+
+    containerd.remove_sandbox(&client);
+    containerd.remove_sandbox(&sandbox);
+    assert_nothing_left(&cluster.node);
+}
+
+#[test]
+fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of_containerd() {
+    let cluster = Cluster::start().unwrap();
+    let mut containerd = Containerd::start(&cluster);
+    let first = containerd.run_sandbox("first", "").unwrap();
+    let second = containerd.run_sandbox("second", "").unwrap();
+    let one = containerd.start_container((&second, "second"), "one", "sleep 1000");
+
+    // The name goes, its mount first; a plain file is in its place, as after a crash between mount and open.
+    let record =
+        cluster.node.shell(&format!("cat /run/portolan/attachments/portolan/{first}-eth0.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let path = record["netns"].as_str().unwrap();
+    cluster.node.shell(&format!("umount -l {path} && rm {path} && touch {path}")).unwrap();
+    containerd.remove_sandbox(&first);
+
+    containerd.restart();
+    let said = containerd.crictl(&format!("exec {one} ip address show dev eth0")).unwrap();
+    assert!(said.contains("10.22.0."), "the pod has kept its address: {said}");
+    let third = containerd.run_sandbox("third", "").unwrap();
+    containerd.remove_sandbox(&second);
+    containerd.remove_sandbox(&third);
+    assert_nothing_left(&cluster.node);
+}
+
+#[test]
+fn a_sandbox_whose_network_fails_is_undone_and_the_next_one_works() {
+    let cluster = Cluster::start().unwrap();
+    let containerd = Containerd::start(&cluster);
+    // The second plugin of the chain fails after ours has attached the pod.
+    let portmap = cluster.directory().join("cni/portmap");
+    cluster.node.shell(&format!("ln -sf /bin/false {}", portmap.display())).unwrap();
+    let ports = r#"{"container_port": 8080, "host_port": 18080, "protocol": 0}"#;
+    let failed = containerd.run_sandbox("shop-1", ports).unwrap_err().to_string();
+    assert!(failed.contains("portmap"), "{failed}");
+    cluster.node.shell(&format!("ln -sf /usr/lib/cni/portmap {}", portmap.display())).unwrap();
+    containerd.crictl("rmp -a -f").unwrap();
+    assert_nothing_left(&cluster.node);
+    let sandbox = containerd.run_sandbox("shop-1", ports).unwrap();
+    containerd.remove_sandbox(&sandbox);
+    assert_nothing_left(&cluster.node);
+}

@@ -1,0 +1,44 @@
+//! Real container runtimes call our plugin: podman, containerd by its CRI, and libcni itself.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod containerd;
+mod libcni;
+mod podman;
+
+use std::path::Path;
+
+use testbed::{Binaries, Node};
+
+/// What no attachment may leave behind: interfaces, rules, routes, records, reservations.
+fn assert_nothing_left(node: &Node) {
+    let left = node
+        .shell(
+            "ip -o link | grep -E 'ptl|veth' || true; nft list tables | grep 'inet portolan$' || true; \
+             ip route | grep 10.22 || true; find /run/portolan/attachments /run/portolan/ipam -type f -name '*-eth*' || true; \
+             iptables-save 2>/dev/null | grep -E 'CNI-(DN|SN)' || true",
+        )
+        .unwrap();
+    assert_eq!(left, "");
+}
+
+/// A directory of plugins with ours and those of the reference that a chain names.
+fn link_plugins(node: &Node, directory: &Path) {
+    let plugin = Binaries::find().unwrap().path("portolan-cni");
+    let (plugin, directory) = (plugin.display(), directory.display());
+    let reference = "portmap bandwidth tuning firewall loopback";
+    node.shell(&format!(
+        "mkdir -p {directory}; ln -s {plugin} {directory}/portolan-cni; for name in {reference}; do ln -s /usr/lib/cni/$name {directory}/; done"
+    ))
+    .unwrap();
+}
+
+/// A root file system with a busybox for containers, in `directory/root`.
+fn make_root(node: &Node, directory: &Path) {
+    let directory = directory.display();
+    node.shell(&format!(
+        "mkdir -p {directory}/root/bin; cp /bin/busybox {directory}/root/bin/; \
+         for applet in sh nc sleep cat nslookup ip wget; do ln -s busybox {directory}/root/bin/$applet; done"
+    ))
+    .unwrap();
+}

@@ -1,0 +1,182 @@
+//! podman 4 as the runtime: a pod of two containers on our network, and a third container that finds it by name.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use testbed::{Binaries, Cluster, Plugin, wait_for};
+
+use super::{assert_nothing_left, link_plugins, make_root};
+
+const CONFLIST: &str = include_str!("../../../deploy/10-portolan.conflist");
+
+/// podman in the node, with storage, state and configuration of its own.
+struct Podman<'a> {
+    cluster: &'a Cluster,
+}
+
+impl<'a> Podman<'a> {
+    fn set_up(cluster: &'a Cluster) -> Self {
+        let directory = cluster.directory().display();
+        link_plugins(&cluster.node, &cluster.directory().join("cni"));
+        make_root(&cluster.node, cluster.directory());
+        // Within the limits of a machine without CAP_SYS_RESOURCE, and locks off the machine's /dev/shm.
+        let script = format!(
+            r#"
+            mkdir -p {directory}/net.d {directory}/tmp
+            cat > /etc/containers/containers.conf <<END
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["{directory}/cni"]
+network_config_dir = "{directory}/net.d"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+lock_type = "file"
+tmp_dir = "/run/libpod"
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
+END
+            "#
+        );
+        cluster.node.shell(&script).unwrap();
+        std::fs::write(cluster.directory().join("net.d/10-portolan.conflist"), CONFLIST).unwrap();
+        let podman = Self { cluster };
+        let import = podman.line("import --change 'CMD [\"/bin/sleep\", \"1000\"]' - local:test");
+        cluster.node.shell(&format!("tar c -C {directory}/root . | {import}")).unwrap();
+        podman
+    }
+
+    fn line(&self, arguments: &str) -> String {
+        let storage = self.cluster.directory().join("storage");
+        let options = "--runtime runc --runroot /run/podman --storage-driver vfs";
+        format!("TMPDIR={} podman {options} --root {} {arguments}", self.tmp().display(), storage.display())
+    }
+
+    fn run(&self, arguments: &str) -> anyhow::Result<String> {
+        self.cluster.node.shell(&self.line(arguments))
+    }
+
+    fn tmp(&self) -> std::path::PathBuf {
+        Path::new(self.cluster.directory()).join("tmp")
+    }
+}
+
+#[test]
+fn containers_of_a_pod_share_one_address_and_port_space_and_a_third_finds_them_by_name() {
+    let cluster = Cluster::start().unwrap();
+    let podman = Podman::set_up(&cluster);
+    podman.run("pod create --name shop-1 --infra-image local:test --network portolan").unwrap();
+    podman.run(&format!("run -d --pod shop-1 --name one local:test /bin/sh -c '{SERVE}'")).unwrap();
+    podman.run("run -d --pod shop-1 --name two local:test").unwrap();
+
+    // One attachment for both, under the pod's name.
+    let records = "cat /run/portolan/attachments/portolan/*.json";
+    let record: serde_json::Value = serde_json::from_str(&cluster.node.shell(records).unwrap()).unwrap();
+    assert_eq!(record["pod"]["name"], "shop-1");
+
+    // They meet on localhost, and share the ports.
+    let meet = || podman.run("exec two nc -w 2 127.0.0.1 8080");
+    assert_eq!(wait_for("the other container", meet).unwrap(), "hello from the shop\n");
+    let bound = podman.run("exec two nc -l -p 8080").unwrap_err().to_string();
+    assert!(bound.contains("Address already in use"), "{bound}");
+
+    // A third container, outside the pod, by the Service's name.
+    let manifest = "apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec: {selector: {app: shop}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: shop-1, labels: {app: shop}}\nspec: {containers: []}\n";
+    cluster.apply("shop.yaml", manifest).unwrap();
+    let vip = cluster.virtual_ip("shop").unwrap();
+    podman.run("run -d --name third --network portolan local:test").unwrap();
+    let resolved = podman.run("exec third nslookup shop.default.svc.cluster.local").unwrap();
+    assert!(resolved.contains(&vip), "{resolved}");
+    let by_name = || {
+        let said = podman.run("exec third nc -w 2 shop 80")?;
+        ensure!(said == "hello from the shop\n", "{said:?}");
+        Ok(())
+    };
+    wait_for("the shop by name", by_name).unwrap();
+
+    podman.run("rm -f -t 0 third").unwrap();
+    podman.run("pod rm -f -t 0 shop-1").unwrap();
+    assert_nothing_left(&cluster.node);
+}
+
+const SERVE: &str = "while true; do echo hello from the shop | nc -l -p 8080; done";
+
+#[test]
+fn a_published_port_leads_to_the_container_also_after_network_reload() {
+    let cluster = Cluster::start().unwrap();
+    let podman = Podman::set_up(&cluster);
+    podman
+        .run(&format!("run -d --name shop -p 18080:8080 --network portolan local:test /bin/sh -c '{SERVE}'"))
+        .unwrap();
+    let by_port = || {
+        let script = format!("busybox nc -w 2 {} 18080", cluster.node.address());
+        let output = cluster
+            .node
+            .outside()
+            .run(|| std::process::Command::new("sh").args(["-ec", &script]).output())??;
+        ensure!(output.stdout == b"hello from the shop\n", "{output:?}");
+        Ok(())
+    };
+    wait_for("the container by the node's port", by_port).unwrap();
+
+    // Somebody has flushed every rule on the machine; `network reload` is podman's way out.
+    cluster.node.shell("nft flush ruleset").unwrap();
+    podman.run("network reload shop").unwrap();
+    wait_for("the container after the reload", by_port).unwrap();
+    podman.run("rm -f -t 0 shop").unwrap();
+    assert_nothing_left(&cluster.node);
+}
+
+#[test]
+fn a_container_can_be_on_two_networks() {
+    let cluster = Cluster::start().unwrap();
+    let podman = Podman::set_up(&cluster);
+    let second =
+        CONFLIST.replace("\"name\": \"portolan\"", "\"name\": \"second\"").replace("10.22.", "10.23.");
+    std::fs::write(cluster.directory().join("net.d/20-second.conflist"), second).unwrap();
+    podman.run("run -d --name both --network portolan,second local:test").unwrap();
+    let addresses = podman.run("exec both ip -4 address show").unwrap();
+    assert!(addresses.contains("10.22.0.1/32") && addresses.contains("10.23.0.1/32"), "{addresses}");
+    for address in ["10.22.0.1", "10.23.0.1"] {
+        cluster.node.shell(&format!("ping -c1 -W2 {address}")).unwrap();
+    }
+    // One may go and come back while it runs.
+    podman.run("network disconnect second both").unwrap();
+    let addresses = podman.run("exec both ip -4 address show").unwrap();
+    assert!(addresses.contains("10.22.0.1/32") && !addresses.contains("10.23."), "{addresses}");
+    podman.run("network connect second both").unwrap();
+    assert!(podman.run("exec both ip -4 address show").unwrap().contains("10.23.0."));
+    podman.run("rm -f -t 0 both").unwrap();
+    assert_nothing_left(&cluster.node);
+}
+
+#[test]
+fn what_podman_forgets_when_it_is_killed_while_it_starts_a_container_is_collected_by_gc() {
+    let cluster = Cluster::start().unwrap();
+    let podman = Podman::set_up(&cluster);
+    for delay in ["0.05", "0.1", "0.2", "0.3", "0.4"] {
+        let line = podman.line("run -d --name victim --network portolan local:test");
+        // 137, or nothing where it was quicker than the signal.
+        cluster
+            .node
+            .shell(&format!(
+                "env {} || true",
+                line.replacen("podman", &format!("timeout -s KILL {delay} podman"), 1)
+            ))
+            .unwrap();
+        podman.run("rm -f -t 0 -i victim").unwrap();
+    }
+    podman.run("run -d --name next --network portolan local:test").unwrap();
+    podman.run("rm -f -t 0 next").unwrap();
+    // Killed between ADD and its own note of it, podman never calls DEL. GC knows what to keep: nothing is left here.
+    let plugin =
+        Plugin { binary: Binaries::find().unwrap().path("portolan-cni"), node: cluster.node.clone() };
+    let mut conflist: serde_json::Value = serde_json::from_str(CONFLIST).unwrap();
+    let mut config = conflist["plugins"][0].take();
+    config["cniVersion"] = "1.1.0".into();
+    config["name"] = "portolan".into();
+    config["cni.dev/valid-attachments"] = serde_json::json!([]);
+    let variables = [("CNI_COMMAND", "GC"), ("CNI_PATH", "/usr/lib/cni")];
+    plugin.call(&variables, &config.to_string()).unwrap().unwrap();
+    assert_nothing_left(&cluster.node);
+}
