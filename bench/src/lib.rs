@@ -4,6 +4,7 @@
 //! `portolan-proxy`; nothing shows on the machine. The method is in docs/benchmarks.md.
 
 mod clock;
+mod cni;
 mod comparison;
 mod demo;
 mod environment;
@@ -23,6 +24,7 @@ mod statistics;
 mod target;
 mod topology;
 
+pub use cni::cni;
 pub use comparison::{Added, Comparison, PathResult, Percentile, Usage};
 pub use demo::demo;
 pub use environment::Environment;

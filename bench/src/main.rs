@@ -20,6 +20,15 @@ enum Command {
     Latency(Run),
     /// portolan-proxy against HAProxy, nginx and kube-proxy's nftables rules, on one node, to one server.
     Proxy(Run),
+    /// portolan-cni against the reference plugins bridge, ptp and host-local: ADD, DEL, 300 pods at once, memory.
+    Cni {
+        /// A seventh of the rounds, and 1,000 addresses in use in place of 5,000.
+        #[arg(long)]
+        quick: bool,
+        /// Write every figure as JSON to this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Three tiers of pods find each other by name, while replicas come and go.
     Demo,
 }
@@ -54,6 +63,11 @@ fn main() -> Result<()> {
     match Args::parse().command {
         Command::Latency(run) => run.measure(portolan_bench::latency, &LATENCY),
         Command::Proxy(run) => run.measure(portolan_bench::proxy, &PROXY),
+        Command::Cni { quick, json } => {
+            let record = portolan_bench::cni(quick)?;
+            portolan_bench::print(&record);
+            json.map_or(Ok(()), |file| record.write(&file))
+        }
         Command::Demo => portolan_bench::demo(),
     }
 }

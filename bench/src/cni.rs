@@ -1,0 +1,187 @@
+//! `portolan-cni` against the reference plugins: ADD and DEL one by one and at once, memory, and where the time goes.
+//!
+//! Each contender has a node of its own; a round runs ADD and DEL of every one in random order. A command is timed from
+//! before its process is started until it has ended, as a runtime waits for it; namespaces are made and removed outside.
+
+mod burst;
+mod command;
+mod contender;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use hdrhistogram::Histogram;
+
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::record::{Record, Table};
+use crate::statistics::{bootstrap, median, paired};
+use contender::{Contender, Kind};
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    rounds: usize,
+    /// Addresses in use, beside none and 250.
+    many: usize,
+    bursts: usize,
+}
+
+/// What one contender has shown, milliseconds a round.
+#[derive(Debug, Default)]
+struct Times {
+    add: Vec<f64>,
+    del: Vec<f64>,
+}
+
+/// Measures in nodes of its own.
+///
+/// # Errors
+/// When a node cannot be set up or a plugin fails.
+pub fn cni(quick: bool) -> Result<Record> {
+    let extent = if quick {
+        Extent { rounds: 20, many: 1000, bursts: 1 }
+    } else {
+        Extent { rounds: 150, many: 5000, bursts: 5 }
+    };
+    let mut record = Record::new("cni");
+    record.set("rounds", extent.rounds);
+    record.set("addresses in use", format!("0, 250, {}", extent.many));
+    record.set("bursts", format!("{} of {} ADDs", extent.bursts, burst::PODS));
+    let contenders = contenders(extent.many)?;
+    let times = one_by_one(&contenders, extent.rounds)?;
+    show(&mut record, &contenders, &times);
+    judge(&mut record, &times, extent.many);
+    split(&mut record, &contenders[0], extent.rounds)?;
+    let memory = (0..20).map(|_| contenders[0].memory_of_add()).collect::<Result<Vec<_>>>()?;
+    record.measured("add-memory", memory.into_iter().fold(0.0, f64::max));
+    drop(contenders);
+    if !interrupt::requested() {
+        burst::measure(&mut record, extent.bursts)?;
+    }
+    record.finish();
+    Ok(record)
+}
+
+/// What is measured one by one. The first is the plain one of ours.
+fn contenders(many: usize) -> Result<Vec<Contender>> {
+    let mut contenders = Vec::new();
+    for in_use in [0, 250, many] {
+        contenders.push(Contender::new(Kind::Portolan { masquerade: true }, in_use)?);
+        contenders.push(Contender::new(Kind::Bridge, in_use)?);
+    }
+    contenders.push(Contender::new(Kind::Portolan { masquerade: false }, 0)?);
+    contenders.push(Contender::new(Kind::Ptp, 0)?);
+    contenders.push(Contender::new(Kind::Kernel, 0)?);
+    Ok(contenders)
+}
+
+fn one_by_one(contenders: &[Contender], rounds: usize) -> Result<BTreeMap<String, Times>> {
+    let mut times: BTreeMap<String, Times> = BTreeMap::new();
+    let mut progress = Progress::new("ADD and DEL", rounds);
+    // One round warms up.
+    for round in 0..=rounds {
+        if interrupt::requested() {
+            break;
+        }
+        progress.at(round);
+        let mut order: Vec<&Contender> = contenders.iter().collect();
+        fastrand::shuffle(&mut order);
+        for contender in order {
+            let (add, del) = contender.round().with_context(|| contender.name())?;
+            if round > 0 {
+                let own = times.entry(contender.name()).or_default();
+                own.add.push(add);
+                own.del.push(del);
+            }
+        }
+    }
+    Ok(times)
+}
+
+fn show(record: &mut Record, contenders: &[Contender], times: &BTreeMap<String, Times>) {
+    let columns = ["plugin", "ADD p50 (95%)", "ADD p99", "DEL p50 (95%)", "DEL p99"];
+    let mut table = Table::new("ADD and DEL, one by one", &columns, "Milliseconds, process included.");
+    for contender in contenders {
+        let name = contender.name();
+        let Some(own) = times.get(&name) else { continue };
+        let cell = |values: &[f64]| {
+            let estimate = bootstrap(values);
+            format!("{:.2} ({:.2} to {:.2})", estimate.value, estimate.low, estimate.high)
+        };
+        let cells = [cell(&own.add), percentile(&own.add, 99), cell(&own.del), percentile(&own.del, 99)];
+        table.row(std::iter::once(name.clone()).chain(cells));
+        for (group, values) in [("ADD", &own.add), ("DEL", &own.del)] {
+            let mut histogram = Histogram::<u64>::new(3).expect("three digits are allowed");
+            for value in values {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a time, nanoseconds"
+                )]
+                histogram.saturating_record((value * 1e6) as u64);
+            }
+            record.distribution(group, &name, &histogram);
+        }
+    }
+    record.tables.push(table);
+}
+
+fn percentile(values: &[f64], percent: usize) -> String {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(index).map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"))
+}
+
+/// Ratios of the same round: what disturbs the machine meets both.
+fn judge(record: &mut Record, times: &BTreeMap<String, Times>, many: usize) {
+    let ours = |in_use| contender::name(Kind::Portolan { masquerade: true }, in_use);
+    let unmasqueraded = contender::name(Kind::Portolan { masquerade: false }, 0);
+    let [bridge, ptp, kernel] = [Kind::Bridge, Kind::Ptp, Kind::Kernel].map(|kind| contender::name(kind, 0));
+    let ratio = |of: &str, to: &str, which: fn(&Times) -> &Vec<f64>| {
+        let (of, to) = (times.get(of)?, times.get(to)?);
+        Some(paired(which(of), which(to), |value, other| value / other))
+    };
+    let add: fn(&Times) -> &Vec<f64> = |times| &times.add;
+    let del: fn(&Times) -> &Vec<f64> = |times| &times.del;
+    for (id, ratio) in [
+        ("add-bridge", ratio(&ours(0), &bridge, add)),
+        ("add-ptp", ratio(&unmasqueraded, &ptp, add)),
+        ("add-5000", ratio(&ours(many), &ours(0), add)),
+        ("del-bridge", ratio(&ours(0), &bridge, del)),
+        ("del-kernel", ratio(&ours(0), &kernel, del)),
+    ] {
+        if let Some(ratio) = ratio {
+            record.measured(id, ratio);
+        }
+    }
+    if many != 5000 {
+        record.remark("add-5000", format!("with {many} addresses in use: a quick run"));
+    }
+}
+
+/// Where the time of ours goes, by its own trace.
+fn split(record: &mut Record, contender: &Contender, rounds: usize) -> Result<()> {
+    let mut spent: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
+    for _ in 0..rounds.min(50) {
+        for (command, spans) in contender.traced_round()? {
+            for (span, milliseconds) in spans {
+                spent.entry((command.clone(), span)).or_default().push(milliseconds);
+            }
+        }
+    }
+    let note =
+        "Milliseconds, medians. exec: starting the process and its end; own: the rest of its own code.";
+    let mut table = Table::new("Where the time of portolan-cni goes", &["span", "ADD", "DEL"], note);
+    let spans = ["exec", "parse", "lock", "netns", "netlink", "nft", "store", "delegate", "own", "all"];
+    for span in spans {
+        let cell = |command: &str| {
+            let found = spent.get_mut(&(command.to_owned(), span.to_owned()));
+            found.map_or_else(|| "-".to_owned(), |values| format!("{:.3}", median(values)))
+        };
+        table.row(std::iter::once(span.to_owned()).chain(["ADD", "DEL"].map(cell)));
+    }
+    record.tables.push(table);
+    Ok(())
+}

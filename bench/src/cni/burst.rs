@@ -1,0 +1,97 @@
+//! As many pods at once as a node gets when it comes up.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use anyhow::Result;
+use netns::NetNs;
+
+use super::command::run;
+use super::contender::{Contender, Kind};
+use crate::record::{Record, Table};
+use crate::statistics::{bootstrap, paired};
+
+/// How many at once.
+pub(super) const PODS: usize = 300;
+
+/// One burst.
+struct Burst {
+    adds_per_second: f64,
+    dels_per_second: f64,
+    failures: usize,
+    duplicates: usize,
+}
+
+/// Ours and the reference bridge, one after the other, `bursts` times.
+pub(super) fn measure(record: &mut Record, bursts: usize) -> Result<()> {
+    let kinds = [Kind::Portolan { masquerade: true }, Kind::Bridge];
+    let mut results: [Vec<Burst>; 2] = [Vec::new(), Vec::new()];
+    for _ in 0..bursts {
+        for (kind, results) in kinds.iter().zip(&mut results) {
+            results.push(burst(&Contender::new(*kind, 0)?)?);
+        }
+    }
+    let columns = ["plugin", "ADDs a second", "DELs a second", "failures", "duplicates"];
+    let mut table = Table::new(&format!("{PODS} pods at once"), &columns, "");
+    let adds = |results: &[Burst]| results.iter().map(|burst| burst.adds_per_second).collect::<Vec<_>>();
+    for (kind, results) in kinds.iter().zip(&results) {
+        let dels: Vec<f64> = results.iter().map(|burst| burst.dels_per_second).collect();
+        let count = |what: fn(&Burst) -> usize| results.iter().map(what).sum::<usize>().to_string();
+        let rate = |values: &[f64]| {
+            let estimate = bootstrap(values);
+            format!("{:.0} ({:.0} to {:.0})", estimate.value, estimate.low, estimate.high)
+        };
+        table.row([
+            super::contender::name(*kind, 0),
+            rate(&adds(results)),
+            rate(&dels),
+            count(|burst| burst.failures),
+            count(|burst| burst.duplicates),
+        ]);
+    }
+    record.tables.push(table);
+    #[expect(clippy::cast_precision_loss, reason = "a count of a few hundred")]
+    let bad = results[0].iter().map(|burst| burst.failures + burst.duplicates).sum::<usize>() as f64;
+    record.measured("burst-failures", bad);
+    record
+        .measured("burst-rate", paired(&adds(&results[0]), &adds(&results[1]), |ours, theirs| ours / theirs));
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of a few hundred")]
+fn burst(contender: &Contender) -> Result<Burst> {
+    let names: Vec<String> = (0..PODS).map(|number| format!("pod-{number}")).collect();
+    let paths = names.iter().map(|name| contender.node.add_netns(name)).collect::<Result<Vec<PathBuf>>>()?;
+    let all = |command: &'static str| {
+        contender.node.run(|| {
+            let barrier = Barrier::new(PODS + 1);
+            std::thread::scope(|scope| {
+                let mut running = Vec::new();
+                for (name, path) in names.iter().zip(&paths) {
+                    let (barrier, call) = (&barrier, contender.call(command, name, path));
+                    running.push(scope.spawn(move || {
+                        barrier.wait();
+                        run(&call).map(|(result, _)| result["ips"][0]["address"].to_string())
+                    }));
+                }
+                barrier.wait();
+                let began = Instant::now();
+                let results: Vec<_> = running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+                (results, PODS as f64 / began.elapsed().as_secs_f64())
+            })
+        })
+    };
+    let (added, adds_per_second) = all("ADD");
+    let addresses: Vec<String> = added.into_iter().filter_map(|result| result.ok()?.ok()).collect();
+    let distinct = addresses.iter().collect::<HashSet<_>>().len();
+    let (_, dels_per_second) = all("DEL");
+    contender.node.run(|| paths.iter().try_for_each(NetNs::remove_named))?;
+    Ok(Burst {
+        adds_per_second,
+        dels_per_second,
+        failures: PODS - addresses.len(),
+        duplicates: addresses.len() - distinct,
+    })
+}

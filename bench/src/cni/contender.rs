@@ -1,0 +1,201 @@
+//! A plugin, in a node of its own, with addresses in use.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use netns::NetNs;
+use serde_json::{Value, json};
+use testbed::{Binaries, Node};
+
+use super::command::{Call, peak_memory, run};
+
+/// Whose plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Portolan {
+        masquerade: bool,
+    },
+    /// bridge and host-local, with ipMasq.
+    Bridge,
+    /// ptp and host-local, without ipMasq.
+    Ptp,
+    /// `ip link add` and `ip link del` of a veth: a process, and what the kernel needs.
+    Kernel,
+}
+
+/// Something that attaches pods.
+pub(super) struct Contender {
+    pub(super) node: Node,
+    kind: Kind,
+    in_use: usize,
+    binary: PathBuf,
+    config: String,
+}
+
+const NETWORK: &str = "bench";
+
+/// Commands with milliseconds by span.
+pub(super) type Traced = Vec<(String, Vec<(String, f64)>)>;
+
+pub(super) fn name(kind: Kind, in_use: usize) -> String {
+    let name = match kind {
+        Kind::Portolan { masquerade: true } => "portolan-cni",
+        Kind::Portolan { masquerade: false } => "portolan-cni, no masquerade",
+        Kind::Bridge => "bridge + host-local, ipMasq",
+        Kind::Ptp => "ptp + host-local, no masquerade",
+        Kind::Kernel => "ip link add/del of a veth",
+    };
+    if in_use == 0 { name.to_owned() } else { format!("{name}, {in_use} in use") }
+}
+
+impl Contender {
+    pub(super) fn new(kind: Kind, in_use: usize) -> Result<Self> {
+        let binary = match kind {
+            Kind::Portolan { .. } => Binaries::find()?.path("portolan-cni"),
+            Kind::Bridge => "/usr/lib/cni/bridge".into(),
+            Kind::Ptp => "/usr/lib/cni/ptp".into(),
+            Kind::Kernel => "/sbin/ip".into(),
+        };
+        let contender = Self { node: Node::new()?, kind, in_use, binary, config: config(kind).to_string() };
+        contender.occupy().with_context(|| format!("occupy addresses for {}", contender.name()))?;
+        Ok(contender)
+    }
+
+    pub(super) fn name(&self) -> String {
+        name(self.kind, self.in_use)
+    }
+
+    pub(super) fn call<'a>(&'a self, command: &'a str, container: &'a str, netns: &'a Path) -> Call<'a> {
+        Call {
+            binary: &self.binary,
+            command,
+            container,
+            ifname: "eth0",
+            netns,
+            config: &self.config,
+            trace: None,
+        }
+    }
+
+    /// ADD and DEL of one pod, milliseconds.
+    pub(super) fn round(&self) -> Result<(f64, f64)> {
+        self.with_netns(|path| {
+            if self.kind == Kind::Kernel {
+                return kernel_round();
+            }
+            let (_, add) = run(&self.call("ADD", "pod", path))?;
+            let (_, del) = run(&self.call("DEL", "pod", path))?;
+            Ok((add.as_secs_f64() * 1e3, del.as_secs_f64() * 1e3))
+        })
+    }
+
+    /// ADD and DEL with the plugin's own account of its time.
+    pub(super) fn traced_round(&self) -> Result<Traced> {
+        self.with_netns(|path| {
+            let trace = Path::new("/run/trace");
+            let mut traced = Vec::new();
+            for command in ["ADD", "DEL"] {
+                let (_, took) = run(&Call { trace: Some(trace), ..self.call(command, "pod", path) })?;
+                let line = std::fs::read_to_string(trace).context("the plugin has written no trace")?;
+                std::fs::remove_file(trace)?;
+                traced.push((
+                    command.to_owned(),
+                    spans(&serde_json::from_str(&line)?, took.as_secs_f64() * 1e3),
+                ));
+            }
+            Ok(traced)
+        })
+    }
+
+    /// Peak memory of one ADD, MiB.
+    pub(super) fn memory_of_add(&self) -> Result<f64> {
+        self.with_netns(|path| {
+            let peak = peak_memory(&self.call("ADD", "pod", path))?;
+            run(&self.call("DEL", "pod", path))?;
+            Ok(peak)
+        })
+    }
+
+    fn with_netns<T: Send>(&self, work: impl FnOnce(&Path) -> Result<T> + Send) -> Result<T> {
+        let path = self.node.add_netns("pod")?;
+        self.node.run(|| {
+            let result = work(&path);
+            NetNs::remove_named(&path)?;
+            result
+        })
+    }
+
+    /// host-local is given its files; ours attaches as many interfaces, all to one pod.
+    fn occupy(&self) -> Result<()> {
+        match self.kind {
+            Kind::Portolan { .. } if self.in_use > 0 => {
+                let path = self.node.add_netns("occupant")?;
+                self.node.run(|| {
+                    for number in 0..self.in_use {
+                        let (container, ifname) = (format!("occupant-{number}"), format!("eth{number}"));
+                        run(&Call { ifname: &ifname, ..self.call("ADD", &container, &path) })?;
+                    }
+                    Ok(())
+                })
+            }
+            Kind::Bridge | Kind::Ptp => self.node.run(|| {
+                let directory = Path::new("/var/lib/cni/networks").join(NETWORK);
+                std::fs::create_dir_all(&directory)?;
+                for number in 0..self.in_use {
+                    let address = format!("10.30.{}.{}", (number + 2) / 256, (number + 2) % 256);
+                    std::fs::write(directory.join(address), format!("occupant-{number}\r\neth0"))?;
+                }
+                Ok(())
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn config(kind: Kind) -> Value {
+    let ranges = json!([[{ "subnet": "10.30.0.0/16" }]]);
+    let (version, binary) = match kind {
+        Kind::Portolan { .. } => ("1.1.0", "portolan-cni"),
+        Kind::Bridge => ("1.0.0", "bridge"),
+        Kind::Ptp | Kind::Kernel => ("1.0.0", "ptp"),
+    };
+    let mut config = json!({ "cniVersion": version, "name": NETWORK, "type": binary });
+    config["ipMasq"] = (kind == Kind::Bridge || kind == Kind::Portolan { masquerade: true }).into();
+    config["ipam"] = match kind {
+        Kind::Portolan { .. } => json!({ "ranges": ranges }),
+        _ => json!({ "type": "host-local", "ranges": ranges, "routes": [{ "dst": "0.0.0.0/0" }] }),
+    };
+    if kind == Kind::Bridge {
+        config["bridge"] = "bench0".into();
+        config["isGateway"] = true.into();
+    }
+    config
+}
+
+fn spans(line: &Value, all: f64) -> Vec<(String, f64)> {
+    let milliseconds = |value: &Value| value.as_f64().unwrap_or(0.0) / 1e6;
+    let inside = milliseconds(&line["ended"]) - milliseconds(&line["started"]);
+    let spent = line["spent"].as_object().into_iter().flatten();
+    let mut spans: Vec<(String, f64)> =
+        spent.map(|(name, value)| (name.clone(), milliseconds(value))).collect();
+    let told: f64 = spans.iter().map(|(_, value)| value).sum();
+    spans.extend([
+        ("exec".to_owned(), all - inside),
+        ("own".to_owned(), inside - told),
+        ("all".to_owned(), all),
+    ]);
+    spans
+}
+
+/// The least a plugin that is a process of its own can need.
+fn kernel_round() -> Result<(f64, f64)> {
+    let timed = |arguments: &[&str]| -> Result<f64> {
+        let began = Instant::now();
+        let status = std::process::Command::new("/sbin/ip").args(arguments).status()?;
+        anyhow::ensure!(status.success(), "ip {}", arguments.join(" "));
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    };
+    let add = timed(&["link", "add", "bench0", "type", "veth", "peer", "name", "eth0", "netns", "pod"])?;
+    Ok((add, timed(&["link", "del", "bench0"])?))
+}
