@@ -17,11 +17,15 @@ struct Containerd<'a> {
 
 impl<'a> Containerd<'a> {
     fn start(cluster: &'a Cluster) -> Self {
+        Self::start_with(cluster, CONFLIST)
+    }
+
+    fn start_with(cluster: &'a Cluster, conflist: &str) -> Self {
         let directory = cluster.directory();
         link_plugins(&cluster.node, &directory.join("cni"));
         make_root(&cluster.node, directory);
         std::fs::create_dir(directory.join("net.d")).unwrap();
-        std::fs::write(directory.join("net.d/10-portolan.conflist"), CONFLIST).unwrap();
+        std::fs::write(directory.join("net.d/10-portolan.conflist"), conflist).unwrap();
         std::fs::write(directory.join("containerd.toml"), configuration(directory)).unwrap();
         let mut containerd = Self { cluster, daemon: daemon(cluster) };
         containerd.wait();
@@ -229,14 +233,16 @@ fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of
 #[test]
 fn a_sandbox_whose_network_fails_is_undone_and_the_next_one_works() {
     let cluster = Cluster::start().unwrap();
-    let containerd = Containerd::start(&cluster);
+    let mut conflist: serde_json::Value = serde_json::from_str(CONFLIST).unwrap();
+    conflist["plugins"].as_array_mut().unwrap().push(serde_json::json!({ "type": "tuning" }));
+    let containerd = Containerd::start_with(&cluster, &conflist.to_string());
     // The second plugin of the chain fails after ours has attached the pod.
-    let portmap = cluster.directory().join("cni/portmap");
-    cluster.node.shell(&format!("ln -sf /bin/false {}", portmap.display())).unwrap();
+    let tuning = cluster.directory().join("cni/tuning");
+    cluster.node.shell(&format!("ln -sf /bin/false {}", tuning.display())).unwrap();
     let ports = r#"{"container_port": 8080, "host_port": 18080, "protocol": 0}"#;
     let failed = containerd.run_sandbox("shop-1", ports).unwrap_err().to_string();
-    assert!(failed.contains("portmap"), "{failed}");
-    cluster.node.shell(&format!("ln -sf /usr/lib/cni/portmap {}", portmap.display())).unwrap();
+    assert!(failed.contains("tuning"), "{failed}");
+    cluster.node.shell(&format!("ln -sf /usr/lib/cni/tuning {}", tuning.display())).unwrap();
     containerd.crictl("rmp -a -f").unwrap();
     assert_nothing_left(&cluster.node);
     let sandbox = containerd.run_sandbox("shop-1", ports).unwrap();

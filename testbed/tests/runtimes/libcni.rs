@@ -47,7 +47,7 @@ impl CniTool {
 fn ours(range: &str) -> Value {
     json!({
         "type": "portolan-cni",
-        "capabilities": { "portMappings": true, "ips": true, "mac": true },
+        "capabilities": { "ips": true, "mac": true },
         "ipam": { "ranges": [[{ "subnet": range }]] },
     })
 }
