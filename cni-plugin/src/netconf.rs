@@ -65,6 +65,23 @@ pub(crate) struct Route {
     pub(crate) gw: Option<IpAddr>,
 }
 
+/// containerd writes the fields of what a capability asks for as they are called in Go, `HostPort`; whoever reads them in
+/// Go does not notice. So `HostPort` is `hostPort` here too.
+fn lower_field_names(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(lower_field_names),
+        Value::Object(fields) => {
+            let lowered = std::mem::take(fields).into_iter().map(|(name, mut value)| {
+                lower_field_names(&mut value);
+                let (first, rest) = name.split_at_checked(1).unwrap_or(("", &name));
+                (first.to_ascii_lowercase() + rest, value)
+            });
+            *fields = lowered.collect();
+        }
+        _ => {}
+    }
+}
+
 /// As written. Unknown keys are somebody else's (CNI 1.1 §1).
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -195,8 +212,12 @@ impl Header {
 
 impl NetConf {
     pub(crate) fn parse(header: Header, raw: Value, version: &str) -> Result<Self> {
-        let wire: Wire = serde_json::from_value(raw.clone())
-            .map_err(|e| invalid(format!("network configuration: {e}")))?;
+        let mut written = raw.clone();
+        if let Some(runtime_config) = written.get_mut("runtimeConfig") {
+            lower_field_names(runtime_config);
+        }
+        let wire: Wire =
+            serde_json::from_value(written).map_err(|e| invalid(format!("network configuration: {e}")))?;
         match wire.mode.as_deref() {
             None | Some("routed") => {}
             Some("bridge") => return Err(invalid("mode: \"bridge\" is not there yet; \"routed\" is")),

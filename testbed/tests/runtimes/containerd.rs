@@ -178,7 +178,7 @@ fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
     assert_eq!(resolv_conf, "search default.svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n");
 
     let by_port = || {
-        let script = format!("busybox nc -w 2 {} 18080", cluster.node.address());
+        let script = format!("timeout 3 busybox nc -w 2 {} 18080", cluster.node.address());
         let output = cluster
             .node
             .outside()

@@ -109,7 +109,7 @@ fn a_published_port_leads_to_the_container_also_after_network_reload() {
         .run(&format!("run -d --name shop -p 18080:8080 --network portolan local:test /bin/sh -c '{SERVE}'"))
         .unwrap();
     let by_port = || {
-        let script = format!("busybox nc -w 2 {} 18080", cluster.node.address());
+        let script = format!("timeout 3 busybox nc -w 2 {} 18080", cluster.node.address());
         let output = cluster
             .node
             .outside()
