@@ -103,7 +103,7 @@ impl Record {
     /// Fills in a figure.
     ///
     /// # Panics
-    /// When the section has no figure of that id: add it to [`crate::target`].
+    /// When the section has no figure of that id: add it to the targets.
     pub fn measured(&mut self, id: &str, estimate: impl Into<Estimate>) {
         let (section, estimate) = (&self.section, estimate.into());
         let figure = self.figures.iter_mut().find(|figure| figure.id == id);
