@@ -10,8 +10,8 @@ use super::ttl::Limit;
 #[command(next_help_heading = "Forwarding")]
 #[group(skip)]
 pub struct Args {
-    /// Servers for all other names [default: those of --resolv-conf]. ADDR[:PORT] for plain DNS, tcp://ADDR[:PORT],
-    /// or tls://ADDR[:PORT]#NAME, whose certificate must be for NAME.
+    /// Servers for all other names [default: those of --resolv-conf]. ADDR for plain DNS, tcp://ADDR, or
+    /// tls://ADDR#NAME, whose certificate must be for NAME; ADDR may be ADDR:PORT.
     #[arg(long, value_name = "SERVER", value_delimiter = ',')]
     pub upstream: Vec<Upstream>,
 
