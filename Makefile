@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # Debian packages the tests use as real peers.
 PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl golang-go haproxy iproute2 iptables \
 	iputils-ping knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light podman procps python3-dnspython \
-	python3-pip runc strace unbound
+	python3-pip runc sockperf strace unbound
 
 # Go programs they call, built once, outside the tree; testbed looks for them there.
 export PORTOLAN_TOOLS ?= $(HOME)/.cache/portolan-tools
@@ -67,6 +67,9 @@ test: setup check build ## everything; and nothing may be left on the machine
 	cargo build --workspace --locked # the daemons that the tests start: cargo test builds only a package's own
 	cargo test --workspace --locked
 	$(RELEASE)/portolan-bench demo > target/demo.log
+	rm -rf target/bench-run
+	$(RELEASE)/portolan-bench all --rounds 1 --out target/bench-run > target/bench.log
+	$(RELEASE)/portolan-bench report --in target/bench-run --out target/bench-run/report.html
 	@testbed/host-state.sh > target/host-after
 	diff target/host-before target/host-after
 	@echo "the machine is as it was before"

@@ -13,7 +13,7 @@ use crate::meter::{Meter, Spent};
 use crate::processor::Process;
 use crate::progress::Progress;
 use crate::raw::{RawBlock, RawPath};
-use crate::record::{Record, micros};
+use crate::record::{Axis, Chart, Line, Record, micros};
 use crate::statistics::{bootstrap, paired};
 
 /// Short, so that a drift of the machine's speed meets all paths alike.
@@ -97,13 +97,14 @@ fn conclude(
     length: Duration,
 ) -> Result<()> {
     let first = totals[0].rounds.clone();
-    let mut results = Vec::new();
+    let (mut results, mut stalls) = (Vec::new(), Vec::new());
     for (index, (path, total)) in paths.iter().zip(totals).enumerate() {
         if load.shape != Shape::Stream {
             record.distribution(&load.title(), &path.name, &total.latencies);
         }
         results.push(total.result(load.shape, path, (index > 0).then_some(&first)));
         let blocks = total.blocks;
+        stalls.push(Line { name: path.name.clone(), points: blocks.iter().map(slowest).collect() });
         record.raw.push(RawPath { load: load.title(), path: path.name.clone(), blocks });
     }
     let comparison = Comparison {
@@ -114,9 +115,25 @@ fn conclude(
         block_ms: u64::try_from(length.as_millis())?,
         paths: results,
     };
+    if matches!(load.shape, Shape::Requests | Shape::Open)
+        && load.message == load::MESSAGE
+        && load.connections == 1
+    {
+        record.charts.push(Chart {
+            title: format!("{}: the slowest request of each block", load.title()),
+            note: "Stalls show as peaks, on the path they happened to meet.".to_owned(),
+            x: Axis::linear("seconds since the start"),
+            y: Axis::logarithmic("µs"),
+            lines: stalls,
+        });
+    }
     record.warnings.extend(comparison.warnings());
     record.comparisons.push(comparison);
     Ok(())
+}
+
+fn slowest(block: &RawBlock) -> [f64; 2] {
+    [block.at.as_secs_f64(), micros(block.latencies.max())]
 }
 
 impl Total {

@@ -11,6 +11,7 @@ use crate::interleave::{BLOCK, Path, measure};
 use crate::interrupt;
 use crate::load::{self, Destination, Load, Shape, server};
 use crate::record::{Axis, Chart, Line, Record};
+use crate::sockperf;
 use crate::topology::{Topology, reuse_ports};
 
 /// Rates of the open loop, requests a second.
@@ -53,6 +54,9 @@ pub fn latency(rounds: usize, shapes: &[Shape]) -> Result<Record> {
             measure(&mut record, (*shape).into(), &paths, rounds)?;
         }
         paths.truncate(3);
+        if *shape == Shape::Requests && !interrupt::requested() {
+            sockperf::check(&mut record, &topology, rounds.div_ceil(6))?;
+        }
     }
     if shapes.contains(&Shape::Requests) {
         let messages = MESSAGES.map(|message| Load { message, ..Shape::Requests.into() });

@@ -3,10 +3,13 @@
 //! The pods are network namespaces wired by the real `portolan-cni`, the virtual IP is served by the real
 //! `portolan-proxy`; nothing shows on the machine. The method is in docs/benchmarks.md.
 
+mod all;
 mod clock;
 mod cni;
+mod compare;
 mod comparison;
 mod demo;
+mod docs;
 mod environment;
 mod interleave;
 mod interrupt;
@@ -14,24 +17,32 @@ mod latency;
 mod load;
 mod meter;
 mod peers;
+mod privilege;
 mod processor;
 mod progress;
 mod proxy;
 mod raw;
 mod record;
+mod report;
 mod show;
+mod sockperf;
 mod statistics;
 mod target;
 mod topology;
 
+pub use all::{Section, all};
 pub use cni::cni;
+pub use compare::compare;
 pub use comparison::{Added, Comparison, PathResult, Percentile, Usage};
 pub use demo::demo;
+pub use docs::write_docs;
 pub use environment::Environment;
 pub use interrupt::watch as watch_signals;
 pub use latency::latency;
 pub use load::Shape;
+pub use privilege::check as check_privileges;
 pub use proxy::proxy;
 pub use record::{Axis, Chart, Configuration, Distribution, Estimate, Figure, Line, Record, Table};
+pub use report::report;
 pub use show::print;
 pub use target::{Bound, Target};

@@ -8,7 +8,11 @@ use portolan_bench::{Record, Shape};
 
 /// Measures what Portolan adds to a request, in private network namespaces of this machine. Needs root.
 #[derive(Parser)]
-#[command(name = "portolan-bench", version)]
+#[command(
+    name = "portolan-bench",
+    version,
+    after_help = "Example:\n  portolan-bench all --quick --out run\n  portolan-bench report --in run --out report.html"
+)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -16,7 +20,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Requests (RR) and connections (CRR) to a pod, directly and through its Service's virtual IP.
+    /// What a Service adds to a request: closed and open loop, warm and cold, by size, connections and rate.
     Latency(Run),
     /// portolan-proxy against HAProxy, nginx and kube-proxy's nftables rules, on one node, to one server.
     Proxy(Run),
@@ -28,6 +32,46 @@ enum Command {
         /// Write every figure as JSON to this file.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Write JSON into this directory, as `all` does.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// All of the above, as JSON and raw data in one directory.
+    All {
+        /// A sixth of the rounds: a few minutes.
+        #[arg(long)]
+        quick: bool,
+        /// Rounds to measure, instead.
+        #[arg(long, value_name = "N", conflicts_with = "quick", value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: Option<u16>,
+        /// Where the results go.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// One self-contained HTML file from the results of a run.
+    Report {
+        /// Where the results are.
+        #[arg(long = "in", value_name = "DIR")]
+        from: PathBuf,
+        /// The file to write.
+        #[arg(long, value_name = "FILE.html")]
+        out: PathBuf,
+    },
+    /// What has changed from one result to another, and whether it is real.
+    Compare {
+        /// The result before.
+        before: PathBuf,
+        /// The result after.
+        after: PathBuf,
+    },
+    /// Writes the figures of a run into README.md and docs/benchmarks.md.
+    Docs {
+        /// Where the results are.
+        #[arg(long = "in", value_name = "DIR")]
+        from: PathBuf,
+        /// The repository.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        repository: PathBuf,
     },
     /// Three tiers of pods find each other by name, while replicas come and go.
     Demo,
@@ -38,36 +82,72 @@ struct Run {
     /// A sixth of the rounds.
     #[arg(long)]
     quick: bool,
+    /// Rounds to measure, instead.
+    #[arg(long, value_name = "N", conflicts_with = "quick", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
     /// Shapes of load to measure [default: all that the command is about].
     #[arg(long, value_name = "SHAPE", value_delimiter = ',')]
     only: Vec<Shape>,
     /// Write every figure as JSON to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-}
-
-impl Run {
-    fn measure(self, what: fn(usize, &[Shape]) -> Result<Record>, shapes: &[Shape]) -> Result<()> {
-        let shapes = if self.only.is_empty() { shapes } else { &self.only };
-        let record = what(if self.quick { 10 } else { 60 }, shapes)?;
-        portolan_bench::print(&record);
-        self.json.map_or(Ok(()), |file| record.write(&file))
-    }
+    /// Write JSON and raw data into this directory, as `all` does.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 const LATENCY: [Shape; 5] = [Shape::Requests, Shape::Connections, Shape::Datagrams, Shape::Cold, Shape::Open];
 const PROXY: [Shape; 5] = [Shape::Requests, Shape::Many, Shape::Connections, Shape::Stream, Shape::Datagrams];
 
+impl Run {
+    fn measure(self, what: fn(usize, &[Shape]) -> Result<Record>, shapes: &[Shape]) -> Result<()> {
+        portolan_bench::check_privileges()?;
+        let shapes = if self.only.is_empty() { shapes } else { &self.only };
+        finish(&what(count(self.rounds, self.quick), shapes)?, self.out, self.json)
+    }
+}
+
+fn finish(record: &Record, directory: Option<PathBuf>, file: Option<PathBuf>) -> Result<()> {
+    portolan_bench::print(record);
+    if let Some(directory) = directory {
+        record.write_into(&directory)?;
+    }
+    file.map_or(Ok(()), |file| record.write(&file))?;
+    match &record.interrupted {
+        Some(why) => anyhow::bail!("interrupted {why}: the results are partial, and marked so"),
+        None => Ok(()),
+    }
+}
+
+fn count(rounds: Option<u16>, quick: bool) -> usize {
+    rounds.map_or(if quick { 10 } else { 60 }, usize::from)
+}
+
 fn main() -> Result<()> {
+    let args = Args::parse();
     portolan_bench::watch_signals()?;
-    match Args::parse().command {
+    match args.command {
         Command::Latency(run) => run.measure(portolan_bench::latency, &LATENCY),
         Command::Proxy(run) => run.measure(portolan_bench::proxy, &PROXY),
-        Command::Cni { quick, json } => {
-            let record = portolan_bench::cni(quick)?;
-            portolan_bench::print(&record);
-            json.map_or(Ok(()), |file| record.write(&file))
+        Command::Cni { quick, json, out } => {
+            portolan_bench::check_privileges()?;
+            finish(&portolan_bench::cni(quick)?, out, json)
         }
+        Command::All { quick, rounds, out } => {
+            portolan_bench::check_privileges()?;
+            let (quick, rounds) = (quick || rounds.is_some(), count(rounds, quick));
+            portolan_bench::all(
+                &out,
+                &[
+                    ("latency", &|| portolan_bench::latency(rounds, &LATENCY)),
+                    ("proxy", &|| portolan_bench::proxy(rounds, &PROXY)),
+                    ("cni", &|| portolan_bench::cni(quick)),
+                ],
+            )
+        }
+        Command::Report { from, out } => portolan_bench::report(&from, &out),
+        Command::Compare { before, after } => portolan_bench::compare(&before, &after),
+        Command::Docs { from, repository } => portolan_bench::write_docs(&from, &repository),
         Command::Demo => portolan_bench::demo(),
     }
 }

@@ -30,14 +30,19 @@ pub(crate) struct Peer<'a> {
     pub(crate) program: Program,
 }
 
-/// Debian packages that are not there.
-pub(crate) fn missing() -> Vec<&'static str> {
-    let needed = [
-        ("/usr/sbin/haproxy", "haproxy"),
-        ("/usr/sbin/nginx", "nginx-light"),
-        ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
-    ];
-    needed.iter().filter(|(file, _)| !FilePath::new(file).exists()).map(|(_, package)| *package).collect()
+/// Starts a peer on the node of a topology.
+pub(crate) type Start = for<'a> fn(&'a Topology) -> Result<Peer<'a>>;
+
+/// The Debian packages of a peer, if it is not there.
+pub(crate) fn missing(peer: &str) -> Option<&'static str> {
+    let (files, packages): (&[&str], _) = match peer {
+        "HAProxy" => (&["/usr/sbin/haproxy"], "haproxy"),
+        _ => (
+            &["/usr/sbin/nginx", "/usr/lib/nginx/modules/ngx_stream_module.so"],
+            "nginx-light libnginx-mod-stream",
+        ),
+    };
+    files.iter().any(|file| !FilePath::new(file).exists()).then_some(packages)
 }
 
 /// `mode tcp` as in its own documentation's examples.

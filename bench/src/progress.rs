@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-/// A bar on standard error; nothing where that is not a terminal. It vanishes when dropped.
+/// A bar on standard error, which vanishes when dropped; where that is not a terminal, a line a work.
 pub(crate) struct Progress {
     what: String,
     total: usize,
@@ -14,7 +14,11 @@ const WIDTH: usize = 30;
 
 impl Progress {
     /// `total` steps of something.
+    #[expect(clippy::print_stderr, reason = "progress, for people")]
     pub(crate) fn new(what: &str, total: usize) -> Self {
+        if !std::io::stderr().is_terminal() {
+            eprintln!("{what}, {total} rounds");
+        }
         Self { what: what.to_owned(), total, is_shown: std::io::stderr().is_terminal() }
     }
 

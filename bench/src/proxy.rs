@@ -1,24 +1,20 @@
 //! `portolan-proxy` against the relays a user could pick instead, all on one node, to one server.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::comparison::{Comparison, PathResult};
 use crate::interleave::{BLOCK, Path, measure};
 use crate::interrupt;
 use crate::load::Shape;
-use crate::peers;
+use crate::peers::{self, Start};
 use crate::record::{Estimate, Record};
 use crate::topology::Topology;
 
 /// Measures in a node of its own.
 ///
 /// # Errors
-/// When a program cannot be set up, and when a peer is not installed: the message says how to get it.
+/// When a program cannot be set up. A peer that is not installed is left out, and the record says how to get it.
 pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
-    let missing = peers::missing();
-    if !missing.is_empty() {
-        bail!("not installed: {}; `apt-get install --no-install-recommends {0}`", missing.join(" "));
-    }
     let mut record = Record::new("proxy");
     record.set("rounds", rounds);
     record.set("block", format!("{} ms", BLOCK.as_millis()));
@@ -26,7 +22,16 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
     // A node has one proxy, so the one that does not poll is on a node of its own.
     let sleeping = Topology::new(&["--poll", "0"])?;
     let rules = peers::nftables(&topology)?;
-    let mut peers = vec![peers::haproxy(&topology)?, peers::nginx(&topology)?];
+    let mut peers = Vec::new();
+    let known: [(&str, Start); 2] = [("HAProxy", peers::haproxy), ("nginx", peers::nginx)];
+    for (name, start) in known {
+        match peers::missing(name) {
+            None => peers.push(start(&topology)?),
+            Some(packages) => record.not_measured.push(format!(
+                "{name}: not installed; `apt-get install --no-install-recommends {packages}` as root"
+            )),
+        }
+    }
     record.configurations.extend(peers.iter().map(|peer| peer.configuration.clone()));
     record.configurations.push(rules);
     let mut nftables = topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, "server", None)?;

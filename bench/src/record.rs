@@ -1,6 +1,6 @@
 //! What one subcommand has measured, as `--json` writes it and `report` reads it.
 //!
-//! A subcommand makes a [`Record`], fills in figures by their id in [`crate::target`], adds tables, charts and
+//! A subcommand makes a [`Record`], fills in figures by their id in `target`, adds tables, charts and
 //! distributions of its own, and ends it with [`Record::finish`]. Everything is plain data: the report renders what it
 //! finds and knows nothing of how it was measured.
 
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::comparison::Comparison;
 use crate::environment::Environment;
+use crate::interrupt;
 use crate::raw::{self, RawPath};
 use crate::target;
 
@@ -134,6 +135,9 @@ impl Record {
     pub fn finish(&mut self) {
         self.seconds = self.clock.map_or(0.0, |began| began.elapsed().as_secs_f64());
         self.environment.finish();
+        if interrupt::requested() && self.interrupted.is_none() {
+            self.interrupted = Some("by a signal, between two loads".to_owned());
+        }
     }
 
     /// Writes it as JSON.

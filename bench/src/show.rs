@@ -134,7 +134,7 @@ fn whole(value: f64) -> String {
 }
 
 /// The first column to the left, the others to the right, as wide as needed.
-fn table(table: &Table) -> String {
+pub(crate) fn table(table: &Table) -> String {
     let rows = || std::iter::once(&table.columns).chain(&table.rows);
     let width =
         |column: usize| rows().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();

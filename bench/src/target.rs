@@ -20,7 +20,7 @@ pub enum Bound {
 /// A figure with the value it should have.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name within the section, as in [`crate::Record::measured`].
+    /// Its name within the section, as `Record::measured` has it.
     pub(crate) id: &'static str,
     /// What is measured, in words.
     pub(crate) figure: &'static str,

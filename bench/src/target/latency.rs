@@ -9,4 +9,5 @@ pub(super) const TARGETS: &[Target] = &[
     at_most(1000.0, "µs", "crr-p99", "what a Service adds to a request with a connection of its own, p99"),
     at_most(1000.0, "µs", "cold-p50", "what a Service adds to resolve + connect + request, p50"),
     at_most(1000.0, "µs", "open-p99", "what a Service adds at a fixed 1,000 requests/s, p99, open loop"),
+    at_most(0.0, "µs", "sockperf", "direct path, p50: how far from sockperf's, beyond the A/A width"),
 ];

@@ -1,0 +1,120 @@
+//! The program as a person uses it: a run, its report, and what goes wrong.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portolan_bench::Record;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_portolan-bench");
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_run_becomes_a_page_that_needs_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let (results, page) = (directory.path().join("run"), directory.path().join("report.html"));
+    let measured = run(&["latency", "--rounds", "1", "--only", "rr,cold,open", "--out", text(&results)]);
+    assert!(measured.status.success(), "{}", stderr(&measured));
+    let record = Record::read(&results.join("latency.json")).unwrap();
+    let loads: Vec<&str> = record.comparisons.iter().map(|comparison| comparison.title.as_str()).collect();
+    for load in ["RR", "RR 1 B", "RR 65536 B", "RR x16", "cold", "open loop 1000/s", "open loop 8000/s"] {
+        assert!(loads.contains(&load), "{load} in {loads:?}");
+    }
+    assert!(record.comparisons.iter().flat_map(|comparison| &comparison.paths).all(|path| path.requests > 0));
+    assert!(results.join("latency-rr-direct.hlog").is_file() && results.join("latency-blocks.csv").is_file());
+    let reported = run(&["report", "--in", text(&results), "--out", text(&page)]);
+    assert!(reported.status.success(), "{}", stderr(&reported));
+    let html = std::fs::read_to_string(&page).unwrap();
+    for part in ["<h1>", "a Service", "<svg", "ADD p50", "not in this run: proxy, dns, cni", &record.command]
+    {
+        assert!(html.contains(part), "{part}");
+    }
+    for foreign in ["<script", "src=", "href=", "NaN", ">inf<"] {
+        assert!(!html.contains(foreign), "{foreign}");
+    }
+}
+
+#[test]
+fn an_interrupted_run_keeps_what_it_has_says_so_and_leaves_nothing_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = Command::new(PROGRAM)
+        .args(["latency", "--rounds", "2", "--only", "rr,open", "--out", text(directory.path())])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    // Each load is announced; when the second one is, the first is complete.
+    assert!(lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("RR 1 B")));
+    let daemons = children(pid);
+    assert!(daemons.len() >= 6, "a proxy and a DNS server on each of three nodes: {daemons:?}");
+    kill(pid, Signal::SIGINT).unwrap();
+    let said: Vec<String> = lines.map_while(Result::ok).collect();
+    assert!(!child.wait().unwrap().success());
+    assert!(said.iter().any(|line| line.contains("results are partial")), "{said:?}");
+    let record = Record::read(&directory.path().join("latency.json")).unwrap();
+    assert!(record.comparison("RR").is_some() && record.comparison("open loop 8000/s").is_none());
+    assert!(record.interrupted.unwrap().contains("signal"));
+    for daemon in daemons {
+        assert!(!Path::new("/proc").join(&daemon).exists(), "process {daemon} is still there");
+    }
+}
+
+/// Of all its threads.
+fn children(pid: Pid) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let of = |thread: std::fs::DirEntry| {
+        std::fs::read_to_string(thread.path().join("children")).unwrap_or_default()
+    };
+    threads.map(of).collect::<String>().split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_missing_privilege_is_named_with_the_way_out() {
+    let limited = Command::new("setpriv")
+        .args(["--bounding-set", "-sys_admin", PROGRAM, "latency", "--quick"])
+        .output()
+        .unwrap();
+    assert!(!limited.status.success());
+    assert!(stderr(&limited).contains("run it as root"), "{}", stderr(&limited));
+}
+
+#[test]
+fn a_missing_peer_is_left_out_and_the_record_says_how_to_get_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("proxy.json");
+    let script = format!(
+        "mount -t tmpfs none /usr/lib/nginx && exec {PROGRAM} proxy --rounds 1 --only rr --json {}",
+        file.display()
+    );
+    let output = Command::new("unshare").args(["-m", "sh", "-ec", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let record = Record::read(&file).unwrap();
+    assert!(record.not_measured.iter().any(|note| note.contains("nginx: not installed; `apt-get install")));
+    let rr = record.comparison("RR").unwrap();
+    assert!(rr.path("HAProxy").is_some() && rr.path("nginx").is_none());
+}
+
+#[test]
+fn results_that_are_not_there_are_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(&["report", "--in", text(directory.path()), "--out", "/dev/null"]);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("portolan-bench all --quick --out"), "{}", stderr(&output));
+}
