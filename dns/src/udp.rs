@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -69,7 +70,7 @@ impl Drop for Workers {
         self.stopping.store(true, Ordering::Relaxed);
         for socket in &self.sockets {
             // Wakes the thread, after what was received already. The error is that there is no connection.
-            drop(socket2::SockRef::from(&**socket).shutdown(std::net::Shutdown::Both));
+            drop(SockRef::from(&**socket).shutdown(std::net::Shutdown::Both));
         }
         for thread in self.threads.drain(..) {
             drop(thread.join());
@@ -128,8 +129,10 @@ pub(crate) async fn answer_waiting(responder: Arc<Responder>, mut queue: mpsc::R
                     let mut out = Vec::with_capacity(512);
                     responder.later(&message, (Protocol::Udp, client), &mut out).await;
                     if !out.is_empty() {
-                        // A client that cannot be reached is none of our trouble. A datagram never waits for room.
-                        drop(socket.send_to(&out, client));
+                        // A client that cannot be reached is none of our trouble. The workers' socket blocks, this thread
+                        // may not: a datagram that finds no room is lost.
+                        let flags = libc::MSG_DONTWAIT;
+                        drop(SockRef::from(&*socket).send_to_with_flags(&out, &client.into(), flags));
                     }
                 });
             }
