@@ -61,6 +61,18 @@ END
     }
 }
 
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        // A container that podman has forgotten runs on under its monitor, and would outlive the test.
+        let storage = self.cluster.directory().join("storage");
+        let script = format!(
+            "for pid in $(pgrep -f '^/usr/bin/conmon.*{}' || true); do pkill -KILL -P $pid || true; kill -9 $pid || true; done",
+            storage.display()
+        );
+        drop(self.cluster.node.shell(&script));
+    }
+}
+
 #[test]
 fn containers_of_a_pod_share_one_address_and_port_space_and_a_third_finds_them_by_name() {
     let cluster = Cluster::start().unwrap();
