@@ -65,7 +65,7 @@ pub(crate) fn answer(records: &[Record]) -> String {
     let mut text = format!("{verdict}: a Service {effect} to a request on an open connection");
     if let Some((new, _)) = added("CRR") {
         text += &format!(
-            ", and {} µs ({}) to one with a connection of its own",
+            ", and adds {} µs ({}) to one with a connection of its own",
             micros(new.value),
             interval(new)
         );
