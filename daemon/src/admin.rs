@@ -36,6 +36,8 @@ pub struct Response {
     pub status: StatusCode,
     /// `Content-Type`.
     pub content_type: &'static str,
+    /// Headers beside it.
+    pub headers: Vec<(&'static str, HeaderValue)>,
     /// The body.
     pub body: String,
 }
@@ -54,7 +56,23 @@ const ANY: &str = "*";
 impl Response {
     /// A page of plain text.
     pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: body.into() }
+        Self::new(status, "text/plain; charset=utf-8", body)
+    }
+
+    /// A page of JSON.
+    pub fn json(status: StatusCode, body: &impl std::fmt::Display) -> Self {
+        Self::new(status, "application/json", format!("{body}\n"))
+    }
+
+    /// The same with a header.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: impl Into<HeaderValue>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    fn new(status: StatusCode, content_type: &'static str, body: impl Into<String>) -> Self {
+        Self { status, content_type, headers: Vec::new(), body: body.into() }
     }
 }
 
@@ -148,11 +166,11 @@ pub fn metrics(registry: Registry) -> impl Fn(&str) -> Response + Send + Sync + 
     move |_| {
         let mut body = Vec::new();
         match TextEncoder::new().encode(&registry.gather(), &mut body) {
-            Ok(()) => Response {
-                status: StatusCode::OK,
-                content_type: "text/plain; version=0.0.4; charset=utf-8",
-                body: String::from_utf8_lossy(&body).into_owned(),
-            },
+            Ok(()) => Response::new(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                String::from_utf8_lossy(&body),
+            ),
             Err(e) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, format!("encode metrics: {e}\n")),
         }
     }
@@ -182,6 +200,9 @@ fn answer(
     let mut reply = hyper::Response::new(Full::from(response.body));
     *reply.status_mut() = response.status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(response.content_type));
+    for (name, value) in response.headers {
+        reply.headers_mut().insert(name, value);
+    }
     reply
 }
 
@@ -192,6 +213,23 @@ mod tests {
 
     use super::*;
     use crate::readiness::Condition;
+
+    #[tokio::test]
+    async fn a_page_is_read_whole_and_its_mistake_told() {
+        let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let number = |_: &str| Response::json(StatusCode::OK, &7).with_header("x-weight", 7);
+        let server = server.route("/number", number);
+        let reading = tokio::task::spawn_blocking(move || {
+            assert_eq!(crate::page::get(address, "/number").unwrap(), "7\n");
+            let unknown = crate::page::get(address, "/nothing").unwrap_err().to_string();
+            assert!(unknown.starts_with("status 404: no such page"), "{unknown}");
+        });
+        tokio::select! {
+            () = server.run() => unreachable!(),
+            read = reading => read.unwrap(),
+        }
+    }
 
     async fn get(address: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();

@@ -7,6 +7,7 @@ pub mod drain;
 pub mod file_limit;
 pub mod log;
 pub mod metrics;
+pub mod page;
 pub mod program;
 pub mod readiness;
 pub mod socket;

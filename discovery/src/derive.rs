@@ -62,6 +62,8 @@ pub(crate) fn slices<'a>(
             EndpointSlice {
                 name: NamespacedName::new(Arc::clone(&service.name.namespace), name),
                 service: service.name.clone(),
+                carrier: service.rules.carrier.clone(),
+                triggered_at: None,
                 family,
                 ports,
                 endpoints,

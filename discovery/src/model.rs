@@ -12,4 +12,4 @@ pub use name::NamespacedName;
 pub use node::{Namespace, Node};
 pub use pod::{Pod, PodPort};
 pub use service::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};
-pub use traffic::{BalancerKind, Distribution, TrafficRules};
+pub use traffic::{BalancerKind, Carrier, Distribution, TrafficRules};

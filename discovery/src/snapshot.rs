@@ -105,18 +105,20 @@ impl Snapshot {
 }
 
 impl ServiceEntry {
-    /// Where `port` of this Service leads for a family: every distinct address and port, whatever its conditions.
+    /// Where `port` of this Service leads for a family: every distinct address and port, whatever its conditions, of the
+    /// slices that are meant for `proxy` (`None`: the usual one).
     /// Where several slices name the same one, the first wins, unless a later one is preferred (an endpoint may be in two
     /// while it moves between slices).
     pub fn endpoints(
         &self,
         port: &ServicePort,
         family: IpFamily,
+        proxy: Option<&str>,
         prefer: impl Fn(&Endpoint) -> bool,
     ) -> Vec<(SocketAddr, &Endpoint)> {
         let mut places = HashMap::new();
         let mut found: Vec<(SocketAddr, &Endpoint)> = Vec::new();
-        for slice in self.slices.iter().filter(|s| s.family == family) {
+        for slice in self.slices.iter().filter(|s| s.family == family && s.carrier.is(proxy)) {
             for target in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
                 for endpoint in &slice.endpoints {
                     let address = SocketAddr::new(endpoint.address, target.port);

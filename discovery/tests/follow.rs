@@ -39,7 +39,7 @@ async fn until(discovery: &Discovery, what: &str, is: impl Fn(&Snapshot) -> bool
 
 fn endpoints(snapshot: &Snapshot) -> Vec<String> {
     let Some(entry) = snapshot.service(&NamespacedName::new("default", "web")) else { return Vec::new() };
-    let found = entry.endpoints(&entry.service.ports[0], IpFamily::V4, |_| false);
+    let found = entry.endpoints(&entry.service.ports[0], IpFamily::V4, None, |_| false);
     found.iter().map(|(address, _)| address.to_string()).collect()
 }
 

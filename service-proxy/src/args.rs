@@ -33,6 +33,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
 
+    /// Carry the Services whose label `service.kubernetes.io/service-proxy-name` is this, and no others [default: those without
+    /// the label].
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+
     /// Which of the node's addresses node ports are opened on: `primary`, the one towards the rest of the world, or ranges.
     #[arg(long, value_name = "primary|CIDR", value_delimiter = ',', default_value = "primary")]
     pub node_port_addresses: Vec<NodePortAddress>,
@@ -113,6 +118,7 @@ impl From<Args> for Config {
             discovery: args.discovery.into(),
             place: Place {
                 node_name: args.node_name.unwrap_or_else(host_name),
+                proxy_name: args.service_proxy_name.filter(|name| !name.is_empty()),
                 pod_cidrs: args.pod_cidr,
                 node_port_addresses: args.node_port_addresses,
             },

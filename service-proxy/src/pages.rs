@@ -94,8 +94,10 @@ fn services(query: &str, snapshots: &Snapshots, status: &Status) -> Response {
     let snapshot = Arc::clone(&snapshots.borrow());
     status.with(|Shown { frontends, failures, .. }| {
         if query == "format=json" {
-            let body = format!("{:#}\n", status::json(&snapshot, frontends, failures));
-            Response { status: StatusCode::OK, content_type: "application/json", body }
+            Response::json(
+                StatusCode::OK,
+                &format_args!("{:#}", status::json(&snapshot, frontends, failures)),
+            )
         } else {
             Response::text(StatusCode::OK, status::table(&snapshot, frontends, failures))
         }

@@ -14,7 +14,7 @@ use crate::surroundings::Surroundings;
 /// kernel then refuses, which is what Kubernetes asks for.
 pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> BTreeMap<FrontendKey, Selection> {
     let mut plan = BTreeMap::new();
-    if entry.service.rules.foreign {
+    if !entry.service.rules.carrier.is(around.proxy_name.as_deref()) {
         return plan;
     }
     for port in entry.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
@@ -31,9 +31,9 @@ pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> BTreeMap<Fron
 }
 
 /// Addresses that have to be made local for the Service, other than its cluster IPs inside the service ranges.
-pub(crate) fn addresses(entry: &ServiceEntry) -> BTreeSet<IpAddr> {
+pub(crate) fn addresses(entry: &ServiceEntry, around: &Surroundings) -> BTreeSet<IpAddr> {
     let rules = &entry.service.rules;
-    if rules.foreign {
+    if !rules.carrier.is(around.proxy_name.as_deref()) {
         return BTreeSet::new();
     }
     entry.cluster_ips.iter().chain(&rules.external_ips).chain(&rules.load_balancer_ips).copied().collect()
@@ -41,7 +41,8 @@ pub(crate) fn addresses(entry: &ServiceEntry) -> BTreeSet<IpAddr> {
 
 /// How many endpoints on this node are ready.
 pub(crate) fn local_ready(entry: &ServiceEntry, around: &Surroundings) -> usize {
-    let endpoints = entry.slices.iter().flat_map(|slice| &slice.endpoints);
+    let slices = entry.slices.iter().filter(|slice| slice.carrier.is(around.proxy_name.as_deref()));
+    let endpoints = slices.flat_map(|slice| &slice.endpoints);
     let ready = endpoints.filter(|endpoint| endpoint.conditions.ready && around.is_local(endpoint));
     ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
 }

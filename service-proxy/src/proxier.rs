@@ -129,7 +129,7 @@ impl Proxier {
 
     /// Addresses that have to be local for all this to be reached, those of the node itself left out.
     pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
-        let wanted = self.entries.values().flat_map(|entry| plan::addresses(entry));
+        let wanted = self.entries.values().flat_map(|entry| plan::addresses(entry, &self.surroundings));
         wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
     }
 

@@ -19,6 +19,8 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 pub struct Place {
     /// Its name, as in `nodeName` of endpoints and in hints.
     pub node_name: String,
+    /// The proxy's own name, if it is not the usual one.
+    pub proxy_name: Option<String>,
     /// Ranges of its pods.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Which of its addresses node ports are opened on.
@@ -28,6 +30,8 @@ pub struct Place {
 /// The same for all Services; those that depend on it are planned anew when it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Surroundings {
+    /// The proxy's own name, if it is not the usual one.
+    pub(crate) proxy_name: Option<Arc<str>>,
     pub(crate) here: Here,
     pub(crate) locality: Locality,
     /// Addresses of the node that node ports are opened on.
@@ -52,6 +56,7 @@ impl Place {
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
         let local_ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.pod_cidrs);
         Surroundings {
+            proxy_name: self.proxy_name.as_deref().map(Arc::from),
             here: Here { node: self.node_name.as_str().into(), zone },
             node_port_addresses: node_address::for_node_ports(&own, &self.node_port_addresses),
             locality: Locality {

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as api;
 
+use super::traffic::{annotation, carrier};
 use super::{Findings, address, namespaced_name, port_number, protocol};
 use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName};
 
 /// The label that says whose endpoints these are.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Reads an EndpointSlice.
 pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings) -> Option<EndpointSlice> {
@@ -37,7 +41,18 @@ pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings)
     let endpoints = slice.endpoints.into_iter().enumerate();
     let endpoints = endpoints.filter_map(|(index, e)| endpoint(index, e, family, findings)).collect();
     let service = NamespacedName::new(Arc::clone(&name.namespace), service.as_str());
-    Some(EndpointSlice { name, service, family, ports, endpoints })
+    // Whoever wrote nonsense there loses a measurement, no traffic.
+    let triggered_at =
+        annotation(&slice.metadata, TRIGGER_TIME).and_then(|text| text.parse::<Timestamp>().ok());
+    Some(EndpointSlice {
+        name,
+        service,
+        carrier: carrier(&slice.metadata),
+        triggered_at: triggered_at.map(Into::into),
+        family,
+        ports,
+        endpoints,
+    })
 }
 
 fn ports(ports: Vec<api::EndpointPort>, findings: &mut Findings) -> Vec<EndpointPort> {

@@ -5,6 +5,9 @@ use k8s_openapi::api::core::v1 as api;
 use super::{Findings, NOT_A_LABEL, address, is_dns_label, name, parse_cidr};
 use crate::model::{Namespace, Node};
 
+/// The taint of a node that the cluster autoscaler is about to take away.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// Reads a Node.
 pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
     let name = name(&node.metadata, findings)?;
@@ -32,7 +35,9 @@ pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
         }
     }
     let labels = node.metadata.labels.unwrap_or_default();
-    Some(Node { name: name.into(), labels, addresses, pod_cidrs })
+    let is_marked = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
+    let leaving = is_marked || node.metadata.deletion_timestamp.is_some();
+    Some(Node { name: name.into(), labels, addresses, pod_cidrs, leaving })
 }
 
 /// Reads a Namespace.

@@ -7,10 +7,10 @@ use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Findings, address, parse_cidr, port_number};
-use crate::model::{BalancerKind, Distribution, TrafficRules};
+use crate::model::{BalancerKind, Carrier, Distribution, TrafficRules};
 
-/// Labels that hand a Service to another proxy, or to none.
-const FOREIGN: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 const BALANCER: &str = "portolan.dev/balancer";
 const PROXY_PROTOCOL: &str = "portolan.dev/proxy-protocol";
@@ -27,7 +27,6 @@ pub(super) fn traffic_rules(
     status: Option<&api::ServiceStatus>,
     findings: &mut Findings,
 ) -> TrafficRules {
-    let labels = metadata.labels.as_ref();
     let external_local =
         is_local("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), findings);
     let internal_local =
@@ -35,7 +34,7 @@ pub(super) fn traffic_rules(
     let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
     let check = spec.health_check_node_port.filter(|port| *port != 0 && is_load_balancer && external_local);
     TrafficRules {
-        foreign: FOREIGN.iter().any(|name| labels.is_some_and(|labels| labels.contains_key(*name))),
+        carrier: carrier(metadata),
         internal_local,
         external_local,
         distribution: distribution(spec, findings),
@@ -47,6 +46,16 @@ pub(super) fn traffic_rules(
             .and_then(|port| port_number("spec.healthCheckNodePort", port, findings)),
         balancer: balancer(metadata, findings),
         proxy_protocol: proxy_protocol(metadata, findings),
+    }
+}
+
+/// Who is to carry a Service, or use an EndpointSlice. Only the presence of `headless` counts, as for kube-proxy.
+pub(super) fn carrier(metadata: &ObjectMeta) -> Carrier {
+    let label = |name: &str| metadata.labels.as_ref().and_then(|labels| labels.get(name));
+    match label(PROXY_NAME) {
+        _ if label(HEADLESS).is_some() => Carrier::Nobody,
+        Some(name) => Carrier::Named(name.as_str().into()),
+        None => Carrier::Usual,
     }
 }
 
@@ -175,6 +184,6 @@ fn proxy_protocol(metadata: &ObjectMeta, findings: &mut Findings) -> bool {
     }
 }
 
-fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
+pub(super) fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
     metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str)
 }

@@ -131,6 +131,7 @@ fn a_dual_stack_pod_is_in_a_slice_of_each_family_and_knows_its_zone() {
         labels: [(ZONE_LABEL.to_owned(), "z1".to_owned())].into(),
         addresses: vec![],
         pod_cidrs: vec![],
+        leaving: false,
     };
     let nodes = BTreeMap::from([(Arc::from("n1"), Arc::new(node))]);
     let slices = slices(&service(vec![port("", TargetPort::Number(1))]), [pod].iter(), &nodes);

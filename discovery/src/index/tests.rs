@@ -37,6 +37,8 @@ fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
     EndpointSlice {
         name: NamespacedName::new("default", name),
         service: NamespacedName::new("default", service),
+        carrier: crate::model::Carrier::Usual,
+        triggered_at: None,
         family: crate::model::IpFamily::V4,
         ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: vec![Endpoint {
@@ -163,7 +165,7 @@ fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
     index.publish();
     let endpoints = |index: &Index| -> Vec<String> {
         let entry = entry(index, "web");
-        let found = entry.endpoints(&entry.service.ports[0], crate::model::IpFamily::V4, |_| false);
+        let found = entry.endpoints(&entry.service.ports[0], crate::model::IpFamily::V4, None, |_| false);
         found.iter().map(|(address, _)| address.to_string()).collect()
     };
     assert_eq!(endpoints(&index), ["10.22.0.9:8080"]);
@@ -203,7 +205,10 @@ fn any_object() -> Object {
         3 => {
             let zone = ("topology.kubernetes.io/zone".to_owned(), pick(&["a", "b"]).to_owned());
             let name = pick(&["n1", "n2"]).into();
-            Object::Node(Node { name, labels: [zone].into(), addresses: vec![], pod_cidrs: vec![] }.into())
+            Object::Node(
+                Node { name, labels: [zone].into(), addresses: vec![], pod_cidrs: vec![], leaving: false }
+                    .into(),
+            )
         }
         4 => Object::Namespace(Namespace { name: pick(&["default", "other"]).into() }.into()),
         _ => Object::Attachment(Arc::new(Attachment {

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::{IpFamily, NamespacedName, Protocol};
+use super::{Carrier, IpFamily, NamespacedName, Protocol};
 
 /// A batch of endpoints that share a family and a set of ports. A Service may have many.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub struct EndpointSlice {
     pub name: NamespacedName,
     /// The Service of label `kubernetes.io/service-name`.
     pub service: NamespacedName,
+    /// Which proxy it is meant for.
+    pub carrier: Carrier,
+    /// When that happened to the pods of which this is the news (`endpoints.kubernetes.io/last-change-trigger-time`).
+    pub triggered_at: Option<SystemTime>,
     /// `addressType`.
     pub family: IpFamily,
     /// `ports`, without those that have no number.

@@ -17,6 +17,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// It is about to go: deleted, or marked by the cluster autoscaler. Load balancers should stop sending to it.
+    pub leaving: bool,
 }
 
 /// A namespace that exists although nothing may be in it.

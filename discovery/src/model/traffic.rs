@@ -1,6 +1,7 @@
 //! How a Service's traffic comes in, and where it may go.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -8,8 +9,8 @@ use ipnetwork::IpNetwork;
 /// What a Service asks of the proxy beyond its ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrafficRules {
-    /// Another proxy carries it: labels `service.kubernetes.io/service-proxy-name` and `…/headless`.
-    pub foreign: bool,
+    /// Who is to carry it.
+    pub carrier: Carrier,
     /// `internalTrafficPolicy: Local`: clients of this node stay on this node.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`: clients from outside stay on the node they came to.
@@ -30,6 +31,18 @@ pub struct TrafficRules {
     pub balancer: BalancerKind,
     /// Annotation `portolan.dev/proxy-protocol: v2`: TCP connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
+}
+
+/// Which proxy a Service or an EndpointSlice is meant for, by its labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// The cluster's usual one.
+    #[default]
+    Usual,
+    /// The one of that name: `service.kubernetes.io/service-proxy-name`.
+    Named(Arc<str>),
+    /// None: `service.kubernetes.io/headless`.
+    Nobody,
 }
 
 /// Which endpoints are near (KEP-4444, KEP-3015).
@@ -56,6 +69,17 @@ pub enum BalancerKind {
     LeastConnections,
     /// `maglev`: the same one for the same client address, on every node, as long as it is there.
     Maglev,
+}
+
+impl Carrier {
+    /// Whether that is the proxy which goes by `name`; the usual one has none.
+    pub fn is(&self, name: Option<&str>) -> bool {
+        match self {
+            Self::Usual => name.is_none(),
+            Self::Named(wanted) => name == Some(wanted),
+            Self::Nobody => false,
+        }
+    }
 }
 
 impl TrafficRules {

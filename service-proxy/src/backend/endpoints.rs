@@ -66,7 +66,8 @@ impl Selection {
             externally_accessible: rules.is_externally_accessible(has_node_port),
         };
         // As kube-proxy: of two slices that disagree about where an endpoint is, the one that says "here" counts.
-        let endpoints = entry.endpoints(port, family, |endpoint| around.is_local(endpoint));
+        let proxy = around.proxy_name.as_deref();
+        let endpoints = entry.endpoints(port, family, proxy, |endpoint| around.is_local(endpoint));
         let candidates: Vec<Candidate<'_>> = endpoints
             .iter()
             .map(|(address, endpoint)| Candidate {

@@ -81,5 +81,5 @@ fn answer(service: &NamespacedName, local: usize) -> Response {
         "localEndpoints": local,
         "serviceProxyHealthy": true,
     });
-    Response { status, content_type: "application/json", body: format!("{body}\n") }
+    Response::json(status, &body)
 }

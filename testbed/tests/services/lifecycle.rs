@@ -78,6 +78,31 @@ fn should_implement_service_kubernetes_io_headless_and_service_proxy_name() {
 }
 
 #[test]
+fn a_proxy_with_a_name_carries_the_services_and_slices_that_ask_for_it() {
+    let cluster = Cluster::start_with(&["--service-proxy-name", "other"]).unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let (ours, usual) = (replica(&cluster, "web-1", "none"), replica(&cluster, "web-2", "none"));
+    let label = "service.kubernetes.io/service-proxy-name: other";
+    let labelled = service(PORT_80).replace("{name: web}", &format!("{{name: web, labels: {{{label}}}}}"));
+    cluster.apply("web.yaml", &labelled).unwrap();
+    // The slices of two controllers: each proxy has its own.
+    cluster.apply("ours.yaml", &slice("ours", &ours.pod.ip, label)).unwrap();
+    cluster.apply("usual.yaml", &slice("usual", &usual.pod.ip, "other: label")).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    expect_answers(&client, &address, &["web-1"]);
+    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+    expect_refusal(&client, &address);
+}
+
+fn slice(name: &str, ip: &str, label: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: \
+         {{kubernetes.io/service-name: web, {label}}}}}\naddressType: IPv4\n\
+         endpoints: [{{addresses: [{ip}]}}]\nports: [{{port: 8080}}]\n"
+    )
+}
+
+#[test]
 fn should_work_after_restarting_the_proxy() {
     let (mut cluster, client) = cluster();
     let _replica = replica(&cluster, "web-1", "web");

@@ -1,5 +1,6 @@
 use super::*;
 use crate::event::Object;
+use crate::model::Carrier;
 
 fn read(manifests: &mut Manifests, text: &str) -> (Option<Vec<String>>, Vec<String>) {
     let event = manifests.read("web.yaml".into(), Ok(text.as_bytes().to_vec()));
@@ -150,4 +151,44 @@ fn hostile_input_is_an_error_and_nothing_worse() {
     let event = Manifests::new("/nowhere".into()).read("x.yaml".into(), Ok(b"a: b\nc: \xff".to_vec()));
     let Event::Replace { problems, .. } = event else { panic!() };
     assert_eq!(problems[0].to_string(), "x.yaml:2: is not UTF-8 text");
+}
+
+#[test]
+fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
+    let read = |metadata: &str| {
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nendpoints: []\n\
+             metadata:\n  name: web-1\n  labels: {{kubernetes.io/service-name: web{metadata}\n"
+        );
+        let event = Manifests::new("/nowhere".into()).read("web.yaml".into(), Ok(text.into_bytes()));
+        let Event::Replace { objects: Some(mut objects), .. } = event else { panic!("{event:?}") };
+        let Object::EndpointSlice(slice) = objects.remove(0).object else { panic!() };
+        (slice.carrier.clone(), slice.triggered_at)
+    };
+    let proxy_name = "service.kubernetes.io/service-proxy-name";
+    assert_eq!(read("}"), (Carrier::Usual, None));
+    assert_eq!(read(&format!(", {proxy_name}: other}}")).0, Carrier::Named("other".into()));
+    assert_eq!(
+        read(&format!(", {proxy_name}: other, service.kubernetes.io/headless: ''}}")).0,
+        Carrier::Nobody
+    );
+    let at = "}\n  annotations: {endpoints.kubernetes.io/last-change-trigger-time: '2026-01-02T03:04:05.5Z'}";
+    let since = read(at).1.unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(since.as_millis(), 1_767_323_045_500);
+}
+
+#[test]
+fn a_node_that_is_about_to_go_says_so() {
+    let read = |text: &str| {
+        let text = format!("apiVersion: v1\nkind: Node\n{text}\n");
+        let event = Manifests::new("/nowhere".into()).read("node.yaml".into(), Ok(text.into_bytes()));
+        let Event::Replace { objects: Some(mut objects), .. } = event else { panic!("{event:?}") };
+        let Object::Node(node) = objects.remove(0).object else { panic!() };
+        node.leaving
+    };
+    assert!(!read("metadata: {name: n1}\nspec: {taints: [{key: other, effect: NoSchedule}]}"));
+    assert!(read(
+        "metadata: {name: n1}\nspec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}"
+    ));
+    assert!(read("metadata: {name: n1, deletionTimestamp: '2026-01-02T03:04:05Z'}"));
 }

@@ -1,6 +1,6 @@
 use discovery::model::{
-    Conditions, Endpoint as ModelEndpoint, EndpointPort, EndpointSlice, FamilyPolicy, Hints, NamespacedName,
-    Protocol, Service, ServiceKind, TargetPort, TrafficRules,
+    Carrier, Conditions, Endpoint as ModelEndpoint, EndpointPort, EndpointSlice, FamilyPolicy, Hints,
+    NamespacedName, Protocol, Service, ServiceKind, TargetPort, TrafficRules,
 };
 
 use super::*;
@@ -31,6 +31,8 @@ fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, Serv
     let slice = EndpointSlice {
         name: name.clone(),
         service: name.clone(),
+        carrier: Carrier::Usual,
+        triggered_at: None,
         family: IpFamily::V4,
         ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: endpoints.collect(),

@@ -22,6 +22,7 @@ fn own() -> Own {
 
 fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Arc<Node> {
     Arc::new(Node {
+        leaving: false,
         name: name.into(),
         labels: BTreeMap::new(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
