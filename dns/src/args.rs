@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use clap::Parser;
 
 use crate::forward;
+use crate::responder::MAX_NSID;
 use crate::run::{Config, Domain};
 
 /// Answers for Service names, and forwards the rest.
@@ -35,6 +36,10 @@ pub struct Args {
     /// Seconds for which others may remember an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub ttl: u32,
+
+    /// What to tell clients that ask which server has answered (NSID, `dig +nsid`), such as the node's name.
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = parse_nsid)]
+    pub nsid: String,
 
     /// Answer the first name of a pod's search list with what the whole list leads to: one round trip in place of
     /// five. For pods that portolan-cni has attached to this node.
@@ -73,6 +78,7 @@ impl From<Args> for Config {
             listen: args.listen,
             cluster_domain: args.cluster_domain,
             ttl: args.ttl,
+            nsid: args.nsid,
             autopath: args.autopath,
             workers: args.workers.map(usize::from),
             forward: args.forward.into(),
@@ -85,4 +91,11 @@ impl From<Args> for Config {
 
 fn parse_domain(text: &str) -> Result<Domain, String> {
     text.parse()
+}
+
+fn parse_nsid(text: &str) -> Result<String, String> {
+    if text.len() > MAX_NSID {
+        return Err(format!("longer than {MAX_NSID} bytes"));
+    }
+    Ok(text.to_owned())
 }

@@ -22,7 +22,7 @@ mod record;
 
 pub(crate) use answer::Answer;
 pub(crate) use cursor::Cursor;
-pub(crate) use edns::{Ede, Edns, option, put_option};
+pub(crate) use edns::{Ede, Edns, option};
 pub(crate) use encoder::{Encoder, Full};
 pub(crate) use header::{Header, flag};
 pub(crate) use name::{MAX_NAME, Name, NameBuf};

@@ -32,6 +32,7 @@ const CODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP"
 pub(crate) enum Protocol {
     Udp,
     Tcp,
+    Tls,
 }
 
 /// Every counter of the program.
@@ -39,10 +40,13 @@ pub(crate) struct Metrics {
     pub(crate) registry: Registry,
     udp: Series,
     tcp: Series,
+    tls: Series,
     /// Queries that found no room to wait for an upstream server.
     pub(crate) shed: IntCounter,
     pub(crate) generation: IntGauge,
     pub(crate) problems: IntGauge,
+    /// Whether a source cannot be read any more.
+    pub(crate) stale: IntGauge,
 }
 
 /// The counters of one protocol, looked up once.
@@ -75,14 +79,15 @@ impl Metrics {
                 .map(|code| responses.with_label_values(&[proto, code]))
                 .collect(),
         };
-        let (udp, tcp) = (series("udp"), series("tcp"));
+        let [udp, tcp, tls] = ["udp", "tcp", "tls"].map(series);
         let shed = IntCounter::new("coredns_shed_dropped_total", "Queries that found no room to wait.");
         let shed = register(&registry, shed);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         let generation = gauge("portolan_dns_snapshot_generation", "Generation of the state in force.");
         let problems =
             gauge("portolan_dns_discovery_problems", "Errors and warnings about the input right now.");
-        Self { udp, tcp, shed, generation, problems, registry }
+        let stale = gauge("portolan_dns_stale", "1 while a source is lost and answers are as last known.");
+        Self { udp, tcp, tls, shed, stale, generation, problems, registry }
     }
 
     /// Counts a query and its reply; it came at `since`.
@@ -90,6 +95,7 @@ impl Metrics {
         let series = match protocol {
             Protocol::Udp => &self.udp,
             Protocol::Tcp => &self.tcp,
+            Protocol::Tls => &self.tls,
         };
         let kind = KINDS.iter().position(|(known, _)| *known == kind).unwrap_or(KINDS.len());
         let code = usize::from(code).min(CODES.len());

@@ -5,6 +5,8 @@
 
 mod alias;
 mod completion;
+mod cookie;
+mod options;
 mod reply;
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,8 +20,11 @@ use crate::forward::Forwarder;
 use crate::message::{Ede, Invalid, Name, Query, kind, rcode};
 use crate::metrics::{Metrics, Protocol};
 use crate::zone::{Found, Node, Zone};
-use reply::Reason;
+pub(crate) use cookie::Secret;
+use options::Way;
+pub(crate) use options::{MAX_NSID, Options};
 pub(crate) use reply::Reply;
+use reply::{Reason, reason};
 
 /// Addresses of targets that are sent along with SRV records at most; the client asks for the others.
 const MAX_ADDITIONALS: usize = 16;
@@ -34,6 +39,7 @@ pub(crate) struct Responder {
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) autopath: Option<Arc<Autopath>>,
+    pub(crate) options: Options,
 }
 
 /// Where a query came from, worked out only if somebody wants to know.
@@ -64,15 +70,18 @@ impl Responder {
             Ok(query) => query,
             Err(Invalid::Ignore) => return Step::Silence,
             Err(Invalid::Reply { header, rcode, question, edns }) => {
-                let mut reply = Reply::new(out, message, header, question, edns, protocol);
-                reply.finish(rcode, None);
+                let granted = self.options.grant(edns, protocol, client);
+                let way = Way { protocol, granted: granted.as_ref() };
+                Reply::new(out, message, header, question, edns, way).finish(rcode, reason(rcode));
                 let kind = question.map_or(0, |question| question.kind);
                 self.metrics.count(protocol, kind, rcode, now);
                 return Step::Done;
             }
         };
         let start = out.len();
-        let code = self.known(&query, message, (protocol, client), now, lower, out);
+        let granted = self.options.grant(query.edns, protocol, client);
+        let way = Way { protocol, granted: granted.as_ref() };
+        let code = self.known(&query, message, (way, client), now, lower, out);
         let Some(code) = code else {
             out.truncate(start);
             return Step::Wait;
@@ -85,41 +94,46 @@ impl Responder {
         &self,
         query: &Query<'_>,
         message: &[u8],
-        (protocol, client): (Protocol, Client<'_>),
+        (way, client): (Way<'_>, Client<'_>),
         now: Instant,
         lower: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> Option<u16> {
         let kind = query.question.kind;
-        if !query.question.is_in() || matches!(kind, kind::AXFR | kind::IXFR) {
-            return Some(Reply::to(query, message, out, protocol).finish(rcode::REFUSED, None));
+        if !query.question.is_in() {
+            let reason = Reason(Ede::NotSupported as u16, "only class IN is served");
+            return Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason)));
+        }
+        if matches!(kind, kind::AXFR | kind::IXFR) {
+            let reason = Reason(Ede::Prohibited as u16, "transfers are not for this client");
+            return Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason)));
         }
         let zone = self.zone.load();
         let name = lowered(query.question.name, lower);
         match zone.find(name) {
             Found::NotReady => {
                 let reason = Reason(Ede::NotReady as u16, "the cluster's state has not been read yet");
-                Some(Reply::to(query, message, out, protocol).finish(rcode::SERVFAIL, Some(reason)))
+                Some(Reply::to(query, message, out, way).finish(rcode::SERVFAIL, Some(reason)))
             }
             Found::Missing(_) if self.is_first_of_search_list(query, client) => None,
-            Found::Missing(apex) => Some(missing(Reply::to(query, message, out, protocol), apex, &zone)),
+            Found::Missing(apex) => Some(missing(Reply::to(query, message, out, way), apex, &zone)),
             Found::Here(Node::Service(service), _)
                 if service.alias().is_some() && !matches!(kind, kind::CNAME | kind::ANY) =>
             {
                 None
             }
             Found::Here(node, apex) => {
-                let mut reply = Reply::to(query, message, out, protocol);
+                let mut reply = Reply::to(query, message, out, way);
                 reply.authoritative();
                 write_node(&mut reply, &zone, node, apex, kind);
-                Some(reply.finish(rcode::NOERROR, None))
+                Some(reply.finish(rcode::NOERROR, stale(&zone, Ede::StaleAnswer)))
             }
             Found::Elsewhere => {
                 let start = out.len();
                 if !self.forwarder.cached(query, now, out) {
                     return None;
                 }
-                Some(reply::complete(out, start, query, protocol, None))
+                Some(reply::complete(out, start, query, way, None))
             }
         }
     }
@@ -136,27 +150,29 @@ impl Responder {
         let mut lower = Vec::new();
         let name = lowered(query.question.name, &mut lower);
         let zone = self.zone.load_full();
+        let granted = self.options.grant(query.edns, protocol, || Some(client));
+        let way = Way { protocol, granted: granted.as_ref() };
         let code = match zone.find(name) {
-            Found::Elsewhere => self.forward(&query, message, protocol, out).await,
-            Found::Missing(apex) => match self.complete(&zone, &query, (protocol, client.ip()), out).await {
+            Found::Elsewhere => self.forward(&query, message, way, out).await,
+            Found::Missing(apex) => match self.complete(&zone, &query, (way, client.ip()), out).await {
                 Some(code) => code,
-                None => missing(Reply::to(&query, message, out, protocol), apex, &zone),
+                None => missing(Reply::to(&query, message, out, way), apex, &zone),
             },
-            _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], protocol, out).await,
+            _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], way, out).await,
         };
         self.metrics.count(protocol, query.question.kind, code, now);
     }
 
-    async fn forward(&self, query: &Query<'_>, message: &[u8], protocol: Protocol, out: &mut Vec<u8>) -> u16 {
+    async fn forward(&self, query: &Query<'_>, message: &[u8], way: Way<'_>, out: &mut Vec<u8>) -> u16 {
         match self.forwarder.resolve(query).await {
             Ok(answer) => {
                 let start = out.len();
                 out.extend_from_slice(&answer.message);
-                reply::complete(out, start, query, protocol, answer.explanation.map(|code| Reason(code, "")))
+                reply::complete(out, start, query, way, answer.explanation.map(|code| Reason(code, "")))
             }
             Err(failure) => {
                 let (code, text) = failure.explain();
-                Reply::to(query, message, out, protocol).finish(failure.rcode(), Some(Reason(code, text)))
+                Reply::to(query, message, out, way).finish(failure.rcode(), Some(Reason(code, text)))
             }
         }
     }
@@ -166,7 +182,8 @@ impl Responder {
         let now = Instant::now();
         let Ok(query) = Query::parse(message) else { return };
         let reason = Reason(Ede::Other as u16, "too many queries are waiting for upstream servers");
-        let code = Reply::to(&query, message, out, protocol).finish(rcode::SERVFAIL, Some(reason));
+        let way = Way { protocol, granted: None };
+        let code = Reply::to(&query, message, out, way).finish(rcode::SERVFAIL, Some(reason));
         self.metrics.count(protocol, query.question.kind, code, now);
     }
 }
@@ -180,7 +197,12 @@ fn lowered<'l>(name: Name<'_>, lower: &'l mut Vec<u8>) -> Name<'l> {
 fn missing(mut reply: Reply<'_>, apex: usize, zone: &Zone) -> u16 {
     reply.authoritative();
     reply.soa(apex, zone);
-    reply.finish(rcode::NXDOMAIN, None)
+    reply.finish(rcode::NXDOMAIN, stale(zone, Ede::StaleNxdomain))
+}
+
+/// What to say with an answer that may have been overtaken while the source is out of sight.
+fn stale(zone: &Zone, code: Ede) -> Option<Reason> {
+    zone.is_stale.then_some(Reason(code as u16, "the cluster's state cannot be read, this is the last known"))
 }
 
 fn write_node(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, apex: usize, kind: u16) {

@@ -17,7 +17,7 @@ use crate::autopath::Autopath;
 use crate::forward::{self, Forwarder};
 use crate::message::NameBuf;
 use crate::metrics::Metrics;
-use crate::responder::Responder;
+use crate::responder::{Options, Responder, Secret};
 use crate::zone::{Settings, Zone};
 use crate::{socket, tcp, udp};
 
@@ -54,6 +54,8 @@ pub struct Config {
     pub workers: Option<usize>,
     /// Seconds.
     pub ttl: u32,
+    /// The name the server tells those who ask for it (NSID); at most 128 bytes, empty for none.
+    pub nsid: String,
     /// Whether the search lists of pods are completed.
     pub autopath: bool,
     /// How other names are answered.
@@ -88,6 +90,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         forwarder: forwarder.clone(),
         metrics: Arc::clone(&metrics),
         autopath: autopath.clone(),
+        options: Options {
+            nsid: config.nsid.into_bytes().into(),
+            secret: Secret::new().context("random bytes")?,
+        },
     });
     let threads =
         config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -153,6 +159,7 @@ async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metric
     while snapshots.changed().await.is_ok() {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let next = zone.load().next(&snapshot);
+        metrics.stale.set(i64::from(next.is_stale));
         zone.store(Arc::new(next));
         metrics.generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         metrics.problems.set(i64::try_from(snapshot.problems.len()).unwrap_or(i64::MAX));

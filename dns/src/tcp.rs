@@ -19,7 +19,7 @@ use crate::metrics::Protocol;
 use crate::responder::{Responder, Step};
 
 /// A client that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds).
-const IDLE: Duration = Duration::from_secs(10);
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
 /// A client that takes no answers for so long is, too.
 const WRITE: Duration = Duration::from_secs(5);

@@ -40,6 +40,8 @@ pub(crate) struct Settings {
 pub(crate) struct Zone {
     pub(crate) settings: Arc<Settings>,
     pub(crate) synced: bool,
+    /// A source cannot be read any more: all this is as it was last seen.
+    pub(crate) is_stale: bool,
     pub(crate) serial: u32,
     /// As labels: length, then lower case.
     namespaces: Arc<HashSet<Box<[u8]>>>,
@@ -85,6 +87,7 @@ impl Zone {
         Self {
             settings,
             synced: false,
+            is_stale: false,
             serial: 0,
             namespaces: Arc::default(),
             places: Arc::default(),
@@ -98,6 +101,7 @@ impl Zone {
     pub(crate) fn next(&self, snapshot: &Snapshot) -> Self {
         let mut zone = self.clone();
         zone.synced = snapshot.synced;
+        zone.is_stale = snapshot.sources.values().any(|source| source.problem.is_some());
         let serial = snapshot.changed_at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         // Serials wrap around (RFC 1982).
         zone.serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();

@@ -216,7 +216,7 @@ fn compose(exchange: Exchange<'_>, with_edns: bool) -> Vec<u8> {
     query.extend(asked.kind.to_be_bytes());
     query.extend([0, 1]);
     if with_edns {
-        Edns::reply(PAYLOAD, 0, asked.dnssec_ok).write(&[], &mut query);
+        Edns::reply(PAYLOAD, 0, asked.dnssec_ok).write(&mut query);
     }
     query
 }

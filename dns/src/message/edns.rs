@@ -62,6 +62,11 @@ impl<'a> Edns<'a> {
     /// Bytes of the record without options.
     pub(crate) const LENGTH: usize = 11;
 
+    /// Whether a cookie, if there is one, has a length that cookies have (RFC 7873 §5.2.2).
+    pub(super) fn has_no_bad_cookie(&self) -> bool {
+        self.option(option::COOKIE).is_none_or(|cookie| matches!(cookie.len(), 8 | 16..=40))
+    }
+
     /// From the fields of an OPT record. Options must be whole.
     pub(super) fn parse(class: u16, ttl: u32, options: &'a [u8]) -> Result<Self, Malformed> {
         let [rcode_high, version, flags, _] = ttl.to_be_bytes();
@@ -79,19 +84,17 @@ impl<'a> Edns<'a> {
         Self { payload, rcode_high, version: 0, dnssec_ok, options: &[] }
     }
 
-    /// Appends the record to a message, with options that [`put_option`] has written in place of its own.
-    pub(crate) fn write(self, options: &[u8], out: &mut Vec<u8>) {
+    /// Appends the record to a message, for now without options.
+    pub(crate) fn write(self, out: &mut Vec<u8>) {
         let [kind_high, kind_low] = kind::OPT.to_be_bytes();
         let [payload_high, payload_low] = self.payload.to_be_bytes();
         let flags = u8::from(self.dnssec_ok) << 7;
-        let [length_high, length_low] = u16::try_from(options.len()).unwrap_or(u16::MAX).to_be_bytes();
         #[rustfmt::skip]
         let fixed: [u8; 11] = [
             0, kind_high, kind_low, payload_high, payload_low,
-            self.rcode_high, self.version, flags, 0, length_high, length_low,
+            self.rcode_high, self.version, flags, 0, 0, 0,
         ];
         out.extend_from_slice(&fixed);
-        out.extend_from_slice(options);
     }
 
     /// Every option: code and content.
@@ -115,11 +118,4 @@ fn next_option<'a>(cursor: &mut Cursor<'a>) -> Result<(u16, &'a [u8]), Malformed
     let code = cursor.u16()?;
     let length = cursor.u16()?;
     Ok((code, cursor.take(usize::from(length))?))
-}
-
-/// Appends an option to the content of an OPT record.
-pub(crate) fn put_option(options: &mut Vec<u8>, code: u16, content: &[u8]) {
-    options.extend_from_slice(&code.to_be_bytes());
-    options.extend_from_slice(&u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes());
-    options.extend_from_slice(content);
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::content::{Part, compresses, expand};
-use super::{Edns, Header, Malformed, Name, NameBuf, Question, Record, Section};
+use super::{Header, Malformed, Name, NameBuf, Question, Record, Section};
 
 /// Pointers have fourteen bits (RFC 1035 §4.1.4).
 const MAX_POINTER: usize = 0x3fff;
@@ -38,11 +38,6 @@ impl<'b> Encoder<'b> {
     /// Sets aside bytes at the end, for an OPT record that must fit.
     pub(crate) fn reserve(&mut self, bytes: usize) {
         self.limit = self.limit.saturating_sub(bytes);
-    }
-
-    /// Gives back what was set aside.
-    pub(crate) fn release(&mut self, bytes: usize) {
-        self.limit += bytes;
     }
 
     /// Sets bits of the header.
@@ -128,15 +123,6 @@ impl<'b> Encoder<'b> {
         });
         self.name = owner;
         Ok(result)
-    }
-
-    /// Writes the OPT record, for which room must have been set aside and released.
-    pub(crate) fn edns(&mut self, edns: Edns<'_>, options: &[u8]) -> Result<(), Full> {
-        let before = self.out.len();
-        edns.write(options, self.out);
-        self.keep_or_take_back(before)?;
-        self.header.additionals += 1;
-        Ok(())
     }
 
     /// Bytes as they are.

@@ -1,6 +1,6 @@
 //! What a client asks.
 
-use super::{CLASS_IN, Cursor, Edns, Header, Malformed, Name, Section, flag, kind, rcode, records};
+use super::{CLASS_IN, Cursor, Edns, Header, Malformed, Name, Section, flag, kind, option, rcode, records};
 
 /// The one question of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,13 @@ impl<'a> Query<'a> {
         let is_query = header.opcode() == 0;
         // Other kinds of messages have their own forms: what looks like a question is sent back, nothing is required.
         let failure = if is_query { rcode::FORMERR } else { rcode::NOTIMP };
+        if header.questions == 0 {
+            let edns = find_edns(message, header, Header::LENGTH).ok().flatten();
+            // Whoever asks nothing may want a cookie (RFC 7873 §5.4).
+            let wants_cookie = edns.is_some_and(|edns| edns.option(option::COOKIE).is_some());
+            let is_good = is_query && wants_cookie && edns.is_some_and(|edns| edns.has_no_bad_cookie());
+            return Err(invalid(if is_good { rcode::NOERROR } else { failure }, None, edns));
+        }
         if header.questions != 1 {
             return Err(invalid(failure, None, None));
         }
@@ -54,6 +61,9 @@ impl<'a> Query<'a> {
         }
         if edns.is_some_and(|edns| edns.version > 0) {
             return Err(invalid(rcode::BADVERS, Some(question), edns));
+        }
+        if edns.is_some_and(|edns| edns.has_options() && !edns.has_no_bad_cookie()) {
+            return Err(invalid(rcode::FORMERR, Some(question), edns));
         }
         Ok(Self { header, question, edns, behind_question })
     }

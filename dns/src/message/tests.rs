@@ -77,10 +77,7 @@ fn what_we_write_anew_is_read_by_hickory_as_it_was() {
         let mut encoder = Encoder::new(&mut out, 65535, answer.header.id, answer.header.flags);
         encoder.question(answer.question).unwrap();
         for record in answer.records() {
-            match answer.edns.filter(|_| record.kind == kind::OPT) {
-                Some(edns) => encoder.edns(edns, &[]).unwrap(),
-                None => encoder.copy(record.section, &record, record.ttl).unwrap().unwrap(),
-            }
+            encoder.copy(record.section, &record, record.ttl).unwrap().unwrap();
         }
         encoder.finish();
         let again = Message::from_vec(&out[2..]).unwrap();

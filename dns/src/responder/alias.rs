@@ -1,11 +1,11 @@
 //! ExternalName Services: an alias, and what it leads to.
 
+use super::options::Way;
 use super::reply::{self, Reason};
-use super::{Responder, lowered};
+use super::{Responder, lowered, stale};
 use crate::message::{
-    Answer, CLASS_IN, Ede, Edns, Encoder, Header, NameBuf, Query, Question, Section, flag, kind, rcode,
+    Answer, CLASS_IN, Ede, Encoder, Header, NameBuf, Query, Question, Section, flag, kind, rcode,
 };
-use crate::metrics::Protocol;
 use crate::zone::{Found, Node, Zone};
 
 /// Aliases of aliases that are followed before giving up.
@@ -27,7 +27,7 @@ impl Responder {
         zone: &Zone,
         query: &Query<'_>,
         mut aliases: Vec<NameBuf>,
-        protocol: Protocol,
+        way: Way<'_>,
         out: &mut Vec<u8>,
     ) -> u16 {
         let mut lower = Vec::new();
@@ -56,7 +56,7 @@ impl Responder {
             },
             (end, _) => end,
         };
-        write(zone, query, &aliases, &end, protocol, out)
+        write(zone, query, &aliases, &end, way, out)
     }
 
     async fn elsewhere<'z>(&self, target: &NameBuf, query: &Query<'_>) -> End<'z> {
@@ -83,12 +83,11 @@ fn write(
     query: &Query<'_>,
     aliases: &[NameBuf],
     end: &End<'_>,
-    protocol: Protocol,
+    way: Way<'_>,
     out: &mut Vec<u8>,
 ) -> u16 {
     let (ttl, asked) = (zone.settings.ttl, query.question.kind);
-    let opt = if query.edns.is_some() { Edns::LENGTH } else { 0 };
-    let limit = reply::limit(query.edns, protocol) - opt;
+    let limit = reply::limit(query.edns, way.protocol) - way.needs(query.edns);
     let start = out.len();
     let flags = flag::QR | flag::AA | flag::RA | query.header.flags & (flag::RD | flag::CD);
     let mut encoder = Encoder::new(out, limit, query.header.id, flags);
@@ -105,7 +104,7 @@ fn write(
         End::Failed(code, reason) => (*code, Some(*reason)),
         End::Missing => {
             negative = true;
-            (rcode::NXDOMAIN, None)
+            (rcode::NXDOMAIN, stale(zone, Ede::StaleNxdomain))
         }
         End::Here(node) => {
             negative = true;
@@ -117,7 +116,7 @@ fn write(
                 fits = fits && encoder.record(Section::Answer, owner.as_name(), record, put).is_ok();
                 fits
             });
-            (rcode::NOERROR, None)
+            (rcode::NOERROR, stale(zone, Ede::StaleAnswer))
         }
         End::Elsewhere(message) => match Answer::parse(message) {
             Ok(answer) => {
@@ -125,7 +124,7 @@ fn write(
                     let copied = matches!(encoder.copy(record.section, &record, record.ttl), Ok(Ok(())));
                     fits = fits && (copied || record.section != Section::Answer);
                 }
-                (answer.rcode(), None)
+                (answer.rcode(), stale(zone, Ede::StaleAnswer))
             }
             Err(_malformed) => (rcode::SERVFAIL, Some(Reason(Ede::InvalidData as u16, ""))),
         },
@@ -140,13 +139,8 @@ fn write(
             .ok();
     }
     encoder.set(code & 0xf);
-    if let Some(edns) = query.edns {
-        encoder.release(opt);
-        let mut options = Vec::new();
-        reply::explain(&mut options, reason, limit.saturating_sub(encoder.len()));
-        encoder.edns(Edns::reply(reply::MAX_DATAGRAM, code, edns.dnssec_ok), &options).ok();
-    }
     encoder.finish();
+    reply::close(out, start, query.edns, way, (code, reason));
     debug_assert!(out.len() - start >= Header::LENGTH, "a message has a header");
     code
 }

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
+use super::options::Way;
 use super::{Client, Responder, lowered, reply};
 use crate::autopath;
 use crate::message::{Query, kind};
-use crate::metrics::Protocol;
 use crate::zone::{Found, Node, Zone};
 
 impl Responder {
@@ -20,7 +20,7 @@ impl Responder {
         &self,
         zone: &Zone,
         query: &Query<'_>,
-        (protocol, client): (Protocol, IpAddr),
+        (way, client): (Way<'_>, IpAddr),
         out: &mut Vec<u8>,
     ) -> Option<u16> {
         let autopath = self.autopath.as_ref()?;
@@ -31,7 +31,7 @@ impl Responder {
                 Found::NotReady => return None,
                 Found::Here(node, _) if has_addresses(zone, node) => {
                     let aliases = vec![query.question.name.to_buf(), name];
-                    return Some(self.follow(zone, query, aliases, protocol, out).await);
+                    return Some(self.follow(zone, query, aliases, way, out).await);
                 }
                 Found::Here(..) | Found::Missing(_) => {}
                 Found::Elsewhere => {
@@ -46,7 +46,7 @@ impl Responder {
                     if exists {
                         let start = out.len();
                         out.extend(autopath::splice(query, name.as_name(), &answer).ok()?);
-                        return Some(reply::complete(out, start, query, protocol, None));
+                        return Some(reply::complete(out, start, query, way, None));
                     }
                 }
             }

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
+use super::options::Way;
 use crate::message::{
-    Answer, CLASS_IN, Edns, Encoder, Header, Query, Question, Section, flag, kind, option, put_option,
+    Answer, CLASS_IN, Ede, Edns, Encoder, Header, Query, Question, Section, flag, kind, option, rcode,
 };
 use crate::metrics::Protocol;
 use crate::zone::Zone;
@@ -32,12 +33,13 @@ pub(crate) struct Reply<'o> {
     header: Header,
     question: usize,
     edns: Option<bool>,
+    way: Way<'o>,
 }
 
 impl<'o> Reply<'o> {
     /// To a query that makes sense.
-    pub(crate) fn to(query: &Query<'_>, message: &[u8], out: &'o mut Vec<u8>, protocol: Protocol) -> Self {
-        Self::new(out, message, query.header, Some(query.question), query.edns, protocol)
+    pub(crate) fn to(query: &Query<'_>, message: &[u8], out: &'o mut Vec<u8>, way: Way<'o>) -> Self {
+        Self::new(out, message, query.header, Some(query.question), query.edns, way)
     }
 
     /// With the question as it was asked, and with EDNS exactly if the query has it (RFC 6891 §6.1.1).
@@ -47,7 +49,7 @@ impl<'o> Reply<'o> {
         asked: Header,
         question: Option<Question<'_>>,
         edns: Option<Edns<'_>>,
-        protocol: Protocol,
+        way: Way<'o>,
     ) -> Self {
         let start = out.len();
         // The opcode and RD come back, and CD (RFC 4035 §3.1.6); AD, Z and what else there was do not.
@@ -57,8 +59,8 @@ impl<'o> Reply<'o> {
         out.extend_from_slice(&header.to_wire());
         let length = question.map_or(0, |question| question.name.wire().len() + 4);
         out.extend_from_slice(message.get(Header::LENGTH..Header::LENGTH + length).unwrap_or_default());
-        let limit = limit(edns, protocol) - if edns.is_some() { Edns::LENGTH } else { 0 };
-        Self { out, start, limit, header, question: length, edns: edns.map(|edns| edns.dnssec_ok) }
+        let limit = limit(edns, way.protocol) - way.needs(edns);
+        Self { out, start, limit, header, question: length, edns: edns.map(|edns| edns.dnssec_ok), way }
     }
 
     /// The name is one of ours.
@@ -112,9 +114,9 @@ impl<'o> Reply<'o> {
         self.header.flags |= rcode & 0xf;
         if let Some(dnssec_ok) = self.edns {
             self.header.additionals += 1;
-            let mut options = Vec::new();
-            explain(&mut options, reason, self.limit.saturating_sub(self.out.len() - self.start));
-            Edns::reply(MAX_DATAGRAM, rcode, dnssec_ok).write(&options, self.out);
+            let room = self.limit.saturating_sub(self.out.len() - self.start);
+            Edns::reply(MAX_DATAGRAM, rcode, dnssec_ok).write(self.out);
+            self.way.put_options(self.out, self.start, |out| explain(out, reason, room));
         }
         if let Some(bytes) = self.out.get_mut(self.start..self.start + Header::LENGTH) {
             bytes.copy_from_slice(&self.header.to_wire());
@@ -142,18 +144,51 @@ pub(super) fn limit(edns: Option<Edns<'_>>, protocol: Protocol) -> usize {
     let limit = match (protocol, edns) {
         (Protocol::Udp, Some(edns)) => edns.payload.clamp(PLAIN_DATAGRAM, MAX_DATAGRAM),
         (Protocol::Udp, None) => PLAIN_DATAGRAM,
-        (Protocol::Tcp, _) => u16::MAX,
+        (Protocol::Tcp | Protocol::Tls, _) => u16::MAX,
     };
     usize::from(limit)
 }
 
 /// The reason as an option, if there is room; without its words if that helps.
-pub(super) fn explain(options: &mut Vec<u8>, reason: Option<Reason>, room: usize) {
+fn explain(out: &mut Vec<u8>, reason: Option<Reason>, room: usize) {
     let Some(Reason(code, text)) = reason else { return };
     let text = if 6 + text.len() <= room { text } else { "" };
     if 6 + text.len() <= room {
-        put_option(options, option::EDE, &[&code.to_be_bytes(), text.as_bytes()].concat());
+        let length = u16::try_from(2 + text.len()).unwrap_or_default();
+        for word in [option::EDE, length, code] {
+            out.extend_from_slice(&word.to_be_bytes());
+        }
+        out.extend_from_slice(text.as_bytes());
     }
+}
+
+/// Ends a message that has no OPT record yet with one, if the client speaks EDNS. `limit` is what the client can take.
+pub(super) fn close(
+    out: &mut Vec<u8>,
+    start: usize,
+    edns: Option<Edns<'_>>,
+    way: Way<'_>,
+    (code, reason): (u16, Option<Reason>),
+) {
+    let Some(asked) = edns else { return };
+    let length = out.len() - start + way.needs(edns);
+    let room = limit(edns, way.protocol).saturating_sub(length);
+    Edns::reply(MAX_DATAGRAM, code, asked.dnssec_ok).write(out);
+    way.put_options(out, start, |out| explain(out, reason, room));
+    if let Some([high, low]) = out.get_mut(start + 10..start + 12) {
+        [*high, *low] = (u16::from_be_bytes([*high, *low]) + 1).to_be_bytes();
+    }
+}
+
+/// Why a message is answered with this code, and nothing but the code.
+pub(super) fn reason(code: u16) -> Option<Reason> {
+    let (reason, text) = match code {
+        rcode::FORMERR => (Ede::Other, "the query is malformed"),
+        rcode::NOTIMP => (Ede::NotSupported, "only standard queries are answered"),
+        rcode::BADVERS => (Ede::NotSupported, "only version 0 of EDNS is spoken"),
+        _ => return None,
+    };
+    Some(Reason(reason as u16, text))
 }
 
 /// Makes the forwarder's message, from `start` on, one for this client: within its limit, with EDNS if it speaks it.
@@ -162,24 +197,18 @@ pub(super) fn complete(
     out: &mut Vec<u8>,
     start: usize,
     query: &Query<'_>,
-    protocol: Protocol,
+    way: Way<'_>,
     reason: Option<Reason>,
 ) -> u16 {
-    let limit = limit(query.edns, protocol);
+    let limit = limit(query.edns, way.protocol);
     let length = out.len() - start;
     let code = out.get(start + 3).map_or(0, |flags| u16::from(flags & 0xf));
-    let opt = if query.edns.is_some() { Edns::LENGTH } else { 0 };
+    let opt = way.needs(query.edns);
     if length + opt > limit {
         let whole = out.split_off(start);
         cut(&whole, out, limit, opt);
     }
-    let Some(edns) = query.edns else { return code };
-    let mut options = Vec::new();
-    explain(&mut options, reason, limit.saturating_sub(out.len() - start + opt));
-    Edns::reply(MAX_DATAGRAM, code, edns.dnssec_ok).write(&options, out);
-    if let Some([high, low]) = out.get_mut(start + 10..start + 12) {
-        [*high, *low] = (u16::from_be_bytes([*high, *low]) + 1).to_be_bytes();
-    }
+    close(out, start, query.edns, way, (code, reason));
     code
 }
 

@@ -132,23 +132,6 @@ fn counts_that_lie_loops_and_second_opts_are_format_errors() {
     }
 }
 
-/// RFC 8906 §8.1.4 (header only), §8.2.2 and RFC 6891 §6.1.3 (BADVERS comes with version 0)
-#[test]
-fn an_unknown_opcode_and_an_unknown_version_are_told_apart() {
-    let server = Server::start(&[("web.yaml", WEB)], &[]);
-    let socket = socket(&server);
-    let reply = ask(&socket, &[0, 9, 15 << 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!((reply.len(), reply[2], reply[3] & 15), (12, 0x80 | 15 << 3, 4), "{reply:?}");
-    let mut version_1 = query(9, "web.default.svc.cluster.local", 1);
-    let opt = version_1.len() - 11;
-    version_1[opt + 6] = 1;
-    let reply = ask(&socket, &version_1);
-    let opt = reply.len() - 11;
-    assert_eq!(reply[3] & 15, 0);
-    assert_eq!(reply[opt..opt + 3], [0, 0, 41]);
-    assert_eq!(reply[opt + 5..opt + 7], [1, 0], "BADVERS is 16, and the version is ours");
-}
-
 #[test]
 fn garbage_over_tcp_a_byte_at_a_time_hurts_nobody() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod dns_spec;
+mod edns;
 mod hostile;
+mod message;
 mod protocol;
 mod server;

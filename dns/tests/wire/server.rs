@@ -8,17 +8,20 @@ use std::process::{Child, Command, Stdio};
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
-    manifests: tempfile::TempDir,
+    metrics: SocketAddr,
+    /// The directory is `manifests` in this one.
+    directory: tempfile::TempDir,
 }
 
 impl Server {
     pub(crate) fn start(files: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let manifests = tempfile::tempdir().unwrap();
-        let address: SocketAddr = ([127, 0, 0, 1], testbed::free_port().unwrap()).into();
+        let directory = tempfile::tempdir().unwrap();
+        let manifests = directory.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
         for (name, text) in files {
-            apply(manifests.path(), name, text);
+            apply(&manifests, name, text);
         }
-        let server = Self { child: spawn(manifests.path(), address, arguments), address, manifests };
+        let server = Self::spawn(directory, arguments);
         let domain =
             arguments.iter().find_map(|a| a.strip_prefix("--cluster-domain=")).unwrap_or("cluster.local");
         testbed::wait_for("the server to be ready", || {
@@ -30,9 +33,49 @@ impl Server {
         server
     }
 
+    /// One whose manifests cannot be read: it answers, and knows nothing.
+    pub(crate) fn start_unready(arguments: &[&str]) -> Self {
+        let server = Self::spawn(tempfile::tempdir().unwrap(), arguments);
+        testbed::wait_for("the server to answer", || {
+            let status = server.status("dns-version.cluster.local TXT");
+            anyhow::ensure!(status == "SERVFAIL", "{status:?}");
+            Ok(())
+        })
+        .unwrap();
+        server
+    }
+
+    fn spawn(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
+        let free = || SocketAddr::from(([127, 0, 0, 1], testbed::free_port().unwrap()));
+        let (address, metrics) = (free(), free());
+        let manifests = directory.path().join("manifests");
+        Self { child: spawn(&manifests, address, metrics, arguments), address, metrics, directory }
+    }
+
+    /// Takes the manifests out of sight.
+    pub(crate) fn hide_manifests(&self) {
+        let directory = self.directory.path();
+        std::fs::rename(directory.join("manifests"), directory.join("hidden")).unwrap();
+    }
+
+    /// Brings them back.
+    pub(crate) fn show_manifests(&self) {
+        let directory = self.directory.path();
+        std::fs::rename(directory.join("hidden"), directory.join("manifests")).unwrap();
+    }
+
+    /// A value of /metrics, or nothing.
+    pub(crate) fn metric(&self, name: &str) -> String {
+        let url = format!("http://{}/metrics", self.metrics);
+        let page = Command::new("curl").args(["-fsS", "-m2", &url]).output().unwrap().stdout;
+        let page = String::from_utf8(page).unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_default().to_owned()
+    }
+
     /// Puts a manifest in place in one step.
     pub(crate) fn apply(&self, name: &str, text: &str) {
-        apply(self.manifests.path(), name, text);
+        apply(&self.directory.path().join("manifests"), name, text);
     }
 
     /// What dig prints.
@@ -65,13 +108,13 @@ fn apply(directory: &Path, name: &str, text: &str) {
     std::fs::rename(&new, directory.join(name)).unwrap();
 }
 
-fn spawn(manifests: &Path, address: SocketAddr, arguments: &[&str]) -> Child {
+fn spawn(manifests: &Path, address: SocketAddr, metrics: SocketAddr, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portolan-dns"));
     command
         .arg("--manifests")
         .arg(manifests)
         .args(["--attachments", "/nonexistent/attachments", "--listen", &address.to_string()])
-        .args(["--metrics-bind-address=127.0.0.1:0", "--health-bind-address=127.0.0.1:0"])
+        .args(["--metrics-bind-address", &metrics.to_string(), "--health-bind-address=127.0.0.1:0"])
         .args(["--ready-bind-address=127.0.0.1:0", "--allow-loopback-upstreams"])
         .args(arguments)
         .stdout(Stdio::null())

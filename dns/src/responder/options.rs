@@ -1,0 +1,121 @@
+//! Options of EDNS that a reply carries because its query asked for them: who answers (RFC 5001), a cookie (RFC 7873), how
+//! long a connection is kept (RFC 7828), padding (RFC 7830).
+
+use std::net::SocketAddr;
+
+use super::cookie::{CLIENT, COOKIE, Secret};
+use crate::message::{Edns, option};
+use crate::metrics::Protocol;
+
+/// Bytes of the longest name a server can be told to have.
+pub(crate) const MAX_NSID: usize = 128;
+
+/// Code and length of an option.
+const HEAD: usize = 4;
+
+/// All that there can be: the name, a cookie, two bytes of time.
+const ROOM: usize = HEAD + MAX_NSID + HEAD + COOKIE + HEAD + 2;
+
+/// Padded answers have a multiple of this length (RFC 8467 §4.1).
+const BLOCK: usize = 468;
+
+/// What options are made of.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Empty, if the server has no name to tell.
+    pub(crate) nsid: Box<[u8]>,
+    pub(crate) secret: Secret,
+}
+
+/// The options of one reply, as they are on the wire.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Granted {
+    bytes: [u8; ROOM],
+    length: usize,
+    pads: bool,
+}
+
+/// How a reply goes back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way<'a> {
+    pub(crate) protocol: Protocol,
+    /// Only if the query has options.
+    pub(crate) granted: Option<&'a Granted>,
+}
+
+impl Options {
+    /// The answers to a query's options. Most queries have none.
+    pub(crate) fn grant(
+        &self,
+        edns: Option<Edns<'_>>,
+        protocol: Protocol,
+        client: impl FnOnce() -> Option<SocketAddr>,
+    ) -> Option<Granted> {
+        let edns = edns.filter(Edns::has_options)?;
+        let mut granted = Granted { bytes: [0; ROOM], length: 0, pads: false };
+        if edns.option(option::NSID).is_some() && !self.nsid.is_empty() {
+            granted.put(option::NSID, &self.nsid);
+        }
+        if let Some(cookie) = edns.option(option::COOKIE)
+            && let Some((of_client, of_server)) = cookie.split_first_chunk::<CLIENT>()
+            && let Some(client) = client()
+        {
+            granted.put(option::COOKIE, &self.secret.cookie(*of_client, of_server, client.ip()));
+        }
+        // Over UDP there is nothing to keep (RFC 7828 §3.2.1), and nobody to hide from (RFC 7830 §6).
+        if protocol != Protocol::Udp && edns.option(option::TCP_KEEPALIVE).is_some() {
+            let tenths = u16::try_from(crate::tcp::IDLE.as_millis() / 100).unwrap_or(u16::MAX);
+            granted.put(option::TCP_KEEPALIVE, &tenths.to_be_bytes());
+        }
+        granted.pads = protocol == Protocol::Tls && edns.option(option::PADDING).is_some();
+        Some(granted)
+    }
+}
+
+impl Granted {
+    /// Appends an option; one for which there is no room is left out.
+    fn put(&mut self, code: u16, content: &[u8]) {
+        let end = self.length + HEAD + content.len();
+        let Some(room) = self.bytes.get_mut(self.length..end) else { return };
+        let (head, body) = room.split_at_mut(HEAD);
+        let length = u16::try_from(content.len()).unwrap_or_default();
+        head[..2].copy_from_slice(&code.to_be_bytes());
+        head[2..].copy_from_slice(&length.to_be_bytes());
+        body.copy_from_slice(content);
+        self.length = end;
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
+impl Way<'_> {
+    /// Bytes that the OPT record needs, without what may be left out: reasons and padding.
+    pub(crate) fn needs(self, edns: Option<Edns<'_>>) -> usize {
+        if edns.is_none() { 0 } else { Edns::LENGTH + self.granted.map_or(0, |granted| granted.length) }
+    }
+
+    /// Appends the options to a message whose last record is an OPT record without any; `more` appends those of the
+    /// message itself.
+    pub(crate) fn put_options(self, out: &mut Vec<u8>, start: usize, more: impl FnOnce(&mut Vec<u8>)) {
+        let options = out.len();
+        if let Some(granted) = self.granted {
+            out.extend_from_slice(granted.as_bytes());
+        }
+        more(out);
+        if self.granted.is_some_and(|granted| granted.pads) {
+            let length = out.len() - start + HEAD;
+            let padding = length.next_multiple_of(BLOCK) - length;
+            out.extend_from_slice(&option::PADDING.to_be_bytes());
+            out.extend_from_slice(&u16::try_from(padding).unwrap_or_default().to_be_bytes());
+            out.resize(out.len() + padding, 0);
+        }
+        let length = u16::try_from(out.len() - options).unwrap_or_default();
+        if length > 0
+            && let Some(bytes) = out.get_mut(options - 2..options)
+        {
+            bytes.copy_from_slice(&length.to_be_bytes());
+        }
+    }
+}
