@@ -24,6 +24,9 @@ pub struct Attachment {
     pub mac: String,
     /// Name of the interface's other end on the node.
     pub host_interface: String,
+    /// The bridge this end is a port of; absent where the pod is routed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
     /// The Kubernetes pod, from `K8S_POD_*` in `CNI_ARGS`; absent where the runtime has no pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,

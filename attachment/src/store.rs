@@ -154,6 +154,7 @@ mod tests {
             ips: vec!["10.22.0.2".parse().unwrap()],
             mac: "02:00:00:00:00:01".into(),
             host_interface: "ptl0".into(),
+            bridge: None,
             pod: None,
             labels: [("app".to_owned(), "web".to_owned())].into(),
             port_mappings: Vec::new(),

@@ -121,9 +121,14 @@ fn check_container_id(id: &str) -> Result<()> {
     Err(Error::new(Code::InvalidEnvironment, format!("CNI_CONTAINERID {id:?} {rule}")))
 }
 
-fn check_ifname(name: &str) -> Result<()> {
+/// What the kernel takes for the name of an interface.
+pub(crate) fn is_valid_ifname(name: &str) -> bool {
     let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
-    if name.len() <= MAX_IFNAME && name != "." && name != ".." && !name.contains(forbidden) {
+    (1..=MAX_IFNAME).contains(&name.len()) && name != "." && name != ".." && !name.contains(forbidden)
+}
+
+fn check_ifname(name: &str) -> Result<()> {
+    if is_valid_ifname(name) {
         return Ok(());
     }
     let rule = "must have 1 to 15 bytes without /, : or white space, and not be . or ..";

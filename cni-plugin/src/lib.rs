@@ -3,7 +3,7 @@
 //! ```text
 //! env + stdin ──> skel ──> command::{add, del, check, status, gc} ──> at most one JSON object on stdout
 //!                               │ ipam      which address
-//!                               │ routed    links, routes, neighbours (rtnetlink)
+//!                               │ routed, bridged  links, routes, neighbours (rtnetlink)
 //!                               │ table     one nftables table for the node (nfnetlink)
 //!                               └ attachment  the record the daemons read
 //! ```
@@ -14,6 +14,7 @@
 
 mod alias;
 mod args;
+mod bridged;
 mod command;
 mod error;
 mod ipam;
@@ -22,10 +23,12 @@ mod netconf;
 mod netlink;
 mod pod;
 mod result;
+mod role;
 mod rollback;
 mod routed;
 mod skel;
 mod table;
 mod trace;
+mod veth;
 
 pub use skel::{Output, run};

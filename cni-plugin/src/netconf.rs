@@ -1,5 +1,7 @@
 //! The network configuration: what is on the wire, then what is valid.
 
+mod bridge;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,6 +14,9 @@ use serde_json::Value;
 use crate::args::is_valid_id;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{RangeSet, Store};
+use crate::role::Role;
+
+pub(crate) use bridge::Bridge;
 
 /// Where the state of a boot lives: addresses, records, what the node has been told.
 const DEFAULT_STATE_DIR: &str = "/run/portolan";
@@ -22,6 +27,7 @@ const DEFAULT_COOLDOWN: u32 = 30;
 /// The part every command needs; DEL and GC need no more, so that they work with a configuration gone wrong.
 #[derive(Clone, Debug)]
 pub(crate) struct Header {
+    pub(crate) role: Role,
     pub(crate) cni_version: Option<String>,
     pub(crate) name: String,
     pub(crate) state_dir: PathBuf,
@@ -32,11 +38,19 @@ pub(crate) struct Header {
     pub(crate) cooldown: u32,
 }
 
+/// How pods are connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Routed,
+    Bridge(Bridge),
+}
+
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct NetConf {
     pub(crate) header: Header,
     pub(crate) version: String,
+    pub(crate) mode: Mode,
     /// `None`: that of the uplink.
     pub(crate) mtu: Option<u32>,
     /// Whether traffic that leaves the pods' networks takes the node's address.
@@ -46,6 +60,8 @@ pub(crate) struct NetConf {
     pub(crate) ranges: Vec<RangeSet>,
     /// Routes for the pod in place of the default route.
     pub(crate) routes: Vec<Route>,
+    /// A file that says what the pod's resolv.conf is made of where `dns` does not.
+    pub(crate) resolv_conf: Option<PathBuf>,
     /// Addresses asked for, at most one a range set.
     pub(crate) requested: Vec<IpAddr>,
     pub(crate) mac: Option<[u8; 6]>,
@@ -102,6 +118,7 @@ struct Wire {
 struct WireIpam {
     ranges: Vec<Vec<WireRange>>,
     routes: Vec<Route>,
+    resolv_conf: Option<PathBuf>,
     #[serde(flatten)]
     single: WireRange,
 }
@@ -173,7 +190,7 @@ struct WireRuntimeDns {
 }
 
 impl Header {
-    pub(crate) fn parse(raw: &Value) -> Result<Self> {
+    pub(crate) fn parse(role: Role, raw: &Value) -> Result<Self> {
         let cni_version = match &raw["cniVersion"] {
             Value::Null => None,
             Value::String(version) => Some(version.clone()),
@@ -188,15 +205,18 @@ impl Header {
         let directory = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
         let state_dir = directory(&raw["stateDir"]).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
         let delegate = raw["ipam"]["type"].as_str().filter(|kind| !kind.is_empty() && *kind != "portolan");
+        let delegate = delegate.filter(|_| role != Role::HostLocal);
+        // Who has addresses by another plugin is noted apart: that plugin may be this one by another name.
+        let own = state_dir.join(if delegate.is_some() { "delegated" } else { "ipam" });
         let data_dir = directory(&raw["ipam"]["dataDir"]).filter(|_| delegate.is_none());
-        let ipam_dir = data_dir.unwrap_or_else(|| state_dir.join("ipam")).join(&name);
+        let ipam_dir = data_dir.unwrap_or(own).join(&name);
         let cooldown = match &raw["ipam"]["cooldown"] {
             Value::Null => DEFAULT_COOLDOWN,
             // A value that is none shows in the whole configuration; DEL and GC go on without.
             value => value.as_u64().and_then(|s| u32::try_from(s).ok()).unwrap_or(DEFAULT_COOLDOWN),
         };
         let delegate = delegate.map(str::to_owned);
-        Ok(Self { cni_version, name, state_dir, ipam_dir, delegate, cooldown })
+        Ok(Self { role, cni_version, name, state_dir, ipam_dir, delegate, cooldown })
     }
 
     /// Who has which address.
@@ -218,18 +238,20 @@ impl NetConf {
         }
         let wire: Wire =
             serde_json::from_value(written).map_err(|e| invalid(format!("network configuration: {e}")))?;
-        match wire.mode.as_deref() {
-            None | Some("routed") => {}
-            Some("bridge") => return Err(invalid("mode: \"bridge\" is not there yet; \"routed\" is")),
-            Some(other) => return Err(invalid(format!("mode: {other:?} is not \"routed\""))),
-        }
+        let mode = mode(&header, wire.mode.as_deref(), &raw)?;
         if let Some(mtu) = wire.mtu
             && mtu != 0
             && !(68..=65_535).contains(&mtu)
         {
             return Err(invalid(format!("mtu: {mtu} is not between 68 and 65535")));
         }
-        let ranges = if header.delegate.is_some() { Vec::new() } else { ranges(&wire)? };
+        if let Mode::Bridge(bridge) = &mode
+            && bridge.disable_container_interface
+            && (header.delegate.is_some() || raw["ipam"].as_object().is_some_and(|ipam| !ipam.is_empty()))
+        {
+            return Err(invalid("disableContainerInterface: an interface that is down has no use for ipam"));
+        }
+        let ranges = if header.delegate.is_some() { Vec::new() } else { ranges(&header, &mode, &wire)? };
         let mut exclusions = Vec::new();
         for (index, text) in wire.non_masquerade_cidrs.iter().enumerate() {
             exclusions.push(parse_cidr(&format!("nonMasqueradeCIDRs[{index}]"), text)?);
@@ -242,10 +264,12 @@ impl NetConf {
             return Err(Error::new(Code::Decode, "prevResult is not a result object"));
         }
         Ok(Self {
-            header,
             version: version.to_owned(),
             mtu: wire.mtu.filter(|mtu| *mtu != 0),
-            masquerade: wire.ip_masq.unwrap_or(true),
+            // As the reference plugins have it, where one of them is meant.
+            masquerade: wire.ip_masq.unwrap_or(mode == Mode::Routed && header.role == Role::Portolan),
+            mode,
+            header,
             exclusions,
             ranges,
             requested,
@@ -254,13 +278,39 @@ impl NetConf {
             labels: wire.args.cni.labels.into_iter().map(|label| (label.key, label.value)).collect(),
             port_mappings: port_mappings(&wire.runtime_config.port_mappings)?,
             routes: wire.ipam.routes,
+            resolv_conf: wire.ipam.resolv_conf.filter(|path| !path.as_os_str().is_empty()),
             prev_result,
             raw,
         })
     }
 }
 
-fn ranges(wire: &Wire) -> Result<Vec<RangeSet>> {
+impl NetConf {
+    /// Whether the node passes on what pods send: a bridge without an address of its own is none of its ways.
+    pub(crate) fn forwards(&self) -> bool {
+        match &self.mode {
+            Mode::Routed => true,
+            Mode::Bridge(bridge) => bridge.is_gateway || self.masquerade,
+        }
+    }
+
+    /// Whether frames are held to the pod's hardware address.
+    pub(crate) fn checks_mac(&self) -> bool {
+        matches!(&self.mode, Mode::Bridge(bridge) if bridge.mac_spoof_check)
+    }
+}
+
+fn mode(header: &Header, written: Option<&str>, raw: &Value) -> Result<Mode> {
+    let is_bridge = match written {
+        Some("bridge") => true,
+        Some("routed") => false,
+        Some(other) => return Err(invalid(format!("mode: {other:?} is not \"routed\" or \"bridge\""))),
+        None => header.role == Role::Bridge || (header.role == Role::Portolan && Bridge::is_meant(raw)),
+    };
+    if is_bridge { Bridge::parse(raw).map(Mode::Bridge) } else { Ok(Mode::Routed) }
+}
+
+fn ranges(header: &Header, mode: &Mode, wire: &Wire) -> Result<Vec<RangeSet>> {
     let mut sets = Vec::new();
     for (index, set) in wire.runtime_config.ip_ranges.iter().enumerate() {
         sets.push(RangeSet::parse(&format!("runtimeConfig.ipRanges[{index}]"), set)?);
@@ -271,6 +321,10 @@ fn ranges(wire: &Wire) -> Result<Vec<RangeSet>> {
     for (index, set) in wire.ipam.ranges.iter().enumerate() {
         sets.push(RangeSet::parse(&format!("ipam.ranges[{index}]"), set)?);
     }
+    if sets.is_empty() && *mode != Mode::Routed {
+        // A bridge alone, without addresses.
+        return Ok(sets);
+    }
     if sets.is_empty() {
         return Err(invalid(
             "ipam.ranges is missing: name at least one subnet, such as [[{\"subnet\": \"10.22.0.0/16\"}]]",
@@ -280,6 +334,9 @@ fn ranges(wire: &Wire) -> Result<Vec<RangeSet>> {
         if let Some(other) = sets[..index].iter().find(|other| other.overlaps(set)) {
             return Err(invalid(format!("ipam.ranges: {set} overlaps {other}")));
         }
+    }
+    if *mode != Mode::Routed || header.role == Role::HostLocal {
+        sets = sets.into_iter().map(RangeSet::with_gateways).collect();
     }
     Ok(sets)
 }

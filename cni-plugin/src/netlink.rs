@@ -10,14 +10,16 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use netlink_packet_route::link::{
+    BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
+};
 use netlink_packet_route::route::{RouteAttribute, RouteType};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 pub(crate) use batch::Batch;
-pub(crate) use request::{Route, RouteTarget, Veth};
+pub(crate) use request::{NewBridge, Route, RouteTarget, Veth};
 
 use crate::trace::{Span, span};
 
@@ -46,13 +48,38 @@ pub(crate) struct Netlink {
 }
 
 /// An interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) alias: String,
     pub(crate) mtu: u32,
+    pub(crate) mac: Vec<u8>,
     pub(crate) is_up: bool,
+    pub(crate) is_promiscuous: bool,
+    pub(crate) is_bridge: bool,
+    /// The bridge it is a port of.
+    pub(crate) master: Option<u32>,
+    pub(crate) port: Port,
+}
+
+/// What a bridge says of one of its ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub(crate) is_forwarding: bool,
+    pub(crate) is_hairpin: bool,
+    pub(crate) is_isolated: bool,
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Assigned {
+    pub(crate) address: IpAddr,
+    pub(crate) prefix: u8,
+    /// Duplicate address detection is not done with it.
+    pub(crate) is_tentative: bool,
+    /// … or has found another one.
+    pub(crate) is_duplicate: bool,
 }
 
 impl Netlink {
@@ -87,19 +114,20 @@ impl Netlink {
         gone_is_false(self.one(request::delete_link(name), NLM_F_ACK))
     }
 
-    /// Whether the interface has the address, and may use it.
+    /// Whether the interface has the address.
     pub(crate) fn has_address(&mut self, index: u32, address: IpAddr) -> io::Result<bool> {
-        let answers = self.dump(&request::get_addresses(index, address))?;
-        Ok(answers.into_iter().any(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(message) => {
-                message.header.index == index
-                    && message.attributes.iter().any(|attribute| match attribute {
-                        AddressAttribute::Local(own) | AddressAttribute::Address(own) => *own == address,
-                        _ => false,
-                    })
-            }
-            _ => false,
-        }))
+        Ok(self.addresses(index, address)?.iter().any(|own| own.address == address))
+    }
+
+    /// The addresses of the interface, of the same family as `like`.
+    pub(crate) fn addresses(&mut self, index: u32, like: IpAddr) -> io::Result<Vec<Assigned>> {
+        let answers = self.dump(&request::get_addresses(index, like))?;
+        Ok(answers.into_iter().filter_map(|answer| assigned_of(index, answer)).collect())
+    }
+
+    /// Takes an address from an interface. False if it has none like that.
+    pub(crate) fn delete_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<bool> {
+        gone_is_false(self.one(request::delete_address(index, address, prefix), NLM_F_ACK))
     }
 
     /// Adds a route, or replaces the one to the same destination.
@@ -218,17 +246,54 @@ fn gone_is_false(result: Answers) -> io::Result<bool> {
 
 fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = answer else { return None };
-    let (mut name, mut alias, mut mtu) = (String::new(), String::new(), 0);
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        is_up: flags.contains(LinkFlags::Up),
+        is_promiscuous: flags.contains(LinkFlags::Promisc),
+        ..Link::default()
+    };
     for attribute in message.attributes {
         match attribute {
-            LinkAttribute::IfName(value) => name = value,
-            LinkAttribute::IfAlias(value) => alias = value,
-            LinkAttribute::Mtu(value) => mtu = value,
+            LinkAttribute::IfName(value) => link.name = value,
+            LinkAttribute::IfAlias(value) => link.alias = value,
+            LinkAttribute::Mtu(value) => link.mtu = value,
+            LinkAttribute::Address(value) => link.mac = value,
+            LinkAttribute::Controller(value) => link.master = Some(value),
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                link.port = port_of(&infos);
+            }
             _ => {}
         }
     }
-    let is_up = message.header.flags.contains(LinkFlags::Up);
-    Some(Link { index: message.header.index, name, alias, mtu, is_up })
+    Some(link)
+}
+
+fn port_of(infos: &[LinkInfo]) -> Port {
+    let mut port = Port::default();
+    for info in infos {
+        let LinkInfo::PortData(InfoPortData::BridgePort(says)) = info else { continue };
+        port.is_forwarding = says.contains(&InfoBridgePort::State(BridgePortState::Forwarding));
+        port.is_hairpin = says.contains(&InfoBridgePort::HairpinMode(true));
+        port.is_isolated = says.contains(&InfoBridgePort::Isolated(true));
+    }
+    port
+}
+
+fn assigned_of(index: u32, answer: RouteNetlinkMessage) -> Option<Assigned> {
+    let RouteNetlinkMessage::NewAddress(message) = answer else { return None };
+    let flags = message.header.flags;
+    let address = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(own) | AddressAttribute::Address(own) => Some(*own),
+        _ => None,
+    };
+    (message.header.index == index).then_some(Assigned {
+        address: message.attributes.iter().find_map(address)?,
+        prefix: message.header.prefix_len,
+        is_tentative: flags.contains(AddressHeaderFlags::Tentative),
+        is_duplicate: flags.contains(AddressHeaderFlags::Dadfailed),
+    })
 }
 
 fn device_of(answer: RouteNetlinkMessage) -> Option<u32> {

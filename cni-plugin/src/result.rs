@@ -2,20 +2,30 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
+use crate::ipam::Lease;
 use crate::netconf::NetConf;
-use crate::routed::{alone, gateway, pod_routes};
 
 /// What ADD has made.
 pub(crate) struct Attached<'a> {
-    pub(crate) host_interface: &'a str,
-    pub(crate) host_mac: &'a str,
-    pub(crate) ifname: &'a str,
-    pub(crate) mac: &'a str,
-    pub(crate) netns: &'a str,
+    /// In their order; the pod's is the last.
+    pub(crate) interfaces: Vec<Interface<'a>>,
+    pub(crate) leases: Vec<Lease>,
+    /// Each with its gateway, if it has one.
+    pub(crate) routes: Vec<(IpNetwork, Option<IpAddr>)>,
+    /// What IPAM says of names; the configuration's own wins.
+    pub(crate) dns: Value,
+}
+
+/// One interface.
+pub(crate) struct Interface<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: String,
     pub(crate) mtu: u32,
-    pub(crate) addresses: &'a [IpAddr],
+    /// Empty on the node.
+    pub(crate) netns: &'a str,
 }
 
 /// Our result behind what plugins before us in the chain have made.
@@ -23,29 +33,41 @@ pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     let previous = conf.prev_result.clone().unwrap_or_else(|| json!({}));
     let list = |key: &str| previous[key].as_array().cloned().unwrap_or_default();
     let (mut interfaces, mut ips, mut routes) = (list("interfaces"), list("ips"), list("routes"));
-    let index = interfaces.len() + 1;
-    let has_mtu = conf.version == "1.1.0";
-    let interface = |name: &str, mac: &str, sandbox: &str| {
-        let mut interface = json!({ "name": name, "mac": mac, "sandbox": sandbox });
-        if has_mtu {
-            interface["mtu"] = attached.mtu.into();
+    for Interface { name, mac, mtu, netns } in &attached.interfaces {
+        let mut interface = json!({ "name": name, "mac": mac, "sandbox": netns });
+        if conf.version == "1.1.0" {
+            interface["mtu"] = (*mtu).into();
         }
-        interface
-    };
-    interfaces.push(interface(attached.host_interface, attached.host_mac, ""));
-    interfaces.push(interface(attached.ifname, attached.mac, attached.netns));
-    for address in attached.addresses {
-        let mut ip = json!({ "address": alone(*address), "gateway": gateway(*address), "interface": index });
-        if conf.version.starts_with("0.") {
-            ip["version"] = if address.is_ipv4() { "4" } else { "6" }.into();
-        }
-        ips.push(ip);
+        interfaces.push(interface);
     }
-    for (destination, gateway) in pod_routes(&conf.routes, attached.addresses) {
-        routes.push(json!({ "dst": destination, "gw": gateway }));
-    }
-    let dns =
-        if conf.dns.as_object().is_none_or(serde_json::Map::is_empty) { &previous["dns"] } else { &conf.dns };
-    let dns = if dns.is_null() { json!({}) } else { dns.clone() };
+    let index = interfaces.len().saturating_sub(1);
+    ips.extend(attached.leases.iter().map(|lease| ip(&conf.version, lease, Some(index))));
+    routes.extend(attached.routes.iter().map(route));
+    let is_empty = |dns: &Value| dns.as_object().is_none_or(serde_json::Map::is_empty);
+    let said = [&conf.dns, &attached.dns, &previous["dns"]];
+    let dns = said.into_iter().find(|dns| !is_empty(dns)).cloned().unwrap_or_else(|| json!({}));
     json!({ "cniVersion": conf.version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": dns })
+}
+
+/// An item of `ips`; without an interface where only addresses are given.
+pub(crate) fn ip(version: &str, lease: &Lease, interface: Option<usize>) -> Value {
+    let mut ip = json!({ "address": lease.address });
+    if let Some(gateway) = lease.gateway {
+        ip["gateway"] = gateway.to_string().into();
+    }
+    if let Some(index) = interface {
+        ip["interface"] = index.into();
+    }
+    if version.starts_with("0.") {
+        ip["version"] = if lease.address.is_ipv4() { "4" } else { "6" }.into();
+    }
+    ip
+}
+
+/// An item of `routes`.
+pub(crate) fn route((destination, gateway): &(IpNetwork, Option<IpAddr>)) -> Value {
+    match gateway {
+        Some(gateway) => json!({ "dst": destination, "gw": gateway }),
+        None => json!({ "dst": destination }),
+    }
 }

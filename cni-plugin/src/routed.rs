@@ -8,26 +8,20 @@
 //! passes the node's routing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use netns::NetNs;
 
 use crate::error::{Code, Error, Result, io, kernel};
+use crate::ipam::Lease;
 use crate::netconf;
-use crate::netlink::{Batch, Link, Netlink, Route, RouteTarget, Veth};
+use crate::netlink::{Batch, Netlink, Route, RouteTarget, Veth};
+use crate::veth::{self, ANYWHERE_V4, ANYWHERE_V6};
 
 /// The pod's gateways. They exist nowhere: permanent neighbour entries lead to the node's end of the veth.
 const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
 const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
-
-/// What an interface gets on a node without an uplink.
-const DEFAULT_MTU: u32 = 1500;
-
-/// Anywhere on the Internet: which way would it leave? (192.0.2.0/24 and 2001:db8::/32 are for documentation.)
-const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
 const FORWARDING_V4: &str = "/proc/sys/net/ipv4/ip_forward";
 const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
@@ -35,25 +29,18 @@ const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 /// Tables in pods with several networks are numbered by interface from here, away from those people choose.
 const FIRST_TABLE: u32 = 7000;
 
-/// Interfaces of pods begin like this on the node.
-pub(crate) const HOST_PREFIX: &str = "ptl";
-
-/// The node's end of an attachment is named after it, so that DEL and GC find it when nothing else is left.
-pub(crate) fn host_interface(network: &str, container_id: &str, ifname: &str) -> String {
-    // FNV-1a, 48 bits of which fit: with 5,000 pods two names meet with a chance of 1 in 20 million.
-    let text = format!("{network}/{container_id}/{ifname}");
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{HOST_PREFIX}{:012x}", hash >> 16)
-}
-
-pub(crate) fn gateway(address: IpAddr) -> IpAddr {
+fn gateway(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { GATEWAY_V4 } else { GATEWAY_V6 }
 }
 
+/// What the result says of a pod's addresses.
+pub(crate) fn leases(addresses: &[IpAddr]) -> Vec<Lease> {
+    let lease = |ip: &IpAddr| Lease { address: alone(*ip), gateway: Some(gateway(*ip)) };
+    addresses.iter().map(lease).collect()
+}
+
 /// The address as a network of its own: /32 or /128.
-pub(crate) fn alone(address: IpAddr) -> IpNetwork {
+fn alone(address: IpAddr) -> IpNetwork {
     IpNetwork::from(address)
 }
 
@@ -67,14 +54,14 @@ pub(crate) fn attach(
     addresses: &[IpAddr],
     routes: &[netconf::Route],
 ) -> Result<()> {
-    let host_link = create(host, pod, netns, veth, alias)?;
+    let host_link = veth::create(host, pod, netns, veth, alias, None)?;
     let mut batch = Batch::default();
     batch.set_up(veth.pod, None);
     batch.get_link(veth.pod);
-    let pod_link = only(batch.commit(pod)?.links, veth.pod)?;
+    let pod_link = veth::only(batch.commit(pod)?.links, veth.pod)?;
     let outcome = configure_pod(veth, pod_link.index, addresses, routes).commit(pod)?;
     if outcome.made.contains(&false) {
-        answer_where_asked(pod_link.index, addresses, routes).commit(pod)?;
+        answer_where_asked(pod_link.index, addresses, &pod_routes(routes, addresses)).commit(pod)?;
     }
     let mut batch = Batch::default();
     for address in addresses {
@@ -86,41 +73,10 @@ pub(crate) fn attach(
     batch.commit(host).map(drop)
 }
 
-/// The pair of interfaces, the node's end set up first: the pod's end has a carrier from the start.
-fn create(
-    host: &mut Netlink,
-    pod: &mut Netlink,
-    netns: &NetNs,
-    veth: &Veth<'_>,
-    alias: &str,
-) -> Result<Link> {
-    let try_once = |host: &mut Netlink| {
-        let mut batch = Batch::default();
-        batch.add_veth(veth, netns.as_fd().as_raw_fd());
-        batch.set_up(veth.host, Some(alias));
-        batch.get_link(veth.host);
-        batch.commit(host)
-    };
-    let created = match try_once(host) {
-        Err(error) if error.code == Code::Conflict as u32 => {
-            let existing = pod.link(veth.pod).map_err(kernel(format!("look for {} in the pod", veth.pod)))?;
-            if existing.is_some() {
-                let message = format!("interface {} is already in the pod", veth.pod);
-                return Err(Error::new(Code::Conflict, message));
-            }
-            // An attachment of that name would have been found by its reservation: a killed ADD left this.
-            host.delete_link(veth.host).map_err(kernel(format!("delete a left-over {}", veth.host)))?;
-            try_once(host)?
-        }
-        other => other?,
-    };
-    only(created.links, veth.host)
-}
-
 fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[netconf::Route]) -> Batch {
     let mut batch = Batch::default();
     for address in addresses {
-        batch.add_address(index, *address, alone(*address).prefix(), veth.pod);
+        batch.add_address(index, alone(*address), veth.pod, false);
     }
     for gateway in gateways(addresses) {
         batch.add_neighbour(index, gateway, veth.host_mac, veth.pod);
@@ -137,10 +93,10 @@ fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[ne
 
 /// Another network has the default route already. What comes to an address of this interface is to be answered by this
 /// interface all the same, so its addresses get a table of their own.
-fn answer_where_asked(index: u32, addresses: &[IpAddr], routes: &[netconf::Route]) -> Batch {
+pub(crate) fn answer_where_asked(index: u32, addresses: &[IpAddr], routes: &[(IpNetwork, IpAddr)]) -> Batch {
     let table = Some(FIRST_TABLE + index);
     let mut batch = Batch::default();
-    for (destination, via) in pod_routes(routes, addresses) {
+    for (destination, via) in routes.iter().copied() {
         let route = Route { destination, target: RouteTarget::Via(index, via), table };
         batch.replace_route(&route, &format!("{destination} via {via} table {}", FIRST_TABLE + index));
     }
@@ -159,8 +115,8 @@ pub(crate) fn check(
     addresses: &[IpAddr],
 ) -> Result<()> {
     let wrong = |message: String| Err(Error::new(Code::Conflict, message));
-    let host_link = required(host, host_name)?;
-    let pod_link = required(pod, ifname)?;
+    let host_link = veth::required(host, host_name)?;
+    let pod_link = veth::required(pod, ifname)?;
     for (link, name) in [(&host_link, host_name), (&pod_link, ifname)] {
         if !link.is_up {
             return wrong(format!("interface {name} is down"));
@@ -185,9 +141,12 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Whether the pod's default routes, or the configured ones, are still there.
-pub(crate) fn check_routes(pod: &mut Netlink, routes: &[netconf::Route], addresses: &[IpAddr]) -> Result<()> {
-    for (destination, _) in pod_routes(routes, addresses) {
+/// Whether the pod still has a way to each of these.
+pub(crate) fn check_routes(
+    pod: &mut Netlink,
+    destinations: impl IntoIterator<Item = IpNetwork>,
+) -> Result<()> {
+    for destination in destinations {
         let probe = match (destination.prefix(), destination) {
             (0, IpNetwork::V4(_)) => ANYWHERE_V4,
             (0, IpNetwork::V6(_)) => ANYWHERE_V6,
@@ -198,13 +157,6 @@ pub(crate) fn check_routes(pod: &mut Netlink, routes: &[netconf::Route], address
         }
     }
     Ok(())
-}
-
-/// The MTU of the way out of this node.
-pub(crate) fn uplink_mtu(host: &mut Netlink) -> u32 {
-    let device =
-        [ANYWHERE_V4, ANYWHERE_V6].into_iter().find_map(|address| host.route_device(address).ok().flatten());
-    device.and_then(|index| host.mtu(index).ok().flatten()).filter(|mtu| *mtu > 0).unwrap_or(DEFAULT_MTU)
 }
 
 /// Without forwarding no packet passes between pods.
@@ -243,13 +195,4 @@ fn gateways(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     [GATEWAY_V4, GATEWAY_V6]
         .into_iter()
         .filter(|gateway| addresses.iter().any(|address| address.is_ipv4() == gateway.is_ipv4()))
-}
-
-fn only(mut links: Vec<Link>, name: &str) -> Result<Link> {
-    links.pop().ok_or_else(|| Error::new(Code::Conflict, format!("interface {name} is not there")))
-}
-
-fn required(netlink: &mut Netlink, name: &str) -> Result<Link> {
-    let found = netlink.link(name).map_err(kernel(format!("look for interface {name}")))?;
-    only(found.into_iter().collect(), name)
 }

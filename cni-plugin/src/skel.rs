@@ -1,6 +1,6 @@
 //! From a process's environment and input to its output: commands, versions, errors.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use crate::args::{Args, Command};
 use crate::command;
 use crate::error::{Code, Error, Result};
 use crate::netconf::{Header, NetConf};
+use crate::role::Role;
 use crate::trace::{self, Span};
 
 /// Versions of the specification this plugin speaks.
@@ -31,8 +32,13 @@ pub struct Output {
     pub success: bool,
 }
 
-/// Runs one command of the CNI protocol.
-pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl Read) -> Output {
+/// Runs one command of the CNI protocol, as the plugin that `program` is called.
+pub fn run(
+    program: &OsStr,
+    environment: impl Iterator<Item = (OsString, OsString)>,
+    input: impl Read,
+) -> Output {
+    let role = Role::of(program);
     let environment: Vec<_> = environment.collect();
     let variable = |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value);
     trace::start(variable("PORTOLAN_TRACE").map(OsString::as_os_str));
@@ -41,8 +47,8 @@ pub fn run(environment: impl Iterator<Item = (OsString, OsString)>, input: impl 
         return about();
     };
     let mut version = VERSIONS[VERSIONS.len() - 1].to_owned();
-    let answer =
-        Command::parse(&command).and_then(|command| dispatch(command, &environment, input, &mut version));
+    let answer = Command::parse(&command)
+        .and_then(|command| dispatch(role, command, &environment, input, &mut version));
     let container = variable("CNI_CONTAINERID").map(|id| id.to_string_lossy()).unwrap_or_default();
     trace::finish(&command, &container);
     match answer {
@@ -68,6 +74,7 @@ fn about() -> Output {
 }
 
 fn dispatch(
+    role: Role,
     command: Command,
     environment: &[(OsString, OsString)],
     input: impl Read,
@@ -79,7 +86,7 @@ fn dispatch(
     }
     let args = Args::parse(command, environment.to_vec())?;
     let raw = trace::span(Span::Parse, || read_config(input))?;
-    let header = Header::parse(&raw)?;
+    let header = Header::parse(role, &raw)?;
     let asked = header.cni_version.clone().unwrap_or_else(|| VERSION_IF_ABSENT.to_owned());
     if !VERSIONS.contains(&asked.as_str()) {
         let supported = VERSIONS.map(|v| format!("{v:?}")).join(" ");

@@ -24,6 +24,7 @@
 //! changes its ranges, or when somebody has flushed the table; then all of it in one transaction.
 //! `networks/<name>.json` says what each network has asked for. The last pod of the last network takes the table along.
 
+mod frames;
 mod network;
 mod ports;
 mod rules;
@@ -34,21 +35,26 @@ use std::path::Path;
 
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
-use nftables::Batch;
+use nftables::{Batch, Family};
 
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::lock::Lock;
-use crate::netconf::{Header, NetConf};
+use crate::netconf::{Header, NetConf, parse_mac};
 use crate::netlink::{Netlink, Route, RouteTarget};
 use crate::trace::{Span, span};
 use network::Network;
 
 const TABLE: &str = "portolan";
 
-/// Records an attachment and tells the node about it.
-pub(crate) fn join(conf: &NetConf, attachment: &Attachment, netlink: &mut Netlink) -> Result<()> {
+/// Records an attachment and tells the node about it. `subnets` are those its addresses are of.
+pub(crate) fn join(
+    conf: &NetConf,
+    attachment: &Attachment,
+    subnets: &[IpNetwork],
+    netlink: &mut Netlink,
+) -> Result<()> {
     let _lock = Lock::acquire(&conf.header.state_dir)?;
-    let network = Network::of(conf);
+    let network = Network::of(conf, subnets);
     let is_news = span(Span::Store, || {
         let is_news = Network::read(&conf.header)? != Some(network.clone());
         // The note comes first: what it asks for is then found by DEL and GC, whatever happens in between.
@@ -64,6 +70,9 @@ pub(crate) fn join(conf: &NetConf, attachment: &Attachment, netlink: &mut Netlin
         refuse.map_err(kernel(format!("add route unreachable {pool}")))?;
     }
     span(Span::Nft, || {
+        if network.mac_spoof_check {
+            frames::add(&conf.header, &network::all(&conf.header)?, attachment)?;
+        }
         if is_news {
             return rules::rewrite(&conf.header);
         }
@@ -100,6 +109,7 @@ pub(crate) fn leave(header: &Header, key: &Key, addresses: &[IpAddr]) -> Vec<Err
             let owned = ports::owned(header, record);
             errors.extend(ports::remove_pod(&owned));
             errors.extend(ports::forget(&owned).err());
+            errors.extend(record.bridge.as_ref().and_then(|_| frames::remove(record)));
         }
         errors.extend(rules::remove_pod(&leaving));
         errors.extend(leaving.iter().filter_map(|address| rules::forget(*address).err()));
@@ -114,14 +124,17 @@ pub(crate) fn leave(header: &Header, key: &Key, addresses: &[IpAddr]) -> Vec<Err
     errors
 }
 
-/// Whether the node's table knows these addresses.
-pub(crate) fn check(addresses: &[IpAddr]) -> Result<()> {
+/// Whether the node's tables know the pod behind this interface.
+pub(crate) fn check(conf: &NetConf, host_interface: &str, addresses: &[IpAddr], mac: &str) -> Result<()> {
+    let gone = |message: String| Err(Error::new(Code::Conflict, message));
     for address in addresses {
-        let looked = nftables::contains(TABLE, rules::pods(*address), rules::key(*address));
+        let looked = nftables::contains(Family::Inet, TABLE, rules::pods(*address), rules::key(*address));
         if !looked.map_err(kernel(format!("look {address} up in nft table inet {TABLE}")))? {
-            let message = format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded");
-            return Err(Error::new(Code::Conflict, message));
+            return gone(format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded"));
         }
+    }
+    if conf.checks_mac() && !frames::has(host_interface, parse_mac(mac)?)? {
+        return gone(format!("{host_interface} is no longer in nft table bridge {TABLE}: macspoofchk"));
     }
     Ok(())
 }
@@ -140,7 +153,12 @@ fn forget_network(header: &Header) -> Result<()> {
     }
     let others: Vec<Network> =
         network::all(header)?.into_iter().filter(|other| other.name != network.name).collect();
-    span(Span::Nft, || rules::write(header, &others))?;
+    span(Span::Nft, || {
+        if network.mac_spoof_check {
+            frames::write(header, &others)?;
+        }
+        rules::write(header, &others)
+    })?;
     let path = network::path(header);
     network::remove_whole(&path).map_err(io("remove", &path))?;
     // Best effort. Under the lock nobody writes there; what is left are temporary files of killed writers.

@@ -202,7 +202,9 @@ fn arguments_are_pairs_and_unknown_ones_need_leave() {
 #[test]
 fn mistakes_in_the_configuration_name_field_and_value() {
     for (patch, expected) in [
-        (json!({ "mode": "bridge" }), "mode: \"bridge\" is not there yet"),
+        (json!({ "mode": "tunnel" }), "mode: \"tunnel\" is not \"routed\" or \"bridge\""),
+        (json!({ "bridge": "a/b" }), "bridge: \"a/b\": a bridge's name has 1 to 15 bytes"),
+        (json!({ "hairpinMode": true, "promiscMode": true }), "hairpinMode and promiscMode are both true"),
         (json!({ "mtu": 12 }), "mtu: 12 is not between 68 and 65535"),
         (
             json!({ "nonMasqueradeCIDRs": ["10.0.0.1/8"] }),

@@ -135,6 +135,7 @@ async fn an_attachment_gives_a_pod_its_address_and_takes_it_away() {
         ips: vec!["10.22.0.2".parse().unwrap()],
         mac: String::new(),
         host_interface: String::new(),
+        bridge: None,
         pod: Some(attachment::Pod { namespace: "default".into(), name: "web-0".into(), uid: None }),
         labels: [].into(),
         port_mappings: vec![],

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
+pub use message::Family;
 use message::{Attributes, Message};
 pub use rule::Rule;
 pub use set::{Data, Element, Key, Set, Type};
@@ -51,6 +52,7 @@ const PRIORITY_SRCNAT: u32 = 100;
 /// Changes to one table, applied together.
 #[derive(Debug)]
 pub struct Batch<'a> {
+    family: Family,
     table: &'a str,
     messages: Vec<Message>,
 }
@@ -58,7 +60,12 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// An empty transaction on `table`, family `inet`.
     pub fn new(table: &'a str) -> Self {
-        Self { table, messages: Vec::new() }
+        Self::of(Family::Inet, table)
+    }
+
+    /// An empty transaction on `table` of that family.
+    pub fn of(family: Family, table: &'a str) -> Self {
+        Self { family, table, messages: Vec::new() }
     }
 
     /// Creates the table unless it is there.
@@ -170,7 +177,7 @@ impl<'a> Batch<'a> {
 
     fn push(&mut self, kind: u8, flags: u16, fill: impl FnOnce(Attributes) -> Attributes) {
         let attributes = fill(Attributes::default().text(1, self.table));
-        self.messages.push(Message { kind, flags, attributes });
+        self.messages.push(Message { kind, flags, family: self.family, attributes });
     }
 }
 
@@ -178,10 +185,10 @@ impl<'a> Batch<'a> {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn contains(table: &str, set: &str, key: Key) -> io::Result<bool> {
+pub fn contains(family: Family, table: &str, set: &str, key: Key) -> io::Result<bool> {
     let attributes = write_elements(Attributes::default().text(1, table), set, &[Element::Key(key)]);
     let mut bytes = Vec::new();
-    Message { kind: GET_SET_ELEMENT, flags: 0, attributes }.write(&mut bytes, 1);
+    Message { kind: GET_SET_ELEMENT, flags: 0, family, attributes }.write(&mut bytes, 1);
     match exchange(&bytes) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -196,7 +203,7 @@ pub fn contains(table: &str, set: &str, key: Key) -> io::Result<bool> {
 pub fn has_table(table: &str) -> io::Result<bool> {
     let attributes = Attributes::default().text(1, table);
     let mut bytes = Vec::new();
-    Message { kind: GET_TABLE, flags: 0, attributes }.write(&mut bytes, 1);
+    Message { kind: GET_TABLE, flags: 0, family: Family::Inet, attributes }.write(&mut bytes, 1);
     match exchange(&bytes) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -13,8 +13,14 @@ const BATCH_END: u16 = 0x11;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 
-/// `NFPROTO_INET`: tables for both families.
-const FAMILY_INET: u8 = 1;
+/// Which packets a table sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `NFPROTO_INET`: those of IPv4 and IPv6.
+    Inet = 1,
+    /// `NFPROTO_BRIDGE`: frames that bridges pass on.
+    Bridge = 7,
+}
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
@@ -31,6 +37,7 @@ const GENERIC: usize = 4;
 pub(super) struct Message {
     pub(super) kind: u8,
     pub(super) flags: u16,
+    pub(super) family: Family,
     pub(super) attributes: Attributes,
 }
 
@@ -72,7 +79,7 @@ impl Attributes {
 impl Message {
     pub(super) fn write(&self, bytes: &mut Vec<u8>, sequence: u32) {
         let kind = u16::from_be_bytes([SUBSYSTEM, self.kind]);
-        header(bytes, kind, self.flags | REQUEST | ACK, sequence, FAMILY_INET, 0, &self.attributes.0);
+        header(bytes, kind, self.flags | REQUEST | ACK, sequence, self.family as u8, 0, &self.attributes.0);
     }
 }
 

@@ -19,6 +19,10 @@ const IPV6: u8 = 10;
 const META_L4PROTO: u32 = 16;
 const TCP: u8 = 6;
 
+/// `NFT_PAYLOAD_LL_HEADER`; where a frame has the hardware address it comes from.
+const LINK_LAYER_HEADER: u32 = 0;
+const HARDWARE_SOURCE: u32 = 6;
+
 /// `NFT_PAYLOAD_NETWORK_HEADER`; where headers have their addresses.
 const NETWORK_HEADER: u32 = 1;
 const SOURCE: u32 = 12;
@@ -121,6 +125,27 @@ impl Rule {
     /// `iifname "prefix*"`
     pub fn from_interfaces(self, prefix: &str) -> Self {
         self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME)).compare(EQUAL, prefix.as_bytes())
+    }
+
+    /// `iifname name`
+    pub fn from_interface(self, name: &str) -> Self {
+        let mut padded = [0; 16];
+        let length = name.len().min(15);
+        padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME)).compare(EQUAL, &padded)
+    }
+
+    /// `iifname @set`
+    pub fn from_interface_in(self, set: &str) -> Self {
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME))
+            .with("lookup", |a| a.text(1, set).number(2, REGISTER))
+    }
+
+    /// `iifname . ether saddr @set`
+    pub fn from_hardware_in(self, set: &str) -> Self {
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME))
+            .payload(SECOND_REGISTER, LINK_LAYER_HEADER, HARDWARE_SOURCE, 6)
+            .with("lookup", |a| a.text(1, set).number(2, REGISTER))
     }
 
     /// `iifname . oifname @set`

@@ -11,6 +11,8 @@ pub enum Type {
     Ipv4Address = 7,
     /// `ipv6_addr`
     Ipv6Address = 8,
+    /// `ether_addr`
+    HardwareAddress = 9,
     /// `inet_proto`
     Protocol = 12,
     /// `inet_service`
@@ -73,6 +75,7 @@ impl Type {
     fn length(self) -> u32 {
         match self {
             Self::Ipv4Address | Self::Protocol | Self::Service => 4,
+            Self::HardwareAddress => 8,
             Self::Ipv6Address | Self::InterfaceName => 16,
         }
     }
@@ -129,6 +132,12 @@ impl Key {
         let length = name.len().min(15);
         padded[..length].copy_from_slice(&name.as_bytes()[..length]);
         self.part(&padded)
+    }
+
+    /// Appends a hardware address.
+    #[must_use]
+    pub fn hardware_address(self, mac: [u8; 6]) -> Self {
+        self.part(&mac)
     }
 
     fn part(mut self, bytes: &[u8]) -> Self {

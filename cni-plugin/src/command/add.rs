@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use attachment::{Attachment, Key, Pod};
+use ipnetwork::IpNetwork;
 use netns::NetNs;
 use serde_json::Value;
 
@@ -10,14 +11,12 @@ use crate::alias::Alias;
 use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{self, Owner};
-use crate::netconf::{NetConf, parse_mac, parse_requested};
+use crate::netconf::{Mode, NetConf, parse_mac};
 use crate::netlink::{Batch, Netlink, Veth};
-use crate::pod;
-use crate::result::{self, Attached};
+use crate::result::{self, Attached, Interface};
 use crate::rollback::Rollback;
-use crate::routed;
-use crate::table;
 use crate::trace::{Span, span};
+use crate::{bridged, pod, routed, table, veth};
 
 /// Attaches the container, or leaves everything as it was.
 pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
@@ -34,15 +33,16 @@ fn attach<'a>(
     rollback: &mut Rollback<'a>,
 ) -> Result<Value> {
     let mut pod = pod::open_netlink(netns)?;
-    let addresses = span(Span::Store, || reserve(args, conf, rollback))?;
+    let assignment = span(Span::Store, || ipam::assign(args, conf, rollback))?;
+    let addresses = assignment.addresses();
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
-    let host_name = routed::host_interface(&conf.header.name, &args.container_id, &args.ifname);
-    let veth = Veth {
+    let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
+    let pair = Veth {
         host: &host_name,
-        host_mac: random_mac()?,
+        host_mac: veth::random_mac()?,
         pod: &args.ifname,
         pod_mac: pod_mac(args, conf)?,
-        mtu: conf.mtu.unwrap_or_else(|| routed::uplink_mtu(&mut host)),
+        mtu: conf.mtu.unwrap_or_else(|| veth::uplink_mtu(&mut host)),
     };
     let leftover = host_name.clone();
     rollback.push(move || {
@@ -50,66 +50,62 @@ fn attach<'a>(
     });
     let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
     let alias = Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone() }.format();
-    routed::attach(&mut host, &mut pod, netns, &veth, &alias, &addresses, &conf.routes)?;
-    routed::ensure_forwarding(&addresses)?;
+    let mut ends = vec![
+        Interface { name: &host_name, mac: veth::format_mac(&pair.host_mac), mtu: pair.mtu, netns: "" },
+        Interface {
+            name: &args.ifname,
+            mac: veth::format_mac(&pair.pod_mac),
+            mtu: pair.mtu,
+            netns: &args.netns,
+        },
+    ];
+    let subnets = assignment.leases.iter().map(|lease| lease.address).collect::<Vec<_>>();
+    // Packets of the pod arrive on the node by its own interface, or by the bridge.
+    let mut arriving = &*host_name;
+    let attached = match &conf.mode {
+        Mode::Routed => {
+            routed::attach(&mut host, &mut pod, netns, &pair, &alias, &addresses, &conf.routes)?;
+            Attached {
+                interfaces: ends,
+                leases: routed::leases(&addresses),
+                routes: with_gateways(routed::pod_routes(&conf.routes, &addresses)),
+                dns: assignment.dns,
+            }
+        }
+        Mode::Bridge(bridge) => {
+            arriving = &bridge.name;
+            let bridged = bridged::attach(&mut host, &mut pod, netns, &pair, &alias, bridge, assignment)?;
+            let mac = veth::format_mac(&bridged.mac);
+            ends.insert(0, Interface { name: &bridge.name, mac, mtu: bridged.mtu, netns: "" });
+            Attached {
+                interfaces: ends,
+                leases: bridged.assignment.leases,
+                routes: bridged.assignment.routes.iter().map(|route| (route.dst, route.gw)).collect(),
+                dns: bridged.assignment.dns,
+            }
+        }
+    };
+    if conf.forwards() {
+        routed::ensure_forwarding(&addresses)?;
+    }
     if !conf.port_mappings.is_empty() {
         let mut batch = Batch::default();
-        batch.route_localnet(&host_name);
+        batch.route_localnet(arriving);
         batch.commit(&mut host)?;
     }
-    let attachment = record(args, conf, &host_name, &veth, &addresses);
+    let attachment = record(args, conf, &host_name, &pair, &addresses);
     let key = attachment.key();
     let (header, given) = (&conf.header, addresses.clone());
     rollback.push(move || drop(table::leave(header, &key, &given)));
-    table::join(conf, &attachment, &mut host)?;
-    Ok(result::result(
-        conf,
-        &Attached {
-            host_interface: &host_name,
-            host_mac: &format_mac(veth.host_mac),
-            ifname: &args.ifname,
-            mac: &attachment.mac,
-            netns: &args.netns,
-            mtu: veth.mtu,
-            addresses: &addresses,
-        },
-    ))
+    table::join(conf, &attachment, &subnets, &mut host)?;
+    Ok(result::result(conf, &attached))
 }
 
-fn reserve<'a>(args: &'a Args, conf: &'a NetConf, rollback: &mut Rollback<'a>) -> Result<Vec<IpAddr>> {
-    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
-    let reservations = conf.header.reservations();
-    if let Some(kind) = &conf.header.delegate {
-        // Without addresses of ours: GC finds what a killed ADD has left by it.
-        reservations.reserve(&owner, &[], &[])?;
-        rollback.push(move || drop(conf.header.reservations().release(&owner)));
-        // Even a failed delegate may have reserved something (CNI 1.1 §4).
-        rollback.push(move || drop(ipam::delegate(kind, "DEL", args, &conf.raw)));
-        let result = ipam::delegate(kind, "ADD", args, &conf.raw)?.unwrap_or_default();
-        return delegated_addresses(kind, &result);
-    }
-    let mut requested = conf.requested.clone();
-    if let Some(ip) = args.extra.get("IP").filter(|_| requested.is_empty()) {
-        requested.push(parse_requested("CNI_ARGS IP", ip)?);
-    }
-    let addresses = reservations.reserve(&owner, &conf.ranges, &requested)?;
-    rollback.push(move || drop(conf.header.reservations().release(&owner)));
-    Ok(addresses)
+fn with_gateways(routes: Vec<(IpNetwork, IpAddr)>) -> Vec<(IpNetwork, Option<IpAddr>)> {
+    routes.into_iter().map(|(destination, gateway)| (destination, Some(gateway))).collect()
 }
 
-fn delegated_addresses(kind: &str, result: &Value) -> Result<Vec<IpAddr>> {
-    let mut addresses = Vec::new();
-    for ip in result["ips"].as_array().into_iter().flatten() {
-        let text = ip["address"].as_str().unwrap_or_default();
-        addresses.push(parse_requested(&format!("result of IPAM plugin {kind}"), text)?);
-    }
-    if addresses.is_empty() {
-        return Err(Error::new(Code::InvalidConfig, format!("IPAM plugin {kind} gave no address")));
-    }
-    Ok(addresses)
-}
-
-fn record(args: &Args, conf: &NetConf, host_name: &str, veth: &Veth<'_>, addresses: &[IpAddr]) -> Attachment {
+fn record(args: &Args, conf: &NetConf, host_name: &str, pair: &Veth<'_>, addresses: &[IpAddr]) -> Attachment {
     let extra = |key: &str| args.extra.get(key).filter(|value| !value.is_empty()).cloned();
     let key = Key {
         network: conf.header.name.clone(),
@@ -122,8 +118,12 @@ fn record(args: &Args, conf: &NetConf, host_name: &str, veth: &Veth<'_>, address
         ifname: key.ifname,
         netns: args.netns.clone(),
         ips: addresses.to_vec(),
-        mac: format_mac(veth.pod_mac),
+        mac: veth::format_mac(&pair.pod_mac),
         host_interface: host_name.to_owned(),
+        bridge: match &conf.mode {
+            Mode::Bridge(bridge) => Some(bridge.name.clone()),
+            Mode::Routed => None,
+        },
         pod: extra("K8S_POD_NAME").map(|name| Pod {
             namespace: extra("K8S_POD_NAMESPACE").unwrap_or_else(|| "default".to_owned()),
             name,
@@ -141,21 +141,6 @@ fn pod_mac(args: &Args, conf: &NetConf) -> Result<[u8; 6]> {
         (None, Some(text)) => {
             parse_mac(text).map_err(|e| Error { code: Code::InvalidEnvironment as u32, ..e })
         }
-        (None, None) => random_mac(),
+        (None, None) => veth::random_mac(),
     }
-}
-
-/// Unicast and locally administered.
-fn random_mac() -> Result<[u8; 6]> {
-    use std::io::Read as _;
-    let path = std::path::Path::new("/dev/urandom");
-    let mut mac = [0; 6];
-    let read = std::fs::File::open(path).and_then(|mut random| random.read_exact(&mut mac));
-    read.map_err(crate::error::io("read", path))?;
-    mac[0] = mac[0] & 0xfe | 0x02;
-    Ok(mac)
-}
-
-fn format_mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -2,12 +2,10 @@
 
 use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
-use crate::ipam::{self, Owner};
-use crate::netconf::{NetConf, invalid, parse_requested};
+use crate::ipam::{self, Assignment, Owner};
+use crate::netconf::{Mode, NetConf, invalid};
 use crate::netlink::Netlink;
-use crate::pod;
-use crate::routed;
-use crate::table;
+use crate::{bridged, pod, routed, table, veth};
 
 /// Says what is missing first. Additions of plugins behind us in the chain are fine.
 pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
@@ -17,10 +15,20 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     let netns = pod::open_netns(&args.netns)?;
     let mut pod = pod::open_netlink(&netns)?;
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
-    let host_name = routed::host_interface(&conf.header.name, &args.container_id, &args.ifname);
-    let addresses = ours(previous, &host_name)?;
-    routed::check(&mut host, &mut pod, &host_name, &args.ifname, &addresses)?;
-    routed::check_routes(&mut pod, &conf.routes, &addresses)?;
+    let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
+    let (ours, mac) = ours(previous, &host_name)?;
+    let addresses = ours.addresses();
+    match &conf.mode {
+        Mode::Routed => {
+            routed::check(&mut host, &mut pod, &host_name, &args.ifname, &addresses)?;
+            let routes = routed::pod_routes(&conf.routes, &addresses);
+            routed::check_routes(&mut pod, routes.into_iter().map(|(destination, _)| destination))?;
+        }
+        Mode::Bridge(bridge) => {
+            bridged::check(&mut host, &mut pod, &host_name, &args.ifname, bridge, &ours)?;
+            routed::check_routes(&mut pod, ours.routes.iter().map(|route| route.dst))?;
+        }
+    }
     if let Some(kind) = &conf.header.delegate {
         ipam::delegate(kind, "CHECK", args, &conf.raw)?;
     } else {
@@ -33,17 +41,20 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
             ));
         }
     }
-    table::check(&addresses)
+    table::check(conf, &host_name, &addresses, &mac)
 }
 
-/// The addresses on our interface, which comes right behind its end on the node.
-fn ours(previous: &serde_json::Value, host_name: &str) -> Result<Vec<std::net::IpAddr>> {
+/// What ADD has said of our interface, which comes right behind its end on the node.
+fn ours(previous: &serde_json::Value, host_name: &str) -> Result<(Assignment, String)> {
     let interfaces = previous["interfaces"].as_array().map_or(&[][..], Vec::as_slice);
     let Some(position) = interfaces.iter().position(|interface| interface["name"] == host_name) else {
         let message = format!("prevResult does not have interface {host_name}");
         return Err(Error::new(Code::Conflict, message));
     };
-    let ips = previous["ips"].as_array().map_or(&[][..], Vec::as_slice);
-    let ours = ips.iter().filter(|ip| ip["interface"].as_u64() == Some(position as u64 + 1));
-    ours.map(|ip| parse_requested("prevResult.ips", ip["address"].as_str().unwrap_or_default())).collect()
+    let mut result = previous.clone();
+    if let Some(ips) = result["ips"].as_array_mut() {
+        ips.retain(|ip| ip["interface"].as_u64() == Some(position as u64 + 1));
+    }
+    let mac = interfaces.get(position + 1).and_then(|pod| pod["mac"].as_str()).unwrap_or_default();
+    Ok((Assignment::parse("prevResult", &result)?, mac.to_owned()))
 }

@@ -9,9 +9,8 @@ use crate::error::{Error, Result, kernel};
 use crate::ipam::{self, Owner};
 use crate::netconf::Header;
 use crate::netlink::Netlink;
-use crate::routed;
-use crate::table;
 use crate::trace::{Span, span};
+use crate::{table, veth};
 
 /// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
 pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
@@ -27,7 +26,7 @@ pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
 /// place in the node's rules, its record, and last its addresses, so that nobody gets them while they are in use.
 pub(super) fn detach(header: &Header, owner: &Owner) -> Vec<Error> {
     let mut errors = Vec::new();
-    let host_name = routed::host_interface(&header.name, &owner.container_id, &owner.ifname);
+    let host_name = veth::host_interface(&header.name, &owner.container_id, &owner.ifname);
     // Its note has the addresses where the state directory is gone.
     let mut noted = Vec::new();
     let deleted = Netlink::open().and_then(|mut host| {

@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use crate::alias::Alias;
 use crate::args::Args;
+use crate::bridged;
 use crate::command::del::detach;
 use crate::error::{Error, Result, kernel};
 use crate::ipam::{self, Owner};
-use crate::netconf::{Header, NetConf, invalid};
+use crate::netconf::{Header, Mode, NetConf, invalid};
 use crate::netlink::Netlink;
 
 /// Keys of the list of attachments to keep: the specification's, and the one libcni sent before.
@@ -36,8 +37,13 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     }
     if let Some(kind) = &header.delegate {
         errors.extend(ipam::delegate(kind, "GC", args, raw).err());
-    } else if let Ok(conf) = NetConf::parse(header.clone(), raw.clone(), "1.1.0") {
+    }
+    if let Ok(conf) = NetConf::parse(header.clone(), raw.clone(), "1.1.0") {
         errors.extend(store.recount(&conf.ranges).err());
+        if let Mode::Bridge(bridge) = &conf.mode {
+            let host = Netlink::open().map_err(kernel("open a netlink socket"));
+            errors.extend(host.and_then(|mut host| bridged::collect(&mut host, bridge)).err());
+        }
     }
     Error::combined(errors).map_or(Ok(()), Err)
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
+use super::Lease;
 use crate::error::Result;
 use crate::netconf::{WireRange, invalid, parse_cidr};
 
@@ -51,6 +52,23 @@ impl RangeSet {
 
     pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
         self.0.iter().map(|range| range.subnet)
+    }
+
+    /// Each subnet has a gateway, its first address where none is named: as `host-local` has it.
+    pub(crate) fn with_gateways(mut self) -> Self {
+        for range in &mut self.0 {
+            let first = range.address(number(range.subnet.network()) + 1);
+            range.gateway.get_or_insert(first);
+        }
+        self
+    }
+
+    /// The address with what belongs to it, if it is of this set.
+    pub(crate) fn lease(&self, address: IpAddr) -> Option<Lease> {
+        let range = self.0.iter().find(|range| range.contains(address))?;
+        let address =
+            IpNetwork::new(address, range.subnet.prefix()).expect("a prefix of the address's family");
+        Some(Lease { address, gateway: range.gateway })
     }
 
     /// How many addresses are given out unasked, gateways included.

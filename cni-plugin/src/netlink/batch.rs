@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::InfoBridgePort;
 
-use super::request::{self, Route, Veth};
+use super::request::{self, NewBridge, Route, Veth};
 use super::{Link, Netlink, link_of};
 use crate::error::{Code, Error, Result, kernel};
 
@@ -36,10 +38,29 @@ pub(crate) struct Outcome {
 }
 
 impl Batch {
-    /// Creates both ends of a veth, each in its final namespace with its final name, address and MTU.
-    pub(crate) fn add_veth(&mut self, veth: &Veth<'_>, peer_netns: RawFd) {
+    /// Creates both ends of a veth, each in its final namespace with its final name, address and MTU, the node's end as a
+    /// port of the bridge `master` if there is one.
+    pub(crate) fn add_veth(&mut self, veth: &Veth<'_>, peer_netns: RawFd, master: Option<u32>) {
         let action = format!("create interface {} with its end {}", veth.pod, veth.host);
-        self.push(request::new_veth(veth, peer_netns), NLM_F_CREATE | NLM_F_EXCL, action);
+        self.push(request::new_veth(veth, peer_netns, master), NLM_F_CREATE | NLM_F_EXCL, action);
+    }
+
+    /// Creates a bridge, unless somebody was quicker.
+    pub(crate) fn add_bridge(&mut self, bridge: &NewBridge<'_>) {
+        let action = format!("create bridge {}", bridge.name);
+        self.push(request::new_bridge(bridge), NLM_F_CREATE | NLM_F_EXCL, action);
+        self.purposes.last_mut().expect("pushed above").may_exist = true;
+    }
+
+    /// Sets options of an interface that is a port of a bridge.
+    pub(crate) fn set_port(&mut self, name: &str, options: Vec<InfoBridgePort>) {
+        let action = format!("set {options:?} of bridge port {name}");
+        self.push(request::set_port(name, options), 0, action);
+    }
+
+    /// Has an interface take packets for everybody.
+    pub(crate) fn set_promiscuous(&mut self, name: &str) {
+        self.push(request::set_promiscuous(name), 0, format!("make {name} promiscuous"));
     }
 
     /// Asks for an interface, which must be there.
@@ -57,9 +78,17 @@ impl Batch {
         self.push(request::route_localnet(name), 0, format!("allow localhost on {name}"));
     }
 
-    pub(crate) fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8, name: &str) {
-        let action = format!("add address {address}/{prefix} to {name}");
-        self.push(request::new_address(index, address, prefix), NLM_F_CREATE | NLM_F_EXCL, action);
+    /// Adds an address to the interface `name`. With `detect` the kernel first asks whether another has it (IPv6).
+    pub(crate) fn add_address(&mut self, index: u32, address: IpNetwork, name: &str, detect: bool) {
+        let action = format!("add address {address} to {name}");
+        let request = request::new_address(index, address.ip(), address.prefix(), detect);
+        self.push(request, NLM_F_CREATE | NLM_F_EXCL, action);
+    }
+
+    /// Adds an address, which the interface may have already.
+    pub(crate) fn ensure_address(&mut self, index: u32, address: IpNetwork, name: &str, detect: bool) {
+        self.add_address(index, address, name, detect);
+        self.purposes.last_mut().expect("pushed above").may_exist = true;
     }
 
     /// Fixes the hardware address of a neighbour, so that nobody has to ask for it.

@@ -6,8 +6,8 @@ use std::os::fd::RawFd;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecUnspec, InetDevConf, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecUnspec, InetDevConf, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -25,6 +25,15 @@ pub(crate) struct Veth<'a> {
     pub(crate) host_mac: [u8; 6],
     pub(crate) pod: &'a str,
     pub(crate) pod_mac: [u8; 6],
+    pub(crate) mtu: u32,
+}
+
+/// A bridge to be made.
+pub(crate) struct NewBridge<'a> {
+    pub(crate) name: &'a str,
+    /// Given from the start: a bridge without one of its own takes the lowest of its ports', and changes it as they come
+    /// and go.
+    pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
 }
 
@@ -48,7 +57,7 @@ pub(crate) enum RouteTarget {
     Unreachable,
 }
 
-pub(super) fn new_veth(veth: &Veth<'_>, peer_netns: RawFd) -> RouteNetlinkMessage {
+pub(super) fn new_veth(veth: &Veth<'_>, peer_netns: RawFd, master: Option<u32>) -> RouteNetlinkMessage {
     let end = |name: &str, mac: [u8; 6]| {
         let mut message = LinkMessage::default();
         message.attributes = vec![
@@ -62,11 +71,44 @@ pub(super) fn new_veth(veth: &Veth<'_>, peer_netns: RawFd) -> RouteNetlinkMessag
     let mut peer = end(veth.pod, veth.pod_mac);
     peer.attributes.push(LinkAttribute::NetNsFd(peer_netns));
     let mut message = end(veth.host, veth.host_mac);
+    message.attributes.extend(master.map(LinkAttribute::Controller));
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
     ]));
     RouteNetlinkMessage::NewLink(message)
+}
+
+pub(super) fn new_bridge(bridge: &NewBridge<'_>) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(bridge.name.to_owned()),
+        LinkAttribute::Address(bridge.mac.to_vec()),
+        LinkAttribute::Mtu(bridge.mtu),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ];
+    RouteNetlinkMessage::NewLink(message)
+}
+
+/// Options of a bridge's port. The kernel takes them with `RTM_NEWLINK` of a link that is there, and not with `RTM_SETLINK`.
+pub(super) fn set_port(name: &str, options: Vec<InfoBridgePort>) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(options)),
+        ]),
+    ];
+    RouteNetlinkMessage::NewLink(message)
+}
+
+pub(super) fn set_promiscuous(name: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Promisc;
+    message.header.change_mask = LinkFlags::Promisc;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    RouteNetlinkMessage::SetLink(message)
 }
 
 pub(super) fn get_link(name: &str) -> RouteNetlinkMessage {
@@ -118,17 +160,31 @@ pub(super) fn delete_link(name: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelLink(message)
 }
 
-pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
+pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8, detect: bool) -> RouteNetlinkMessage {
+    let mut message = address_message(index, address, prefix);
+    if address.is_ipv6() && !detect {
+        // Nobody else can have it, so nobody has to be asked: the address is usable at once.
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
+    RouteNetlinkMessage::NewAddress(message)
+}
+
+pub(super) fn delete_address(index: u32, address: IpAddr, prefix: u8) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelAddress(address_message(index, address, prefix))
+}
+
+fn address_message(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(address);
     message.header.prefix_len = prefix;
     message.header.index = index;
-    if address.is_ipv6() {
-        // Nobody else can have it, so nobody has to be asked: the address is usable at once.
-        message.header.flags = AddressHeaderFlags::Nodad;
-    }
     message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
-    RouteNetlinkMessage::NewAddress(message)
+    if let Ok(IpNetwork::V4(network)) = IpNetwork::new(address, prefix)
+        && prefix < 31
+    {
+        message.attributes.push(AddressAttribute::Broadcast(network.broadcast()));
+    }
+    message
 }
 
 pub(super) fn get_addresses(index: u32, like: IpAddr) -> RouteNetlinkMessage {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result, io};
 use crate::ipam::RangeSet;
-use crate::netconf::{Header, NetConf};
+use crate::netconf::{Header, Mode, NetConf};
 
 /// Extension of files that are not whole yet.
 const TEMPORARY: &str = "tmp";
@@ -19,16 +19,36 @@ pub(super) struct Network {
     pub(super) name: String,
     pub(super) masquerade: bool,
     pub(super) exclusions: Vec<IpNetwork>,
+    /// Ranges whose addresses are unreachable while no pod has them; bridged ones are the bridge's.
     pub(super) pools: Vec<IpNetwork>,
+    /// The bridge its pods are ports of.
+    #[serde(default)]
+    pub(super) bridge: Option<String>,
+    #[serde(default)]
+    pub(super) mac_spoof_check: bool,
 }
 
 impl Network {
-    pub(super) fn of(conf: &NetConf) -> Self {
+    /// `subnets` are those that the pod's addresses are of, which another IPAM plugin may have chosen.
+    pub(super) fn of(conf: &NetConf, subnets: &[IpNetwork]) -> Self {
+        let mut exclusions = conf.exclusions.clone();
+        for address in subnets {
+            let subnet = IpNetwork::new(address.network(), address.prefix()).unwrap_or(*address);
+            if !exclusions.contains(&subnet) {
+                exclusions.push(subnet);
+            }
+        }
+        let pools = conf.ranges.iter().flat_map(RangeSet::subnets);
         Self {
             name: conf.header.name.clone(),
             masquerade: conf.masquerade,
-            exclusions: conf.exclusions.clone(),
-            pools: conf.ranges.iter().flat_map(RangeSet::subnets).collect(),
+            exclusions,
+            pools: pools.filter(|_| conf.mode == Mode::Routed).collect(),
+            bridge: match &conf.mode {
+                Mode::Bridge(bridge) => Some(bridge.name.clone()),
+                Mode::Routed => None,
+            },
+            mac_spoof_check: conf.checks_mac(),
         }
     }
 

@@ -130,9 +130,9 @@ pub(super) fn write_masquerade(batch: &mut Batch<'_>, chain: &str) {
 }
 
 /// Packets from pods to the node's localhost, which ports on localhost would let in.
-pub(super) fn write_guard(batch: &mut Batch<'_>, chain: &str, interfaces: &str) {
+pub(super) fn write_guard(batch: &mut Batch<'_>, chain: &str, from: Rule) {
     let localhost = LOCALHOST.parse().expect("a constant");
-    batch.add_rule(chain, &Rule::default().from_interfaces(interfaces).destination_in(localhost).drop());
+    batch.add_rule(chain, &from.destination_in(localhost).drop());
 }
 
 pub(super) fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
@@ -143,6 +143,11 @@ pub(super) fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
         batch.add_elements(translation.map, &[Element::Pair(translation.key, translation.to)]);
     }
     batch.add_elements(SAME_INTERFACE, &[Element::Key(same_interface(pod))]);
+    if let Some(bridge) = &pod.bridge {
+        // With bridge-nf-call-iptables the bridge itself passes it on, and says not where it came from.
+        let key = nftables::Key::default().interface("").interface(bridge);
+        batch.add_elements(SAME_INTERFACE, &[Element::Key(key)]);
+    }
 }
 
 /// Removes them; each on its own, since some may be gone already.
@@ -151,7 +156,10 @@ pub(super) fn remove_pod(pod: &Attachment) -> Vec<Error> {
         return Vec::new();
     }
     let mut elements: Vec<_> = translations(pod).into_iter().map(|t| (t.map, t.key)).collect();
-    elements.push((SAME_INTERFACE, same_interface(pod)));
+    // Other pods of a bridge arrive by it too: it goes with the table.
+    if pod.bridge.is_none() {
+        elements.push((SAME_INTERFACE, same_interface(pod)));
+    }
     let mut errors = Vec::new();
     for (set, key) in elements {
         let mut batch = Batch::new(TABLE);
@@ -204,8 +212,10 @@ fn translations(pod: &Attachment) -> Vec<Translation> {
     found
 }
 
+/// By which packets of the pod arrive and leave. From one pod of a bridge to another an answer would not pass the node.
 fn same_interface(pod: &Attachment) -> nftables::Key {
-    nftables::Key::default().interface(&pod.host_interface).interface(&pod.host_interface)
+    let interface = pod.bridge.as_ref().unwrap_or(&pod.host_interface);
+    nftables::Key::default().interface(interface).interface(interface)
 }
 
 /// `IPPROTO_*`; the configuration allows no other.

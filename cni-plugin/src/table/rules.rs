@@ -11,7 +11,7 @@ use super::network::{self, Network};
 use super::ports;
 use crate::error::{Error, Result, kernel};
 use crate::netconf::Header;
-use crate::routed::HOST_PREFIX;
+use crate::veth::HOST_PREFIX;
 
 const OWN_ADDRESSES: &str = "own-addresses";
 const MASQUERADE: &str = "masquerade";
@@ -88,7 +88,10 @@ pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
     batch.add_table();
     batch.add_raw_prerouting_chain(OWN_ADDRESSES);
     batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
-    ports::write_guard(&mut batch, OWN_ADDRESSES, HOST_PREFIX);
+    ports::write_guard(&mut batch, OWN_ADDRESSES, Rule::default().from_interfaces(HOST_PREFIX));
+    for bridge in networks.iter().filter_map(|network| network.bridge.as_deref()) {
+        ports::write_guard(&mut batch, OWN_ADDRESSES, Rule::default().from_interface(bridge));
+    }
     ports::write_chains(&mut batch);
     batch.add_postrouting_nat_chain(MASQUERADE);
     ports::write_masquerade(&mut batch, MASQUERADE);

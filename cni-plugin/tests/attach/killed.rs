@@ -46,13 +46,19 @@ fn traced(fixture: &Fixture, options: &str) -> Plugin {
     Plugin { binary: script.into(), node: fixture.node().clone() }
 }
 
-fn call(plugin: &Plugin, command: &str) -> Result<Value, Value> {
-    plugin.command(command, "a", Path::new("/run/netns/a"), &dual()).unwrap()
+/// As a bridge's ports, held to their hardware addresses.
+fn bridged() -> Value {
+    let bridge = json!({ "mode": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true, "macspoofchk": true });
+    merge(dual(), bridge)
+}
+
+fn call(plugin: &Plugin, command: &str, config: &Value) -> Result<Value, Value> {
+    plugin.command(command, "a", Path::new("/run/netns/a"), config).unwrap()
 }
 
 /// The system calls of a command once it runs: each by its name, and how many of that name came before it.
-fn system_calls(fixture: &Fixture, command: &str) -> Vec<(String, usize)> {
-    call(&traced(fixture, "-o /run/trace"), command).unwrap();
+fn system_calls(fixture: &Fixture, command: &str, config: &Value) -> Vec<(String, usize)> {
+    call(&traced(fixture, "-o /run/trace"), command, config).unwrap();
     let trace = fixture.node().shell("cat /run/trace").unwrap();
     let mut names: Vec<String> = Vec::new();
     let mut calls = Vec::new();
@@ -72,30 +78,31 @@ fn rest(fixture: &Fixture) -> String {
     fixture.traces() + &fixture.node().shell(more).unwrap()
 }
 
-fn collect(fixture: &Fixture) {
-    fixture.quiet("GC", "x", &merge(dual(), json!({ "cni.dev/valid-attachments": [] })));
+fn collect(fixture: &Fixture, config: &Value) {
+    fixture.quiet("GC", "x", &merge(config.clone(), json!({ "cni.dev/valid-attachments": [] })));
 }
 
-/// P42. Every other time it is GC that cleans up, not DEL.
-fn kill_at_each_system_call(command: &str) {
+/// P42. Every other time it is GC that cleans up, not DEL. A bridge stays until GC, and is none of DEL's business.
+fn kill_at_each_system_call(command: &str, config: &Value) {
     let fixture = Fixture::new();
     fixture.netns("a");
     if command == "DEL" {
-        call(&fixture.plugin, "ADD").unwrap();
+        call(&fixture.plugin, "ADD", config).unwrap();
     }
-    let calls = system_calls(&fixture, command);
-    fixture.quiet("DEL", "a", &dual());
+    let calls = system_calls(&fixture, command, config);
+    fixture.quiet("DEL", "a", config);
     for (number, (name, nth)) in calls.iter().enumerate() {
         if command == "DEL" {
-            call(&fixture.plugin, "ADD").unwrap();
+            call(&fixture.plugin, "ADD", config).unwrap();
         }
         let options = format!("-o /dev/null -e trace=all -e inject={name}:signal=KILL:when={nth}");
         // Waiting for a lock takes more or fewer calls: it may come to its end.
-        drop(call(&traced(&fixture, &options), command));
+        drop(call(&traced(&fixture, &options), command, config));
         if number % 2 == 0 {
-            fixture.quiet("DEL", "a", &dual())
+            fixture.quiet("DEL", "a", config);
+            fixture.node().shell("ip link del br0 2>/dev/null || true").unwrap();
         } else {
-            collect(&fixture)
+            collect(&fixture, config);
         }
         assert_eq!(rest(&fixture), NOTHING, "{command} killed at {name} number {nth}");
     }
@@ -103,10 +110,20 @@ fn kill_at_each_system_call(command: &str) {
 
 #[test]
 fn an_add_killed_anywhere_leaves_nothing_that_del_or_gc_does_not_remove() {
-    kill_at_each_system_call("ADD");
+    kill_at_each_system_call("ADD", &dual());
 }
 
 #[test]
 fn a_del_killed_anywhere_is_completed_by_the_next_one_or_by_gc() {
-    kill_at_each_system_call("DEL");
+    kill_at_each_system_call("DEL", &dual());
+}
+
+#[test]
+fn an_add_to_a_bridge_killed_anywhere_leaves_nothing_that_del_or_gc_does_not_remove() {
+    kill_at_each_system_call("ADD", &bridged());
+}
+
+#[test]
+fn a_del_from_a_bridge_killed_anywhere_is_completed_by_the_next_one_or_by_gc() {
+    kill_at_each_system_call("DEL", &bridged());
 }

@@ -40,6 +40,7 @@ fn attachment(network: &str, pod: Option<&str>, ip: &str) -> Arc<Attachment> {
         ips: vec![ip.parse().unwrap()],
         mac: String::new(),
         host_interface: String::new(),
+        bridge: None,
         pod: pod.map(|name| attachment::Pod { namespace: "shop".into(), name: name.into(), uid: None }),
         labels: [("app".to_owned(), "db".to_owned())].into(),
         port_mappings: vec![],

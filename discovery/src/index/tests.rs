@@ -219,6 +219,7 @@ fn any_object() -> Object {
             ips: vec![address.parse().unwrap()],
             mac: String::new(),
             host_interface: String::new(),
+            bridge: None,
             pod: Some(attachment::Pod {
                 namespace: "default".into(),
                 name: pick(&["p1", "p2"]).into(),

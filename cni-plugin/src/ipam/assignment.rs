@@ -1,0 +1,99 @@
+//! What IPAM gives a pod, whoever it is.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde_json::{Value, json};
+
+use super::{Owner, delegate, resolv_conf};
+use crate::args::Args;
+use crate::error::{Code, Error, Result};
+use crate::netconf::{NetConf, Route, parse_requested};
+use crate::rollback::Rollback;
+
+/// Addresses, and what comes with them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Assignment {
+    pub(crate) leases: Vec<Lease>,
+    pub(crate) routes: Vec<Route>,
+    /// As in a result; an object.
+    pub(crate) dns: Value,
+}
+
+/// One address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    /// With the length of its subnet's prefix.
+    pub(crate) address: IpNetwork,
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+impl Assignment {
+    /// The addresses alone.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.leases.iter().map(|lease| lease.address.ip()).collect()
+    }
+
+    /// From the result of an IPAM plugin, or from that of ADD.
+    pub(crate) fn parse(field: &str, result: &Value) -> Result<Self> {
+        let items = |key: &str| result[key].as_array().cloned().unwrap_or_default();
+        let mut leases = Vec::new();
+        for ip in items("ips") {
+            leases.push(Lease::parse(field, &ip)?);
+        }
+        let wrong = |e| Error::new(Code::Decode, format!("{field}: routes: {e}"));
+        let routes = serde_json::from_value(items("routes").into()).map_err(wrong)?;
+        let dns = if result["dns"].is_object() { result["dns"].clone() } else { json!({}) };
+        Ok(Self { leases, routes, dns })
+    }
+}
+
+impl Lease {
+    /// From an item of `ips`.
+    pub(crate) fn parse(field: &str, ip: &Value) -> Result<Self> {
+        let text = ip["address"].as_str().unwrap_or_default();
+        let wrong =
+            || Error::new(Code::Decode, format!("{field}: address {text:?} is not one with a prefix length"));
+        let address: IpNetwork = text.parse().ok().filter(|_| text.contains('/')).ok_or_else(wrong)?;
+        let gateway = ip["gateway"].as_str().map(|text| parse_requested(&format!("{field}: gateway"), text));
+        Ok(Self { address, gateway: gateway.transpose()? })
+    }
+}
+
+/// Reserves addresses, to be given back should ADD fail.
+pub(crate) fn assign<'a>(
+    args: &'a Args,
+    conf: &'a NetConf,
+    rollback: &mut Rollback<'a>,
+) -> Result<Assignment> {
+    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+    let reservations = conf.header.reservations();
+    if let Some(kind) = &conf.header.delegate {
+        // Without addresses of ours: GC finds what a killed ADD has left by it.
+        reservations.reserve(&owner, &[], &[])?;
+        rollback.push(move || drop(conf.header.reservations().release(&owner)));
+        // Even a failed delegate may have reserved something (CNI 1.1 §4).
+        rollback.push(move || drop(delegate(kind, "DEL", args, &conf.raw)));
+        let result = delegate(kind, "ADD", args, &conf.raw)?.unwrap_or_default();
+        let given = Assignment::parse(&format!("result of IPAM plugin {kind}"), &result)?;
+        if given.leases.is_empty() {
+            return Err(Error::new(Code::InvalidConfig, format!("IPAM plugin {kind} gave no address")));
+        }
+        return Ok(given);
+    }
+    let mut requested = conf.requested.clone();
+    if let Some(ip) = args.extra.get("IP").filter(|_| requested.is_empty()) {
+        requested.push(parse_requested("CNI_ARGS IP", ip)?);
+    }
+    let addresses = reservations.reserve(&owner, &conf.ranges, &requested)?;
+    rollback.push(move || drop(conf.header.reservations().release(&owner)));
+    let lease = |address: &IpAddr| {
+        let lease = conf.ranges.iter().find_map(|set| set.lease(*address));
+        lease.expect("an address comes from one of the sets")
+    };
+    let dns = match &conf.resolv_conf {
+        Some(path) => resolv_conf::read(path)?,
+        None => json!({}),
+    };
+    Ok(Assignment { leases: addresses.iter().map(lease).collect(), routes: conf.routes.clone(), dns })
+}

@@ -1,0 +1,89 @@
+//! `macspoofchk`: a port of a bridge sends frames from its pod's hardware address only.
+//!
+//! ```text
+//! table bridge portolan {
+//!     set guarded { type ifname }                       # ports that are held to an address
+//!     set senders { type ifname . ether_addr }          # and to which one
+//!     chain own-hardware-addresses { type filter hook prerouting priority -300
+//!         iifname . ether saddr @senders return
+//!         iifname @guarded drop
+//!     }
+//! }
+//! ```
+
+use attachment::Attachment;
+use nftables::{Batch, Data, Element, Family, Key, Rule, Set, Type};
+
+use super::TABLE;
+use super::network::Network;
+use crate::error::{Error, Result, kernel};
+use crate::netconf::{Header, parse_mac};
+
+const OWN_ADDRESSES: &str = "own-hardware-addresses";
+const GUARDED: &str = "guarded";
+const SENDERS: &str = "senders";
+
+/// Holds a pod to its address.
+pub(super) fn add(header: &Header, networks: &[Network], pod: &Attachment) -> Result<()> {
+    let mut batch = Batch::of(Family::Bridge, TABLE);
+    add_pod(&mut batch, pod);
+    match batch.commit() {
+        // The first one, or somebody has flushed the ruleset.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write(header, networks),
+        other => other.map_err(kernel(format!("add the pod to nft table bridge {TABLE}"))),
+    }
+}
+
+/// Lets go of a pod. Nothing to let go of is fine.
+pub(super) fn remove(pod: &Attachment) -> Option<Error> {
+    let mut errors = Vec::new();
+    let pair = sender(pod).map(|key| (SENDERS, key));
+    for (set, key) in pair.into_iter().chain([(GUARDED, Key::default().interface(&pod.host_interface))]) {
+        let mut batch = Batch::of(Family::Bridge, TABLE);
+        batch.delete_element(set, key);
+        let failed = batch.commit().err().filter(|e| e.kind() != std::io::ErrorKind::NotFound);
+        errors.extend(failed.map(kernel(format!("remove the pod from nft set {set}"))));
+    }
+    Error::combined(errors)
+}
+
+/// Writes the whole table anew for these networks, or removes it if none of them asks for it.
+pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
+    let mut batch = Batch::of(Family::Bridge, TABLE);
+    // Adding before deleting makes deleting what is not there no error.
+    batch.add_table();
+    batch.delete_table();
+    let mut guarded = networks.iter().filter(|network| network.mac_spoof_check).peekable();
+    if guarded.peek().is_some() {
+        batch.add_table();
+        batch.add_raw_prerouting_chain(OWN_ADDRESSES);
+        let pair = [Type::InterfaceName, Type::HardwareAddress];
+        batch.add_set(&Set { name: GUARDED, id: 1, key: &pair[..1], data: Data::None });
+        batch.add_set(&Set { name: SENDERS, id: 2, key: &pair, data: Data::None });
+        batch.add_rule(OWN_ADDRESSES, &Rule::default().from_hardware_in(SENDERS).stop());
+        batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interface_in(GUARDED).drop());
+        for network in guarded {
+            header.attachments().list(&network.name).0.iter().for_each(|pod| add_pod(&mut batch, pod));
+        }
+    }
+    batch.commit().map_err(kernel(format!("write nft table bridge {TABLE}")))
+}
+
+/// Whether a pod is held to its address.
+pub(super) fn has(host_interface: &str, mac: [u8; 6]) -> Result<bool> {
+    let key = Key::default().interface(host_interface);
+    let look = |set, key| nftables::contains(Family::Bridge, TABLE, set, key);
+    let found = look(GUARDED, key.clone()).and_then(|it| Ok(it && look(SENDERS, key.hardware_address(mac))?));
+    found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))
+}
+
+fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
+    // The address first: there is no moment in which the pod could send nothing.
+    batch.add_elements(SENDERS, &sender(pod).map(Element::Key).into_iter().collect::<Vec<_>>());
+    batch.add_elements(GUARDED, &[Element::Key(Key::default().interface(&pod.host_interface))]);
+}
+
+fn sender(pod: &Attachment) -> Option<Key> {
+    let mac = parse_mac(&pod.mac).ok()?;
+    Some(Key::default().interface(&pod.host_interface).hardware_address(mac))
+}

@@ -1,0 +1,97 @@
+//! The pair of interfaces that connects a pod: one end in the pod, one on the node.
+
+use std::io::Read as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use netns::NetNs;
+
+use crate::error::{Code, Error, Result, io, kernel};
+use crate::netlink::{Batch, Link, Netlink, Veth};
+
+/// What an interface gets on a node without an uplink.
+const DEFAULT_MTU: u32 = 1500;
+
+/// Anywhere on the Internet: which way would it leave? (192.0.2.0/24 and 2001:db8::/32 are for documentation.)
+pub(crate) const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub(crate) const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+
+/// Interfaces of pods begin like this on the node.
+pub(crate) const HOST_PREFIX: &str = "ptl";
+
+/// The node's end of an attachment is named after it, so that DEL and GC find it when nothing else is left.
+pub(crate) fn host_interface(network: &str, container_id: &str, ifname: &str) -> String {
+    // FNV-1a, 48 bits of which fit: with 5,000 pods two names meet with a chance of 1 in 20 million.
+    let text = format!("{network}/{container_id}/{ifname}");
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{HOST_PREFIX}{:012x}", hash >> 16)
+}
+
+/// The pair of interfaces, the node's end set up first: the pod's end has a carrier from the start.
+/// With a `master` that end is a port of this bridge.
+pub(crate) fn create(
+    host: &mut Netlink,
+    pod: &mut Netlink,
+    netns: &NetNs,
+    veth: &Veth<'_>,
+    alias: &str,
+    master: Option<u32>,
+) -> Result<Link> {
+    let try_once = |host: &mut Netlink| {
+        let mut batch = Batch::default();
+        batch.add_veth(veth, netns.as_fd().as_raw_fd(), master);
+        batch.set_up(veth.host, Some(alias));
+        batch.get_link(veth.host);
+        batch.commit(host)
+    };
+    let created = match try_once(host) {
+        Err(error) if error.code == Code::Conflict as u32 => {
+            let existing = pod.link(veth.pod).map_err(kernel(format!("look for {} in the pod", veth.pod)))?;
+            if existing.is_some() {
+                let message = format!("interface {} is already in the pod", veth.pod);
+                return Err(Error::new(Code::Conflict, message));
+            }
+            // An attachment of that name would have been found by its reservation: a killed ADD left this.
+            host.delete_link(veth.host).map_err(kernel(format!("delete a left-over {}", veth.host)))?;
+            try_once(host)?
+        }
+        other => other?,
+    };
+    only(created.links, veth.host)
+}
+
+/// The MTU of the way out of this node.
+pub(crate) fn uplink_mtu(host: &mut Netlink) -> u32 {
+    let device =
+        [ANYWHERE_V4, ANYWHERE_V6].into_iter().find_map(|address| host.route_device(address).ok().flatten());
+    device.and_then(|index| host.mtu(index).ok().flatten()).filter(|mtu| *mtu > 0).unwrap_or(DEFAULT_MTU)
+}
+
+/// A hardware address, unicast and locally administered.
+pub(crate) fn random_mac() -> Result<[u8; 6]> {
+    let path = Path::new("/dev/urandom");
+    let mut mac = [0; 6];
+    let read = std::fs::File::open(path).and_then(|mut random| random.read_exact(&mut mac));
+    read.map_err(io("read", path))?;
+    mac[0] = mac[0] & 0xfe | 0x02;
+    Ok(mac)
+}
+
+/// As people write it.
+pub(crate) fn format_mac(mac: &[u8]) -> String {
+    mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// The one link that was asked for.
+pub(crate) fn only(mut links: Vec<Link>, name: &str) -> Result<Link> {
+    links.pop().ok_or_else(|| Error::new(Code::Conflict, format!("interface {name} is not there")))
+}
+
+/// The interface of that name, or an error that it is not there.
+pub(crate) fn required(netlink: &mut Netlink, name: &str) -> Result<Link> {
+    let found = netlink.link(name).map_err(kernel(format!("look for interface {name}")))?;
+    only(found.into_iter().collect(), name)
+}
