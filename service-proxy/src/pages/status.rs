@@ -1,5 +1,6 @@
 //! What is served right now, for people and for programs: `/debug/services`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -54,8 +55,20 @@ pub(crate) fn json(snapshot: &Snapshot, frontends: &[Arc<Frontend>], failures: &
         "synced": snapshot.synced,
         "secondsSinceChange": since_change(snapshot),
         "failures": failures,
+        "withoutEndpoints": without_endpoints(snapshot, frontends),
         "frontends": frontends.iter().map(frontend).collect::<Vec<_>>(),
     })
+}
+
+/// Services with a virtual IP that nobody serves: the kernel refuses their connections.
+fn without_endpoints(snapshot: &Snapshot, frontends: &[Arc<Frontend>]) -> Vec<Value> {
+    let served: BTreeSet<_> = frontends.iter().map(|frontend| &frontend.service).collect();
+    let idle = snapshot
+        .services()
+        .filter(|entry| !entry.cluster_ips.is_empty() && !served.contains(&entry.service.name));
+    let idle = idle
+        .map(|entry| json!({ "service": entry.service.name.to_string(), "addresses": entry.cluster_ips }));
+    idle.collect()
 }
 
 fn age(snapshot: &Snapshot) -> String {

@@ -1,0 +1,83 @@
+//! What drops packets between pods and the rest: a FORWARD policy of `drop`, as Docker sets it.
+
+use std::io;
+
+use serde_json::Value;
+
+use super::Finding;
+use crate::tool;
+
+const CHECK: &str = "firewall";
+
+pub(super) fn examine() -> Vec<Finding> {
+    let chains = tool::json("nft", &["-j", "list", "chains"]);
+    let mut findings = vec![match &chains {
+        Ok(chains) => nftables(chains),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Finding::warning(CHECK, "nft is not installed: rules cannot be looked at", "apt install nftables")
+        }
+        Err(error) => Finding::warning(CHECK, error.to_string(), "run as root"),
+    }];
+    findings.extend(legacy());
+    findings
+}
+
+fn nftables(chains: &Value) -> Finding {
+    let chains = chains["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
+    let dropping: Vec<String> = chains
+        .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
+        .map(|chain| format!("{} {} {}", text(chain, "family"), text(chain, "table"), text(chain, "name")))
+        .collect();
+    match dropping.first() {
+        None => Finding::ok(CHECK, "no nftables chain drops forwarded packets by policy"),
+        Some(chain) => Finding::error(
+            CHECK,
+            format!(
+                "the policy of {} is drop: packets from and to pods are lost unless a rule accepts them",
+                dropping.join(", ")
+            ),
+            fix(chain),
+        ),
+    }
+}
+
+/// What accepts pods' packets, in the words of the firewall that drops them.
+fn fix(chain: &str) -> String {
+    match chain.split(' ').collect::<Vec<_>>()[..] {
+        // iptables writes its tables so.
+        ["ip", "filter", "FORWARD"] => accept("iptables"),
+        ["ip6", "filter", "FORWARD"] => accept("ip6tables"),
+        _ => format!(
+            "nft insert rule {chain} iifname \"ptl*\" accept; nft insert rule {chain} oifname \"ptl*\" accept"
+        ),
+    }
+}
+
+fn accept(program: &str) -> String {
+    format!("{program} -I FORWARD -i ptl+ -j ACCEPT; {program} -I FORWARD -o ptl+ -j ACCEPT")
+}
+
+/// Rules of the old kind are in no nftables table.
+fn legacy() -> Option<Finding> {
+    let tables = std::fs::read_to_string("/proc/net/ip_tables_names").ok()?;
+    if !tables.lines().any(|table| table == "filter") {
+        return None;
+    }
+    Some(match tool::output("iptables-legacy", &["-S", "FORWARD"]) {
+        Ok(rules) if rules.contains("-P FORWARD DROP") => Finding::error(
+            CHECK,
+            "the policy of FORWARD in iptables-legacy is DROP",
+            accept("iptables-legacy"),
+        ),
+        Ok(_) => Finding::ok(CHECK, "the policy of FORWARD in iptables-legacy is ACCEPT"),
+        Err(error) => Finding::warning(
+            CHECK,
+            format!("legacy rules cannot be looked at: {error}"),
+            "apt install iptables",
+        ),
+    })
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}

@@ -1,0 +1,101 @@
+//! What the kernel can do, tried out in a network namespace that is gone afterwards.
+
+use std::io;
+use std::net::SocketAddr;
+
+use netns::NetNs;
+use nftables::{Batch, Rule};
+use socket2::{Domain, Socket, Type};
+
+use super::Finding;
+use crate::tool;
+
+const CHECK: &str = "kernel";
+
+/// Any table: nobody else is in the namespace.
+const TABLE: &str = "portolan-doctor";
+const CHAIN: &str = "chain";
+
+/// What is tried, what it is for, what it needs.
+type Trial = (&'static str, fn() -> io::Result<()>, &'static str);
+
+const TRIALS: [Trial; 6] = [
+    ("veth interfaces (pods)", veth, "CONFIG_VETH, module veth"),
+    ("nftables with TPROXY (virtual IPs)", tproxy, "CONFIG_NFT_TPROXY, module nft_tproxy"),
+    ("nftables socket match (clients' addresses)", socket_match, "CONFIG_NFT_SOCKET, module nft_socket"),
+    ("nftables masquerade (pods to the outside)", masquerade, "CONFIG_NFT_MASQ, module nft_masq"),
+    ("IP_TRANSPARENT sockets (clients' addresses)", transparent, "CAP_NET_ADMIN"),
+    ("VXLAN (pods of nodes on other links)", vxlan, "CONFIG_VXLAN, module vxlan"),
+];
+
+pub(super) fn examine() -> Vec<Finding> {
+    if !nix::unistd::geteuid().is_root() {
+        return vec![Finding::warning(CHECK, "not tried: this needs root", "sudo portolan doctor")];
+    }
+    let attempts = NetNs::create_unnamed()
+        .and_then(|netns| netns.run(|| TRIALS.map(|(what, attempt, needs)| (what, attempt(), needs))));
+    let attempts = match attempts {
+        Ok(attempts) => attempts,
+        Err(error) => {
+            let fix = "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN, and a kernel with CONFIG_NET_NS";
+            return vec![Finding::error(CHECK, error.to_string(), fix)];
+        }
+    };
+    let mut findings: Vec<Finding> = attempts
+        .iter()
+        .filter_map(|(what, result, needs)| {
+            let error = result.as_ref().err()?;
+            Some(Finding::error(CHECK, format!("no {what}: {error}"), format!("the kernel needs {needs}")))
+        })
+        .collect();
+    if findings.is_empty() {
+        let all: Vec<&str> = TRIALS.iter().map(|(what, ..)| *what).collect();
+        findings.push(Finding::ok(CHECK, format!("has {}", all.join(", "))));
+    }
+    findings
+}
+
+fn veth() -> io::Result<()> {
+    tool::output("ip", &["link", "add", "tried", "type", "veth", "peer", "name", "peer"]).map(drop)
+}
+
+fn vxlan() -> io::Result<()> {
+    let line = ["link", "add", "tunnel", "type", "vxlan", "id", "1", "dstport", "8472", "dev", "lo"];
+    tool::output("ip", &line).map(drop)
+}
+
+fn tproxy() -> io::Result<()> {
+    let mut batch = table();
+    batch.add_prerouting_chain(CHAIN);
+    batch.add_socket_address_set("set", 1, true);
+    let listener = SocketAddr::from(([127, 0, 0, 1], 1));
+    batch.add_rule(CHAIN, &Rule::default().tcp_to("set", true).tproxy(listener).accept());
+    batch.commit()
+}
+
+fn socket_match() -> io::Result<()> {
+    let mut batch = table();
+    batch.add_prerouting_chain(CHAIN);
+    batch.add_rule(CHAIN, &Rule::default().for_transparent_socket().set_mark_bit(1).accept());
+    batch.commit()
+}
+
+fn masquerade() -> io::Result<()> {
+    let mut batch = table();
+    batch.add_postrouting_nat_chain(CHAIN);
+    batch.add_rule(CHAIN, &Rule::default().masquerade());
+    batch.commit()
+}
+
+/// Empty, whatever the trial before has left.
+fn table() -> Batch<'static> {
+    let mut batch = Batch::new(TABLE);
+    batch.add_table();
+    batch.delete_table();
+    batch.add_table();
+    batch
+}
+
+fn transparent() -> io::Result<()> {
+    Socket::new(Domain::IPV4, Type::STREAM, None)?.set_ip_transparent_v4(true)
+}

@@ -1,0 +1,86 @@
+//! Ports that the daemons need and somebody else has.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::IpAddr;
+
+use super::Finding;
+use crate::process;
+
+const CHECK: &str = "ports";
+
+/// The defaults of docs/configuration.md.
+const NEEDED: [(u16, &str); 6] = [
+    (53, "portolan-dns"),
+    (10249, "portolan-proxy"),
+    (10256, "portolan-proxy"),
+    (9153, "portolan-dns"),
+    (8080, "portolan-dns"),
+    (8181, "portolan-dns"),
+];
+
+/// `TCP_LISTEN` of linux/tcp_states.h, as `/proc/net/tcp` writes it.
+const LISTEN: &str = "0A";
+
+pub(super) fn examine(dns: IpAddr) -> Vec<Finding> {
+    let listening = listening();
+    let owners = owners();
+    let mut findings: Vec<Finding> = NEEDED
+        .iter()
+        .filter_map(|(port, program)| {
+            let meets = |(address, at, _): &&(String, u16, String)| *at == *port && may_meet(address, *port, dns);
+            let (_, _, inode) = listening.iter().filter(meets).find(|(_, _, inode)| {
+                owners.get(inode).is_none_or(|owner| owner != program)
+            })?;
+            let owner = owners.get(inode).map_or("another process", String::as_str);
+            Some(Finding::error(
+                CHECK,
+                format!("port {port}/tcp, which {program} needs, is taken by {owner}"),
+                format!("stop it, or give {program} another address (`{program} --help`); `ss -lntp sport = {port}` shows it"),
+            ))
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(Finding::ok(CHECK, "nobody else has the ports that the daemons need"));
+    }
+    findings
+}
+
+/// Whether a listener there keeps ours away. Addresses are in `/proc`'s hexadecimal; zeros are every address.
+fn may_meet(address: &str, port: u16, dns: IpAddr) -> bool {
+    let is_any = address.chars().all(|digit| digit == '0');
+    match dns {
+        IpAddr::V4(ip) if port == 53 => {
+            is_any || address == format!("{:08X}", u32::from_le_bytes(ip.octets()))
+        }
+        // 127.0.0.1 in the byte order of a little-endian machine.
+        _ => is_any || address == "0100007F",
+    }
+}
+
+/// Address, port and inode of every listening TCP socket.
+fn listening() -> Vec<(String, u16, String)> {
+    let files = ["/proc/net/tcp", "/proc/net/tcp6"].map(|file| fs::read_to_string(file).unwrap_or_default());
+    let lines = files.iter().flat_map(|file| file.lines().skip(1));
+    lines
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (address, port) = fields.get(1)?.split_once(':')?;
+            let port = u16::from_str_radix(port, 16).ok()?;
+            (*fields.get(3)? == LISTEN).then(|| (address.to_owned(), port, fields[9].to_owned()))
+        })
+        .collect()
+}
+
+/// The process that has each socket, by inode.
+fn owners() -> HashMap<String, String> {
+    let mut owners = HashMap::new();
+    for process in process::all() {
+        let files = fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
+        for target in files.filter_map(|file| fs::read_link(file.path()).ok()) {
+            let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'));
+            owners.extend(inode.map(|inode| (inode.to_owned(), process.name.clone())));
+        }
+    }
+    owners
+}

@@ -1,0 +1,110 @@
+//! Kernel settings under `/proc/sys`, and limits.
+
+use std::fs;
+use std::io;
+
+use super::Finding;
+
+const CHECK: &str = "settings";
+
+/// Ports from which the proxy connects with the client's address.
+const BORROWED_PORTS: (u32, u32) = (10_000, 29_999);
+
+/// Fuller than this many per cent, conntrack is about to drop connections.
+const CONNTRACK_PERCENT: u64 = 80;
+
+/// Two files a connection; below this a busy node sheds.
+const FILES: u64 = 16_384;
+
+pub(super) fn examine() -> Vec<Finding> {
+    let mut findings = vec![forwarding(), ephemeral_ports()];
+    findings.extend(router_advertisements());
+    findings.extend(conntrack());
+    findings.extend(files());
+    findings
+}
+
+fn forwarding() -> Finding {
+    match number("net/ipv4/ip_forward") {
+        Ok(1) => Finding::ok(CHECK, "net.ipv4.ip_forward is 1"),
+        Ok(_) => Finding::warning(
+            CHECK,
+            "net.ipv4.ip_forward is 0: pods reach nothing beyond the node",
+            "portolan-cni sets it with the first pod; to keep it: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-portolan.conf && sysctl --system",
+        ),
+        Err(error) => Finding::warning(CHECK, format!("net.ipv4.ip_forward: {error}"), "mount /proc"),
+    }
+}
+
+/// The node's own connections must not take the ports that the proxy borrows addresses with.
+fn ephemeral_ports() -> Finding {
+    let text = read("net/ipv4/ip_local_port_range").unwrap_or_default();
+    let bounds: Vec<u32> = text.split_whitespace().filter_map(|bound| bound.parse().ok()).collect();
+    let (low, high) = BORROWED_PORTS;
+    match bounds[..] {
+        [from, to] if from <= high && to >= low => Finding::warning(
+            CHECK,
+            format!(
+                "net.ipv4.ip_local_port_range {from}-{to} meets {low}-{high}, from which the proxy connects with its clients' addresses"
+            ),
+            "sysctl -w net.ipv4.ip_local_port_range='32768 60999'",
+        ),
+        _ => Finding::ok(CHECK, format!("net.ipv4.ip_local_port_range is clear of {low}-{high}")),
+    }
+}
+
+/// A node that forwards IPv6 no longer listens to router advertisements, unless told to.
+fn router_advertisements() -> Option<Finding> {
+    if number("net/ipv6/conf/all/forwarding").ok()? == 0 {
+        return None;
+    }
+    let routes = crate::tool::json("ip", &["-6", "-j", "route", "show", "default"]).ok()?;
+    let learned = routes.as_array()?.iter().find(|route| route["protocol"] == "ra")?;
+    let dev = learned["dev"].as_str()?;
+    (number(&format!("net/ipv6/conf/{dev}/accept_ra")).ok()? < 2).then(|| {
+        Finding::error(
+            CHECK,
+            format!(
+                "the node forwards IPv6, so the default route that {dev} learned from a router will expire"
+            ),
+            format!("sysctl -w net.ipv6.conf.{dev}.accept_ra=2"),
+        )
+    })
+}
+
+fn conntrack() -> Option<Finding> {
+    let (count, max) =
+        (number("net/netfilter/nf_conntrack_count").ok()?, number("net/netfilter/nf_conntrack_max").ok()?);
+    let is_full = max > 0 && count * 100 / max >= CONNTRACK_PERCENT;
+    Some(if is_full {
+        let fix = format!("sysctl -w net.netfilter.nf_conntrack_max={}", max * 2);
+        Finding::warning(CHECK, format!("{count} of {max} entries of conntrack are in use"), fix)
+    } else {
+        Finding::ok(CHECK, format!("{count} of {max} entries of conntrack are in use"))
+    })
+}
+
+/// The limit of the proxy that runs, not ours.
+fn files() -> Option<Finding> {
+    let proxy = crate::process::named("portolan-proxy").pop()?;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", proxy.pid)).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let soft: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(if soft < FILES {
+        Finding::warning(
+            CHECK,
+            format!("portolan-proxy may open {soft} files, two for each connection"),
+            "LimitNOFILE=1048576 in its unit, or `ulimit -n 1048576` before it is started",
+        )
+    } else {
+        Finding::ok(CHECK, format!("portolan-proxy may open {soft} files"))
+    })
+}
+
+fn read(name: &str) -> io::Result<String> {
+    fs::read_to_string(format!("/proc/sys/{name}"))
+}
+
+fn number(name: &str) -> io::Result<u64> {
+    read(name)?.trim().parse().map_err(io::Error::other)
+}

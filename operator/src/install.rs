@@ -1,0 +1,327 @@
+//! Gives the CNI plugin to a container runtime, and takes it away again.
+//!
+//! What is written is noted first, in a receipt ([`receipt`]): so whatever happens, `uninstall` knows what is ours. A
+//! file that somebody else wrote, or has changed since, is never touched.
+
+mod receipt;
+mod runtime;
+mod state;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::conflist::{self, PLUGIN};
+use crate::{attached, demo};
+use receipt::{Entry, Receipt};
+use runtime::{Layout, Runtime};
+
+/// Where the Debian package has the plugin: no runtime looks there by itself.
+const PACKAGED: &str = "/usr/lib/portolan/portolan-cni";
+
+const CONFLIST: &str = "10-portolan.conflist";
+
+/// What the daemons read unless told otherwise.
+const MANIFESTS: &str = "/etc/portolan/manifests";
+
+/// Flags of `portolan install`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InstallArgs {
+    /// The runtime; without it, what was installed before is brought up to date.
+    #[arg(long, value_name = "RUNTIME")]
+    runtime: Option<Runtime>,
+
+    /// The plugin to install [default: portolan-cni beside this program].
+    #[arg(long, value_name = "FILE")]
+    plugin: Option<PathBuf>,
+
+    /// Where the runtime looks for plugins [default: what its own configuration says].
+    #[arg(long, value_name = "DIR", requires = "runtime")]
+    bin_dir: Option<PathBuf>,
+
+    /// Where the runtime looks for networks [default: what its own configuration says].
+    #[arg(long, value_name = "DIR", requires = "runtime")]
+    conf_dir: Option<PathBuf>,
+
+    /// Ranges of the pods' addresses, one a family.
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "10.22.0.0/16",
+        requires = "runtime"
+    )]
+    pod_cidr: Vec<String>,
+
+    /// Where pods ask for names.
+    #[arg(long, value_name = "IP", default_value = "10.96.0.10", requires = "runtime")]
+    dns: IpAddr,
+}
+
+/// Flags of `portolan uninstall`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UninstallArgs {
+    /// Also while pods are attached: their runtime can no longer take them off the network.
+    #[arg(long)]
+    force: bool,
+}
+
+/// What was done, file by file.
+#[derive(Debug, Serialize)]
+pub(crate) struct Done {
+    actions: Vec<Action>,
+    /// What is left to do for the operator.
+    next: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Action {
+    what: &'static str,
+    path: PathBuf,
+}
+
+/// A file that the runtime needs.
+struct File {
+    path: PathBuf,
+    content: Vec<u8>,
+    mode: u32,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Always the newest.
+    Program,
+    /// The operator may have changed it.
+    Configuration,
+}
+
+/// Installs, or brings up to date.
+///
+/// # Errors
+/// When a file in the way is somebody else's, the plugin is not to be found, or the file system refuses; what was
+/// written until then is in the receipt.
+pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<Done> {
+    let mut receipt = Receipt::load()?;
+    let plugin = fs::read(plugin(args)?).context("read the plugin")?;
+    let mut done = Done { actions: Vec::new(), next: Vec::new() };
+    let files = match args.runtime {
+        Some(runtime) => wanted(args, runtime, plugin, &mut done)?,
+        None => known(&receipt, &plugin)?,
+    };
+    for file in &files {
+        file.check(&receipt)?;
+    }
+    receipt.create_directories(Path::new(MANIFESTS))?;
+    for file in files {
+        done.actions.push(file.put(&mut receipt)?);
+    }
+    Ok(done)
+}
+
+fn plugin(args: &InstallArgs) -> anyhow::Result<PathBuf> {
+    let candidates = [args.plugin.clone().unwrap_or_else(|| demo::beside(PLUGIN)), PACKAGED.into()];
+    let usable = if args.plugin.is_some() { &candidates[..1] } else { &candidates[..] };
+    match usable.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => {
+            bail!("{PLUGIN} is not at {}: `make build` makes it; --plugin FILE names it", usable[0].display())
+        }
+    }
+}
+
+/// The programs that an earlier call installed; configurations stay as they are.
+fn known(receipt: &Receipt, plugin: &[u8]) -> anyhow::Result<Vec<File>> {
+    let programs: Vec<File> = receipt
+        .entries
+        .iter()
+        .filter(|(_, entry)| entry.text.is_none())
+        .map(|(path, _)| File {
+            path: path.clone(),
+            content: plugin.to_vec(),
+            mode: 0o755,
+            kind: Kind::Program,
+        })
+        .collect();
+    ensure!(
+        !programs.is_empty(),
+        "nothing is installed yet: portolan install --runtime podman|containerd|crio"
+    );
+    Ok(programs)
+}
+
+fn wanted(
+    args: &InstallArgs,
+    runtime: Runtime,
+    plugin: Vec<u8>,
+    done: &mut Done,
+) -> anyhow::Result<Vec<File>> {
+    let Layout { bin_dir, conf_dir, settings } = runtime.layout()?;
+    let bin_dir = args.bin_dir.clone().unwrap_or(bin_dir);
+    let conf_dir = args.conf_dir.clone().unwrap_or(conf_dir);
+    let mut files =
+        vec![File { path: bin_dir.join(PLUGIN), content: plugin, mode: 0o755, kind: Kind::Program }];
+    let text = |path: PathBuf, text: String| File {
+        path,
+        content: text.into_bytes(),
+        mode: 0o644,
+        kind: Kind::Configuration,
+    };
+    files.extend(settings.map(|(path, content)| text(path, content)));
+    let own = conf_dir.join(CONFLIST);
+    let lists = conflist::list(&conf_dir);
+    // One that the operator wrote for our plugin is as good.
+    if let Some(list) = lists.iter().find(|list| list.is_ours() && list.path != own) {
+        done.actions.push(Action { what: "kept, it names the plugin already", path: list.path.clone() });
+        return Ok(files);
+    }
+    if let Some(list) = lists
+        .iter()
+        .find(|list| list.path != own && list.content.as_ref().is_ok_and(|c| c["name"] == "portolan"))
+    {
+        bail!("{} has a network \"portolan\" of another plugin: move it away", list.path.display());
+    }
+    if let Some(first) = lists.first().filter(|list| list.path < own && runtime != Runtime::Podman) {
+        done.next.push(format!(
+            "{} comes first by name, and {runtime} takes the first: move it away",
+            first.path.display()
+        ));
+    }
+    done.next.extend(runtime.next());
+    files.push(text(own, conflist_for(&args.pod_cidr, args.dns)));
+    Ok(files)
+}
+
+fn conflist_for(pod_cidrs: &[String], dns: IpAddr) -> String {
+    let ranges: Vec<Value> = pod_cidrs.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
+    let content = json!({
+        "cniVersion": "1.0.0",
+        "name": "portolan",
+        "plugins": [{
+            "type": PLUGIN,
+            "capabilities": { "portMappings": true },
+            "ipam": { "ranges": ranges },
+            "dns": {
+                "nameservers": [dns],
+                "search": ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"],
+                "options": ["ndots:5"],
+            },
+        }],
+    });
+    format!("{content:#}\n")
+}
+
+impl File {
+    /// Nobody else's file is overwritten; looked at before anything is written.
+    fn check(&self, receipt: &Receipt) -> anyhow::Result<()> {
+        let Ok(present) = fs::read(&self.path) else { return Ok(()) };
+        if receipt.entries.contains_key(&self.path) || present == self.content || self.is_ours(&present) {
+            return Ok(());
+        }
+        bail!("{} is there already and is not of `portolan install`: move it away", self.path.display())
+    }
+
+    /// A configuration of our plugin that somebody wrote by hand.
+    fn is_ours(&self, present: &[u8]) -> bool {
+        let parsed = serde_json::from_slice::<Value>(present).unwrap_or_default();
+        self.kind == Kind::Configuration && parsed["plugins"].to_string().contains(PLUGIN)
+    }
+
+    /// Writes it in one step, unless what is there shall stay.
+    fn put(&self, receipt: &mut Receipt) -> anyhow::Result<Action> {
+        let action = |what| Ok(Action { what, path: self.path.clone() });
+        if let Ok(present) = fs::read(&self.path) {
+            if present == self.content {
+                return action("up to date");
+            }
+            let written = receipt.entries.get(&self.path).and_then(|entry| entry.text.as_deref());
+            if self.kind == Kind::Configuration && written != Some(&String::from_utf8_lossy(&present)) {
+                return action("kept, it was changed by hand");
+            }
+        }
+        let text =
+            (self.kind == Kind::Configuration).then(|| String::from_utf8_lossy(&self.content).into_owned());
+        let directory = self.path.parent().context("a file is in a directory")?;
+        receipt.create_directories(directory)?;
+        receipt.entries.insert(self.path.clone(), Entry { text });
+        receipt.save()?;
+        write(&self.path, &self.content, self.mode)
+            .with_context(|| format!("write {}", self.path.display()))?;
+        action("written")
+    }
+}
+
+/// A runtime may execute or read the file at any moment: it is there whole, or not at all.
+fn write(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    // libcni takes no file of this ending for a configuration.
+    name.push(".new");
+    let new = path.with_file_name(name);
+    // One that a killed run has left may have another mode.
+    drop(fs::remove_file(&new));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+/// Takes away what the receipt names.
+///
+/// # Errors
+/// While pods are attached; when the file system refuses, after everything was tried.
+pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Done> {
+    let mut receipt = Receipt::load()?;
+    let pods = attached::all(attachment::DEFAULT_DIRECTORY.as_ref());
+    if !pods.is_empty() && !args.force {
+        let names: BTreeSet<String> = pods.iter().map(attached::name).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        bail!(
+            "pods are attached, and only the plugin can take them off the network: {names}; stop them first, or use --force"
+        );
+    }
+    let mut done = Done { actions: Vec::new(), next: Vec::new() };
+    let mut errors = Vec::new();
+    if pods.is_empty() {
+        errors.extend(state::remove());
+    }
+    for (path, entry) in &receipt.entries {
+        let changed =
+            entry.text.as_ref().is_some_and(|text| fs::read_to_string(path).is_ok_and(|now| now != *text));
+        if changed {
+            done.actions.push(Action { what: "kept, it was changed by hand", path: path.clone() });
+            continue;
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                errors.push(format!("remove {}: {e}", path.display()))
+            }
+            _ => done.actions.push(Action { what: "removed", path: path.clone() }),
+        }
+    }
+    if !errors.is_empty() {
+        // The receipt stays, so that the next call knows what to try again.
+        bail!("{}", errors.join("; "));
+    }
+    receipt.remove()?;
+    Ok(done)
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for action in &self.actions {
+            writeln!(f, "{}: {}", action.path.display(), action.what)?;
+        }
+        if self.actions.is_empty() {
+            writeln!(f, "nothing to do")?;
+        }
+        self.next.iter().try_for_each(|next| writeln!(f, "next: {next}"))
+    }
+}

@@ -1,0 +1,37 @@
+//! Processes of this node: those in the network namespace that we are in.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    /// `/proc/<pid>/comm`: the first 15 bytes of its name.
+    pub(crate) name: String,
+}
+
+/// Those that `/proc` shows us, lowest pid first.
+pub(crate) fn all() -> Vec<Process> {
+    let here = netns(Path::new("/proc/self"));
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut found: Vec<Process> = pids
+        .filter_map(|pid: u32| {
+            let directory = PathBuf::from(format!("/proc/{pid}"));
+            let name = fs::read_to_string(directory.join("comm")).ok()?.trim_end().to_owned();
+            (netns(&directory) == here).then_some(Process { pid, name })
+        })
+        .collect();
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+/// Those of one name.
+pub(crate) fn named(name: &str) -> Vec<Process> {
+    all().into_iter().filter(|process| process.name == name).collect()
+}
+
+fn netns(directory: &Path) -> Option<PathBuf> {
+    fs::read_link(directory.join("ns/net")).ok()
+}

@@ -1,0 +1,193 @@
+//! `portolan status`, `trace` and `doctor` on a node with everything running.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::process::{Command, Output};
+
+use anyhow::ensure;
+use serde_json::Value;
+use testbed::{Cluster, NameServer, Node, Program, wait_for};
+
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: lonely}\nspec: {selector: {app: nobody}, ports: [{port: 80}]}\n";
+
+/// Runs the command in the node.
+fn portolan(node: &Node, arguments: &[&str]) -> Output {
+    node.run(|| Command::new(env!("CARGO_BIN_EXE_portolan")).args(arguments).output()).unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn json(node: &Node, arguments: &[&str]) -> (bool, Value) {
+    let output = portolan(node, &[arguments, &["--json"]].concat());
+    let parsed = serde_json::from_slice(&output.stdout);
+    (output.status.success(), parsed.unwrap_or_else(|error| panic!("{error}: {}", text(&output))))
+}
+
+/// Findings of a check that are not fine.
+fn findings<'a>(report: &'a Value, check: &str) -> Vec<&'a Value> {
+    let all = report["findings"].as_array().unwrap().iter();
+    all.filter(|finding| finding["check"] == check && finding["level"] != "ok").collect()
+}
+
+#[test]
+fn status_shows_what_runs_and_who_serves() {
+    let mut cluster = Cluster::start().unwrap();
+    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
+    let _server = NameServer::start(&server, 8080).unwrap();
+    cluster.apply("web.yaml", WEB).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    wait_for("the service", || client.ask(&address)).unwrap();
+
+    let (is_well, status) = json(&cluster.node, &["status"]);
+    assert!(is_well, "{status:#}");
+    let [proxy, dns] = &status["programs"].as_array().unwrap()[..] else { panic!("{status:#}") };
+    assert_eq!((&proxy["name"], &proxy["state"]), (&"portolan-proxy".into(), &"ready".into()));
+    assert_eq!(proxy["pids"], serde_json::json!([cluster.proxy.id()]));
+    assert_eq!(proxy["version"], env!("CARGO_PKG_VERSION"));
+    assert!(proxy["traffic"]["connections"].as_u64() >= Some(1), "{proxy:#}");
+    assert!(proxy["conditions"].to_string().contains("manifests: 1 files"), "{proxy:#}");
+    assert_eq!(dns["state"], "ready");
+    assert!(dns["traffic"]["queries"].as_u64() >= Some(1), "{dns:#}");
+    assert_eq!(status["pods"], 2);
+    let [lonely, web] = &status["services"].as_array().unwrap()[..] else { panic!("{status:#}") };
+    assert_eq!((&lonely["name"], &lonely["frontends"]), (&"default/lonely".into(), &serde_json::json!([])));
+    assert_eq!(web["frontends"][0]["endpoints"][0]["pod"], "default/web-1");
+
+    let table = text(&portolan(&cluster.node, &["status", "web"]));
+    assert!(table.contains("default/web") && !table.contains("lonely"), "{table}");
+
+    cluster.dns.terminate().unwrap();
+    let (is_well, status) = json(&cluster.node, &["status"]);
+    assert!(!is_well && status["programs"][1]["state"] == "stopped", "{status:#}");
+}
+
+#[test]
+fn trace_walks_a_request_and_names_the_step_that_fails() {
+    let cluster = Cluster::start().unwrap();
+    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
+    let listening = NameServer::start(&server, 8080).unwrap();
+    cluster.apply("web.yaml", WEB).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    wait_for("the service", || client.ask(&address)).unwrap();
+
+    let (reached, trace) = json(&cluster.node, &["trace", "web:80", "--from", "client"]);
+    assert!(reached, "{trace:#}");
+    let steps: Vec<&str> =
+        trace["steps"].as_array().unwrap().iter().map(|s| s["step"].as_str().unwrap()).collect();
+    assert_eq!(steps, ["client", "name", "name", "route", "frontend", "endpoint", "request"], "{trace:#}");
+    let said = trace.to_string();
+    for part in [
+        "pod default/client",
+        "web.default.svc.cluster.local. A: ",
+        "local to this node",
+        "pod default/web-1) accepts",
+    ] {
+        assert!(said.contains(part), "{part}: {trace:#}");
+    }
+    // From the node itself, and all ports.
+    assert!(portolan(&cluster.node, &["trace", "web.default.svc.cluster.local"]).status.success());
+
+    for (target, expected) in [
+        ("web:81", "port 81 is not one of the Service's"),
+        ("lonely:80", "is Service default/lonely, which has no ready endpoint"),
+        ("nothing", "no address by the name nothing"),
+    ] {
+        let output = portolan(&cluster.node, &["trace", target, "--from", "default/client"]);
+        assert_eq!(output.status.code(), Some(1), "{target}");
+        assert!(text(&output).contains(expected), "{}", text(&output));
+    }
+    drop(listening);
+    let refused = text(&portolan(&cluster.node, &["trace", "web:80"]));
+    assert!(refused.contains("(pod default/web-1) does not accept: Connection refused"), "{refused}");
+
+    let unknown = text(&portolan(&cluster.node, &["trace", "web", "--from", "nobody"]));
+    assert!(unknown.contains("no pod \"nobody\"") && unknown.contains("default/client"), "{unknown}");
+}
+
+#[test]
+fn trace_says_that_nobody_answers() {
+    let node = Node::new().unwrap();
+    let output = portolan(&node, &["trace", "web:80"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output);
+    assert!(said.contains("no proxy answers") && said.contains("10.96.0.10:53 does not answer"), "{said}");
+}
+
+#[test]
+fn doctor_finds_nothing_on_a_node_that_works() {
+    let cluster = Cluster::start().unwrap();
+    let _pod = cluster.add_pod("client").unwrap();
+    let (is_well, report) = json(&cluster.node, &["doctor"]);
+    assert!(is_well, "{report:#}");
+    for check in ["kernel", "firewall", "conflicts", "ports", "MTU"] {
+        assert_eq!(findings(&report, check), Vec::<&Value>::new(), "{check}");
+    }
+}
+
+#[test]
+fn doctor_finds_what_is_wrong_and_its_fix_works() {
+    let node = Node::new().unwrap();
+    node.shell("echo 0 > /proc/sys/net/ipv4/ip_forward; echo '10000 20000' > /proc/sys/net/ipv4/ip_local_port_range; iptables -P FORWARD DROP").unwrap();
+    node.shell("rm -f /etc/resolv.conf; echo nameserver 127.0.0.53 > /etc/resolv.conf").unwrap();
+    node.shell("nft add table ip nat; nft add chain ip nat KUBE-SERVICES").unwrap();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let thief =
+        Program::start(&node, "/bin/busybox".as_ref(), &["nc", "-l", "-p", "9153"], log.path()).unwrap();
+    node.shell("mkdir -p /etc/cni/net.d; echo '{\"name\": \"other\", \"plugins\": []}' > /etc/cni/net.d/05-other.conflist").unwrap();
+    let ours = r#"{"name": "portolan", "plugins": [{"type": "portolan-cni", "mtu": 9000, "ipam": {"ranges": [[{"subnet": "192.0.2.0/25"}]]}}]}"#;
+    node.shell(&format!("echo '{ours}' > /etc/cni/net.d/10-portolan.conflist")).unwrap();
+
+    let report = wait_for("the port to be taken", || {
+        let (is_well, report) = json(&node, &["doctor"]);
+        ensure!(!is_well && !findings(&report, "ports").is_empty(), "{report:#}");
+        Ok(report)
+    })
+    .unwrap();
+    for (check, seen) in [
+        ("settings", "net.ipv4.ip_forward is 0"),
+        ("settings", "meets 10000-29999"),
+        ("firewall", "the policy of ip filter FORWARD is drop"),
+        ("conflicts", "rules of kube-proxy are in force: nat KUBE-SERVICES"),
+        ("conflicts", "names only 127.0.0.53"),
+        ("ports", "port 9153/tcp, which portolan-dns needs, is taken by busybox"),
+        ("MTU", "pods send packets of up to 9000 bytes, uplink0 carries 1500"),
+        ("ranges", "192.0.2.0/24 leads to uplink0"),
+        ("runtime", "05-other.conflist comes before"),
+        ("runtime", "portolan-proxy and portolan-dns not running"),
+    ] {
+        let found = findings(&report, check);
+        assert!(
+            found.iter().any(|finding| finding["seen"].as_str().unwrap().contains(seen)),
+            "{seen}: {report:#}"
+        );
+        assert!(found.iter().all(|finding| finding["fix"].is_string()), "{report:#}");
+    }
+    // The fixes that are commands are carried out as they stand.
+    for check in ["firewall", "settings"] {
+        for finding in findings(&report, check) {
+            let fix = finding["fix"].as_str().unwrap();
+            let command = fix.rsplit_once("to keep it: ").map_or(fix, |(_, command)| command);
+            node.shell(command).unwrap();
+        }
+    }
+    drop(thief);
+    let (_, report) = json(&node, &["doctor"]);
+    assert_eq!(findings(&report, "settings"), Vec::<&Value>::new());
+    assert_eq!(findings(&report, "ports"), Vec::<&Value>::new());
+}
+
+#[test]
+fn completion_and_manual_pages_know_every_command() {
+    let node = Node::new().unwrap();
+    let script = text(&portolan(&node, &["completion", "bash"]));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("man1");
+    assert!(portolan(&node, &["man", path.to_str().unwrap()]).status.success());
+    for command in ["status", "doctor", "trace", "install", "uninstall", "demo", "completion", "man"] {
+        assert!(script.contains(command), "{command}");
+        let page = std::fs::read_to_string(path.join(format!("portolan-{command}.1"))).unwrap();
+        assert!(page.contains(".TH"), "{command}: {page}");
+    }
+}
