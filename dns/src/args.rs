@@ -1,12 +1,14 @@
 //! The command line.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Parser;
 
 use crate::forward;
 use crate::responder::MAX_NSID;
 use crate::run::{Config, Domain};
+use crate::tls;
 
 /// Answers for Service names, and forwards the rest.
 ///
@@ -28,6 +30,18 @@ pub struct Args {
     /// Where to answer, UDP and TCP.
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "10.96.0.10:53")]
     pub listen: Vec<SocketAddr>,
+
+    /// Where to answer over TLS (RFC 7858), usually port 853 of the same addresses.
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', requires_all = ["tls_cert", "tls_key"])]
+    pub tls_listen: Vec<SocketAddr>,
+
+    /// The server's certificate, and those that lead from it to an authority, in PEM; read again when it changes.
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    pub tls_key: Option<PathBuf>,
 
     /// The domain below which Services have their names.
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = parse_domain)]
@@ -76,6 +90,12 @@ impl From<Args> for Config {
         Self {
             discovery: args.discovery.into(),
             listen: args.listen,
+            // Clap wants all three or none.
+            tls: args.tls_cert.zip(args.tls_key).map(|(certificate, key)| tls::Config {
+                listen: args.tls_listen,
+                certificate,
+                key,
+            }),
             cluster_domain: args.cluster_domain,
             ttl: args.ttl,
             nsid: args.nsid,

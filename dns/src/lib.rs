@@ -2,7 +2,7 @@
 //! name is asked of the upstream servers.
 //!
 //! ```text
-//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder <── UDP (a thread a core), TCP
+//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder <── UDP (a thread a core), TCP, TLS
 //!                                                                         └─────> Forwarder ──> upstreams
 //! ```
 //!
@@ -11,6 +11,7 @@
 
 mod args;
 mod autopath;
+mod file;
 mod forward;
 mod message;
 mod metrics;
@@ -18,9 +19,11 @@ mod responder;
 mod run;
 mod socket;
 mod tcp;
+mod tls;
 mod udp;
 mod zone;
 
 pub use args::Args;
 pub use forward::{Args as ForwardArgs, Config as ForwardConfig, Limit, Stub, Upstream};
 pub use run::{Config, Domain, run};
+pub use tls::Config as TlsConfig;

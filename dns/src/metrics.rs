@@ -47,6 +47,8 @@ pub(crate) struct Metrics {
     pub(crate) problems: IntGauge,
     /// Whether a source cannot be read any more.
     pub(crate) stale: IntGauge,
+    /// Changes of the certificate that could not be used.
+    pub(crate) certificate_failures: IntCounter,
 }
 
 /// The counters of one protocol, looked up once.
@@ -87,7 +89,14 @@ impl Metrics {
         let problems =
             gauge("portolan_dns_discovery_problems", "Errors and warnings about the input right now.");
         let stale = gauge("portolan_dns_stale", "1 while a source is lost and answers are as last known.");
-        Self { udp, tcp, tls, shed, stale, generation, problems, registry }
+        let certificate_failures = register(
+            &registry,
+            IntCounter::new(
+                "portolan_dns_certificate_reload_failures_total",
+                "Changes of the certificate that could not be used.",
+            ),
+        );
+        Self { certificate_failures, udp, tcp, tls, shed, stale, generation, problems, registry }
     }
 
     /// Counts a query and its reply; it came at `since`.

@@ -18,6 +18,7 @@ use crate::forward::{self, Forwarder};
 use crate::message::NameBuf;
 use crate::metrics::Metrics;
 use crate::responder::{Options, Responder, Secret};
+use crate::tls::{self, Certificate};
 use crate::zone::{Settings, Zone};
 use crate::{socket, tcp, udp};
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub discovery: discovery::Config,
     /// Where to answer.
     pub listen: Vec<SocketAddr>,
+    /// How to answer over TLS.
+    pub tls: Option<tls::Config>,
     /// The zone of the cluster.
     pub cluster_domain: Domain,
     /// Threads that answer over UDP; as many as cores where nothing is said.
@@ -95,6 +98,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             secret: Secret::new().context("random bytes")?,
         },
     });
+    let pages = [
+        (config.metrics_address, "--metrics-bind-address", "/metrics"),
+        (config.health_address, "--health-bind-address", "/health"),
+        (config.ready_address, "--ready-bind-address", "/ready"),
+    ];
     let threads =
         config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let (mut datagrams, mut servers) = (Vec::new(), JoinSet::new());
@@ -103,7 +111,17 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         info!(address = %tcp.local_addr()?, "answering");
         datagrams.extend(udp);
         let listener = tokio::net::TcpListener::from_std(tcp)?;
-        servers.spawn(tcp::serve(listener, Arc::clone(&responder), drain.clone()));
+        servers.spawn(tcp::serve(listener, None, Arc::clone(&responder), drain.clone()));
+    }
+    let mut certificate = config.tls.clone().map(Certificate::open).transpose().context("--tls-listen")?;
+    if let Some((certificate, tls)) = certificate.as_ref().zip(config.tls) {
+        for address in tls.listen {
+            let tcp = socket::open_stream(address).context("--tls-listen")?;
+            info!(address = %tcp.local_addr()?, "answering over TLS");
+            let listener = tokio::net::TcpListener::from_std(tcp)?;
+            let tls = Some(certificate.acceptor());
+            servers.spawn(tcp::serve(listener, tls, Arc::clone(&responder), drain.clone()));
+        }
     }
     let (workers, waiting) = udp::Workers::start(datagrams, &responder).context("start the workers")?;
     servers.spawn(udp::answer_waiting(responder, waiting));
@@ -115,25 +133,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let (ready, detail) = snapshots.borrow().health();
         Condition { ready, detail }
     });
-    let mut pages = JoinSet::new();
-    daemon::build_info::register(&metrics.registry);
-    for (address, flag, path) in [
-        (config.metrics_address, "--metrics-bind-address", "/metrics"),
-        (config.health_address, "--health-bind-address", "/health"),
-        (config.ready_address, "--ready-bind-address", "/ready"),
-    ] {
-        let page = admin::Server::bind(address).await.context(flag)?;
-        let page = match path {
-            "/metrics" => page.route(path, admin::metrics(metrics.registry.clone())),
-            "/health" => page.route(path, admin::livez()),
-            _ => page.route(path, admin::readyz(readiness.clone())),
-        };
-        pages.spawn(page.run());
-    }
+    let _pages = serve_pages(pages, &metrics, &readiness).await?;
 
     tokio::select! {
         () = drain.started() => {}
         () = forwarder.run() => {}
+        () = follow_certificate(certificate.as_mut(), &metrics) => {}
         () = follow_pods(discovery.snapshots.clone(), autopath.as_deref()) => {}
         () = follow(discovery.snapshots.clone(), &zone, &metrics) => {}
     }
@@ -146,11 +151,39 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Serves a page each at these addresses.
+async fn serve_pages(
+    pages: [(SocketAddr, &'static str, &'static str); 3],
+    metrics: &Metrics,
+    readiness: &Readiness,
+) -> anyhow::Result<JoinSet<()>> {
+    daemon::build_info::register(&metrics.registry);
+    let mut serving = JoinSet::new();
+    for (address, flag, path) in pages {
+        let page = admin::Server::bind(address).await.context(flag)?;
+        let page = match path {
+            "/metrics" => page.route(path, admin::metrics(metrics.registry.clone())),
+            "/health" => page.route(path, admin::livez()),
+            _ => page.route(path, admin::readyz(readiness.clone())),
+        };
+        serving.spawn(page.run());
+    }
+    Ok(serving)
+}
+
 /// Keeps track of which namespace each pod is in. Never ends before the snapshots do.
 async fn follow_pods(mut snapshots: Snapshots, autopath: Option<&Autopath>) {
     let Some(autopath) = autopath else { return std::future::pending().await };
     while snapshots.changed().await.is_ok() {
         autopath.follow(&snapshots.borrow_and_update().pod_namespaces);
+    }
+}
+
+/// Keeps the certificate up to date, if there is one.
+async fn follow_certificate(certificate: Option<&mut Certificate>, metrics: &Metrics) {
+    match certificate {
+        Some(certificate) => certificate.follow(&metrics.certificate_failures).await,
+        None => std::future::pending().await,
     }
 }
 

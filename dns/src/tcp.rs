@@ -1,4 +1,4 @@
-//! Queries over TCP (RFC 7766): as many at a time as the client likes, answered in the order in which answers come.
+//! Queries over TCP (RFC 7766) and TLS (RFC 7858): as many at a time as the client likes, answered in the order in which answers come.
 //!
 //! Not hickory's server, which answers the queries of a connection one after the other, takes any number of connections,
 //! and encodes each reply anew, within limits on compression that large answers do not survive.
@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Protocol;
 use crate::responder::{Responder, Step};
@@ -21,7 +22,7 @@ use crate::responder::{Responder, Step};
 /// A client that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds).
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
-/// A client that takes no answers for so long is, too.
+/// A client that takes no answers for so long is, too, and one that does not get on with its TLS handshake.
 const WRITE: Duration = Duration::from_secs(5);
 
 /// Connections at a time; the next ones wait in the backlog.
@@ -34,7 +35,12 @@ const MAX_WAITING: usize = 128;
 const CHUNK: usize = 16 * 1024;
 
 /// Accepts until the drain begins, then lets connections finish what they have.
-pub(crate) async fn serve(listener: TcpListener, responder: Arc<Responder>, drain: Drain) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    responder: Arc<Responder>,
+    drain: Drain,
+) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -45,10 +51,13 @@ pub(crate) async fn serve(listener: TcpListener, responder: Arc<Responder>, drai
         };
         match accepted {
             Ok((stream, client, permit)) => {
-                let (responder, drain) = (Arc::clone(&responder), drain.clone());
+                let (tls, responder, drain) = (tls.clone(), Arc::clone(&responder), drain.clone());
                 connections.spawn(async move {
                     // What a client does to its connection is none of our trouble.
-                    drop(converse(stream, client, &responder, &drain).await);
+                    drop(match tls {
+                        Some(tls) => greet(&tls, stream, client, &responder, &drain).await,
+                        None => converse(stream, (Protocol::Tcp, client), &responder, &drain).await,
+                    });
                     drop(permit);
                 });
             }
@@ -72,9 +81,22 @@ async fn accept(
     Ok((stream, client, permit))
 }
 
+async fn greet(
+    tls: &TlsAcceptor,
+    stream: TcpStream,
+    client: SocketAddr,
+    responder: &Arc<Responder>,
+    drain: &Drain,
+) -> io::Result<()> {
+    let mut stream = timeout(WRITE, tls.accept(stream)).await??;
+    converse(&mut stream, (Protocol::Tls, client), responder, drain).await?;
+    // So that the client can tell the end from a connection that was cut.
+    timeout(WRITE, stream.shutdown()).await?
+}
+
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    client: SocketAddr,
+    from: (Protocol, SocketAddr),
     responder: &Arc<Responder>,
     drain: &Drain,
 ) -> io::Result<()> {
@@ -88,11 +110,11 @@ async fn converse(
             && let Some(message) = frame(&input[read..])
         {
             read += 2 + message.len();
-            if answer(responder, client, message, &mut lower, &mut output) == Step::Wait {
+            if answer(responder, from, message, &mut lower, &mut output) == Step::Wait {
                 let (responder, message) = (Arc::clone(responder), message.to_vec());
                 waiting.spawn(async move {
                     let mut framed = vec![0; 2];
-                    responder.later(&message, (Protocol::Tcp, client), &mut framed).await;
+                    responder.later(&message, from, &mut framed).await;
                     framed
                 });
             }
@@ -132,14 +154,14 @@ fn frame(input: &[u8]) -> Option<&[u8]> {
 
 fn answer(
     responder: &Responder,
-    client: SocketAddr,
+    (protocol, client): (Protocol, SocketAddr),
     message: &[u8],
     lower: &mut Vec<u8>,
     output: &mut Vec<u8>,
 ) -> Step {
     let start = output.len();
     output.extend_from_slice(&[0, 0]);
-    let step = responder.now(message, (Protocol::Tcp, &|| Some(client)), Instant::now(), lower, output);
+    let step = responder.now(message, (protocol, &|| Some(client)), Instant::now(), lower, output);
     close_frame(output, start);
     step
 }
@@ -158,7 +180,12 @@ fn close_frame(output: &mut Vec<u8>, start: usize) {
 
 async fn write(stream: &mut (impl AsyncWrite + Unpin), output: &mut Vec<u8>) -> io::Result<()> {
     if !output.is_empty() {
-        timeout(WRITE, stream.write_all(output)).await??;
+        timeout(WRITE, async {
+            stream.write_all(output).await?;
+            // TLS keeps what the socket did not take.
+            stream.flush().await
+        })
+        .await??;
         output.clear();
     }
     Ok(())

@@ -1,9 +1,9 @@
 //! What the forwarder does beside answering: asks again before answers expire, reads files again, looks for loops.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
@@ -15,45 +15,18 @@ use super::loops;
 use super::resolv_conf::ResolvConf;
 use super::routes::Builder;
 use super::server::{Exchange, Server};
-
-/// Files are looked at so often: a change of the node's network is felt within two seconds.
-const FILES: Duration = Duration::from_secs(1);
+use crate::file::{LOOK, Watched};
 
 /// Servers are probed so often. One that has come to ask us is found within that; until then queries end by their
 /// deadlines, and like ones are asked once.
 const PROBES: Duration = Duration::from_secs(30);
 
-/// A file and how it looked last.
-struct File {
-    path: PathBuf,
-    seen: Option<(SystemTime, u64)>,
-}
-
-impl File {
-    /// As it is now; the caller has read it.
-    fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), seen: look(path) }
-    }
-
-    fn has_changed(&mut self) -> bool {
-        let now = look(&self.path);
-        let changed = now != self.seen;
-        self.seen = now;
-        changed
-    }
-}
-
-fn look(path: &Path) -> Option<(SystemTime, u64)> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
-}
-
 /// Runs for ever.
 pub(super) async fn run(inner: Arc<Inner>, builder: Builder, mut refreshes: mpsc::Receiver<Wanted>) {
     let config = inner.config.clone();
-    let mut resolv_conf = File::new(&config.resolv_conf);
-    let mut hosts = config.hosts.as_deref().map(File::new);
-    let (mut files, mut probes) = (interval(FILES), interval(PROBES));
+    let mut resolv_conf = Watched::new(&config.resolv_conf);
+    let mut hosts = config.hosts.as_deref().map(Watched::new);
+    let (mut files, mut probes) = (interval(LOOK), interval(PROBES));
     files.set_missed_tick_behavior(MissedTickBehavior::Delay);
     probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

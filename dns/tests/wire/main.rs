@@ -8,3 +8,4 @@ mod hostile;
 mod message;
 mod protocol;
 mod server;
+mod tls;

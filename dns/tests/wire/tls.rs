@@ -1,0 +1,169 @@
+//! DNS over TLS (RFC 7858), with kdig and openssl as clients.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::server::Server;
+
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
+const NAME: &str = "web.default.svc.cluster.local";
+
+/// A certificate and key of a server by that name, trusted by whoever trusts the certificate itself.
+fn certificate(directory: &Path, name: &str) {
+    let output = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", &format!("/CN={name}"), "-addext", &format!("subjectAltName=DNS:{name}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(directory.join("new.key"))
+        .arg("-out")
+        .arg(directory.join("new.pem"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Puts them where the server has its own, one after the other.
+fn install(directory: &Path) {
+    std::fs::rename(directory.join("new.key"), directory.join("tls.key")).unwrap();
+    std::fs::rename(directory.join("new.pem"), directory.join("tls.pem")).unwrap();
+}
+
+struct Secure {
+    server: Server,
+    port: u16,
+    directory: tempfile::TempDir,
+}
+
+impl Secure {
+    fn start(name: &str, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        certificate(directory.path(), name);
+        install(directory.path());
+        let port = testbed::free_port().unwrap();
+        let at = directory.path().display();
+        let flags = [
+            format!("--tls-listen=127.0.0.1:{port}"),
+            format!("--tls-cert={at}/tls.pem"),
+            format!("--tls-key={at}/tls.key"),
+        ];
+        let arguments = [flags.each_ref().map(String::as_str).as_slice(), arguments].concat();
+        Self { server: Server::start(&[("web.yaml", WEB)], &arguments), port, directory }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What kdig says, if the certificate must be for `name`.
+    fn kdig(&self, name: &str, arguments: &str) -> String {
+        let output = Command::new("kdig")
+            .args(["@127.0.0.1", "-p", &self.port.to_string(), "+timeout=5", "+retry=0"])
+            .arg(format!("+tls-ca={}", self.file("tls.pem").display()))
+            .arg(format!("+tls-hostname={name}"))
+            .args(arguments.split_whitespace())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    }
+}
+
+/// RFC 7858, RFC 7830, RFC 8467 §4.1
+#[test]
+fn over_tls_answers_are_those_of_tcp_padded_and_many_a_connection() {
+    let secure = Secure::start("dns.example", &["--nsid=node-7"]);
+    let answer = secure.kdig("dns.example", &format!("+short {NAME} A"));
+    assert_eq!(answer.trim(), "10.96.0.9");
+    let padded = secure.kdig("dns.example", &format!("+padding +nsid {NAME} A"));
+    assert!(
+        padded.contains("Received 468 B") && padded.contains("PADDING") && padded.contains("node-7"),
+        "{padded}"
+    );
+    let plain = secure.kdig("dns.example", &format!("+nopadding {NAME} A"));
+    assert!(!plain.contains("PADDING") && plain.contains("TLS1.3"), "{plain}");
+    let many = secure.kdig("dns.example", &format!("+keepopen +short {NAME} A {NAME} A {NAME} A"));
+    assert_eq!(many.matches("10.96.0.9").count(), 3, "{many}");
+    let wrong = secure.kdig("other.example", &format!("+short {NAME} A"));
+    assert!(!wrong.contains("10.96.0.9"), "{wrong}");
+    // Somebody who does not speak TLS harms nobody.
+    assert_eq!(
+        secure.server.dig(&format!("+tcp -p {} +short {NAME} A", secure.port)).matches("10.96").count(),
+        0
+    );
+    assert_eq!(secure.kdig("dns.example", &format!("+short {NAME} A")).trim(), "10.96.0.9");
+    assert_eq!(secure.server.metric("coredns_dns_requests_total{proto=\"tls\",type=\"A\"}"), "7");
+}
+
+#[test]
+fn a_new_certificate_is_used_at_once_and_a_bad_one_not_at_all() {
+    let secure = Secure::start("one.example", &[]);
+    let answers = |name: &str| secure.kdig(name, &format!("+short {NAME} A")).trim() == "10.96.0.9";
+    assert!(answers("one.example") && !answers("two.example"));
+    certificate(secure.directory.path(), "two.example");
+    install(secure.directory.path());
+    testbed::wait_for("the new certificate", || {
+        anyhow::ensure!(answers("two.example"));
+        Ok(())
+    })
+    .unwrap();
+    assert!(!answers("one.example"));
+    // A key of another certificate, a key that is none, no certificate: one after the other, and the last good one stays.
+    let failures = || {
+        let count = secure.server.metric("portolan_dns_certificate_reload_failures_total");
+        count.parse::<u32>().unwrap()
+    };
+    std::fs::copy(secure.file("tls.pem"), secure.file("kept.pem")).unwrap();
+    std::fs::copy(secure.file("tls.key"), secure.file("kept.key")).unwrap();
+    certificate(secure.directory.path(), "three.example");
+    for (file, bad) in
+        [("tls.key", std::fs::read(secure.file("new.key")).unwrap()), ("tls.key", b"no key".to_vec())]
+    {
+        let before = failures();
+        std::fs::write(secure.file(file), bad).unwrap();
+        testbed::wait_for("the failure to be told", || {
+            anyhow::ensure!(failures() > before);
+            Ok(())
+        })
+        .unwrap();
+        assert!(answers("two.example"));
+    }
+    std::fs::rename(secure.file("kept.key"), secure.file("tls.key")).unwrap();
+    std::fs::rename(secure.file("kept.pem"), secure.file("tls.pem")).unwrap();
+    assert!(answers("two.example"));
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_named_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().display();
+    let start = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_portolan-dns"))
+            .args([
+                "--manifests=/nonexistent",
+                "--upstream=192.0.2.1",
+                "--listen=127.0.0.1:0",
+                "--tls-listen=127.0.0.1:0",
+            ])
+            .args([format!("--tls-cert={at}/tls.pem"), format!("--tls-key={at}/tls.key")])
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(start().contains("tls.pem"), "{}", start());
+    certificate(directory.path(), "dns.example");
+    std::fs::copy(directory.path().join("new.pem"), directory.path().join("tls.pem")).unwrap();
+    certificate(directory.path(), "dns.example");
+    std::fs::copy(directory.path().join("new.key"), directory.path().join("tls.key")).unwrap();
+    assert!(start().contains("do they belong together?"), "{}", start());
+}
