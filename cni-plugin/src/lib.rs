@@ -4,6 +4,7 @@
 //! env + stdin ──> skel ──> command::{add, del, check, status, gc} ──> at most one JSON object on stdout
 //!                               │ ipam      which address
 //!                               │ routed, bridged  links, routes, neighbours (rtnetlink)
+//!                               │ bandwidth what a pod may send and receive (traffic control)
 //!                               │ table     one nftables table for the node (nfnetlink)
 //!                               └ attachment  the record the daemons read
 //! ```
@@ -14,6 +15,7 @@
 
 mod alias;
 mod args;
+mod bandwidth;
 mod bridged;
 mod command;
 mod error;

@@ -1,5 +1,6 @@
 //! The network configuration: what is on the wire, then what is valid.
 
+mod bandwidth;
 mod bridge;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::ipam::{RangeSet, Store};
 use crate::role::Role;
 
+pub(crate) use bandwidth::{Bandwidth, Limit};
 pub(crate) use bridge::Bridge;
 
 /// Where the state of a boot lives: addresses, records, what the node has been told.
@@ -68,6 +70,7 @@ pub(crate) struct NetConf {
     pub(crate) dns: Value,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) port_mappings: Vec<PortMapping>,
+    pub(crate) bandwidth: Bandwidth,
     pub(crate) prev_result: Option<Value>,
     /// The configuration as it came, for a delegated plugin.
     pub(crate) raw: Value,
@@ -168,6 +171,7 @@ struct WireRuntime {
     mac: Option<String>,
     dns: Option<WireRuntimeDns>,
     ip_ranges: Vec<Vec<WireRange>>,
+    bandwidth: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -277,6 +281,7 @@ impl NetConf {
             dns: dns(&wire),
             labels: wire.args.cni.labels.into_iter().map(|label| (label.key, label.value)).collect(),
             port_mappings: port_mappings(&wire.runtime_config.port_mappings)?,
+            bandwidth: Bandwidth::parse(wire.runtime_config.bandwidth.as_ref())?,
             routes: wire.ipam.routes,
             resolv_conf: wire.ipam.resolv_conf.filter(|path| !path.as_os_str().is_empty()),
             prev_result,

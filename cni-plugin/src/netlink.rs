@@ -2,12 +2,14 @@
 
 mod batch;
 mod request;
+mod traffic;
 
 use std::io;
 use std::net::IpAddr;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
@@ -22,6 +24,7 @@ pub(crate) use batch::Batch;
 pub(crate) use request::{NewBridge, Route, RouteTarget, Veth};
 
 use crate::trace::{Span, span};
+use traffic::Limited;
 
 /// `ESRCH`, `ENODEV`, `ENOENT`, `EADDRNOTAVAIL`: what the kernel says of things that are gone.
 const GONE: [i32; 4] = [3, 19, 2, 99];
@@ -154,6 +157,24 @@ impl Netlink {
     pub(crate) fn mtu(&mut self, index: u32) -> io::Result<Option<u32>> {
         let answers = self.one(request::get_link_by_index(index), NLM_F_ACK)?;
         Ok(answers.into_iter().find_map(link_of).map(|link| link.mtu))
+    }
+
+    /// Creates an ifb interface.
+    pub(crate) fn add_ifb(&mut self, name: &str, mtu: u32) -> io::Result<()> {
+        self.one(request::new_ifb(name, mtu), NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK).map(drop)
+    }
+
+    /// How fast packets may leave an interface, if that is limited.
+    pub(crate) fn limited(&mut self, index: u32) -> io::Result<Option<Limited>> {
+        // The kernel answers the one who asks only if he wants an echo.
+        let answers = self.one(traffic::get_qdisc(index), NLM_F_ACK | NLM_F_ECHO)?;
+        Ok(answers.into_iter().find_map(traffic::limited_of))
+    }
+
+    /// Whether what arrives at an interface makes a detour by `to`.
+    pub(crate) fn redirects(&mut self, index: u32, to: u32) -> io::Result<bool> {
+        let answers = self.dump(&traffic::get_filters(index))?;
+        Ok(answers.iter().any(|answer| traffic::redirects(answer, to)))
     }
 
     fn dump(&mut self, message: &RouteNetlinkMessage) -> Answers {

@@ -20,14 +20,26 @@ pub(crate) const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0
 /// Interfaces of pods begin like this on the node.
 pub(crate) const HOST_PREFIX: &str = "ptl";
 
+/// So does the name of an interface by which what a pod sends makes a detour, where that is limited.
+const DETOUR_PREFIX: &str = "ptb";
+
 /// The node's end of an attachment is named after it, so that DEL and GC find it when nothing else is left.
 pub(crate) fn host_interface(network: &str, container_id: &str, ifname: &str) -> String {
+    format!("{HOST_PREFIX}{}", hash(network, container_id, ifname))
+}
+
+/// The attachment's interface for the detour, if it has one.
+pub(crate) fn detour_interface(network: &str, container_id: &str, ifname: &str) -> String {
+    format!("{DETOUR_PREFIX}{}", hash(network, container_id, ifname))
+}
+
+fn hash(network: &str, container_id: &str, ifname: &str) -> String {
     // FNV-1a, 48 bits of which fit: with 5,000 pods two names meet with a chance of 1 in 20 million.
     let text = format!("{network}/{container_id}/{ifname}");
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    format!("{HOST_PREFIX}{:012x}", hash >> 16)
+    format!("{:012x}", hash >> 16)
 }
 
 /// The pair of interfaces, the node's end set up first: the pod's end has a carrier from the start.

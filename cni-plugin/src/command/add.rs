@@ -11,12 +11,12 @@ use crate::alias::Alias;
 use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{self, Owner};
-use crate::netconf::{Mode, NetConf, parse_mac};
+use crate::netconf::{Bandwidth, Mode, NetConf, parse_mac};
 use crate::netlink::{Batch, Netlink, Veth};
 use crate::result::{self, Attached, Interface};
 use crate::rollback::Rollback;
 use crate::trace::{Span, span};
-use crate::{bridged, pod, routed, table, veth};
+use crate::{bandwidth, bridged, pod, routed, table, veth};
 
 /// Attaches the container, or leaves everything as it was.
 pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
@@ -44,10 +44,10 @@ fn attach<'a>(
         pod_mac: pod_mac(args, conf)?,
         mtu: conf.mtu.unwrap_or_else(|| veth::uplink_mtu(&mut host)),
     };
-    let leftover = host_name.clone();
-    rollback.push(move || {
-        drop(Netlink::open().and_then(|mut host| host.delete_link(&leftover)));
-    });
+    let detour = veth::detour_interface(&conf.header.name, &args.container_id, &args.ifname);
+    for leftover in [host_name.clone(), detour.clone()] {
+        rollback.push(move || drop(Netlink::open().and_then(|mut host| host.delete_link(&leftover))));
+    }
     let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
     let alias = Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone() }.format();
     let mut ends = vec![
@@ -85,6 +85,9 @@ fn attach<'a>(
             }
         }
     };
+    if conf.bandwidth != Bandwidth::default() {
+        bandwidth::limit(&mut host, &host_name, &detour, &alias, &conf.bandwidth)?;
+    }
     if conf.forwards() {
         routed::ensure_forwarding(&addresses)?;
     }

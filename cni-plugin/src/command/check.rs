@@ -5,7 +5,7 @@ use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{self, Assignment, Owner};
 use crate::netconf::{Mode, NetConf, invalid};
 use crate::netlink::Netlink;
-use crate::{bridged, pod, routed, table, veth};
+use crate::{bandwidth, bridged, pod, routed, table, veth};
 
 /// Says what is missing first. Additions of plugins behind us in the chain are fine.
 pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
@@ -29,6 +29,8 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
             routed::check_routes(&mut pod, ours.routes.iter().map(|route| route.dst))?;
         }
     }
+    let detour = veth::detour_interface(&conf.header.name, &args.container_id, &args.ifname);
+    bandwidth::check(&mut host, &host_name, &detour, &conf.bandwidth)?;
     if let Some(kind) = &conf.header.delegate {
         ipam::delegate(kind, "CHECK", args, &conf.raw)?;
     } else {

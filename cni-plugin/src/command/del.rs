@@ -36,7 +36,8 @@ pub(super) fn detach(header: &Header, owner: &Owner) -> Vec<Error> {
             .and_then(Alias::of)
             .map(|alias| alias.addresses)
             .unwrap_or_default();
-        host.delete_link(&host_name)
+        host.delete_link(&host_name)?;
+        host.delete_link(&veth::detour_interface(&header.name, &owner.container_id, &owner.ifname))
     });
     errors.extend(deleted.err().map(kernel(format!("delete interface {host_name}"))));
     let key = Key {

@@ -9,8 +9,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::InfoBridgePort;
 
 use super::request::{self, NewBridge, Route, Veth};
+use super::traffic;
 use super::{Link, Netlink, link_of};
 use crate::error::{Code, Error, Result, kernel};
+use crate::netconf::Limit;
 
 /// `EEXIST`
 const EXISTS: i32 = 17;
@@ -113,6 +115,19 @@ impl Batch {
         let action = format!("add rule from {source} lookup {table}");
         self.push(request::new_rule(source, table), NLM_F_CREATE | NLM_F_EXCL, action);
         self.purposes.last_mut().expect("pushed above").may_exist = true;
+    }
+
+    /// Lets packets leave an interface no faster than `limit`.
+    pub(crate) fn limit(&mut self, index: u32, limit: Limit, name: &str) {
+        let action = format!("limit {name} to {} bytes a second", limit.rate);
+        self.push(traffic::limit(index, limit), NLM_F_CREATE | NLM_F_REPLACE, action);
+    }
+
+    /// Has what arrives at an interface make a detour by another one.
+    pub(crate) fn redirect(&mut self, index: u32, to: u32, name: &str) {
+        let action = format!("redirect what arrives at {name}");
+        self.push(traffic::new_ingress(index), NLM_F_CREATE | NLM_F_EXCL, action.clone());
+        self.push(traffic::redirect(index, to), NLM_F_CREATE | NLM_F_EXCL, action);
     }
 
     /// Sends everything. The first refusal is reported; what came after it may have been done.

@@ -90,6 +90,17 @@ pub(super) fn new_bridge(bridge: &NewBridge<'_>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(message)
 }
 
+/// An interface by which packets can make a detour.
+pub(super) fn new_ifb(name: &str, mtu: u32) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
+    ];
+    RouteNetlinkMessage::NewLink(message)
+}
+
 /// Options of a bridge's port. The kernel takes them with `RTM_NEWLINK` of a link that is there, and not with `RTM_SETLINK`.
 pub(super) fn set_port(name: &str, options: Vec<InfoBridgePort>) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();

@@ -46,10 +46,12 @@ fn traced(fixture: &Fixture, options: &str) -> Plugin {
     Plugin { binary: script.into(), node: fixture.node().clone() }
 }
 
-/// As a bridge's ports, held to their hardware addresses.
+/// As a bridge's ports, held to their hardware addresses, and with limits.
 fn bridged() -> Value {
     let bridge = json!({ "mode": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true, "macspoofchk": true });
-    merge(dual(), bridge)
+    let mut config = merge(dual(), bridge);
+    config["runtimeConfig"]["bandwidth"] = json!({ "ingressRate": 8_000_000, "egressRate": 8_000_000 });
+    config
 }
 
 fn call(plugin: &Plugin, command: &str, config: &Value) -> Result<Value, Value> {
@@ -74,7 +76,7 @@ fn system_calls(fixture: &Fixture, command: &str, config: &Value) -> Vec<(String
 
 /// Everything that is left of a pod, in every place.
 fn rest(fixture: &Fixture) -> String {
-    let more = "ip -6 route | grep fd00:22 || true; ip neigh | grep ptl || true; find /run/portolan -path '*/ports/*'";
+    let more = "ip -6 route | grep fd00:22 || true; ip neigh | grep ptl || true; ip -o link | grep ptb || true; find /run/portolan -path '*/ports/*'";
     fixture.traces() + &fixture.node().shell(more).unwrap()
 }
 

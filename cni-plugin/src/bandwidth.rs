@@ -1,0 +1,93 @@
+//! How fast a pod may receive and send: token buckets on the node's side, where the pod cannot undo them.
+//!
+//! ```text
+//! to the pod    ptl<hash>  root tbf
+//! from the pod  ptl<hash>  ingress, everything redirected to ptb<hash>, root tbf, and from there on as before
+//! ```
+//! The kernel queues only what leaves an interface; `ptb<hash>` is an ifb, an interface for what arrives to leave by first.
+
+use crate::error::{Code, Error, Result, kernel};
+use crate::netconf::{Bandwidth, Limit};
+use crate::netlink::{Batch, Netlink};
+use crate::veth;
+
+/// `EOPNOTSUPP`: the kernel does not know this kind of interface.
+const NOT_SUPPORTED: i32 = 95;
+
+/// Counts too.
+const ETHERNET_HEADER: u32 = 14;
+
+/// Limits the pod behind `host_name`. `detour` is the interface for what it sends, `alias` the note on it.
+pub(crate) fn limit(
+    host: &mut Netlink,
+    host_name: &str,
+    detour: &str,
+    alias: &str,
+    bandwidth: &Bandwidth,
+) -> Result<()> {
+    let link = veth::required(host, host_name)?;
+    for (field, limit) in [("ingressBurst", bandwidth.to_pod), ("egressBurst", bandwidth.from_pod)] {
+        let packet = link.mtu + ETHERNET_HEADER;
+        if let Some(Limit { burst, .. }) = limit.filter(|limit| limit.burst < packet) {
+            let why = format!("{burst} bytes are less than one packet of {packet}: nothing could pass");
+            return Err(Error::new(Code::InvalidConfig, format!("runtimeConfig.bandwidth.{field}: {why}")));
+        }
+    }
+    let mut batch = Batch::default();
+    if let Some(limit) = bandwidth.to_pod {
+        batch.limit(link.index, limit, host_name);
+    }
+    if let Some(limit) = bandwidth.from_pod {
+        // One that a killed ADD has left limits nobody.
+        host.delete_link(detour).map_err(kernel(format!("delete a left-over {detour}")))?;
+        host.add_ifb(detour, link.mtu).map_err(|e| match e.raw_os_error() {
+            Some(NOT_SUPPORTED) => no_ifb(),
+            _ => kernel(format!("create interface {detour}"))(e),
+        })?;
+        let mut up = Batch::default();
+        up.set_up(detour, Some(alias));
+        up.get_link(detour);
+        let index = veth::only(up.commit(host)?.links, detour)?.index;
+        batch.limit(index, limit, detour);
+        batch.redirect(link.index, index, host_name);
+    }
+    batch.commit(host).map(drop)
+}
+
+fn no_ifb() -> Error {
+    let why = "this kernel has no ifb interfaces (CONFIG_IFB), by which what a pod sends is limited";
+    let way_out = "load the module ifb, or leave out egressRate";
+    Error::new(Code::InvalidConfig, format!("runtimeConfig.bandwidth.egressRate: {why}; {way_out}"))
+}
+
+/// Whether the limits are still in force.
+pub(crate) fn check(host: &mut Netlink, host_name: &str, detour: &str, bandwidth: &Bandwidth) -> Result<()> {
+    let link = veth::required(host, host_name)?;
+    if let Some(limit) = bandwidth.to_pod {
+        check_limit(host, link.index, host_name, limit)?;
+    }
+    if let Some(limit) = bandwidth.from_pod {
+        let other = veth::required(host, detour)?;
+        check_limit(host, other.index, detour, limit)?;
+        let leads = host.redirects(link.index, other.index).map_err(kernel("look for the detour"))?;
+        if !leads || !other.is_up {
+            let message =
+                format!("what arrives at {host_name} no longer goes by {detour}: it is not limited");
+            return Err(Error::new(Code::Conflict, message));
+        }
+    }
+    Ok(())
+}
+
+fn check_limit(host: &mut Netlink, index: u32, name: &str, limit: Limit) -> Result<()> {
+    let found = host.limited(index).map_err(kernel(format!("look for the limit of {name}")))?;
+    match found {
+        Some(found) if found.rate == limit.rate => Ok(()),
+        Some(found) => {
+            let message =
+                format!("{name} is limited to {} bytes a second and not {}", found.rate, limit.rate);
+            Err(Error::new(Code::Conflict, message))
+        }
+        None => Err(Error::new(Code::Conflict, format!("{name} has lost its limit"))),
+    }
+}

@@ -1,0 +1,154 @@
+//! The requests for traffic control, as messages.
+
+use netlink_packet_core::{DefaultNla, Nla as _};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption, TcActionOption,
+    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcHeader, TcMessage, TcMirror,
+    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+};
+
+use crate::netconf::Limit;
+
+/// The token bucket filter, and its attributes (`TCA_TBF_*`).
+const TBF: &str = "tbf";
+const PARAMETERS: u16 = 1;
+const RATE_64: u16 = 4;
+const BURST: u16 = 6;
+
+/// How long a packet may wait for tokens, in thousandths of a second; what does not fit is dropped. As the reference plugin
+/// `bandwidth` has it.
+const LATENCY: u64 = 25;
+
+/// Root of the tree of a qdisc of ours.
+const FIRST: TcHandle = TcHandle { major: 1, minor: 0 };
+const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
+
+/// Priority 1, and every protocol (`ETH_P_ALL`, in the byte order of the network).
+fn every_packet() -> u32 {
+    (1 << 16) | u32::from(0x0003_u16.to_be())
+}
+
+/// What of a limit the kernel tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limited {
+    /// Bytes a second.
+    pub(crate) rate: u64,
+}
+
+/// Packets leave the interface no faster than that.
+pub(super) fn limit(index: u32, limit: Limit) -> RouteNetlinkMessage {
+    let queue = (limit.rate * LATENCY / 1000).saturating_add(limit.burst.into());
+    let queue = u32::try_from(queue).unwrap_or(u32::MAX);
+    let rate = u32::try_from(limit.rate).unwrap_or(u32::MAX);
+    // struct tc_tbf_qopt: two of tc_ratespec, in which only the last of 12 bytes, the rate, matters here; then limit, buffer
+    // and mtu. The burst in bytes is an attribute of its own, which the buffer in ticks gives way to.
+    let mut parameters =
+        [[0; 8].as_slice(), &rate.to_ne_bytes(), &[0; 12], &queue.to_ne_bytes(), &[0; 8]].concat();
+    // TC_LINKLAYER_ETHERNET: a rate without a table of transmission times.
+    parameters[1] = 1;
+    let option = |kind, value: Vec<u8>| TcOption::Other(DefaultNla::new(kind, value));
+    let options = vec![
+        option(PARAMETERS, parameters),
+        option(RATE_64, limit.rate.to_ne_bytes().to_vec()),
+        option(BURST, limit.burst.to_ne_bytes().to_vec()),
+    ];
+    let attributes = vec![TcAttribute::Kind(TBF.to_owned()), TcAttribute::Options(options)];
+    RouteNetlinkMessage::NewQueueDiscipline(message(index, TcHandle::ROOT, FIRST, attributes))
+}
+
+/// A place for filters of what arrives.
+pub(super) fn new_ingress(index: u32) -> RouteNetlinkMessage {
+    let attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+    RouteNetlinkMessage::NewQueueDiscipline(message(index, TcHandle::INGRESS, INGRESS, attributes))
+}
+
+/// What arrives makes a detour by another interface.
+pub(super) fn redirect(index: u32, to: u32) -> RouteNetlinkMessage {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = 1;
+    selector.keys = vec![TcU32Key::default()];
+    let mut generic = TcActionGeneric::default();
+    generic.action = TcActionType::Stolen;
+    let mut mirror = TcMirror::default();
+    mirror.generic = generic;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = to;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
+    ];
+    let options = vec![
+        TcOption::U32(TcFilterU32Option::Selector(selector)),
+        TcOption::U32(TcFilterU32Option::Action(vec![action])),
+    ];
+    let attributes = vec![TcAttribute::Kind(TcFilterU32::KIND.to_owned()), TcAttribute::Options(options)];
+    let mut message = message(index, INGRESS, TcHandle::UNSPEC, attributes);
+    message.header.info = every_packet();
+    RouteNetlinkMessage::NewTrafficFilter(message)
+}
+
+/// The qdisc by which packets leave.
+pub(super) fn get_qdisc(index: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetQueueDiscipline(message(index, TcHandle::ROOT, TcHandle::UNSPEC, Vec::new()))
+}
+
+/// Every filter of what arrives.
+pub(super) fn get_filters(index: u32) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetTrafficFilter(message(index, INGRESS, TcHandle::UNSPEC, Vec::new()))
+}
+
+/// The limit that an answer tells of.
+pub(super) fn limited_of(answer: RouteNetlinkMessage) -> Option<Limited> {
+    let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
+    let is_limit = message.attributes.iter().any(|it| matches!(it, TcAttribute::Kind(kind) if kind == TBF));
+    let options = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    let Some(TcOption::Other(all)) = options.first().filter(|_| is_limit) else { return None };
+    let mut value = vec![0; all.value_len()];
+    all.emit_value(&mut value);
+    // Attributes in an attribute: RATE_64 is there only for rates beyond 32 bits.
+    let (mut rest, mut rate) = (&value[..], None);
+    while let (Some(length), Some(kind)) = (short(rest, 0), short(rest, 2)) {
+        let body = rest.get(4..usize::from(length).max(4))?;
+        match kind {
+            PARAMETERS if rate.is_none() => {
+                rate = body.get(8..12)?.try_into().ok().map(u32::from_ne_bytes).map(u64::from)
+            }
+            RATE_64 => rate = body.get(..8)?.try_into().ok().map(u64::from_ne_bytes),
+            _ => {}
+        }
+        rest = rest.get(usize::from(length).max(4).next_multiple_of(4)..).unwrap_or_default();
+    }
+    rate.map(|rate| Limited { rate })
+}
+
+/// Whether an answer tells of a filter that sends what arrives to `to`.
+pub(super) fn redirects(answer: &RouteNetlinkMessage, to: u32) -> bool {
+    let RouteNetlinkMessage::NewTrafficFilter(message) = answer else { return false };
+    let leads_there = |option: &TcActionOption| matches!(option, TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)) if mirror.ifindex == to);
+    let is_there = |action: &TcAction| {
+        action
+            .attributes
+            .iter()
+            .any(|it| matches!(it, TcActionAttribute::Options(options) if options.iter().any(leads_there)))
+    };
+    message.attributes.iter().any(|attribute| {
+        let TcAttribute::Options(options) = attribute else { return false };
+        options.iter().any(|it| matches!(it, TcOption::U32(TcFilterU32Option::Action(actions)) if actions.iter().any(is_there)))
+    })
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
+}
+
+fn message(index: u32, parent: TcHandle, handle: TcHandle, attributes: Vec<TcAttribute>) -> TcMessage {
+    let index = i32::try_from(index).expect("the kernel counts interfaces with 31 bits");
+    let header = TcHeader { index, parent, handle, ..TcHeader::default() };
+    TcMessage::from_parts(header, attributes)
+}
