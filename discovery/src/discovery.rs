@@ -14,14 +14,57 @@ use crate::problem::{Problem, Severity};
 use crate::snapshot::Snapshot;
 use crate::source;
 
-/// Events waiting for the index. A source that is faster than the index waits, so the bound costs no memory.
+/// Batches of events waiting for the index; each shows as a whole or not at all. A source that is faster than the index waits, so the bound costs no memory.
 const EVENT_QUEUE: usize = 1024;
+
+/// Who says which Services and endpoints there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlPlane {
+    /// A directory of Kubernetes YAML.
+    Manifests(PathBuf),
+    /// The API server of a cluster.
+    #[cfg(feature = "kubernetes")]
+    Kubernetes(source::Access),
+}
+
+/// What a program needs to know of a cluster, beside Services and EndpointSlices. A directory is small, and read whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// Which Services and EndpointSlices.
+    pub services: ServiceInterest,
+    /// Which Nodes.
+    pub nodes: NodeInterest,
+    /// Whether it matters that a namespace exists that nothing is in.
+    pub namespaces: bool,
+}
+
+/// Which Services and EndpointSlices matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceInterest {
+    /// All.
+    All,
+    /// Those that a proxy of this name carries, as their labels say; `None` is the cluster's usual one.
+    CarriedBy(Option<String>),
+}
+
+/// Which Nodes matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeInterest {
+    /// None.
+    None,
+    /// The one of this name.
+    Own(String),
+    /// All.
+    All,
+}
 
 /// Where to look, and what virtual IPs are assigned from.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of Kubernetes YAML.
-    pub manifests: PathBuf,
+    /// Where Services come from.
+    pub control_plane: ControlPlane,
+    /// What is asked of it.
+    pub interest: Interest,
     /// Directory of attachment records; absent where pods are described by EndpointSlices alone.
     pub attachments: Option<PathBuf>,
     /// Ranges of virtual IPs, one a family. The proxy and the DNS server must be given the same.
@@ -44,8 +87,20 @@ pub fn start(config: Config) -> Discovery {
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
     let mut index = Index::new(config.service_cidrs);
     let mut tasks = JoinSet::new();
-    index.expect_source(MANIFESTS);
-    tasks.spawn(source::run_manifests(config.manifests, events.clone()));
+    match config.control_plane {
+        ControlPlane::Manifests(directory) => {
+            index.expect_source(MANIFESTS);
+            tasks.spawn(source::run_manifests(directory, events.clone()));
+        }
+        #[cfg(feature = "kubernetes")]
+        ControlPlane::Kubernetes(access) => {
+            index.leave_slices_to_others();
+            for resource in source::resources(&config.interest) {
+                index.expect_source(resource.source());
+            }
+            source::run_kubernetes(&access, &config.interest, &events, &mut tasks);
+        }
+    }
     if let Some(directory) = config.attachments {
         index.expect_source(ATTACHMENTS);
         tasks.spawn(source::run_attachments(directory, events));
@@ -55,11 +110,16 @@ pub fn start(config: Config) -> Discovery {
     Discovery { snapshots, tasks }
 }
 
-/// Reads every manifest once and says what is wrong: `--check-config`.
+/// Reads every manifest once, or asks the API server for leave to watch, and says what is wrong: `--check-config`.
 pub fn check(config: &Config) -> Vec<Problem> {
+    let directory = match &config.control_plane {
+        ControlPlane::Manifests(directory) => directory,
+        #[cfg(feature = "kubernetes")]
+        ControlPlane::Kubernetes(access) => return source::check_kubernetes(access, &config.interest),
+    };
     let mut index = Index::new(config.service_cidrs.clone());
     index.expect_source(MANIFESTS);
-    for event in source::read_manifests_once(&config.manifests) {
+    for event in source::read_manifests_once(directory) {
         index.apply(event);
     }
     index.publish();
@@ -75,15 +135,15 @@ impl Discovery {
 
 async fn run_index(
     mut index: Index,
-    mut queue: mpsc::Receiver<Event>,
+    mut queue: mpsc::Receiver<Vec<Event>>,
     publisher: watch::Sender<Arc<Snapshot>>,
 ) {
     let mut known = HashSet::new();
-    while let Some(event) = queue.recv().await {
-        index.apply(event);
-        // One snapshot for a burst: a directory of a thousand files is one change to the readers.
-        while let Ok(event) = queue.try_recv() {
-            index.apply(event);
+    while let Some(batch) = queue.recv().await {
+        batch.into_iter().for_each(|event| index.apply(event));
+        // One snapshot for a burst: a thousand changes are one to the readers.
+        while let Ok(batch) = queue.try_recv() {
+            batch.into_iter().for_each(|event| index.apply(event));
         }
         if index.publish() {
             let snapshot = index.snapshot();

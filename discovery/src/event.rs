@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use attachment::Attachment;
 
-use crate::model::{EndpointSlice, Namespace, Node, Pod, Service};
+use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service};
 use crate::problem::{Location, Problem};
 
 /// The source of Kubernetes YAML.
@@ -22,6 +23,33 @@ pub enum Origin {
     Manifest(PathBuf),
     /// A file of the attachment directory.
     Attachment(PathBuf),
+    /// An object of the Kubernetes API; the namespace is empty where the resource has none.
+    Api(Resource, NamespacedName),
+}
+
+/// What the Kubernetes API is asked for. Each is a source of its own: it is listed and watched by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Resource {
+    /// `v1/services`.
+    Services,
+    /// `discovery.k8s.io/v1/endpointslices`.
+    EndpointSlices,
+    /// `v1/nodes`.
+    Nodes,
+    /// `v1/namespaces`.
+    Namespaces,
+}
+
+impl Resource {
+    /// The name of the source.
+    pub fn source(self) -> &'static str {
+        match self {
+            Self::Services => "kubernetes/services",
+            Self::EndpointSlices => "kubernetes/endpointslices",
+            Self::Nodes => "kubernetes/nodes",
+            Self::Namespaces => "kubernetes/namespaces",
+        }
+    }
 }
 
 impl Origin {
@@ -30,6 +58,7 @@ impl Origin {
         match self {
             Self::Manifest(_) => MANIFESTS,
             Self::Attachment(_) => ATTACHMENTS,
+            Self::Api(resource, _) => resource.source(),
         }
     }
 }
@@ -74,11 +103,20 @@ pub enum Event {
     },
     /// The source as a whole cannot be read (`Some`), or can be again (`None`). What it said before stays.
     Source {
-        /// Which source, as it shows in `/readyz?verbose`: `manifests`, `attachments`.
+        /// Which source, as it shows in `/readyz?verbose`: `manifests`, `attachments`, `kubernetes/services`.
         name: &'static str,
         /// Why not.
-        problem: Option<Problem>,
+        outage: Option<Outage>,
     },
     /// The source has said all it knows for the first time.
     Synced(&'static str),
+}
+
+/// A source that cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outage {
+    /// Why not.
+    pub problem: Problem,
+    /// The last moment at which what it said was known to be true.
+    pub since: Instant,
 }

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use ipnetwork::IpNetwork;
 
 use crate::derive;
-use crate::event::{Event, Object, Origin, Sourced};
+use crate::event::{Event, Object, Origin, Outage, Sourced};
 use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service};
 use crate::problem::Problem;
 use crate::snapshot::{ServiceEntry, Snapshot, SourceState};
@@ -26,6 +26,8 @@ use pods::Pods;
 #[derive(Debug)]
 pub struct Index {
     service_cidrs: Vec<IpNetwork>,
+    /// Whether Services without slices get some from their selector. A cluster has a controller for that.
+    derives_slices: bool,
     origins: BTreeMap<Arc<Origin>, OriginState>,
     sources: BTreeMap<&'static str, SourceState>,
     services: Claims<NamespacedName, Service>,
@@ -72,10 +74,11 @@ struct Touched {
 }
 
 impl Index {
-    /// An empty index that assigns virtual IPs from these ranges.
+    /// An empty index that assigns virtual IPs from these ranges, and derives EndpointSlices where there are none.
     pub fn new(service_cidrs: Vec<IpNetwork>) -> Self {
         Self {
             service_cidrs,
+            derives_slices: true,
             origins: BTreeMap::new(),
             sources: BTreeMap::new(),
             services: Claims::new("Service"),
@@ -91,6 +94,11 @@ impl Index {
             touched: Touched::default(),
             published: Arc::new(Snapshot::empty()),
         }
+    }
+
+    /// Takes EndpointSlices as they are, and those only: on a cluster a controller writes them.
+    pub fn leave_slices_to_others(&mut self) {
+        self.derives_slices = false;
     }
 
     /// Waits for this source before calling the state synced.
@@ -114,7 +122,12 @@ impl Index {
                     self.origins.insert(origin, OriginState { names, problems });
                 }
             }
-            Event::Source { name, problem } => self.sources.entry(name).or_default().problem = problem,
+            Event::Source { name, outage } => {
+                let known = &mut self.sources.entry(name).or_default().outage;
+                // An outage that goes on began when it began.
+                let since = known.as_ref().map(|outage| outage.since);
+                *known = outage.map(|new| Outage { since: since.unwrap_or(new.since), ..new });
+            }
             Event::Synced(name) => self.sources.entry(name).or_default().synced = true,
         }
     }
@@ -337,7 +350,7 @@ impl Index {
                 claims.map(|claim| Arc::clone(&claim.value)).collect()
             }
             // Without a selector nobody is meant; with an empty one everybody would be.
-            None if service.selector.is_empty() => Vec::new(),
+            None if service.selector.is_empty() || !self.derives_slices => Vec::new(),
             None => {
                 let pods = self.pods.of(&service.name.namespace);
                 derive::slices(service, pods, nodes).into_iter().map(Arc::new).collect()
@@ -360,7 +373,12 @@ impl Index {
         problems.extend(self.nodes.conflicts());
         // Saying twice that a namespace exists is no conflict.
         problems.extend(self.addresses.problems.iter().cloned());
-        problems.extend(self.sources.values().filter_map(|source| source.problem.clone()));
+        problems.extend(
+            self.sources
+                .values()
+                .filter_map(|source| source.outage.as_ref())
+                .map(|outage| outage.problem.clone()),
+        );
         problems
     }
 
@@ -368,7 +386,7 @@ impl Index {
         let mut states = self.sources.clone();
         for origin in self.origins.keys() {
             if let Some(state) = states.get_mut(origin.source()) {
-                state.files += 1;
+                state.size += 1;
             }
         }
         states

@@ -12,15 +12,20 @@ pub enum Severity {
     Error,
 }
 
-/// Where in the input. Lines and documents count from 1.
+/// Where in the input.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Location {
-    /// The file.
-    pub file: PathBuf,
-    /// The line, where known.
-    pub line: Option<usize>,
-    /// Which `---` document of the file, where it has several.
-    pub document: Option<usize>,
+pub enum Location {
+    /// A place in a file. Lines and documents count from 1.
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The line, where known.
+        line: Option<usize>,
+        /// Which `---` document of the file, where it has several.
+        document: Option<usize>,
+    },
+    /// The Kubernetes API, where an object is found by its name.
+    Api,
 }
 
 /// One finding.
@@ -54,11 +59,12 @@ impl fmt::Display for Severity {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if let Some(line) = self.line {
+        let Self::File { file, line, document } = self else { return f.write_str("Kubernetes API") };
+        write!(f, "{}", file.display())?;
+        if let Some(line) = line {
             write!(f, ":{line}")?;
         }
-        if let Some(document) = self.document {
+        if let Some(document) = document {
             write!(f, " (document {document})")?;
         }
         Ok(())

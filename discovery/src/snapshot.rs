@@ -4,8 +4,9 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use crate::event::Outage;
 use crate::model::{Endpoint, EndpointSlice, IpFamily, NamespacedName, Node, Service, ServicePort};
 use crate::problem::Problem;
 
@@ -40,10 +41,10 @@ pub struct Snapshot {
 pub struct SourceState {
     /// Whether it has been read once.
     pub synced: bool,
-    /// How many files it has now.
-    pub files: usize,
-    /// Why it cannot be read as a whole, if so.
-    pub problem: Option<Problem>,
+    /// How many files it has now, or objects if it is the Kubernetes API.
+    pub size: usize,
+    /// Why it cannot be followed, if so. What it said before stays in force.
+    pub outage: Option<Outage>,
 }
 
 /// A Service with all that was found out about it. Entries are shared between snapshots: one that did not change
@@ -78,14 +79,15 @@ impl Snapshot {
 
     /// Whether the state may be relied on, and a line about the sources for `/readyz?verbose`.
     pub fn health(&self) -> (bool, String) {
-        let sources = self.sources.iter().map(|(name, source)| match &source.problem {
-            Some(problem) => format!("{name}: {problem}"),
-            None if source.synced => format!("{name}: {} files", source.files),
-            None => format!("{name}: not read yet"),
-        });
-        let mut lines: Vec<String> = sources.collect();
+        let mut lines: Vec<String> =
+            self.sources.iter().map(|(name, source)| source.describe(name)).collect();
         lines.extend(self.problems.iter().map(|problem| format!("{}: {problem}", problem.severity)));
         (self.synced, lines.join("; "))
+    }
+
+    /// Whether a source cannot be followed, so that all this may be out of date.
+    pub fn is_stale(&self) -> bool {
+        self.sources.values().any(|source| source.outage.is_some())
     }
 
     /// The Service of that name.
@@ -101,6 +103,27 @@ impl Snapshot {
     /// The Service that owns a virtual IP.
     pub fn service_by_cluster_ip(&self, address: IpAddr) -> Option<&Arc<ServiceEntry>> {
         self.by_cluster_ip.get(&address).and_then(|name| self.services.get(name))
+    }
+}
+
+impl SourceState {
+    /// For how long it could not be followed; zero while it can.
+    pub fn staleness(&self) -> Duration {
+        self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.since.elapsed())
+    }
+
+    /// A line for people; `name` is that of the source.
+    pub fn describe(&self, name: &str) -> String {
+        let unit = if name.starts_with("kubernetes/") { "objects" } else { "files" };
+        match &self.outage {
+            Some(outage) if self.synced => {
+                let seconds = self.staleness().as_secs();
+                format!("{name}: {} {unit}, {seconds} s old: {}", self.size, outage.problem)
+            }
+            Some(outage) => format!("{name}: {}", outage.problem),
+            None if self.synced => format!("{name}: {} {unit}", self.size),
+            None => format!("{name}: not read yet"),
+        }
     }
 }
 

@@ -1,7 +1,9 @@
-//! Where the knowledge comes from: directories of files, each file taken whole.
+//! Where the knowledge comes from: directories of files, each file taken whole, or the Kubernetes API.
 
 mod attachments;
 mod directory;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod manifests;
 
 use std::path::{Path, PathBuf};
@@ -11,17 +13,21 @@ use tokio::sync::mpsc;
 
 use crate::event::Event;
 use directory::{Look, Reader, Watch};
+#[cfg(feature = "kubernetes")]
+pub use kubernetes::Access;
+#[cfg(feature = "kubernetes")]
+pub(crate) use kubernetes::{check as check_kubernetes, resources, run as run_kubernetes};
 
 /// A pause before watching again after the watch itself has failed.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows the manifest directory for ever.
-pub(crate) async fn run_manifests(path: PathBuf, events: mpsc::Sender<Event>) {
+pub(crate) async fn run_manifests(path: PathBuf, events: mpsc::Sender<Vec<Event>>) {
     follow(manifests::Manifests::new(path), events).await;
 }
 
 /// Follows the attachment directory for ever.
-pub(crate) async fn run_attachments(path: PathBuf, events: mpsc::Sender<Event>) {
+pub(crate) async fn run_attachments(path: PathBuf, events: mpsc::Sender<Vec<Event>>) {
     follow(attachments::Attachments::new(path), events).await;
 }
 
@@ -32,7 +38,7 @@ pub(crate) fn read_manifests_once(path: &Path) -> Vec<Event> {
     reader.events(changes)
 }
 
-async fn follow(mut reader: impl Reader, events: mpsc::Sender<Event>) {
+async fn follow(mut reader: impl Reader, events: mpsc::Sender<Vec<Event>>) {
     let mut watch = None;
     let mut look = Look::Everywhere;
     loop {
@@ -56,10 +62,8 @@ async fn follow(mut reader: impl Reader, events: mpsc::Sender<Event>) {
         });
         let Ok((returned, found)) = scanning.await else { return };
         reader = returned;
-        for event in found {
-            if events.send(event).await.is_err() {
-                return;
-            }
+        if events.send(found).await.is_err() {
+            return;
         }
         look = match &mut watch {
             Some(w) => w.changed(reader.directory()).await.unwrap_or_else(|_failed| {

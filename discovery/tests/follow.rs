@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portolan_discovery::model::{IpFamily, NamespacedName};
-use portolan_discovery::{Config, Discovery, Snapshot};
+use portolan_discovery::{
+    Config, ControlPlane, Discovery, Interest, NodeInterest, ServiceInterest, Snapshot,
+};
 
 /// Less than the half minute after which a directory is read without being told.
 const SOON: Duration = Duration::from_secs(10);
@@ -19,7 +21,8 @@ const POD: &str =
 
 fn start(root: &Path, attachments: bool) -> Discovery {
     portolan_discovery::start(Config {
-        manifests: root.join("manifests"),
+        control_plane: ControlPlane::Manifests(root.join("manifests")),
+        interest: Interest { services: ServiceInterest::All, nodes: NodeInterest::All, namespaces: true },
         attachments: attachments.then(|| root.join("attachments")),
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
     })
@@ -48,7 +51,7 @@ fn has_web(snapshot: &Snapshot) -> bool {
 }
 
 fn is_unreadable(snapshot: &Snapshot) -> bool {
-    snapshot.sources.get("manifests").is_some_and(|source| source.problem.is_some())
+    snapshot.sources.get("manifests").is_some_and(|source| source.outage.is_some())
 }
 
 /// As `kubectl`, editors and configuration management write: beside, then renamed into place.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use discovery::{Interest, NodeInterest, ServiceInterest};
 
 use crate::forward;
 use crate::responder::MAX_NSID;
@@ -12,7 +13,8 @@ use crate::tls;
 
 /// Answers for Service names, and forwards the rest.
 ///
-/// Reads the same YAML and attachment records as portolan-proxy. Changes to the files take effect with the next query.
+/// Reads the same YAML, or follows the same API server, as portolan-proxy, and the same attachment records. Changes take
+/// effect with the next query.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "portolan-dns",
@@ -87,8 +89,10 @@ pub struct Args {
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
+        let interest =
+            Interest { services: ServiceInterest::All, nodes: NodeInterest::None, namespaces: true };
         Self {
-            discovery: args.discovery.into(),
+            discovery: args.discovery.config(interest),
             listen: args.listen,
             // Clap wants all three or none.
             tls: args.tls_cert.zip(args.tls_key).map(|(certificate, key)| tls::Config {

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use daemon::admin;
 use daemon::drain::Drain;
 use daemon::readiness::{Condition, Readiness};
-use discovery::Snapshots;
+use discovery::{Snapshots, Staleness};
 use tokio::task::JoinSet;
 use tracing::info;
 
@@ -127,6 +127,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     servers.spawn(udp::answer_waiting(responder, waiting));
 
     let discovery = discovery::start(config.discovery);
+    let staleness = Staleness::new("portolan_dns", discovery.snapshots.clone())?;
+    metrics.registry.register(Box::new(staleness))?;
     let readiness = Readiness::default();
     let snapshots = discovery.snapshots.clone();
     readiness.add("sources", move || {

@@ -101,7 +101,7 @@ impl Zone {
     pub(crate) fn next(&self, snapshot: &Snapshot) -> Self {
         let mut zone = self.clone();
         zone.synced = snapshot.synced;
-        zone.is_stale = snapshot.sources.values().any(|source| source.problem.is_some());
+        zone.is_stale = snapshot.is_stale();
         let serial = snapshot.changed_at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         // Serials wrap around (RFC 1982).
         zone.serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();

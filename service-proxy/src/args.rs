@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser;
+use discovery::{Interest, NodeInterest, ServiceInterest};
 use ipnetwork::IpNetwork;
 
 use crate::kernel::node_address::NodePortAddress;
@@ -13,14 +14,14 @@ use crate::surroundings::Place;
 
 /// Carries Service virtual IPs to pods.
 ///
-/// Reads ordinary Kubernetes YAML (Service, Pod, EndpointSlice, Node, Namespace) from a directory and the records the
-/// CNI plugin leaves, makes every virtual IP local to this node and relays TCP and UDP to the endpoints. Changes to the
-/// files take effect at once.
+/// Reads ordinary Kubernetes YAML (Service, Pod, EndpointSlice, Node, Namespace) from a directory, or follows the API server
+/// of a cluster, and the records the CNI plugin leaves; makes every virtual IP local to this node and relays TCP and UDP to
+/// the endpoints. Changes take effect at once.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "portolan-proxy",
     version,
-    after_help = "Example:\n  portolan-proxy --manifests ./services\n  curl http://127.0.0.1:10249/metrics\n\n\
+    after_help = "Example:\n  portolan-proxy --manifests ./services\n  portolan-proxy --kubeconfig /etc/portolan/kubeconfig --node-name node-1\n  curl http://127.0.0.1:10249/metrics\n\n\
                   SIGTERM drains: new connections are refused, open ones may finish. A second one aborts.\n\
                   Every flag can be a key of the config file, without the dashes."
 )]
@@ -114,11 +115,21 @@ pub enum SourceAddress {
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let node_name = args.node_name.unwrap_or_else(host_name);
+        let proxy_name = args.service_proxy_name.filter(|name| !name.is_empty());
+        let interest = Interest {
+            services: ServiceInterest::CarriedBy(proxy_name.clone()),
+            nodes: match args.node_routes {
+                NodeRoutes::Off => NodeInterest::Own(node_name.clone()),
+                NodeRoutes::Auto | NodeRoutes::Direct => NodeInterest::All,
+            },
+            namespaces: false,
+        };
         Self {
-            discovery: args.discovery.into(),
+            discovery: args.discovery.config(interest),
             place: Place {
-                node_name: args.node_name.unwrap_or_else(host_name),
-                proxy_name: args.service_proxy_name.filter(|name| !name.is_empty()),
+                node_name,
+                proxy_name,
                 pod_cidrs: args.pod_cidr,
                 node_port_addresses: args.node_port_addresses,
             },

@@ -53,11 +53,7 @@ pub(crate) fn depends_on_surroundings(entry: &ServiceEntry) -> bool {
     rules.internal_local
         || rules.external_local
         || entry.service.ports.iter().any(|port| port.node_port.is_some())
-        || entry
-            .slices
-            .iter()
-            .flat_map(|slice| &slice.endpoints)
-            .any(|e| !e.hints.nodes.is_empty() || !e.hints.zones.is_empty())
+        || entry.slices.iter().flat_map(|slice| &slice.endpoints).any(|endpoint| endpoint.hints.is_some())
 }
 
 fn entrances(entry: &ServiceEntry, port: &ServicePort, around: &Surroundings) -> Vec<(SocketAddr, Scope)> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use daemon::drain::Drain;
-use discovery::Snapshots;
+use discovery::{Snapshots, Staleness};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -94,6 +94,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let status = Status::default();
     let service_cidrs = config.discovery.service_cidrs.clone();
     let discovery = discovery::start(config.discovery);
+    let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
+    metrics.registry.register(Box::new(staleness))?;
     let mut tasks = JoinSet::new();
     let addresses = (config.metrics_address, config.healthz_address);
     pages::serve(&mut tasks, addresses, &metrics, discovery.snapshots.clone(), status.clone()).await?;

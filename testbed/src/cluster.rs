@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
-use crate::{Binaries, Network, Node, Plugin, Pod, Program, wait_for};
+use crate::{Binaries, ControlPlane, Network, Node, Plugin, Pod, Program, wait_for};
 
 /// A node with `portolan-proxy`, `portolan-dns` and a pod network.
 #[derive(Debug)]
@@ -19,9 +19,24 @@ pub struct Cluster {
     /// The node.
     pub node: Node,
     directory: TempDir,
-    manifests: PathBuf,
+    source: Source,
     proxy_flags: Vec<String>,
 }
+
+/// Where the daemons read what there is.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A directory.
+    Manifests(PathBuf),
+    /// An API server, by a kubeconfig for each of them.
+    Api { proxy: PathBuf, dns: PathBuf },
+}
+
+/// What the daemons are allowed on a cluster.
+const RBAC: &str = include_str!("../../deploy/kubernetes/rbac.yaml");
+
+/// The name of a node that is alone.
+const NODE_NAME: &str = "node-1";
 
 /// Where pods' addresses come from.
 const POD_CIDR: &str = "10.22.0.0/16";
@@ -47,28 +62,44 @@ impl Cluster {
         let directory = TempDir::new()?;
         let manifests = directory.path().join("manifests");
         std::fs::create_dir(&manifests)?;
-        Self::start_on(node, directory, manifests, &[POD_CIDR], proxy_flags)
+        Self::start_on(node, directory, Source::Manifests(manifests), &[POD_CIDR], proxy_flags)
+    }
+
+    /// Starts everything but a directory of manifests, on the node of a control plane, as `node-1`.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with_control_plane(control_plane: &ControlPlane) -> Result<Self> {
+        control_plane.apply(RBAC)?;
+        let source = Source::Api {
+            proxy: control_plane.kubeconfig("portolan-proxy")?,
+            dns: control_plane.kubeconfig("portolan-dns")?,
+        };
+        let node = control_plane.node().clone();
+        Self::start_on(node, TempDir::new()?, source, &[POD_CIDR], &["--node-name", NODE_NAME])
     }
 
     /// Starts everything on a node: its logs go to `directory`, its pods get addresses of `pod_cidrs`.
     pub(crate) fn start_on(
         node: Node,
         directory: TempDir,
-        manifests: PathBuf,
+        source: Source,
         pod_cidrs: &[&str],
         proxy_flags: &[&str],
     ) -> Result<Self> {
         let binaries = Binaries::find()?;
         let log = |name: &str| directory.path().join(format!("{name}.log"));
-        let read = ["--manifests", &manifests.to_string_lossy()];
-        let arguments = [&read, proxy_flags].concat();
+        let read = source.flags("portolan-proxy");
+        let arguments = [&read.each_ref().map(String::as_str)[..], proxy_flags].concat();
         let proxy = Program::start(&node, &binaries.path("portolan-proxy"), &arguments, &log("proxy"))?;
-        let arguments = [&read[..], &["--upstream", node.outside_address()]].concat();
+        let read = source.flags("portolan-dns");
+        let arguments =
+            [&read.each_ref().map(String::as_str)[..], &["--upstream", node.outside_address()]].concat();
         let dns = Program::start(&node, &binaries.path("portolan-dns"), &arguments, &log("dns"))?;
         let plugin = Plugin { binary: binaries.path("portolan-cni"), node: node.clone() };
         let network = Network::with_ranges(plugin, NAMESERVER, pod_cidrs);
         let proxy_flags = proxy_flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let cluster = Self { proxy, dns, network, node, directory, manifests, proxy_flags };
+        let cluster = Self { proxy, dns, network, node, directory, source, proxy_flags };
         cluster.wait_until_ready()?;
         Ok(cluster)
     }
@@ -100,10 +131,10 @@ impl Cluster {
     }
 
     fn start_proxy(&self) -> Result<Program> {
-        let manifests = self.manifests.to_string_lossy();
         let log = self.directory.path().join("proxy-again.log");
         let binary = Binaries::find()?.path("portolan-proxy");
-        let mut arguments = vec!["--manifests", &*manifests];
+        let read = self.source.flags("portolan-proxy");
+        let mut arguments: Vec<&str> = read.iter().map(String::as_str).collect();
         arguments.extend(self.proxy_flags.iter().map(String::as_str));
         Program::start(&self.node, &binary, &arguments, &log)
     }
@@ -176,13 +207,27 @@ impl Cluster {
         format!("proxy:\n{}\ndns:\n{}", read("proxy.log"), read("dns.log"))
     }
 
-    /// The manifest directory.
+    /// The manifest directory, if there is one.
     pub fn manifests(&self) -> PathBuf {
-        self.manifests.clone()
+        match &self.source {
+            Source::Manifests(directory) => directory.clone(),
+            Source::Api { .. } => self.directory.path().to_owned(),
+        }
     }
 
     /// Where logs and manifests are.
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+}
+
+impl Source {
+    fn flags(&self, program: &str) -> [String; 2] {
+        let (flag, path) = match self {
+            Self::Manifests(directory) => ("--manifests", directory),
+            Self::Api { proxy, .. } if program == "portolan-proxy" => ("--kubeconfig", proxy),
+            Self::Api { dns, .. } => ("--kubeconfig", dns),
+        };
+        [flag.to_owned(), path.display().to_string()]
     }
 }

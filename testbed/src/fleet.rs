@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
+use crate::cluster::Source;
 use crate::{Cluster, Router, wait_for};
 
 /// Several nodes with everything running, which read one manifest directory. In it is a Node document for each, with its
@@ -44,7 +45,7 @@ impl Fleet {
         let start = |(index, node)| {
             let (name, own) = (node_name(index), TempDir::new_in(directory.path())?);
             let flags = [&["--node-name", &name], proxy_flags].concat();
-            Cluster::start_on(node, own, manifests.clone(), &[&pod_cidr(index)], &flags)
+            Cluster::start_on(node, own, Source::Manifests(manifests.clone()), &[&pod_cidr(index)], &flags)
         };
         let members = nodes.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Self { members, directory })

@@ -3,9 +3,10 @@
 //! A [`Node`] is invisible to the machine it runs on: its network, its mounts and so its `/run/netns` and
 //! `/run/portolan` are its own, and all of it is gone with its last process and handle. [`Network`] plays the container
 //! runtime: it runs the real CNI plugin for each [`Pod`]. [`Program`] is a daemon that does not outlive its handle.
-//! A [`Cluster`] is a node with everything running; a [`Fleet`] several of them, on the subnets of one [`Router`].
+//! A [`ControlPlane`] is a real API server. A [`Cluster`] is a node with everything running; a [`Fleet`] several of them, on the subnets of one [`Router`].
 
 mod cluster;
+mod control_plane;
 mod fleet;
 mod network;
 mod node;
@@ -15,6 +16,7 @@ mod server;
 mod tool;
 
 pub use cluster::Cluster;
+pub use control_plane::ControlPlane;
 pub use fleet::Fleet;
 pub use network::{Network, Plugin, Pod};
 pub use node::Node;

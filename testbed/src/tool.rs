@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The path of `crictl` or `cnitool`.
+/// The path of `crictl`, `cnitool` or `control-plane`.
 ///
 /// # Errors
 /// When it is not built.

@@ -107,12 +107,13 @@ fn endpoint(
         hostname: endpoint.hostname.filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase().into()),
         node_name: endpoint.node_name.map(Into::into),
         zone: endpoint.zone.map(Into::into),
-        hints: endpoint.hints.map(hints).unwrap_or_default(),
+        hints: endpoint.hints.and_then(hints),
     })
 }
 
-fn hints(hints: api::EndpointHints) -> Hints {
+fn hints(hints: api::EndpointHints) -> Option<Arc<Hints>> {
     let nodes = hints.for_nodes.unwrap_or_default().into_iter().map(|node| node.name.into());
     let zones = hints.for_zones.unwrap_or_default().into_iter().map(|zone| zone.name.into());
-    Hints { nodes: nodes.collect(), zones: zones.collect() }
+    let hints = Hints { nodes: nodes.collect(), zones: zones.collect() };
+    (hints != Hints::default()).then(|| Arc::new(hints))
 }

@@ -6,13 +6,13 @@ use attachment::Attachment;
 use super::*;
 use crate::event::{ATTACHMENTS, MANIFESTS};
 use crate::model::{
-    Conditions, Endpoint, EndpointPort, FamilyPolicy, Hints, Protocol, ServiceKind, ServicePort, TargetPort,
+    Conditions, Endpoint, EndpointPort, FamilyPolicy, Protocol, ServiceKind, ServicePort, TargetPort,
     TrafficRules,
 };
 use crate::problem::{Location, Severity};
 
 fn location(file: &str) -> Location {
-    Location { file: PathBuf::from(file), line: Some(1), document: None }
+    Location::File { file: PathBuf::from(file), line: Some(1), document: None }
 }
 
 fn service(name: &str, cluster_ip: Option<&str>) -> Service {
@@ -47,7 +47,7 @@ fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
             hostname: None,
             node_name: None,
             zone: None,
-            hints: Hints::default(),
+            hints: None,
         }],
     }
 }

@@ -49,12 +49,12 @@ pub struct Endpoint {
     pub node_name: Option<Arc<str>>,
     /// `zone`.
     pub zone: Option<Arc<str>>,
-    /// `hints`.
-    pub hints: Hints,
+    /// `hints`; most endpoints have none, and those that have share few.
+    pub hints: Option<Arc<Hints>>,
 }
 
 /// `hints`: for whom the endpoint is meant; empty means for everybody.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// `forNodes[].name`.
     pub nodes: Vec<Arc<str>>,
@@ -71,6 +71,18 @@ pub struct Conditions {
     pub serving: bool,
     /// Is being deleted.
     pub terminating: bool,
+}
+
+impl Endpoint {
+    /// Nodes for which it is meant; none means no such hint.
+    pub fn hinted_nodes(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
+    }
+
+    /// Zones for which it is meant; none means no such hint.
+    pub fn hinted_zones(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+    }
 }
 
 impl Conditions {

@@ -3,10 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use attachment::Attachment;
 
-use crate::event::{ATTACHMENTS, Event, Object, Origin, Sourced};
+use crate::event::{ATTACHMENTS, Event, Object, Origin, Outage, Sourced};
 use crate::problem::{Location, Problem, Severity};
 use crate::source::directory::{Changes, Directory, Reader};
 
@@ -32,15 +33,18 @@ impl Reader for Attachments {
                 Changes { changed: Vec::new(), removed: self.0.forget() }
             }
             Err(error) => {
-                let location = Location { file: self.0.path.clone(), line: None, document: None };
+                let location = Location::File { file: self.0.path.clone(), line: None, document: None };
                 let message = format!("cannot be read: {error}; the last known state stays in force");
                 let problem = Problem { location, severity: Severity::Error, object: None, message };
-                return vec![Event::Source { name: ATTACHMENTS, problem: Some(problem) }];
+                return vec![Event::Source {
+                    name: ATTACHMENTS,
+                    outage: Some(Outage { problem, since: Instant::now() }),
+                }];
             }
         };
         let removed = changes.removed.into_iter().map(|file| replace(file, Some(Vec::new()), Vec::new()));
         let changed = changes.changed.into_iter().map(|(file, contents)| {
-            let location = Location { file: file.clone(), line: None, document: None };
+            let location = Location::File { file: file.clone(), line: None, document: None };
             let parsed = contents
                 .map_err(|e| e.to_string())
                 .and_then(|contents| Attachment::parse(&file, &contents).map_err(|e| e.to_string()));
@@ -57,7 +61,7 @@ impl Reader for Attachments {
             }
         });
         let mut events: Vec<Event> = removed.chain(changed).collect();
-        events.push(Event::Source { name: ATTACHMENTS, problem: None });
+        events.push(Event::Source { name: ATTACHMENTS, outage: None });
         events.push(Event::Synced(ATTACHMENTS));
         events
     }

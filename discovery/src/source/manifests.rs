@@ -6,8 +6,9 @@ mod kind;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use crate::event::{Event, MANIFESTS, Origin, Sourced};
+use crate::event::{Event, MANIFESTS, Origin, Outage, Sourced};
 use crate::problem::{Location, Problem, Severity};
 use crate::source::directory::{Changes, Directory, Reader};
 use document::Document;
@@ -41,7 +42,7 @@ impl Manifests {
         let reading = match documents {
             Ok(documents) => read_documents(&file, &documents),
             Err((line, message)) => {
-                let location = Location { file: file.clone(), line, document: None };
+                let location = Location::File { file: file.clone(), line, document: None };
                 let kept =
                     if self.last_good.contains_key(&file) { "; its last good content stays" } else { "" };
                 let message = format!("{message}{kept}");
@@ -75,11 +76,15 @@ impl Reader for Manifests {
         let changes = match changes {
             Ok(changes) => changes,
             Err(error) => {
-                let location = Location { file: self.directory.path.clone(), line: None, document: None };
+                let location =
+                    Location::File { file: self.directory.path.clone(), line: None, document: None };
                 let message =
                     format!("cannot be read: {error}; create it, or name another one with --manifests");
                 let problem = Problem { location, severity: Severity::Error, object: None, message };
-                return vec![Event::Source { name: MANIFESTS, problem: Some(problem) }];
+                return vec![Event::Source {
+                    name: MANIFESTS,
+                    outage: Some(Outage { problem, since: Instant::now() }),
+                }];
             }
         };
         let mut events = Vec::new();
@@ -91,7 +96,7 @@ impl Reader for Manifests {
         for (file, contents) in changes.changed {
             events.push(self.read(file, contents));
         }
-        events.push(Event::Source { name: MANIFESTS, problem: None });
+        events.push(Event::Source { name: MANIFESTS, outage: None });
         events.push(Event::Synced(MANIFESTS));
         events
     }
@@ -101,7 +106,7 @@ fn read_documents(file: &Path, documents: &[Document<'_>]) -> Reading {
     let mut reading = Reading::default();
     for (index, document) in documents.iter().enumerate() {
         let number = (documents.len() > 1).then_some(index + 1);
-        let location = |path: &str| Location {
+        let location = |path: &str| Location::File {
             file: file.to_owned(),
             line: Some(document.line_of(path)),
             document: number,

@@ -89,14 +89,14 @@ pub(crate) fn categorize(candidates: &[Candidate<'_>], policy: Policy, here: &He
 
 /// Hints count only when every ready endpoint has one, and one of them is meant for this place; nodes before zones.
 fn preference(candidates: &[Candidate<'_>], here: &Here) -> Preference {
-    let ready = || candidates.iter().filter(|c| c.endpoint.conditions.ready).map(|c| &c.endpoint.hints);
-    let all_have_nodes = ready().all(|hints| !hints.nodes.is_empty());
-    if all_have_nodes && ready().any(|hints| hints.nodes.contains(&here.node)) {
+    let ready = || candidates.iter().filter(|c| c.endpoint.conditions.ready).map(|c| c.endpoint);
+    let all_have_nodes = ready().all(|endpoint| !endpoint.hinted_nodes().is_empty());
+    if all_have_nodes && ready().any(|endpoint| endpoint.hinted_nodes().contains(&here.node)) {
         return Preference::SameNode;
     }
-    let all_have_zones = ready().all(|hints| !hints.zones.is_empty());
+    let all_have_zones = ready().all(|endpoint| !endpoint.hinted_zones().is_empty());
     match &here.zone {
-        Some(zone) if all_have_zones && ready().any(|hints| hints.zones.contains(zone)) => {
+        Some(zone) if all_have_zones && ready().any(|endpoint| endpoint.hinted_zones().contains(zone)) => {
             Preference::SameZone
         }
         _ => Preference::None,
@@ -104,10 +104,10 @@ fn preference(candidates: &[Candidate<'_>], here: &Here) -> Preference {
 }
 
 fn is_close(candidate: &Candidate<'_>, preference: Preference, here: &Here) -> bool {
-    let hints = &candidate.endpoint.hints;
+    let endpoint = candidate.endpoint;
     match preference {
-        Preference::SameNode => hints.nodes.contains(&here.node),
-        Preference::SameZone => here.zone.as_ref().is_some_and(|zone| hints.zones.contains(zone)),
+        Preference::SameNode => endpoint.hinted_nodes().contains(&here.node),
+        Preference::SameZone => here.zone.as_ref().is_some_and(|zone| endpoint.hinted_zones().contains(zone)),
         Preference::None => true,
     }
 }

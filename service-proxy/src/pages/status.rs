@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use discovery::Snapshot;
+use discovery::{Snapshot, SourceState};
 use serde_json::{Value, json};
 
 use crate::frontend::Frontend;
@@ -15,8 +15,7 @@ pub(crate) fn table(snapshot: &Snapshot, frontends: &[Arc<Frontend>], failures: 
     let mut text =
         format!("{} frontends, state {} of {}\n", frontends.len(), snapshot.generation, age(snapshot));
     for (name, source) in &snapshot.sources {
-        let problem = source.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
-        writeln!(text, "source {name}: {} files{problem}", source.files).ok();
+        writeln!(text, "source {}", source.describe(name)).ok();
     }
     for failure in failures {
         writeln!(text, "FAILED {failure}").ok();
@@ -54,6 +53,7 @@ pub(crate) fn json(snapshot: &Snapshot, frontends: &[Arc<Frontend>], failures: &
         "generation": snapshot.generation,
         "synced": snapshot.synced,
         "secondsSinceChange": since_change(snapshot),
+        "sources": sources(snapshot),
         "failures": failures,
         "withoutEndpoints": without_endpoints(snapshot, frontends),
         "frontends": frontends.iter().map(frontend).collect::<Vec<_>>(),
@@ -69,6 +69,19 @@ fn without_endpoints(snapshot: &Snapshot, frontends: &[Arc<Frontend>]) -> Vec<Va
     let idle = idle
         .map(|entry| json!({ "service": entry.service.name.to_string(), "addresses": entry.cluster_ips }));
     idle.collect()
+}
+
+fn sources(snapshot: &Snapshot) -> Value {
+    let source = |(name, source): (&&str, &SourceState)| {
+        let state = json!({
+            "synced": source.synced,
+            "size": source.size,
+            "staleSeconds": source.staleness().as_secs(),
+            "problem": source.outage.as_ref().map(|outage| outage.problem.to_string()),
+        });
+        ((*name).to_owned(), state)
+    };
+    snapshot.sources.iter().map(source).collect()
 }
 
 fn age(snapshot: &Snapshot) -> String {

@@ -1,5 +1,5 @@
 use discovery::model::{
-    Carrier, Conditions, Endpoint as ModelEndpoint, EndpointPort, EndpointSlice, FamilyPolicy, Hints,
+    Carrier, Conditions, Endpoint as ModelEndpoint, EndpointPort, EndpointSlice, FamilyPolicy,
     NamespacedName, Protocol, Service, ServiceKind, TargetPort, TrafficRules,
 };
 
@@ -26,7 +26,7 @@ fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, Serv
         hostname: None,
         node_name: None,
         zone: None,
-        hints: Hints::default(),
+        hints: None,
     });
     let slice = EndpointSlice {
         name: name.clone(),

@@ -18,7 +18,7 @@ fn endpoint(text: &str) -> (u8, Endpoint, bool) {
         hostname: None,
         node_name: None,
         zone: None,
-        hints: Hints { nodes: names(&['n', 'm']), zones: names(&['a', 'b']) },
+        hints: Some(Hints { nodes: names(&['n', 'm']), zones: names(&['a', 'b']) }.into()),
     };
     (octet.parse().unwrap(), endpoint, has('l'))
 }

@@ -1,0 +1,99 @@
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn slice(name: &str, endpoints: Value) -> EndpointSlice {
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": endpoints,
+    }))
+    .unwrap()
+}
+
+fn endpoint(address: &str) -> Value {
+    json!([{"addresses": [address], "nodeName": "node-1"}])
+}
+
+fn list(replica: &mut Replica<EndpointSlice>, slices: &[(&str, Value)]) -> Vec<Event> {
+    let mut listing = Listing::default();
+    slices.iter().for_each(|(name, endpoints)| replica.collect(&mut listing, slice(name, endpoints.clone())));
+    replica.replace(listing)
+}
+
+/// `+name` for one that says something new, `-name` for one that is gone, `!name` for one with a problem.
+fn told(events: &[Event]) -> Vec<String> {
+    let mut told: Vec<String> = events
+        .iter()
+        .map(|event| match event {
+            Event::Replace { origin: Origin::Api(_, name), objects, problems } => {
+                let sign = match objects.as_deref() {
+                    _ if !problems.is_empty() => '!',
+                    Some([]) => '-',
+                    _ => '+',
+                };
+                format!("{sign}{}", name.name)
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    told.sort();
+    told
+}
+
+#[test]
+fn a_list_tells_what_is_new_changed_and_gone_and_nothing_else() {
+    let mut replica = Replica::new();
+    let first = list(&mut replica, &[("a", endpoint("10.0.0.1")), ("b", endpoint("10.0.0.2"))]);
+    assert_eq!(told(&first), ["+a", "+b"]);
+    let second = list(&mut replica, &[("a", endpoint("10.0.0.1")), ("c", endpoint("10.0.0.3"))]);
+    assert_eq!(told(&second), ["+c", "-b"]);
+    assert_eq!(
+        told(&list(&mut replica, &[("a", endpoint("10.0.0.9")), ("c", endpoint("10.0.0.3"))])),
+        ["+a"]
+    );
+}
+
+#[test]
+fn a_list_that_breaks_off_changes_nothing() {
+    let mut replica = Replica::new();
+    list(&mut replica, &[("a", endpoint("10.0.0.1")), ("b", endpoint("10.0.0.2"))]);
+    let mut broken = Listing::default();
+    replica.collect(&mut broken, slice("a", endpoint("10.0.0.9")));
+    drop(broken);
+    let now = list(&mut replica, &[("a", endpoint("10.0.0.9")), ("b", endpoint("10.0.0.2"))]);
+    assert_eq!(told(&now), ["+a"], "the change was not lost with the list that told it");
+}
+
+#[test]
+fn what_was_known_already_is_kept_once() {
+    let mut replica = Replica::new();
+    list(&mut replica, &[("a", endpoint("10.0.0.1"))]);
+    let of = |replica: &Replica<EndpointSlice>| match &replica.known.values().next().unwrap().object {
+        Some(Object::EndpointSlice(slice)) => std::sync::Arc::clone(slice),
+        other => panic!("{other:?}"),
+    };
+    let before = of(&replica);
+    list(&mut replica, &[("a", endpoint("10.0.0.1"))]);
+    assert!(std::sync::Arc::ptr_eq(&before, &of(&replica)));
+    assert!(replica.update(slice("a", endpoint("10.0.0.1"))).is_none(), "a heartbeat is no news");
+    assert!(std::sync::Arc::ptr_eq(&before, &of(&replica)));
+}
+
+#[test]
+fn a_mistake_is_told_as_long_as_it_lasts_and_the_last_good_self_stays() {
+    let mut replica = Replica::new();
+    let good = endpoint("10.0.0.1");
+    list(&mut replica, &[("a", good.clone())]);
+    let wrong = replica.update(slice("a", endpoint("nonsense"))).unwrap();
+    assert!(
+        matches!(&wrong, Event::Replace { objects: None, problems, .. } if problems.len() == 1),
+        "{wrong:?}"
+    );
+    let mended = replica.update(slice("a", good)).unwrap();
+    assert!(matches!(&mended, Event::Replace { objects: Some(_), problems, .. } if problems.is_empty()));
+    assert_eq!(told(&[replica.remove(&slice("a", json!([]))).unwrap()]), ["-a"]);
+    assert!(replica.remove(&slice("a", json!([]))).is_none());
+}
