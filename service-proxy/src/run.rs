@@ -106,6 +106,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let nodes = nodes.context("keep routes to other nodes")?;
 
     let mut succession = Succession::new();
+    if !succession.has_predecessor() {
+        // Whoever waits for it need not wait for the first state: /readyz tells about that.
+        daemon::service_manager::ready();
+    }
     let mut successor = signal(SignalKind::user_defined2()).context("wait for SIGUSR2")?;
     let mut routes = LocalRoutes::ensure(&service_cidrs).await?;
     let serving =

@@ -26,6 +26,11 @@ impl Succession {
         Self { file: PID_FILE.into(), taken: false }
     }
 
+    /// Whether a proxy runs on this node that this one is to take over from.
+    pub(crate) fn has_predecessor(&self) -> bool {
+        read(&self.file).is_some_and(is_proxy_of_this_node)
+    }
+
     /// New connections are ours from now on: the first time, the proxy before is told.
     pub(crate) fn take(&mut self) {
         if self.taken {
@@ -37,6 +42,8 @@ impl Succession {
             warn!(%error, file = %self.file.display(), "a later proxy will not find this one");
         }
         if let Some(predecessor) = predecessor {
+            // Before the other one ends, or its service would be taken for ended.
+            daemon::service_manager::ready();
             info!(%predecessor, "taking over from the proxy before");
             // It may have ended this very moment.
             kill(predecessor, Signal::SIGUSR2).ok();
