@@ -13,6 +13,8 @@ pub(crate) enum Code {
     InvalidConfig = 7,
     TryAgainLater = 11,
     NotAvailable = 50,
+    /// Not available either, and the pods there are may lack something.
+    Limited = 51,
     /// From 100 on the codes are the plugin's own: the kernel refused.
     Kernel = 100,
     /// An object is there that must not be, or the other way round.

@@ -4,7 +4,7 @@ mod bandwidth;
 mod bridge;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use attachment::PortMapping;
@@ -71,6 +71,8 @@ pub(crate) struct NetConf {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) port_mappings: Vec<PortMapping>,
     pub(crate) bandwidth: Bandwidth,
+    /// Where the proxy has its health page, if STATUS is to ask it.
+    pub(crate) service_proxy: Option<SocketAddr>,
     pub(crate) prev_result: Option<Value>,
     /// The configuration as it came, for a delegated plugin.
     pub(crate) raw: Value,
@@ -110,6 +112,7 @@ struct Wire {
     ip_masq: Option<bool>,
     #[serde(rename = "nonMasqueradeCIDRs")]
     non_masquerade_cidrs: Vec<String>,
+    service_proxy: Option<String>,
     ipam: WireIpam,
     dns: WireDns,
     args: WireArgs,
@@ -284,6 +287,7 @@ impl NetConf {
             bandwidth: Bandwidth::parse(wire.runtime_config.bandwidth.as_ref())?,
             routes: wire.ipam.routes,
             resolv_conf: wire.ipam.resolv_conf.filter(|path| !path.as_os_str().is_empty()),
+            service_proxy: service_proxy(wire.service_proxy.as_deref())?,
             prev_result,
             raw,
         })
@@ -359,6 +363,15 @@ pub(crate) fn parse_requested(field: &str, text: &str) -> Result<IpAddr> {
 }
 
 /// What the pod's resolv.conf is made of; what the runtime says wins.
+fn service_proxy(text: Option<&str>) -> Result<Option<SocketAddr>> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let wrong = |_| {
+        let message = format!("serviceProxy: {text:?} is not ADDRESS:PORT, such as 127.0.0.1:10256");
+        Error::new(Code::InvalidConfig, message)
+    };
+    text.parse().map(Some).map_err(wrong)
+}
+
 fn dns(wire: &Wire) -> Value {
     let (servers, search, options) = match &wire.runtime_config.dns {
         Some(dns) => (&dns.servers, &dns.searches, &dns.options),

@@ -1,12 +1,14 @@
 //! The command line.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 use discovery::{Interest, NodeInterest, ServiceInterest};
 use ipnetwork::IpNetwork;
 
+use crate::cni_config::CniConfig;
 use crate::kernel::node_address::NodePortAddress;
 use crate::node_routes::NodeRoutes;
 use crate::run::Config;
@@ -51,6 +53,16 @@ pub struct Args {
     /// and by VXLAN (UDP port 8472) where it is not; only directly; or not at all, where somebody else sees to it.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub node_routes: NodeRoutes,
+
+    /// Write the configuration of portolan-cni to this file once the Node says which addresses its pods get (spec.podCIDRs),
+    /// and keep it so; for example /etc/cni/net.d/10-portolan.conflist. Only --cleanup with this flag takes it away.
+    #[arg(long, value_name = "FILE")]
+    pub cni_conflist: Option<PathBuf>,
+
+    /// Ranges of the pods of all nodes, which see each other's own addresses: the controller manager's setting of this name.
+    /// For --cni-conflist.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
+    pub cluster_cidr: Vec<IpNetwork>,
 
     /// Take away all that a proxy has left on this node, routes to other nodes' pods too, and exit. For a node that is
     /// given up: not while a proxy runs.
@@ -134,6 +146,7 @@ impl From<Args> for Config {
                 node_port_addresses: args.node_port_addresses,
             },
             node_routes: args.node_routes,
+            cni: args.cni_conflist.map(|file| CniConfig { file, cluster_cidrs: args.cluster_cidr }),
             borrow_addresses: args.source_address == SourceAddress::Client,
             workers: if args.workers == 0 { cores } else { args.workers },
             poll: Duration::from_micros(args.poll),

@@ -10,6 +10,7 @@
 
 mod args;
 mod backend;
+mod cni_config;
 mod frontend;
 mod kernel;
 mod locality;
@@ -26,6 +27,7 @@ mod udp;
 mod worker;
 
 pub use args::{Args, SourceAddress};
+pub use cni_config::CniConfig;
 pub use kernel::node_address::NodePortAddress;
 pub use node_routes::NodeRoutes;
 pub use run::{Config, clean_up, run};

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::cni_config::{self, CniConfig};
 use crate::kernel::catcher::Catcher;
 use crate::kernel::divert::Divert;
 use crate::kernel::local_route::LocalRoutes;
@@ -43,6 +44,8 @@ pub struct Config {
     pub place: Place,
     /// How the pods of other nodes are reached.
     pub node_routes: NodeRoutes,
+    /// The CNI configuration to keep, if any.
+    pub cni: Option<CniConfig>,
     /// Whether endpoints see the client's address.
     pub borrow_addresses: bool,
     /// Event loops that carry traffic, at least one.
@@ -100,6 +103,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let addresses = (config.metrics_address, config.healthz_address);
     pages::serve(&mut tasks, addresses, &metrics, discovery.snapshots.clone(), status.clone()).await?;
 
+    if let Some(cni) = config.cni {
+        let name = place.node_name.clone();
+        tasks.spawn(cni_config::follow(cni, name, config.healthz_address, discovery.snapshots.clone()));
+    }
     let snapshots = discovery.snapshots.clone();
     let nodes =
         node_routes::Keeper::start(config.node_routes, place, service_cidrs.clone(), snapshots, metrics);
@@ -157,6 +164,9 @@ pub async fn clean_up(config: Config) -> anyhow::Result<()> {
         divert.remove().await;
     }
     Catcher::new(Vec::new()).remove().context("delete the nft table")?;
+    if let Some(cni) = &config.cni {
+        cni_config::remove(&cni.file).with_context(|| format!("remove {}", cni.file.display()))?;
+    }
     node_routes::clean_up().await.context("delete the routes to other nodes")
 }
 

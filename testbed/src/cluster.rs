@@ -65,18 +65,20 @@ impl Cluster {
         Self::start_on(node, directory, Source::Manifests(manifests), &[POD_CIDR], proxy_flags)
     }
 
-    /// Starts everything but a directory of manifests, on the node of a control plane, as `node-1`.
+    /// Starts everything but a directory of manifests, on the node of a control plane, as `node-1`; with more flags for the
+    /// proxy.
     ///
     /// # Errors
     /// As [`Cluster::start`].
-    pub fn start_with_control_plane(control_plane: &ControlPlane) -> Result<Self> {
+    pub fn start_with_control_plane(control_plane: &ControlPlane, proxy_flags: &[&str]) -> Result<Self> {
         control_plane.apply(RBAC)?;
         let source = Source::Api {
             proxy: control_plane.kubeconfig("portolan-proxy")?,
             dns: control_plane.kubeconfig("portolan-dns")?,
         };
         let node = control_plane.node().clone();
-        Self::start_on(node, TempDir::new()?, source, &[POD_CIDR], &["--node-name", NODE_NAME])
+        let proxy_flags = [&["--node-name", NODE_NAME], proxy_flags].concat();
+        Self::start_on(node, TempDir::new()?, source, &[POD_CIDR], &proxy_flags)
     }
 
     /// Starts everything on a node: its logs go to `directory`, its pods get addresses of `pod_cidrs`.

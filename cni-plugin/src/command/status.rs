@@ -1,17 +1,39 @@
 //! STATUS: could ADD be served now?
 
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
 use crate::args::Args;
 use crate::error::{Code, Error, Result};
 use crate::ipam;
 use crate::netconf::NetConf;
 use crate::netlink::Netlink;
 
-/// Fails with code 50 when ADD would fail for everybody.
+/// How long the proxy may take for each step of its answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Fails with code 50 when ADD would fail for everybody, and with 51 when pods would be without Services.
 pub(crate) fn status(args: &Args, conf: &NetConf) -> Result<()> {
     let netlink = Netlink::open().map(drop);
     netlink.map_err(|e| Error::new(Code::NotAvailable, format!("open a netlink socket: {e}")))?;
     match &conf.header.delegate {
-        Some(kind) => ipam::delegate(kind, "STATUS", args, &conf.raw).map(drop),
-        None => conf.header.reservations().check_available(&conf.ranges),
+        Some(kind) => ipam::delegate(kind, "STATUS", args, &conf.raw).map(drop)?,
+        None => conf.header.reservations().check_available(&conf.ranges)?,
     }
+    let Some(address) = conf.service_proxy else { return Ok(()) };
+    let ready = is_ready(address).unwrap_or_else(|error| Err(error.to_string()));
+    ready.map_err(|why| Error::new(Code::Limited, format!("portolan-proxy at {address}: {why}")))
+}
+
+/// Asks `/readyz` of the proxy; inside is what it says if it is not ready.
+fn is_ready(address: SocketAddr) -> std::io::Result<std::result::Result<(), String>> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: portolan-proxy\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(4096).read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).unwrap_or_default();
+    Ok(if status == "200" { Ok(()) } else { Err(format!("not ready ({status})")) })
 }

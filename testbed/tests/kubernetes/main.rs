@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod failures;
+mod nodes;
 mod serving;
 
 use std::fmt::Write as _;
@@ -25,9 +26,17 @@ impl Ground {
 
     /// With flags for the API server.
     fn with(flags: &[&str]) -> Self {
+        Self::with_flags(flags, &[])
+    }
+
+    fn with_proxy_flags(flags: &[&str]) -> Self {
+        Self::with_flags(&[], flags)
+    }
+
+    fn with_flags(server: &[&str], proxy: &[&str]) -> Self {
         let node = testbed::Node::new().unwrap();
-        let control_plane = ControlPlane::start_with(&node, flags).unwrap();
-        let cluster = Cluster::start_with_control_plane(&control_plane).unwrap();
+        let control_plane = ControlPlane::start_with(&node, server).unwrap();
+        let cluster = Cluster::start_with_control_plane(&control_plane, proxy).unwrap();
         let client = cluster.add_pod("client").unwrap();
         Self { cluster, client, control_plane }
     }

@@ -1,0 +1,166 @@
+//! The CNI configuration of this node, written once its Node says which addresses its pods get (`spec.podCIDRs`).
+//!
+//! A kubelet takes a node for ready when there is a CNI configuration, so it appears no sooner than a pod can have an
+//! address, and stays when the proxy stops: only `portolan-proxy --cleanup` takes it away. A file that somebody else has
+//! written is left alone.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use discovery::Snapshots;
+use ipnetwork::IpNetwork;
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+/// Marks a configuration as this program's.
+const WRITTEN_BY: &str = "portolan-proxy";
+
+/// What is written, and where.
+#[derive(Clone, Debug)]
+pub struct CniConfig {
+    /// The file, as runtimes look for it: `/etc/cni/net.d/10-portolan.conflist`.
+    pub file: PathBuf,
+    /// Where the pods of all nodes have their addresses: they see each other's own.
+    pub cluster_cidrs: Vec<IpNetwork>,
+}
+
+/// Keeps the file as the Node wants it. Never ends before the snapshots do.
+pub(crate) async fn follow(
+    config: CniConfig,
+    node_name: String,
+    healthz: SocketAddr,
+    mut snapshots: Snapshots,
+) {
+    let mut known = None;
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let node = snapshot.nodes.get(node_name.as_str()).filter(|_| snapshot.synced);
+        // A Node that is gone may come back: pods that run keep what they have.
+        if let Some(node) = node.filter(|node| !node.pod_cidrs.is_empty())
+            && known.as_ref() != Some(&node.pod_cidrs)
+        {
+            let written = write(&config.file, &contents(&node.pod_cidrs, &config.cluster_cidrs, healthz));
+            match written {
+                Ok(()) => {
+                    info!(file = %config.file.display(), ranges = ?node.pod_cidrs, "CNI configuration written")
+                }
+                Err(error) => warn!(file = %config.file.display(), %error, "no CNI configuration"),
+            }
+            known = Some(node.pod_cidrs.clone());
+        }
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes the file away, if it is one of ours.
+///
+/// # Errors
+/// As removing a file; one that is not there is fine.
+pub(crate) fn remove(file: &Path) -> io::Result<()> {
+    match is_ours(file)? {
+        Some(true) => std::fs::remove_file(file),
+        Some(false) | None => Ok(()),
+    }
+}
+
+fn contents(pod_cidrs: &[IpNetwork], cluster_cidrs: &[IpNetwork], healthz: SocketAddr) -> Value {
+    let mut sets: BTreeMap<bool, Vec<Value>> = BTreeMap::new();
+    for cidr in pod_cidrs {
+        sets.entry(cidr.is_ipv6()).or_default().push(json!({ "subnet": cidr.to_string() }));
+    }
+    let ours: Vec<String> = cluster_cidrs.iter().map(ToString::to_string).collect();
+    json!({
+        "cniVersion": "1.0.0",
+        // A runtime of today asks for STATUS only where this says that it may.
+        "cniVersions": ["1.0.0", "1.1.0"],
+        "name": "portolan",
+        "plugins": [{
+            "type": "portolan-cni",
+            "capabilities": { "bandwidth": true, "portMappings": true },
+            "ipam": { "ranges": sets.into_values().collect::<Vec<_>>() },
+            "nonMasqueradeCIDRs": ours,
+            "serviceProxy": reachable(healthz).to_string(),
+            "writtenBy": WRITTEN_BY,
+        }],
+    })
+}
+
+/// Where the node itself finds what listens on every address.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let loopback: IpAddr = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(loopback, address.port())
+}
+
+fn write(file: &Path, contents: &Value) -> io::Result<()> {
+    let text = format!("{contents:#}\n");
+    // Runtimes take every change for news.
+    if std::fs::read(file).is_ok_and(|now| now == text.as_bytes()) {
+        return Ok(());
+    }
+    if is_ours(file)? == Some(false) {
+        let message = "somebody else has written it; remove it, or name another file with --cni-conflist";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
+    let directory = file.parent().unwrap_or_else(|| Path::new("/"));
+    std::fs::create_dir_all(directory)?;
+    // Runtimes look at every file that ends as this one does.
+    let new = file.with_extension("conflist.new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, file)
+}
+
+/// Whether this program has written the file; `None` if there is none.
+fn is_ours(file: &Path) -> io::Result<Option<bool>> {
+    match std::fs::read(file) {
+        Ok(text) => {
+            let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+            Ok(Some(config["plugins"][0]["writtenBy"] == WRITTEN_BY))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_ranges_for_each_family_and_pods_of_the_cluster_unmasked() {
+        let cidrs =
+            |texts: &[&str]| -> Vec<IpNetwork> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let own = cidrs(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
+        let config = contents(&own, &cidrs(&["10.244.0.0/16"]), "0.0.0.0:10256".parse().unwrap());
+        let plugin = &config["plugins"][0];
+        let ranges = json!([[{"subnet": "10.244.1.0/24"}], [{"subnet": "fd00:10:244:1::/64"}]]);
+        assert_eq!(plugin["ipam"]["ranges"], ranges);
+        assert_eq!(plugin["nonMasqueradeCIDRs"], json!(["10.244.0.0/16"]));
+        assert_eq!(plugin["serviceProxy"], "127.0.0.1:10256");
+    }
+
+    #[test]
+    fn what_somebody_else_has_written_is_neither_overwritten_nor_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("10-portolan.conflist");
+        remove(&file).unwrap();
+        std::fs::write(&file, "{\"name\": \"theirs\"}").unwrap();
+        let ours = contents(&["10.244.1.0/24".parse().unwrap()], &[], "127.0.0.1:1".parse().unwrap());
+        assert_eq!(write(&file, &ours).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        remove(&file).unwrap();
+        assert!(file.exists());
+        std::fs::remove_file(&file).unwrap();
+        write(&file, &ours).unwrap();
+        write(&file, &ours).unwrap();
+        remove(&file).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}
