@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,12 +42,16 @@ pub struct Response {
     pub body: String,
 }
 
-type Handler = Arc<dyn Fn(&str) -> Response + Send + Sync>;
+struct Page {
+    handler: Box<dyn Fn(&str) -> Response + Send + Sync>,
+    /// Only for this machine.
+    is_local: bool,
+}
 
 /// A small HTTP server; its pages answer at once, from what is known.
 pub struct Server {
     listener: TcpListener,
-    pages: BTreeMap<&'static str, Handler>,
+    pages: BTreeMap<&'static str, Page>,
 }
 
 /// The page for every path that has none of its own.
@@ -102,7 +106,18 @@ impl Server {
         path: &'static str,
         handler: impl Fn(&str) -> Response + Send + Sync + 'static,
     ) -> Self {
-        self.pages.insert(path, Arc::new(handler));
+        self.pages.insert(path, Page { handler: Box::new(handler), is_local: false });
+        self
+    }
+
+    /// Adds a page that tells too much for anybody else than this machine, wherever the server listens.
+    #[must_use]
+    pub fn local_route(
+        mut self,
+        path: &'static str,
+        handler: impl Fn(&str) -> Response + Send + Sync + 'static,
+    ) -> Self {
+        self.pages.insert(path, Page { handler: Box::new(handler), is_local: true });
         self
     }
 
@@ -120,8 +135,8 @@ impl Server {
         loop {
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             while connections.try_join_next().is_some() {}
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept an HTTP connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -131,7 +146,7 @@ impl Server {
             let pages = Arc::clone(&pages);
             connections.spawn(async move {
                 let service = service_fn(|request| {
-                    let response = answer(&pages, &request);
+                    let response = answer(&pages, peer.ip(), &request);
                     async { Ok::<_, Infallible>(response) }
                 });
                 let mut http = hyper::server::conn::http1::Builder::new();
@@ -184,14 +199,18 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn answer(
-    pages: &BTreeMap<&'static str, Handler>,
+    pages: &BTreeMap<&'static str, Page>,
+    peer: IpAddr,
     request: &hyper::Request<Incoming>,
 ) -> hyper::Response<Full<Bytes>> {
     let response = match pages.get(request.uri().path()).or_else(|| pages.get(ANY)) {
         _ if request.method() != Method::GET && request.method() != Method::HEAD => {
             Response::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n")
         }
-        Some(page) => page(request.uri().query().unwrap_or_default()),
+        Some(page) if page.is_local && !peer.to_canonical().is_loopback() => {
+            Response::text(StatusCode::FORBIDDEN, "only from this machine's loopback address\n")
+        }
+        Some(page) => (page.handler)(request.uri().query().unwrap_or_default()),
         None => {
             let known: Vec<&str> = pages.keys().copied().collect();
             Response::text(StatusCode::NOT_FOUND, format!("no such page; there are: {}\n", known.join(" ")))

@@ -1,11 +1,12 @@
 //! From the command line to the exit code, the same way in every daemon.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{ArgMatches, Command, CommandFactory, Id, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config_file;
@@ -34,12 +35,47 @@ pub struct Args {
     pub config: Option<PathBuf>,
 }
 
+/// The flags in force, by name, wherever they were set.
+#[derive(Clone, Debug, Default)]
+pub struct Settings(BTreeMap<String, Vec<String>>);
+
 /// Parses the command line merged with the config file; on a mistake says which and ends the process, as clap does.
 pub fn parse<A: Parser + CommandFactory>() -> A {
+    parse_with_settings().0
+}
+
+/// As [`parse`], with what was set.
+pub fn parse_with_settings<A: Parser + CommandFactory>() -> (A, Settings) {
     let command = A::command();
-    match config_file::arguments(&command, std::env::args_os().collect()) {
-        Ok(arguments) => A::parse_from::<Vec<OsString>, OsString>(arguments),
+    let merged = config_file::arguments(&command, std::env::args_os().collect());
+    let arguments: Vec<OsString> = match merged {
+        Ok(arguments) => arguments,
         Err(e) => command.clone().error(clap::error::ErrorKind::ValueValidation, e).exit(),
+    };
+    let matches = command.clone().get_matches_from(&arguments);
+    let args = A::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    (args, Settings::of(&command, &matches))
+}
+
+impl Settings {
+    fn of(command: &Command, matches: &ArgMatches) -> Self {
+        let flags = command.get_arguments().filter_map(|flag| Some((flag.get_id(), flag.get_long()?)));
+        let values = |id: &Id| {
+            let raw = matches.get_raw(id.as_str()).into_iter().flatten();
+            raw.map(|value| value.to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        let set = flags.map(|(id, name)| (name.to_owned(), values(id)));
+        Self(set.filter(|(_, values)| !values.is_empty()).collect())
+    }
+
+    /// As JSON, under the program's name: a string a flag, a list where it was given several.
+    pub fn json(&self, program: &str) -> serde_json::Value {
+        let value = |values: &Vec<String>| match &values[..] {
+            [one] => serde_json::json!(one),
+            several => serde_json::json!(several),
+        };
+        let flags = self.0.iter().map(|(name, values)| (name.clone(), value(values)));
+        serde_json::json!({ program: flags.collect::<serde_json::Map<_, _>>() })
     }
 }
 

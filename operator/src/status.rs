@@ -112,6 +112,8 @@ pub(crate) struct ServedFrontend {
 #[derive(Debug, Deserialize)]
 pub(crate) struct ServedEndpoint {
     pub(crate) address: String,
+    /// Whether it gets traffic; one that is not ready, or is for other nodes, is shown too.
+    pub(crate) used: bool,
     pub(crate) connections: u64,
     pub(crate) ejected: bool,
 }
@@ -152,7 +154,11 @@ pub(crate) fn status(args: &Args) -> Status {
 /// What the proxy serves; `None` when it does not answer.
 pub(crate) fn served(pages: &Pages) -> Option<Served> {
     let page = page::get(pages.proxy_metrics, "/debug/services?format=json").ok()?;
-    serde_json::from_str(&page.body).ok()
+    let mut served: Served = serde_json::from_str(&page.body).ok()?;
+    for frontend in &mut served.frontends {
+        frontend.endpoints.retain(|endpoint| endpoint.used);
+    }
+    Some(served)
 }
 
 fn program(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use daemon::program::Settings;
 use discovery::{Interest, NodeInterest, ServiceInterest};
 use ipnetwork::IpNetwork;
 
@@ -13,6 +14,7 @@ use crate::kernel::node_address::NodePortAddress;
 use crate::node_routes::NodeRoutes;
 use crate::run::Config;
 use crate::surroundings::Place;
+use crate::tcp::Patience;
 
 /// Carries Service virtual IPs to pods.
 ///
@@ -23,7 +25,7 @@ use crate::surroundings::Place;
 #[command(
     name = "portolan-proxy",
     version,
-    after_help = "Example:\n  portolan-proxy --manifests ./services\n  portolan-proxy --kubeconfig /etc/portolan/kubeconfig --node-name node-1\n  curl http://127.0.0.1:10249/metrics\n\n\
+    after_help = "Example:\n  portolan-proxy --manifests ./services\n  portolan-proxy --kubeconfig /etc/portolan/kubeconfig --node-name node-1\n  portolan-proxy status\n\n\
                   SIGTERM drains: new connections are refused, open ones may finish. A second one aborts.\n\
                   Every flag can be a key of the config file, without the dashes."
 )]
@@ -86,6 +88,14 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 1)]
     pub connect_timeout: u64,
 
+    /// Seconds for which a connection that one side has closed may be quiet, twice that at most; 0 means for ever.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub half_closed_timeout: u64,
+
+    /// Seconds for which an open TCP connection may be quiet, twice that at most; 0 means for ever.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub tcp_idle_timeout: u64,
+
     /// Seconds after which a UDP flow without datagrams is forgotten.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub udp_idle_timeout: u64,
@@ -103,7 +113,7 @@ pub struct Args {
     pub drain_timeout: u64,
 
     /// Address of /metrics.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249", global = true)]
     pub metrics_bind_address: SocketAddr,
 
     /// Address of /healthz, /livez and /readyz.
@@ -113,6 +123,24 @@ pub struct Args {
     /// Shared with the other daemon.
     #[command(flatten)]
     pub program: daemon::program::Args,
+
+    /// Something else than carrying.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Something else than carrying.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Shows what the proxy on this machine serves: Services, their endpoints and how they are, open connections.
+    Status {
+        /// Only this Service.
+        #[arg(value_name = "NAMESPACE/NAME")]
+        service: Option<String>,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Whose address endpoints see.
@@ -124,8 +152,8 @@ pub enum SourceAddress {
     Node,
 }
 
-impl From<Args> for Config {
-    fn from(args: Args) -> Self {
+impl From<(Args, Settings)> for Config {
+    fn from((args, settings): (Args, Settings)) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let node_name = args.node_name.unwrap_or_else(host_name);
         let proxy_name = args.service_proxy_name.filter(|name| !name.is_empty());
@@ -151,14 +179,24 @@ impl From<Args> for Config {
             workers: if args.workers == 0 { cores } else { args.workers },
             poll: Duration::from_micros(args.poll),
             connect_timeout: Duration::from_secs(args.connect_timeout),
+            patience: Patience {
+                half_closed: seconds(args.half_closed_timeout),
+                idle: seconds(args.tcp_idle_timeout),
+            },
             udp_idle_timeout: Duration::from_secs(args.udp_idle_timeout),
             udp_max_flows: args.udp_max_flows,
             max_connections: args.max_connections,
             drain_timeout: Duration::from_secs(args.drain_timeout),
+            settings,
             metrics_address: args.metrics_bind_address,
             healthz_address: args.healthz_bind_address,
         }
     }
+}
+
+/// 0 stands for no limit.
+fn seconds(number: u64) -> Option<Duration> {
+    (number > 0).then(|| Duration::from_secs(number))
 }
 
 /// Node names are lower case, whatever the host calls itself.

@@ -9,10 +9,10 @@ use discovery::model::{NamespacedName, Protocol};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::affinity::Affinity;
 use crate::backend::endpoint::Endpoint;
 use crate::backend::endpoints::{EndpointSet, Selection};
 use crate::backend::pool::Pool;
+use crate::traffic::Traffic;
 
 /// Where a frontend listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,24 +25,27 @@ pub(crate) struct FrontendKey {
 #[derive(Debug)]
 pub(crate) struct Frontend {
     pub(crate) key: FrontendKey,
-    pub(crate) service: NamespacedName,
+    pub(crate) traffic: Arc<Traffic>,
     endpoints: ArcSwap<EndpointSet>,
-    affinity: Affinity,
     changed: Notify,
     closed: CancellationToken,
 }
 
 impl Frontend {
-    pub(crate) fn new(key: FrontendKey, service: NamespacedName, selection: Selection) -> Self {
-        let endpoints = EndpointSet::new(selection, &EndpointSet::default());
+    pub(crate) fn new(key: FrontendKey, traffic: Arc<Traffic>, selection: Selection) -> Self {
+        let endpoints = EndpointSet::new(selection, None);
         Self {
             key,
-            service,
+            traffic,
             endpoints: ArcSwap::from_pointee(endpoints),
-            affinity: Affinity::default(),
             changed: Notify::new(),
             closed: CancellationToken::new(),
         }
+    }
+
+    /// Whose it is.
+    pub(crate) fn service(&self) -> &NamespacedName {
+        &self.traffic.port.service
     }
 
     /// The endpoints right now. One atomic load.
@@ -54,7 +57,7 @@ impl Frontend {
     pub(crate) fn set_endpoints(&self, selection: Selection) {
         let before = self.endpoints.load();
         if before.selection != selection {
-            self.endpoints.store(Arc::new(EndpointSet::new(selection, &before)));
+            self.endpoints.store(Arc::new(EndpointSet::new(selection, Some(&before))));
             self.changed.notify_one();
         }
     }
@@ -67,7 +70,7 @@ impl Frontend {
         client: IpAddr,
     ) -> impl Iterator<Item = &'a Arc<Endpoint>> {
         let timeout = set.selection.affinity;
-        let last = timeout.and_then(|timeout| self.affinity.recall(client, timeout));
+        let last = timeout.and_then(|timeout| self.traffic.recall(client, timeout));
         let last = last.and_then(|address| pool.find(address));
         let others =
             pool.candidates(client).filter(move |other| Some(other.address) != last.map(|e| e.address));
@@ -77,7 +80,7 @@ impl Frontend {
     /// Notes which endpoint a client has got, if it is to keep it.
     pub(crate) fn remember(&self, set: &EndpointSet, client: IpAddr, endpoint: SocketAddr) {
         if let Some(timeout) = set.selection.affinity {
-            self.affinity.remember(client, endpoint, timeout);
+            self.traffic.remember(client, endpoint, timeout);
         }
     }
 

@@ -23,12 +23,14 @@ mod run;
 mod succession;
 mod surroundings;
 mod tcp;
+mod traffic;
 mod udp;
 mod worker;
 
-pub use args::{Args, SourceAddress};
+pub use args::{Args, Command, SourceAddress};
 pub use cni_config::CniConfig;
 pub use kernel::node_address::NodePortAddress;
 pub use node_routes::NodeRoutes;
 pub use run::{Config, clean_up, run};
 pub use surroundings::Place;
+pub use tcp::Patience;

@@ -1,7 +1,15 @@
 //! What the proxy counts. Names are listed in docs/metrics.md.
 
+mod kube_proxy;
+pub(crate) mod services;
+
+use std::sync::Arc;
+
 use daemon::metrics::register;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+use self::kube_proxy::KubeProxy;
+use self::services::Services;
 
 /// Bounds in seconds: from a neighbour on the same node to an endpoint that had to be given up.
 const CONNECT_BUCKETS: [f64; 10] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
@@ -10,6 +18,8 @@ const CONNECT_BUCKETS: [f64; 10] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001,
 #[derive(Debug)]
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
+    pub(crate) kube_proxy: KubeProxy,
+    pub(crate) services: Arc<Services>,
     pub(crate) connections_opened: IntCounter,
     pub(crate) connections_closed: IntCounter,
     pub(crate) accept_errors: IntCounter,
@@ -17,6 +27,7 @@ pub(crate) struct Metrics {
     pub(crate) connect_failures: IntCounter,
     pub(crate) connections_shed: IntCounter,
     pub(crate) clients_refused: IntCounter,
+    pub(crate) quiet_ended: IntCounter,
     pub(crate) source_fallbacks: IntCounter,
     pub(crate) connect_seconds: Histogram,
     pub(crate) sent_bytes: IntCounter,
@@ -61,11 +72,15 @@ impl Metrics {
             ),
             connections_shed: counter(
                 "connections_shed_total",
-                "Connections reset because --max-connections were open.",
+                "Connections reset because --max-connections were open, or as many as their Service may have.",
             ),
             clients_refused: counter(
                 "clients_refused_total",
                 "Connections from outside loadBalancerSourceRanges.",
+            ),
+            quiet_ended: counter(
+                "quiet_connections_ended_total",
+                "Connections reset because nothing had moved for too long: half closed, or idle where that is limited.",
             ),
             source_fallbacks: counter(
                 "source_fallbacks_total",
@@ -97,6 +112,8 @@ impl Metrics {
             ),
             snapshot_generation: gauge("snapshot_generation", "Generation of the state in force."),
             discovery_problems: gauge("discovery_problems", "Errors and warnings about the input right now."),
+            kube_proxy: KubeProxy::new(&registry),
+            services: Services::new(&registry),
             registry,
         }
     }

@@ -1,13 +1,16 @@
 //! What the proxy shows over HTTP: health, readiness, metrics, what is served.
 
+mod health;
 pub(crate) mod health_check;
 mod status;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use anyhow::Context as _;
 use daemon::admin::{self, Response, Server};
+use daemon::program::Settings;
 use daemon::readiness::{Condition, Readiness};
 use discovery::Snapshots;
 use hyper::StatusCode;
@@ -20,22 +23,43 @@ use crate::metrics::Metrics;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Status(Arc<Mutex<Shown>>);
 
+/// One look at it.
 #[derive(Debug, Default)]
-struct Shown {
-    applied: bool,
-    frontends: Vec<Arc<Frontend>>,
-    failures: Vec<String>,
+pub(crate) struct Shown {
+    pub(crate) frontends: Vec<Arc<Frontend>>,
+    pub(crate) failures: Vec<String>,
+    /// When the last state was put into force; `None` before the first.
+    pub(crate) updated: Option<SystemTime>,
+    /// Since when the kernel has not taken the rules, if it does not.
+    pub(crate) stuck_since: Option<Instant>,
+    /// The node is about to go.
+    pub(crate) leaving: bool,
+}
+
+/// Where the pages are, and what they show beside the proxier.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    pub(crate) metrics_address: SocketAddr,
+    pub(crate) healthz_address: SocketAddr,
+    pub(crate) settings: Settings,
+    pub(crate) proxy_name: Option<String>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) status: Status,
 }
 
 impl Status {
-    /// A state is in force.
-    pub(crate) fn set(&self, applied: bool, frontends: Vec<Arc<Frontend>>, failures: Vec<String>) {
-        let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = Shown { applied: shown.applied || applied, frontends, failures };
+    pub(crate) fn set(&self, shown: Shown) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     }
 
     fn with<T>(&self, read: impl FnOnce(&Shown) -> T) -> T {
         read(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether what has come in is in force, or is about to be.
+    fn is_healthy(&self) -> bool {
+        self.with(health::is_healthy)
     }
 }
 
@@ -43,28 +67,27 @@ impl Status {
 ///
 /// # Errors
 /// When an address cannot be listened on.
-pub(crate) async fn serve(
-    tasks: &mut JoinSet<()>,
-    (metrics_address, healthz_address): (SocketAddr, SocketAddr),
-    metrics: &Metrics,
-    snapshots: Snapshots,
-    status: Status,
-) -> anyhow::Result<()> {
+pub(crate) async fn serve(tasks: &mut JoinSet<()>, pages: Pages) -> anyhow::Result<()> {
+    let Pages { metrics_address, healthz_address, settings, proxy_name, metrics, snapshots, status } = pages;
     let readiness = readiness(snapshots.clone(), status.clone());
     daemon::build_info::register(&metrics.registry);
     let server = Server::bind(metrics_address).await.context("--metrics-bind-address")?;
     let server = server
         .route("/metrics", admin::metrics(metrics.registry.clone()))
         .route("/readyz", admin::readyz(readiness.clone()))
-        .route("/healthz", admin::livez())
-        // kube-proxy's page of that name, for whoever asks which kind of proxy runs here.
+        .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
+        // kube-proxy's pages of these names, for whoever asks what runs here and how.
         .route("/proxyMode", |_| Response::text(StatusCode::OK, "userspace"))
-        .route("/debug/services", move |query| services(query, &snapshots, &status));
+        .route("/configz", move |_| Response::json(StatusCode::OK, &settings.json("portolan-proxy")))
+        .local_route("/debug/services", {
+            let status = status.clone();
+            move |query| services(query, proxy_name.as_deref(), &snapshots, &status)
+        });
     tasks.spawn(server.run());
     let server = Server::bind(healthz_address).await.context("--healthz-bind-address")?;
     let server = server
-        .route("/healthz", admin::livez())
-        .route("/livez", admin::livez())
+        .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
+        .route("/livez", health::livez(status, metrics))
         .route("/readyz", admin::readyz(readiness));
     tasks.spawn(server.run());
     Ok(())
@@ -84,22 +107,27 @@ fn readiness(snapshots: Snapshots, status: Status) -> Readiness {
                 detail.push_str("; ");
                 detail.push_str(failure);
             }
-            Condition { ready: shown.applied, detail }
+            Condition { ready: shown.updated.is_some(), detail }
         })
     });
     readiness
 }
 
-fn services(query: &str, snapshots: &Snapshots, status: &Status) -> Response {
+/// `?format=json` for programs; `?service=NAMESPACE/NAME` for one Service.
+fn services(query: &str, proxy_name: Option<&str>, snapshots: &Snapshots, status: &Status) -> Response {
     let snapshot = Arc::clone(&snapshots.borrow());
-    status.with(|Shown { frontends, failures, .. }| {
-        if query == "format=json" {
-            Response::json(
-                StatusCode::OK,
-                &format_args!("{:#}", status::json(&snapshot, frontends, failures)),
-            )
+    let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+    let service = value("service");
+    status.with(|shown| {
+        let all = shown.frontends.iter();
+        let wanted = all.filter(|f| service.is_none_or(|service| f.service().to_string() == service));
+        let frontends = wanted.collect();
+        let view =
+            status::View { snapshot: &snapshot, frontends, failures: &shown.failures, service, proxy_name };
+        if value("format") == Some("json") {
+            Response::json(StatusCode::OK, &format_args!("{:#}", view.json()))
         } else {
-            Response::text(StatusCode::OK, status::table(&snapshot, frontends, failures))
+            Response::text(StatusCode::OK, view.table())
         }
     })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use discovery::ServiceEntry;
 use discovery::model::{IpFamily, Protocol, ServicePort};
@@ -10,22 +11,45 @@ use crate::backend::endpoints::{Scope, Selection};
 use crate::frontend::FrontendKey;
 use crate::surroundings::Surroundings;
 
-/// Everywhere the Service is to be served, with its endpoints. Without endpoints there is nothing to listen for: the
-/// kernel then refuses, which is what Kubernetes asks for.
-pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> BTreeMap<FrontendKey, Selection> {
-    let mut plan = BTreeMap::new();
+/// Everywhere a Service is to be served.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Without endpoints there is nothing to listen for: the kernel then refuses, which is what Kubernetes asks for.
+    pub(crate) frontends: BTreeMap<FrontendKey, Planned>,
+    /// For each port and family of which a policy of `Local` leaves clients without any endpoint though there are
+    /// others: the policy (`internal` or `external`) and the family.
+    pub(crate) without_local: Vec<(&'static str, IpFamily)>,
+}
+
+/// A frontend to be.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    /// Name of the Service port.
+    pub(crate) port: Arc<str>,
+    pub(crate) selection: Selection,
+}
+
+/// The plan for a Service.
+pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> Plan {
+    let mut plan = Plan::default();
     if !entry.service.rules.carrier.is(around.proxy_name.as_deref()) {
         return plan;
     }
     for port in entry.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+        let mut without_local = BTreeSet::new();
         for (address, scope) in entrances(entry, port, around) {
             let family = IpFamily::of(address.ip());
             let selection = Selection::of(entry, port, family, scope, around);
+            if selection.without_local {
+                without_local.insert((scope.policy(), family));
+            }
             if !selection.is_empty() {
                 // An address may be named twice; a cluster IP is the most specific and comes first.
-                plan.entry(FrontendKey { protocol: port.protocol, address }).or_insert(selection);
+                let planned = Planned { port: Arc::clone(&port.name), selection };
+                plan.frontends.entry(FrontendKey { protocol: port.protocol, address }).or_insert(planned);
             }
         }
+        plan.without_local.extend(without_local);
     }
     plan
 }

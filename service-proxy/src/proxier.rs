@@ -1,23 +1,27 @@
 //! Turns a snapshot into open sockets: opens, changes and closes frontends until they match.
 
+mod carried;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
-use discovery::model::{NamespacedName, Protocol};
+use discovery::model::{IpFamily, NamespacedName, Protocol};
 use discovery::{ServiceEntry, Snapshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::backend::endpoints::Selection;
+use self::carried::Carried;
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::catcher::Catcher;
-use crate::kernel::socket;
+use crate::kernel::{node_address, socket};
 use crate::pages::health_check;
-use crate::plan::{self, plan};
+use crate::plan::{self, Plan, Planned, plan};
 use crate::surroundings::{Place, Surroundings};
 use crate::tcp::{self, Registry};
+use crate::traffic::ServicePort;
 use crate::udp;
 use crate::worker::{Context, Worker};
 
@@ -28,17 +32,22 @@ pub(crate) struct Proxier {
     context: Arc<Context>,
     place: Place,
     surroundings: Surroundings,
-    /// Entries as last applied, to pass over those that did not change.
-    entries: HashMap<NamespacedName, Arc<ServiceEntry>>,
+    services: HashMap<NamespacedName, Carried>,
     frontends: HashMap<FrontendKey, Arc<Frontend>>,
-    /// Which of them each Service has.
-    keys: HashMap<NamespacedName, Vec<FrontendKey>>,
     failures: BTreeMap<FrontendKey, Failure>,
     registry: Arc<Registry>,
     catcher: Catcher,
-    catch_failure: Option<String>,
+    catch_failure: Option<CatchFailure>,
     /// A frontend was opened or closed since the kernel was told.
     untold: bool,
+    started: SystemTime,
+}
+
+/// The kernel does not take the rules.
+#[derive(Debug)]
+struct CatchFailure {
+    since: Instant,
+    message: String,
 }
 
 /// A frontend that could not be opened.
@@ -76,15 +85,15 @@ impl Proxier {
             context,
             place,
             surroundings: Surroundings::default(),
-            entries: HashMap::new(),
+            services: HashMap::new(),
             frontends: HashMap::new(),
-            keys: HashMap::new(),
             failures: BTreeMap::new(),
             registry,
             catcher,
             catch_failure: None,
             // An empty first state is told too: it takes over from the proxy before.
             untold: true,
+            started: SystemTime::now(),
         })
     }
 
@@ -94,43 +103,84 @@ impl Proxier {
         if !snapshot.synced {
             return;
         }
+        let started = Instant::now();
+        self.context.metrics.kube_proxy.queued();
         let surroundings = self.place.look_around(snapshot);
         let moved = surroundings != self.surroundings;
         if moved {
             self.context.locality.store(Arc::new(surroundings.locality.clone()));
             self.surroundings = surroundings;
         }
-        let gone: Vec<_> =
-            self.entries.keys().filter(|name| snapshot.service(name).is_none()).cloned().collect();
-        for name in gone {
-            if self.entries.remove(&name).is_some() {
-                self.retain(&name, &BTreeMap::new());
-            }
+        let gone = self.services.keys().filter(|name| snapshot.service(name).is_none());
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.retain(&name, &Plan::default());
+            self.services.remove(&name);
         }
-        // What a Service no longer serves goes first: its address may have passed to another one.
         let is_news = |entry: &&Arc<ServiceEntry>| {
             self.is_news(entry) || (moved && plan::depends_on_surroundings(entry))
         };
         let changed: Vec<_> = snapshot.services().filter(is_news).cloned().collect();
+        let happened = self.put_into_force(changed);
+        self.catch();
+        self.note(snapshot, started, &happened);
+    }
+
+    /// Returns when that happened which is now in force.
+    fn put_into_force(&mut self, changed: Vec<Arc<ServiceEntry>>) -> Vec<SystemTime> {
+        let mut happened = Vec::new();
         let plans: Vec<_> = changed.iter().map(|entry| plan(entry, &self.surroundings)).collect();
+        // What a Service no longer serves goes first: its address may have passed to another one.
         for (entry, plan) in changed.iter().zip(&plans) {
-            self.entries.insert(entry.service.name.clone(), Arc::clone(entry));
             self.retain(&entry.service.name, plan);
+            let counts = &self.context.metrics.kube_proxy;
+            let carried = self.services.entry(entry.service.name.clone()).or_default();
+            let slices = carried.update(entry, plan);
+            counts.service_changes.inc();
+            counts.endpoint_changes.inc_by(slices.len() as u64);
+            happened.extend(slices.iter().filter_map(|slice| slice.triggered_at));
         }
         for (entry, plan) in changed.iter().zip(plans) {
-            for (key, selection) in plan {
-                self.ensure(key, &entry.service.name, selection);
+            for (key, planned) in plan.frontends {
+                self.ensure(key, &entry.service.name, planned);
             }
         }
-        self.catch();
-        self.context.metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
+        happened
+    }
+
+    fn note(&self, snapshot: &Snapshot, started: Instant, happened: &[SystemTime]) {
+        let metrics = &self.context.metrics;
+        metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         self.count_frontends();
+        for policy in ["internal", "external"] {
+            for family in [IpFamily::V4, IpFamily::V6] {
+                let ports = self.services.values().map(|carried| carried.without_local(policy, family)).sum();
+                let gauge =
+                    metrics.kube_proxy.without_local.with_label_values(&[&family.to_string(), policy]);
+                gauge.set(count(ports));
+            }
+        }
+        if self.catch_failure.is_none() {
+            metrics.kube_proxy.synced(started.elapsed());
+            // As kube-proxy: what happened before it started says nothing about it.
+            let recent = happened.iter().filter(|happened| **happened >= self.started);
+            recent.for_each(|happened| metrics.kube_proxy.programmed(*happened));
+        }
     }
 
     /// Addresses that have to be local for all this to be reached, those of the node itself left out.
     pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
-        let wanted = self.entries.values().flat_map(|entry| plan::addresses(entry, &self.surroundings));
+        let wanted = self.entries().flat_map(|entry| plan::addresses(entry, &self.surroundings));
         wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
+    }
+
+    /// Whether this node is about to go.
+    pub(crate) fn is_leaving(&self, snapshot: &Snapshot) -> bool {
+        snapshot.nodes.get(self.place.node_name.as_str()).is_some_and(|node| node.leaving)
+    }
+
+    /// Whether the node has other addresses than when the last state was put into force.
+    pub(crate) fn node_has_moved(&self) -> bool {
+        node_address::all() != self.surroundings.locality.node
     }
 
     /// Tries again what could not be opened. False if there was nothing to try.
@@ -143,13 +193,13 @@ impl Proxier {
         }
         let failures = std::mem::take(&mut self.failures);
         for (key, failure) in failures {
-            let entry = self.entries.get(&failure.service);
-            let endpoints = entry.and_then(|entry| plan(entry, &self.surroundings).remove(&key));
-            match endpoints {
+            let entry = self.services.get(&failure.service).and_then(|carried| carried.entry.clone());
+            let planned = entry.and_then(|entry| plan(&entry, &self.surroundings).frontends.remove(&key));
+            match planned {
                 Some(_) if self.frontends.contains_key(&key) => {
                     self.failures.insert(key, failure);
                 }
-                Some(endpoints) => self.open(key, &failure.service, endpoints, Some(failure.message)),
+                Some(planned) => self.open(key, &failure.service, planned, Some(failure.message)),
                 None => {}
             }
         }
@@ -161,7 +211,12 @@ impl Proxier {
     /// What cannot be opened now, one line each.
     pub(crate) fn failures(&self) -> Vec<String> {
         let failures = self.failures.values().map(|failure| failure.message.clone());
-        failures.chain(self.catch_failure.clone()).collect()
+        failures.chain(self.catch_failure.iter().map(|failure| failure.message.clone())).collect()
+    }
+
+    /// Since when the kernel has not taken the rules, if it does not.
+    pub(crate) fn stuck_since(&self) -> Option<Instant> {
+        self.catch_failure.as_ref().map(|failure| failure.since)
     }
 
     /// Everything that is open, in order.
@@ -178,7 +233,7 @@ impl Proxier {
             let local = plan::local_ready(entry, &self.surroundings);
             Some(health_check::Wanted { port, service: entry.service.name.clone(), local })
         };
-        self.entries.values().filter_map(wanted).collect()
+        self.entries().filter_map(wanted).collect()
     }
 
     /// Where node ports are open.
@@ -208,14 +263,24 @@ impl Proxier {
     }
 
     fn is_news(&self, entry: &Arc<ServiceEntry>) -> bool {
-        self.entries.get(&entry.service.name).is_none_or(|old| !Arc::ptr_eq(old, entry))
+        let carried = self.services.get(&entry.service.name).and_then(|carried| carried.entry.as_ref());
+        carried.is_none_or(|old| !Arc::ptr_eq(old, entry))
     }
 
-    /// Closes what the Service has and `plan` has not.
-    fn retain(&mut self, service: &NamespacedName, plan: &BTreeMap<FrontendKey, Selection>) {
-        self.failures.retain(|key, failure| failure.service != *service || plan.contains_key(key));
-        let keys = self.keys.remove(service).unwrap_or_default();
-        let (kept, closed): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| plan.contains_key(key));
+    /// The Services as last applied.
+    fn entries(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        self.services.values().filter_map(|carried| carried.entry.as_ref())
+    }
+
+    /// Closes what the Service has and `plan` has not, or has for another of its ports.
+    fn retain(&mut self, service: &NamespacedName, plan: &Plan) {
+        self.failures.retain(|key, failure| failure.service != *service || plan.frontends.contains_key(key));
+        let Some(carried) = self.services.get_mut(service) else { return };
+        let stays = |key: &FrontendKey| {
+            let port = self.frontends.get(key).map(|frontend| &frontend.traffic.port.name);
+            plan.frontends.get(key).map(|planned| &planned.port) == port
+        };
+        let closed: Vec<_> = carried.keys.extract_if(.., |key| !stays(key)).collect();
         for key in closed {
             if let Some(frontend) = self.frontends.remove(&key) {
                 frontend.close();
@@ -223,16 +288,13 @@ impl Proxier {
                 info!(frontend = %key, %service, "closed");
             }
         }
-        if !kept.is_empty() {
-            self.keys.insert(service.clone(), kept);
-        }
     }
 
-    fn ensure(&mut self, key: FrontendKey, service: &NamespacedName, endpoints: Selection) {
+    fn ensure(&mut self, key: FrontendKey, service: &NamespacedName, planned: Planned) {
         match self.frontends.get(&key) {
-            Some(frontend) if frontend.service == *service => frontend.set_endpoints(endpoints),
+            Some(frontend) if frontend.service() == service => frontend.set_endpoints(planned.selection),
             Some(other) => {
-                let owner = &other.service;
+                let owner = other.service();
                 let message =
                     format!("cannot serve {key} of Service {service}: Service {owner} has it already");
                 error!("{message}");
@@ -240,7 +302,7 @@ impl Proxier {
             }
             None => {
                 let earlier = self.failures.remove(&key).map(|failure| failure.message);
-                self.open(key, service, endpoints, earlier);
+                self.open(key, service, planned, earlier);
             }
         }
     }
@@ -249,13 +311,13 @@ impl Proxier {
         &mut self,
         key: FrontendKey,
         service: &NamespacedName,
-        endpoints: Selection,
+        planned: Planned,
         earlier_failure: Option<String>,
     ) {
-        match self.start(key, service, endpoints) {
+        match self.start(key, service, planned) {
             Ok(frontend) => {
                 info!(frontend = %key, %service, "serving");
-                self.keys.entry(service.clone()).or_default().push(key);
+                self.services.entry(service.clone()).or_default().keys.push(key);
                 self.frontends.insert(key, frontend);
                 self.untold = true;
             }
@@ -271,13 +333,15 @@ impl Proxier {
     }
 
     fn start(
-        &self,
+        &mut self,
         key: FrontendKey,
         service: &NamespacedName,
-        endpoints: Selection,
+        planned: Planned,
     ) -> io::Result<Arc<Frontend>> {
         let FrontendKey { protocol, address } = key;
-        let frontend = Arc::new(Frontend::new(key, service.clone(), endpoints));
+        let port = ServicePort { service: service.clone(), name: planned.port, protocol };
+        let traffic = self.services.entry(service.clone()).or_default().traffic(port, &self.context.metrics);
+        let frontend = Arc::new(Frontend::new(key, traffic, planned.selection));
         let worker = &self.workers[usize::from(address.port()) % self.workers.len()];
         if protocol == Protocol::Udp {
             let socket = socket::bind_udp(address)?;
@@ -305,10 +369,12 @@ impl Proxier {
         // A connection that is caught has to be known; one that is no longer caught may still wait to be accepted and
         // is reset, as it would be a moment later.
         self.registry.store(Arc::new(by_address));
+        let since = self.catch_failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
         self.catch_failure = self.catcher.set(addresses).err().map(|error| {
             let message = format!("cannot catch connections (nft table inet portolan-proxy): {error}");
             error!("{message}");
-            message
+            self.context.metrics.kube_proxy.nftables_failures.inc();
+            CatchFailure { since, message }
         });
     }
 

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use daemon::drain::Drain;
-use discovery::{Snapshots, Staleness};
+use daemon::program::Settings;
+use discovery::{Snapshot, Snapshots, Staleness};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -20,10 +21,11 @@ use crate::kernel::local_route::LocalRoutes;
 use crate::metrics::Metrics;
 use crate::node_routes::{self, NodeRoutes};
 use crate::pages::health_check::HealthChecks;
-use crate::pages::{self, Status};
+use crate::pages::{self, Pages, Shown, Status};
 use crate::proxier::Proxier;
 use crate::succession::Succession;
 use crate::surroundings::Place;
+use crate::tcp::Patience;
 use crate::worker::{Context, Worker};
 
 /// How often a frontend that could not be opened is tried again.
@@ -54,6 +56,8 @@ pub struct Config {
     pub poll: Duration,
     /// How long one endpoint may take to accept.
     pub connect_timeout: Duration,
+    /// How long a TCP connection may be quiet.
+    pub patience: Patience,
     /// How long a silent UDP flow is kept.
     pub udp_idle_timeout: Duration,
     /// UDP flows a frontend may have.
@@ -62,6 +66,8 @@ pub struct Config {
     pub max_connections: Option<usize>,
     /// How long open connections may go on after the drain has begun.
     pub drain_timeout: Duration,
+    /// The flags, for `/configz`.
+    pub settings: Settings,
     /// Where `/metrics` listens.
     pub metrics_address: SocketAddr,
     /// Where `/healthz`, `/livez` and `/readyz` listen.
@@ -80,6 +86,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let context = Arc::new(Context {
         metrics: Arc::clone(&metrics),
         connect_timeout: config.connect_timeout,
+        patience: config.patience,
         udp_idle_timeout: config.udp_idle_timeout,
         udp_max_flows: config.udp_max_flows,
         max_connections: config.max_connections.unwrap_or_else(|| connections_for(limits.soft)),
@@ -89,7 +96,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     });
     let place = config.place.clone();
     let workers = (0..config.workers)
-        .map(|number| Worker::start(number, config.poll))
+        .map(|number| Worker::start(number, config.poll, config.patience.tick()))
         .collect::<Result<_, _>>()
         .context("start the workers")?;
     let proxier = Proxier::new(workers, Arc::clone(&context), config.place);
@@ -100,8 +107,16 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
     metrics.registry.register(Box::new(staleness))?;
     let mut tasks = JoinSet::new();
-    let addresses = (config.metrics_address, config.healthz_address);
-    pages::serve(&mut tasks, addresses, &metrics, discovery.snapshots.clone(), status.clone()).await?;
+    let shown = Pages {
+        metrics_address: config.metrics_address,
+        healthz_address: config.healthz_address,
+        settings: config.settings,
+        proxy_name: place.proxy_name.clone(),
+        metrics: Arc::clone(&metrics),
+        snapshots: discovery.snapshots.clone(),
+        status: status.clone(),
+    };
+    pages::serve(&mut tasks, shown).await?;
 
     if let Some(cni) = config.cni {
         let name = place.node_name.clone();
@@ -202,33 +217,49 @@ async fn serve(
     drain: &Drain,
 ) {
     let mut retry = tokio::time::interval(RETRY_INTERVAL);
-    let mut health_checks = HealthChecks::default();
+    let mut health_checks = HealthChecks::new(status.clone());
+    let mut updated = None;
     snapshots.mark_changed();
     loop {
-        let mut applied = false;
         tokio::select! {
             () = drain.started() => return,
             changed = snapshots.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                let snapshot = Arc::clone(&snapshots.borrow_and_update());
-                proxier.apply(&snapshot);
-                let single = |address: &IpAddr| !routes.covers(*address);
-                let singles = proxier.addresses().into_iter().filter(single).collect();
-                routes.set_singles(singles).await;
-                health_checks.set(proxier.health_checks(), proxier.node_port_addresses()).await;
-                applied = snapshot.synced;
-                if applied {
-                    succession.take();
-                }
             }
             _ = retry.tick() => {
-                if !proxier.retry_failures() {
+                health_checks.listen().await;
+                let has_moved = updated.is_some() && proxier.node_has_moved();
+                if !has_moved {
+                    if proxier.retry_failures() {
+                        status.set(shown(proxier, &snapshots.borrow(), updated));
+                    }
                     continue;
                 }
+                info!("the node has other addresses now");
             }
         }
-        status.set(applied, proxier.frontends(), proxier.failures());
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        proxier.apply(&snapshot);
+        let single = |address: &IpAddr| !routes.covers(*address);
+        let singles = proxier.addresses().into_iter().filter(single).collect();
+        routes.set_singles(singles).await;
+        health_checks.set(proxier.health_checks(), proxier.node_port_addresses()).await;
+        if snapshot.synced {
+            updated = Some(SystemTime::now());
+            succession.take();
+        }
+        status.set(shown(proxier, &snapshot, updated));
+    }
+}
+
+fn shown(proxier: &Proxier, snapshot: &Snapshot, updated: Option<SystemTime>) -> Shown {
+    Shown {
+        frontends: proxier.frontends(),
+        failures: proxier.failures(),
+        updated,
+        stuck_since: proxier.stuck_since(),
+        leaving: proxier.is_leaving(snapshot),
     }
 }

@@ -1,10 +1,12 @@
 //! TCP frontends: accept, connect to an endpoint, relay.
 
 mod connect;
+mod patience;
 mod proxy_protocol;
 mod relay;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +19,9 @@ use tracing::{debug, warn};
 use crate::frontend::Frontend;
 use crate::kernel::socket;
 use crate::worker::{Context, Local};
+pub use patience::Patience;
+use patience::Progress;
+use relay::Sent;
 
 /// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -73,6 +78,11 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
         return socket::reset_on_close(&client);
     };
     let metrics = &context.metrics;
+    let traffic = &frontend.traffic;
+    let Some(_open) = traffic.enter(frontend.endpoints().selection.max_connections) else {
+        metrics.connections_shed.inc();
+        return socket::reset_on_close(&client);
+    };
     metrics.connections_opened.inc();
     let started = Instant::now();
     local.poller.active();
@@ -83,17 +93,32 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
                 // The socket is new and its buffer empty; an error shows again when the relay writes.
                 drop(upstream.try_write(&proxy_protocol::header(address, asked)));
             }
-            let (sent, result) = relay::relay(&mut client, &mut upstream, &local.poller).await;
-            metrics.sent_bytes.inc_by(sent.to_upstream);
-            metrics.received_bytes.inc_by(sent.to_client);
+            let progress = Progress::default();
+            let count = |sent: Sent| {
+                metrics.sent_bytes.inc_by(sent.to_upstream);
+                metrics.received_bytes.inc_by(sent.to_client);
+                traffic.counters().sent_bytes.inc_by(sent.to_upstream);
+                traffic.counters().received_bytes.inc_by(sent.to_client);
+            };
+            let result = tokio::select! {
+                biased;
+                result = relay::relay(&mut client, &mut upstream, &local.poller, &progress, count) => result,
+                () = context.patience.exhausted(&progress, &local.slow_clock) => {
+                    metrics.quiet_ended.inc();
+                    Err(ErrorKind::TimedOut.into())
+                }
+            };
             if let Err(error) = result {
-                debug!(service = %frontend.service, %error, "connection ended by a reset");
+                debug!(service = %frontend.service(), %error, "connection ended by a reset");
                 socket::reset_on_close(&client);
                 socket::reset_on_close(&upstream);
             }
         }
         // The handshake with the client is over, so refusing is no longer possible: a reset comes closest.
-        None => socket::reset_on_close(&client),
+        None => {
+            traffic.counters().failed.inc();
+            socket::reset_on_close(&client);
+        }
     }
     drop(client);
     metrics.connections_closed.inc();

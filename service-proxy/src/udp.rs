@@ -81,7 +81,7 @@ impl Shared {
     /// The endpoint has no such port: the client is told so in its place.
     fn tell_refusal(&self, client: SocketAddr) {
         if let Err(error) = unreachable::tell(client, self.frontend.key.address) {
-            debug!(service = %self.frontend.service, %client, %error, "cannot pass on that the endpoint refuses");
+            debug!(service = %self.frontend.service(), %client, %error, "cannot pass on that the endpoint refuses");
         }
     }
 }
@@ -120,7 +120,7 @@ impl Server {
         metrics.udp_dropped.inc_by((count - passed) as u64);
         shared.poller.active();
         if let Err(error) = sent {
-            debug!(service = %shared.frontend.service, endpoint = %flow.endpoint, %error, "sending failed");
+            debug!(service = %shared.frontend.service(), endpoint = %flow.endpoint, %error, "sending failed");
             if error.kind() == io::ErrorKind::ConnectionRefused {
                 shared.tell_refusal(client);
             }
@@ -148,12 +148,13 @@ impl Server {
         }
         let upstream = opened
             .inspect_err(|error| {
-                debug!(service = %frontend.service, %endpoint, %error, "cannot open a flow");
+                debug!(service = %frontend.service(), %endpoint, %error, "cannot open a flow");
             })
             .ok()?;
+        let open = frontend.traffic.enter(None)?;
         frontend.remember(&set, client.ip(), endpoint);
         let last = AtomicU64::new(shared.now());
-        let flow = Arc::new(Flow { client, endpoint, upstream, last });
+        let flow = Arc::new(Flow { client, endpoint, upstream, last, _open: open });
         let reader = self.readers.spawn(Arc::clone(&flow).read_replies(Arc::clone(&shared)));
         self.flows.insert(Arc::clone(&flow), reader);
         context.metrics.udp_flows.inc();

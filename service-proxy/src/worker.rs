@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::locality::Locality;
 use crate::metrics::Metrics;
+use crate::tcp::Patience;
 use crate::worker::clock::Clock;
 use crate::worker::poller::Poller;
 
@@ -26,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle_timeout: Duration,
     pub(crate) udp_max_flows: usize,
+    pub(crate) patience: Patience,
     pub(crate) max_connections: usize,
     /// Where addresses are.
     pub(crate) locality: ArcSwap<Locality>,
@@ -52,6 +54,8 @@ impl Context {
 pub(crate) struct Local {
     pub(crate) poller: Arc<Poller>,
     pub(crate) clock: Arc<Clock>,
+    /// For connections that are quiet for minutes and hours.
+    pub(crate) slow_clock: Arc<Clock>,
 }
 
 /// One single-threaded runtime on a thread of its own.
@@ -64,14 +68,16 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts worker `number`, which may poll for up to `poll`.
-    pub(crate) fn start(number: usize, poll: Duration) -> io::Result<Self> {
+    /// Starts worker `number`, which may poll for up to `poll`, and look for quiet connections every `tick`.
+    pub(crate) fn start(number: usize, poll: Duration, tick: Duration) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
-        let local = Arc::new(Local { poller: Poller::new(poll), clock: Arc::default() });
+        let (clock, slow_clock) = (Arc::new(Clock::new(clock::CONNECT_TICK)), Arc::new(Clock::new(tick)));
+        let local = Arc::new(Local { poller: Poller::new(poll), clock, slow_clock });
         let poller = Arc::clone(&local.poller);
         drop(handle.spawn(async move { poller.run().await }));
         drop(handle.spawn(Arc::clone(&local.clock).run()));
+        drop(handle.spawn(Arc::clone(&local.slow_clock).run()));
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()

@@ -13,6 +13,7 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 const BALANCER: &str = "portolan.dev/balancer";
+const MAX_CONNECTIONS: &str = "portolan.dev/max-connections";
 const PROXY_PROTOCOL: &str = "portolan.dev/proxy-protocol";
 
 /// The API server's default range.
@@ -45,6 +46,7 @@ pub(super) fn traffic_rules(
         health_check_node_port: check
             .and_then(|port| port_number("spec.healthCheckNodePort", port, findings)),
         balancer: balancer(metadata, findings),
+        max_connections: max_connections(metadata, findings),
         proxy_protocol: proxy_protocol(metadata, findings),
     }
 }
@@ -171,6 +173,18 @@ fn balancer(metadata: &ObjectMeta, findings: &mut Findings) -> BalancerKind {
             BalancerKind::Random
         }
     }
+}
+
+fn max_connections(metadata: &ObjectMeta, findings: &mut Findings) -> Option<usize> {
+    let text = annotation(metadata, MAX_CONNECTIONS)?;
+    let number = text.parse().ok().filter(|number| *number > 0);
+    if number.is_none() {
+        findings.error(
+            "metadata.annotations",
+            format!("{MAX_CONNECTIONS}: {text:?} is not a number of connections (\"100\")"),
+        );
+    }
+    number
 }
 
 fn proxy_protocol(metadata: &ObjectMeta, findings: &mut Findings) -> bool {

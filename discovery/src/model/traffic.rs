@@ -29,6 +29,8 @@ pub struct TrafficRules {
     pub health_check_node_port: Option<u16>,
     /// Annotation `portolan.dev/balancer`.
     pub balancer: BalancerKind,
+    /// Annotation `portolan.dev/max-connections`: connections that each of its ports may have open on this node.
+    pub max_connections: Option<usize>,
     /// Annotation `portolan.dev/proxy-protocol: v2`: TCP connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
 }

@@ -8,10 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Clients remembered a frontend; beyond that those longest unseen are forgotten.
+/// Clients remembered a port of a Service; beyond that those longest unseen are forgotten.
 const MAX_CLIENTS: usize = 65_536;
 
-/// A frontend's memory.
+/// The memory of one port of a Service, shared by all ways into it.
 #[derive(Debug, Default)]
 pub(crate) struct Affinity(Mutex<HashMap<IpAddr, (SocketAddr, Instant)>>);
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use discovery::ServiceEntry;
 use discovery::model::{BalancerKind, IpFamily, ServicePort};
@@ -24,6 +24,13 @@ pub(crate) enum Scope {
     LoadBalancer,
 }
 
+impl Scope {
+    /// The traffic policy that is asked, as metrics name it.
+    pub(crate) fn policy(self) -> &'static str {
+        if self == Self::Internal { "internal" } else { "external" }
+    }
+}
+
 /// What a Service wants of a frontend, as plain values: two that are equal need no change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selection {
@@ -35,6 +42,10 @@ pub(crate) struct Selection {
     serving: Vec<SocketAddr>,
     balancer: BalancerKind,
     pub(crate) affinity: Option<Duration>,
+    /// Connections that the Service port may have open.
+    pub(crate) max_connections: Option<usize>,
+    /// A policy of `Local` leaves clients without any endpoint, though there are others.
+    pub(crate) without_local: bool,
     /// Whether endpoints expect a PROXY protocol header.
     pub(crate) proxy_protocol: bool,
     /// Empty: everybody may come.
@@ -42,9 +53,10 @@ pub(crate) struct Selection {
 }
 
 /// A selection put to use.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct EndpointSet {
     pub(crate) selection: Selection,
+    pub(crate) since: Instant,
     inside: Pool,
     outside: Option<Pool>,
 }
@@ -76,9 +88,11 @@ impl Selection {
                 is_local: around.is_local(endpoint),
             })
             .collect();
-        let Categories { cluster, local, .. } = categorize(&candidates, policy, &around.here);
+        let Categories { cluster, local, has_any } = categorize(&candidates, policy, &around.here);
         let serving =
             candidates.iter().filter(|c| c.endpoint.conditions.ready || c.endpoint.conditions.serving);
+        let is_local = if scope == Scope::Internal { policy.internal_local } else { policy.external_local };
+        let without_local = is_local && local.is_empty() && has_any;
         let (inside, outside) = match scope {
             Scope::Internal if policy.internal_local => (local, None),
             Scope::Internal => (cluster, None),
@@ -92,6 +106,8 @@ impl Selection {
             serving: serving.map(|c| c.address).collect(),
             balancer: rules.balancer,
             affinity: rules.affinity,
+            max_connections: rules.max_connections,
+            without_local,
             proxy_protocol: rules.proxy_protocol,
             source_ranges: if scope == Scope::LoadBalancer {
                 rules.source_ranges.clone()
@@ -109,9 +125,9 @@ impl Selection {
 
 impl EndpointSet {
     /// Puts a selection to use. What was learnt about endpoints of the set before is kept; failures are forgiven.
-    pub(crate) fn new(selection: Selection, before: &Self) -> Self {
+    pub(crate) fn new(selection: Selection, before: Option<&Self>) -> Self {
         let known = |address: &SocketAddr| {
-            let found = before.pools().find_map(|pool| pool.find(*address));
+            let found = before.into_iter().flat_map(Self::pools).find_map(|pool| pool.find(*address));
             found
                 .filter(|endpoint| !endpoint.is_ejected())
                 .map_or_else(|| Arc::new(Endpoint::new(*address)), Arc::clone)
@@ -120,7 +136,7 @@ impl EndpointSet {
             Pool::new(addresses.iter().map(known).collect(), selection.balancer)
         };
         let (inside, outside) = (pool(&selection.inside), selection.outside.as_ref().map(pool));
-        Self { selection, inside, outside }
+        Self { selection, since: Instant::now(), inside, outside }
     }
 
     /// The endpoints for a client. `is_inside` says whether it belongs to the cluster.

@@ -23,14 +23,15 @@ impl std::str::FromStr for NodePortAddress {
     }
 }
 
-/// Every address of an interface.
+/// Every address of an interface, without the link-local ones of IPv6: each pod brings one, and nobody is served there.
 pub(crate) fn all() -> HashSet<IpAddr> {
     let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
     let ip = |address: nix::sys::socket::SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     };
-    addresses.filter_map(ip).collect()
+    let is_served = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    addresses.filter_map(ip).filter(is_served).collect()
 }
 
 /// Those of `own` that node ports are opened on.

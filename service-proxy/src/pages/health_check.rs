@@ -1,6 +1,6 @@
 //! `healthCheckNodePort`: tells a load balancer in front whether this node has endpoints of a Service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +12,11 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::Status;
+
+/// The header by which a load balancer may send a node as much as it has endpoints; kube-proxy's.
+const WEIGHT: &str = "x-load-balancing-endpoint-weight";
+
 /// What a Service wants to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -22,64 +27,95 @@ pub(crate) struct Wanted {
 }
 
 /// The servers, by port.
-#[derive(Debug, Default)]
-pub(crate) struct HealthChecks(BTreeMap<u16, HealthCheck>);
+#[derive(Debug)]
+pub(crate) struct HealthChecks {
+    status: Status,
+    checks: BTreeMap<u16, HealthCheck>,
+}
 
 #[derive(Debug)]
 struct HealthCheck {
     service: NamespacedName,
-    addresses: Vec<IpAddr>,
     local: Arc<AtomicUsize>,
+    port: u16,
+    /// Where it should listen, and does not yet.
+    missing: BTreeSet<IpAddr>,
+    addresses: Vec<IpAddr>,
     /// One server an address; they end when this is dropped.
-    _servers: JoinSet<()>,
+    servers: JoinSet<()>,
 }
 
 impl HealthChecks {
+    pub(crate) fn new(status: Status) -> Self {
+        Self { status, checks: BTreeMap::new() }
+    }
+
     /// Makes the servers match what is wanted.
     pub(crate) async fn set(&mut self, wanted: Vec<Wanted>, addresses: &[IpAddr]) {
         let is_wanted = |port: &u16, check: &HealthCheck| {
             check.addresses == addresses
                 && wanted.iter().any(|w| w.port == *port && w.service == check.service)
         };
-        self.0.retain(|port, check| is_wanted(port, check));
+        self.checks.retain(|port, check| is_wanted(port, check));
         for wanted in wanted {
-            match self.0.get(&wanted.port) {
-                Some(check) => check.local.store(wanted.local, Ordering::Relaxed),
-                None => {
-                    let check = HealthCheck::start(&wanted, addresses).await;
-                    self.0.insert(wanted.port, check);
-                }
-            }
+            let check =
+                self.checks.entry(wanted.port).or_insert_with(|| HealthCheck::new(&wanted, addresses));
+            check.local.store(wanted.local, Ordering::Relaxed);
+        }
+        self.listen().await;
+    }
+
+    /// Opens what could not be opened before, too.
+    pub(crate) async fn listen(&mut self) {
+        for check in self.checks.values_mut().filter(|check| !check.missing.is_empty()) {
+            check.listen(&self.status).await;
         }
     }
 }
 
 impl HealthCheck {
-    async fn start(wanted: &Wanted, addresses: &[IpAddr]) -> Self {
-        let local = Arc::new(AtomicUsize::new(wanted.local));
-        let mut servers = JoinSet::new();
-        for address in addresses {
-            match Server::bind(SocketAddr::new(*address, wanted.port)).await {
+    fn new(wanted: &Wanted, addresses: &[IpAddr]) -> Self {
+        Self {
+            service: wanted.service.clone(),
+            local: Arc::default(),
+            port: wanted.port,
+            missing: addresses.iter().copied().collect(),
+            addresses: addresses.to_vec(),
+            servers: JoinSet::new(),
+        }
+    }
+
+    async fn listen(&mut self, status: &Status) {
+        // Said once, not with every try.
+        let is_first = self.missing.len() == self.addresses.len() && self.servers.is_empty();
+        for address in std::mem::take(&mut self.missing) {
+            match Server::bind(SocketAddr::new(address, self.port)).await {
                 Ok(server) => {
-                    let (service, local) = (wanted.service.clone(), Arc::clone(&local));
-                    servers.spawn(server.any(move |_| answer(&service, local.load(Ordering::Relaxed))).run());
+                    let (service, local, status) =
+                        (self.service.clone(), Arc::clone(&self.local), status.clone());
+                    let page =
+                        move |_: &str| answer(&service, local.load(Ordering::Relaxed), status.is_healthy());
+                    self.servers.spawn(server.any(page).run());
                 }
                 Err(error) => {
-                    warn!(service = %wanted.service, %error, "no health check for the load balancer")
+                    if is_first {
+                        warn!(service = %self.service, %error, "no health check for the load balancer, trying again");
+                    }
+                    self.missing.insert(address);
                 }
             }
         }
-        Self { service: wanted.service.clone(), addresses: addresses.to_vec(), local, _servers: servers }
     }
 }
 
 /// The body is kube-proxy's.
-fn answer(service: &NamespacedName, local: usize) -> Response {
-    let status = if local > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+fn answer(service: &NamespacedName, local: usize, is_healthy: bool) -> Response {
+    let is_well = local > 0 && is_healthy;
+    let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "service": { "namespace": &*service.namespace, "name": &*service.name },
         "localEndpoints": local,
-        "serviceProxyHealthy": true,
+        "serviceProxyHealthy": is_healthy,
     });
-    Response::json(status, &body)
+    Response::json(status, &body).with_header(WEIGHT, local)
 }

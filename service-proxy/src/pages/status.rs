@@ -1,74 +1,193 @@
-//! What is served right now, for people and for programs: `/debug/services`.
+//! What is served right now, for people and for programs: `/debug/services`, `portolan-proxy status`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use discovery::model::{Endpoint as Described, IpFamily};
 use discovery::{Snapshot, SourceState};
 use serde_json::{Value, json};
 
+use crate::backend::endpoint::Endpoint;
 use crate::frontend::Frontend;
 
-/// A table: one line a frontend, one below for each endpoint.
-pub(crate) fn table(snapshot: &Snapshot, frontends: &[Arc<Frontend>], failures: &[String]) -> String {
-    let mut text =
-        format!("{} frontends, state {} of {}\n", frontends.len(), snapshot.generation, age(snapshot));
-    for (name, source) in &snapshot.sources {
-        writeln!(text, "source {}", source.describe(name)).ok();
+/// What is shown.
+pub(super) struct View<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) frontends: Vec<&'a Arc<Frontend>>,
+    pub(super) failures: &'a [String],
+    /// The only Service that was asked for.
+    pub(super) service: Option<&'a str>,
+    /// The proxy's own name, if it is not the usual one.
+    pub(super) proxy_name: Option<&'a str>,
+}
+
+/// An endpoint of a frontend's Service port: as described, and as used, if it gets traffic.
+struct Row<'a> {
+    address: SocketAddr,
+    described: Option<&'a Described>,
+    used: Option<&'a Arc<Endpoint>>,
+}
+
+impl View<'_> {
+    /// A table: one line a frontend, one below for each endpoint.
+    pub(super) fn table(&self) -> String {
+        let snapshot = self.snapshot;
+        let mut text = format!(
+            "{} frontends, state {} of {}\n",
+            self.frontends.len(),
+            snapshot.generation,
+            age(snapshot)
+        );
+        for (name, source) in &snapshot.sources {
+            writeln!(text, "source {}", source.describe(name)).ok();
+        }
+        for failure in self.failures {
+            writeln!(text, "FAILED {failure}").ok();
+        }
+        for (service, addresses) in self.without_endpoints() {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            writeln!(text, "NO ENDPOINTS {service}: refused at {}", addresses.join(", ")).ok();
+        }
+        for frontend in &self.frontends {
+            let set = frontend.endpoints();
+            let name = service_port(frontend);
+            let total = frontend.traffic.counted().map_or(0, |counters| counters.opened.get());
+            let (open, since) = (frontend.traffic.open(), set.since.elapsed().as_secs());
+            writeln!(
+                text,
+                "\n{:<32} {name:<24} {open} open, {total} so far, endpoints since {since} s",
+                frontend.key.to_string(),
+            )
+            .ok();
+            let used: HashMap<_, _> = set.endpoints().map(|used| (used.address, used)).collect();
+            for row in self.rows(frontend, &used) {
+                let (state, open) = (row.state(), row.used.map_or(0, |used| used.connections()));
+                let line = format!("  {:<40} {state:<28} {open:>6} open  {}", row.address, row.place());
+                writeln!(text, "{}", line.trim_end()).ok();
+            }
+        }
+        text
     }
-    for failure in failures {
-        writeln!(text, "FAILED {failure}").ok();
+
+    /// The same as JSON.
+    pub(super) fn json(&self) -> Value {
+        let frontend = |frontend: &&Arc<Frontend>| {
+            let set = frontend.endpoints();
+            let used: HashMap<_, _> = set.endpoints().map(|used| (used.address, used)).collect();
+            let endpoints = self.rows(frontend, &used).into_iter().map(|row| {
+                json!({
+                    "address": row.address.to_string(),
+                    "state": row.state(),
+                    "used": row.used.is_some(),
+                    "connections": row.used.map_or(0, |used| used.connections()),
+                    "ejected": row.used.is_some_and(|used| used.is_ejected()),
+                    "node": row.described.and_then(|described| described.node_name.as_deref()),
+                    "zone": row.described.and_then(|described| described.zone.as_deref()),
+                })
+            });
+            json!({
+                "frontend": frontend.key.to_string(),
+                "service": frontend.service().to_string(),
+                "port": &*frontend.traffic.port.name,
+                "connections": frontend.traffic.open(),
+                "connectionsSoFar": frontend.traffic.counted().map_or(0, |counters| counters.opened.get()),
+                "secondsSinceEndpointsChanged": set.since.elapsed().as_secs(),
+                "endpoints": endpoints.collect::<Vec<_>>(),
+            })
+        };
+        let idle = self.without_endpoints().into_iter();
+        let idle = idle.map(|(service, addresses)| json!({ "service": service, "addresses": addresses }));
+        json!({
+            "generation": self.snapshot.generation,
+            "synced": self.snapshot.synced,
+            "secondsSinceChange": since_change(self.snapshot),
+            "sources": sources(self.snapshot),
+            "failures": self.failures,
+            "withoutEndpoints": idle.collect::<Vec<_>>(),
+            "frontends": self.frontends.iter().map(frontend).collect::<Vec<_>>(),
+        })
     }
-    for frontend in frontends {
-        let set = frontend.endpoints();
-        writeln!(text, "\n{:<32} {}", frontend.key.to_string(), frontend.service).ok();
-        for endpoint in set.endpoints() {
-            let ejected = if endpoint.is_ejected() { "  passed over: does not accept" } else { "" };
-            writeln!(text, "  {:<40} {:>6} connections{ejected}", endpoint.address, endpoint.connections())
-                .ok();
+
+    /// Services with a virtual IP that nobody serves, by name: the kernel refuses connections to them.
+    fn without_endpoints(&self) -> BTreeMap<String, &[IpAddr]> {
+        let served: BTreeSet<_> = self.frontends.iter().map(|frontend| frontend.service()).collect();
+        let idle = self.snapshot.services().filter(|entry| {
+            let name = &entry.service.name;
+            let is_asked = self.service.is_none_or(|service| name.to_string() == service);
+            let is_ours = entry.service.rules.carrier.is(self.proxy_name);
+            is_asked && is_ours && !entry.cluster_ips.is_empty() && !served.contains(name)
+        });
+        idle.map(|entry| (entry.service.name.to_string(), &entry.cluster_ips[..])).collect()
+    }
+
+    /// The endpoints of the Service port, those that get no traffic too, in order.
+    fn rows<'a>(
+        &'a self,
+        frontend: &Frontend,
+        used: &HashMap<SocketAddr, &'a Arc<Endpoint>>,
+    ) -> Vec<Row<'a>> {
+        let (port, family) = (&frontend.traffic.port, IpFamily::of(frontend.key.address.ip()));
+        let described = self.snapshot.service(&port.service).and_then(|entry| {
+            let is_it =
+                |p: &&discovery::model::ServicePort| p.name == port.name && p.protocol == port.protocol;
+            let found = entry.service.ports.iter().find(is_it)?;
+            Some(entry.endpoints(found, family, self.proxy_name, |_| false))
+        });
+        let mut rows: Vec<Row<'a>> = described
+            .into_iter()
+            .flatten()
+            .map(|(address, described)| Row {
+                address,
+                described: Some(described),
+                used: used.get(&address).copied(),
+            })
+            .collect();
+        let is_described = |address: &SocketAddr| rows.iter().any(|row| row.address == *address);
+        let rest: Vec<_> = used.iter().filter(|(address, _)| !is_described(address)).collect();
+        rows.extend(rest.into_iter().map(|(address, used)| Row {
+            address: *address,
+            described: None,
+            used: Some(used),
+        }));
+        rows.sort_by_key(|row| row.address);
+        rows
+    }
+}
+
+impl Row<'_> {
+    /// What it is good for, in words.
+    fn state(&self) -> &'static str {
+        let Some(described) = self.described else { return "gone" };
+        let conditions = described.conditions;
+        match self.used {
+            Some(used) if used.is_ejected() => "passed over: does not accept",
+            Some(_) if conditions.ready => "ready",
+            Some(_) => "terminating, serves",
+            // By a policy of Local or the hints of the slices.
+            None if conditions.ready => "ready, for others",
+            None if conditions.terminating => "terminating",
+            None => "not ready",
         }
     }
-    text
+
+    fn place(&self) -> String {
+        let place = |described: &Described| {
+            let parts = described.node_name.iter().chain(&described.zone);
+            parts.map(|part| &**part).collect::<Vec<_>>().join(" ")
+        };
+        self.described.map(place).unwrap_or_default()
+    }
 }
 
-/// The same as JSON.
-pub(crate) fn json(snapshot: &Snapshot, frontends: &[Arc<Frontend>], failures: &[String]) -> Value {
-    let frontend = |frontend: &Arc<Frontend>| {
-        let set = frontend.endpoints();
-        let endpoints = set.endpoints().map(|endpoint| {
-            json!({
-                "address": endpoint.address.to_string(),
-                "connections": endpoint.connections(),
-                "ejected": endpoint.is_ejected(),
-            })
-        });
-        json!({
-            "frontend": frontend.key.to_string(),
-            "service": frontend.service.to_string(),
-            "endpoints": endpoints.collect::<Vec<_>>(),
-        })
-    };
-    json!({
-        "generation": snapshot.generation,
-        "synced": snapshot.synced,
-        "secondsSinceChange": since_change(snapshot),
-        "sources": sources(snapshot),
-        "failures": failures,
-        "withoutEndpoints": without_endpoints(snapshot, frontends),
-        "frontends": frontends.iter().map(frontend).collect::<Vec<_>>(),
-    })
-}
-
-/// Services with a virtual IP that nobody serves: the kernel refuses their connections.
-fn without_endpoints(snapshot: &Snapshot, frontends: &[Arc<Frontend>]) -> Vec<Value> {
-    let served: BTreeSet<_> = frontends.iter().map(|frontend| &frontend.service).collect();
-    let idle = snapshot
-        .services()
-        .filter(|entry| !entry.cluster_ips.is_empty() && !served.contains(&entry.service.name));
-    let idle = idle
-        .map(|entry| json!({ "service": entry.service.name.to_string(), "addresses": entry.cluster_ips }));
-    idle.collect()
+/// The Service, with the name of its port where it has one.
+fn service_port(frontend: &Frontend) -> String {
+    match &*frontend.traffic.port.name {
+        "" => frontend.service().to_string(),
+        name => format!("{}:{name}", frontend.service()),
+    }
 }
 
 fn sources(snapshot: &Snapshot) -> Value {
@@ -85,7 +204,8 @@ fn sources(snapshot: &Snapshot) -> Value {
 }
 
 fn age(snapshot: &Snapshot) -> String {
-    since_change(snapshot).map_or_else(|| "no source yet".to_owned(), |seconds| format!("{seconds} s ago"))
+    since_change(snapshot)
+        .map_or_else(|| "nothing read yet".to_owned(), |seconds| format!("changed {seconds} s ago"))
 }
 
 /// Whole seconds; `None` before the first state.

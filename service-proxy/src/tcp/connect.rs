@@ -48,12 +48,12 @@ pub(super) async fn connect(
             Err(error) => {
                 pool.failed(endpoint);
                 let endpoint = endpoint.address;
-                debug!(service = %frontend.service, %endpoint, %error, "connect failed, trying another endpoint");
+                debug!(service = %frontend.service(), %endpoint, %error, "connect failed, trying another endpoint");
             }
         }
     }
     context.metrics.connect_failures.inc();
-    warn!(service = %frontend.service, frontend = %frontend.key, "no endpoint accepts connections");
+    warn!(service = %frontend.service(), frontend = %frontend.key, "no endpoint accepts connections");
     None
 }
 

@@ -7,12 +7,14 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::patience::Progress;
 use crate::worker::poller::Poller;
 
 /// Enough for a small request or answer.
@@ -21,6 +23,9 @@ const FIRST_BUFFER: usize = 4 * 1024;
 /// What a connection that has proved to be bulk gets.
 const BULK_BUFFER: usize = 256 * 1024;
 
+/// Bytes after which an open connection's are counted.
+const COUNT_EVERY: u64 = 64 * 1024;
+
 /// Bytes carried, for the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sent {
@@ -28,30 +33,66 @@ pub(super) struct Sent {
     pub(super) to_client: u64,
 }
 
-/// Relays until both sides have finished, or one breaks.
+/// Relays until both sides have finished, or one breaks. What was carried is counted now and then, and at the end.
 pub(super) async fn relay(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
     poller: &Poller,
-) -> (Sent, io::Result<()>) {
+    progress: &Progress,
+    count: impl Fn(Sent),
+) -> io::Result<()> {
     let ((from_client, to_client), (from_upstream, to_upstream)) = (client.split(), upstream.split());
     let mut request = Direction::new(from_client, to_upstream);
     let mut response = Direction::new(from_upstream, to_client);
-    let result = poll_fn(|cx| {
+    let mut account = Account { count, counted: Sent::default() };
+    poll_fn(|cx| {
         let before = request.carried + response.carried;
-        let one = request.poll(cx)?;
-        let other = response.poll(cx)?;
+        let result = poll_both(&mut request, &mut response, cx);
+        let sent = Sent { to_upstream: request.carried, to_client: response.carried };
+        let carried = sent.to_upstream + sent.to_client;
         // In bulk the next bytes are there already.
-        if (1..=FIRST_BUFFER as u64).contains(&(request.carried + response.carried - before)) {
+        if (1..=FIRST_BUFFER as u64).contains(&(carried - before)) {
             poller.active();
         }
-        match (one, other) {
-            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
-            _ => Poll::Pending,
-        }
+        progress.carried.store(carried, Ordering::Relaxed);
+        progress.half_closed.store(request.finished || response.finished, Ordering::Relaxed);
+        account.note(sent, result.is_ready());
+        result
     })
-    .await;
-    (Sent { to_upstream: request.carried, to_client: response.carried }, result)
+    .await
+}
+
+/// An error in one direction does not wait for the other.
+fn poll_both(
+    request: &mut Direction<'_>,
+    response: &mut Direction<'_>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    let one = request.poll(cx)?;
+    let other = response.poll(cx)?;
+    match (one, other) {
+        (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+        _ => Poll::Pending,
+    }
+}
+
+/// Tells what was carried, not with every message.
+struct Account<F> {
+    count: F,
+    counted: Sent,
+}
+
+impl<F: Fn(Sent)> Account<F> {
+    fn note(&mut self, sent: Sent, is_over: bool) {
+        let new = Sent {
+            to_upstream: sent.to_upstream - self.counted.to_upstream,
+            to_client: sent.to_client - self.counted.to_client,
+        };
+        if is_over || new.to_upstream + new.to_client >= COUNT_EVERY {
+            (self.count)(new);
+            self.counted = sent;
+        }
+    }
 }
 
 /// One direction: at most one buffer of bytes that were read and not yet written.

@@ -8,6 +8,7 @@ use tokio::net::UdpSocket;
 
 use super::Shared;
 use super::batch::Batch;
+use crate::traffic::Open;
 
 /// A socket whose only peer is the endpoint.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(super) struct Flow {
     pub(super) upstream: UdpSocket,
     /// When either side last said something, by [`Shared::now`].
     pub(super) last: AtomicU64,
+    pub(super) _open: Open,
 }
 
 impl Flow {

@@ -121,17 +121,28 @@ impl Table {
 mod tests {
     use std::sync::atomic::AtomicU64;
 
+    use discovery::model::{NamespacedName, Protocol};
+
     use super::*;
+    use crate::metrics::Metrics;
+    use crate::traffic::{ServicePort, Traffic};
 
     struct Frontend {
         table: Table,
+        traffic: Arc<Traffic>,
         runtime: tokio::runtime::Runtime,
     }
 
     impl Frontend {
         fn new() -> Self {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            Self { table: Table::default(), runtime }
+            let port = ServicePort {
+                service: NamespacedName::new("shop", "dns"),
+                name: "".into(),
+                protocol: Protocol::Udp,
+            };
+            let traffic = Arc::new(Traffic::new(port, Arc::clone(&Metrics::new().services)));
+            Self { table: Table::default(), traffic, runtime }
         }
 
         fn open(&mut self, client: &str) -> Arc<Flow> {
@@ -143,6 +154,7 @@ mod tests {
                 endpoint: "127.0.0.1:9".parse().unwrap(),
                 upstream: tokio::net::UdpSocket::from_std(upstream).unwrap(),
                 last: AtomicU64::new(0),
+                _open: self.traffic.enter(None).unwrap(),
             });
             let reader =
                 tokio::task::JoinSet::new().spawn_on(std::future::pending::<()>(), self.runtime.handle());

@@ -9,25 +9,31 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// How late a deadline may be noticed.
-const TICK: Duration = Duration::from_millis(25);
+/// How late it may be noticed that an endpoint does not accept.
+pub(crate) const CONNECT_TICK: Duration = Duration::from_millis(25);
 
 /// One worker's clock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Clock {
+    /// How late a deadline may be noticed.
+    interval: Duration,
     waiting: AtomicUsize,
     started: Notify,
     tick: Notify,
 }
 
 impl Clock {
+    pub(crate) fn new(interval: Duration) -> Self {
+        Self { interval, waiting: AtomicUsize::new(0), started: Notify::new(), tick: Notify::new() }
+    }
+
     /// Runs beside the worker's other tasks, for ever.
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
             while self.waiting.load(Ordering::Relaxed) == 0 {
                 self.started.notified().await;
             }
-            tokio::time::sleep(TICK).await;
+            tokio::time::sleep(self.interval).await;
             self.tick.notify_waiters();
         }
     }

@@ -49,15 +49,59 @@ fn should_have_session_affinity_timeout_work() {
     let _replicas = ["web-1", "web-2", "web-3"].map(|name| replica(&cluster, name, "web"));
     let timeout = "  sessionAffinityConfig: {clientIP: {timeoutSeconds: 1}}\n";
     cluster.apply("web.yaml", &spec(&format!("{CLIENT_IP}{timeout}"))).unwrap();
-    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-    wait_for("the service", || client.ask(&address)).unwrap();
-    let mut seen = BTreeSet::new();
+    let cluster_ip = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    wait_for("the service", || client.ask(&cluster_ip)).unwrap();
+    // The node port too: another client, so that neither begins the other's timeout anew.
+    let other = cluster.add_pod("other").unwrap();
+    let mut seen = [BTreeSet::new(), BTreeSet::new()];
     // With three endpoints, eight fresh choices that are all the same come once in two thousand times.
     for _ in 0..8 {
-        let first = client.ask(&address).unwrap();
-        assert_eq!(client.ask(&address).unwrap(), first, "within the timeout");
-        seen.insert(first);
+        for (seen, (pod, address)) in
+            seen.iter_mut().zip([(&client, cluster_ip.as_str()), (&other, "192.0.2.2:30083")])
+        {
+            let first = pod.ask(address).unwrap();
+            assert_eq!(pod.ask(address).unwrap(), first, "within the timeout at {address}");
+            seen.insert(first);
+        }
         std::thread::sleep(Duration::from_millis(1100));
     }
-    assert!(seen.len() > 1, "the timeout never came: {seen:?}");
+    assert!(seen.iter().all(|seen| seen.len() > 1), "the timeout never came: {seen:?}");
+}
+
+#[test]
+fn should_have_session_affinity_work_for_loadbalancer_service_with_external_traffic_policy_local_and_cluster()
+{
+    for policy in ["Cluster", "Local"] {
+        let (cluster, client) = cluster();
+        let spec = spec(CLIENT_IP).replace("NodePort", "LoadBalancer");
+        let status = "\nstatus: {loadBalancer: {ingress: [{ip: 203.0.113.60}]}}";
+        cluster
+            .apply(
+                "web.yaml",
+                &format!(
+                    "{}{status}",
+                    spec.replace(
+                        "  sessionAffinity",
+                        &format!("  externalTrafficPolicy: {policy}\n  sessionAffinity")
+                    )
+                ),
+            )
+            .unwrap();
+        let _replicas = ["web-1", "web-2", "web-3"].map(|name| replica(&cluster, name, "web"));
+        let outside = cluster.node.outside();
+        let route = ["route", "add", "203.0.113.60", "via", "192.0.2.2"];
+        outside.run(|| std::process::Command::new("ip").args(route).status()).unwrap().unwrap();
+        let ways_in = ["203.0.113.60:80".to_owned(), "192.0.2.2:30083".to_owned()];
+        let from_outside = |address: &String| outside.run(|| ask(address))?;
+        wait_for("the Service", || ways_in.iter().try_for_each(|address| from_outside(address).map(drop)))
+            .unwrap();
+        // Each way into the port leads to the same endpoint, from outside and, for a pod, on the cluster IP too.
+        let seen: Result<BTreeSet<_>> = (0..20).flat_map(|_| ways_in.iter().map(from_outside)).collect();
+        assert_eq!(seen.as_ref().unwrap().len(), 1, "{policy}: {seen:?}");
+        let cluster_ip = format!("{}:80", cluster.virtual_ip("web").unwrap());
+        let seen: Result<BTreeSet<_>> = (0..20)
+            .flat_map(|_| ways_in.iter().chain([&cluster_ip]).map(|address| client.ask(address)))
+            .collect();
+        assert_eq!(seen.as_ref().unwrap().len(), 1, "{policy}: {seen:?}");
+    }
 }

@@ -85,6 +85,8 @@ fn should_check_kube_proxy_urls() {
     let (cluster, _client) = cluster();
     let get = |url: &str| cluster.node.shell(&format!("curl -fsS -m 2 http://{url}")).unwrap();
     assert_eq!(get("127.0.0.1:10249/proxyMode"), "userspace");
+    let config: serde_json::Value = serde_json::from_str(&get("127.0.0.1:10249/configz")).unwrap();
+    assert_eq!(config["portolan-proxy"]["connect-timeout"], "1", "{config}");
     get("127.0.0.1:10249/healthz");
     get("127.0.0.1:10256/healthz");
     get("192.0.2.2:10256/livez");
@@ -239,4 +241,58 @@ fn service_endpoints_latency_should_not_be_very_high() {
     latencies.sort();
     assert!(latencies[25] < Duration::from_secs(1), "half of them took longer than {:?}", latencies[25]);
     assert!(latencies[45] < Duration::from_secs(5), "a tenth took longer than {:?}", latencies[45]);
+}
+
+/// Sends a segment that belongs to no window: `SOURCE PORT DESTINATION PORT`.
+const STRAY_SEGMENT: &str = r#"
+import socket, struct, sys
+source, sport, destination, dport = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+header = struct.pack('!HHIIBBHHH', sport, dport, 0x7fffffff, 0x7ffffff0, 5 << 4, 0x10, 502, 0, 0) + b'boom'
+pseudo = socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack('!BBH', 0, 6, len(header))
+total = sum(struct.unpack(f'!{len(pseudo + header) // 2}H', pseudo + header))
+total = (total >> 16) + (total & 0xffff)
+checksum = ~(total + (total >> 16)) & 0xffff
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+raw.sendto(header[:16] + struct.pack('!H', checksum) + header[18:], (destination, 0))
+"#;
+
+/// Where addresses are translated on the way, a segment that fits no known connection goes on untranslated, the client
+/// has never heard of its sender, and resets the connection.
+#[test]
+fn should_drop_invalid_conntrack_entries() {
+    use std::io::Write as _;
+    let (cluster, client) = cluster();
+    let server = cluster.add_pod("web-1").unwrap();
+    cluster.apply("pod-web-1.yaml", &pod_manifest("web-1", "web", "")).unwrap();
+    let listener =
+        server.netns.run(|| std::net::TcpListener::bind((server.ip.as_str(), 8080))).unwrap().unwrap();
+    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let mut stream =
+        wait_for("the service", || Ok(client.netns.run(|| TcpStream::connect(&address))??)).unwrap();
+    let (mut accepted, peer) = listener.accept().unwrap();
+    assert_eq!(peer.ip().to_string(), client.ip);
+    let count = format!(
+        "nft 'add table ip stray; add chain ip stray in {{ type filter hook input priority 0; }}; add rule ip stray in ip saddr {} counter'",
+        server.ip
+    );
+    client.shell(&cluster.node, &count).unwrap();
+    let stray = "nft 'add table ip stray; add chain ip stray in { type filter hook prerouting priority 0; }; add rule ip stray in tcp sequence 2147483647 counter'";
+    cluster.node.shell(stray).unwrap();
+    std::fs::write(cluster.directory().join("stray.py"), STRAY_SEGMENT).unwrap();
+    for _ in 0..3 {
+        let script = cluster.directory().join("stray.py");
+        let send = format!("python3 {} {} 8080 {} {}", script.display(), server.ip, client.ip, peer.port());
+        server.shell(&cluster.node, &send).unwrap();
+        stream.write_all(b"still").unwrap();
+        let mut buffer = [0; 5];
+        accepted.read_exact(&mut buffer).unwrap();
+        accepted.write_all(b"there").unwrap();
+        stream.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"there");
+    }
+    let counted = client.shell(&cluster.node, "nft list table ip stray").unwrap();
+    assert!(counted.contains("counter packets 0"), "the client hears of no pod: {counted}");
+    let arrived = cluster.node.shell("nft list table ip stray").unwrap();
+    assert!(arrived.contains("counter packets 3"), "the segments reach the proxy: {arrived}");
 }

@@ -100,6 +100,52 @@ fn should_function_for_pod_node_and_endpoint_service_in_the_secondary_ip_family(
     }
 }
 
+/// "should update endpoints", "should update nodePort", "should function for client IP based session affinity", "should
+/// function for service endpoints using hostNetwork", "should function for multiple endpoint-Services with same selector".
+#[test]
+fn should_update_endpoints_and_nodeport_and_keep_clients_in_the_secondary_ip_family() {
+    let test = DualStack::start();
+    let (cluster, client) = (test.cluster(), Place::Pod(&test.client));
+    let spec = format!("  ipFamilyPolicy: RequireDualStack\n  ipFamilies: [IPv4, IPv6]\n{PORTS}");
+    cluster.apply("web.yaml", &service(&spec)).unwrap();
+    let [_, vip] = test.virtual_ips();
+    // A second endpoint, with hostNetwork.
+    let on_node = NODE.trim_matches(['[', ']']);
+    let _host = Agnhost::start(Place::Node(&cluster.node), on_node, "host");
+    let host = pod_manifest("host", "web", &format!("status: {{podIPs: [{{ip: \"{on_node}\"}}]}}\n"))
+        .replace("spec: {", "spec: {hostNetwork: true, ");
+    cluster.apply("pod-host.yaml", &host).unwrap();
+    let ways = |node_ports: [u16; 2]| {
+        [(Way::Http, 80, node_ports[0]), (Way::Udp, 90, node_ports[1])]
+            .map(|(way, port, node_port)| (way, [format!("{vip}:{port}"), format!("{NODE}:{node_port}")]))
+    };
+    for (way, addresses) in ways([30_098, 30_099]) {
+        addresses.iter().for_each(|address| expect_hosts(client, way, address, &["web-1", "host"]));
+    }
+    let sticky = spec.replace("  type:", "  sessionAffinity: ClientIP\n  type:").replace("3009", "3008");
+    cluster.apply("web.yaml", &service(&sticky)).unwrap();
+    for (way, old) in [(Way::Http, 30_098), (Way::Udp, 30_099)] {
+        expect_refused(client, way, &format!("{NODE}:{old}"));
+    }
+    for (way, addresses) in ways([30_088, 30_089]) {
+        wait_for(&format!("one endpoint by {way:?}"), || {
+            let ask = |address: &String| client.ask(way, address, "hostname");
+            let seen = (0..10).flat_map(|_| addresses.iter().map(ask)).collect::<Result<BTreeSet<_>>>()?;
+            ensure!(seen.len() == 1, "{seen:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    let second = service(&spec).replace("{name: web}", "{name: second}").replace("3009", "3007");
+    cluster.apply("second.yaml", &second.replace("db8:f::1", "db8:f::2")).unwrap();
+    expect_hosts(client, Way::Http, "[2001:db8:f::2]:80", &["web-1", "host"]);
+    cluster.delete("pod-host.yaml").unwrap();
+    for (way, addresses) in ways([30_088, 30_089]) {
+        addresses.iter().for_each(|address| expect_hosts(client, way, address, &["web-1"]));
+    }
+    expect_hosts(client, Way::Http, "[2001:db8:f::2]:80", &["web-1"]);
+}
+
 #[test]
 fn a_service_of_one_family_has_endpoints_of_that_family_and_may_change_it() {
     let test = DualStack::start();

@@ -53,7 +53,7 @@ fn set(endpoints: &[(&str, &str)], rules: TrafficRules, scope: Scope) -> Endpoin
     let locality = Locality { local_pods: ["10.22.0.2".parse().unwrap()].into(), ..Locality::default() };
     let around = Surroundings { locality, ..Surroundings::default() };
     let selection = Selection::of(&entry, &port, IpFamily::V4, scope, &around);
-    EndpointSet::new(selection, &EndpointSet::default())
+    EndpointSet::new(selection, None)
 }
 
 fn addresses(pool: &Pool) -> Vec<String> {
@@ -100,7 +100,7 @@ fn what_is_known_of_an_endpoint_outlives_a_change_of_the_others() {
     let (entry, port) = entry(&[("10.22.0.2", "rs"), ("10.22.0.4", "rs")], TrafficRules::default());
     let around = Surroundings::default();
     let selection = Selection::of(&entry, &port, IpFamily::V4, Scope::Internal, &around);
-    let after = EndpointSet::new(selection, &before);
+    let after = EndpointSet::new(selection, Some(&before));
     assert_eq!(after.pool(|| true).endpoints()[0].connections(), 1);
     drop(in_use);
     assert_eq!(after.pool(|| true).endpoints()[0].connections(), 0);

@@ -14,6 +14,18 @@ async fn chain() -> (TcpStream, TcpStream, TcpStream, TcpStream) {
     (client, accepted, upstream, server)
 }
 
+/// Runs the relay and adds up what it counts.
+async fn run(client: &mut TcpStream, upstream: &mut TcpStream) -> (Sent, io::Result<()>) {
+    let total = std::sync::Mutex::new(Sent::default());
+    let count = |sent: Sent| {
+        let mut total = total.lock().unwrap();
+        total.to_upstream += sent.to_upstream;
+        total.to_client += sent.to_client;
+    };
+    let result = relay(client, upstream, &POLLER, &Progress::default(), count).await;
+    (total.into_inner().unwrap(), result)
+}
+
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -36,7 +48,7 @@ async fn a_half_close_leaves_the_other_direction_open() {
         client.read_to_string(&mut answer).await.unwrap();
         answer
     };
-    let ((sent, result), answer) = tokio::join!(relay(&mut accepted, &mut upstream, &POLLER), peers);
+    let ((sent, result), answer) = tokio::join!(run(&mut accepted, &mut upstream), peers);
     result.unwrap();
     assert_eq!(answer, "a long answer");
     assert_eq!(sent, Sent { to_upstream: 8, to_client: 13 });
@@ -47,7 +59,7 @@ async fn a_reset_of_one_side_ends_the_relay_with_an_error() {
     let (client, mut accepted, mut upstream, server) = chain().await;
     crate::kernel::socket::reset_on_close(&client);
     drop(client);
-    let (_, result) = relay(&mut accepted, &mut upstream, &POLLER).await;
+    let (_, result) = run(&mut accepted, &mut upstream).await;
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     drop(server);
 }
@@ -78,7 +90,7 @@ async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
         drop(server);
         received
     };
-    let ((sent, result), received) = tokio::join!(relay(&mut accepted, &mut upstream, &POLLER), peers);
+    let ((sent, result), received) = tokio::join!(run(&mut accepted, &mut upstream), peers);
     result.unwrap();
     assert!(received == expected, "{} of {} bytes", received.len(), expected.len());
     assert_eq!(sent.to_upstream, 4_000_000);

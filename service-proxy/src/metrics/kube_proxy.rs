@@ -1,0 +1,108 @@
+//! What kube-proxy counts too, under its names, so that its dashboards and alerts go on working.
+//!
+//! One sync here is for both families, so these have no label `ip_family` where kube-proxy has one proxier a family.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use daemon::metrics::register;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    exponential_buckets,
+};
+
+/// One struct for all of them.
+#[derive(Debug)]
+pub(crate) struct KubeProxy {
+    sync: Histogram,
+    programming: Histogram,
+    last_sync: Gauge,
+    last_queued: Gauge,
+    pub(crate) service_changes: IntCounter,
+    pub(crate) endpoint_changes: IntCounter,
+    pub(crate) without_local: IntGaugeVec,
+    pub(crate) nftables_failures: IntCounter,
+    pub(crate) healthz: IntCounterVec,
+    pub(crate) livez: IntCounterVec,
+}
+
+impl KubeProxy {
+    pub(super) fn new(registry: &Registry) -> Self {
+        let rules = |name: &str| format!("kubeproxy_sync_proxy_rules_{name}");
+        let counter = |name: String, help: &str| register(registry, IntCounter::new(name, help));
+        let gauge = |name: String, help: &str| register(registry, Gauge::new(name, help));
+        let coded = |name: &str, help: &str| {
+            register(
+                registry,
+                IntCounterVec::new(Opts::new(format!("kubeproxy_proxy_{name}"), help), &["code"]),
+            )
+        };
+        let histogram = |name: String, help: &str, buckets: Vec<f64>| {
+            register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+        };
+        let without_local = Opts::new(
+            rules("no_local_endpoints_total"),
+            "Ports of Services with a Local policy and no endpoint on this node, though there are others.",
+        );
+        Self {
+            sync: histogram(
+                rules("duration_seconds"),
+                "Time to put a new state into force.",
+                exponential_buckets(0.001, 2.0, 15).unwrap_or_default(),
+            ),
+            programming: histogram(
+                "kubeproxy_network_programming_duration_seconds".to_owned(),
+                "Time from a change of a pod or Service to its being in force here.",
+                programming_buckets(),
+            ),
+            last_sync: gauge(rules("last_timestamp_seconds"), "When a state was last put into force."),
+            last_queued: gauge(rules("last_queued_timestamp_seconds"), "When a state last came in."),
+            service_changes: counter(rules("service_changes_total"), "Services that changed."),
+            endpoint_changes: counter(
+                rules("endpoint_changes_total"),
+                "EndpointSlices that changed or appeared.",
+            ),
+            without_local: register(
+                registry,
+                IntGaugeVec::new(without_local, &["ip_family", "traffic_policy"]),
+            ),
+            nftables_failures: counter(
+                rules("nftables_sync_failures_total"),
+                "Failures to change the nftables rules.",
+            ),
+            healthz: coded("healthz_total", "Answers of /healthz."),
+            livez: coded("livez_total", "Answers of /livez."),
+        }
+    }
+
+    /// A state came in.
+    pub(crate) fn queued(&self) {
+        self.last_queued.set(since_epoch(SystemTime::now()));
+    }
+
+    /// It is in force, after so long.
+    pub(crate) fn synced(&self, took: Duration) {
+        self.sync.observe(took.as_secs_f64());
+        self.last_sync.set(since_epoch(SystemTime::now()));
+    }
+
+    /// Something that happened then is in force now.
+    pub(crate) fn programmed(&self, happened: SystemTime) {
+        // The clock of whoever wrote it may be ahead.
+        self.programming.observe(happened.elapsed().unwrap_or_default().as_secs_f64());
+    }
+}
+
+/// kube-proxy's own: 0.25 s, 0.5 s, then seconds, then coarser up to five minutes.
+fn programming_buckets() -> Vec<f64> {
+    let steps = |from: u32, to: u32, by: usize| (from..=to).step_by(by).map(f64::from);
+    [0.25, 0.5]
+        .into_iter()
+        .chain(steps(1, 59, 1))
+        .chain(steps(60, 115, 5))
+        .chain(steps(120, 300, 30))
+        .collect()
+}
+
+fn since_epoch(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

@@ -1,0 +1,122 @@
+//! How long a connection may be quiet.
+//!
+//! One that is half closed may wait for an answer that never comes: a proxy that waits for ever leaks it, one that does not
+//! wait at all breaks protocols. The kernel's own connection tracking gives it an hour (`tcpCloseWaitTimeout` of
+//! kube-proxy), and so does this, counted from the last byte. An open one may be silent for ever unless told otherwise.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::worker::clock::Clock;
+
+/// The limits; `None` means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// One side has closed, the other has not.
+    pub half_closed: Option<Duration>,
+    /// Neither has.
+    pub idle: Option<Duration>,
+}
+
+/// What the relay has done so far. Both sides of it are polled by one task: nothing is contended.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    pub(super) carried: AtomicU64,
+    pub(super) half_closed: AtomicBool,
+}
+
+impl Patience {
+    /// How coarse the clock for these may be.
+    pub(crate) fn tick(&self) -> Duration {
+        let shortest = self.half_closed.into_iter().chain(self.idle).min();
+        let coarse = shortest.unwrap_or(Duration::MAX) / 8;
+        coarse.clamp(Duration::from_millis(25), Duration::from_secs(60))
+    }
+
+    /// Returns when nothing has moved for as long as the connection may be quiet, or up to twice that. It is polled with
+    /// the relay, and so learns of a half-close without being told.
+    pub(super) async fn exhausted(&self, progress: &Progress, clock: &Clock) {
+        loop {
+            let limit = poll_fn(|_| self.limit(progress).map_or(Poll::Pending, Poll::Ready)).await;
+            let before = progress.now();
+            clock.passed(Instant::now() + limit).await;
+            if progress.now() == before {
+                return;
+            }
+        }
+    }
+
+    fn limit(&self, progress: &Progress) -> Option<Duration> {
+        if progress.half_closed.load(Ordering::Relaxed) { self.half_closed } else { self.idle }
+    }
+}
+
+impl Progress {
+    fn now(&self) -> (u64, bool) {
+        (self.carried.load(Ordering::Relaxed), self.half_closed.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(80);
+
+    /// For how long a connection was put up with, of which `step` says every 20 ms what it does.
+    async fn lasted(patience: Patience, step: impl Fn(u32, &Progress)) -> Option<Duration> {
+        let clock = Arc::new(Clock::new(Duration::from_millis(5)));
+        let (progress, started) = (Progress::default(), Instant::now());
+        let life = async {
+            for number in 0..20 {
+                step(number, &progress);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = Arc::clone(&clock).run() => unreachable!(),
+            // As in the relay, the whole is polled whenever one part moves.
+            () = async { tokio::select! { () = life => (), () = patience.exhausted(&progress, &clock) => () } } => {}
+        }
+        Some(started.elapsed()).filter(|lasted| *lasted < Duration::from_millis(390))
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_half_closed_and_quiet_ends() {
+        let patience = Patience { half_closed: Some(LIMIT), idle: None };
+        let half_close = |number: u32, progress: &Progress| {
+            progress.half_closed.store(number >= 3, Ordering::Relaxed);
+        };
+        let lasted_for = lasted(patience, half_close).await.unwrap();
+        assert!(lasted_for >= Duration::from_millis(60) + LIMIT, "{lasted_for:?}");
+        let talking = |number: u32, progress: &Progress| {
+            progress.half_closed.store(true, Ordering::Relaxed);
+            progress.carried.store(u64::from(number), Ordering::Relaxed);
+        };
+        assert_eq!(lasted(patience, talking).await, None, "bytes still flow");
+        assert_eq!(lasted(patience, |_, _| {}).await, None, "open connections may be silent");
+    }
+
+    #[tokio::test]
+    async fn an_open_connection_ends_only_where_idle_ones_are_limited() {
+        let patience = Patience { half_closed: None, idle: Some(LIMIT) };
+        assert!(lasted(patience, |_, _| {}).await.is_some());
+        assert_eq!(lasted(Patience::default(), |_, _| {}).await, None);
+    }
+
+    #[test]
+    fn the_clock_is_as_coarse_as_the_limits_allow() {
+        let tick = |half_closed: u64, idle: Option<u64>| {
+            let half_closed = Some(Duration::from_secs(half_closed));
+            Patience { half_closed, idle: idle.map(Duration::from_secs) }.tick()
+        };
+        assert_eq!(tick(3600, None), Duration::from_secs(60));
+        assert_eq!(tick(3600, Some(8)), Duration::from_secs(1));
+        assert_eq!(tick(0, None), Duration::from_millis(25));
+        assert_eq!(Patience::default().tick(), Duration::from_secs(60));
+    }
+}

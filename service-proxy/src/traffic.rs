@@ -1,0 +1,92 @@
+//! What all the ways into one port of a Service share: where its clients were, how much is open, what was carried.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use discovery::model::{NamespacedName, Protocol};
+
+use crate::backend::affinity::Affinity;
+use crate::metrics::services::{Counters, Services};
+
+/// A port of a Service, as kube-proxy tells them apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ServicePort {
+    pub(crate) service: NamespacedName,
+    /// Empty for the only one.
+    pub(crate) name: Arc<str>,
+    pub(crate) protocol: Protocol,
+}
+
+/// The traffic of a port. It lives as long as the port is carried or a connection is open.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    pub(crate) port: ServicePort,
+    affinity: Affinity,
+    open: AtomicUsize,
+    services: Arc<Services>,
+    /// Made when there is something to count.
+    counters: OnceLock<Counters>,
+}
+
+/// Counts as open while it lives.
+#[derive(Debug)]
+pub(crate) struct Open(Arc<Traffic>);
+
+impl Traffic {
+    pub(crate) fn new(port: ServicePort, services: Arc<Services>) -> Self {
+        Self {
+            port,
+            affinity: Affinity::default(),
+            open: AtomicUsize::new(0),
+            services,
+            counters: OnceLock::new(),
+        }
+    }
+
+    /// Connections and flows open now.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// What has been counted so far, if anything.
+    pub(crate) fn counted(&self) -> Option<&Counters> {
+        self.counters.get()
+    }
+
+    /// The counters of this port.
+    pub(crate) fn counters(&self) -> &Counters {
+        self.counters.get_or_init(|| self.services.counters(&self.port))
+    }
+
+    /// Lets a connection in, unless `limit` are open.
+    pub(crate) fn enter(self: &Arc<Self>, limit: Option<usize>) -> Option<Open> {
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        if limit.is_some_and(|limit| before >= limit) {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.counters().shed.inc();
+            return None;
+        }
+        self.counters().opened.inc();
+        Some(Open(Arc::clone(self)))
+    }
+
+    /// Where the client was within the last `timeout`.
+    pub(crate) fn recall(&self, client: IpAddr, timeout: Duration) -> Option<SocketAddr> {
+        self.affinity.recall(client, timeout)
+    }
+
+    /// Notes where the client is now.
+    pub(crate) fn remember(&self, client: IpAddr, endpoint: SocketAddr, timeout: Duration) {
+        self.affinity.remember(client, endpoint, timeout);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.counters().closed.inc();
+    }
+}

@@ -1,0 +1,111 @@
+//! What one Service or one quiet connection may take.
+
+use std::io::Write as _;
+
+use super::*;
+
+/// A connection from the client, held open.
+fn open(client: &Pod, address: &str) -> TcpStream {
+    let stream = client.netns.run(|| TcpStream::connect(address)).unwrap().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+}
+
+/// Accepts connections in a pod and keeps them, without a word.
+fn silent_server(cluster: &Cluster, name: &str) -> std::sync::mpsc::Receiver<TcpStream> {
+    let pod = cluster.add_pod(name).unwrap();
+    cluster.apply(&format!("pod-{name}.yaml"), &pod_manifest(name, "web", "")).unwrap();
+    let listener = pod.netns.run(|| std::net::TcpListener::bind((pod.ip.as_str(), 8080))).unwrap().unwrap();
+    let (accepted, connections) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            if accepted.send(stream).is_err() {
+                return;
+            }
+        }
+    });
+    connections
+}
+
+#[test]
+fn a_service_has_no_more_connections_than_it_asks_for_on_all_ways_in() {
+    let (cluster, client) = cluster();
+    let connections = silent_server(&cluster, "web-1");
+    let limited = service(
+        "  type: NodePort\n  externalIPs: [203.0.113.50]\n  ports: [{port: 80, targetPort: 8080, nodePort: 30085}]",
+    )
+    .replace("{name: web}", "{name: web, annotations: {portolan.dev/max-connections: \"2\"}}");
+    cluster.apply("web.yaml", &limited).unwrap();
+    let vip = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let first = wait_for("the service", || Ok(client.netns.run(|| TcpStream::connect(&vip))??)).unwrap();
+    let second = open(&client, "203.0.113.50:80");
+    for _ in 0..2 {
+        connections.recv_timeout(Duration::from_secs(5)).unwrap();
+    }
+    for address in [&vip, "203.0.113.50:80", "192.0.2.2:30085"] {
+        let error = open(&client, address).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{address}");
+    }
+    let shed = r#"portolan_proxy_service_connections_shed_total{namespace="default",port="",protocol="tcp",service="web"}"#;
+    assert_eq!(cluster.proxy_metric(shed).unwrap(), 3.0);
+    drop(second);
+    wait_for("room for another one", || {
+        let mut another = open(&client, &vip);
+        another.set_read_timeout(Some(Duration::from_millis(200)))?;
+        let error = another.read(&mut [0]).unwrap_err();
+        ensure!(error.kind() == ErrorKind::WouldBlock, "{error}");
+        Ok(())
+    })
+    .unwrap();
+    drop(first);
+    // Without the annotation there is no limit, for the same frontends.
+    cluster.apply("web.yaml", &limited.replace("portolan.dev/max-connections", "other")).unwrap();
+    wait_for("any number", || {
+        let many: Vec<_> = (0..5).map(|_| open(&client, &vip)).collect();
+        for mut stream in &many {
+            stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+            let error = stream.read(&mut [0]).unwrap_err();
+            ensure!(error.kind() == ErrorKind::WouldBlock, "{error}");
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_half_closed_connection_that_stays_quiet_is_ended_and_an_open_one_is_not() {
+    let cluster = Cluster::start_with(&["--half-closed-timeout", "1"]).unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let connections = silent_server(&cluster, "web-1");
+    cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+    let vip = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let mut quiet = wait_for("the service", || Ok(client.netns.run(|| TcpStream::connect(&vip))??)).unwrap();
+    let mut at_quiet = connections.recv_timeout(Duration::from_secs(5)).unwrap();
+    let (mut half_closed, mut streaming) = (open(&client, &vip), open(&client, &vip));
+    let mut at_half_closed = connections.recv_timeout(Duration::from_secs(5)).unwrap();
+    let mut at_streaming = connections.recv_timeout(Duration::from_secs(5)).unwrap();
+    for stream in [&half_closed, &streaming] {
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+    // Half closed as well, but the answer goes on for longer than the timeout.
+    let mut answer = String::new();
+    for _ in 0..30 {
+        at_streaming.write_all(b"x").unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop(at_streaming);
+    streaming.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer.len(), 30);
+    let error = half_closed.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    at_half_closed.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut end = [0; 8];
+    let told = at_half_closed.read(&mut end).and_then(|_| at_half_closed.write(b"late"));
+    let told = told.and_then(|_| at_half_closed.write(b"later"));
+    assert!(told.is_err(), "the endpoint is told too: {told:?}");
+    assert_eq!(cluster.proxy_metric("portolan_proxy_quiet_connections_ended_total").unwrap(), 1.0);
+    at_quiet.write_all(b"still here").unwrap();
+    let mut said = [0; 10];
+    quiet.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"still here");
+}

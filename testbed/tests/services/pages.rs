@@ -1,0 +1,186 @@
+//! What the proxy tells: load balancers, dashboards and people.
+
+use super::*;
+
+/// Status and body of a page, as the node sees it.
+fn page(cluster: &Cluster, url: &str) -> Result<(u16, String)> {
+    let text = cluster.node.shell(&format!("curl -sS -w '\\n%{{http_code}}' {url}"))?;
+    let (body, code) = text.trim_end().rsplit_once('\n').context("no status")?;
+    Ok((code.parse()?, body.to_owned()))
+}
+
+fn json(body: &str) -> serde_json::Value {
+    serde_json::from_str(body).unwrap()
+}
+
+const HEALTHZ: &str = "http://127.0.0.1:10256/healthz";
+
+#[test]
+fn a_node_that_is_about_to_go_is_not_for_load_balancers_any_more() {
+    let cluster = Cluster::start_with(&["--node-name", "n1"]).unwrap();
+    let (code, body) = page(&cluster, HEALTHZ).unwrap();
+    assert_eq!(code, 200);
+    let body = json(&body);
+    assert_eq!(body["nodeEligible"], true);
+    for key in ["lastUpdated", "currentTime"] {
+        assert!(body[key].as_str().is_some_and(|time| time.ends_with('Z')), "{body}");
+    }
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n";
+    let marked =
+        format!("{node}spec: {{taints: [{{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}}]}}\n");
+    let leaving = node.replace("{name: n1}", "{name: n1, deletionTimestamp: '2026-01-02T03:04:05Z'}");
+    for going in [&marked, &leaving] {
+        for (manifest, expected) in [(going.as_str(), 503), (node, 200)] {
+            cluster.apply("node.yaml", manifest).unwrap();
+            wait_for(&format!("status {expected}"), || {
+                let (code, body) = page(&cluster, HEALTHZ)?;
+                ensure!(
+                    code == expected && json(&body)["nodeEligible"] == (expected == 200),
+                    "{code} {body}"
+                );
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(page(&cluster, "http://127.0.0.1:10256/livez").unwrap().0, 200, "it lives");
+        }
+    }
+    assert!(cluster.proxy_metric(r#"kubeproxy_proxy_healthz_total{code="503"}"#).unwrap() >= 2.0);
+}
+
+#[test]
+fn a_health_check_whose_port_is_taken_is_opened_as_soon_as_it_is_free() {
+    let (cluster, _client) = cluster();
+    let taken = cluster.node.run(|| std::net::TcpListener::bind("192.0.2.2:32100")).unwrap();
+    let spec = format!(
+        "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32100\n{PORT_80}"
+    );
+    cluster.apply("web.yaml", &service(&spec)).unwrap();
+    let _replicas = ["web-1", "web-2"].map(|name| replica(&cluster, name, "web"));
+    wait_for("the log to tell", || {
+        let log = cluster.logs();
+        ensure!(log.contains("no health check for the load balancer"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    drop(taken);
+    wait_for("the health check", || {
+        let answer = cluster.node.shell("curl -sSi http://192.0.2.2:32100/anything")?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        ensure!(answer.contains("x-load-balancing-endpoint-weight: 2"), "{answer}");
+        ensure!(answer.contains(r#""localEndpoints":2"#) && answer.contains(r#""serviceProxyHealthy":true"#));
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_address_that_the_node_gets_later_is_served() {
+    let flags = ["--node-port-addresses", "192.0.2.0/24,198.18.0.0/24"];
+    let cluster = Cluster::start_with(&flags).unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let spec = "  type: NodePort\n  ports: [{port: 80, targetPort: 8080, nodePort: 30086}]";
+    cluster.apply("web.yaml", &service(spec)).unwrap();
+    let _replica = replica(&cluster, "web-1", "web");
+    expect_answers(&client, "192.0.2.2:30086", &["web-1"]);
+    cluster.node.shell("ip address add 198.18.0.9/24 dev lo").unwrap();
+    expect_answers(&client, "198.18.0.9:30086", &["web-1"]);
+    cluster.node.shell("ip address del 198.18.0.9/24 dev lo").unwrap();
+    wait_for("it to be given up", || {
+        let page = cluster.node.shell("curl -sS http://127.0.0.1:10249/debug/services")?;
+        ensure!(!page.contains("198.18.0.9"), "{page}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn status_shows_every_endpoint_with_its_state_and_only_to_this_machine() {
+    let cluster = Cluster::start_with(&["--metrics-bind-address", "0.0.0.0:10249"]).unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let ready = replica(&cluster, "web-1", "none");
+    cluster.apply("web.yaml", &service("  ports: [{name: http, port: 80, targetPort: 8080}]")).unwrap();
+    let endpoints = [
+        (ready.pod.ip.as_str(), "nodeName: n1, zone: z1"),
+        ("10.22.9.2", "conditions: {ready: false}"),
+        ("10.22.9.3", "conditions: {ready: false, serving: true, terminating: true}"),
+    ];
+    let named = slice("web-a", &endpoints).replace("[{port: 8080}]", "[{name: http, port: 8080}]");
+    cluster.apply("slice.yaml", &named).unwrap();
+    let vip = cluster.virtual_ip("web").unwrap();
+    expect_answers(&client, &format!("{vip}:80"), &["web-1"]);
+    let status = |more: &str| {
+        let program = testbed::Binaries::find().unwrap().path("portolan-proxy");
+        cluster.node.shell(&format!("{} status {more}", program.display()))
+    };
+    let text = status("").unwrap();
+    for expected in [
+        format!("{vip}:80/tcp"),
+        "default/web:http".to_owned(),
+        "source manifests: ".to_owned(),
+        "not ready".to_owned(),
+        "terminating".to_owned(),
+        "n1 z1".to_owned(),
+    ] {
+        assert!(text.contains(&expected), "{expected}: {text}");
+    }
+    assert!(!status("default/other").unwrap().contains(&vip), "only what was asked for");
+    let shown = json(&status("default/web --json").unwrap());
+    let endpoints = shown["frontends"][0]["endpoints"].as_array().unwrap().clone();
+    let states: BTreeSet<&str> = endpoints.iter().filter_map(|endpoint| endpoint["state"].as_str()).collect();
+    assert_eq!(states, ["ready", "not ready", "terminating"].into());
+    assert!(shown["frontends"][0]["connectionsSoFar"].as_u64().unwrap() >= 20);
+    let (code, _) = page(&cluster, "http://192.0.2.2:10249/debug/services").unwrap();
+    assert_eq!(code, 403);
+    let (code, _) = page(&cluster, "http://192.0.2.2:10249/metrics").unwrap();
+    assert_eq!(code, 200);
+    let refused = status("--metrics-bind-address 127.0.0.1:1").unwrap_err().to_string();
+    assert!(refused.contains("no proxy shows its state on 127.0.0.1:1"), "{refused}");
+}
+
+#[test]
+fn kube_proxys_metrics_are_there_under_their_names() {
+    let cluster = Cluster::start_with(&["--node-name", "n1"]).unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let replica = replica(&cluster, "web-1", "none");
+    cluster.apply("web.yaml", &service(&format!("  internalTrafficPolicy: Local\n{PORT_80}"))).unwrap();
+    let trigger = |seconds: i64| {
+        let at = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(seconds);
+        format!("annotations: {{endpoints.kubernetes.io/last-change-trigger-time: '{at}'}}, name: web-a")
+    };
+    let with = |place: &str, metadata: &str| {
+        let slice = slice("web-a", &[(replica.pod.ip.as_str(), place)]).replace("name: web-a", metadata);
+        cluster.apply("slice.yaml", &slice).unwrap();
+    };
+    with("nodeName: elsewhere", "name: web-a");
+    let stranded =
+        r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}"#;
+    wait_for("a policy without endpoints", || {
+        ensure!(cluster.proxy_metric(stranded)? == 1.0);
+        Ok(())
+    })
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    with("nodeName: n1", &trigger(1));
+    expect_answers(&client, &format!("{}:80", cluster.virtual_ip("web").unwrap()), &["web-1"]);
+    assert_eq!(cluster.proxy_metric(stranded).unwrap(), 0.0);
+    assert_eq!(cluster.proxy_metric("kubeproxy_network_programming_duration_seconds_count").unwrap(), 1.0);
+    let took = cluster.proxy_metric("kubeproxy_network_programming_duration_seconds_sum").unwrap();
+    assert!((1.0..10.0).contains(&took), "{took}");
+    for name in [
+        "kubeproxy_sync_proxy_rules_duration_seconds_count",
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+        "kubeproxy_sync_proxy_rules_service_changes_total",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+    ] {
+        assert!(cluster.proxy_metric(name).unwrap() > 0.0, "{name}");
+    }
+    let series = r#"portolan_proxy_service_connections_opened_total{namespace="default",port="",protocol="tcp",service="web"}"#;
+    assert!(cluster.proxy_metric(series).unwrap() >= 20.0);
+    cluster.delete("web.yaml").unwrap();
+    wait_for("the series to go with the Service", || {
+        ensure!(cluster.proxy_metric(series).is_err());
+        Ok(())
+    })
+    .unwrap();
+}
