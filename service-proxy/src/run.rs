@@ -83,17 +83,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     info!(?config, %limits, "starting");
     let metrics = Arc::new(Metrics::new());
     let divert = if config.borrow_addresses { divert().await } else { None };
-    let context = Arc::new(Context {
-        metrics: Arc::clone(&metrics),
-        connect_timeout: config.connect_timeout,
-        patience: config.patience,
-        udp_idle_timeout: config.udp_idle_timeout,
-        udp_max_flows: config.udp_max_flows,
-        max_connections: config.max_connections.unwrap_or_else(|| connections_for(limits.soft)),
-        locality: ArcSwap::default(),
-        borrow_addresses: divert.is_some(),
-        tasks: TaskTracker::new(),
-    });
+    let context = Arc::new(context(&config, limits.soft, divert.is_some(), &metrics));
     let place = config.place.clone();
     let workers = (0..config.workers)
         .map(|number| Worker::start(number, config.poll, config.patience.tick()))
@@ -183,6 +173,21 @@ pub async fn clean_up(config: Config) -> anyhow::Result<()> {
         cni_config::remove(&cni.file).with_context(|| format!("remove {}", cni.file.display()))?;
     }
     node_routes::clean_up().await.context("delete the routes to other nodes")
+}
+
+/// What connections need to know, with room for as many as there are files.
+fn context(config: &Config, files: u64, borrow_addresses: bool, metrics: &Arc<Metrics>) -> Context {
+    Context {
+        metrics: Arc::clone(metrics),
+        connect_timeout: config.connect_timeout,
+        patience: config.patience,
+        udp_idle_timeout: config.udp_idle_timeout,
+        udp_max_flows: config.udp_max_flows,
+        max_connections: config.max_connections.unwrap_or_else(|| connections_for(files)),
+        locality: ArcSwap::default(),
+        borrow_addresses,
+        tasks: TaskTracker::new(),
+    }
 }
 
 /// A connection has two sockets; some files are left for flows, pages and watches.
