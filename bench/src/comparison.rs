@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::Estimate;
+use crate::statistics::Estimate;
 
 /// One shape of load over several paths.
 #[derive(Clone, Debug, Serialize, Deserialize)]

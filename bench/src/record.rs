@@ -22,7 +22,8 @@ use crate::interrupt;
 use crate::raw::{self, RawPath};
 use crate::target;
 
-pub use figure::{Estimate, Figure};
+pub use crate::statistics::Estimate;
+pub use figure::Figure;
 pub(crate) use shown::micros;
 pub use shown::{Axis, Chart, Configuration, Distribution, Line, Table};
 

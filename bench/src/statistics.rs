@@ -2,10 +2,46 @@
 
 use fastrand::Rng;
 
-use crate::record::Estimate;
+use serde::{Deserialize, Serialize};
 
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 2000;
+
+/// A value and the 95% interval it lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// The best single value.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Estimate {
+    /// Lower end, value, upper end.
+    pub fn new(low: f64, value: f64, high: f64) -> Self {
+        Self { value, low, high }
+    }
+
+    /// Half of what is between the ends.
+    pub fn half_width(self) -> f64 {
+        (self.high - self.low) / 2.0
+    }
+
+    /// The same in another unit.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        Self { value: self.value * factor, low: self.low * factor, high: self.high * factor }
+    }
+}
+
+/// A count, or a single observation: no interval.
+impl From<f64> for Estimate {
+    fn from(value: f64) -> Self {
+        Self { value, low: value, high: value }
+    }
+}
 
 /// The median; zero of nothing.
 pub(crate) fn median(values: &mut [f64]) -> f64 {

@@ -14,7 +14,7 @@ use crate::kernel::node_address::NodePortAddress;
 use crate::node_routes::NodeRoutes;
 use crate::run::Config;
 use crate::surroundings::Place;
-use crate::tcp::Patience;
+use crate::worker::patience::Patience;
 
 /// Carries Service virtual IPs to pods.
 ///

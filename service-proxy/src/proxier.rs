@@ -19,9 +19,9 @@ use crate::kernel::catcher::Catcher;
 use crate::kernel::{node_address, socket};
 use crate::pages::health_check;
 use crate::plan::{self, Plan, Planned, plan};
+use crate::service_port::ServicePort;
 use crate::surroundings::{Place, Surroundings};
 use crate::tcp::{self, Registry};
-use crate::traffic::ServicePort;
 use crate::udp;
 use crate::worker::{Context, Worker};
 

@@ -25,7 +25,7 @@ use crate::pages::{self, Pages, Shown, Status};
 use crate::proxier::Proxier;
 use crate::succession::Succession;
 use crate::surroundings::Place;
-use crate::tcp::Patience;
+use crate::worker::patience::Patience;
 use crate::worker::{Context, Worker};
 
 /// How often a frontend that could not be opened is tried again.

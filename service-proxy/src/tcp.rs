@@ -1,7 +1,6 @@
 //! TCP frontends: accept, connect to an endpoint, relay.
 
 mod connect;
-mod patience;
 mod proxy_protocol;
 mod relay;
 
@@ -18,9 +17,8 @@ use tracing::{debug, warn};
 
 use crate::frontend::Frontend;
 use crate::kernel::socket;
+use crate::worker::patience::Progress;
 use crate::worker::{Context, Local};
-pub use patience::Patience;
-use patience::Progress;
 use relay::Sent;
 
 /// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.

@@ -6,19 +6,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use discovery::model::{NamespacedName, Protocol};
-
 use crate::backend::affinity::Affinity;
 use crate::metrics::services::{Counters, Services};
-
-/// A port of a Service, as kube-proxy tells them apart.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct ServicePort {
-    pub(crate) service: NamespacedName,
-    /// Empty for the only one.
-    pub(crate) name: Arc<str>,
-    pub(crate) protocol: Protocol,
-}
+use crate::service_port::ServicePort;
 
 /// The traffic of a port. It lives as long as the port is carried or a connection is open.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! The event loops that carry traffic.
 
 pub(crate) mod clock;
+pub(crate) mod patience;
 pub(crate) mod poller;
 
 use std::io;
@@ -16,8 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::locality::Locality;
 use crate::metrics::Metrics;
-use crate::tcp::Patience;
 use crate::worker::clock::Clock;
+use crate::worker::patience::Patience;
 use crate::worker::poller::Poller;
 
 /// What every connection needs to know.

@@ -2,18 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::statistics::Estimate;
 use crate::target::{Bound, Target};
-
-/// A value and the 95% interval it lies in.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// The best single value.
-    pub value: f64,
-    /// Lower end.
-    pub low: f64,
-    /// Upper end.
-    pub high: f64,
-}
 
 /// One row of the table "asked, measured, met or not".
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,31 +22,6 @@ pub struct Figure {
     pub met: Option<bool>,
     /// Why it was not measured, or what must be known beside it.
     pub remark: Option<String>,
-}
-
-impl Estimate {
-    /// Lower end, value, upper end.
-    pub fn new(low: f64, value: f64, high: f64) -> Self {
-        Self { value, low, high }
-    }
-
-    /// Half of what is between the ends.
-    pub fn half_width(self) -> f64 {
-        (self.high - self.low) / 2.0
-    }
-
-    /// The same in another unit.
-    #[must_use]
-    pub fn scaled(self, factor: f64) -> Self {
-        Self { value: self.value * factor, low: self.low * factor, high: self.high * factor }
-    }
-}
-
-/// A count, or a single observation: no interval.
-impl From<f64> for Estimate {
-    fn from(value: f64) -> Self {
-        Self { value, low: value, high: value }
-    }
 }
 
 impl Figure {

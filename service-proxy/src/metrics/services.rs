@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use daemon::metrics::register;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use crate::traffic::ServicePort;
+use crate::service_port::ServicePort;
 
 /// Ports that are counted on their own.
 const MAX_PORTS: usize = 1000;

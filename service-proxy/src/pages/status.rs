@@ -53,7 +53,7 @@ impl View<'_> {
         }
         for frontend in &self.frontends {
             let set = frontend.endpoints();
-            let name = service_port(frontend);
+            let name = frontend.traffic.port.to_string();
             let total = frontend.traffic.counted().map_or(0, |counters| counters.opened.get());
             let (open, since) = (frontend.traffic.open(), set.since.elapsed().as_secs());
             writeln!(
@@ -179,14 +179,6 @@ impl Row<'_> {
             parts.map(|part| &**part).collect::<Vec<_>>().join(" ")
         };
         self.described.map(place).unwrap_or_default()
-    }
-}
-
-/// The Service, with the name of its port where it has one.
-fn service_port(frontend: &Frontend) -> String {
-    match &*frontend.traffic.port.name {
-        "" => frontend.service().to_string(),
-        name => format!("{}:{name}", frontend.service()),
     }
 }
 

@@ -8,7 +8,8 @@ use discovery::model::{EndpointSlice, IpFamily};
 use crate::frontend::FrontendKey;
 use crate::metrics::Metrics;
 use crate::plan::Plan;
-use crate::traffic::{ServicePort, Traffic};
+use crate::service_port::ServicePort;
+use crate::traffic::Traffic;
 
 /// What the proxier knows of it.
 #[derive(Debug, Default)]

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::patience::Progress;
+use crate::worker::patience::Progress;
 use crate::worker::poller::Poller;
 
 /// Enough for a small request or answer.

@@ -125,7 +125,8 @@ mod tests {
 
     use super::*;
     use crate::metrics::Metrics;
-    use crate::traffic::{ServicePort, Traffic};
+    use crate::service_port::ServicePort;
+    use crate::traffic::Traffic;
 
     struct Frontend {
         table: Table,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use crate::worker::clock::Clock;
+use super::clock::Clock;
 
 /// The limits; `None` means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,9 +22,9 @@ pub struct Patience {
 
 /// What the relay has done so far. Both sides of it are polled by one task: nothing is contended.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
-    pub(super) carried: AtomicU64,
-    pub(super) half_closed: AtomicBool,
+pub(crate) struct Progress {
+    pub(crate) carried: AtomicU64,
+    pub(crate) half_closed: AtomicBool,
 }
 
 impl Patience {
@@ -37,7 +37,7 @@ impl Patience {
 
     /// Returns when nothing has moved for as long as the connection may be quiet, or up to twice that. It is polled with
     /// the relay, and so learns of a half-close without being told.
-    pub(super) async fn exhausted(&self, progress: &Progress, clock: &Clock) {
+    pub(crate) async fn exhausted(&self, progress: &Progress, clock: &Clock) {
         loop {
             let limit = poll_fn(|_| self.limit(progress).map_or(Poll::Pending, Poll::Ready)).await;
             let before = progress.now();

@@ -1,0 +1,25 @@
+//! What a Service's traffic is told apart by.
+
+use std::fmt;
+use std::sync::Arc;
+
+use discovery::model::{NamespacedName, Protocol};
+
+/// A port of a Service, as kube-proxy tells them apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ServicePort {
+    pub(crate) service: NamespacedName,
+    /// Empty for the only one.
+    pub(crate) name: Arc<str>,
+    pub(crate) protocol: Protocol,
+}
+
+impl fmt::Display for ServicePort {
+    /// The Service, with the name of its port where it has one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.name {
+            "" => self.service.fmt(f),
+            name => write!(f, "{}:{name}", self.service),
+        }
+    }
+}
