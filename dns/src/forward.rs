@@ -16,6 +16,8 @@ mod asked;
 mod cache;
 mod entry;
 mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod hosts;
 mod latency;
 mod loops;

@@ -13,6 +13,9 @@ mod args;
 mod autopath;
 mod file;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod message;
 mod metrics;
 mod responder;

@@ -21,9 +21,11 @@ use crate::message::{Ede, Invalid, Name, Query, kind, rcode};
 use crate::metrics::{Metrics, Protocol};
 use crate::zone::{Found, Node, Zone};
 pub(crate) use cookie::Secret;
-use options::Way;
+pub(crate) use options::Way;
 pub(crate) use options::{MAX_NSID, Options};
 pub(crate) use reply::Reply;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use reply::complete as complete_forwarded;
 use reply::{Reason, reason};
 
 /// Addresses of targets that are sent along with SRV records at most; the client asks for the others.

@@ -193,7 +193,7 @@ pub(super) fn reason(code: u16) -> Option<Reason> {
 
 /// Makes the forwarder's message, from `start` on, one for this client: within its limit, with EDNS if it speaks it.
 /// Returns the code.
-pub(super) fn complete(
+pub(crate) fn complete(
     out: &mut Vec<u8>,
     start: usize,
     query: &Query<'_>,

@@ -1,0 +1,51 @@
+//! What must hold whatever an upstream server says.
+
+use super::answer;
+use super::asked::Asked;
+use super::ttl::Limits;
+use crate::message::{Answer, Header, Query, flag};
+use crate::metrics::Protocol;
+use crate::responder::{Way, complete_forwarded};
+
+/// `www.example.org`, A; the second with EDNS and DO.
+const QUERIES: [&[u8]; 2] = [
+    b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03www\x07example\x03org\x00\x00\x01\x00\x01",
+    b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01\x03www\x07example\x03org\x00\x00\x01\x00\x01\
+      \x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00",
+];
+
+/// Bytes of the header behind the id, which is ours: flags and counts.
+const BEHIND_ID: usize = 10;
+
+/// An answer to one of our queries: flags, counts, and what is behind the question. What is kept of it can be sent to any
+/// client; what else is said to it is a reason.
+///
+/// # Panics
+/// When something does not hold.
+pub fn upstream(said: &[u8]) {
+    let Some((header, records)) = said.split_at_checked(BEHIND_ID) else { return };
+    for message in QUERIES {
+        let query = Query::parse(message).expect("a query of ours");
+        let asked = Asked::by(&query);
+        let question = &message[Header::LENGTH..query.behind_question];
+        let answer = [&message[..2], header, question, records].concat();
+        // Neither may be taken in by anything.
+        let is_answer = answer::is_answer_to(message, &answer, true);
+        let is_refusal = answer::is_form_error_to(message, &answer);
+        let Ok(entry) = answer::read(&answer, &asked, &Limits::default()) else { continue };
+        assert!(is_answer || !Header::parse(&answer).is_ok_and(|header| header.opcode() == 0));
+        assert!(!is_refusal, "what is kept is no refusal");
+        assert!(entry.is_for(&asked));
+        for now in [0, 1_000, u64::MAX / 2] {
+            for protocol in [Protocol::Udp, Protocol::Tcp] {
+                let mut out = Vec::new();
+                entry.write(&query, now, &mut out);
+                complete_forwarded(&mut out, 0, &query, Way { protocol, granted: None }, None);
+                let reply = Answer::parse(&out).expect("a whole message");
+                assert!(reply.header.id == query.header.id && reply.header.has(flag::QR | flag::RA));
+                assert!(protocol == Protocol::Tcp || out.len() <= 1232, "{} bytes", out.len());
+                assert_eq!(reply.edns.is_some(), query.edns.is_some());
+            }
+        }
+    }
+}

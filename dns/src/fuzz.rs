@@ -1,0 +1,159 @@
+//! What must hold whatever the network sends. The targets in `fuzz/` call it with bytes nobody has thought of, the tests with
+//! those in `fuzz/corpus`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use clap::Parser as _;
+
+use crate::forward::Forwarder;
+use crate::message::{Answer, Encoder, Header, NameBuf, Query, flag, kind};
+use crate::metrics::{Metrics, Protocol};
+use crate::responder::{Options, Responder, Secret, Step};
+use crate::run::Config;
+use crate::zone::{Settings, Zone};
+
+pub use crate::forward::fuzz::upstream;
+
+/// The most a datagram of ours may have.
+const MAX_DATAGRAM: usize = 1232;
+
+/// A server whose cluster is empty, and known to be.
+static SERVER: LazyLock<Responder> = LazyLock::new(|| {
+    let arguments = ["portolan-dns", "--upstream", "192.0.2.1"];
+    let config = Config::from(crate::Args::try_parse_from(arguments).expect("valid flags"));
+    let settings = Settings {
+        domain: NameBuf::from_text("cluster.local").expect("a name"),
+        ttl: config.ttl,
+        service_cidrs: config.discovery.service_cidrs.clone(),
+        listen: config.listen.clone(),
+    };
+    let mut zone = Zone::empty(Arc::new(settings));
+    zone.synced = true;
+    let metrics = Arc::new(Metrics::new());
+    let forwarder = Forwarder::new(config.forward, &config.listen, &metrics.registry);
+    Responder {
+        zone: Arc::new(ArcSwap::from_pointee(zone)),
+        forwarder: forwarder.expect("an upstream server of no network"),
+        metrics,
+        autopath: None,
+        options: Options { nsid: b"fuzz".as_slice().into(), secret: Secret::new().expect("random bytes") },
+    }
+});
+
+/// A message of a client, over UDP and over TCP: what is answered is answered in form and within its limit.
+///
+/// # Panics
+/// When something does not hold.
+pub fn query(message: &[u8]) {
+    let client = || Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 5353)));
+    for protocol in [Protocol::Udp, Protocol::Tcp, Protocol::Tls] {
+        // What is in the buffer already must stay.
+        let (mut lower, mut out) = (Vec::new(), b"before".to_vec());
+        let step = SERVER.now(message, (protocol, &client), Instant::now(), &mut lower, &mut out);
+        if step == Step::Wait {
+            assert_eq!(out, b"before");
+            SERVER.refuse(message, protocol, &mut out);
+        }
+        let reply = out.strip_prefix(b"before").expect("the buffer's own bytes");
+        if step == Step::Silence {
+            assert_eq!(reply, b"");
+            continue;
+        }
+        let (asked, header) =
+            (Header::parse(message).expect("a header"), Header::parse(reply).expect("a header"));
+        assert!(header.has(flag::QR) && header.id == asked.id && header.opcode() == asked.opcode());
+        assert!(!asked.has(flag::QR), "a response must not be answered");
+        if header.questions == 1 {
+            Answer::parse(reply).expect("a whole message");
+        }
+        if protocol == Protocol::Udp {
+            let payload =
+                Query::parse(message).ok().and_then(|query| query.edns).map_or(512, |edns| edns.payload);
+            let limit = usize::from(payload).clamp(512, MAX_DATAGRAM);
+            assert!(reply.len() <= limit, "{} bytes for one who takes {limit}", reply.len());
+        }
+    }
+}
+
+/// A message that is written anew: it means the same, and once more changes nothing.
+///
+/// # Panics
+/// When something does not hold.
+pub fn encoder(message: &[u8]) {
+    let Some(once) = rewritten(message, usize::from(u16::MAX)) else { return };
+    let twice = rewritten(&once, usize::from(u16::MAX)).expect("a whole message");
+    assert_eq!(once, twice);
+    let [before, after] = [message, &once].map(|message| contents(message).expect("a whole message"));
+    assert_eq!(before, after);
+    for limit in [12, 40, 100, 512] {
+        let cut = rewritten(message, limit).expect("a message that breaks off between records");
+        assert!(cut.len() <= limit);
+        let kept = contents(&cut).unwrap_or_default();
+        assert_eq!(before.get(..kept.len()), Some(&kept[..]), "what is kept is what came first");
+    }
+}
+
+/// All records until one does not fit; `None` if the message is none.
+fn rewritten(message: &[u8], limit: usize) -> Option<Vec<u8>> {
+    let answer = Answer::parse(message).ok()?;
+    let mut out = Vec::new();
+    let mut encoder = Encoder::new(&mut out, limit, answer.header.id, answer.header.flags);
+    if encoder.question(answer.question).is_ok() {
+        for record in answer.records().filter(|record| record.kind != kind::OPT) {
+            if encoder.copy(record.section, &record, record.ttl).ok()?.is_err() {
+                break;
+            }
+        }
+    }
+    encoder.finish();
+    Some(out)
+}
+
+type Contents = Vec<(NameBuf, u16, u16, u32)>;
+
+/// What can be compared without knowing types.
+fn contents(message: &[u8]) -> Option<Contents> {
+    let answer = Answer::parse(message).ok()?;
+    let records = answer.records().filter(|record| record.kind != kind::OPT);
+    let each = records.map(|record| {
+        let mut owner = NameBuf::default();
+        record.owner().name(&mut owner).ok()?;
+        Some((owner, record.kind, record.class, record.ttl))
+    });
+    each.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// Every file that was found to be interesting once.
+    #[test]
+    fn what_the_fuzzers_have_found_holds() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+        for (name, target) in
+            [("query", super::query as fn(&[u8])), ("encoder", super::encoder), ("upstream", super::upstream)]
+        {
+            let files: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().map(Result::unwrap).collect();
+            assert!(files.len() >= 8, "{name}: {} files", files.len());
+            let mut random = fastrand::Rng::with_seed(53);
+            for file in files {
+                let message = std::fs::read(file.path()).unwrap();
+                target(&message);
+                // And what is near.
+                for _ in 0..200 {
+                    let mut near = message.clone();
+                    for _ in 0..random.usize(1..4) {
+                        let at = random.usize(..near.len());
+                        near[at] = random.u8(..);
+                    }
+                    near.truncate(random.usize(..near.len() * 4));
+                    target(&near);
+                }
+            }
+        }
+    }
+}
