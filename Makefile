@@ -4,11 +4,11 @@
 SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
-PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl dpkg-dev golang-go haproxy iproute2 iptables \
+PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl dnsperf dpkg-dev golang-go haproxy iproute2 iptables \
 	iputils-ping knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light openssl podman procps python3-dnspython \
 	python3-pip runc sockperf strace systemd unbound
 
-# Go programs they call, built once, outside the tree; testbed looks for them there.
+# Go programs they call, or measure against, built once, outside the tree; testbed looks for them there.
 export PORTOLAN_TOOLS ?= $(HOME)/.cache/portolan-tools
 CRICTL := sigs.k8s.io/cri-tools/cmd/crictl@v1.34.0
 CNITOOL := github.com/containernetworking/cni/cnitool@v1.3.0
@@ -49,7 +49,10 @@ CONTROL_PLANE := testbed/control-plane
 CONTROL_PLANE_STAMP := $(PORTOLAN_TOOLS)/control-plane-$(shell cat $(CONTROL_PLANE)/* | sha256sum | cut -c1-16)
 KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v||p' $(CONTROL_PLANE)/go.mod)
 
-tools: $(STAMP) $(CONTROL_PLANE_STAMP)
+# And one for CoreDNS with the plugins the benchmark uses: all of them would take longer than everything else together.
+COREDNS_STAMP := $(PORTOLAN_TOOLS)/coredns-$(shell cat bench/coredns/* | sha256sum | cut -c1-16)
+
+tools: $(STAMP) $(COREDNS_STAMP) $(CONTROL_PLANE_STAMP)
 
 define FIND_GO
 mkdir -p $(PORTOLAN_TOOLS); go=go; \
@@ -66,6 +69,11 @@ $(STAMP): | packages
 	done
 	@echo "building $(CARGO_DEB)"; build=$$(mktemp -d); trap 'rm -rf "$$build"' EXIT; \
 	CARGO_TARGET_DIR=$$build cargo install --quiet --locked --no-default-features --root $(PORTOLAN_TOOLS) $(CARGO_DEB)
+	@touch $@
+
+$(COREDNS_STAMP): | packages
+	@$(FIND_GO); echo "building coredns"; \
+	GOTOOLCHAIN=local GOFLAGS=-buildvcs=false $$go build -C bench/coredns -o $(PORTOLAN_TOOLS)/coredns .
 	@touch $@
 
 # Its compiled parts take 4 GB and are of no use afterwards.

@@ -54,6 +54,12 @@ pub struct PathResult {
     pub lag: Option<[f64; 3]>,
     /// p50, p99, p99.9 and rate of each round.
     pub rounds: Vec<[f64; 4]>,
+    /// Processor time of the program between client and server in each round, µs a request.
+    #[serde(default)]
+    pub between_rounds: Vec<f64>,
+    /// Cores' worth of time that program took; nothing if it is the kernel alone.
+    #[serde(default)]
+    pub busy: Option<f64>,
 }
 
 /// Differences from the first path, round by round: median and 95% bootstrap interval.
@@ -177,6 +183,8 @@ mod tests {
             usage: Usage::default(),
             lag: None,
             rounds: Vec::new(),
+            between_rounds: Vec::new(),
+            busy: None,
         }
     }
 

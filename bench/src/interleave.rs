@@ -34,6 +34,28 @@ pub(crate) struct Path<'a> {
     pub(crate) process: Option<Process>,
 }
 
+/// One of those that are measured side by side.
+pub(crate) struct Contender<'a> {
+    pub(crate) name: &'a str,
+    /// Whose processor time counts as spent between client and server.
+    pub(crate) process: Option<&'a Process>,
+    /// Loads it for so long.
+    pub(crate) block: Box<dyn Fn(Duration) -> Result<Block> + 'a>,
+}
+
+/// What is measured, in words, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Measurement {
+    pub(crate) title: String,
+    pub(crate) words: String,
+    /// `requests`; of a stream, `MiB`.
+    pub(crate) unit: &'static str,
+    pub(crate) length: Duration,
+    pub(crate) rounds: usize,
+    /// Whether the slowest request of each block is worth a chart.
+    pub(crate) shows_stalls: bool,
+}
+
 /// What is collected of one path.
 struct Total {
     latencies: Histogram<u64>,
@@ -43,84 +65,111 @@ struct Total {
     spent: Spent,
     preempted: u64,
     rounds: Vec<[f64; 4]>,
+    /// Processor time of the program in between, µs a unit, in each round.
+    between: Vec<f64>,
+    took: Duration,
     blocks: Vec<RawBlock>,
 }
 
-/// Measures every path that carries the load for `rounds` rounds after one that warms up, and adds what was found to the
-/// record: the comparison, the distributions, the raw data. The first path is what the others are compared with. A run
-/// that is interrupted keeps the rounds that are whole.
+/// Measures every path that carries the load for `rounds` rounds, as [`interleave`] does.
 pub(crate) fn measure(record: &mut Record, load: Load, paths: &[Path<'_>], rounds: usize) -> Result<()> {
-    let paths: Vec<&Path<'_>> = paths.iter().filter(|path| !path.without.contains(&load.shape)).collect();
-    let length = if load.shape == Shape::Open { OPEN_BLOCK } else { BLOCK };
-    let mut totals: Vec<Total> = paths.iter().map(|_| Total::new()).collect();
+    let paths = paths.iter().filter(|path| !path.without.contains(&load.shape));
+    let contenders: Vec<Contender<'_>> = paths
+        .map(|path| Contender {
+            name: &path.name,
+            process: path.process.as_ref(),
+            block: Box::new(move |length| path.client.run(|| load::run(load, &path.to, length))?),
+        })
+        .collect();
+    let measurement = Measurement {
+        title: load.title(),
+        words: load.words(),
+        unit: if load.shape == Shape::Stream { "MiB" } else { "requests" },
+        length: if load.shape == Shape::Open { OPEN_BLOCK } else { BLOCK },
+        rounds,
+        shows_stalls: matches!(load.shape, Shape::Requests | Shape::Open)
+            && load.message == load::MESSAGE
+            && load.connections == 1,
+    };
+    interleave(record, &measurement, &contenders)
+}
+
+/// Measures every contender for some rounds after one that warms up, and adds what was found to the record: the
+/// comparison, the distributions, the raw data. The first one is what the others are compared with. A run that is
+/// interrupted keeps the rounds that are whole.
+pub(crate) fn interleave(
+    record: &mut Record,
+    measurement: &Measurement,
+    contenders: &[Contender<'_>],
+) -> Result<()> {
+    let Measurement { title, rounds, length, .. } = measurement;
+    let mut totals: Vec<Total> = contenders.iter().map(|_| Total::new()).collect();
     let began = Instant::now();
-    let mut progress = Progress::new(&load.title(), rounds);
-    for round in 0..=rounds {
+    let mut progress = Progress::new(title, *rounds);
+    for round in 0..=*rounds {
         progress.at(round);
-        let mut order: Vec<usize> = (0..paths.len()).collect();
+        let mut order: Vec<usize> = (0..contenders.len()).collect();
         fastrand::shuffle(&mut order);
         let mut found = Vec::new();
         for index in order {
             if interrupt::requested() {
-                record.interrupted =
-                    Some(format!("by a signal, in round {round} of {rounds} of {}", load.title()));
+                record.interrupted = Some(format!("by a signal, in round {round} of {rounds} of {title}"));
                 break;
             }
-            found.push((index, block(load, paths[index], length)?));
+            let contender = &contenders[index];
+            let block = block(contender, *length);
+            found.push((index, block.with_context(|| format!("{title} through {}", contender.name))?));
         }
         // Only whole rounds can be compared; the first one warms up.
-        if round > 0 && found.len() == paths.len() {
+        if round > 0 && found.len() == contenders.len() {
             for (index, (block, spent)) in found {
                 totals[index].add(round, began, block, spent)?;
             }
         }
     }
     drop(progress);
-    if totals[0].rounds.is_empty() {
+    if totals.first().is_none_or(|total| total.rounds.is_empty()) {
         return Ok(());
     }
-    conclude(record, load, &paths, totals, length)
+    conclude(record, measurement, contenders, totals)
 }
 
-fn block(load: Load, path: &Path<'_>, length: Duration) -> Result<(Block, Spent)> {
-    let before = Meter::read(path.process.as_ref());
-    let block = path.client.run(|| load::run(load, &path.to, length))?;
-    let block = block.with_context(|| format!("{} through {}", load.title(), path.name))?;
-    Ok((block, before.until(&Meter::read(path.process.as_ref()))))
+fn block(contender: &Contender<'_>, length: Duration) -> Result<(Block, Spent)> {
+    let before = Meter::read(contender.process);
+    let block = (contender.block)(length)?;
+    Ok((block, before.until(&Meter::read(contender.process))))
 }
 
 fn conclude(
     record: &mut Record,
-    load: Load,
-    paths: &[&Path<'_>],
+    measurement: &Measurement,
+    contenders: &[Contender<'_>],
     totals: Vec<Total>,
-    length: Duration,
 ) -> Result<()> {
+    let Measurement { title, words, unit, length, shows_stalls, .. } = measurement;
+    let is_stream = *unit == "MiB";
     let first = totals[0].rounds.clone();
     let (mut results, mut stalls) = (Vec::new(), Vec::new());
-    for (index, (path, total)) in paths.iter().zip(totals).enumerate() {
-        if load.shape != Shape::Stream {
-            record.distribution(&load.title(), &path.name, &total.latencies);
+    for (index, (contender, total)) in contenders.iter().zip(totals).enumerate() {
+        if !is_stream {
+            record.distribution(title, contender.name, &total.latencies);
         }
-        results.push(total.result(load.shape, path, (index > 0).then_some(&first)));
+        results.push(total.result(is_stream, contender, (index > 0).then_some(&first)));
         let blocks = total.blocks;
-        stalls.push(Line { name: path.name.clone(), points: blocks.iter().map(slowest).collect() });
-        record.raw.push(RawPath { load: load.title(), path: path.name.clone(), blocks });
+        stalls.push(Line { name: contender.name.to_owned(), points: blocks.iter().map(slowest).collect() });
+        record.raw.push(RawPath { load: title.clone(), path: contender.name.to_owned(), blocks });
     }
     let comparison = Comparison {
-        title: load.title(),
-        load: load.words(),
-        unit: if load.shape == Shape::Stream { "MiB" } else { "requests" }.to_owned(),
+        title: title.clone(),
+        load: words.clone(),
+        unit: (*unit).to_owned(),
         rounds: first.len(),
         block_ms: u64::try_from(length.as_millis())?,
         paths: results,
     };
-    if matches!(load.shape, Shape::Requests | Shape::Open)
-        && load.message == load::MESSAGE
-        && load.connections == 1
-    {
+    if *shows_stalls {
         record.charts.push(Chart {
-            title: format!("{}: the slowest request of each block", load.title()),
+            title: format!("{title}: the slowest request of each block"),
             note: "Stalls show as peaks, on the path they happened to meet.".to_owned(),
             x: Axis::linear("seconds since the start"),
             y: Axis::logarithmic("µs"),
@@ -146,6 +195,8 @@ impl Total {
             spent: Spent::default(),
             preempted: 0,
             rounds: Vec::new(),
+            between: Vec::new(),
+            took: Duration::ZERO,
             blocks: Vec::new(),
         }
     }
@@ -157,6 +208,8 @@ impl Total {
         self.spent += spent;
         let at = |quantile| micros(block.latencies.value_at_quantile(quantile));
         self.rounds.push([at(0.5), at(0.99), at(0.999), block.units / block.took.as_secs_f64()]);
+        self.between.push(spent.between.as_secs_f64() * 1e6 / block.units);
+        self.took += block.took;
         self.latencies.add(&block.latencies)?;
         self.lag.add(&block.lag)?;
         self.blocks.push(RawBlock {
@@ -172,16 +225,21 @@ impl Total {
         Ok(())
     }
 
-    fn result(&self, shape: Shape, path: &Path<'_>, first: Option<&Vec<[f64; 4]>>) -> PathResult {
+    fn result(
+        &self,
+        is_stream: bool,
+        contender: &Contender<'_>,
+        first: Option<&Vec<[f64; 4]>>,
+    ) -> PathResult {
         let at = |quantile| micros(self.latencies.value_at_quantile(quantile));
         let lag = |quantile| micros(self.lag.value_at_quantile(quantile));
         let column =
             |rounds: &[[f64; 4]], index: usize| rounds.iter().map(|round| round[index]).collect::<Vec<_>>();
-        let compared = first.filter(|_| shape != Shape::Stream);
+        let compared = first.filter(|_| !is_stream);
         let per_unit = |time: Duration| time.as_secs_f64() * 1e6 / self.units;
         PathResult {
-            path: path.name.clone(),
-            again: path.name.ends_with(" again"),
+            path: contender.name.to_owned(),
+            again: contender.name.ends_with(" again"),
             requests: self.latencies.len(),
             errors: self.errors,
             p50: at(0.5),
@@ -201,7 +259,7 @@ impl Total {
                 |first| paired(&column(&self.rounds, 3), &column(first, 3), |own, other| own / other),
             ),
             usage: Usage {
-                between: path.process.as_ref().map(|_| per_unit(self.spent.between)),
+                between: contender.process.map(|_| per_unit(self.spent.between)),
                 all: per_unit(self.spent.between + self.spent.own),
                 switches: self.spent.switches as f64 / self.units,
                 preempted: self.preempted,
@@ -209,6 +267,8 @@ impl Total {
             },
             lag: (!self.lag.is_empty()).then(|| [lag(0.5), lag(0.99), micros(self.lag.max())]),
             rounds: self.rounds.clone(),
+            between_rounds: contender.process.map_or_else(Vec::new, |_| self.between.clone()),
+            busy: contender.process.map(|_| self.spent.between.as_secs_f64() / self.took.as_secs_f64()),
         }
     }
 }

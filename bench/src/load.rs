@@ -146,7 +146,7 @@ impl Load {
 }
 
 impl Block {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             latencies: histogram(),
             lag: histogram(),
@@ -159,7 +159,7 @@ impl Block {
     }
 
     /// An answer that came now to a request of that moment.
-    fn answered(&mut self, since: Instant) -> Result<()> {
+    pub(crate) fn answered(&mut self, since: Instant) -> Result<()> {
         self.latencies.record(u64::try_from(since.elapsed().as_nanos())?)?;
         self.units += 1.0;
         Ok(())
@@ -199,7 +199,7 @@ pub(crate) fn histogram() -> Histogram<u64> {
 }
 
 /// How often the calling thread was put off its core so far.
-fn preempted() -> Result<u64> {
+pub(crate) fn preempted() -> Result<u64> {
     Ok(u64::try_from(getrusage(UsageWho::RUSAGE_THREAD)?.involuntary_context_switches())?)
 }
 

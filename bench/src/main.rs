@@ -1,10 +1,11 @@
 //! Flags, output, exit code. Everything else is in the library.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use portolan_bench::{Record, Shape};
+use portolan_bench::{DNS_PARTS, DnsPart, Record, Shape};
 
 /// Measures what Portolan adds to a request, in private network namespaces of this machine. Needs root.
 #[derive(Parser)]
@@ -36,6 +37,27 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// portolan-dns against knotd, unbound, CoreDNS and plain hickory-server: 10,000 Services, the server on one core.
+    Dns {
+        /// A sixth of the rounds.
+        #[arg(long)]
+        quick: bool,
+        /// Rounds to measure, instead.
+        #[arg(long, value_name = "N", conflicts_with = "quick", value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: Option<u16>,
+        /// Parts to measure [default: all].
+        #[arg(long, value_name = "PART", value_delimiter = ',')]
+        only: Vec<DnsPart>,
+        /// Write every figure as JSON to this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Write JSON and raw data into this directory, as `all` does.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Plain hickory-server: a peer of `dns`.
+    #[command(hide = true)]
+    Hickory { origin: String, zone: PathBuf, address: SocketAddr },
     /// All of the above, as JSON and raw data in one directory.
     All {
         /// A sixth of the rounds: a few minutes.
@@ -133,6 +155,14 @@ fn main() -> Result<()> {
             portolan_bench::check_privileges()?;
             finish(&portolan_bench::cni(quick)?, out, json)
         }
+        Command::Dns { quick, rounds, only, json, out } => {
+            portolan_bench::check_privileges()?;
+            let parts = if only.is_empty() { &DNS_PARTS[..] } else { &only };
+            finish(&portolan_bench::dns(count(rounds, quick), parts)?, out, json)
+        }
+        Command::Hickory { origin, zone, address } => {
+            portolan_bench::serve_with_hickory(&origin, &zone, address)
+        }
         Command::All { quick, rounds, out } => {
             portolan_bench::check_privileges()?;
             let (quick, rounds) = (quick || rounds.is_some(), count(rounds, quick));
@@ -141,6 +171,7 @@ fn main() -> Result<()> {
                 &[
                     ("latency", &|| portolan_bench::latency(rounds, &LATENCY)),
                     ("proxy", &|| portolan_bench::proxy(rounds, &PROXY)),
+                    ("dns", &|| portolan_bench::dns(rounds, &DNS_PARTS)),
                     ("cni", &|| portolan_bench::cni(quick)),
                 ],
             )

@@ -15,6 +15,27 @@ impl Process {
     }
 }
 
+/// Resident memory, MiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Memory {
+    pub(crate) now: f64,
+    /// The most it has been.
+    pub(crate) peak: f64,
+}
+
+impl Process {
+    /// Of this process alone. Zero when it has gone.
+    pub(crate) fn memory(&self) -> Memory {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
+        let mebibytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+            kib.unwrap_or(0.0) / 1024.0
+        };
+        Memory { now: mebibytes("VmRSS"), peak: mebibytes("VmHWM") }
+    }
+}
+
 /// The process and its children, theirs too: servers with worker processes.
 fn descendants(process: u32) -> Vec<u32> {
     let mut found = vec![process];

@@ -118,3 +118,38 @@ fn results_that_are_not_there_are_asked_for() {
     assert!(!output.status.success());
     assert!(stderr(&output).contains("portolan-bench all --quick --out"), "{}", stderr(&output));
 }
+
+/// With a debug build of the server: what it measures is not worth reading, how it does is.
+#[test]
+fn name_servers_are_measured_side_by_side_and_those_missing_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("dns.json");
+    // A machine without unbound and CoreDNS, for this process alone.
+    let script = format!(
+        "mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work\n\
+         mount -t overlay none -o lowerdir=/usr/sbin,upperdir=/mnt/upper,workdir=/mnt/work /usr/sbin && rm /usr/sbin/unbound\n\
+         PORTOLAN_TOOLS=/mnt exec {PROGRAM} dns --rounds 1 --only hits,missing,half-load,overload --json {}",
+        file.display()
+    );
+    let output = Command::new("unshare").args(["-m", "sh", "-ec", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let record = Record::read(&file).unwrap();
+    for note in ["unbound: not installed; `apt-get install", "CoreDNS: not built; `make tools`"] {
+        assert!(record.not_measured.iter().any(|said| said.contains(note)), "{:?}", record.not_measured);
+    }
+    for title in ["hits", "NXDOMAIN", "half load"] {
+        let comparison = record.comparison(title).unwrap();
+        let peers = ["portolan-dns", "portolan-dns again", "knotd", "hickory"];
+        let measured = if title == "NXDOMAIN" { 3 } else { 4 };
+        for server in &peers[..measured] {
+            assert!(comparison.path(server).unwrap().requests > 0, "{title}: {server}");
+        }
+        assert!(comparison.path("CoreDNS").is_none());
+    }
+    for figure in
+        ["udp-knotd", "udp-hickory", "cpu-knotd", "nxdomain", "dnsperf", "half-load", "overload-rate"]
+    {
+        let figure = record.figures.iter().find(|known| known.id == figure).unwrap();
+        assert!(figure.measured.is_some_and(|measured| measured.value.is_finite()), "{}", figure.id);
+    }
+}

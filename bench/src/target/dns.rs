@@ -1,4 +1,4 @@
-//! What is asked of `portolan-dns`: 10,000 Services, server on one core, dnsperf on the other.
+//! What is asked of `portolan-dns`: 10,000 Services, server on one core, generator on another.
 
 use super::{Target, at_least, at_most};
 
@@ -10,6 +10,7 @@ pub(super) const TARGETS: &[Target] = &[
     at_most(1.0, "x", "nxdomain", "NXDOMAIN: server CPU a query, against a hit"),
     at_least(1.0, "x", "cached-unbound", "cached external names: queries/s, against unbound"),
     at_least(1.0, "x", "tcp-unbound", "TCP pipelined: queries/s, against unbound"),
+    at_most(0.1, "x", "dnsperf", "the generator: queries/s of one server, how far from what dnsperf finds"),
     at_most(1.0, "ms", "half-load", "p99 at half load"),
     at_most(
         120.0,

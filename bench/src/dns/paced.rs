@@ -1,0 +1,127 @@
+//! DNS queries by datagram at a fixed rate, whether answered or not. Latency counts from the intended moment.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::flows::FLOWS;
+use super::names::Queries;
+use crate::load::Block;
+
+/// An answer that takes longer has been lost.
+pub(super) const LOST: Duration = Duration::from_secs(1);
+
+/// A query under way.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    id: u16,
+    number: usize,
+    intended: Instant,
+    is_answered: bool,
+}
+
+/// Flows to one server, used in turn.
+pub(super) struct Paced<'q> {
+    queries: &'q Queries,
+    sockets: Vec<UdpSocket>,
+    message: Vec<u8>,
+    /// In order; the socket of one is its id modulo the number of sockets.
+    under_way: VecDeque<Sent>,
+    next: usize,
+    id: u16,
+    cursor: usize,
+}
+
+impl<'q> Paced<'q> {
+    pub(super) fn open(server: SocketAddr, queries: &'q Queries, from: usize) -> io::Result<Self> {
+        let socket = || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(server)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        let sockets = (0..FLOWS).map(|_| socket()).collect::<io::Result<_>>()?;
+        let (message, under_way) = (Vec::new(), VecDeque::new());
+        Ok(Self { queries, sockets, message, under_way, next: from, id: 0, cursor: 0 })
+    }
+
+    /// Asks `rate` times a second. What is not answered, or finds no room in the kernel, is an error.
+    pub(super) fn load(&mut self, block: &mut Block, rate: u32, length: Duration) -> Result<()> {
+        let interval = Duration::from_secs(1) / rate;
+        block.began = Instant::now();
+        let (end, mut next) = (block.began + length, block.began);
+        loop {
+            let now = Instant::now();
+            if now >= next && next < end {
+                block.lag.record(u64::try_from((now - next).as_nanos())?)?;
+                self.send(block, next)?;
+                next += interval;
+            }
+            self.receive(block)?;
+            while self.under_way.front().is_some_and(|sent| sent.is_answered || now - sent.intended > LOST) {
+                let sent = self.under_way.pop_front();
+                block.errors += u64::from(sent.is_some_and(|sent| !sent.is_answered));
+            }
+            if next >= end && (self.under_way.is_empty() || now > end + LOST) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn send(&mut self, block: &mut Block, intended: Instant) -> Result<()> {
+        let number = self.next % self.queries.messages.len();
+        self.message.clear();
+        self.message.extend_from_slice(&self.queries.messages[number]);
+        self.message[..2].copy_from_slice(&self.id.to_be_bytes());
+        match self.sockets[usize::from(self.id) % FLOWS].send(&self.message) {
+            Ok(_) => {
+                self.under_way.push_back(Sent { id: self.id, number, intended, is_answered: false });
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => block.errors += 1,
+            Err(error) => return Err(error.into()),
+        }
+        self.next += 1;
+        self.id = self.id.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Looks at the socket whose answer is due next; if there is nothing, at one other.
+    fn receive(&mut self, block: &mut Block) -> Result<()> {
+        let Some(oldest) = self.under_way.front() else { return Ok(()) };
+        let due = usize::from(oldest.id) % FLOWS;
+        if !self.receive_on(block, due)? {
+            self.cursor = (self.cursor + 1) % FLOWS;
+            self.receive_on(block, self.cursor)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there was anything.
+    fn receive_on(&mut self, block: &mut Block, index: usize) -> Result<bool> {
+        let mut answer = [0; 512];
+        let length = match self.sockets[index].recv(&mut answer) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        let answer = &answer[..length];
+        let (Some(first), Some(id)) =
+            (self.under_way.front(), answer.first_chunk().map(|id| u16::from_be_bytes(*id)))
+        else {
+            return Ok(true);
+        };
+        // Ids follow each other, but for those that were not sent.
+        let guess = usize::from(id.wrapping_sub(first.id));
+        let from = guess.min(self.under_way.len() - 1);
+        let found = (0..=from).rev().find(|at| self.under_way[*at].id == id);
+        let Some(sent) = found.and_then(|at| self.under_way.get_mut(at)) else { return Ok(true) };
+        if !std::mem::replace(&mut sent.is_answered, true) {
+            ensure!(self.queries.is_answered_by(sent.number, id, answer), "a wrong answer: {answer:02x?}");
+            block.answered(sent.intended)?;
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,256 @@
+//! `portolan-dns` and the servers a user could run instead, each on an address of its own in one node.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+use testbed::{Binaries, Node, Program, go_tool, wait_for};
+
+use super::names::{self, Queries};
+use crate::cores::Cores;
+use crate::processor::Process;
+use crate::record::Configuration;
+
+/// On the loopback, where every address of the network is local.
+const NETWORK: &str = "10.53.0.1/16";
+
+/// A server that runs on the servers' core.
+pub(super) struct Server {
+    pub(super) name: &'static str,
+    pub(super) address: SocketAddr,
+    pub(super) process: Process,
+    pub(super) configuration: Configuration,
+    /// It stops when this is dropped.
+    _program: Program,
+}
+
+/// The node, and who serves there.
+pub(super) struct Lab {
+    pub(super) node: Node,
+    pub(super) cores: Cores,
+    pub(super) servers: Vec<Server>,
+    /// What could not be started, and how to get it.
+    pub(super) missing: Vec<String>,
+    directory: TempDir,
+    upstream: Option<Program>,
+}
+
+/// What is needed to start one.
+struct Start<'a> {
+    name: &'static str,
+    address: Ipv4Addr,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    /// Its file, or its flags.
+    text: String,
+    version: &'a [&'a str],
+    /// Answered once it serves.
+    queries: &'a Queries,
+}
+
+const UPSTREAM: Ipv4Addr = Ipv4Addr::new(10, 53, 0, 9);
+
+impl Lab {
+    /// A node with nothing in it.
+    pub(super) fn empty() -> Result<Self> {
+        let cores = Cores::choose()?;
+        let node = Node::new()?;
+        node.shell(&format!("ip address add {NETWORK} dev lo"))?;
+        let (servers, missing, directory) = (Vec::new(), Vec::new(), TempDir::new()?);
+        Ok(Self { node, cores, servers, missing, directory, upstream: None })
+    }
+
+    /// All servers there are.
+    pub(super) fn with_all() -> Result<Self> {
+        let mut lab = Self::empty()?;
+        let directory = lab.directory.path().to_owned();
+        fs::write(directory.join("cluster.zone"), names::cluster_zone())?;
+        fs::write(directory.join("external.zone"), names::external_zone())?;
+        fs::create_dir(directory.join("manifests"))?;
+        names::write_manifests(&directory.join("manifests"))?;
+        lab.start_upstream()?;
+        let (services, external) = (Queries::services(), Queries::external());
+        let portolan = ["--upstream", &UPSTREAM.to_string()].map(str::to_owned);
+        lab.start_portolan(&directory.join("manifests"), &portolan, &services)?;
+        lab.start_hickory(&services)?;
+        if lab.has("knotd", "/usr/sbin/knotd", "knot") {
+            lab.start_knotd(&services)?;
+        }
+        match go_tool("coredns") {
+            Ok(binary) => lab.start_coredns(binary, &services)?,
+            Err(_) => {
+                lab.missing.push("CoreDNS: not built; `make tools` builds it from its Go module".to_owned())
+            }
+        }
+        if lab.has("unbound", "/usr/sbin/unbound", "unbound") {
+            lab.start_unbound(&external)?;
+        }
+        Ok(lab)
+    }
+
+    pub(super) fn server(&self, name: &str) -> Option<&Server> {
+        self.servers.iter().find(|server| server.name == name)
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn has(&mut self, name: &str, binary: &str, package: &str) -> bool {
+        let is_there = Path::new(binary).exists();
+        if !is_there {
+            let way_out = format!("`apt-get install --no-install-recommends {package}` as root");
+            self.missing.push(format!("{name}: not installed; {way_out}"));
+        }
+        is_there
+    }
+
+    /// `portolan-dns` on these manifests, with more flags.
+    pub(super) fn start_portolan(
+        &mut self,
+        manifests: &Path,
+        flags: &[String],
+        queries: &Queries,
+    ) -> Result<()> {
+        let address = Ipv4Addr::new(10, 53, 0, 1);
+        let mut arguments = vec!["--manifests".to_owned(), manifests.to_string_lossy().into_owned()];
+        arguments.extend(["--listen".to_owned(), format!("{address}:53")]);
+        arguments.extend_from_slice(flags);
+        let binary = Binaries::find()?.path("portolan-dns");
+        let text = arguments.join(" ");
+        let version = &["--version"];
+        self.start(Start { name: "portolan-dns", address, binary, arguments, text, version, queries })
+    }
+
+    /// The world outside: knotd, or nobody.
+    fn start_upstream(&mut self) -> Result<()> {
+        if !Path::new("/usr/sbin/knotd").exists() {
+            return Ok(());
+        }
+        let config = self.knot_config(UPSTREAM, "example.org", "external.zone");
+        let file = self.write("upstream.conf", &config)?;
+        let log = self.directory.path().join("upstream.log");
+        self.upstream = Some(Program::start(&self.node, Path::new("/usr/sbin/knotd"), &["-c", &file], &log)?);
+        self.wait_for(SocketAddr::from((UPSTREAM, 53)), &Queries::external(), &log)
+    }
+
+    fn start_knotd(&mut self, queries: &Queries) -> Result<()> {
+        let address = Ipv4Addr::new(10, 53, 0, 2);
+        let text = self.knot_config(address, "cluster.local", "cluster.zone");
+        let arguments = vec!["-c".to_owned(), self.write("knot.conf", &text)?];
+        let (binary, version) = ("/usr/sbin/knotd".into(), &["-V"][..]);
+        self.start(Start { name: "knotd", address, binary, arguments, text, version, queries })
+    }
+
+    /// A worker for each protocol, as many as it has cores.
+    fn knot_config(&self, address: Ipv4Addr, domain: &str, zone: &str) -> String {
+        let directory = self.directory.path().display();
+        let state = self.directory.path().join(domain);
+        let state = state.display();
+        format!(
+            "server:\n    listen: {address}@53\n    rundir: {state}\n    user: root\n    udp-workers: 1\n    tcp-workers: 1\n    \
+             background-workers: 1\ndatabase:\n    storage: {state}\nzone:\n  - domain: {domain}\n    file: {directory}/{zone}\n    \
+             zonefile-sync: -1\n    journal-content: none\n"
+        )
+    }
+
+    fn start_hickory(&mut self, queries: &Queries) -> Result<()> {
+        let address = Ipv4Addr::new(10, 53, 0, 3);
+        let zone = self.directory.path().join("cluster.zone").to_string_lossy().into_owned();
+        let arguments = ["hickory", "cluster.local.", &zone, &format!("{address}:53")].map(str::to_owned);
+        let text = "hickory_server::Server with a Catalog of one FileZoneHandler, which is in memory; tokio, a thread a core"
+            .to_owned();
+        let (name, binary) = ("hickory", std::env::current_exe()?);
+        self.start(Start { name, address, binary, arguments: arguments.into(), text, version: &[], queries })
+    }
+
+    fn start_coredns(&mut self, binary: PathBuf, queries: &Queries) -> Result<()> {
+        let address = Ipv4Addr::new(10, 53, 0, 4);
+        let zone = self.directory.path().join("cluster.zone").display().to_string();
+        let text = format!(
+            "cluster.local {{\n  bind {address}\n  file {zone}\n}}\n\
+             . {{\n  bind {address}\n  forward . {UPSTREAM}\n  cache 3600 {{\n    success 20000\n  }}\n}}\n"
+        );
+        let arguments = vec!["-conf".to_owned(), self.write("Corefile", &text)?];
+        let version = &["-version"];
+        self.start(Start { name: "CoreDNS", address, binary, arguments, text, version, queries })
+    }
+
+    fn start_unbound(&mut self, queries: &Queries) -> Result<()> {
+        let address = Ipv4Addr::new(10, 53, 0, 5);
+        let directory = self.directory.path().display();
+        let text = format!(
+            "server:\n  interface: {address}\n  access-control: 0.0.0.0/0 allow\n  do-daemonize: no\n  username: \"\"\n  \
+             chroot: \"\"\n  directory: \"{directory}\"\n  pidfile: \"\"\n  use-syslog: no\n  num-threads: 1\n  \
+             module-config: \"iterator\"\n  msg-cache-size: 64m\n  rrset-cache-size: 128m\n  incoming-num-tcp: 256\n  \
+             so-rcvbuf: 4m\n  so-sndbuf: 4m\n\
+             remote-control:\n  control-enable: no\n\
+             forward-zone:\n  name: \".\"\n  forward-addr: {UPSTREAM}\n"
+        );
+        let arguments = vec!["-d".to_owned(), "-c".to_owned(), self.write("unbound.conf", &text)?];
+        let (binary, version) = ("/usr/sbin/unbound".into(), &["-V"][..]);
+        self.start(Start { name: "unbound", address, binary, arguments, text, version, queries })
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<String> {
+        for domain in ["example.org", "cluster.local"] {
+            fs::create_dir_all(self.directory.path().join(domain))?;
+        }
+        let file = self.directory.path().join(name);
+        fs::write(&file, text)?;
+        Ok(file.to_string_lossy().into_owned())
+    }
+
+    fn start(&mut self, start: Start<'_>) -> Result<()> {
+        let Start { name, address, binary, arguments, text, version, queries } = start;
+        let log = self.directory.path().join(format!("{name}.log"));
+        let core = self.cores.server.to_string();
+        let binary_path = binary.to_string_lossy();
+        let mut pinned = vec!["-c", &core, &*binary_path];
+        pinned.extend(arguments.iter().map(String::as_str));
+        let program = Program::start(&self.node, Path::new("/usr/bin/taskset"), &pinned, &log)?;
+        let address = SocketAddr::from((address, 53));
+        self.wait_for(address, queries, &log).with_context(|| name)?;
+        // Once more: knotd puts its threads on cores of its own choice.
+        self.node.shell(&format!("taskset -a -c -p {core} {} >&2", program.id()))?;
+        let directory = self.directory.path().to_string_lossy().into_owned();
+        let configuration = Configuration {
+            name: name.to_owned(),
+            version: if version.is_empty() { "0.26.3".to_owned() } else { said(&binary, version) },
+            // Where its own files are does not matter to a reader.
+            text: text.replace(&directory, "DIR"),
+        };
+        let process = Process(program.id());
+        self.servers.push(Server { name, address, process, configuration, _program: program });
+        Ok(())
+    }
+
+    /// Until it answers rightly.
+    fn wait_for(&self, server: SocketAddr, queries: &Queries, log: &Path) -> Result<()> {
+        let answers = || {
+            self.node.run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+                socket.connect(server)?;
+                socket.send(&queries.messages[0])?;
+                let mut answer = [0; 1232];
+                let length = socket.recv(&mut answer)?;
+                ensure!(queries.is_answered_by(0, 0, &answer[..length]), "{:02x?}", &answer[..length]);
+                Ok(())
+            })
+        };
+        // `Address already in use` and the like are in its log.
+        wait_for(&server.to_string(), answers).with_context(|| fs::read_to_string(log).unwrap_or_default())
+    }
+}
+
+/// The first line it says.
+fn said(binary: &Path, arguments: &[&str]) -> String {
+    let Ok(output) = Command::new(binary).args(arguments).output() else { return "unknown".to_owned() };
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&said).lines().next().unwrap_or("unknown").to_owned()
+}

@@ -1,0 +1,154 @@
+//! From the rename of a file to the first answer that shows what is in it, under a steady load.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use hdrhistogram::Histogram;
+
+use super::flows::FLOWS;
+use super::names::{self, Queries};
+use super::servers::Lab;
+use crate::cores;
+use crate::interrupt;
+use crate::load;
+use crate::progress::Progress;
+use crate::record::{Estimate, Record, micros};
+
+/// Queries a second while changes come.
+const RATE: u32 = 5000;
+
+/// Between the change that was seen and the next one.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A change that is not seen by then is a failure.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The name that changes.
+const NAME: &str = "changing.default.svc.cluster.local";
+
+/// Measures as many changes of an endpoint, with 10,000 other Services about.
+pub(super) fn measure(record: &mut Record, changes: usize) -> Result<()> {
+    let mut lab = Lab::empty()?;
+    let manifests = lab.directory().join("manifests");
+    fs::create_dir(&manifests)?;
+    names::write_manifests(&manifests)?;
+    fs::write(manifests.join("changing.yaml"), manifest(0))?;
+    let services = Queries::services();
+    lab.start_portolan(&manifests, &[], &services)?;
+    let (server, new) = (lab.servers[0].address, lab.directory().join("new"));
+    let (seen, lost) = lab.node.run(|| {
+        cores::pin(lab.cores.generator)?;
+        watch(server, &services, &new, &manifests.join("changing.yaml"), changes)
+    })?;
+    if lost > 0 {
+        record.warnings.push(format!("event to visible: {lost} queries were not answered"));
+    }
+    record.distribution("event to visible", "portolan-dns", &seen);
+    let at = |quantile| micros(seen.value_at_quantile(quantile)) / 1000.0;
+    record.measured("event-visible", Estimate::from(at(0.99)));
+    record.remark("event-visible", format!("p50 {:.2} ms; {} changes", at(0.5), seen.len()));
+    Ok(())
+}
+
+/// An endpoint whose address is the number of the change.
+fn manifest(change: usize) -> String {
+    let address = address(change);
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: changing}}\nspec: {{clusterIP: None, ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: changing-1, labels: {{kubernetes.io/service-name: changing}}}}\naddressType: IPv4\n\
+         ports: [{{port: 80}}]\nendpoints: [{{addresses: [{address}]}}]\n"
+    )
+}
+
+fn address(change: usize) -> Ipv4Addr {
+    // From 10.22.0.0 on.
+    Ipv4Addr::from(0x0a16_0000 + u32::try_from(change).unwrap_or(0))
+}
+
+/// Every second query is for the name that changes. Returns the times, and how many queries had no answer.
+fn watch(
+    server: SocketAddr,
+    queries: &Queries,
+    new: &Path,
+    target: &Path,
+    changes: usize,
+) -> Result<(Histogram<u64>, u64)> {
+    let mut client = Client::new(server, queries)?;
+    let mut seen = load::histogram();
+    let mut progress = Progress::new("event to visible", changes);
+    for change in 1..=changes {
+        progress.at(change);
+        if interrupt::requested() {
+            break;
+        }
+        fs::write(new, manifest(change))?;
+        client.run_for(PAUSE)?;
+        let (renamed, wanted) = (Instant::now(), address(change).octets());
+        fs::rename(new, target)?;
+        while client.run_until_answer()? != Some(wanted) {
+            ensure!(renamed.elapsed() < DEADLINE, "change {change} is not visible after {DEADLINE:?}");
+        }
+        seen.record(u64::try_from(renamed.elapsed().as_nanos())?)?;
+    }
+    Ok((seen, client.lost))
+}
+
+/// Asks by the clock, one query after the other.
+struct Client<'q> {
+    sockets: Vec<UdpSocket>,
+    queries: &'q Queries,
+    probe: Vec<u8>,
+    next: Instant,
+    number: usize,
+    lost: u64,
+}
+
+impl<'q> Client<'q> {
+    fn new(server: SocketAddr, queries: &'q Queries) -> Result<Self> {
+        let socket = || -> Result<UdpSocket> {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(server)?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+            Ok(socket)
+        };
+        let sockets = (0..FLOWS).map(|_| socket()).collect::<Result<_>>()?;
+        let (probe, next) = (names::query(NAME), Instant::now());
+        Ok(Self { sockets, queries, probe, next, number: 0, lost: 0 })
+    }
+
+    fn run_for(&mut self, length: Duration) -> Result<()> {
+        let end = Instant::now() + length;
+        while Instant::now() < end {
+            self.run_until_answer()?;
+        }
+        Ok(())
+    }
+
+    /// One query, when it is due; the address in its answer if it was for the name that changes.
+    fn run_until_answer(&mut self) -> Result<Option<[u8; 4]>> {
+        while Instant::now() < self.next {
+            std::hint::spin_loop();
+        }
+        self.next += Duration::from_secs(1) / RATE;
+        let number = self.number;
+        self.number += 1;
+        let is_probe = number % 2 == 1;
+        let query =
+            if is_probe { &self.probe } else { &self.queries.messages[number % self.queries.messages.len()] };
+        let socket = &self.sockets[number % FLOWS];
+        socket.send(query)?;
+        let mut answer = [0; 1232];
+        match socket.recv(&mut answer) {
+            Ok(length) if is_probe => Ok(answer[..length].last_chunk().copied()),
+            Ok(_) => Ok(None),
+            Err(_) => {
+                self.lost += 1;
+                Ok(None)
+            }
+        }
+    }
+}
