@@ -7,5 +7,6 @@ mod edns;
 mod hostile;
 mod message;
 mod protocol;
+mod reflection;
 mod server;
 mod tls;

@@ -73,6 +73,13 @@ impl Server {
         line.unwrap_or_default().to_owned()
     }
 
+    /// Memory it has right now, KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// Puts a manifest in place in one step.
     pub(crate) fn apply(&self, name: &str, text: &str) {
         apply(&self.directory.path().join("manifests"), name, text);

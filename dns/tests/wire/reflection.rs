@@ -1,0 +1,144 @@
+//! What can be done to others, or to this machine, by way of the server.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpStream, UdpSocket};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::server::Server;
+
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
+
+/// A query for the A records of `web`.
+fn query() -> Vec<u8> {
+    let name = b"\x03web\x07default\x03svc\x07cluster\x05local\x00";
+    [b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".as_slice(), name, b"\x00\x01\x00\x01"].concat()
+}
+
+fn ask(socket: &UdpSocket, message: &[u8]) -> Option<Vec<u8>> {
+    socket.send(message).unwrap();
+    let mut reply = vec![0; 65_535];
+    let length = socket.recv(&mut reply).ok()?;
+    reply.truncate(length);
+    Some(reply)
+}
+
+/// On a node of its own: ports of the machine may be taken, and its loopback is busy.
+fn on_a_node(test: impl FnOnce() + Send) {
+    testbed::Node::new().unwrap().run(test);
+}
+
+#[test]
+fn two_servers_cannot_be_made_to_talk_to_each_other() {
+    on_a_node(replies_end_at_the_server);
+}
+
+fn replies_end_at_the_server() {
+    let server = Server::start(&[("web.yaml", WEB)], &[]);
+    // Another name server, as far as ports tell.
+    let other = UdpSocket::bind("127.53.0.7:53").unwrap();
+    other.connect(server.address).unwrap();
+    other.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let malformed = &query()[..20];
+    for message in [&query(), malformed] {
+        let reply = ask(&other, message).expect("whoever asks from port 53 is a client too");
+        assert_eq!(ask(&other, &reply), None, "a reply is the end of it");
+    }
+}
+
+#[test]
+fn nobody_is_answered_at_port_0() {
+    on_a_node(port_0_is_nobody);
+}
+
+fn port_0_is_nobody() {
+    let server = Server::start(&[("web.yaml", WEB)], &[]);
+    // The server's own port, and all that goes to port 0.
+    let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap();
+    raw.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let (from, to) = (0_u16, server.address.port());
+    let length = u16::try_from(8 + query().len()).unwrap();
+    let header = [from, to, length, 0].map(u16::to_be_bytes).concat();
+    raw.send_to(&[header, query()].concat(), &SockAddr::from(server.address)).unwrap();
+    let polite = UdpSocket::bind("127.0.0.1:0").unwrap();
+    polite.connect(server.address).unwrap();
+    polite.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert!(ask(&polite, &query()).is_some());
+    // Replies go out in the order of queries: the one to the polite client is the first from the server.
+    let polite_port = polite.local_addr().unwrap().port();
+    loop {
+        let mut packet = [0; 2048];
+        let length = (&raw).read(&mut packet).unwrap();
+        // Behind an IPv4 header of five words: ports.
+        let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+        assert!(length >= 28);
+        if port(20) == to {
+            assert_eq!(port(22), polite_port);
+            return;
+        }
+    }
+}
+
+/// What is malformed gets no more than it brought, and what is right at most the 512 bytes of RFC 1035 §4.2.1.
+#[test]
+fn no_message_without_edns_is_answered_by_much_more() {
+    let services: String = (0..40)
+        .map(|n| format!("- {{addresses: [10.4.0.{}], hostname: a-host-of-some-length-{n}}}\n", n + 1))
+        .collect();
+    let slice = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{clusterIP: None, ports: [{{name: http, port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: web-1, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\n\
+         ports: [{{name: http, port: 80}}]\nendpoints:\n{services}"
+    );
+    let server = Server::start(&[("web.yaml", &slice)], &[]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(server.address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let end = query().len();
+    // Every type there is a meaning for, ANY and AXFR with them.
+    for kind in (1..=65).chain(249..=257) {
+        let mut message = query();
+        message[end - 4..end - 2].copy_from_slice(&u16::to_be_bytes(kind));
+        let reply = ask(&socket, &message).unwrap();
+        assert!(reply.len() <= 512, "type {kind}: {} bytes", reply.len());
+        if kind == 255 || kind == 252 {
+            assert!(reply.len() <= message.len() + 32, "type {kind}: {} bytes", reply.len());
+        }
+    }
+}
+
+#[test]
+fn a_flood_of_noise_leaves_no_memory_behind() {
+    let server = Server::start(&[("web.yaml", WEB)], &[]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(server.address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut random = fastrand::Rng::with_seed(9);
+    let mut flood = || {
+        for _ in 0..5000 {
+            let mut message = query();
+            for _ in 0..random.usize(1..8) {
+                let at = random.usize(..message.len());
+                message[at] = random.u8(..);
+            }
+            message.truncate(random.usize(1..message.len() * 2));
+            socket.send(&message).unwrap();
+        }
+        for _ in 0..50 {
+            let mut stream = TcpStream::connect(server.address).unwrap();
+            let noise: Vec<u8> = (0..4096).map(|_| random.u8(..)).collect();
+            // A frame that never ends, mostly; the server may have hung up.
+            drop(stream.write_all(&noise));
+        }
+        while ask(&socket, &query()).is_none_or(|reply| reply[..2] != [0x12, 0x34]) {}
+    };
+    flood();
+    let before = server.resident_kib();
+    for _ in 0..5 {
+        flood();
+    }
+    let grown = server.resident_kib().saturating_sub(before);
+    assert!(grown < 4096, "{grown} KiB more than after the first flood ({before} KiB)");
+}
