@@ -31,6 +31,16 @@ impl Cores {
     }
 }
 
+/// As [`pin`], the client of a load; where there is but one core, it shares it.
+pub(crate) fn pin_client() -> Result<()> {
+    Cores::choose().map_or(Ok(()), |cores| pin(cores.generator))
+}
+
+/// As [`pin`], the server at the end of a load.
+pub(crate) fn pin_server() -> Result<()> {
+    Cores::choose().map_or(Ok(()), |cores| pin(cores.server))
+}
+
 /// The calling thread, and what it starts from now on, runs on this core alone.
 pub(crate) fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();

@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use netns::NetNs;
 
 use crate::comparison::{Added, Comparison, PathResult, Usage};
+use crate::cores;
 use crate::interrupt;
 use crate::load::{self, Block, Destination, Load, Shape};
 use crate::meter::{Meter, Spent};
@@ -78,7 +79,12 @@ pub(crate) fn measure(record: &mut Record, load: Load, paths: &[Path<'_>], round
         .map(|path| Contender {
             name: &path.name,
             process: path.process.as_ref(),
-            block: Box::new(move |length| path.client.run(|| load::run(load, &path.to, length))?),
+            block: Box::new(move |length| {
+                path.client.run(|| {
+                    cores::pin_client()?;
+                    load::run(load, &path.to, length)
+                })?
+            }),
         })
         .collect();
     let measurement = Measurement {

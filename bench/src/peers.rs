@@ -3,7 +3,7 @@
 use std::path::Path as FilePath;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use testbed::Program;
 
 use crate::interleave::Path;
@@ -130,6 +130,8 @@ fn start<'a>(
     // `Address already in use` and the like are in its log.
     let said = || std::fs::read_to_string(&log).unwrap_or_default();
     topology.wait(address, ports.0).with_context(|| format!("{name}: {}", said()))?;
+    // Somebody else may have accepted.
+    ensure!(Process(program.id()).is_running(), "{name} has ended: {}", said());
     let configuration = Configuration { name: name.to_owned(), version: version(binary), text };
     Ok(Peer { path, configuration, program })
 }

@@ -24,6 +24,13 @@ pub(crate) struct Memory {
 }
 
 impl Process {
+    /// Whether it has not ended. One that has, and that nobody has waited for, is a zombie.
+    pub(crate) fn is_running(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
+        // The state stands behind the name, which is in parentheses and may have any character in it.
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    }
+
     /// Of this process alone. Zero when it has gone.
     pub(crate) fn memory(&self) -> Memory {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();

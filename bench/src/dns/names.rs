@@ -50,6 +50,17 @@ impl Queries {
         Self { messages: vec![query(name)], rcode: 0 }
     }
 
+    /// A single one, for TXT.
+    #[cfg(test)]
+    pub(super) fn one_text(name: &str) -> Self {
+        let mut one = Self::one(name);
+        for message in &mut one.messages {
+            let end = message.len();
+            message[end - 4..].copy_from_slice(&[0, 16, 0, 1]);
+        }
+        one
+    }
+
     /// Always in the same order, which is that of no server's memory.
     fn shuffled(messages: impl Iterator<Item = Vec<u8>>, rcode: u8) -> Self {
         let mut messages: Vec<_> = messages.collect();

@@ -135,7 +135,8 @@ impl Lab {
         let file = self.write("upstream.conf", &config)?;
         let log = self.directory.path().join("upstream.log");
         self.upstream = Some(Program::start(&self.node, Path::new("/usr/sbin/knotd"), &["-c", &file], &log)?);
-        self.wait_for(SocketAddr::from((UPSTREAM, 53)), &Queries::external(), &log)
+        self.wait_for(SocketAddr::from((UPSTREAM, 53)), &Queries::external())
+            .with_context(|| format!("the upstream server: {}", fs::read_to_string(&log).unwrap_or_default()))
     }
 
     fn start_knotd(&mut self, queries: &Queries) -> Result<()> {
@@ -207,30 +208,36 @@ impl Lab {
 
     fn start(&mut self, start: Start<'_>) -> Result<()> {
         let Start { name, address, binary, arguments, text, version, queries } = start;
+        let address = SocketAddr::from((address, 53));
+        // Whoever has it would be measured in its place.
+        self.node.run(|| UdpSocket::bind(address)).with_context(|| {
+            format!("{name}: {address} is taken; `ss -lnup` in its namespace tells by whom")
+        })?;
         let log = self.directory.path().join(format!("{name}.log"));
         let core = self.cores.server.to_string();
         let binary_path = binary.to_string_lossy();
         let mut pinned = vec!["-c", &core, &*binary_path];
         pinned.extend(arguments.iter().map(String::as_str));
         let program = Program::start(&self.node, Path::new("/usr/bin/taskset"), &pinned, &log)?;
-        let address = SocketAddr::from((address, 53));
-        self.wait_for(address, queries, &log).with_context(|| name)?;
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        self.wait_for(address, queries).with_context(|| format!("{name}: {}", said()))?;
+        let process = Process(program.id());
+        ensure!(process.is_running(), "{name} has ended: {}", said());
         // Once more: knotd puts its threads on cores of its own choice.
         self.node.shell(&format!("taskset -a -c -p {core} {} >&2", program.id()))?;
         let directory = self.directory.path().to_string_lossy().into_owned();
         let configuration = Configuration {
             name: name.to_owned(),
-            version: if version.is_empty() { "0.26.3".to_owned() } else { said(&binary, version) },
+            version: if version.is_empty() { "0.26.3".to_owned() } else { first_line(&binary, version) },
             // Where its own files are does not matter to a reader.
             text: text.replace(&directory, "DIR"),
         };
-        let process = Process(program.id());
         self.servers.push(Server { name, address, process, configuration, _program: program });
         Ok(())
     }
 
     /// Until it answers rightly.
-    fn wait_for(&self, server: SocketAddr, queries: &Queries, log: &Path) -> Result<()> {
+    fn wait_for(&self, server: SocketAddr, queries: &Queries) -> Result<()> {
         let answers = || {
             self.node.run(|| {
                 let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -244,13 +251,31 @@ impl Lab {
             })
         };
         // `Address already in use` and the like are in its log.
-        wait_for(&server.to_string(), answers).with_context(|| fs::read_to_string(log).unwrap_or_default())
+        wait_for(&server.to_string(), answers)
     }
 }
 
 /// The first line it says.
-fn said(binary: &Path, arguments: &[&str]) -> String {
+fn first_line(binary: &Path, arguments: &[&str]) -> String {
     let Ok(output) = Command::new(binary).args(arguments).output() else { return "unknown".to_owned() };
     let said = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&said).lines().next().unwrap_or("unknown").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_named_with_who_has_it() {
+        let mut lab = Lab::empty().unwrap();
+        let manifests = lab.directory().join("manifests");
+        fs::create_dir(&manifests).unwrap();
+        let version = Queries::one_text("dns-version.cluster.local");
+        lab.start_portolan(&manifests, &[], &version).unwrap();
+        // The first one would answer in place of the second.
+        let error = format!("{:#}", lab.start_portolan(&manifests, &[], &version).unwrap_err());
+        assert!(error.contains("portolan-dns: 10.53.0.1:53 is taken; `ss -lnup`"), "{error}");
+        assert!(error.contains("Address already in use"), "{error}");
+    }
 }

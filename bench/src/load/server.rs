@@ -1,4 +1,5 @@
-//! What the load is sent to: answers every message with itself, swallows streams. One thread, in a pod.
+//! What the load is sent to: answers every message with itself, swallows streams. In a pod, on the core that the client is not
+//! on: where the scheduler puts them together or apart, medians have two modes.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
@@ -7,6 +8,8 @@ use std::os::fd::AsRawFd as _;
 
 use netns::NetNs;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::cores;
 
 /// Port that echoes, TCP and UDP.
 pub(crate) const ECHO_PORT: u16 = 9090;
@@ -20,20 +23,32 @@ pub(crate) fn start(pod: &NetNs, address: IpAddr) -> anyhow::Result<()> {
     let echo = pod.run(|| TcpListener::bind(at(ECHO_PORT)))??;
     let sink = pod.run(|| TcpListener::bind(at(SINK_PORT)))??;
     let datagrams = pod.run(|| UdpSocket::bind(at(ECHO_PORT)))??;
-    std::thread::spawn(move || echo_streams(&echo));
-    std::thread::spawn(move || {
+    spawn(move || echo_streams(&echo));
+    spawn(move || {
         for stream in sink.incoming().flatten() {
             std::thread::spawn(move || swallow(stream));
         }
+        Ok(())
     });
-    std::thread::spawn(move || {
+    spawn(move || {
         let mut message = [0; 65_535];
         while let Ok((length, from)) = datagrams.recv_from(&mut message) {
             // A client that has gone is its own affair.
             drop(datagrams.send_to(&message[..length], from));
         }
+        Ok(())
     });
     Ok(())
+}
+
+/// A thread on the servers' core, with all that it starts.
+fn spawn(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
+    std::thread::spawn(move || {
+        // Where there is nothing to choose, it stays where it is.
+        drop(cores::pin_server());
+        // A server whose namespace goes has nothing to say.
+        drop(work());
+    });
 }
 
 /// The same on 127.0.0.1: what a request costs where no network is between.
