@@ -307,16 +307,16 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Removes a bridge that we have made, if no port is left.
-pub(crate) fn collect(host: &mut Netlink, bridge: &Bridge) -> Result<()> {
+/// Removes the bridges that we have made, or the one of that name, if they have no port left.
+pub(crate) fn collect(host: &mut Netlink, name: Option<&str>) -> Result<()> {
     let links = host.links().map_err(kernel("list interfaces"))?;
-    let Some(link) = links.iter().find(|link| link.name == bridge.name && link.alias == ALIAS) else {
-        return Ok(());
-    };
-    if links.iter().any(|port| port.master == Some(link.index)) {
-        return Ok(());
+    let is_wanted = |link: &&Link| link.alias == ALIAS && name.is_none_or(|name| link.name == name);
+    for link in links.iter().filter(is_wanted) {
+        if !links.iter().any(|port| port.master == Some(link.index)) {
+            host.delete_link(&link.name).map_err(kernel(format!("delete bridge {}", link.name)))?;
+        }
     }
-    host.delete_link(&link.name).map(drop).map_err(kernel(format!("delete bridge {}", link.name)))
+    Ok(())
 }
 
 fn everywhere(like: IpAddr) -> IpNetwork {

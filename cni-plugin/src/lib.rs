@@ -17,6 +17,7 @@ mod alias;
 mod args;
 mod bandwidth;
 mod bridged;
+mod by_hand;
 mod command;
 mod error;
 mod ipam;
@@ -33,4 +34,5 @@ mod table;
 mod trace;
 mod veth;
 
+pub use by_hand::run_by_hand;
 pub use skel::{Output, run};

@@ -1,11 +1,18 @@
-//! stdin and environment in, at most one JSON object and an exit code out.
+//! stdin and environment in, at most one JSON object and an exit code out; or a command of people's.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let program = std::env::args_os().next().unwrap_or_default();
-    let output = portolan_cni::run(&program, std::env::vars_os(), io::stdin().lock());
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+    // A runtime sets this and gives no arguments.
+    let output = if arguments.is_empty() || std::env::var_os("CNI_COMMAND").is_some() {
+        portolan_cni::run(&program, std::env::vars_os(), io::stdin().lock())
+    } else {
+        portolan_cni::run_by_hand(&arguments)
+    };
     // A result nobody can read is a failure: the runtime would not know what it got.
     let written = io::stdout().lock().write_all(output.stdout.as_bytes());
     let said = io::stderr().lock().write_all(output.stderr.as_bytes());

@@ -21,7 +21,7 @@ pub(crate) use bandwidth::{Bandwidth, Limit};
 pub(crate) use bridge::Bridge;
 
 /// Where the state of a boot lives: addresses, records, what the node has been told.
-const DEFAULT_STATE_DIR: &str = "/run/portolan";
+pub(crate) const DEFAULT_STATE_DIR: &str = "/run/portolan";
 
 /// Seconds an address rests by default: what stale conntrack entries and caches of names live for.
 const DEFAULT_COOLDOWN: u32 = 30;

@@ -7,16 +7,17 @@ mod traffic;
 use std::io;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{
     BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
@@ -117,6 +118,11 @@ impl Netlink {
         gone_is_false(self.one(request::delete_link(name), NLM_F_ACK))
     }
 
+    /// Sets an interface down. False if there is none.
+    pub(crate) fn set_down(&mut self, name: &str) -> io::Result<bool> {
+        gone_is_false(self.one(request::set_down(name), NLM_F_ACK))
+    }
+
     /// Whether the interface has the address.
     pub(crate) fn has_address(&mut self, index: u32, address: IpAddr) -> io::Result<bool> {
         Ok(self.addresses(index, address)?.iter().any(|own| own.address == address))
@@ -142,6 +148,15 @@ impl Netlink {
     /// Deletes a route. False if there is none.
     pub(crate) fn delete_route(&mut self, route: &Route) -> io::Result<bool> {
         gone_is_false(self.one(request::delete_route(route), NLM_F_ACK))
+    }
+
+    /// Where [`RouteTarget::Unreachable`] routes of ours lead.
+    pub(crate) fn unreachable(&mut self) -> io::Result<Vec<IpNetwork>> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            found.extend(self.dump(&request::get_routes(family))?.iter().filter_map(request::last_resort));
+        }
+        Ok(found)
     }
 
     /// The interface by which a packet to `destination` would leave; `None` where it would not.

@@ -66,7 +66,7 @@ fn about() -> Output {
         "portolan-cni {}: a CNI plugin that gives each pod its own address and port space.\n\
          CNI protocol versions supported: {}\n\
          It is run by a container runtime, with CNI_COMMAND and friends in the environment and the network\n\
-         configuration on standard input; see docs/cni-plugin.md.\n",
+         configuration on standard input; see docs/cni-plugin.md, or portolan-cni --help.\n",
         env!("CARGO_PKG_VERSION"),
         VERSIONS.join(", "),
     );

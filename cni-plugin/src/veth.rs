@@ -5,10 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
+use ipnetwork::IpNetwork;
 use netns::NetNs;
 
 use crate::error::{Code, Error, Result, io, kernel};
-use crate::netlink::{Batch, Link, Netlink, Veth};
+use crate::netlink::{Batch, Link, Netlink, Route, RouteTarget, Veth};
 
 /// What an interface gets on a node without an uplink.
 const DEFAULT_MTU: u32 = 1500;
@@ -73,6 +74,19 @@ pub(crate) fn create(
         other => other?,
     };
     only(created.links, veth.host)
+}
+
+/// Cuts a pod off before its interface goes: a routed one loses its routes, the port of a bridge is set down.
+pub(crate) fn cut_off(host: &mut Netlink, link: &Link, addresses: &[IpAddr]) -> Result<()> {
+    if link.master.is_some() {
+        return host.set_down(&link.name).map(drop).map_err(kernel(format!("set {} down", link.name)));
+    }
+    for address in addresses {
+        let target = RouteTarget::Link(link.index);
+        let route = Route { destination: IpNetwork::from(*address), target, table: None };
+        host.delete_route(&route).map_err(kernel(format!("delete route {address} dev {}", link.name)))?;
+    }
+    Ok(())
 }
 
 /// The MTU of the way out of this node.

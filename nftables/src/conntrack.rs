@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
+use super::Netfilter;
 use super::message::{self, Attributes};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE`.
@@ -25,10 +26,10 @@ const DESTINATION_PORT: u32 = 1 << 5;
 ///
 /// # Errors
 /// What the kernel says; one without conntrack has nothing to forget.
-pub fn forget_address(address: IpAddr) -> io::Result<()> {
+pub fn forget_address(netfilter: &Netfilter, address: IpAddr) -> io::Result<()> {
     for direction in [ORIGINAL, REPLY] {
         let tuple = |a: Attributes| a.nested(1, |ip| write_address(ip, address, true));
-        delete(address.is_ipv4(), direction, SOURCE_ADDRESS, tuple)?;
+        delete(netfilter, address.is_ipv4(), direction, SOURCE_ADDRESS, tuple)?;
     }
     Ok(())
 }
@@ -37,7 +38,13 @@ pub fn forget_address(address: IpAddr) -> io::Result<()> {
 ///
 /// # Errors
 /// As [`forget_address`].
-pub fn forget_port(v4: bool, protocol: u8, port: u16, address: Option<IpAddr>) -> io::Result<()> {
+pub fn forget_port(
+    netfilter: &Netfilter,
+    v4: bool,
+    protocol: u8,
+    port: u16,
+    address: Option<IpAddr>,
+) -> io::Result<()> {
     let flags = PROTOCOL | DESTINATION_PORT | if address.is_some() { DESTINATION_ADDRESS } else { 0 };
     let tuple = |a: Attributes| {
         let a = match address {
@@ -46,7 +53,7 @@ pub fn forget_port(v4: bool, protocol: u8, port: u16, address: Option<IpAddr>) -
         };
         a.nested(2, |proto| proto.bytes(1, &[protocol]).bytes(3, &port.to_be_bytes()))
     };
-    delete(v4, ORIGINAL, flags, tuple)
+    delete(netfilter, v4, ORIGINAL, flags, tuple)
 }
 
 fn write_address(a: Attributes, address: IpAddr, source: bool) -> Attributes {
@@ -57,6 +64,7 @@ fn write_address(a: Attributes, address: IpAddr, source: bool) -> Attributes {
 }
 
 fn delete(
+    netfilter: &Netfilter,
     v4: bool,
     direction: u16,
     flags: u32,
@@ -68,7 +76,7 @@ fn delete(
         .nested(direction, tuple)
         .nested(FILTER, |f| f.bytes(1, &of(ORIGINAL).to_ne_bytes()).bytes(2, &of(REPLY).to_ne_bytes()));
     let request = message::request(DELETE, if v4 { IPV4 } else { IPV6 }, &attributes);
-    match super::exchange(&request) {
+    match netfilter.exchange(&request) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }

@@ -4,29 +4,26 @@
 
 pub mod conntrack;
 mod message;
+mod netfilter;
 mod rule;
 mod set;
 
 use std::io;
 use std::net::IpAddr;
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
-
 pub use message::Family;
 use message::{Attributes, Message};
+pub use netfilter::Netfilter;
 pub use rule::Rule;
 pub use set::{Data, Element, Key, Set, Type};
 
 /// Message types of `linux/netfilter/nf_tables.h`.
 const NEW_TABLE: u8 = 0;
-const GET_TABLE: u8 = 1;
 const DEL_TABLE: u8 = 2;
 const NEW_CHAIN: u8 = 3;
 const NEW_RULE: u8 = 6;
 const NEW_SET: u8 = 9;
 const NEW_SET_ELEMENT: u8 = 12;
-const GET_SET_ELEMENT: u8 = 13;
 const DEL_SET_ELEMENT: u8 = 14;
 
 /// `NLM_F_CREATE`, `NLM_F_APPEND`.
@@ -166,48 +163,18 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// The kernel's first: `NotFound` for a table, chain, set or element that is not there.
-    pub fn commit(self) -> io::Result<()> {
+    pub fn commit(self, netfilter: &Netfilter) -> io::Result<()> {
         let mut bytes = message::batch_begin();
         for (message, sequence) in self.messages.iter().zip(1..) {
             message.write(&mut bytes, sequence);
         }
         bytes.extend(message::batch_end());
-        exchange(&bytes)
+        netfilter.exchange(&bytes)
     }
 
     fn push(&mut self, kind: u8, flags: u16, fill: impl FnOnce(Attributes) -> Attributes) {
         let attributes = fill(Attributes::default().text(1, self.table));
         self.messages.push(Message { kind, flags, family: self.family, attributes });
-    }
-}
-
-/// Whether the key is in the set.
-///
-/// # Errors
-/// What the kernel says.
-pub fn contains(family: Family, table: &str, set: &str, key: Key) -> io::Result<bool> {
-    let attributes = write_elements(Attributes::default().text(1, table), set, &[Element::Key(key)]);
-    let mut bytes = Vec::new();
-    Message { kind: GET_SET_ELEMENT, flags: 0, family, attributes }.write(&mut bytes, 1);
-    match exchange(&bytes) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// Whether the table is there.
-///
-/// # Errors
-/// What the kernel says.
-pub fn has_table(table: &str) -> io::Result<bool> {
-    let attributes = Attributes::default().text(1, table);
-    let mut bytes = Vec::new();
-    Message { kind: GET_TABLE, flags: 0, family: Family::Inet, attributes }.write(&mut bytes, 1);
-    match exchange(&bytes) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
     }
 }
 
@@ -238,21 +205,4 @@ fn socket_address_key(address: &std::net::SocketAddr) -> Vec<u8> {
     key.extend(address.port().to_be_bytes());
     key.extend([0, 0]);
     key
-}
-
-/// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there afterwards.
-fn exchange(bytes: &[u8]) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddress::new(0, 0))?;
-    socket.set_non_blocking(true)?;
-    socket.send(bytes, 0)?;
-    let mut result = Ok(());
-    loop {
-        match socket.recv_from_full() {
-            Ok((datagram, _)) => result = result.and_then(|()| message::first_error(&datagram)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return result,
-            Err(e) => return Err(e),
-        }
-    }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::alias::Alias;
 use crate::args::Args;
+use crate::command::del::Node;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{self, Owner};
 use crate::netconf::{Bandwidth, Mode, NetConf, parse_mac};
@@ -99,7 +100,12 @@ fn attach<'a>(
     let attachment = record(args, conf, &host_name, &pair, &addresses);
     let key = attachment.key();
     let (header, given) = (&conf.header, addresses.clone());
-    rollback.push(move || drop(table::leave(header, &key, &given)));
+    rollback.push(move || {
+        drop(
+            Node::open()
+                .map(|mut node| table::leave(header, &key, &given, &mut node.netlink, &node.netfilter)),
+        );
+    });
     table::join(conf, &attachment, &subnets, &mut host)?;
     Ok(result::result(conf, &attached))
 }

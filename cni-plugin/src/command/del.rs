@@ -1,6 +1,7 @@
 //! DEL: take back all that ADD gave, whatever is left of it.
 
 use attachment::Key;
+use nftables::Netfilter;
 use serde_json::Value;
 
 use crate::alias::Alias;
@@ -15,43 +16,72 @@ use crate::{table, veth};
 /// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
 pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
-    let mut errors = detach(header, &owner);
+    let detach = |mut node: Node| {
+        let errors = node.detach(header, &owner);
+        node.close();
+        errors
+    };
+    let mut errors = Node::open().map_or_else(|error| vec![error], detach);
     if let Some(kind) = &header.delegate {
         errors.extend(ipam::delegate(kind, "DEL", args, raw).err());
     }
     Error::combined(errors).map_or(Ok(()), Err)
 }
 
-/// Removes what one attachment has on this node: its interface (and with it the routes and the pod's end), its
-/// place in the node's rules, its record, and last its addresses, so that nobody gets them while they are in use.
-pub(super) fn detach(header: &Header, owner: &Owner) -> Vec<Error> {
-    let mut errors = Vec::new();
-    let host_name = veth::host_interface(&header.name, &owner.container_id, &owner.ifname);
-    // Its note has the addresses where the state directory is gone.
-    let mut noted = Vec::new();
-    let deleted = Netlink::open().and_then(|mut host| {
-        noted = host
-            .link(&host_name)?
-            .as_ref()
-            .and_then(Alias::of)
-            .map(|alias| alias.addresses)
-            .unwrap_or_default();
-        host.delete_link(&host_name)?;
-        host.delete_link(&veth::detour_interface(&header.name, &owner.container_id, &owner.ifname))
-    });
-    errors.extend(deleted.err().map(kernel(format!("delete interface {host_name}"))));
-    let key = Key {
-        network: header.name.clone(),
-        container_id: owner.container_id.clone(),
-        ifname: owner.ifname.clone(),
-    };
-    let store = header.reservations();
-    // An illegible reservation does not keep the rest from being taken back.
-    let mut addresses = store.addresses(owner).unwrap_or_default();
-    if addresses.is_empty() {
-        addresses = noted;
+/// The sockets that taking back needs, opened once.
+pub(super) struct Node {
+    pub(super) netlink: Netlink,
+    pub(super) netfilter: Netfilter,
+}
+
+impl Node {
+    pub(super) fn open() -> Result<Self> {
+        let netlink = Netlink::open().map_err(kernel("open a netlink socket"))?;
+        Ok(Self { netlink, netfilter: table::open()? })
     }
-    errors.extend(table::leave(header, &key, &addresses));
-    errors.extend(span(Span::Store, || store.release(owner)).err());
-    errors
+
+    pub(super) fn close(self) {
+        table::close(self.netfilter);
+    }
+
+    /// Removes what one attachment has on this node: its routes, its place in the node's rules, its record, its
+    /// interface, and last its addresses, so that nobody gets them while they are in use.
+    ///
+    /// The interface comes after the rules, because the kernel waits some 20 ms when it deletes one, and frees
+    /// meanwhile what was removed from the rules. Without its routes a routed pod is cut off by then: nothing reaches
+    /// it, and what it sends has no way back and is dropped, so that nothing leaves from it unmasqueraded. A bridged
+    /// one has no routes of its own; its port is set down.
+    pub(super) fn detach(&mut self, header: &Header, owner: &Owner) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let host_name = veth::host_interface(&header.name, &owner.container_id, &owner.ifname);
+        let found = self.netlink.link(&host_name);
+        let link = found.unwrap_or_else(|e| {
+            errors.push(kernel(format!("look for interface {host_name}"))(e));
+            None
+        });
+        // The interface's note has the addresses where the state directory is gone.
+        let noted = link.as_ref().and_then(Alias::of).map(|alias| alias.addresses).unwrap_or_default();
+        if let Some(link) = &link {
+            errors.extend(veth::cut_off(&mut self.netlink, link, &noted).err());
+        }
+        let key = Key {
+            network: header.name.clone(),
+            container_id: owner.container_id.clone(),
+            ifname: owner.ifname.clone(),
+        };
+        let store = header.reservations();
+        // An illegible reservation does not keep the rest from being taken back.
+        let mut addresses = store.addresses(owner).unwrap_or_default();
+        if addresses.is_empty() {
+            addresses = noted;
+        }
+        errors.extend(table::leave(header, &key, &addresses, &mut self.netlink, &self.netfilter));
+        let detour = veth::detour_interface(&header.name, &owner.container_id, &owner.ifname);
+        for name in [host_name, detour] {
+            let deleted = self.netlink.delete_link(&name);
+            errors.extend(deleted.err().map(kernel(format!("delete interface {name}"))));
+        }
+        errors.extend(span(Span::Store, || store.release(owner)).err());
+        errors
+    }
 }

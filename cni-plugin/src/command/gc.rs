@@ -6,12 +6,11 @@ use serde_json::Value;
 
 use crate::alias::Alias;
 use crate::args::Args;
-use crate::bridged;
-use crate::command::del::detach;
+use crate::command::del::Node;
 use crate::error::{Error, Result, kernel};
 use crate::ipam::{self, Owner};
 use crate::netconf::{Header, Mode, NetConf, invalid};
-use crate::netlink::Netlink;
+use crate::{bridged, table};
 
 /// Keys of the list of attachments to keep: the specification's, and the one libcni sent before.
 const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
@@ -24,7 +23,8 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     let (records, unreadable) = header.attachments().list(&header.name);
     errors.extend(unreadable.into_iter().map(Error::from));
     known.extend(records.into_iter().map(|r| Owner { container_id: r.container_id, ifname: r.ifname }));
-    match Netlink::open().and_then(|mut host| host.links()) {
+    let mut node = Node::open()?;
+    match node.netlink.links() {
         Ok(links) => {
             let ours = links.iter().filter_map(Alias::of).filter(|alias| alias.network == header.name);
             known.extend(ours.map(|alias| alias.owner));
@@ -33,18 +33,19 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     }
     let known: HashSet<Owner> = known.into_iter().collect();
     for owner in known.difference(&valid) {
-        errors.extend(detach(header, owner));
+        errors.extend(node.detach(header, owner));
     }
+    errors.extend(table::forget(header, &mut node.netlink, &node.netfilter).err());
     if let Some(kind) = &header.delegate {
         errors.extend(ipam::delegate(kind, "GC", args, raw).err());
     }
     if let Ok(conf) = NetConf::parse(header.clone(), raw.clone(), "1.1.0") {
         errors.extend(store.recount(&conf.ranges).err());
         if let Mode::Bridge(bridge) = &conf.mode {
-            let host = Netlink::open().map_err(kernel("open a netlink socket"));
-            errors.extend(host.and_then(|mut host| bridged::collect(&mut host, bridge)).err());
+            errors.extend(bridged::collect(&mut node.netlink, Some(&bridge.name)).err());
         }
     }
+    node.close();
     Error::combined(errors).map_or(Ok(()), Err)
 }
 

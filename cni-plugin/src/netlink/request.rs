@@ -11,7 +11,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -154,6 +154,13 @@ pub(super) fn set_up(name: &str, alias: Option<&str>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(message)
 }
 
+pub(super) fn set_down(name: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    RouteNetlinkMessage::SetLink(message)
+}
+
 pub(super) fn route_localnet(name: &str) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     let mut conf = InetDevConf::default();
@@ -229,6 +236,29 @@ pub(super) fn get_route(destination: IpAddr) -> RouteNetlinkMessage {
     message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
     message.attributes = vec![RouteAttribute::Destination(destination.into())];
     RouteNetlinkMessage::GetRoute(message)
+}
+
+pub(super) fn get_routes(family: AddressFamily) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// The destination of a route that [`RouteTarget::Unreachable`] has made.
+pub(super) fn last_resort(answer: &RouteNetlinkMessage) -> Option<IpNetwork> {
+    let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
+    let is_last = message.attributes.contains(&RouteAttribute::Priority(LAST_RESORT));
+    if !is_last || message.header.kind != RouteType::Unreachable {
+        return None;
+    }
+    message.attributes.iter().find_map(|attribute| {
+        let address: IpAddr = match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => (*address).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => (*address).into(),
+            _ => return None,
+        };
+        IpNetwork::new(address, message.header.destination_prefix_length).ok()
+    })
 }
 
 pub(super) fn new_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> RouteNetlinkMessage {

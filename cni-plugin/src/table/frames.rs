@@ -11,11 +11,11 @@
 //! }
 //! ```
 
-use attachment::Attachment;
-use nftables::{Batch, Data, Element, Family, Key, Rule, Set, Type};
+use attachment::{Attachment, Store};
+use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type};
 
 use super::TABLE;
-use super::network::Network;
+use super::network::{self, Network};
 use crate::error::{Error, Result, kernel};
 use crate::netconf::{Header, parse_mac};
 
@@ -24,33 +24,43 @@ const GUARDED: &str = "guarded";
 const SENDERS: &str = "senders";
 
 /// Holds a pod to its address.
-pub(super) fn add(header: &Header, networks: &[Network], pod: &Attachment) -> Result<()> {
+pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> Result<()> {
     let mut batch = Batch::of(Family::Bridge, TABLE);
     add_pod(&mut batch, pod);
-    match batch.commit() {
+    match batch.commit(netfilter) {
         // The first one, or somebody has flushed the ruleset.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write(header, networks),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            write(netfilter, &header.attachments(), &network::all(&header.state_dir)?)
+        }
         other => other.map_err(kernel(format!("add the pod to nft table bridge {TABLE}"))),
     }
 }
 
 /// Lets go of a pod. Nothing to let go of is fine.
-pub(super) fn remove(pod: &Attachment) -> Option<Error> {
+pub(super) fn remove(netfilter: &Netfilter, pod: &Attachment) -> Option<Error> {
     let mut errors = Vec::new();
     let pair = sender(pod).map(|key| (SENDERS, key));
     for (set, key) in pair.into_iter().chain([(GUARDED, Key::default().interface(&pod.host_interface))]) {
         let mut batch = Batch::of(Family::Bridge, TABLE);
         batch.delete_element(set, key);
-        let failed = batch.commit().err().filter(|e| e.kind() != std::io::ErrorKind::NotFound);
+        let failed = batch.commit(netfilter).err().filter(|e| e.kind() != std::io::ErrorKind::NotFound);
         errors.extend(failed.map(kernel(format!("remove the pod from nft set {set}"))));
     }
     Error::combined(errors)
 }
 
-/// Writes the whole table anew for these networks, or removes it if none of them asks for it.
-pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
+/// Removes the table, if it is there.
+pub(super) fn remove_table(netfilter: &Netfilter) -> Result<()> {
     let mut batch = Batch::of(Family::Bridge, TABLE);
     // Adding before deleting makes deleting what is not there no error.
+    batch.add_table();
+    batch.delete_table();
+    batch.commit(netfilter).map_err(kernel(format!("delete nft table bridge {TABLE}")))
+}
+
+/// Writes the whole table anew for these networks, or removes it if none of them asks for it.
+pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Network]) -> Result<()> {
+    let mut batch = Batch::of(Family::Bridge, TABLE);
     batch.add_table();
     batch.delete_table();
     let mut guarded = networks.iter().filter(|network| network.mac_spoof_check).peekable();
@@ -63,16 +73,16 @@ pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
         batch.add_rule(OWN_ADDRESSES, &Rule::default().from_hardware_in(SENDERS).stop());
         batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interface_in(GUARDED).drop());
         for network in guarded {
-            header.attachments().list(&network.name).0.iter().for_each(|pod| add_pod(&mut batch, pod));
+            attachments.list(&network.name).0.iter().for_each(|pod| add_pod(&mut batch, pod));
         }
     }
-    batch.commit().map_err(kernel(format!("write nft table bridge {TABLE}")))
+    batch.commit(netfilter).map_err(kernel(format!("write nft table bridge {TABLE}")))
 }
 
 /// Whether a pod is held to its address.
-pub(super) fn has(host_interface: &str, mac: [u8; 6]) -> Result<bool> {
+pub(super) fn has(netfilter: &Netfilter, host_interface: &str, mac: [u8; 6]) -> Result<bool> {
     let key = Key::default().interface(host_interface);
-    let look = |set, key| nftables::contains(Family::Bridge, TABLE, set, key);
+    let look = |set, key| netfilter.contains(Family::Bridge, TABLE, set, key);
     let found = look(GUARDED, key.clone()).and_then(|it| Ok(it && look(SENDERS, key.hardware_address(mac))?));
     found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))
 }

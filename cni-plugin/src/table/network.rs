@@ -83,9 +83,9 @@ pub(super) fn remove_whole(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Every network that has a pod on this node.
-pub(super) fn all(header: &Header) -> Result<Vec<Network>> {
-    let directory = header.state_dir.join("networks");
+/// Every network that has had a pod on this node and was not forgotten since.
+pub(super) fn all(state_dir: &Path) -> Result<Vec<Network>> {
+    let directory = state_dir.join("networks");
     let mut found = Vec::new();
     for path in fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
         if path.extension().is_none_or(|extension| extension == TEMPORARY) {

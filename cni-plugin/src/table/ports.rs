@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use attachment::{Attachment, Key, PortMapping};
-use nftables::{Batch, Data, Element, Rule, Set, Type, conntrack};
+use nftables::{Batch, Data, Element, Netfilter, Rule, Set, Type, conntrack};
 use serde::{Deserialize, Serialize};
 
 use super::TABLE;
@@ -151,7 +151,7 @@ pub(super) fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
 }
 
 /// Removes them; each on its own, since some may be gone already.
-pub(super) fn remove_pod(pod: &Attachment) -> Vec<Error> {
+pub(super) fn remove_pod(netfilter: &Netfilter, pod: &Attachment) -> Vec<Error> {
     if pod.port_mappings.is_empty() {
         return Vec::new();
     }
@@ -164,7 +164,7 @@ pub(super) fn remove_pod(pod: &Attachment) -> Vec<Error> {
     for (set, key) in elements {
         let mut batch = Batch::new(TABLE);
         batch.delete_element(set, key);
-        match batch.commit() {
+        match batch.commit(netfilter) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 errors.push(kernel(format!("remove a port from nft map {set}"))(e));
             }
@@ -175,12 +175,13 @@ pub(super) fn remove_pod(pod: &Attachment) -> Vec<Error> {
 }
 
 /// Flows that began before the port led to this pod, or that lead to it no longer (UDP has no end of its own).
-pub(super) fn forget(pod: &Attachment) -> Result<()> {
+pub(super) fn forget(netfilter: &Netfilter, pod: &Attachment) -> Result<()> {
     for mapping in &pod.port_mappings {
         for v4 in [true, false] {
             let at = mapping.host_ip.filter(|ip| !ip.is_unspecified());
             if at.is_none_or(|ip| ip.is_ipv4() == v4) && pod.ips.iter().any(|ip| ip.is_ipv4() == v4) {
-                let forgotten = conntrack::forget_port(v4, protocol(mapping), mapping.host_port, at);
+                let forgotten =
+                    conntrack::forget_port(netfilter, v4, protocol(mapping), mapping.host_port, at);
                 forgotten.map_err(kernel(format!("forget flows to port {}", mapping.host_port)))?;
             }
         }

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use attachment::Attachment;
+use attachment::{Attachment, Store};
 use ipnetwork::IpNetwork;
-use nftables::{Batch, Data, Element, Key, Rule, Set, Type, conntrack};
+use nftables::{Batch, Data, Element, Key, Netfilter, Rule, Set, Type, conntrack};
 
 use super::TABLE;
 use super::network::{self, Network};
@@ -43,18 +43,18 @@ pub(super) fn add_pod(batch: &mut Batch<'_>, network: &Network, pod: &Attachment
 }
 
 /// Connections of an address that the next pod may get.
-pub(super) fn forget(address: IpAddr) -> Result<()> {
-    conntrack::forget_address(address).map_err(kernel(format!("forget connections of {address}")))
+pub(super) fn forget(netfilter: &Netfilter, address: IpAddr) -> Result<()> {
+    conntrack::forget_address(netfilter, address).map_err(kernel(format!("forget connections of {address}")))
 }
 
 /// Removes it again, all at once; one by one if some of it is gone already.
-pub(super) fn remove_pod(addresses: &[IpAddr]) -> Vec<Error> {
+pub(super) fn remove_pod(netfilter: &Netfilter, addresses: &[IpAddr]) -> Vec<Error> {
     let delete = |addresses: &[IpAddr]| {
         let mut batch = Batch::new(TABLE);
         for address in addresses {
             batch.delete_element(pods(*address), key(*address));
         }
-        batch.commit()
+        batch.commit(netfilter)
     };
     if addresses.is_empty() || delete(addresses).is_ok() {
         return Vec::new();
@@ -72,19 +72,27 @@ pub(super) fn remove_pod(addresses: &[IpAddr]) -> Vec<Error> {
 }
 
 /// Writes the whole table anew from what is on disk.
-pub(super) fn rewrite(header: &Header) -> Result<()> {
-    write(header, &network::all(header)?)
+pub(super) fn rewrite(netfilter: &Netfilter, header: &Header) -> Result<()> {
+    write(netfilter, &header.attachments(), &network::all(&header.state_dir)?)
 }
 
-/// Writes the whole table anew for these networks, or removes it if there is none.
-pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
+/// Removes the table, if it is there.
+pub(super) fn remove_table(netfilter: &Netfilter) -> Result<()> {
     let mut batch = Batch::new(TABLE);
     // Adding before deleting makes deleting what is not there no error.
     batch.add_table();
     batch.delete_table();
+    batch.commit(netfilter).map_err(kernel(format!("delete nft table inet {TABLE}")))
+}
+
+/// Writes the whole table anew for these networks, or removes it if there is none.
+pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Network]) -> Result<()> {
     if networks.is_empty() {
-        return batch.commit().map_err(kernel(format!("delete nft table inet {TABLE}")));
+        return remove_table(netfilter);
     }
+    let mut batch = Batch::new(TABLE);
+    batch.add_table();
+    batch.delete_table();
     batch.add_table();
     batch.add_raw_prerouting_chain(OWN_ADDRESSES);
     batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
@@ -105,11 +113,11 @@ pub(super) fn write(header: &Header, networks: &[Network]) -> Result<()> {
         if network.masquerade {
             write_chain(&mut batch, network);
         }
-        for pod in header.attachments().list(&network.name).0 {
+        for pod in attachments.list(&network.name).0 {
             add_pod(&mut batch, network, &pod);
         }
     }
-    batch.commit().map_err(kernel(format!("write nft table inet {TABLE}")))
+    batch.commit(netfilter).map_err(kernel(format!("write nft table inet {TABLE}")))
 }
 
 fn write_chain(batch: &mut Batch<'_>, network: &Network) {

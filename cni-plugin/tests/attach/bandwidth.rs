@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, NOTHING, address, config, merge};
+use crate::fixture::{Fixture, address, config, merge};
 
 /// Bits a second, and bits.
 const RATE: u64 = 16_000_000;
@@ -75,7 +75,7 @@ fn a_pod_receives_and_sends_as_fast_as_it_may_and_no_faster() {
         fixture.quiet("DEL", &fast, &free);
         fixture.quiet("GC", "x", &merge(config, json!({ "cni.dev/valid-attachments": [] })));
     }
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
     assert_eq!(fixture.node().shell("ip -o link | grep ptb || true").unwrap(), "");
 }
 
@@ -139,5 +139,6 @@ fn tc_shows_the_limits_check_notices_their_loss_and_del_and_gc_remove_them() {
     );
     assert_eq!(code, 7, "{text}");
     assert!(text.contains("bandwidth.egressBurst: 1000 bytes are less than one packet of 1514"), "{text}");
-    assert_eq!((detours(), fixture.traces()), ("0\n".to_owned(), NOTHING.to_owned()));
+    assert_eq!(detours(), "0\n");
+    fixture.assert_nothing_left();
 }

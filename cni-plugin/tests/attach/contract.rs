@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use testbed::Plugin;
 
-use crate::fixture::{Fixture, NOTHING, address, config, merge, small};
+use crate::fixture::{Fixture, address, config, merge, small};
 
 /// P18, P19, P20
 #[test]
@@ -32,7 +32,7 @@ fn each_version_gets_its_own_shape_of_result_and_unknown_keys_are_passed_over() 
         assert_eq!(route["dev"], host);
         fixture.quiet("DEL", &id, &config(version));
     }
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
 }
 
 /// P21, P22
@@ -75,7 +75,7 @@ fn what_is_in_the_way_stays_as_it_was() {
     for netns in ["/run/netns/none", "/run/plain", "/run", "/proc/self/ns/net", "/proc/self/ns/mnt"] {
         assert_eq!(fixture.refused("ADD", "b", netns, &config("1.1.0")).0, 3, "{netns}");
     }
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
 }
 
 /// P25, P40
@@ -105,7 +105,7 @@ fn an_add_that_fails_late_leaves_nothing() {
     let (code, text) = fixture.refused("ADD", "a", "/run/netns/a", &merge(config("1.1.0"), routes));
     assert_eq!(code, 100, "{text}");
     assert!(text.contains("add route 10.9.0.0/16 via 10.8.0.1"), "{text}");
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
     assert!(!fixture.node().shell("ip -n a link").unwrap().contains("eth0"));
     fixture.try_call("ADD", "a", "/run/netns/a", &config("1.1.0")).unwrap();
 }
@@ -126,7 +126,7 @@ fn a_named_ipam_plugin_is_run_and_cleaned_up_after() {
     let missing = merge(config("1.0.0"), json!({ "ipam": { "type": "no-such-plugin" } }));
     let (_, text) = fixture.refused("ADD", "a", "/run/netns/a", &missing);
     assert!(text.contains("no-such-plugin ADD: not found in CNI_PATH (/usr/lib/cni)"), "{text}");
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
 }
 
 /// P29, P30, P31
@@ -175,7 +175,7 @@ fn many_at_once_get_different_addresses_and_leave_nothing() {
     let addresses: std::collections::HashSet<String> = at_once("ADD").iter().map(address).collect();
     assert_eq!(addresses.len(), ids.len());
     at_once("DEL");
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
 }
 
 /// P32

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, NOTHING, address, config, merge};
+use crate::fixture::{Fixture, address, config, merge};
 
 fn dual() -> Value {
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
@@ -66,7 +66,7 @@ fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
     for id in ["a", "b", "0-3-1", "0-4-0"] {
         fixture.quiet("DEL", id, &dual());
     }
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
     assert_eq!(fixture.node().shell("ip -6 route | grep fd00:22 || true").unwrap(), "");
 }
 
@@ -137,5 +137,5 @@ fn on_a_second_network_a_pod_keeps_the_default_route_of_the_first() {
     fixture.node().shell(&format!("ping -c1 -W2 {second}")).unwrap();
     call("DEL");
     fixture.quiet("DEL", "a", &config("1.1.0"));
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
 }

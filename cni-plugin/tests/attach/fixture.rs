@@ -55,14 +55,46 @@ impl Fixture {
         if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
     }
 
-    /// Everything an attachment leaves on the node.
+    /// Everything that is on the node because of the plugin.
     pub(crate) fn traces(&self) -> String {
         self.node()
             .shell(
                 "ip -o link | grep -c ptl || true; ip route | grep -v -e 192.0.2 || true; nft list ruleset; \
-                 find /run/portolan -name '*.json' -o -path '*owners/*'",
+                 find /run/portolan -name '*.json' -o -path '*owners/*' 2>/dev/null || true",
             )
             .unwrap()
+    }
+
+    /// What is left of pods: [`Fixture::traces`] without what stays when the last one has gone, which is the nft table
+    /// with nothing in its sets and maps, and the notes of what is in it.
+    pub(crate) fn traces_of_pods(&self) -> String {
+        let ruleset = self.json("nft -j list ruleset");
+        let objects = ruleset["nftables"].as_array().unwrap().iter();
+        // The names of bridges in `same-interface` are there for all their pods, and go with the table.
+        let is_of_pod =
+            |set: &Value| set["name"] != "same-interface" || set["elem"].to_string().contains("ptl");
+        let is_full = |object: &&Value| {
+            let sets = ["set", "map"].iter().map(|kind| &object[kind]);
+            sets.into_iter().any(|set| set["elem"].is_array() && is_of_pod(set))
+                || object["table"]["name"].as_str().is_some_and(|name| name != "portolan")
+        };
+        let full: Vec<String> = objects.filter(is_full).map(|object| format!("{object}\n")).collect();
+        let rest = self.node().shell(
+            "ip -o link | grep -c ptl || true; ip route | grep -v -e 192.0.2 || true; \
+             ip -6 route | grep fd00:22 || true; ip neigh | grep ptl || true; ip -o link | grep ptb || true; \
+             find /run/portolan -name '*.json' -not -path '*/networks/*' -o -path '*/owners/*' -o -path '*/ports/*' \
+             2>/dev/null || true",
+        );
+        rest.unwrap() + &full.concat()
+    }
+
+    /// Nothing is left of any pod; and after `cleanup` nothing at all.
+    pub(crate) fn assert_nothing_left(&self) {
+        assert_eq!(self.traces_of_pods(), NOTHING);
+        let cleanup = format!("{} cleanup", self.plugin.binary.display());
+        assert_eq!(self.node().shell(&cleanup).unwrap(), "");
+        assert_eq!(self.traces(), NOTHING);
+        assert_eq!(self.node().shell("ls -d /run/portolan 2>/dev/null || true").unwrap(), "");
     }
 }
 

@@ -7,6 +7,7 @@ mod bridged;
 mod contract;
 mod families;
 mod fixture;
+mod kept;
 mod killed;
 mod ports;
 mod recovery;

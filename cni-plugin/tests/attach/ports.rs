@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, NOTHING, config, merge};
+use crate::fixture::{Fixture, config, merge};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -76,8 +76,7 @@ fn a_port_of_the_node_leads_to_the_pod_from_everywhere_until_del() {
     for id in ["b", "c"] {
         fixture.quiet("DEL", id, &config);
     }
-    assert_eq!(fixture.traces(), NOTHING);
-    assert_eq!(fixture.node().shell("ls /run/portolan/ports").unwrap(), "");
+    fixture.assert_nothing_left();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::fixture::{Fixture, NOTHING, address, config, merge};
+use crate::fixture::{Fixture, address, config, merge};
 
 #[test]
 fn with_the_state_directory_emptied_nobody_gets_an_address_in_use_and_del_still_works() {
@@ -13,7 +13,7 @@ fn with_the_state_directory_emptied_nobody_gets_an_address_in_use_and_del_still_
     assert_ne!(a, b);
     fixture.quiet("DEL", "a", &config("1.1.0"));
     fixture.quiet("DEL", "b", &config("1.1.0"));
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
 }
 
 #[test]
@@ -55,5 +55,5 @@ fn reservations_of_an_earlier_boot_mean_nothing() {
     for id in ["a", "b", "c", "d"] {
         fixture.quiet("DEL", id, &config);
     }
-    assert_eq!(fixture.traces(), NOTHING);
+    fixture.assert_nothing_left();
 }

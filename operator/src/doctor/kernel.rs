@@ -70,21 +70,21 @@ fn tproxy() -> io::Result<()> {
     batch.add_socket_address_set("set", 1, true);
     let listener = SocketAddr::from(([127, 0, 0, 1], 1));
     batch.add_rule(CHAIN, &Rule::default().tcp_to("set", true).tproxy(listener).accept());
-    batch.commit()
+    batch.commit(&nftables::Netfilter::open()?)
 }
 
 fn socket_match() -> io::Result<()> {
     let mut batch = table();
     batch.add_prerouting_chain(CHAIN);
     batch.add_rule(CHAIN, &Rule::default().for_transparent_socket().set_mark_bit(1).accept());
-    batch.commit()
+    batch.commit(&nftables::Netfilter::open()?)
 }
 
 fn masquerade() -> io::Result<()> {
     let mut batch = table();
     batch.add_postrouting_nat_chain(CHAIN);
     batch.add_rule(CHAIN, &Rule::default().masquerade());
-    batch.commit()
+    batch.commit(&nftables::Netfilter::open()?)
 }
 
 /// Empty, whatever the trial before has left.

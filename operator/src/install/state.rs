@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use nftables::Batch;
+use nftables::{Batch, Netfilter};
 
 use crate::tool;
 
@@ -12,7 +12,7 @@ use crate::tool;
 const DIRECTORY: &str = "/run/portolan";
 
 /// The plugin's part of it: directories, and the file by which its commands wait for each other.
-const OURS: [&str; 4] = ["attachments", "ipam", "networks", "ports"];
+const OURS: [&str; 5] = ["attachments", "delegated", "ipam", "networks", "ports"];
 const LOCK: &str = "lock";
 
 /// The plugin's table.
@@ -34,10 +34,13 @@ pub(super) fn remove() -> Vec<String> {
     drop(fs::remove_file(directory.join(LOCK)));
     // A proxy that runs has its pid file here.
     drop(fs::remove_dir(directory));
-    if nftables::has_table(TABLE).unwrap_or(false) {
+    if let Ok(netfilter) = Netfilter::open()
+        && netfilter.has_table(TABLE).unwrap_or(false)
+    {
         let mut batch = Batch::new(TABLE);
         batch.delete_table();
-        errors.extend(batch.commit().err().map(|e| format!("delete nft table inet {TABLE}: {e}")));
+        let deleted = batch.commit(&netfilter);
+        errors.extend(deleted.err().map(|e| format!("delete nft table inet {TABLE}: {e}")));
     }
     for family in ["-4", "-6"] {
         let routes =

@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 
-use nftables::{Batch, Rule};
+use nftables::{Batch, Netfilter, Rule};
 
 use crate::kernel::divert::MARK;
 
@@ -64,7 +64,7 @@ impl Catcher {
             batch.delete_socket_addresses(set, &of_family(&removed, v4));
             batch.add_socket_addresses(set, &of_family(&added, v4));
         }
-        match batch.commit() {
+        match batch.commit(&Netfilter::open()?) {
             // Somebody has flushed the ruleset.
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.install(wanted),
             other => other.map(|()| self.caught = wanted),
@@ -76,7 +76,7 @@ impl Catcher {
     /// # Errors
     /// What the kernel says.
     pub(crate) fn check(&mut self) -> io::Result<()> {
-        if self.installed && !nftables::has_table(TABLE)? {
+        if self.installed && !Netfilter::open()?.has_table(TABLE)? {
             return self.install(self.caught.clone());
         }
         Ok(())
@@ -92,7 +92,7 @@ impl Catcher {
         batch.add_table();
         batch.delete_table();
         self.installed = false;
-        batch.commit()
+        batch.commit(&Netfilter::open()?)
     }
 
     fn install(&mut self, wanted: BTreeSet<SocketAddr>) -> io::Result<()> {
@@ -113,7 +113,7 @@ impl Catcher {
             let rule = Rule::default().tcp_to(if v4 { V4 } else { V6 }, v4);
             batch.add_rule(CHAIN, &rule.tproxy(*listener).accept());
         }
-        batch.commit()?;
+        batch.commit(&Netfilter::open()?)?;
         (self.caught, self.installed) = (wanted, true);
         Ok(())
     }

@@ -10,14 +10,18 @@ use std::path::Path;
 
 use testbed::{Binaries, Node};
 
-/// What no attachment may leave behind: interfaces, rules, routes, records, reservations.
+/// What no attachment may leave behind: interfaces, elements of the nft table, routes, records, reservations. The table
+/// itself goes with `portolan-cni cleanup`.
 fn assert_nothing_left(node: &Node) {
+    let plugin = Binaries::find().unwrap().path("portolan-cni");
     let left = node
-        .shell(
-            "ip -o link | grep -E 'ptl|veth' || true; nft list tables | grep 'inet portolan$' || true; \
+        .shell(&format!(
+            "ip -o link | grep -E 'ptl|veth' || true; nft list ruleset | grep -A3 elements || true; \
              ip route | grep 10.22 || true; find /run/portolan/attachments /run/portolan/ipam -type f -name '*-eth*' || true; \
-             iptables-save 2>/dev/null | grep -E 'CNI-(DN|SN)' || true",
-        )
+             iptables-save 2>/dev/null | grep -E 'CNI-(DN|SN)' || true; \
+             {} cleanup; nft list tables | grep 'inet portolan$' || true",
+            plugin.display()
+        ))
         .unwrap();
     assert_eq!(left, "");
 }

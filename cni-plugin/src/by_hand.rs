@@ -1,0 +1,46 @@
+//! What people run by hand, beside the protocol that runtimes speak.
+
+use std::path::Path;
+
+use crate::command;
+use crate::netconf::DEFAULT_STATE_DIR;
+use crate::skel::Output;
+
+const HELP: &str = "\
+portolan-cni: a CNI plugin that gives each pod its own address and port space.
+
+A container runtime runs it, with CNI_COMMAND and friends in the environment and the network configuration on
+standard input; see docs/cni-plugin.md. By hand:
+
+  portolan-cni cleanup [--state-dir DIR]   remove what stays on the node when the last pod has gone: the nft
+                                           table, and DIR's records and reservations (default: /run/portolan).
+                                           Refuses while pods are attached, and says which.
+  portolan-cni --version
+  portolan-cni --help
+";
+
+/// Runs one command line, without the program's name.
+pub fn run_by_hand(arguments: &[String]) -> Output {
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--help" | "-h" | "help"] => said(HELP.to_owned()),
+        ["--version" | "-V"] => said(format!("portolan-cni {}\n", env!("CARGO_PKG_VERSION"))),
+        ["cleanup"] => cleanup(DEFAULT_STATE_DIR.as_ref()),
+        ["cleanup", "--state-dir", directory] => cleanup(directory.as_ref()),
+        _ => failed(format!("portolan-cni: no such command: {}\n\n{HELP}", arguments.join(" "))),
+    }
+}
+
+fn cleanup(state_dir: &Path) -> Output {
+    match command::cleanup(state_dir) {
+        Ok(()) => said(String::new()),
+        Err(error) => failed(format!("portolan-cni: {}\n", error.message)),
+    }
+}
+
+fn said(stdout: String) -> Output {
+    Output { stdout, stderr: String::new(), success: true }
+}
+
+fn failed(stderr: String) -> Output {
+    Output { stdout: String::new(), stderr, success: false }
+}
