@@ -86,12 +86,14 @@ impl Store {
         let json = serde_json::to_vec(attachment).expect("a record has string keys only");
         // A rename is atomic; the process id keeps two writers apart.
         let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-        fs::write(&temporary, json).map_err(io_error("write", &temporary))?;
-        fs::rename(&temporary, &path).map_err(|source| {
-            // Best effort: the rename's error is the one to report.
+        let written = fs::write(&temporary, json).map_err(io_error("write", &temporary));
+        let written =
+            written.and_then(|()| fs::rename(&temporary, &path).map_err(io_error("rename into", &path)));
+        if written.is_err() {
+            // Best effort: the first error is the one to report.
             drop(fs::remove_file(&temporary));
-            Error::Io { operation: "rename into", path: path.clone(), source }
-        })
+        }
+        written
     }
 
     /// Reads one record; `None` when there is none.

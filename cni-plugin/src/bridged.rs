@@ -164,7 +164,7 @@ fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Leas
     // It is new: what else does the bridge have?
     let others = host.addresses(link.index, gateway).map_err(kernel("look for the bridge's addresses"))?;
     for other in others.iter().filter(|other| (other.address, other.prefix) != (gateway, wanted.prefix())) {
-        let theirs = network(other.address, other.prefix);
+        let theirs = other.network();
         if !(gateway.is_ipv4() || theirs.contains(gateway) || wanted.contains(other.address)) {
             continue;
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::command;
+use crate::import::import;
 use crate::netconf::DEFAULT_STATE_DIR;
 use crate::skel::Output;
 
@@ -15,6 +16,11 @@ standard input; see docs/cni-plugin.md. By hand:
   portolan-cni cleanup [--state-dir DIR]   remove what stays on the node when the last pod has gone: the nft
                                            table, and DIR's records and reservations (default: /run/portolan).
                                            Refuses while pods are attached, and says which.
+  portolan-cni import CONFLIST [--from DIR] [--json]
+                                           take over the addresses that the plugin host-local has given out in the
+                                           network of CONFLIST, so that none of them is given out again. DIR is
+                                           where it keeps them (default: ipam.dataDir, /var/lib/cni/networks); its
+                                           files stay as they are.
   portolan-cni --version
   portolan-cni --help
 ";
@@ -26,6 +32,10 @@ pub fn run_by_hand(arguments: &[String]) -> Output {
         ["--version" | "-V"] => said(format!("portolan-cni {}\n", env!("CARGO_PKG_VERSION"))),
         ["cleanup"] => cleanup(DEFAULT_STATE_DIR.as_ref()),
         ["cleanup", "--state-dir", directory] => cleanup(directory.as_ref()),
+        ["import", conflist] => take_over(conflist, None, false),
+        ["import", conflist, "--json"] => take_over(conflist, None, true),
+        ["import", conflist, "--from", directory] => take_over(conflist, Some(directory), false),
+        ["import", conflist, "--from", directory, "--json"] => take_over(conflist, Some(directory), true),
         _ => failed(format!("portolan-cni: no such command: {}\n\n{HELP}", arguments.join(" "))),
     }
 }
@@ -37,10 +47,21 @@ fn cleanup(state_dir: &Path) -> Output {
     }
 }
 
+fn take_over(conflist: &str, from: Option<&str>, as_json: bool) -> Output {
+    match import(conflist.as_ref(), from.map(Path::new)) {
+        Ok(imported) => {
+            let stdout = if as_json { format!("{}\n", imported.to_json()) } else { imported.to_string() };
+            let complaints = imported.errors.iter().map(|error| format!("portolan-cni: {}\n", error.message));
+            Output::new(stdout, complaints.collect(), imported.errors.is_empty())
+        }
+        Err(error) => failed(format!("portolan-cni: {}\n", error.message)),
+    }
+}
+
 fn said(stdout: String) -> Output {
-    Output { stdout, stderr: String::new(), success: true }
+    Output::new(stdout, String::new(), true)
 }
 
 fn failed(stderr: String) -> Output {
-    Output { stdout: String::new(), stderr, success: false }
+    Output::new(String::new(), stderr, false)
 }

@@ -1,6 +1,6 @@
 //! stdin and environment in, at most one JSON object and an exit code out; or a command of people's.
 
-use std::io::{self, Write as _};
+use std::io;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -13,8 +13,5 @@ fn main() -> ExitCode {
     } else {
         portolan_cni::run_by_hand(&arguments)
     };
-    // A result nobody can read is a failure: the runtime would not know what it got.
-    let written = io::stdout().lock().write_all(output.stdout.as_bytes());
-    let said = io::stderr().lock().write_all(output.stderr.as_bytes());
-    if output.success && written.and(said).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if output.print(io::stdout().lock(), io::stderr().lock()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

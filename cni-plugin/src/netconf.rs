@@ -310,7 +310,8 @@ impl NetConf {
 }
 
 fn mode(header: &Header, written: Option<&str>, raw: &Value) -> Result<Mode> {
-    let is_bridge = match written {
+    // Other plugins' modes come along to one that gives addresses alone: macvlan has a `bridge` too.
+    let is_bridge = match written.filter(|_| header.role != Role::HostLocal) {
         Some("bridge") => true,
         Some("routed") => false,
         Some(other) => return Err(invalid(format!("mode: {other:?} is not \"routed\" or \"bridge\""))),

@@ -86,6 +86,13 @@ pub(crate) struct Assigned {
     pub(crate) is_duplicate: bool,
 }
 
+impl Assigned {
+    /// The address with the length of its prefix.
+    pub(crate) fn network(&self) -> IpNetwork {
+        IpNetwork::new(self.address, self.prefix).expect("the kernel's prefixes suit its addresses")
+    }
+}
+
 impl Netlink {
     /// Opens a socket in the namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {

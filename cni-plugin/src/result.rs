@@ -46,7 +46,38 @@ pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     let is_empty = |dns: &Value| dns.as_object().is_none_or(serde_json::Map::is_empty);
     let said = [&conf.dns, &attached.dns, &previous["dns"]];
     let dns = said.into_iter().find(|dns| !is_empty(dns)).cloned().unwrap_or_else(|| json!({}));
-    json!({ "cniVersion": conf.version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": dns })
+    shaped(&conf.version, interfaces.into(), ips, routes, dns)
+}
+
+/// A result of that version. `interfaces` is null where only addresses are given.
+pub(crate) fn shaped(
+    version: &str,
+    interfaces: Value,
+    ips: Vec<Value>,
+    routes: Vec<Value>,
+    dns: Value,
+) -> Value {
+    if has_one_address_of_each_family(version) {
+        let mut result = json!({ "cniVersion": version, "dns": dns });
+        for (key, colon) in [("ip4", false), ("ip6", true)] {
+            let is_of_family = |text: &Value| text.as_str().is_some_and(|text| text.contains(':') == colon);
+            let Some(ip) = ips.iter().find(|ip| is_of_family(&ip["address"])) else { continue };
+            let routes =
+                routes.iter().filter(|route| is_of_family(&route["dst"])).cloned().collect::<Vec<_>>();
+            result[key] = json!({ "ip": ip["address"], "gateway": ip["gateway"], "routes": routes });
+        }
+        return result;
+    }
+    let mut result = json!({ "cniVersion": version, "ips": ips, "routes": routes, "dns": dns });
+    if !interfaces.is_null() {
+        result["interfaces"] = interfaces;
+    }
+    result
+}
+
+/// CNI 0.1.0 and 0.2.0 know no interfaces, and one address of each family.
+fn has_one_address_of_each_family(version: &str) -> bool {
+    ["0.1.0", "0.2.0"].contains(&version)
 }
 
 /// An item of `ips`; without an interface where only addresses are given.

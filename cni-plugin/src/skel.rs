@@ -1,8 +1,11 @@
 //! From a process's environment and input to its output: commands, versions, errors.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{fstat, stat};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
@@ -11,9 +14,10 @@ use crate::error::{Code, Error, Result};
 use crate::netconf::{Header, NetConf};
 use crate::role::Role;
 use crate::trace::{self, Span};
+use crate::{host_local, loopback};
 
 /// Versions of the specification this plugin speaks.
-pub(crate) const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 6] = ["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// What a configuration without `cniVersion` means (CNI 0.2.0 and before had none).
 const VERSION_IF_ABSENT: &str = "0.1.0";
@@ -30,6 +34,47 @@ pub struct Output {
     pub stderr: String,
     /// Whether the exit code is 0.
     pub success: bool,
+    /// What ADD has done, to be taken back should nobody get its result.
+    pub(crate) added: Option<Added>,
+}
+
+/// An ADD that has succeeded.
+#[derive(Debug)]
+pub(crate) struct Added {
+    args: Args,
+    header: Header,
+    raw: Value,
+}
+
+impl Output {
+    /// For people, and no result.
+    pub(crate) fn new(stdout: String, stderr: String, success: bool) -> Self {
+        Self { stdout, stderr, success, added: None }
+    }
+
+    /// Writes it; true if the exit code is 0. A result nobody can read is a failure, since the runtime does not know what
+    /// it has got: then ADD is undone.
+    pub fn print(self, mut stdout: impl Write + AsFd, mut stderr: impl Write) -> bool {
+        let written = stdout.write_all(self.stdout.as_bytes()).and_then(|()| stdout.flush());
+        let is_lost = written.is_err() || (self.added.is_some() && was_closed(&stdout));
+        let said = stderr.write_all(self.stderr.as_bytes());
+        if let Some(Added { args, header, raw }) = self.added.filter(|_| is_lost) {
+            drop(match header.role {
+                Role::HostLocal => host_local::del(&args, &header),
+                _ => command::del(&args, &header, &raw),
+            });
+        }
+        self.success && !is_lost && said.is_ok()
+    }
+}
+
+/// Where the standard output was closed, Rust's start-up code has opened `/dev/null`, for reading too. Whoever does not want
+/// a result opens it for writing.
+fn was_closed(stdout: impl AsFd) -> bool {
+    let null = stat("/dev/null").map(|null| null.st_rdev);
+    let flags = fcntl(&stdout, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    fstat(&stdout).is_ok_and(|own| Ok(own.st_rdev) == null)
+        && flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
 }
 
 /// Runs one command of the CNI protocol, as the plugin that `program` is called.
@@ -52,11 +97,11 @@ pub fn run(
     let container = variable("CNI_CONTAINERID").map(|id| id.to_string_lossy()).unwrap_or_default();
     trace::finish(&command, &container);
     match answer {
-        Ok(None) => Output { stdout: String::new(), stderr: String::new(), success: true },
-        Ok(Some(result)) => Output { stdout: format!("{result}\n"), stderr: String::new(), success: true },
-        Err(error) => {
-            Output { stdout: format!("{}\n", error.to_json(&version)), stderr: String::new(), success: false }
+        Ok((None, _)) => Output::new(String::new(), String::new(), true),
+        Ok((Some(result), added)) => {
+            Output { added, ..Output::new(format!("{result}\n"), String::new(), true) }
         }
+        Err(error) => Output::new(format!("{}\n", error.to_json(&version)), String::new(), false),
     }
 }
 
@@ -70,7 +115,7 @@ fn about() -> Output {
         env!("CARGO_PKG_VERSION"),
         VERSIONS.join(", "),
     );
-    Output { stdout: String::new(), stderr, success: true }
+    Output::new(String::new(), stderr, true)
 }
 
 fn dispatch(
@@ -79,10 +124,10 @@ fn dispatch(
     environment: &[(OsString, OsString)],
     input: impl Read,
     version: &mut String,
-) -> Result<Option<Value>> {
+) -> Result<(Option<Value>, Option<Added>)> {
     // VERSION does not read its input: a runtime may leave it open.
     if command == Command::Version {
-        return Ok(Some(json!({ "cniVersion": version, "supportedVersions": VERSIONS })));
+        return Ok((Some(json!({ "cniVersion": version, "supportedVersions": VERSIONS })), None));
     }
     let args = Args::parse(command, environment.to_vec())?;
     let raw = trace::span(Span::Parse, || read_config(input))?;
@@ -95,13 +140,32 @@ fn dispatch(
     }
     version.clone_from(&asked);
     check_command_version(command, &asked)?;
-    let parse = |header, raw| trace::span(Span::Parse, || NetConf::parse(header, raw, &asked));
+    let added = |args, header, raw| Added { args, header, raw };
+    let added = (command == Command::Add && role != Role::Loopback)
+        .then(|| added(args.clone(), header.clone(), raw.clone()));
+    let answer = match role {
+        Role::HostLocal => host_local::run(command, &args, header, raw, &asked),
+        Role::Loopback => loopback::run(command, &args, &raw, &asked),
+        Role::Portolan | Role::Bridge | Role::Ptp => interface(command, &args, header, raw, &asked),
+    };
+    Ok((answer?, added))
+}
+
+/// The commands of a plugin that makes interfaces.
+fn interface(
+    command: Command,
+    args: &Args,
+    header: Header,
+    raw: Value,
+    version: &str,
+) -> Result<Option<Value>> {
+    let parse = |header, raw| trace::span(Span::Parse, || NetConf::parse(header, raw, version));
     match command {
-        Command::Add => return command::add(&args, &parse(header, raw)?).map(Some),
-        Command::Check => command::check(&args, &parse(header, raw)?),
-        Command::Status => command::status(&args, &parse(header, raw)?),
-        Command::Del => command::del(&args, &header, &raw),
-        Command::Gc => command::gc(&args, &header, &raw),
+        Command::Add => return command::add(args, &parse(header, raw)?).map(Some),
+        Command::Check => command::check(args, &parse(header, raw)?),
+        Command::Status => command::status(args, &parse(header, raw)?),
+        Command::Del => command::del(args, &header, &raw),
+        Command::Gc => command::gc(args, &header, &raw),
         Command::Version => unreachable!("answered above"),
     }
     .map(|()| None)

@@ -151,6 +151,12 @@ pub(crate) fn leave(
     errors
 }
 
+/// Whether this kernel and this process can have a table at all: STATUS.
+pub(crate) fn check_available() -> Result<()> {
+    let asked = open()?.has_table(TABLE).map(drop);
+    asked.map_err(kernel("ask the kernel for its nft tables"))
+}
+
 /// Whether the node's tables know the pod behind this interface.
 pub(crate) fn check(conf: &NetConf, host_interface: &str, addresses: &[IpAddr], mac: &str) -> Result<()> {
     let gone = |message: String| Err(Error::new(Code::Conflict, message));

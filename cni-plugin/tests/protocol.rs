@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+const VERSIONS: [&str; 6] = ["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 struct Outcome {
     success: bool,
@@ -131,14 +131,15 @@ fn a_network_needs_a_name() {
 /// P8, P9, P10
 #[test]
 fn a_version_it_does_not_speak_is_code_1_and_the_ones_it_does_are_listed() {
-    for version in ["0.9.9", "1.1", "1.2.0", "9.0.0", "abc", "0.2.0"] {
+    for version in ["0.9.9", "1.1", "1.2.0", "9.0.0", "abc", "0.3.0"] {
         let (code, text) = call("ADD", &config(version)).error();
         assert_eq!(code, 1, "{version}");
         assert!(VERSIONS.iter().all(|v| text.contains(v)) && text.contains(version), "{text}");
     }
+    // None at all is 0.1.0, which has no CHECK.
     let mut absent = config("1.1.0");
     absent.as_object_mut().unwrap().remove("cniVersion");
-    assert_eq!(call("ADD", &absent).error().0, 1);
+    assert_eq!(call("CHECK", &absent).error().0, 1);
     absent["cniVersion"] = json!(1.1);
     assert_eq!(call("ADD", &absent).error().0, 6);
 }
@@ -173,7 +174,7 @@ fn version_needs_no_other_variable() {
 /// P13, P14
 #[test]
 fn commands_that_came_later_are_refused_in_older_versions() {
-    for (command, versions) in [("CHECK", &VERSIONS[..1]), ("GC", &VERSIONS[..3]), ("STATUS", &VERSIONS[..3])]
+    for (command, versions) in [("CHECK", &VERSIONS[..3]), ("GC", &VERSIONS[..5]), ("STATUS", &VERSIONS[..5])]
     {
         for version in versions {
             assert_eq!(call(command, &config(version)).error().0, 1, "{command} {version}");

@@ -51,7 +51,7 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
 
 /// An empty list or null means that nothing is valid. No list at all is refused: taking that for an empty one would
 /// disconnect every container of the network.
-fn valid_attachments(raw: &Value) -> Result<HashSet<Owner>> {
+pub(crate) fn valid_attachments(raw: &Value) -> Result<HashSet<Owner>> {
     let Some((key, list)) = KEYS.iter().find_map(|key| Some((*key, raw.get(*key)?))) else {
         return Err(invalid(format!("{} is missing: GC has to know what to keep", KEYS[0])));
     };

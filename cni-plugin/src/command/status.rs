@@ -9,6 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::ipam;
 use crate::netconf::NetConf;
 use crate::netlink::Netlink;
+use crate::table;
 
 /// How long the proxy may take for each step of its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -17,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) fn status(args: &Args, conf: &NetConf) -> Result<()> {
     let netlink = Netlink::open().map(drop);
     netlink.map_err(|e| Error::new(Code::NotAvailable, format!("open a netlink socket: {e}")))?;
+    table::check_available().map_err(|e| Error { code: Code::NotAvailable as u32, ..e })?;
     match &conf.header.delegate {
         Some(kind) => ipam::delegate(kind, "STATUS", args, &conf.raw).map(drop)?,
         None => conf.header.reservations().check_available(&conf.ranges)?,

@@ -36,13 +36,16 @@ impl Assignment {
 
     /// From the result of an IPAM plugin, or from that of ADD.
     pub(crate) fn parse(field: &str, result: &Value) -> Result<Self> {
-        let items = |key: &str| result[key].as_array().cloned().unwrap_or_default();
-        let mut leases = Vec::new();
-        for ip in items("ips") {
-            leases.push(Lease::parse(field, &ip)?);
+        let items = |of: &Value, key: &str| of[key].as_array().cloned().unwrap_or_default();
+        let (mut ips, mut routes) = (items(result, "ips"), items(result, "routes"));
+        // CNI 0.1.0 and 0.2.0 have one address of each family, with routes of its own.
+        for old in [&result["ip4"], &result["ip6"]].into_iter().filter(|old| old.is_object()) {
+            ips.push(json!({ "address": old["ip"], "gateway": old["gateway"] }));
+            routes.extend(items(old, "routes"));
         }
+        let leases = ips.iter().map(|ip| Lease::parse(field, ip)).collect::<Result<_>>()?;
         let wrong = |e| Error::new(Code::Decode, format!("{field}: routes: {e}"));
-        let routes = serde_json::from_value(items("routes").into()).map_err(wrong)?;
+        let routes = serde_json::from_value(routes.into()).map_err(wrong)?;
         let dns = if result["dns"].is_object() { result["dns"].clone() } else { json!({}) };
         Ok(Self { leases, routes, dns })
     }

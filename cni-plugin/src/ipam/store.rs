@@ -100,6 +100,49 @@ impl Store {
         Ok(reserved.iter().map(|reserved| reserved.address).collect())
     }
 
+    /// Takes over reservations that another plugin has made; the next address is then one behind those of `last`. What
+    /// somebody else has already is an error, and the others are taken over all the same.
+    pub(crate) fn adopt(
+        &self,
+        given: Vec<(Owner, Vec<IpAddr>)>,
+        sets: &[RangeSet],
+        last: &[IpAddr],
+    ) -> Result<(Vec<(IpAddr, Owner)>, Vec<Error>)> {
+        let _lock = self.open()?;
+        let (mut adopted, mut errors) = (Vec::new(), Vec::new());
+        let (known, _) = self.reservations();
+        let holder = |address: &IpAddr| {
+            known.iter().find(|r| r.addresses.iter().any(|reserved| reserved.address == *address))
+        };
+        for (owner, addresses) in given {
+            let taken = addresses.iter().find_map(|ip| Some((ip, holder(ip).filter(|r| r.owner != owner)?)));
+            if let Some((address, by)) = taken {
+                let message =
+                    format!("{address} of {} is {}'s here", owner.container_id, by.owner.container_id);
+                errors.push(Error::new(Code::Conflict, message));
+                continue;
+            }
+            let reserved: Vec<Reserved> = addresses.iter().map(|ip| reserved_in(sets, *ip)).collect();
+            for far in reserved.iter().filter(|reserved| reserved.slot.is_none()) {
+                let directory = self.directory.join("far");
+                fs::create_dir_all(&directory).map_err(io("create", &directory))?;
+                let path = directory.join(far.address.to_string());
+                fs::write(&path, "").map_err(io("create", &path))?;
+            }
+            self.write(&Reservation { owner: owner.clone(), addresses: reserved })?;
+            adopted.extend(addresses.into_iter().map(|address| (address, owner.clone())));
+        }
+        for set in sets {
+            let slots = self.slots(set)?;
+            self.recount_set(&slots, set)?;
+            if let Some(position) = last.iter().find_map(|ip| set.position(*ip)) {
+                slots.go_on_behind(position).map_err(io("write", &self.directory))?;
+            }
+        }
+        adopted.sort_by_key(|(address, _)| *address);
+        Ok((adopted, errors))
+    }
+
     /// Gives back what `owner` has. Nothing to give back is fine.
     pub(crate) fn release(&self, owner: &Owner) -> Result<()> {
         if !self.directory.exists() {
@@ -335,8 +378,11 @@ impl Store {
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let temporary = directory.join(TEMPORARY);
         let json = serde_json::to_vec(reservation).expect("a reservation has string keys only");
-        fs::write(&temporary, json).map_err(io("write", &temporary))?;
-        fs::rename(&temporary, &path).map_err(io("write", &path))
+        let written = fs::write(&temporary, json).and_then(|()| fs::rename(&temporary, &path));
+        if written.is_err() {
+            self.remove_temporary();
+        }
+        written.map_err(io("write", &path))
     }
 
     /// A writer that was killed may have left it; most often there is none.
@@ -358,6 +404,12 @@ fn now() -> u32 {
 fn parse(path: &Path, bytes: &[u8]) -> Result<Reservation> {
     serde_json::from_slice(bytes)
         .map_err(|e| Error::new(Code::Io, format!("{} is not a reservation: {e}", path.display())))
+}
+
+/// Where the address has its slot, if one of the sets has it.
+fn reserved_in(sets: &[RangeSet], address: IpAddr) -> Reserved {
+    let slot = |set: &RangeSet| Some((slots_name(set), set.position(address)?));
+    Reserved { address, slot: sets.iter().find_map(slot) }
 }
 
 fn slots_name(set: &RangeSet) -> String {

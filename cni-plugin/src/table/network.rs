@@ -68,8 +68,12 @@ impl Network {
 /// Replaces a file in one step, so that a killed writer leaves the old one and at most a temporary one beside it.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension(TEMPORARY);
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, path)
+    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // A full disk has no room for halves.
+        drop(fs::remove_file(&temporary));
+    }
+    written
 }
 
 /// Removes a file and what a killed writer left beside it. One that is gone is fine.

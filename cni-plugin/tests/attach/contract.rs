@@ -35,6 +35,36 @@ fn each_version_gets_its_own_shape_of_result_and_unknown_keys_are_passed_over() 
     fixture.assert_nothing_left();
 }
 
+/// P10, P20
+#[test]
+fn the_oldest_versions_have_one_address_of_each_family_and_no_interfaces() {
+    let fixture = Fixture::new();
+    let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
+    let dual = merge(
+        config("0.2.0"),
+        json!({ "ipam": { "ranges": ranges }, "dns": { "nameservers": ["10.96.0.10"] } }),
+    );
+    let result = fixture.add("a", &dual);
+    let expected = json!({
+        "cniVersion": "0.2.0", "dns": { "nameservers": ["10.96.0.10"] },
+        "ip4": { "ip": "10.22.0.1/32", "gateway": "169.254.1.1", "routes": [{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }] },
+        "ip6": { "ip": "fd00:22::1/128", "gateway": "fe80::1", "routes": [{ "dst": "::/0", "gw": "fe80::1" }] },
+    });
+    assert_eq!(result, expected);
+    let mut absent = config("0.1.0");
+    absent.as_object_mut().unwrap().remove("cniVersion");
+    let result = fixture.add("b", &absent);
+    assert_eq!((&result["cniVersion"], &result["ip4"]["ip"]), (&json!("0.1.0"), &json!("10.22.0.2/32")));
+    // host-local of the reference answers in that shape too.
+    let ipam = json!({ "name": "other", "ipam": { "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.30.0.0/24" } });
+    let other = merge(config("0.2.0"), ipam);
+    assert_eq!(fixture.add("c", &other)["ip4"]["ip"], "10.30.0.2/32");
+    for (id, config) in [("a", &dual), ("b", &absent), ("c", &other)] {
+        fixture.quiet("DEL", id, config);
+    }
+    fixture.assert_nothing_left();
+}
+
 /// P21, P22
 #[test]
 fn a_second_add_is_refused_and_another_interface_of_the_same_container_is_its_own() {

@@ -5,9 +5,13 @@
 mod bandwidth;
 mod bridged;
 mod contract;
+mod delegates;
 mod families;
 mod fixture;
+mod imported;
 mod kept;
 mod killed;
+mod limits;
 mod ports;
 mod recovery;
+mod roles;

@@ -1,0 +1,135 @@
+//! `portolan-cni import`: take over the addresses that the reference plugin `host-local` has given out, so that none of them is
+//! given out again.
+//!
+//! `host-local` keeps a file an address, named after it, with the container's id and, on a second line, the interface. Those
+//! files stay as they are: whoever goes back finds them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result, io};
+use crate::ipam::Owner;
+use crate::lock::Lock;
+use crate::netconf::{Header, NetConf, invalid};
+use crate::role::Role;
+
+/// Where `host-local` keeps its files unless told otherwise.
+const DEFAULT_SOURCE: &str = "/var/lib/cni/networks";
+
+/// What files of before interfaces were noted mean.
+const DEFAULT_IFNAME: &str = "eth0";
+
+/// What has been taken over.
+#[derive(Debug)]
+pub(crate) struct Imported {
+    pub(crate) network: String,
+    pub(crate) source: PathBuf,
+    pub(crate) addresses: Vec<(IpAddr, Owner)>,
+    /// What could not be; everything else was.
+    pub(crate) errors: Vec<Error>,
+}
+
+impl Imported {
+    /// For programs.
+    pub(crate) fn to_json(&self) -> Value {
+        let addresses: Vec<Value> = self
+            .addresses
+            .iter()
+            .map(|(address, owner)| {
+                json!({ "address": address, "containerID": owner.container_id, "ifname": owner.ifname })
+            })
+            .collect();
+        json!({ "network": self.network, "from": self.source, "addresses": addresses })
+    }
+}
+
+/// A table for people.
+impl fmt::Display for Imported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<40} {:<15} CONTAINER", "ADDRESS", "INTERFACE")?;
+        for (address, owner) in &self.addresses {
+            writeln!(f, "{:<40} {:<15} {}", address.to_string(), owner.ifname, owner.container_id)?;
+        }
+        let (count, network, source) = (self.addresses.len(), &self.network, self.source.display());
+        writeln!(
+            f,
+            "{count} addresses of network {network} taken over; the files in {source} are as they were"
+        )
+    }
+}
+
+/// Reads a conflist, as it was for `host-local` or as it is for us by now, and takes over what `from` or the place it names
+/// has of its network. Doing it twice is fine.
+pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
+    let raw = read_conflist(conflist)?;
+    let data_dir = raw["ipam"]["dataDir"].as_str().filter(|directory| !directory.is_empty());
+    let source = from.unwrap_or_else(|| Path::new(data_dir.unwrap_or(DEFAULT_SOURCE))).to_owned();
+    // As it will be when this is the plugin.
+    let header = Header::parse(Role::HostLocal, &raw)?;
+    let conf = NetConf::parse(header, raw, "1.1.0")?;
+    let source = source.join(&conf.header.name);
+    if !source.is_dir() {
+        let way_out = "name the directory that has it with --from";
+        return Err(invalid(format!("{} is not there: {way_out}", source.display())));
+    }
+    // host-local's own lock is the same file. Where both stores share a directory ours takes it.
+    let lock = (source != conf.header.ipam_dir).then(|| Lock::acquire(&source)).transpose()?;
+    let (found, last, mut errors) = read_files(&source)?;
+    let mut by_owner: BTreeMap<(String, String), Vec<IpAddr>> = BTreeMap::new();
+    for (address, owner) in found {
+        by_owner.entry((owner.container_id, owner.ifname)).or_default().push(address);
+    }
+    let by_owner = by_owner
+        .into_iter()
+        .map(|((container_id, ifname), addresses)| (Owner { container_id, ifname }, addresses));
+    let (addresses, refused) = conf.header.reservations().adopt(by_owner.collect(), &conf.ranges, &last)?;
+    errors.extend(refused);
+    drop(lock);
+    Ok(Imported { network: conf.header.name, source, addresses, errors })
+}
+
+/// The configuration of the first plugin that has addresses to give.
+fn read_conflist(path: &Path) -> Result<Value> {
+    let bytes = fs::read(path).map_err(io("read", path))?;
+    let wrong = |why: String| invalid(format!("{}: {why}", path.display()));
+    let list: Value = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let plugins = list["plugins"].as_array().cloned().unwrap_or_else(|| vec![list.clone()]);
+    let first = plugins.into_iter().find(|plugin| plugin["ipam"].is_object());
+    let mut plugin = first.ok_or_else(|| wrong("no plugin in it has `ipam`".to_owned()))?;
+    plugin["name"] = list["name"].clone();
+    plugin["cniVersion"] = json!("1.1.0");
+    Ok(plugin)
+}
+
+type Files = (Vec<(IpAddr, Owner)>, Vec<IpAddr>, Vec<Error>);
+
+/// The addresses with their owners, and those that were given out last.
+fn read_files(source: &Path) -> Result<Files> {
+    let (mut found, mut last, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    for entry in fs::read_dir(source).map_err(io("list", source))?.flatten() {
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("last_reserved_ip.") {
+            last.extend(fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<IpAddr>().ok()));
+        }
+        let Ok(address) = name.parse::<IpAddr>() else { continue };
+        let text = fs::read_to_string(&path).map_err(io("read", &path))?;
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        match lines.next() {
+            Some(container_id) => {
+                let ifname = lines.next().unwrap_or(DEFAULT_IFNAME);
+                let owner = Owner { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
+                found.push((address, owner));
+            }
+            // A crash left it; nobody knows whose it is.
+            None => {
+                errors.push(invalid(format!("{} is empty: {address} is free from now on", path.display())))
+            }
+        }
+    }
+    Ok((found, last, errors))
+}

@@ -1,0 +1,123 @@
+//! `portolan-cni import`: from the reference plugin `host-local` to ours, with pods that stay.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use testbed::Plugin;
+
+use crate::fixture::{Fixture, address};
+
+/// What a node has that is going to change its plugin.
+const CONFLIST: &str = "/run/10-pods.conflist";
+
+fn bridge() -> Value {
+    json!({
+        "cniVersion": "1.0.0", "name": "pods", "type": "bridge", "bridge": "br0", "isDefaultGateway": true,
+        "ipam": { "type": "host-local", "dataDir": "/run/host-local",
+            "ranges": [[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]] },
+    })
+}
+
+/// The same network by us, IPAM included.
+fn ours() -> Value {
+    let mut config = bridge();
+    config["type"] = "portolan-cni".into();
+    config["ipam"].as_object_mut().unwrap().retain(|key, _| key == "ranges");
+    config
+}
+
+fn by_hand(fixture: &Fixture, arguments: &str) -> anyhow::Result<String> {
+    fixture.node().shell(&format!("{} {arguments} 2>&1", fixture.plugin.binary.display()))
+}
+
+#[test]
+fn an_upgrade_from_host_local_hands_out_no_address_in_use() {
+    let fixture = Fixture::new();
+    let reference = Plugin { binary: "/usr/lib/cni/bridge".into(), node: fixture.node().clone() };
+    let add = |id: &str| {
+        let netns = fixture.netns(id);
+        address(&reference.command("ADD", id, &netns, &bridge()).unwrap().unwrap())
+    };
+    let kept: Vec<String> = ["a", "b", "c"].iter().map(|id| add(id)).collect();
+    assert_eq!(kept, ["10.22.0.2", "10.22.0.3", "10.22.0.4"]);
+    reference.command("DEL", "b", Path::new("/run/netns/b"), &bridge()).unwrap().unwrap();
+    let conflist =
+        json!({ "cniVersion": "1.0.0", "name": "pods", "plugins": [bridge(), { "type": "portmap" }] });
+    fixture.node().run(|| std::fs::write(CONFLIST, conflist.to_string())).unwrap();
+
+    let said = by_hand(&fixture, &format!("import {CONFLIST}")).unwrap();
+    assert!(said.contains("10.22.0.2") && said.contains("fd00:22::4"), "{said}");
+    assert!(
+        said.contains(
+            "4 addresses of network pods taken over; the files in /run/host-local/pods are as they were"
+        ),
+        "{said}"
+    );
+    // Again is fine, and told in the same way to programs.
+    let json: Value =
+        serde_json::from_str(&by_hand(&fixture, &format!("import {CONFLIST} --json")).unwrap()).unwrap();
+    let first = json!({ "address": "10.22.0.2", "containerID": "a", "ifname": "eth0" });
+    assert_eq!((&json["network"], &json["addresses"][0]), (&json!("pods"), &first));
+    assert_eq!(fixture.node().shell("ls /run/host-local/pods | grep -c 10.22").unwrap(), "2\n");
+
+    // It goes on where host-local stopped, and goes round: only the addresses of a and c are left out.
+    let next = fixture.add("d", &ours());
+    assert_eq!(address(&next), "10.22.0.5");
+    let requested = |ip: &str| {
+        let mut config = ours();
+        config["runtimeConfig"] = json!({ "ips": [ip] });
+        config
+    };
+    fixture.netns("e");
+    for taken in ["10.22.0.2", "fd00:22::4"] {
+        let (_, text) = fixture.refused("ADD", "e", "/run/netns/e", &requested(taken));
+        assert!(text.contains("is taken"), "{text}");
+    }
+    // b's, which was given back, is free; d and a still reach each other on the bridge that both plugins know.
+    fixture.try_call("ADD", "e", "/run/netns/e", &requested("10.22.0.3")).unwrap();
+    fixture.node().shell("ip netns exec d ping -c1 -W2 10.22.0.2").unwrap();
+    // DEL of a pod of before gives its addresses back.
+    fixture.quiet("DEL", "a", &ours());
+    fixture.netns("f");
+    fixture.try_call("ADD", "f", "/run/netns/f", &requested("10.22.0.2")).unwrap();
+}
+
+#[test]
+fn what_cannot_be_taken_over_is_told_and_the_rest_is() {
+    let fixture = Fixture::new();
+    // As old versions wrote them, as a crash leaves them, out of every range, and another's by now.
+    let script = "mkdir -p /run/old/pods; cd /run/old/pods; printf old > 10.22.0.9; touch 10.22.0.10; printf 'far\\r\\neth1' > 10.99.0.1; \
+                  printf 'late\\r\\neth0' > 10.22.0.1; printf 10.22.0.9 > last_reserved_ip.0; touch lock";
+    fixture.node().shell(script).unwrap();
+    let mut config = ours();
+    config["ipam"]["ranges"] = json!([[{ "subnet": "10.22.0.0/24", "gateway": "10.22.0.254" }]]);
+    assert_eq!(address(&fixture.add("first", &config)), "10.22.0.1");
+    fixture.node().run(|| std::fs::write(CONFLIST, config.to_string())).unwrap();
+    let missing = by_hand(&fixture, &format!("import {CONFLIST}")).unwrap_err().to_string();
+    assert!(
+        missing
+            .contains("/var/lib/cni/networks/pods is not there: name the directory that has it with --from"),
+        "{missing}"
+    );
+    let said = by_hand(&fixture, &format!("import {CONFLIST} --from /run/old; test $? = 1")).unwrap();
+    for expected in [
+        "10.22.0.10 is empty",
+        "10.22.0.1 of late is first's here",
+        "2 addresses of network pods",
+        "10.99.0.1",
+        "10.22.0.9",
+    ] {
+        assert!(said.contains(expected), "{expected} is not in {said}");
+    }
+    assert_eq!(address(&fixture.add("next", &config)), "10.22.0.10");
+    // Whoever has no container any more is collected.
+    let keep = json!({ "cni.dev/valid-attachments": [{ "containerID": "first", "ifname": "eth0" }, { "containerID": "old", "ifname": "eth0" }] });
+    config["cniVersion"] = "1.1.0".into();
+    fixture.quiet("GC", "x", &crate::fixture::merge(config, keep));
+    assert_eq!(
+        fixture.node().shell("ls /run/portolan/ipam/pods/owners /run/portolan/ipam/pods/far").unwrap(),
+        "/run/portolan/ipam/pods/far:\n\n/run/portolan/ipam/pods/owners:\nfirst-eth0\nold-eth0\n"
+    );
+    let help = by_hand(&fixture, "--help").unwrap();
+    assert!(help.contains("portolan-cni import CONFLIST [--from DIR] [--json]"), "{help}");
+}
