@@ -18,9 +18,9 @@ standard input; see docs/cni-plugin.md. By hand:
                                            Refuses while pods are attached, and says which.
   portolan-cni import CONFLIST [--from DIR] [--json]
                                            take over the addresses that the plugin host-local has given out in the
-                                           network of CONFLIST, so that none of them is given out again. DIR is
-                                           where it keeps them (default: ipam.dataDir, /var/lib/cni/networks); its
-                                           files stay as they are.
+                                           network of CONFLIST, as that is for portolan-cni, so that none of them is
+                                           given out again. DIR is where host-local keeps them (default: CONFLIST's
+                                           ipam.dataDir, else /var/lib/cni/networks); its files stay as they are.
   portolan-cni --version
   portolan-cni --help
 ";

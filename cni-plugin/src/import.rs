@@ -62,8 +62,8 @@ impl fmt::Display for Imported {
     }
 }
 
-/// Reads a conflist, as it was for `host-local` or as it is for us by now, and takes over what `from` or the place it names
-/// has of its network. Doing it twice is fine.
+/// Reads a conflist as it is for us, or for `host-local` by a link to us, and takes over what `from` or the place it names has
+/// of its network. Doing it twice is fine.
 pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
     let raw = read_conflist(conflist)?;
     let data_dir = raw["ipam"]["dataDir"].as_str().filter(|directory| !directory.is_empty());

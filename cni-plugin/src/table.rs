@@ -71,16 +71,17 @@ fn join_by(
     netfilter: &Netfilter,
 ) -> Result<()> {
     let _lock = Lock::acquire(&conf.header.state_dir)?;
-    let network = Network::of(conf, subnets);
-    let is_news = span(Span::Store, || {
-        let is_news = Network::read(&conf.header)? != Some(network.clone());
+    let (network, is_news) = span(Span::Store, || {
+        let old = Network::read(&conf.header)?;
+        let network = Network::of(conf, subnets).with_pools_of(old.as_ref());
+        let is_news = old.as_ref() != Some(&network);
         // The note comes first: what it asks for is then found by DEL and GC, whatever happens in between.
         if is_news {
             network.write(&conf.header)?;
         }
         conf.header.attachments().write(attachment)?;
         ports::reserve(&conf.header, attachment)?;
-        Ok::<_, Error>(is_news)
+        Ok::<_, Error>((network, is_news))
     })?;
     for pool in &network.pools {
         let refuse = netlink.replace_route(&unreachable(*pool));

@@ -118,6 +118,19 @@ fn input_that_is_not_a_json_object_is_code_6_however_large_or_deep() {
     }
 }
 
+/// P45
+#[test]
+fn ten_megabytes_of_json_are_read() {
+    let mut large = config("1.1.0");
+    large["x"] = "y".repeat(10 << 20).into();
+    // It gets as far as the namespace, which is not there.
+    assert_eq!(call("ADD", &large).error().0, 3);
+    let mut deep = config("1.1.0").to_string();
+    deep.truncate(deep.len() - 1);
+    let deep = format!("{deep}, \"x\": {}1{} }}", "[".repeat(10_000), "]".repeat(10_000));
+    assert_eq!(run(&container("ADD"), deep.as_bytes()).error().0, 6);
+}
+
 /// P7
 #[test]
 fn a_network_needs_a_name() {

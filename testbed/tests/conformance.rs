@@ -42,3 +42,46 @@ fn every_test_that_the_table_names_exists_where_it_says() {
     }
     assert!(named > 70, "only {named} tests are named");
 }
+
+/// The tests of the plugin, all in one text.
+fn plugin_tests(root: &Path) -> String {
+    let mut found = Vec::new();
+    sources(&root.join("cni-plugin/tests"), &mut found);
+    found.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect()
+}
+
+#[test]
+fn every_row_of_the_cni_contract_has_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let table = std::fs::read_to_string(root.join("docs/cni-conformance.md")).unwrap();
+    let tests = plugin_tests(root);
+    for row in 1..=45 {
+        let line = table.lines().find(|line| line.starts_with(&format!("| P{row} |")));
+        let cell = line.unwrap_or_else(|| panic!("there is no row P{row}")).split('|').nth(4).unwrap();
+        let named: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "P{row} has no test");
+        for name in named {
+            assert!(tests.contains(&format!("#[test]\nfn {name}()")), "{name} of P{row} does not exist");
+        }
+    }
+}
+
+#[test]
+fn every_claim_about_the_cni_plugin_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("docs/cni-plugin.md")).unwrap();
+    let mut named = 0;
+    for word in page.split('`').skip(1).step_by(2) {
+        // `ports::a_port_…`, in a file of that name.
+        let Some((module, name)) = word.split_once("::").filter(|(module, _)| !module.contains([' ', ':']))
+        else {
+            continue;
+        };
+        let path = root.join(format!("cni-plugin/tests/attach/{module}.rs"));
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let start = name.trim_end_matches('…');
+        assert!(text.contains(&format!("#[test]\nfn {start}")), "{word} does not exist");
+        named += 1;
+    }
+    assert!(named > 15, "only {named} tests are named");
+}

@@ -52,6 +52,15 @@ impl Network {
         }
     }
 
+    /// Keeps an eye on the ranges it had before, so that what was told about them is taken back with the rest.
+    pub(super) fn with_pools_of(mut self, old: Option<&Self>) -> Self {
+        let old = old.map(|old| &*old.pools).unwrap_or_default();
+        let more: Vec<_> = old.iter().filter(|pool| !self.pools.contains(pool)).copied().collect();
+        self.pools.extend(more);
+        self.pools.sort();
+        self
+    }
+
     pub(super) fn read(header: &Header) -> Result<Option<Self>> {
         read_file(&path(header))
     }

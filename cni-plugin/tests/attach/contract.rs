@@ -186,6 +186,25 @@ fn del_succeeds_whatever_is_left() {
 
 /// P29
 #[test]
+fn many_dels_of_one_container_at_once_succeed() {
+    let fixture = Fixture::new();
+    for _ in 0..3 {
+        fixture.add("a", &config("1.1.0"));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| fixture.quiet("DEL", "a", &config("1.1.0")));
+            }
+        });
+        fixture.node().shell("ip netns del a").unwrap();
+    }
+    // Without so much as the variable.
+    let variables = [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")];
+    assert_eq!(fixture.plugin.call(&variables, &config("1.1.0").to_string()).unwrap(), Ok(Value::Null));
+    fixture.assert_nothing_left();
+}
+
+/// P29
+#[test]
 fn many_at_once_get_different_addresses_and_leave_nothing() {
     let fixture = Fixture::new();
     let ids: Vec<String> = (0..50).map(|n| format!("pod{n}")).collect();
@@ -310,7 +329,8 @@ fn in_a_chain_it_passes_on_what_came_before() {
         ("CNI_IFNAME", "lo"),
         ("CNI_PATH", "/usr/lib/cni"),
     ];
-    let before = tuning.call(&variables, &loopback.to_string()).unwrap().unwrap();
+    let mut before = tuning.call(&variables, &loopback.to_string()).unwrap().unwrap();
+    before["interfaces"][0]["unknown"] = json!({ "to": "us" });
     let count = before["interfaces"].as_array().unwrap().len();
     let result = fixture
         .try_call("ADD", "a", "/run/netns/a", &merge(config("1.0.0"), json!({ "prevResult": before })))
