@@ -86,10 +86,10 @@ pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
     let by_owner = by_owner
         .into_iter()
         .map(|((container_id, ifname), addresses)| (Owner { container_id, ifname }, addresses));
-    let (addresses, refused) = conf.header.reservations().adopt(by_owner.collect(), &conf.ranges, &last)?;
-    errors.extend(refused);
+    let adopted = conf.header.reservations().adopt(by_owner.collect(), &conf.ranges, &last)?;
+    errors.extend(adopted.refused);
     drop(lock);
-    Ok(Imported { network: conf.header.name, source, addresses, errors })
+    Ok(Imported { network: conf.header.name, source, addresses: adopted.addresses, errors })
 }
 
 /// The configuration of the first plugin that has addresses to give.

@@ -17,7 +17,7 @@ use crate::trace::{self, Span};
 use crate::{host_local, loopback};
 
 /// Versions of the specification this plugin speaks.
-pub(crate) const VERSIONS: [&str; 6] = ["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// What a configuration without `cniVersion` means (CNI 0.2.0 and before had none).
 const VERSION_IF_ABSENT: &str = "0.1.0";

@@ -7,6 +7,7 @@
 //!     map pods-v6 { type ipv6_addr : verdict }
 //!     chain own-addresses { type filter hook prerouting priority raw
 //!         iifname "ptl*" fib saddr . iif oif 0 drop     # the node's routes know which addresses are whose
+//!         iifname "ptl*" icmpv6 type nd-router-advert drop
 //!     }
 //!     chain masquerade { type nat hook postrouting priority srcnat
 //!         ip saddr vmap @pods-v4

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-const VERSIONS: [&str; 6] = ["0.1.0", "0.2.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 struct Outcome {
     success: bool,
@@ -144,7 +144,7 @@ fn a_network_needs_a_name() {
 /// P8, P9, P10
 #[test]
 fn a_version_it_does_not_speak_is_code_1_and_the_ones_it_does_are_listed() {
-    for version in ["0.9.9", "1.1", "1.2.0", "9.0.0", "abc", "0.3.0"] {
+    for version in ["0.9.9", "1.1", "1.2.0", "9.0.0", "abc", "0.3.2"] {
         let (code, text) = call("ADD", &config(version)).error();
         assert_eq!(code, 1, "{version}");
         assert!(VERSIONS.iter().all(|v| text.contains(v)) && text.contains(version), "{text}");
@@ -187,7 +187,7 @@ fn version_needs_no_other_variable() {
 /// P13, P14
 #[test]
 fn commands_that_came_later_are_refused_in_older_versions() {
-    for (command, versions) in [("CHECK", &VERSIONS[..3]), ("GC", &VERSIONS[..5]), ("STATUS", &VERSIONS[..5])]
+    for (command, versions) in [("CHECK", &VERSIONS[..4]), ("GC", &VERSIONS[..6]), ("STATUS", &VERSIONS[..6])]
     {
         for version in versions {
             assert_eq!(call(command, &config(version)).error().0, 1, "{command} {version}");

@@ -15,9 +15,10 @@ const META_NFPROTO: u32 = 15;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
-/// `NFT_META_L4PROTO` and TCP's number.
+/// `NFT_META_L4PROTO` and the numbers of TCP and ICMPv6.
 const META_L4PROTO: u32 = 16;
 const TCP: u8 = 6;
+const ICMPV6: u8 = 58;
 
 /// `NFT_PAYLOAD_LL_HEADER`; where a frame has the hardware address it comes from.
 const LINK_LAYER_HEADER: u32 = 0;
@@ -165,6 +166,14 @@ impl Rule {
     pub fn to_local_address(self) -> Self {
         self.with("fib", |a| a.number(1, REGISTER).number(2, FIB_TYPE).number(3, FIB_DESTINATION))
             .compare(EQUAL, &LOCAL.to_ne_bytes())
+    }
+
+    /// `icmpv6 type number`
+    pub fn icmpv6_type(self, number: u8) -> Self {
+        self.meta_is(META_NFPROTO, IPV6)
+            .meta_is(META_L4PROTO, ICMPV6)
+            .payload(REGISTER, TRANSPORT_HEADER, 0, 1)
+            .compare(EQUAL, &[number])
     }
 
     /// `ct status dnat`

@@ -57,6 +57,12 @@ struct Reserved {
     slot: Option<(String, u32)>,
 }
 
+/// What was taken over from another plugin, and what could not be.
+pub(crate) struct Adopted {
+    pub(crate) addresses: Vec<(IpAddr, Owner)>,
+    pub(crate) refused: Vec<Error>,
+}
+
 /// The reservations of one network.
 pub(crate) struct Store {
     directory: PathBuf,
@@ -107,7 +113,7 @@ impl Store {
         given: Vec<(Owner, Vec<IpAddr>)>,
         sets: &[RangeSet],
         last: &[IpAddr],
-    ) -> Result<(Vec<(IpAddr, Owner)>, Vec<Error>)> {
+    ) -> Result<Adopted> {
         let _lock = self.open()?;
         let (mut adopted, mut errors) = (Vec::new(), Vec::new());
         let (known, _) = self.reservations();
@@ -140,7 +146,7 @@ impl Store {
             }
         }
         adopted.sort_by_key(|(address, _)| *address);
-        Ok((adopted, errors))
+        Ok(Adopted { addresses: adopted, refused: errors })
     }
 
     /// Gives back what `owner` has. Nothing to give back is fine.

@@ -18,6 +18,9 @@ const MASQUERADE: &str = "masquerade";
 const PODS_V4: &str = "pods-v4";
 const PODS_V6: &str = "pods-v6";
 
+/// By one of these a pod could become the node's router (RFC 4861 §4.2, CVE-2020-13401).
+const ROUTER_ADVERTISEMENT: u8 = 134;
+
 /// Multicast leaves no node through here.
 const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
 
@@ -96,6 +99,8 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
     batch.add_table();
     batch.add_raw_prerouting_chain(OWN_ADDRESSES);
     batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
+    let advertisement = Rule::default().from_interfaces(HOST_PREFIX).icmpv6_type(ROUTER_ADVERTISEMENT);
+    batch.add_rule(OWN_ADDRESSES, &advertisement.drop());
     ports::write_guard(&mut batch, OWN_ADDRESSES, Rule::default().from_interfaces(HOST_PREFIX));
     for bridge in networks.iter().filter_map(|network| network.bridge.as_deref()) {
         ports::write_guard(&mut batch, OWN_ADDRESSES, Rule::default().from_interface(bridge));

@@ -11,7 +11,7 @@ use crate::fixture::{Fixture, address, config, merge, small};
 #[test]
 fn each_version_gets_its_own_shape_of_result_and_unknown_keys_are_passed_over() {
     let fixture = Fixture::new();
-    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let unknown =
             json!({ "x": 1, "cni.dev/x": [], "capabilities": { "x": true }, "args": { "cni": { "x": 1 } } });
         let id = format!("v{}", version.replace('.', ""));

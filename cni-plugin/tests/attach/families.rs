@@ -139,3 +139,28 @@ fn on_a_second_network_a_pod_keeps_the_default_route_of_the_first() {
     fixture.quiet("DEL", "a", &config("1.1.0"));
     fixture.assert_nothing_left();
 }
+
+/// Sends a router advertisement (RFC 4861 §4.2): everything by me, for half an hour. The kernel fills in the checksum.
+const ADVERTISE: &str = "import socket, struct
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex('eth0'))
+s.sendto(struct.pack('!BBHBBHII', 134, 0, 0, 64, 0, 1800, 0, 0), ('ff02::1', 0))";
+
+#[test]
+fn a_pod_does_not_become_the_nodes_router() {
+    let fixture = Fixture::new();
+    // As on a node that has its own routes from advertisements although it forwards.
+    fixture.node().shell("echo 2 > /proc/sys/net/ipv6/conf/default/accept_ra").unwrap();
+    fixture.add("a", &dual());
+    // Its link-local address has to be usable before anybody believes it.
+    fixture.node().shell("for n in $(seq 100); do ip -n a -6 address show dev eth0 | grep -q tentative || break; sleep 0.1; done").unwrap();
+    let advertise = || fixture.node().shell(&format!("ip netns exec a python3 -c \"{ADVERTISE}\"")).unwrap();
+    let routes = || fixture.node().shell("sleep 0.3; ip -6 route show default | grep ptl || true").unwrap();
+    advertise();
+    assert_eq!(routes(), "");
+    // Without our rules it would.
+    fixture.node().shell("nft flush chain inet portolan own-addresses").unwrap();
+    advertise();
+    assert!(routes().contains("proto ra"), "{}", routes());
+}

@@ -160,3 +160,22 @@ fn ours_works_after_a_reference_plugin_and_passes_on_what_that_one_made() {
     tool.pod("del", "a").unwrap();
     assert_nothing_left(&tool.node);
 }
+
+#[test]
+fn what_a_runtime_asks_for_by_capabilities_needs_no_other_plugin() {
+    let mut plugin = ours("10.22.0.0/24");
+    plugin["capabilities"] = json!({ "portMappings": true, "bandwidth": true });
+    let tool = CniTool::with_chain("1.0.0", &[plugin]);
+    tool.node.add_netns("a").unwrap();
+    let asked = r#"CAP_ARGS='{"portMappings":[{"hostPort":18080,"containerPort":8080,"protocol":"tcp"}],"bandwidth":{"ingressRate":8000000,"ingressBurst":800000,"egressRate":16000000,"egressBurst":800000}}'"#;
+    tool.run("add pods /run/netns/a", asked).unwrap();
+    let limits = tool.node.shell("tc qdisc show").unwrap();
+    assert!(limits.contains("rate 8Mbit burst 100000b") && limits.contains("rate 16Mbit"), "{limits}");
+    tool.run("check pods /run/netns/a", asked).unwrap();
+    tool.node.shell("tc qdisc del dev $(ip -br link | grep -o 'ptl[0-9a-f]*') root").unwrap();
+    let missing = tool.run("check pods /run/netns/a", asked).unwrap_err().to_string();
+    assert!(missing.contains("has lost its limit"), "{missing}");
+    tool.run("del pods /run/netns/a", asked).unwrap();
+    assert_eq!(tool.node.shell("ip -o link | grep ptb || true").unwrap(), "");
+    assert_nothing_left(&tool.node);
+}

@@ -30,9 +30,10 @@ fn assert_nothing_left(node: &Node) {
 fn link_plugins(node: &Node, directory: &Path) {
     let plugin = Binaries::find().unwrap().path("portolan-cni");
     let (plugin, directory) = (plugin.display(), directory.display());
-    let reference = "portmap bandwidth tuning firewall loopback";
+    let reference = "portmap bandwidth tuning firewall";
+    // Ours by the name of `loopback` too: containerd calls it for every sandbox.
     node.shell(&format!(
-        "mkdir -p {directory}; ln -s {plugin} {directory}/portolan-cni; for name in {reference}; do ln -s /usr/lib/cni/$name {directory}/; done"
+        "mkdir -p {directory}; for name in portolan-cni loopback; do ln -s {plugin} {directory}/$name; done; for name in {reference}; do ln -s /usr/lib/cni/$name {directory}/; done"
     ))
     .unwrap();
 }

@@ -205,3 +205,32 @@ fn what_podman_forgets_when_it_is_killed_while_it_starts_a_container_is_collecte
     plugin.call(&variables, &config.to_string()).unwrap().unwrap();
     assert_nothing_left(&cluster.node);
 }
+
+#[test]
+fn what_podman_network_create_writes_works_with_ours_by_the_names_of_bridge_and_host_local() {
+    let cluster = Cluster::start().unwrap();
+    let podman = Podman::set_up(&cluster);
+    let (plugin, directory) =
+        (Binaries::find().unwrap().path("portolan-cni"), cluster.directory().join("cni"));
+    let (plugin, directory) = (plugin.display(), directory.display());
+    let link = format!("for name in bridge host-local; do ln -s {plugin} {directory}/$name; done");
+    cluster.node.shell(&link).unwrap();
+    podman.run("network create --disable-dns --subnet 10.22.77.0/24 made").unwrap();
+    let written =
+        cluster.node.shell(&format!("cat {}/net.d/made.conflist", cluster.directory().display())).unwrap();
+    for kind in ["bridge", "host-local", "portmap", "firewall", "tuning"] {
+        assert!(written.contains(&format!("\"type\": \"{kind}\"")), "{written}");
+    }
+    let run = "run -d --name shop -p 18080:8080 --network made local:test";
+    podman.run(&format!("{run} /bin/sh -c '{SERVE}'")).unwrap();
+    let addresses = podman.run("exec shop ip -4 address show dev eth0").unwrap();
+    assert!(addresses.contains("10.22.77.2/24"), "{addresses}");
+    wait_for("the container by the node's port", || by_port(&cluster)).unwrap();
+    podman.run("run -d --name other --network made local:test").unwrap();
+    assert_eq!(podman.run("exec other nc -w 2 10.22.77.2 8080").unwrap(), "hello from the shop\n");
+    // A container of the network leaves by the node's address.
+    podman.run("exec other sh -c 'nc -w 2 192.0.2.1 7777 </dev/null || true'").unwrap();
+    podman.run("rm -f -t 0 shop other").unwrap();
+    podman.run("network rm made").unwrap();
+    assert_nothing_left(&cluster.node);
+}
