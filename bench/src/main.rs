@@ -58,7 +58,19 @@ enum Command {
     /// Plain hickory-server: a peer of `dns`.
     #[command(hide = true)]
     Hickory { origin: String, zone: PathBuf, address: SocketAddr },
-    /// All of the above, as JSON and raw data in one directory.
+    /// The daemons and kube-proxy on a real API server with many Services: start, memory, changes. Takes minutes.
+    Scale {
+        /// Services to create.
+        #[arg(long, value_name = "N", default_value_t = 10_000)]
+        services: usize,
+        /// Endpoints of each.
+        #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        endpoints: u16,
+        /// Write JSON into this directory, as `all` does.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// All of the above but the scale, as JSON and raw data in one directory.
     All {
         /// A sixth of the rounds: a few minutes.
         #[arg(long)]
@@ -162,6 +174,10 @@ fn main() -> Result<()> {
         }
         Command::Hickory { origin, zone, address } => {
             portolan_bench::serve_with_hickory(&origin, &zone, address)
+        }
+        Command::Scale { services, endpoints, out } => {
+            portolan_bench::check_privileges()?;
+            finish(&portolan_bench::scale(services, endpoints.into())?, out, None)
         }
         Command::All { quick, rounds, out } => {
             portolan_bench::check_privileges()?;

@@ -1,0 +1,111 @@
+//! A control plane on a node with two replicas of the Services whose changes are timed.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use testbed::{Binaries, ControlPlane, NameServer, Network, Node, Plugin, Pod};
+
+/// What the daemons may do.
+const RBAC: &str = include_str!("../../../deploy/kubernetes/rbac.yaml");
+
+/// A Service with a virtual IP and one without, both with one endpoint, which is changed.
+const PROBES: &str = "
+apiVersion: v1
+kind: Node
+metadata: {name: node-1}
+status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: probe}
+spec: {clusterIP: 10.96.0.80, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: names}
+spec: {clusterIP: None, ports: [{name: http, port: 80, targetPort: 8080}]}
+";
+
+const PROBE: &str = "10.96.0.80:80";
+
+pub(super) struct Ground {
+    pub(super) control_plane: ControlPlane,
+    pub(super) node: Node,
+    client: Pod,
+    replicas: [(Pod, NameServer); 2],
+}
+
+impl Ground {
+    pub(super) fn new() -> Result<Self> {
+        let node = Node::new()?;
+        let control_plane = ControlPlane::start(&node)?;
+        let plugin = Plugin { binary: Binaries::find()?.path("portolan-cni"), node: node.clone() };
+        let network = Network::new(plugin, "10.96.0.10");
+        let replica = |name: &str| -> Result<_> {
+            let pod = network.add(name)?;
+            let server = NameServer::start(&pod, 8080)?;
+            Ok((pod, server))
+        };
+        let (replicas, client) = ([replica("first")?, replica("second")?], network.add("client")?);
+        control_plane.apply(RBAC)?;
+        control_plane.apply(PROBES)?;
+        let slices: String = ["probe", "names"].map(|name| slice(name, &replicas[0].0.ip)).concat();
+        control_plane.apply(&slices)?;
+        Ok(Self { control_plane, node, client, replicas })
+    }
+
+    /// Makes one replica the endpoint of both Services. `curl` has ended when the answer is there, `kubectl` takes its time.
+    pub(super) fn point_at(&self, replica: usize) -> Result<()> {
+        let admin = self.control_plane.kubeconfig("admin")?;
+        let file = |name: &str| admin.with_file_name(name).display().to_string();
+        let endpoints = serde_json::json!([{
+            "op": "replace",
+            "path": "/endpoints",
+            "value": [{ "addresses": [self.replicas[replica].0.ip], "conditions": { "ready": true } }],
+        }]);
+        for name in ["names", "probe"] {
+            self.node.shell(&format!(
+                "curl -fsS -m 10 -o /dev/null --cacert {} --cert {} --key {} -X PATCH -H 'Content-Type: application/json-patch+json' \
+                 -d '{endpoints}' https://192.0.2.2:6443/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{name}-1",
+                file("ca.crt"),
+                file("admin.crt"),
+                file("admin.key"),
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a connection to the virtual IP reaches this replica.
+    pub(super) fn is_reached(&self, replica: usize) -> Result<()> {
+        let answer = self.client.ask(PROBE)?;
+        ensure!(answer == self.replicas[replica].0.name, "{answer} answers");
+        Ok(())
+    }
+
+    /// Whether the name of the other Service leads to this replica.
+    pub(super) fn is_named(&self, replica: usize) -> Result<()> {
+        let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in ["names", "default", "svc", "cluster", "local", ""] {
+            query.push(u8::try_from(label.len())?);
+            query.extend(label.bytes());
+        }
+        query.extend([0, 1, 0, 1]);
+        let socket = self.node.run(|| UdpSocket::bind("127.0.0.1:0"))?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.send_to(&query, "127.0.0.1:53")?;
+        let mut answer = [0; 512];
+        let length = socket.recv(&mut answer)?;
+        let address = answer[..length].last_chunk::<4>().context("a short answer")?;
+        let wanted: std::net::Ipv4Addr = self.replicas[replica].0.ip.parse()?;
+        ensure!(*address == wanted.octets(), "{address:?} is answered");
+        Ok(())
+    }
+}
+
+fn slice(service: &str, address: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {service}-1, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [{address}], conditions: {{ready: true}}}}]\n---\n"
+    )
+}
