@@ -12,3 +12,4 @@ pub mod program;
 pub mod readiness;
 pub mod service_manager;
 pub mod socket;
+pub mod succession;

@@ -35,7 +35,7 @@ static SERVER: LazyLock<Responder> = LazyLock::new(|| {
     let metrics = Arc::new(Metrics::new());
     let forwarder = Forwarder::new(config.forward, &config.listen, &metrics.registry);
     Responder {
-        zone: Arc::new(ArcSwap::from_pointee(zone)),
+        zone: ArcSwap::from_pointee(zone),
         forwarder: forwarder.expect("an upstream server of no network"),
         metrics,
         autopath: None,

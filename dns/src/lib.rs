@@ -16,6 +16,7 @@ mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+mod front;
 mod message;
 mod metrics;
 mod responder;

@@ -45,8 +45,6 @@ pub(crate) struct Metrics {
     pub(crate) shed: IntCounter,
     pub(crate) generation: IntGauge,
     pub(crate) problems: IntGauge,
-    /// Whether a source cannot be read any more.
-    pub(crate) stale: IntGauge,
     /// Changes of the certificate that could not be used.
     pub(crate) certificate_failures: IntCounter,
 }
@@ -88,7 +86,6 @@ impl Metrics {
         let generation = gauge("portolan_dns_snapshot_generation", "Generation of the state in force.");
         let problems =
             gauge("portolan_dns_discovery_problems", "Errors and warnings about the input right now.");
-        let stale = gauge("portolan_dns_stale", "1 while a source is lost and answers are as last known.");
         let certificate_failures = register(
             &registry,
             IntCounter::new(
@@ -96,7 +93,7 @@ impl Metrics {
                 "Changes of the certificate that could not be used.",
             ),
         );
-        Self { certificate_failures, udp, tcp, tls, shed, stale, generation, problems, registry }
+        Self { certificate_failures, udp, tcp, tls, shed, generation, problems, registry }
     }
 
     /// Counts a query and its reply; it came at `since`.

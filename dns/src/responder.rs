@@ -37,7 +37,7 @@ const ANY_TTL: u32 = 8482;
 
 /// Answers every query; shared by all sockets.
 pub(crate) struct Responder {
-    pub(crate) zone: Arc<ArcSwap<Zone>>,
+    pub(crate) zone: ArcSwap<Zone>,
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) autopath: Option<Arc<Autopath>>,

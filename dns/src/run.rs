@@ -2,28 +2,27 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use daemon::admin;
 use daemon::drain::Drain;
 use daemon::readiness::{Condition, Readiness};
+use daemon::succession::{self, Inheritance, Predecessor};
 use discovery::{Snapshots, Staleness};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::autopath::Autopath;
 use crate::forward::{self, Forwarder};
+use crate::front::Front;
 use crate::message::NameBuf;
 use crate::metrics::Metrics;
 use crate::responder::{Options, Responder, Secret};
+use crate::socket::Inherited;
 use crate::tls::{self, Certificate};
 use crate::zone::{Settings, Zone};
-use crate::{socket, tcp, udp};
-
-/// What queries under way are given to finish.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// The domain below which Services have their names, in lower case. Never the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,62 +70,21 @@ pub struct Config {
     pub ready_address: SocketAddr,
 }
 
-/// Runs until the drain has begun and ended.
+/// Runs until the drain has begun and ended, or a successor has taken over.
 ///
 /// # Errors
 /// When a socket cannot be opened, or an upstream server is this server itself.
 pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     info!(?config, "starting");
     let metrics = Arc::new(Metrics::new());
-    let forwarder = Forwarder::new(config.forward, &config.listen, &metrics.registry)?;
-    let autopath = config.autopath.then(|| Autopath::new(config.cluster_domain.0.as_name()).map(Arc::new));
-    let autopath = autopath.transpose().context("--autopath with this --cluster-domain")?;
-    let settings = Arc::new(Settings {
-        domain: config.cluster_domain.0.clone(),
-        ttl: config.ttl,
-        service_cidrs: config.discovery.service_cidrs.clone(),
-        listen: config.listen.clone(),
-    });
-    let zone = Arc::new(ArcSwap::from_pointee(Zone::empty(Arc::clone(&settings))));
-    let responder = Arc::new(Responder {
-        zone: Arc::clone(&zone),
-        forwarder: forwarder.clone(),
-        metrics: Arc::clone(&metrics),
-        autopath: autopath.clone(),
-        options: Options {
-            nsid: config.nsid.into_bytes().into(),
-            secret: Secret::new().context("random bytes")?,
-        },
-    });
-    let pages = [
-        (config.metrics_address, "--metrics-bind-address", "/metrics"),
-        (config.health_address, "--health-bind-address", "/health"),
-        (config.ready_address, "--ready-bind-address", "/ready"),
-    ];
-    let threads =
-        config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let (mut datagrams, mut servers) = (Vec::new(), JoinSet::new());
-    for address in config.listen {
-        let (udp, tcp) = socket::open(address, threads).context("--listen")?;
-        info!(address = %tcp.local_addr()?, "answering");
-        datagrams.extend(udp);
-        let listener = tokio::net::TcpListener::from_std(tcp)?;
-        servers.spawn(tcp::serve(listener, None, Arc::clone(&responder), drain.clone()));
-    }
+    let forwarder = Forwarder::new(config.forward.clone(), &config.listen, &metrics.registry)?;
     let mut certificate = config.tls.clone().map(Certificate::open).transpose().context("--tls-listen")?;
-    if let Some((certificate, tls)) = certificate.as_ref().zip(config.tls) {
-        for address in tls.listen {
-            let tcp = socket::open_stream(address).context("--tls-listen")?;
-            info!(address = %tcp.local_addr()?, "answering over TLS");
-            let listener = tokio::net::TcpListener::from_std(tcp)?;
-            let tls = Some(certificate.acceptor());
-            servers.spawn(tcp::serve(listener, tls, Arc::clone(&responder), drain.clone()));
-        }
-    }
-    let (workers, waiting) = udp::Workers::start(datagrams, &responder).context("start the workers")?;
-    servers.spawn(udp::answer_waiting(responder, waiting));
+    let acceptor = certificate.as_ref().map(Certificate::acceptor);
+    let name = succession_name(&config.listen);
+    let (secret, inherited, predecessor) = inherit(name.as_deref()).await?;
+    let responder = Arc::new(responder(&config, &metrics, &forwarder, secret)?);
 
-    let discovery = discovery::start(config.discovery);
+    let discovery = discovery::start(config.discovery.clone());
     let staleness = Staleness::new("portolan_dns", discovery.snapshots.clone())?;
     metrics.registry.register(Box::new(staleness))?;
     let readiness = Readiness::default();
@@ -135,34 +93,110 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let (ready, detail) = snapshots.borrow().health();
         Condition { ready, detail }
     });
-    let _pages = serve_pages(pages, &metrics, &readiness).await?;
+    let _pages = serve_pages(&config, &metrics, &readiness).await?;
 
-    daemon::service_manager::ready();
-    tokio::select! {
-        () = drain.started() => {}
-        () = forwarder.run() => {}
-        () = follow_certificate(certificate.as_mut(), &metrics) => {}
-        () = follow_pods(discovery.snapshots.clone(), autopath.as_deref()) => {}
-        () = follow(discovery.snapshots.clone(), &zone, &metrics) => {}
+    let synced = Notify::new();
+    let (snapshots, of_pods) = (discovery.snapshots.clone(), discovery.snapshots.clone());
+    let upkeep = async {
+        tokio::select! {
+            () = forwarder.run() => {}
+            () = follow_certificate(certificate.as_mut(), &metrics) => {}
+            () = follow_pods(of_pods, responder.autopath.as_deref()) => {}
+            () = follow(snapshots, &responder.zone, &metrics, &synced) => {}
+        }
+    };
+    tokio::pin!(upkeep);
+    if let Some(predecessor) = &predecessor {
+        info!("taking over from the process before when the first state is in force");
+        tokio::select! {
+            () = synced.notified() => {}
+            () = predecessor.gone() => warn!("the process before has ended"),
+            () = drain.started() => return Ok(()),
+            () = &mut upkeep => {}
+        }
     }
-    info!("draining");
-    // Sockets close now; queries under way still get their answers.
-    drop(workers);
-    drop(tokio::time::timeout(DRAIN, servers.join_all()).await);
+    let threads =
+        config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let tls = acceptor.as_ref().zip(config.tls.as_ref());
+    let front = Front::open(&config.listen, tls, threads, inherited, &responder)?;
+    if let Some(predecessor) = predecessor {
+        predecessor.relieve().await;
+        info!("serving in place of the process before");
+    }
+    daemon::service_manager::ready();
+    let has_successor = tokio::select! {
+        () = drain.started() => false,
+        () = &mut upkeep => false,
+        () = front.await_successor(name.as_deref(), &secret.0) => true,
+    };
+    info!(has_successor, "draining");
+    // Queries under way still get their answers.
+    front.drain(has_successor).await;
     discovery.stop().await;
     info!("stopped");
     Ok(())
 }
 
+fn responder(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    forwarder: &Forwarder,
+    secret: Secret,
+) -> anyhow::Result<Responder> {
+    let autopath = config.autopath.then(|| Autopath::new(config.cluster_domain.0.as_name()).map(Arc::new));
+    let settings = Settings {
+        domain: config.cluster_domain.0.clone(),
+        ttl: config.ttl,
+        service_cidrs: config.discovery.service_cidrs.clone(),
+        listen: config.listen.clone(),
+    };
+    Ok(Responder {
+        zone: ArcSwap::from_pointee(Zone::empty(Arc::new(settings))),
+        forwarder: forwarder.clone(),
+        metrics: Arc::clone(metrics),
+        autopath: autopath.transpose().context("--autopath with this --cluster-domain")?,
+        options: Options { nsid: config.nsid.as_bytes().into(), secret },
+    })
+}
+
+/// Under which name a process with the same addresses finds this one; none if nobody else can have the address.
+fn succession_name(listen: &[SocketAddr]) -> Option<String> {
+    listen.first().filter(|address| address.port() != 0).map(|address| format!("portolan-dns/{address}"))
+}
+
+/// What the process before hands over: the secret of its cookies, and its sockets.
+async fn inherit(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Option<Predecessor>)> {
+    let inheritance = match name {
+        Some(name) => succession::inherit(name).await.unwrap_or_else(|error| {
+            warn!(%error, "the process before does not hand over");
+            None
+        }),
+        None => None,
+    };
+    let Some(Inheritance { note, sockets, predecessor }) = inheritance else {
+        return Ok((Secret::new().context("random bytes")?, Inherited::default(), None));
+    };
+    let secret = match note.try_into() {
+        Ok(secret) => Secret(secret),
+        // Of another version.
+        Err(_) => Secret::new().context("random bytes")?,
+    };
+    Ok((secret, Inherited::new(sockets), Some(predecessor)))
+}
+
 /// Serves a page each at these addresses.
 async fn serve_pages(
-    pages: [(SocketAddr, &'static str, &'static str); 3],
+    config: &Config,
     metrics: &Metrics,
     readiness: &Readiness,
 ) -> anyhow::Result<JoinSet<()>> {
     daemon::build_info::register(&metrics.registry);
     let mut serving = JoinSet::new();
-    for (address, flag, path) in pages {
+    for (address, flag, path) in [
+        (config.metrics_address, "--metrics-bind-address", "/metrics"),
+        (config.health_address, "--health-bind-address", "/health"),
+        (config.ready_address, "--ready-bind-address", "/ready"),
+    ] {
         let page = admin::Server::bind(address).await.context(flag)?;
         let page = match path {
             "/metrics" => page.route(path, admin::metrics(metrics.registry.clone())),
@@ -190,13 +224,16 @@ async fn follow_certificate(certificate: Option<&mut Certificate>, metrics: &Met
     }
 }
 
-/// Makes the next zone for every snapshot.
-async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metrics) {
+/// Makes the next zone for every snapshot, and says when there is one to be relied on.
+async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metrics, synced: &Notify) {
     while snapshots.changed().await.is_ok() {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let next = zone.load().next(&snapshot);
-        metrics.stale.set(i64::from(next.is_stale));
+        let is_synced = next.synced;
         zone.store(Arc::new(next));
+        if is_synced {
+            synced.notify_one();
+        }
         metrics.generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         metrics.problems.set(i64::try_from(snapshot.problems.len()).unwrap_or(i64::MAX));
     }

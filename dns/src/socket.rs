@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 
 use daemon::socket::bind;
-use socket2::Type;
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Socket, Type};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -12,27 +14,52 @@ const BACKLOG: i32 = 1024;
 /// What a burst may fill before the kernel drops, in bytes: some thousands of queries.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// Opens the sockets of an address, as many for UDP as there are threads. The address need not be on an interface yet: `portolan-proxy` may make it local later.
-pub(crate) fn open(address: SocketAddr, threads: usize) -> io::Result<(Vec<UdpSocket>, TcpListener)> {
-    let explain = |error| explain(address, &error);
-    // Nobody else can share the TCP port, so two servers on one address are noticed.
-    let first = bind(address, Type::DGRAM, true).map_err(explain)?;
-    // Port 0 means any, but the same for all.
-    let port = first.local_addr()?.as_socket().map_or_else(|| address.port(), |bound| bound.port());
-    let address = SocketAddr::new(address.ip(), port);
-    let tcp = open_stream(address)?;
-    let others = (1..threads).map(|_| bind(address, Type::DGRAM, true).map_err(explain));
-    let mut sockets = vec![first];
-    sockets.extend(others.collect::<io::Result<Vec<_>>>()?);
-    for socket in &sockets {
-        // As much as the system allows.
-        socket.set_recv_buffer_size(RECEIVE_BUFFER).ok();
+/// The sockets of the process before, which those are taken from that are still wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Inherited(Vec<Socket>);
+
+impl Inherited {
+    pub(crate) fn new(sockets: Vec<OwnedFd>) -> Self {
+        Self(sockets.into_iter().map(Socket::from).collect())
     }
-    Ok((sockets.into_iter().map(UdpSocket::from).collect(), tcp))
+
+    fn take(&mut self, kind: Type, address: SocketAddr) -> Vec<Socket> {
+        let is_wanted = |socket: &mut Socket| {
+            let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+            local == Some(address) && socket.r#type().is_ok_and(|found| found == kind)
+        };
+        self.0.extract_if(.., is_wanted).collect()
+    }
 }
 
-/// Listens for connections, alone.
-pub(crate) fn open_stream(address: SocketAddr) -> io::Result<TcpListener> {
+/// Opens the sockets for datagrams of an address, one for each thread. Those of the process before are all taken, even
+/// if there are more: queries wait in them. The address need not be on an interface yet: `portolan-proxy` may make it
+/// local later.
+pub(crate) fn open_datagrams(
+    address: SocketAddr,
+    threads: usize,
+    inherited: &mut Inherited,
+) -> io::Result<Vec<UdpSocket>> {
+    let mut sockets = inherited.take(Type::DGRAM, address);
+    while sockets.len() < threads {
+        // Port 0 means any, but the same for all.
+        let local = sockets.first().and_then(|first| first.local_addr().ok()?.as_socket());
+        let new = bind(local.unwrap_or(address), Type::DGRAM, true);
+        let new = new.map_err(|error| explain(address, &error))?;
+        // Beyond what the system allows everybody, if we may.
+        if setsockopt(&new, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            new.set_recv_buffer_size(RECEIVE_BUFFER).ok();
+        }
+        sockets.push(new);
+    }
+    Ok(sockets.into_iter().map(UdpSocket::from).collect())
+}
+
+/// Listens for connections, alone: nobody else can share the port, so two servers on one address are noticed.
+pub(crate) fn open_stream(address: SocketAddr, inherited: &mut Inherited) -> io::Result<TcpListener> {
+    if let Some(socket) = inherited.take(Type::STREAM, address).pop() {
+        return Ok(socket.into());
+    }
     let listening = bind(address, Type::STREAM, false).and_then(|socket| {
         socket.listen(BACKLOG)?;
         Ok(socket.into())

@@ -22,6 +22,9 @@ use crate::responder::{Responder, Step};
 /// A client that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds).
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
+/// While the program ends, a client that says nothing for so long has its answers.
+const LINGER: Duration = Duration::from_millis(500);
+
 /// A client that takes no answers for so long is, too, and one that does not get on with its TLS handshake.
 const WRITE: Duration = Duration::from_secs(5);
 
@@ -124,12 +127,13 @@ async fn converse(
         }
         input.drain(..read);
         write(&mut stream, &mut output).await?;
-        let is_done = waiting.is_empty() && frame(&input).is_none();
-        if is_done && (!is_open || drain.is_started()) {
+        if waiting.is_empty() && frame(&input).is_none() && !is_open {
             return Ok(());
         }
+        let draining = drain.is_started();
+        let patience = if draining { LINGER } else { IDLE };
         tokio::select! {
-            read = timeout(IDLE, stream.read_buf(&mut input)), if is_open && waiting.len() < MAX_WAITING => {
+            read = timeout(patience, stream.read_buf(&mut input)), if is_open && waiting.len() < MAX_WAITING => {
                 match read {
                     Ok(read) => is_open = read? > 0,
                     Err(_idle) if waiting.is_empty() => return Ok(()),
@@ -141,7 +145,7 @@ async fn converse(
                 output.extend_from_slice(&framed);
                 close_frame(&mut output, start);
             }
-            () = drain.started(), if is_done => {}
+            () = drain.started(), if !draining => {}
         }
     }
 }

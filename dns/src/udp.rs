@@ -30,6 +30,10 @@ const MAX_WAITING: usize = 4096;
 /// A socket that fails is tried again after this.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// A thread that has nothing to do looks this often whether it shall end. It cannot be woken by shutting its socket down: a
+/// successor may have the same one.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// A query that has to wait.
 pub(crate) struct Waiting {
     message: Box<[u8]>,
@@ -37,10 +41,9 @@ pub(crate) struct Waiting {
     socket: Arc<UdpSocket>,
 }
 
-/// The threads. They end when this is dropped.
+/// The threads.
 pub(crate) struct Workers {
     stopping: Arc<AtomicBool>,
-    sockets: Vec<Arc<UdpSocket>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -51,30 +54,24 @@ impl Workers {
         responder: &Arc<Responder>,
     ) -> io::Result<(Self, mpsc::Receiver<Waiting>)> {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let mut workers = Self { stopping: Arc::default(), sockets: Vec::new(), threads: Vec::new() };
+        let mut workers = Self { stopping: Arc::default(), threads: Vec::new() };
         for (number, socket) in sockets.into_iter().enumerate() {
             socket.set_nonblocking(false)?;
+            socket.set_read_timeout(Some(LOOK))?;
             let socket = Arc::new(socket);
             let (responder, stopping, queue) =
                 (Arc::clone(responder), Arc::clone(&workers.stopping), queue.clone());
-            workers.sockets.push(Arc::clone(&socket));
             let thread = std::thread::Builder::new().name(format!("udp-{number}"));
             workers.threads.push(thread.spawn(move || serve(&socket, &responder, &stopping, &queue))?);
         }
         Ok((workers, waiting))
     }
-}
 
-impl Drop for Workers {
-    fn drop(&mut self) {
+    /// Has them end, each when it has answered what it took from its socket, and waits for that.
+    pub(crate) async fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
-        for socket in &self.sockets {
-            // Wakes the thread, after what was received already. The error is that there is no connection.
-            drop(SockRef::from(&**socket).shutdown(std::net::Shutdown::Both));
-        }
-        for thread in self.threads.drain(..) {
-            drop(thread.join());
-        }
+        let join = move || self.threads.into_iter().for_each(|thread| drop(thread.join()));
+        drop(tokio::task::spawn_blocking(join).await);
     }
 }
 
@@ -86,19 +83,13 @@ fn serve(
 ) {
     let mut batch = Batch::new();
     let mut lower = Vec::with_capacity(256);
-    loop {
+    while !stopping.load(Ordering::Relaxed) {
         if let Err(error) = batch.receive(socket) {
-            if error.kind() != io::ErrorKind::Interrupted {
+            if !matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) {
                 tracing::debug!(%error, "cannot receive");
                 std::thread::sleep(PAUSE);
             }
-            if stopping.load(Ordering::Relaxed) {
-                return;
-            }
             continue;
-        }
-        if stopping.load(Ordering::Relaxed) && batch.is_empty() {
-            return;
         }
         let now = Instant::now();
         batch.answer(|message, client, out| {

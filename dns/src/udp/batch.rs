@@ -90,11 +90,6 @@ impl Batch {
         Ok(())
     }
 
-    /// Whether nothing was received, as from a socket that is shut down.
-    pub(super) fn is_empty(&self) -> bool {
-        self.received.iter().all(|(length, _)| *length == 0)
-    }
-
     /// Calls `reply` with every query, a way to find out who asked, and the place for what is to be sent back.
     pub(super) fn answer(
         &mut self,

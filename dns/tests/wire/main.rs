@@ -9,4 +9,5 @@ mod message;
 mod protocol;
 mod reflection;
 mod server;
+mod succession;
 mod tls;

@@ -49,7 +49,44 @@ impl Server {
         let free = || SocketAddr::from(([127, 0, 0, 1], testbed::free_port().unwrap()));
         let (address, metrics) = (free(), free());
         let manifests = directory.path().join("manifests");
-        Self { child: spawn(&manifests, address, metrics, arguments), address, metrics, directory }
+        let log = directory.path().join("log");
+        Self { child: spawn(&manifests, (address, metrics), &log, arguments), address, metrics, directory }
+    }
+
+    /// Starts another one beside it, which takes over when it has read its files.
+    pub(crate) fn spawn_beside(&self, manifests: &Path, arguments: &[&str]) -> Child {
+        spawn(manifests, (self.address, self.metrics), &self.directory.path().join("log-beside"), arguments)
+    }
+
+    /// Starts another one beside it, and waits until the old one has ended.
+    pub(crate) fn succeed(&mut self, arguments: &[&str]) {
+        let log = self.directory.path().join("log");
+        let new =
+            spawn(&self.directory.path().join("manifests"), (self.address, self.metrics), &log, arguments);
+        let mut old = std::mem::replace(&mut self.child, new);
+        let status = testbed::wait_for("the old process to end", || {
+            old.try_wait()?.ok_or_else(|| anyhow::anyhow!("{}", std::fs::read_to_string(&log).unwrap()))
+        });
+        assert!(status.unwrap().success());
+    }
+
+    /// Kills it, and goes on with another one.
+    pub(crate) fn replace(&mut self, new: Child) {
+        let mut old = std::mem::replace(&mut self.child, new);
+        old.kill().unwrap();
+        old.wait().unwrap();
+    }
+
+    /// Waits for a line of the log.
+    pub(crate) fn wait_for_log(&self, line: &str) {
+        let log = self.directory.path().join("log");
+        testbed::wait_for(line, || {
+            let text = std::fs::read_to_string(&log)?;
+            let rest = text.split_once(line).map(|(_, rest)| rest.to_owned());
+            // What was seen once is not seen again.
+            Ok(std::fs::write(&log, rest.ok_or_else(|| anyhow::anyhow!("{text}"))?)?)
+        })
+        .unwrap();
     }
 
     /// Takes the manifests out of sight.
@@ -115,7 +152,13 @@ fn apply(directory: &Path, name: &str, text: &str) {
     std::fs::rename(&new, directory.join(name)).unwrap();
 }
 
-fn spawn(manifests: &Path, address: SocketAddr, metrics: SocketAddr, arguments: &[&str]) -> Child {
+fn spawn(
+    manifests: &Path,
+    (address, metrics): (SocketAddr, SocketAddr),
+    log: &Path,
+    arguments: &[&str],
+) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_portolan-dns"));
     command
         .arg("--manifests")
@@ -125,7 +168,7 @@ fn spawn(manifests: &Path, address: SocketAddr, metrics: SocketAddr, arguments: 
         .args(["--ready-bind-address=127.0.0.1:0", "--allow-loopback-upstreams"])
         .args(arguments)
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(log);
     if !arguments.iter().any(|a| a.starts_with("--upstream")) {
         // Nobody answers there: tests must not depend on the machine's resolv.conf.
         command.arg("--upstream=127.0.0.1:1");
