@@ -108,6 +108,7 @@ fn endpoint(
         address,
         conditions,
         hostname,
+        pod: Some(Arc::clone(&pod.name.name)),
         node_name: pod.node_name.clone(),
         hints: hints(service.rules.distribution, pod.node_name.as_ref(), zone.as_ref()),
         zone,

@@ -36,6 +36,10 @@ pub struct Interest {
     pub nodes: NodeInterest,
     /// Whether it matters that a namespace exists that nothing is in.
     pub namespaces: bool,
+    /// Whether every pod's address matters, of whichever node.
+    pub pods: bool,
+    /// Whether it matters which pod an endpoint is.
+    pub pod_names: bool,
 }
 
 /// Which Services and EndpointSlices matter.
@@ -104,6 +108,9 @@ pub fn start(config: Config) -> Discovery {
     if let Some(directory) = config.attachments {
         index.expect_source(ATTACHMENTS);
         tasks.spawn(source::run_attachments(directory, events));
+    }
+    if config.interest.pods {
+        index.keep_pod_addresses();
     }
     let (publisher, snapshots) = watch::channel(index.snapshot());
     tasks.spawn(run_index(index, queue, publisher));

@@ -38,6 +38,8 @@ pub enum Resource {
     Nodes,
     /// `v1/namespaces`.
     Namespaces,
+    /// `v1/pods`.
+    Pods,
 }
 
 impl Resource {
@@ -48,6 +50,7 @@ impl Resource {
             Self::EndpointSlices => "kubernetes/endpointslices",
             Self::Nodes => "kubernetes/nodes",
             Self::Namespaces => "kubernetes/namespaces",
+            Self::Pods => "kubernetes/pods",
         }
     }
 }

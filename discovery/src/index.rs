@@ -28,6 +28,8 @@ pub struct Index {
     service_cidrs: Vec<IpNetwork>,
     /// Whether Services without slices get some from their selector. A cluster has a controller for that.
     derives_slices: bool,
+    /// Whether snapshots have every pod's address.
+    keeps_pod_addresses: bool,
     origins: BTreeMap<Arc<Origin>, OriginState>,
     sources: BTreeMap<&'static str, SourceState>,
     services: Claims<NamespacedName, Service>,
@@ -79,6 +81,7 @@ impl Index {
         Self {
             service_cidrs,
             derives_slices: true,
+            keeps_pod_addresses: false,
             origins: BTreeMap::new(),
             sources: BTreeMap::new(),
             services: Claims::new("Service"),
@@ -99,6 +102,11 @@ impl Index {
     /// Takes EndpointSlices as they are, and those only: on a cluster a controller writes them.
     pub fn leave_slices_to_others(&mut self) {
         self.derives_slices = false;
+    }
+
+    /// Lists the address of every pod in its snapshots.
+    pub fn keep_pod_addresses(&mut self) {
+        self.keeps_pod_addresses = true;
     }
 
     /// Waits for this source before calling the state synced.
@@ -143,6 +151,11 @@ impl Index {
             if touched.attachments { self.pods.attached_addresses() } else { before.local_pods.clone() };
         let pod_namespaces =
             if touched.attachments { self.pods.attached_namespaces() } else { before.pod_namespaces.clone() };
+        let pods = if self.keeps_pod_addresses && self.pods.have_changed() {
+            Arc::new(self.pods.namespaces())
+        } else {
+            Arc::clone(&before.pods)
+        };
         let next = Snapshot {
             generation: before.generation + 1,
             synced: self.sources.values().all(|source| source.synced),
@@ -151,6 +164,7 @@ impl Index {
             nodes,
             local_pods,
             pod_namespaces,
+            pods,
             problems: self.problems(),
             sources: self.source_states(),
             services: services.clone().unwrap_or_default(),
@@ -163,7 +177,8 @@ impl Index {
             || next.namespaces != before.namespaces
             || next.nodes != before.nodes
             || next.local_pods != before.local_pods
-            || next.pod_namespaces != before.pod_namespaces;
+            || next.pod_namespaces != before.pod_namespaces
+            || next.pods != before.pods;
         if changed {
             let services = services.unwrap_or_else(|| before.services.clone());
             self.published = Arc::new(Snapshot { services, ..next });

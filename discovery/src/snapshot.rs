@@ -28,6 +28,9 @@ pub struct Snapshot {
     pub local_pods: HashSet<IpAddr>,
     /// The namespace of each of them that the runtime has named.
     pub pod_namespaces: HashMap<IpAddr, Arc<str>>,
+    /// The namespaces of the pods that have an address, of any node; several pods may have that of their node. Empty
+    /// unless [`crate::Interest::pods`] asks for it.
+    pub pods: Arc<HashMap<IpAddr, Vec<Arc<str>>>>,
     /// What is wrong with the input right now.
     pub problems: Vec<Problem>,
     /// How each source is doing, by name.
@@ -70,6 +73,7 @@ impl Snapshot {
             nodes: BTreeMap::new(),
             local_pods: HashSet::new(),
             pod_namespaces: HashMap::new(),
+            pods: Arc::default(),
             problems: Vec::new(),
             sources: BTreeMap::new(),
             services: HashMap::new(),

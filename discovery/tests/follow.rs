@@ -22,7 +22,13 @@ const POD: &str =
 fn start(root: &Path, attachments: bool) -> Discovery {
     portolan_discovery::start(Config {
         control_plane: ControlPlane::Manifests(root.join("manifests")),
-        interest: Interest { services: ServiceInterest::All, nodes: NodeInterest::All, namespaces: true },
+        interest: Interest {
+            services: ServiceInterest::All,
+            nodes: NodeInterest::All,
+            namespaces: true,
+            pods: false,
+            pod_names: false,
+        },
         attachments: attachments.then(|| root.join("attachments")),
         service_cidrs: vec!["10.96.0.0/12".parse().unwrap()],
     })

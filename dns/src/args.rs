@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use discovery::{Interest, NodeInterest, ServiceInterest};
 
 use crate::forward;
+use crate::gate::Limits;
+use crate::names;
 use crate::responder::MAX_NSID;
 use crate::run::{Config, Domain};
 use crate::tls;
@@ -62,6 +65,22 @@ pub struct Args {
     #[arg(long)]
     pub autopath: bool,
 
+    /// Which names there are.
+    #[command(flatten)]
+    pub names: names::Names,
+
+    /// Who may ask, and how often.
+    #[command(flatten)]
+    pub limits: Limits,
+
+    /// Log one query of so many: 1 logs all.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub log_queries: Option<u32>,
+
+    /// Seconds for which /health says no and queries are still answered, once told to end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=600))]
+    pub lameduck: u32,
+
     /// What is asked of others.
     #[command(flatten)]
     pub forward: forward::Args,
@@ -89,8 +108,13 @@ pub struct Args {
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
-        let interest =
-            Interest { services: ServiceInterest::All, nodes: NodeInterest::None, namespaces: true };
+        let interest = Interest {
+            services: ServiceInterest::All,
+            nodes: NodeInterest::None,
+            namespaces: true,
+            pods: args.names.pods == names::Pods::Verified,
+            pod_names: args.names.endpoint_pod_names,
+        };
         Self {
             discovery: args.discovery.config(interest),
             listen: args.listen,
@@ -103,6 +127,10 @@ impl From<Args> for Config {
             cluster_domain: args.cluster_domain,
             ttl: args.ttl,
             nsid: args.nsid,
+            names: args.names,
+            limits: args.limits,
+            log_queries: args.log_queries,
+            lameduck: Duration::from_secs(args.lameduck.into()),
             autopath: args.autopath,
             workers: args.workers.map(usize::from),
             forward: args.forward.into(),
@@ -122,4 +150,19 @@ fn parse_nsid(text: &str) -> Result<String, String> {
         return Err(format!("longer than {MAX_NSID} bytes"));
     }
     Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_is_in_the_documentation() {
+        let page = include_str!("../../docs/dns.md");
+        for flag in Args::command().get_arguments().filter_map(clap::Arg::get_long) {
+            assert!(page.contains(&format!("`--{flag}")), "--{flag} is not in docs/dns.md");
+        }
+    }
 }

@@ -27,6 +27,7 @@ static SERVER: LazyLock<Responder> = LazyLock::new(|| {
     let settings = Settings {
         domain: NameBuf::from_text("cluster.local").expect("a name"),
         ttl: config.ttl,
+        names: config.names.clone(),
         service_cidrs: config.discovery.service_cidrs.clone(),
         listen: config.listen.clone(),
     };
@@ -39,6 +40,8 @@ static SERVER: LazyLock<Responder> = LazyLock::new(|| {
         forwarder: forwarder.expect("an upstream server of no network"),
         metrics,
         autopath: None,
+        gate: None,
+        log: None,
         options: Options { nsid: b"fuzz".as_slice().into(), secret: Secret::new().expect("random bytes") },
     }
 });

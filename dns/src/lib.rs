@@ -13,12 +13,15 @@ mod args;
 mod autopath;
 mod file;
 mod forward;
+mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
-mod front;
+mod gate;
 mod message;
 mod metrics;
+mod names;
+mod query_log;
 mod responder;
 mod run;
 mod socket;
@@ -29,5 +32,7 @@ mod zone;
 
 pub use args::Args;
 pub use forward::{Args as ForwardArgs, Config as ForwardConfig, Limit, Stub, Upstream};
+pub use gate::Limits;
+pub use names::{Compat, Names, Pods};
 pub use run::{Config, Domain, run};
 pub use tls::Config as TlsConfig;

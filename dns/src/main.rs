@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use portolan_dns::{Args, Config};
 
 fn main() -> ExitCode {
+    keep_memory_together();
     let args: Args = daemon::program::parse();
     daemon::log::init(args.program.log_format);
     let check = args.program.check_config;
@@ -15,3 +16,15 @@ fn main() -> ExitCode {
     }
     daemon::program::run(|drain| portolan_dns::run(config, drain))
 }
+
+/// One heap for all threads: with one for each, what one frees another cannot use. 15,000 endpoints, read again and again:
+/// 30 MiB above the empty server with many heaps, 21 MiB with one.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "there is no safe wrapper")]
+fn keep_memory_together() {
+    // SAFETY: there is one thread yet, and the call only sets a number.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn keep_memory_together() {}

@@ -1,11 +1,16 @@
 //! What the server counts, under CoreDNS's names where they mean the same. Listed in docs/metrics.md.
 
-use std::time::Instant;
+use std::borrow::Cow;
+use std::time::{Instant, SystemTime};
 
 use daemon::metrics::register;
+use discovery::ServiceEntry;
+use discovery::model::ServiceKind;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
+
+use crate::gate::Refusal;
 
 /// Seconds: from an answer out of memory to an upstream that gave up.
 const BUCKETS: [f64; 10] = [0.000_01, 0.000_05, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 4.0];
@@ -35,6 +40,29 @@ pub(crate) enum Protocol {
     Tls,
 }
 
+impl Protocol {
+    /// As it shows.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+}
+
+/// A type's name, or `TYPE` and its number (RFC 3597 §5).
+pub(crate) fn kind_name(kind: u16) -> Cow<'static, str> {
+    let known = KINDS.iter().find(|(number, _)| *number == kind);
+    known.map_or_else(|| format!("TYPE{kind}").into(), |(_, name)| (*name).into())
+}
+
+/// A response code's name, or `RCODE` and its number.
+pub(crate) fn code_name(code: u16) -> Cow<'static, str> {
+    let known = CODES.get(usize::from(code));
+    known.map_or_else(|| format!("RCODE{code}").into(), |name| (*name).into())
+}
+
 /// Every counter of the program.
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
@@ -47,6 +75,10 @@ pub(crate) struct Metrics {
     pub(crate) problems: IntGauge,
     /// Changes of the certificate that could not be used.
     pub(crate) certificate_failures: IntCounter,
+    /// Lines of the query log that were not written.
+    pub(crate) lost_lines: IntCounter,
+    refused: IntCounterVec,
+    programming: HistogramVec,
 }
 
 /// The counters of one protocol, looked up once.
@@ -93,7 +125,50 @@ impl Metrics {
                 "Changes of the certificate that could not be used.",
             ),
         );
-        Self { certificate_failures, udp, tcp, tls, shed, generation, problems, registry }
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
+        let lost_lines = counter("portolan_dns_query_log_lost_total", "Lines of the query log not written.");
+        let opts = Opts::new("portolan_dns_refused_total", "Queries refused by limits.");
+        let refused = register(&registry, IntCounterVec::new(opts, &["reason"]));
+        let opts = HistogramOpts::new(
+            "coredns_kubernetes_dns_programming_duration_seconds",
+            "From a change of a Service's pods to its answers.",
+        );
+        let buckets = prometheus::exponential_buckets(0.001, 2.0, 20).unwrap_or_default();
+        let programming = register(&registry, HistogramVec::new(opts.buckets(buckets), &["service_kind"]));
+        Self {
+            lost_lines,
+            refused,
+            programming,
+            certificate_failures,
+            udp,
+            tcp,
+            tls,
+            shed,
+            generation,
+            problems,
+            registry,
+        }
+    }
+
+    /// Counts a query that a limit has refused.
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::Client => "client",
+            Refusal::Rate => "rate",
+        };
+        self.refused.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts news of endpoints that answers tell from now on.
+    pub(crate) fn programmed(&self, service: &ServiceEntry, triggered_at: SystemTime) {
+        let kind = match service.service.kind {
+            ServiceKind::Headless if service.service.selector.is_empty() => "headless_without_selector",
+            ServiceKind::Headless => "headless_with_selector",
+            _ => "cluster_ip",
+        };
+        // A clock that is ahead of ours makes it nothing.
+        let took = triggered_at.elapsed().unwrap_or_default();
+        self.programming.with_label_values(&[kind]).observe(took.as_secs_f64());
     }
 
     /// Counts a query and its reply; it came at `since`.

@@ -17,9 +17,11 @@ use arc_swap::ArcSwap;
 
 use crate::autopath::Autopath;
 use crate::forward::Forwarder;
-use crate::message::{Ede, Invalid, Name, Query, kind, rcode};
+use crate::gate::{Gate, Refusal};
+use crate::message::{Ede, Invalid, Name, Query, Question, kind, rcode};
 use crate::metrics::{Metrics, Protocol};
-use crate::zone::{Found, Node, Zone};
+use crate::query_log::QueryLog;
+use crate::zone::{Found, Node, Transfer, Zone};
 pub(crate) use cookie::Secret;
 pub(crate) use options::Way;
 pub(crate) use options::{MAX_NSID, Options};
@@ -42,6 +44,8 @@ pub(crate) struct Responder {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) autopath: Option<Arc<Autopath>>,
     pub(crate) options: Options,
+    pub(crate) gate: Option<Gate>,
+    pub(crate) log: Option<QueryLog>,
 }
 
 /// Where a query came from, worked out only if somebody wants to know.
@@ -83,13 +87,42 @@ impl Responder {
         let start = out.len();
         let granted = self.options.grant(query.edns, protocol, client);
         let way = Way { protocol, granted: granted.as_ref() };
-        let code = self.known(&query, message, (way, client), now, lower, out);
+        let code = match self.refusal(client, now) {
+            Some(reason) => Some(Reply::to(&query, message, out, way).finish(rcode::REFUSED, Some(reason))),
+            None => self.known(&query, message, (way, client), now, lower, out),
+        };
         let Some(code) = code else {
             out.truncate(start);
             return Step::Wait;
         };
-        self.metrics.count(protocol, query.question.kind, code, now);
+        self.note((protocol, client), query.question, code, now);
         Step::Done
+    }
+
+    /// Why the client gets no answer, if there are limits and it is beyond them.
+    fn refusal(&self, client: Client<'_>, now: Instant) -> Option<Reason> {
+        let gate = self.gate.as_ref()?;
+        let refusal = gate.refuses(client()?.ip(), now)?;
+        self.metrics.refused(refusal);
+        let text = match refusal {
+            Refusal::Client => "this client may not ask",
+            Refusal::Rate => "this client asks too often",
+        };
+        Some(Reason(Ede::Prohibited as u16, text))
+    }
+
+    /// Counts a query that has its reply, and logs it if that is wanted.
+    fn note(
+        &self,
+        (protocol, client): (Protocol, Client<'_>),
+        question: Question<'_>,
+        code: u16,
+        since: Instant,
+    ) {
+        self.metrics.count(protocol, question.kind, code, since);
+        if let Some(log) = &self.log {
+            log.note((protocol, client), question, code, since.elapsed());
+        }
     }
 
     fn known(
@@ -106,11 +139,11 @@ impl Responder {
             let reason = Reason(Ede::NotSupported as u16, "only class IN is served");
             return Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason)));
         }
+        let zone = self.zone.load();
         if matches!(kind, kind::AXFR | kind::IXFR) {
             let reason = Reason(Ede::Prohibited as u16, "transfers are not for this client");
             return Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason)));
         }
-        let zone = self.zone.load();
         let name = lowered(query.question.name, lower);
         match zone.find(name) {
             Found::NotReady => {
@@ -126,7 +159,7 @@ impl Responder {
             }
             Found::Here(node, apex) => {
                 let mut reply = Reply::to(query, message, out, way);
-                reply.authoritative();
+                reply.authoritative(&zone);
                 write_node(&mut reply, &zone, node, apex, kind);
                 Some(reply.finish(rcode::NOERROR, stale(&zone, Ede::StaleAnswer)))
             }
@@ -138,6 +171,24 @@ impl Responder {
                 Some(reply::complete(out, start, query, way, None))
             }
         }
+    }
+
+    /// The whole zone, if this asks for it and the client may have it.
+    pub(crate) fn transfer(&self, message: &[u8], client: SocketAddr) -> Option<Transfer> {
+        let allowed = &self.zone.load().settings.names.transfer_to;
+        if !allowed.iter().any(|cidr| cidr.contains(client.ip())) {
+            return None;
+        }
+        let is_refused = |gate: &Gate| gate.refuses(client.ip(), Instant::now()).is_some();
+        if self.gate.as_ref().is_some_and(is_refused) {
+            return None;
+        }
+        let query = Query::parse(message).ok()?;
+        // Without a history of changes, the answer to IXFR is the whole as well (RFC 1995 §4).
+        let is_asked = query.question.is_in() && matches!(query.question.kind, kind::AXFR | kind::IXFR);
+        let zone = self.zone.load_full();
+        let is_ours = query.question.name.eq_ignore_case(zone.settings.domain.as_name());
+        (is_asked && is_ours && zone.synced).then(|| Transfer::new(zone, &query))
     }
 
     /// Appends the reply to a query for which somebody has to be asked.
@@ -162,7 +213,7 @@ impl Responder {
             },
             _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], way, out).await,
         };
-        self.metrics.count(protocol, query.question.kind, code, now);
+        self.note((protocol, &|| Some(client)), query.question, code, now);
     }
 
     async fn forward(&self, query: &Query<'_>, message: &[u8], way: Way<'_>, out: &mut Vec<u8>) -> u16 {
@@ -197,7 +248,7 @@ fn lowered<'l>(name: Name<'_>, lower: &'l mut Vec<u8>) -> Name<'l> {
 
 /// No such name, and its zone's SOA record (RFC 2308 §2.1).
 fn missing(mut reply: Reply<'_>, apex: usize, zone: &Zone) -> u16 {
-    reply.authoritative();
+    reply.authoritative(zone);
     reply.soa(apex, zone);
     reply.finish(rcode::NXDOMAIN, stale(zone, Ede::StaleNxdomain))
 }
@@ -209,7 +260,7 @@ fn stale(zone: &Zone, code: Ede) -> Option<Reason> {
 
 fn write_node(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, apex: usize, kind: u16) {
     let ttl = zone.settings.ttl;
-    if kind == kind::ANY {
+    if kind == kind::ANY && !zone.settings.names.is_coredns() {
         reply.answer(kind::HINFO, ANY_TTL, ANY_CONTENT);
         return;
     }

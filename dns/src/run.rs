@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -17,8 +18,11 @@ use tracing::{info, warn};
 use crate::autopath::Autopath;
 use crate::forward::{self, Forwarder};
 use crate::front::Front;
+use crate::gate::{Gate, Limits};
 use crate::message::NameBuf;
 use crate::metrics::Metrics;
+use crate::names::Names;
+use crate::query_log::QueryLog;
 use crate::responder::{Options, Responder, Secret};
 use crate::socket::Inherited;
 use crate::tls::{self, Certificate};
@@ -56,6 +60,14 @@ pub struct Config {
     pub workers: Option<usize>,
     /// Seconds.
     pub ttl: u32,
+    /// Which names there are.
+    pub names: Names,
+    /// Who may ask, and how often.
+    pub limits: Limits,
+    /// One query of so many is logged; none where nothing is said.
+    pub log_queries: Option<u32>,
+    /// For how long `/health` tells others to go elsewhere before the drain.
+    pub lameduck: Duration,
     /// The name the server tells those who ask for it (NSID); at most 128 bytes, empty for none.
     pub nsid: String,
     /// Whether the search lists of pods are completed.
@@ -93,7 +105,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let (ready, detail) = snapshots.borrow().health();
         Condition { ready, detail }
     });
-    let _pages = serve_pages(&config, &metrics, &readiness).await?;
+    let _pages = serve_pages(&config, &metrics, &readiness, &drain).await?;
 
     let synced = Notify::new();
     let (snapshots, of_pods) = (discovery.snapshots.clone(), discovery.snapshots.clone());
@@ -112,7 +124,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             () = synced.notified() => {}
             () = predecessor.gone() => warn!("the process before has ended"),
             () = drain.started() => return Ok(()),
-            () = &mut upkeep => {}
+            () = &mut upkeep => anyhow::bail!("the sources have ended"),
         }
     }
     let threads =
@@ -129,6 +141,13 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         () = &mut upkeep => false,
         () = front.await_successor(name.as_deref(), &secret.0) => true,
     };
+    if !has_successor {
+        // Unhealthy already, so that others go elsewhere.
+        tokio::select! {
+            () = tokio::time::sleep(config.lameduck) => {}
+            () = &mut upkeep => {}
+        }
+    }
     info!(has_successor, "draining");
     // Queries under way still get their answers.
     front.drain(has_successor).await;
@@ -144,9 +163,11 @@ fn responder(
     secret: Secret,
 ) -> anyhow::Result<Responder> {
     let autopath = config.autopath.then(|| Autopath::new(config.cluster_domain.0.as_name()).map(Arc::new));
+    let log = config.log_queries.map(|every| QueryLog::start(every, metrics.lost_lines.clone()));
     let settings = Settings {
         domain: config.cluster_domain.0.clone(),
         ttl: config.ttl,
+        names: config.names.clone(),
         service_cidrs: config.discovery.service_cidrs.clone(),
         listen: config.listen.clone(),
     };
@@ -155,6 +176,8 @@ fn responder(
         forwarder: forwarder.clone(),
         metrics: Arc::clone(metrics),
         autopath: autopath.transpose().context("--autopath with this --cluster-domain")?,
+        gate: Gate::new(config.limits.clone()).context("random bytes")?,
+        log: log.transpose().context("start the query log")?,
         options: Options { nsid: config.nsid.as_bytes().into(), secret },
     })
 }
@@ -189,6 +212,7 @@ async fn serve_pages(
     config: &Config,
     metrics: &Metrics,
     readiness: &Readiness,
+    drain: &Drain,
 ) -> anyhow::Result<JoinSet<()>> {
     daemon::build_info::register(&metrics.registry);
     let mut serving = JoinSet::new();
@@ -200,12 +224,23 @@ async fn serve_pages(
         let page = admin::Server::bind(address).await.context(flag)?;
         let page = match path {
             "/metrics" => page.route(path, admin::metrics(metrics.registry.clone())),
-            "/health" => page.route(path, admin::livez()),
+            "/health" => page.route(path, health(drain.clone())),
             _ => page.route(path, admin::readyz(readiness.clone())),
         };
         serving.spawn(page.run());
     }
     Ok(serving)
+}
+
+/// Healthy until it is told to end, so that others go elsewhere while it still serves.
+fn health(drain: Drain) -> impl Fn(&str) -> admin::Response + Send + Sync + 'static {
+    move |_| {
+        if drain.is_started() {
+            admin::Response::text(admin::StatusCode::SERVICE_UNAVAILABLE, "ending\n")
+        } else {
+            admin::Response::text(admin::StatusCode::OK, "OK\n")
+        }
+    }
 }
 
 /// Keeps track of which namespace each pod is in. Never ends before the snapshots do.
@@ -228,9 +263,15 @@ async fn follow_certificate(certificate: Option<&mut Certificate>, metrics: &Met
 async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metrics, synced: &Notify) {
     while snapshots.changed().await.is_ok() {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let next = zone.load().next(&snapshot);
+        let mut news = Vec::new();
+        let next = zone.load().next(&snapshot, &mut |service, triggered_at| {
+            news.push((Arc::clone(service), triggered_at));
+        });
         let is_synced = next.synced;
         zone.store(Arc::new(next));
+        for (service, triggered_at) in news {
+            metrics.programmed(&service, triggered_at);
+        }
         if is_synced {
             synced.notify_one();
         }

@@ -113,6 +113,13 @@ async fn converse(
             && let Some(message) = frame(&input[read..])
         {
             read += 2 + message.len();
+            if let Some(mut transfer) = responder.transfer(message, from.1) {
+                // Nothing else is written meanwhile, and no more is made than is taken.
+                while put_framed(&mut output, |output| transfer.next_message(output)) {
+                    write(&mut stream, &mut output).await?;
+                }
+                continue;
+            }
             if answer(responder, from, message, &mut lower, &mut output) == Step::Wait {
                 let (responder, message) = (Arc::clone(responder), message.to_vec());
                 waiting.spawn(async move {
@@ -163,11 +170,18 @@ fn answer(
     lower: &mut Vec<u8>,
     output: &mut Vec<u8>,
 ) -> Step {
+    put_framed(output, |output| {
+        responder.now(message, (protocol, &|| Some(client)), Instant::now(), lower, output)
+    })
+}
+
+/// Appends what `put` writes, its length in front.
+fn put_framed<T>(output: &mut Vec<u8>, put: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let start = output.len();
     output.extend_from_slice(&[0, 0]);
-    let step = responder.now(message, (protocol, &|| Some(client)), Instant::now(), lower, output);
+    let result = put(output);
     close_frame(output, start);
-    step
+    result
 }
 
 /// Writes the length in front of a message, or takes the empty frame back.

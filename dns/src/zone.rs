@@ -6,18 +6,21 @@
 
 mod reverse;
 mod service;
+mod transfer;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use discovery::Snapshot;
+use discovery::{ServiceEntry, Snapshot};
 use ipnetwork::IpNetwork;
 
 use crate::message::{Name, NameBuf, kind};
+use crate::names::{self, Names};
 use reverse::{Asked, Reverse};
 use service::Service;
+pub(crate) use transfer::Transfer;
 
 /// The version of the specification, which every cluster names at `dns-version`, as TXT has it.
 const SPECIFICATION: &[u8] = b"\x051.1.0";
@@ -31,6 +34,7 @@ pub(crate) struct Settings {
     /// In lower case.
     pub(crate) domain: NameBuf,
     pub(crate) ttl: u32,
+    pub(crate) names: Names,
     pub(crate) service_cidrs: Vec<IpNetwork>,
     pub(crate) listen: Vec<SocketAddr>,
 }
@@ -50,6 +54,8 @@ pub(crate) struct Zone {
     services: Vec<Option<Arc<Service>>>,
     free: Vec<u32>,
     reverse: Reverse,
+    /// The namespaces of the pods at each address, if they are told of.
+    pods: Arc<HashMap<IpAddr, Vec<Arc<str>>>>,
 }
 
 /// Where a name leads.
@@ -79,6 +85,8 @@ pub(crate) enum Node<'z> {
     /// One or more endpoints that share a label: a range of the Service's targets.
     Endpoint(&'z Service, (usize, usize)),
     Pointer(IpAddr),
+    /// A pod by its address.
+    Pod(IpAddr),
 }
 
 impl Zone {
@@ -94,24 +102,32 @@ impl Zone {
             services: Vec::new(),
             free: Vec::new(),
             reverse: Reverse::default(),
+            pods: Arc::default(),
         }
     }
 
     /// The zone of the next snapshot. Only Services that changed are looked at.
-    pub(crate) fn next(&self, snapshot: &Snapshot) -> Self {
+    /// `news` hears of every Service with endpoints that something has happened to since the zone before.
+    pub(crate) fn next(
+        &self,
+        snapshot: &Snapshot,
+        news: &mut dyn FnMut(&Arc<ServiceEntry>, SystemTime),
+    ) -> Self {
         let mut zone = self.clone();
         zone.synced = snapshot.synced;
         zone.is_stale = snapshot.is_stale();
         let serial = snapshot.changed_at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         // Serials wrap around (RFC 1982).
         zone.serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();
-        let namespaces: HashSet<Box<[u8]>> =
-            snapshot.namespaces.iter().filter_map(|namespace| labels(&[namespace])).collect();
+        zone.pods = Arc::clone(&snapshot.pods);
+        let names = &self.settings.names;
+        let exposed = snapshot.namespaces.iter().filter(|namespace| names.has_namespace(namespace));
+        let namespaces: HashSet<Box<[u8]>> = exposed.filter_map(|namespace| labels(&[namespace])).collect();
         if namespaces != *zone.namespaces {
             zone.namespaces = Arc::new(namespaces);
         }
         let mut seen = vec![false; zone.services.len()];
-        for entry in snapshot.services() {
+        for entry in snapshot.services().filter(|entry| names.has_namespace(&entry.service.name.namespace)) {
             let name = &entry.service.name;
             // Names that fit no label cannot be asked for.
             let Some(key) = labels(&[&name.name, &name.namespace]) else { continue };
@@ -123,6 +139,14 @@ impl Zone {
             seen[index] = true;
             if zone.services[index].as_ref().is_some_and(|service| service.is_of(entry)) {
                 continue;
+            }
+            let before = zone.services[index].as_ref().map(|service| service.entry());
+            for slice in entry.slices.iter().filter(|_| self.synced) {
+                let is_new =
+                    !before.is_some_and(|before| before.slices.iter().any(|old| Arc::ptr_eq(old, slice)));
+                if let Some(triggered_at) = slice.triggered_at.filter(|_| is_new) {
+                    news(entry, triggered_at);
+                }
             }
             let new = Service::new(entry, &key, &zone.settings).map(Arc::new);
             zone.replace(place, new);
@@ -199,9 +223,13 @@ impl Zone {
         match &found[..count] {
             [] => Some(Node::Apex),
             [b"dns-version"] => Some(Node::Version),
+            [b"dns"] if self.settings.names.is_coredns() => None,
             [b"dns"] | [b"svc" | b"pod"] => Some(Node::Empty),
             [b"ns", b"dns"] => Some(Node::NameServer),
             [namespace, b"svc" | b"pod"] => is_namespace(namespace).then_some(Node::Empty),
+            [label, namespace, b"pod"] if is_namespace(namespace) => {
+                self.pod(label, namespace).map(Node::Pod)
+            }
             [before @ .., service, namespace, b"svc"] => {
                 // The Service's two labels stand side by side before `svc`.
                 let end = below.len() - 4;
@@ -211,6 +239,17 @@ impl Zone {
             }
             _ => None,
         }
+    }
+
+    /// The address that a pod's name says, if pods have names and this one is there.
+    fn pod(&self, label: &[u8], namespace: &[u8]) -> Option<IpAddr> {
+        let ip = service::address_of(std::str::from_utf8(label).ok()?)?;
+        let is_there = match self.settings.names.pods {
+            names::Pods::Disabled => false,
+            names::Pods::Insecure => true,
+            names::Pods::Verified => self.pods.get(&ip)?.iter().any(|found| found.as_bytes() == namespace),
+        };
+        is_there.then_some(ip)
     }
 
     fn find_reverse(&self, lower: Name<'_>) -> Found<'_> {
@@ -225,7 +264,9 @@ impl Zone {
         match (known, cidr) {
             (Some(ip), _) => Found::Here(Node::Pointer(ip), apex),
             (None, None) => Found::Elsewhere,
-            (None, Some(_)) if asked.exists(&self.reverse) => Found::Here(Node::Empty, apex),
+            (None, Some(_)) if !self.settings.names.is_coredns() && asked.exists(&self.reverse) => {
+                Found::Here(Node::Empty, apex)
+            }
             (None, Some(_)) => Found::Missing(apex),
         }
     }
@@ -251,6 +292,8 @@ impl Zone {
                 service.visit_ports(Some((port, protocol)), each);
             }
             (Node::Endpoint(service, range), kind) => service.visit_endpoint(range, kind, each),
+            (Node::Pod(IpAddr::V4(ip)), kind::A) => drop(each(&ip.octets(), &[])),
+            (Node::Pod(IpAddr::V6(ip)), kind::AAAA) => drop(each(&ip.octets(), &[])),
             (Node::Pointer(ip), kind::PTR) => {
                 let mut names: Vec<NameBuf> = Vec::new();
                 for place in self.reverse.get(ip) {

@@ -164,6 +164,8 @@ impl From<(Args, Settings)> for Config {
                 NodeRoutes::Auto | NodeRoutes::Direct => NodeInterest::All,
             },
             namespaces: false,
+            pods: false,
+            pod_names: false,
         };
         Self {
             discovery: args.discovery.config(interest),

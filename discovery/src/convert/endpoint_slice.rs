@@ -108,6 +108,11 @@ fn endpoint(
         address,
         conditions,
         hostname: endpoint.hostname.filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase().into()),
+        pod: endpoint
+            .target_ref
+            .filter(|target| target.kind.as_deref() == Some("Pod"))
+            .and_then(|target| target.name)
+            .map(Into::into),
         node_name: endpoint.node_name.map(Into::into),
         zone: endpoint.zone.map(Into::into),
         hints: endpoint.hints.and_then(hints),

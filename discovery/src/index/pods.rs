@@ -18,6 +18,8 @@ pub(super) struct Pods {
     addressed: BTreeMap<NamespacedName, Arc<Pod>>,
     /// Pods whose manifest or attachments may have changed.
     touched: BTreeSet<NamespacedName>,
+    /// Whether a pod has changed since somebody asked.
+    changed: bool,
 }
 
 impl Pods {
@@ -53,6 +55,7 @@ impl Pods {
                 None => self.addressed.remove(&name),
             };
             if before != now {
+                self.changed = true;
                 changed.extend(before.into_iter().chain(now));
             }
         }
@@ -64,6 +67,25 @@ impl Pods {
         let first = NamespacedName::new(Arc::clone(namespace), "");
         let all = self.addressed.range(first..);
         all.take_while(move |(name, _)| name.namespace == *namespace).map(|(_, pod)| &**pod)
+    }
+
+    /// Whether a pod has changed since the last call.
+    pub(super) fn have_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The namespaces of the pods at each address. A pod that has ended has none.
+    pub(super) fn namespaces(&self) -> HashMap<IpAddr, Vec<Arc<str>>> {
+        let mut found: HashMap<IpAddr, Vec<Arc<str>>> = HashMap::new();
+        for (name, pod) in self.addressed.iter().filter(|(_, pod)| !pod.finished) {
+            for ip in &pod.ips {
+                let namespaces = found.entry(*ip).or_default();
+                if !namespaces.contains(&name.namespace) {
+                    namespaces.push(Arc::clone(&name.namespace));
+                }
+            }
+        }
+        found
     }
 
     /// Every address that is attached to this node.

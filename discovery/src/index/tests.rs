@@ -45,6 +45,7 @@ fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
             address: address.parse().unwrap(),
             conditions: Conditions::READY,
             hostname: None,
+            pod: None,
             node_name: None,
             zone: None,
             hints: None,

@@ -45,6 +45,8 @@ pub struct Endpoint {
     pub conditions: Conditions,
     /// `hostname`: its name below a headless Service.
     pub hostname: Option<Arc<str>>,
+    /// `targetRef.name` of a Pod, where [`crate::Interest::pod_names`] asks for it.
+    pub pod: Option<Arc<str>>,
     /// `nodeName`.
     pub node_name: Option<Arc<str>>,
     /// `zone`.

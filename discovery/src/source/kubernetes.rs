@@ -15,7 +15,7 @@ mod kind;
 mod pause;
 mod replica;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -42,6 +42,9 @@ pub(crate) fn resources(interest: &Interest) -> Vec<Resource> {
     if interest.namespaces {
         resources.push(Resource::Namespaces);
     }
+    if interest.pods {
+        resources.push(Resource::Pods);
+    }
     resources
 }
 
@@ -60,13 +63,17 @@ pub(crate) fn run(
             }
             Resource::EndpointSlices => {
                 let selectors = carried(interest, &[OF_A_SERVICE]);
-                tasks.spawn(Follower::<EndpointSlice>::new(access, selectors, events).run());
+                let follower = Follower::<EndpointSlice>::new(access, selectors, events);
+                tasks.spawn(follower.keeping_pods(interest.pod_names).run());
             }
             Resource::Nodes => {
                 tasks.spawn(Follower::<Node>::new(access, nodes(&interest.nodes), events).run());
             }
             Resource::Namespaces => {
                 tasks.spawn(Follower::<Namespace>::new(access, Selectors::default(), events).run());
+            }
+            Resource::Pods => {
+                tasks.spawn(Follower::<Pod>::new(access, Selectors::default(), events).run());
             }
         }
     }
@@ -93,6 +100,7 @@ pub(crate) fn check(access: &Access, interest: &Interest) -> Vec<Problem> {
                 }
                 Resource::Nodes => follower::probe::<Node>(client, nodes(&interest.nodes)).await,
                 Resource::Namespaces => follower::probe::<Namespace>(client, Selectors::default()).await,
+                Resource::Pods => follower::probe::<Pod>(client, Selectors::default()).await,
             };
             problems.extend(found.err().map(|error| trouble(resource.source().into(), error)));
         }

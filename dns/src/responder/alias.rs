@@ -104,7 +104,9 @@ fn write(
         End::Failed(code, reason) => (*code, Some(*reason)),
         End::Missing => {
             negative = true;
-            (rcode::NXDOMAIN, stale(zone, Ede::StaleNxdomain))
+            // The code is that of the last name (RFC 6604 §3).
+            let code = if zone.settings.names.is_coredns() { rcode::NOERROR } else { rcode::NXDOMAIN };
+            (code, stale(zone, Ede::StaleNxdomain))
         }
         End::Here(node) => {
             negative = true;

@@ -64,8 +64,11 @@ impl<'o> Reply<'o> {
     }
 
     /// The name is one of ours.
-    pub(crate) fn authoritative(&mut self) {
+    pub(crate) fn authoritative(&mut self, zone: &Zone) {
         self.header.flags |= flag::AA;
+        if zone.settings.names.is_coredns() {
+            self.header.flags &= !flag::RA;
+        }
     }
 
     /// Adds a record of the name that was asked for; returns where its content begins. What does not fit sets TC.

@@ -8,7 +8,7 @@ use discovery::ServiceEntry;
 use discovery::model::{Protocol, ServiceKind};
 
 use super::{Node, Settings};
-use crate::message::{NameBuf, kind};
+use crate::message::{Malformed, Name, NameBuf, kind};
 
 /// What a Service's names stand for.
 #[derive(Debug)]
@@ -24,12 +24,14 @@ pub(crate) struct Service {
     targets: Box<[Target]>,
     /// Of an ExternalName Service.
     alias: Option<NameBuf>,
+    /// As CoreDNS does it: every endpoint has a pointer, and what only has names below it does not exist.
+    is_coredns: bool,
 }
 
 /// A ready endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Target {
-    /// Without one, the address is the label.
+    /// Its hostname, or else its pod's name if that is wanted. Without one, the address is the label.
     hostname: Option<Arc<str>>,
     address: IpAddr,
     /// Index of its slice, which has the ports.
@@ -45,12 +47,17 @@ impl Service {
         name.push_label(b"svc").ok()?;
         name.push_name(settings.domain.as_name()).ok()?;
         name.make_lower();
+        let names = &settings.names;
         let is_headless = matches!(entry.service.kind, ServiceKind::Headless);
         let alias = match &entry.service.kind {
             ServiceKind::ExternalName(target) => Some(NameBuf::from_text(target).ok()?),
             _ => None,
         };
-        let targets = if alias.is_some() { Vec::new() } else { targets(entry) };
+        let targets = if alias.is_some() { Vec::new() } else { targets(entry, names.endpoint_pod_names) };
+        let is_virtual = matches!(entry.service.kind, ServiceKind::ClusterIp { .. });
+        if names.ignore_empty_service && is_virtual && targets.is_empty() {
+            return None;
+        }
         let mut addresses: Vec<IpAddr> = if is_headless {
             targets.iter().map(|target| target.address).collect()
         } else {
@@ -78,12 +85,18 @@ impl Service {
             cluster_ips: if is_headless { Box::default() } else { entry.cluster_ips.as_slice().into() },
             targets: targets.into(),
             alias,
+            is_coredns: names.is_coredns(),
         })
     }
 
     /// Whether it was made of this very entry.
     pub(super) fn is_of(&self, entry: &Arc<ServiceEntry>) -> bool {
         Arc::ptr_eq(&self.entry, entry)
+    }
+
+    /// What it was made of.
+    pub(super) fn entry(&self) -> &ServiceEntry {
+        &self.entry
     }
 
     pub(super) fn key(&self) -> &[u8] {
@@ -99,9 +112,14 @@ impl Service {
         matches!(self.entry.service.kind, ServiceKind::Headless)
     }
 
+    fn points_to_endpoints(&self) -> bool {
+        self.is_headless() || self.is_coredns
+    }
+
     /// All addresses that have a pointer to one of its names.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let endpoints = self.targets.iter().filter(|_| self.is_headless()).map(|target| target.address);
+        let endpoints =
+            self.targets.iter().filter(|_| self.points_to_endpoints()).map(|target| target.address);
         self.cluster_ips.iter().copied().chain(endpoints)
     }
 
@@ -112,7 +130,7 @@ impl Service {
             _ if self.alias.is_some() => None,
             [protocol] if protocol.starts_with(b"_") => {
                 let exists = self.ports().any(|port| is_label(port.1, protocol) && !port.0.is_empty());
-                exists.then_some(Node::Empty)
+                (exists && !self.is_coredns).then_some(Node::Empty)
             }
             [label] => self.endpoint(label).map(|range| Node::Endpoint(self, range)),
             [port, protocol] => {
@@ -237,12 +255,48 @@ impl Service {
         }
     }
 
+    /// Every record, with its owner.
+    pub(super) fn records(&self, each: &mut dyn FnMut(Name<'_>, u16, &[u8])) {
+        let name = self.name.as_name();
+        for kind in [kind::A, kind::AAAA, kind::CNAME, kind::SRV] {
+            self.visit(kind, &mut |content, _| {
+                each(name, kind, content);
+                true
+            });
+        }
+        let mut ports: Vec<(&str, Protocol)> = self.ports().filter(|(port, _)| !port.is_empty()).collect();
+        ports.sort_unstable_by_key(|(port, protocol)| (*port, protocol.as_str()));
+        ports.dedup();
+        for (port, protocol) in ports {
+            let labels = [format!("_{port}"), format!("_{protocol}")];
+            let Ok(owner) = below(&labels, name) else { continue };
+            self.visit_ports(Some((labels[0].as_bytes(), labels[1].as_bytes())), &mut |content, _| {
+                each(owner.as_name(), kind::SRV, content);
+                true
+            });
+        }
+        let mut start = 0;
+        for group in self.targets.chunk_by(Target::shares_label) {
+            let range = (start, start + group.len());
+            start += group.len();
+            let Some(Ok(owner)) = group.first().map(|target| below(&[target.label()], name)) else {
+                continue;
+            };
+            for kind in [kind::A, kind::AAAA] {
+                self.visit_endpoint(range, kind, &mut |content, _| {
+                    each(owner.as_name(), kind, content);
+                    true
+                });
+            }
+        }
+    }
+
     /// The names an address points to.
     pub(super) fn names_of(&self, address: IpAddr, names: &mut Vec<NameBuf>) {
         if self.cluster_ips.contains(&address) {
             names.push(self.name.clone());
         }
-        if !self.is_headless() {
+        if !self.points_to_endpoints() {
             return;
         }
         for target in self.targets.iter().filter(|target| target.address == address) {
@@ -266,11 +320,22 @@ impl Target {
     }
 }
 
-fn targets(entry: &ServiceEntry) -> Vec<Target> {
+fn below(labels: &[String], name: Name<'_>) -> Result<NameBuf, Malformed> {
+    let mut found = NameBuf::default();
+    for label in labels {
+        found.push_label(label.as_bytes())?;
+    }
+    found.push_name(name)?;
+    Ok(found)
+}
+
+fn targets(entry: &ServiceEntry, by_pod: bool) -> Vec<Target> {
     let mut targets = Vec::new();
     for (index, slice) in entry.slices.iter().enumerate() {
         for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready) {
-            let hostname = endpoint.hostname.clone();
+            // A pod's name may be too long for a label, or have dots.
+            let pod = endpoint.pod.as_ref().filter(|pod| by_pod && pod.len() < 64 && !pod.contains('.'));
+            let hostname = endpoint.hostname.as_ref().or(pod).cloned();
             let slice = u32::try_from(index).unwrap_or(u32::MAX);
             targets.push(Target { hostname, address: endpoint.address, slice });
         }
@@ -317,7 +382,11 @@ fn dashed(ip: IpAddr) -> String {
 
 /// The address whose label this is, exactly.
 fn parse_dashed(label: &str) -> Option<IpAddr> {
+    address_of(label).filter(|address| dashed(*address) == label)
+}
+
+/// The address that is written with dashes, in any of the ways there are.
+pub(super) fn address_of(label: &str) -> Option<IpAddr> {
     let v4 = label.replace('-', ".").parse::<Ipv4Addr>().ok().map(IpAddr::from);
-    let address = v4.or_else(|| label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::from))?;
-    (dashed(address) == label).then_some(address)
+    v4.or_else(|| label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::from))
 }

@@ -147,6 +147,70 @@ fn complaint_9_an_expired_answer_is_better_than_none() {
 }
 
 #[test]
+fn more_queries_than_may_wait_are_turned_away_at_once_and_told_why() {
+    let dead = silent();
+    let server = Server::start(&[&upstream_flag(&[&dead]), "--max-concurrent=3"]);
+    std::thread::scope(|scope| {
+        for n in 0..3 {
+            let server = &server;
+            scope.spawn(move || assert_eq!(server.status(&format!("waits{n}.test A")), "SERVFAIL"));
+        }
+        testbed::wait_for("three queries that wait", || {
+            anyhow::ensure!(dead.count("waits0") * dead.count("waits1") * dead.count("waits2") > 0);
+            Ok(())
+        })
+        .unwrap();
+        let started = Instant::now();
+        let reply = server.dig("+edns one-more.test A");
+        assert!(reply.contains("SERVFAIL") && reply.contains("EDE: 0 (Other): (too many"), "{reply}");
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        assert_eq!(dead.count("one-more"), 0);
+        assert!(server.metric("coredns_forward_max_concurrent_rejects_total") >= 1.0);
+    });
+}
+
+#[test]
+fn upstream_servers_may_be_at_ipv6_addresses() {
+    let upstream = Upstream::start_at("[::1]:0", |asked| {
+        let mut answer = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        if contains(&asked.query, "by-tcp") && !asked.by_tcp {
+            answer[2] |= 2;
+        }
+        now(answer)
+    });
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    assert_eq!(server.short("www.test A"), "192.0.2.1");
+    assert_eq!(server.short("by-tcp.test A"), "192.0.2.1");
+    assert!(upstream.address.is_ipv6());
+}
+
+#[test]
+fn without_a_cache_every_query_is_asked_and_without_stale_answers_there_are_none() {
+    let times = std::sync::atomic::AtomicUsize::new(0);
+    let upstream = Upstream::start(move |asked| {
+        let is_once = contains(&asked.query, "once");
+        let gone = is_once && times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0;
+        if gone {
+            now(reply(&asked.query, 2, &[], &[]))
+        } else {
+            now(reply(&asked.query, 0, &[a(1, [192, 0, 2, 1])], &[]))
+        }
+    });
+    let server = Server::start(&[&upstream_flag(&[&upstream]), "--cache-size=0"]);
+    for _ in 0..3 {
+        assert_eq!(server.short("www.test A"), "192.0.2.1");
+    }
+    assert_eq!(upstream.count("www"), 3);
+    let server = Server::start(&[&upstream_flag(&[&upstream]), "--serve-stale=0"]);
+    assert_eq!(server.short("once.test A"), "192.0.2.1");
+    testbed::wait_for("the end of the answer", || {
+        anyhow::ensure!(server.status("once.test A") == "SERVFAIL");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_popular_answer_is_asked_for_again_before_it_expires() {
     let upstream = steady(10);
     let server = Server::start(&[&upstream_flag(&[&upstream])]);

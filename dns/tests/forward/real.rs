@@ -106,6 +106,13 @@ fn over_tls_the_certificate_must_be_for_the_name_and_from_an_authority_we_trust(
     assert_eq!(server.short("+tcp large.test A").lines().count(), 200);
     let server = Server::start(&[&upstream("other.example"), &ca]);
     assert_eq!(server.status("www.test A"), "SERVFAIL", "another name");
+    let _other = self::certificate(directory.path(), "other");
+    let other = format!("--upstream-ca={}", directory.path().join("other.pem").display());
+    let right = upstream("dns.example");
+    for ca in [&[other.as_str()][..], &[]] {
+        let server = Server::start(&[&[right.as_str()], ca].concat());
+        assert_eq!(server.status("www.test A"), "SERVFAIL", "an authority that is not trusted: {ca:?}");
+    }
 }
 
 #[test]

@@ -35,8 +35,15 @@ struct Shared {
 
 impl Upstream {
     pub(crate) fn start(script: impl Fn(&Asked) -> Answers + Send + Sync + 'static) -> Self {
+        Self::start_at("127.0.0.1:0", script)
+    }
+
+    pub(crate) fn start_at(
+        address: &str,
+        script: impl Fn(&Asked) -> Answers + Send + Sync + 'static,
+    ) -> Self {
         let (udp, tcp) = std::iter::repeat_with(|| {
-            let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let udp = UdpSocket::bind(address).unwrap();
             let tcp = TcpListener::bind(udp.local_addr().unwrap());
             (udp, tcp)
         })

@@ -5,7 +5,10 @@
 mod dns_spec;
 mod edns;
 mod hostile;
+mod load;
 mod message;
+mod names;
+mod operations;
 mod protocol;
 mod reflection;
 mod server;

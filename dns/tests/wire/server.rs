@@ -45,6 +45,20 @@ impl Server {
         server
     }
 
+    /// One that answers nobody here.
+    pub(crate) fn start_refusing(arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("manifests")).unwrap();
+        let server = Self::spawn(directory, arguments);
+        testbed::wait_for("the server to answer", || {
+            let status = server.status("dns-version.cluster.local TXT");
+            anyhow::ensure!(status == "REFUSED", "{status:?}");
+            Ok(())
+        })
+        .unwrap();
+        server
+    }
+
     fn spawn(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
         let free = || SocketAddr::from(([127, 0, 0, 1], testbed::free_port().unwrap()));
         let (address, metrics) = (free(), free());
@@ -89,6 +103,32 @@ impl Server {
         .unwrap();
     }
 
+    /// Creates the directory of manifests.
+    pub(crate) fn create_manifests(&self) {
+        std::fs::create_dir(self.directory.path().join("manifests")).unwrap();
+    }
+
+    /// A line of /proc/PID/status: KiB, or a number.
+    pub(crate) fn memory(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn tell_to_end(&self) {
+        let kill = Command::new("kill").arg(self.child.id().to_string()).status();
+        assert!(kill.unwrap().success());
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+    }
+
     /// Takes the manifests out of sight.
     pub(crate) fn hide_manifests(&self) {
         let directory = self.directory.path();
@@ -108,13 +148,6 @@ impl Server {
         let page = String::from_utf8(page).unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_default().to_owned()
-    }
-
-    /// Memory it has right now, KiB.
-    pub(crate) fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// Puts a manifest in place in one step.
@@ -164,11 +197,15 @@ fn spawn(
         .arg("--manifests")
         .arg(manifests)
         .args(["--attachments", "/nonexistent/attachments", "--listen", &address.to_string()])
-        .args(["--metrics-bind-address", &metrics.to_string(), "--health-bind-address=127.0.0.1:0"])
-        .args(["--ready-bind-address=127.0.0.1:0", "--allow-loopback-upstreams"])
+        .args(["--metrics-bind-address", &metrics.to_string(), "--allow-loopback-upstreams"])
         .args(arguments)
         .stdout(Stdio::null())
         .stderr(log);
+    for flag in ["--health-bind-address", "--ready-bind-address"] {
+        if !arguments.iter().any(|a| a.starts_with(flag)) {
+            command.arg(format!("{flag}=127.0.0.1:0"));
+        }
+    }
     if !arguments.iter().any(|a| a.starts_with("--upstream")) {
         // Nobody answers there: tests must not depend on the machine's resolv.conf.
         command.arg("--upstream=127.0.0.1:1");

@@ -116,6 +116,22 @@ impl Ground {
         counts.sum()
     }
 
+    /// Connections that the kernel could not track, by all processors.
+    pub(crate) fn failed_inserts(&self) -> u64 {
+        let table = self.node.shell("cat /proc/net/stat/nf_conntrack").unwrap();
+        let mut lines = table.lines();
+        let column =
+            lines.next().unwrap().split_whitespace().position(|name| name == "insert_failed").unwrap();
+        let counts = lines.map(|line| line.split_whitespace().nth(column).unwrap());
+        counts.map(|count| u64::from_str_radix(count, 16).unwrap()).sum()
+    }
+
+    /// Queries to this server that the kernel tracks.
+    pub(crate) fn tracked_queries(&self) -> usize {
+        let table = self.node.shell("cat /proc/net/nf_conntrack").unwrap();
+        table.lines().filter(|line| line.contains("dst=10.96.0.10") && line.contains("dport=53")).count()
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("dns.log")).unwrap_or_default()
     }

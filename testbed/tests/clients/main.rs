@@ -65,6 +65,29 @@ fn complaint_1_an_external_lookup_takes_ten_queries_and_two_with_autopath() {
     }
 }
 
+/// Complaint 2: A and AAAA asked at the same time from one port raced in connection tracking, and one of them was lost.
+#[test]
+fn complaint_2_pairs_of_queries_from_one_port_are_both_answered_and_nothing_is_tracked() {
+    let ground = Ground::start(&[]);
+    let before = ground.failed_inserts();
+    let script = "
+import dns.message, socket, time
+A, AAAA = (dns.message.make_query('web.default.svc.cluster.local', kind).to_wire() for kind in ('A', 'AAAA'))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect(('10.96.0.10', 53))
+s.settimeout(4)
+for _ in range(10000):
+    s.send(A)
+    s.send(AAAA)
+    s.recv(512)
+    s.recv(512)
+print('answered')
+";
+    assert_eq!(ground.shell(&format!("python3 -c \"{script}\"")).trim(), "answered");
+    assert_eq!(ground.failed_inserts(), before);
+    assert_eq!(ground.tracked_queries(), 0);
+}
+
 /// Complaint 1: what autopath cannot find it leaves to the client.
 #[test]
 fn complaint_1_with_autopath_a_name_that_is_nowhere_is_still_nowhere() {

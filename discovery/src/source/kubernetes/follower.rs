@@ -76,6 +76,12 @@ impl<K: Kind> Follower<K> {
         }
     }
 
+    /// Keeps the names of endpoints' pods as well, or not.
+    pub(super) fn keeping_pods(mut self, keeps: bool) -> Self {
+        self.replica.keep_pods(keeps);
+        self
+    }
+
     /// Never ends before the index does.
     pub(super) async fn run(mut self) {
         let source = K::RESOURCE.source();

@@ -12,6 +12,8 @@ const SMALL: usize = 1024;
 /// The texts in use.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
+    /// Whether the names of pods are worth their room.
+    pub(super) keeps_pods: bool,
     texts: Shared<str>,
     hints: Shared<Hints>,
 }
@@ -32,6 +34,7 @@ impl Interner {
         texts.share(&mut slice.service.name);
         slice.ports.iter_mut().for_each(|port| texts.share(&mut port.name));
         for endpoint in &mut slice.endpoints {
+            endpoint.pod = endpoint.pod.take().filter(|_| self.keeps_pods);
             endpoint.node_name.iter_mut().chain(&mut endpoint.zone).for_each(|text| texts.share(text));
             if let Some(hints) = &mut endpoint.hints {
                 let own = Arc::make_mut(hints);

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 
@@ -46,6 +46,14 @@ impl Kind for Node {
 
     fn object(self, findings: &mut Findings, _: &mut Interner) -> Option<Object> {
         convert::node(self, findings).map(|node| Object::Node(Arc::new(node)))
+    }
+}
+
+impl Kind for Pod {
+    const RESOURCE: Resource = Resource::Pods;
+
+    fn object(self, findings: &mut Findings, _: &mut Interner) -> Option<Object> {
+        convert::pod(self, findings).map(|pod| Object::Pod(Arc::new(pod)))
     }
 }
 

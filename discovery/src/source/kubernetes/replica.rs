@@ -41,6 +41,11 @@ impl<K: Kind> Replica<K> {
         Self { known: HashMap::new(), interner: Interner::default(), kind: PhantomData }
     }
 
+    /// Keeps the names of endpoints' pods as well, or not.
+    pub(super) fn keep_pods(&mut self, keeps: bool) {
+        self.interner.keeps_pods = keeps;
+    }
+
     /// Takes an object into a list. What has not changed is not kept twice.
     pub(super) fn collect(&mut self, listing: &mut Listing, object: K) {
         let name = name(&object);

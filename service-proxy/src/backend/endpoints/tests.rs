@@ -24,6 +24,7 @@ fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, Serv
             terminating: marks.contains('t'),
         },
         hostname: None,
+        pod: None,
         node_name: None,
         zone: None,
         hints: None,

@@ -16,6 +16,7 @@ fn endpoint(text: &str) -> (u8, Endpoint, bool) {
         address: format!("10.1.2.{octet}").parse().unwrap(),
         conditions: Conditions { ready: has('r'), serving: has('s'), terminating: has('t') },
         hostname: None,
+        pod: None,
         node_name: None,
         zone: None,
         hints: Some(Hints { nodes: names(&['n', 'm']), zones: names(&['a', 'b']) }.into()),
