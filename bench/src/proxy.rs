@@ -1,5 +1,8 @@
 //! `portolan-proxy` against the relays a user could pick instead, all on one node, to one server.
 
+mod calls;
+mod scale;
+
 use anyhow::Result;
 
 use crate::comparison::{Comparison, PathResult};
@@ -52,6 +55,11 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
     }
     drop(programs);
     judge(&mut record);
+    drop(paths);
+    if !interrupt::requested() {
+        calls::measure(&mut record)?;
+        scale::measure(&mut record, scale::Extent::of(rounds))?;
+    }
     record.finish();
     Ok(record)
 }

@@ -1,0 +1,260 @@
+//! Many Services: how long the proxy takes to be ready, what it holds, and how soon a change is in force.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::path::Path as FilePath;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use hdrhistogram::Histogram;
+use testbed::{Cluster, NameServer, wait_for};
+
+use crate::interrupt;
+use crate::load::{Load, Shape, run};
+use crate::progress::Progress;
+use crate::record::{Record, Table};
+use crate::statistics::{Estimate, bootstrap, paired};
+use crate::topology::Topology;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    changes: usize,
+    /// Pairs of blocks, one with changes and one without.
+    pairs: usize,
+}
+
+impl Extent {
+    pub(super) fn of(rounds: usize) -> Self {
+        Self { changes: (rounds * 4).clamp(20, 400), pairs: rounds.clamp(4, 60) }
+    }
+}
+
+/// The Service whose endpoint changes.
+const CHANGING: &str = "changing";
+const CHANGING_IP: &str = "10.96.9.9";
+
+/// Between two changes while there is traffic.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Measures everything about many Services.
+pub(super) fn measure(record: &mut Record, extent: Extent) -> Result<()> {
+    let mut table = Table::new(
+        "Many Services",
+        &["Services", "endpoints", "files", "ready after", "resident"],
+        "A proxy is started beside what is there; ready is when /readyz says so. Memory after a second.",
+    );
+    let small = started(&mut table, 100, 10, 1)?;
+    record.measured("small-memory", Estimate::from(small.memory));
+    let topology = Topology::new(&[])?;
+    let mut big = Started::default();
+    for attempt in 0..3 {
+        let in_files = if attempt == 2 { 1000 } else { 1 };
+        let next = started(&mut table, 10_000, 10, in_files)?;
+        big.memory = big.memory.max(next.memory);
+        big.ready = big.ready.max(next.ready);
+    }
+    record.measured("scale-ready", Estimate::from(big.ready));
+    record.measured("scale-memory", Estimate::from(big.memory));
+    let full = started(&mut table, 5000, 50, 1)?;
+    record.measured("sync-250k", Estimate::from(full.ready));
+    record.tables.push(table);
+    if !interrupt::requested() {
+        write_services(&topology.cluster.manifests(), 10_000, 10, 1)?;
+        changes(record, &topology, extent)?;
+    }
+    Ok(())
+}
+
+/// The worst of several starts.
+#[derive(Debug, Default)]
+struct Started {
+    /// Seconds.
+    ready: f64,
+    /// MiB.
+    memory: f64,
+}
+
+fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize) -> Result<Started> {
+    let mut cluster = Cluster::start()?;
+    write_services(&cluster.manifests(), services, endpoints, in_files)?;
+    cluster.proxy.kill();
+    let began = Instant::now();
+    cluster.restart_proxy()?;
+    let ready = began.elapsed().as_secs_f64();
+    std::thread::sleep(Duration::from_secs(1));
+    let memory = resident(cluster.proxy.id())?;
+    let cells = [services, services * endpoints, services / in_files].map(|number| number.to_string());
+    table.row(cells.into_iter().chain([format!("{ready:.2} s"), format!("{memory:.1} MiB")]));
+    Ok(Started { ready, memory })
+}
+
+/// Services `s-0` and so on, each with a slice, `in_files` of them in one file.
+fn write_services(directory: &FilePath, services: usize, endpoints: usize, in_files: usize) -> Result<()> {
+    for file in 0..services / in_files {
+        let mut text = String::new();
+        for number in file * in_files..(file + 1) * in_files {
+            let ip = format!("10.97.{}.{}", number / 250, number % 250 + 1);
+            let addresses = (0..endpoints).map(|endpoint| {
+                let at = number * endpoints + endpoint;
+                format!("10.{}.{}.{}", 128 + at / 62_500, at / 250 % 250, at % 250 + 1)
+            });
+            write!(text, "{}", service(&format!("s-{number}"), &ip, addresses))?;
+        }
+        let path = directory.join(format!("services-{file}.yaml"));
+        // Whole at once, as any careful writer does it.
+        let hidden = directory.join(".services");
+        std::fs::write(&hidden, text)?;
+        std::fs::rename(&hidden, &path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn service(name: &str, cluster_ip: &str, addresses: impl Iterator<Item = String>) -> String {
+    let endpoints: String = addresses.map(|address| format!("- {{addresses: [{address}]}}\n")).collect();
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {cluster_ip}, ports: \
+         [{{port: 80, targetPort: 9092}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: \
+         {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: \
+         9092}}]\nendpoints:\n{endpoints}"
+    )
+}
+
+fn resident(process: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kibibytes / 1024.0)
+}
+
+/// The endpoint of one Service of ten thousand changes again and again: how soon does it take connections, and what does
+/// other traffic feel?
+fn changes(record: &mut Record, topology: &Topology, extent: Extent) -> Result<()> {
+    let cluster = &topology.cluster;
+    let pods = [cluster.add_pod("one")?, cluster.add_pod("other")?];
+    let _servers = [NameServer::start(&pods[0], 9092)?, NameServer::start(&pods[1], 9092)?];
+    let change = |number: usize| {
+        let pod = &pods[number % 2];
+        let manifest = service(CHANGING, CHANGING_IP, std::iter::once(pod.ip.clone()));
+        cluster.apply("changing.yaml", &manifest).map(|()| pod.name.as_str())
+    };
+    let name = change(0)?;
+    wait_for("the Service that changes", || {
+        ensure!(asked(topology)? == name);
+        Ok(())
+    })?;
+    let mut progress = Progress::new("changes", extent.changes + 2 * extent.pairs);
+    let mut visible = Histogram::<u64>::new(3)?;
+    for number in 1..=extent.changes {
+        if interrupt::requested() {
+            return Ok(());
+        }
+        progress.at(number);
+        let name = change(number)?;
+        let renamed = Instant::now();
+        while asked(topology)? != name {
+            ensure!(renamed.elapsed() < Duration::from_secs(10), "the change never showed");
+        }
+        visible.record(u64::try_from(renamed.elapsed().as_nanos())?)?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some seconds")]
+    let milliseconds = |quantile: f64| visible.value_at_quantile(quantile) as f64 / 1e6;
+    let mut table = Table::new(
+        "A change among 10,000 Services",
+        &["changes", "p50", "p99", "most"],
+        "From the rename of the one file that changed to the first connection that reaches the new endpoint.",
+    );
+    let cells = [0.5, 0.99, 1.0].map(|quantile| format!("{:.1} ms", milliseconds(quantile)));
+    table.row(std::iter::once(extent.changes.to_string()).chain(cells));
+    record.tables.push(table);
+    record.distribution("changes", "visible after", &visible);
+    record.measured("change-visible", Estimate::from(milliseconds(0.99)));
+    bump(record, topology, extent, &mut progress, &change)
+}
+
+/// One connection, from the client.
+fn asked(topology: &Topology) -> Result<String> {
+    let ask = || -> Result<String> {
+        let mut name = String::new();
+        TcpStream::connect((CHANGING_IP, 80))?.read_to_string(&mut name)?;
+        Ok(name)
+    };
+    topology.client.netns.run(ask)?
+}
+
+/// The p99 of requests on an open connection in blocks with changes, less that of the blocks beside them without.
+fn bump<'a>(
+    record: &mut Record,
+    topology: &Topology,
+    extent: Extent,
+    progress: &mut Progress,
+    change: &(impl Fn(usize) -> Result<&'a str> + Sync),
+) -> Result<()> {
+    let path = topology.through_proxy("portolan-proxy")?;
+    let block = || -> Result<f64> {
+        let block = topology
+            .client
+            .netns
+            .run(|| run(Load::from(Shape::Requests), &path.to, Duration::from_millis(500)))??;
+        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some seconds")]
+        Ok(block.latencies.value_at_quantile(0.99) as f64 / 1e3)
+    };
+    let (mut calm, mut again, mut busy) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..extent.pairs {
+        if interrupt::requested() {
+            return Ok(());
+        }
+        progress.at(extent.changes + 2 * pair);
+        calm.push(block()?);
+        again.push(block()?);
+        let over = AtomicBool::new(false);
+        let (with_changes, changed) = std::thread::scope(|scope| {
+            let changing = scope.spawn(|| -> Result<()> {
+                let mut number = 0;
+                while !over.load(Ordering::Relaxed) {
+                    change(number)?;
+                    number += 1;
+                    std::thread::sleep(PAUSE);
+                }
+                Ok(())
+            });
+            let with_changes = block();
+            over.store(true, Ordering::Relaxed);
+            (with_changes, changing.join())
+        });
+        changed.ok().context("the thread that changes has panicked")??;
+        busy.push(with_changes?);
+    }
+    let added = paired(&busy, &calm, |busy, calm| busy - calm);
+    let noise = paired(&again, &calm, |again, calm| again - calm);
+    let width = noise.low.abs().max(noise.high.abs());
+    let mut table = Table::new(
+        "Traffic while things change",
+        &["p99 of RR", "µs (95%)"],
+        "Ten changes a second among 10,000 Services, on the two cores that client, server and proxy share.",
+    );
+    for (name, estimate) in [
+        ("without changes", bootstrap(&calm)),
+        ("with changes", bootstrap(&busy)),
+        ("added", added),
+        ("A/A", noise),
+    ] {
+        table.row([
+            name.to_owned(),
+            format!("{:.1} ({:.1} to {:.1})", estimate.value, estimate.low, estimate.high),
+        ]);
+    }
+    record.tables.push(table);
+    record.measured(
+        "change-bump",
+        Estimate::new(
+            (added.low - width).max(0.0),
+            (added.value - width).max(0.0),
+            (added.high - width).max(0.0),
+        ),
+    );
+    Ok(())
+}
