@@ -1,5 +1,6 @@
 //! The endpoints of one frontend.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,8 +39,8 @@ pub(crate) struct Selection {
     inside: Vec<SocketAddr>,
     /// For clients outside, where that is something else.
     outside: Option<Vec<SocketAddr>>,
-    /// Every endpoint that serves: UDP flows may stay with these.
-    serving: Vec<SocketAddr>,
+    /// Endpoints that serve and get nothing new: UDP flows may stay with these too.
+    retired: Vec<SocketAddr>,
     balancer: BalancerKind,
     pub(crate) affinity: Option<Duration>,
     /// Connections that the Service port may have open.
@@ -89,8 +90,6 @@ impl Selection {
             })
             .collect();
         let Categories { cluster, local, has_any } = categorize(&candidates, policy, &around.here);
-        let serving =
-            candidates.iter().filter(|c| c.endpoint.conditions.ready || c.endpoint.conditions.serving);
         let is_local = if scope == Scope::Internal { policy.internal_local } else { policy.external_local };
         let without_local = is_local && local.is_empty() && has_any;
         let (inside, outside) = match scope {
@@ -100,10 +99,14 @@ impl Selection {
             _ if policy.external_local => (cluster, Some(local)),
             _ => (cluster, None),
         };
+        let used: HashSet<SocketAddr> = inside.iter().chain(outside.iter().flatten()).copied().collect();
+        let serving =
+            candidates.iter().filter(|c| c.endpoint.conditions.ready || c.endpoint.conditions.serving);
+        let retired = serving.map(|c| c.address).filter(|address| !used.contains(address)).collect();
         Self {
             inside,
             outside,
-            serving: serving.map(|c| c.address).collect(),
+            retired,
             balancer: rules.balancer,
             affinity: rules.affinity,
             max_connections: rules.max_connections,
@@ -155,7 +158,8 @@ impl EndpointSet {
 
     /// Whether a UDP flow may stay where it is.
     pub(crate) fn may_keep(&self, endpoint: SocketAddr) -> bool {
-        self.selection.serving.contains(&endpoint)
+        let Selection { inside, outside, retired, .. } = &self.selection;
+        inside.iter().chain(outside.iter().flatten()).chain(retired).any(|address| *address == endpoint)
     }
 
     /// Every endpoint once.
