@@ -2,6 +2,8 @@
 //!
 //! Each contender has a node of its own; a round runs ADD and DEL of every one in random order. A command is timed from
 //! before its process is started until it has ended, as a runtime waits for it; namespaces are made and removed outside.
+//! What is compared is a pod beside others, as nodes have them. The first pod of a node, for which its rules or its bridge
+//! are set up, has a row of its own.
 
 mod burst;
 mod command;
@@ -16,13 +18,13 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, median, paired};
-use contender::{Contender, Kind};
+use contender::{BESIDE_ONE, Contender, FIRST, Kind};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     rounds: usize,
-    /// Addresses in use, beside none and 250.
+    /// Addresses in use, beside one and 250.
     many: usize,
     bursts: usize,
 }
@@ -46,7 +48,7 @@ pub fn cni(quick: bool) -> Result<Record> {
     };
     let mut record = Record::new("cni");
     record.set("rounds", extent.rounds);
-    record.set("addresses in use", format!("0, 250, {}", extent.many));
+    record.set("addresses in use", format!("1, 250, {}", extent.many));
     record.set("bursts", format!("{} of {} ADDs", extent.bursts, burst::PODS));
     let contenders = contenders(extent.many)?;
     let times = one_by_one(&contenders, extent.rounds)?;
@@ -66,13 +68,13 @@ pub fn cni(quick: bool) -> Result<Record> {
 /// What is measured one by one. The first is the plain one of ours.
 fn contenders(many: usize) -> Result<Vec<Contender>> {
     let mut contenders = Vec::new();
-    for in_use in [0, 250, many] {
+    for in_use in [BESIDE_ONE, 250, many, FIRST] {
         contenders.push(Contender::new(Kind::Portolan { masquerade: true }, in_use)?);
         contenders.push(Contender::new(Kind::Bridge, in_use)?);
     }
-    contenders.push(Contender::new(Kind::Portolan { masquerade: false }, 0)?);
-    contenders.push(Contender::new(Kind::Ptp, 0)?);
-    contenders.push(Contender::new(Kind::Kernel, 0)?);
+    contenders.push(Contender::new(Kind::Portolan { masquerade: false }, BESIDE_ONE)?);
+    contenders.push(Contender::new(Kind::Ptp, BESIDE_ONE)?);
+    contenders.push(Contender::new(Kind::Kernel, BESIDE_ONE)?);
     Ok(contenders)
 }
 
@@ -101,7 +103,11 @@ fn one_by_one(contenders: &[Contender], rounds: usize) -> Result<BTreeMap<String
 
 fn show(record: &mut Record, contenders: &[Contender], times: &BTreeMap<String, Times>) {
     let columns = ["plugin", "ADD p50 (95%)", "ADD p99", "DEL p50 (95%)", "DEL p99"];
-    let mut table = Table::new("ADD and DEL, one by one", &columns, "Milliseconds, process included.");
+    let mut table = Table::new(
+        "ADD and DEL, one by one",
+        &columns,
+        "Milliseconds, process included, beside one other pod unless said.",
+    );
     for contender in contenders {
         let name = contender.name();
         let Some(own) = times.get(&name) else { continue };
@@ -137,8 +143,9 @@ fn percentile(values: &[f64], percent: usize) -> String {
 /// Ratios of the same round: what disturbs the machine meets both.
 fn judge(record: &mut Record, times: &BTreeMap<String, Times>, many: usize) {
     let ours = |in_use| contender::name(Kind::Portolan { masquerade: true }, in_use);
-    let unmasqueraded = contender::name(Kind::Portolan { masquerade: false }, 0);
-    let [bridge, ptp, kernel] = [Kind::Bridge, Kind::Ptp, Kind::Kernel].map(|kind| contender::name(kind, 0));
+    let unmasqueraded = contender::name(Kind::Portolan { masquerade: false }, BESIDE_ONE);
+    let [bridge, ptp, kernel] =
+        [Kind::Bridge, Kind::Ptp, Kind::Kernel].map(|kind| contender::name(kind, BESIDE_ONE));
     let ratio = |of: &str, to: &str, which: fn(&Times) -> &Vec<f64>| {
         let (of, to) = (times.get(of)?, times.get(to)?);
         Some(paired(which(of), which(to), |value, other| value / other))
@@ -146,11 +153,11 @@ fn judge(record: &mut Record, times: &BTreeMap<String, Times>, many: usize) {
     let add: fn(&Times) -> &Vec<f64> = |times| &times.add;
     let del: fn(&Times) -> &Vec<f64> = |times| &times.del;
     for (id, ratio) in [
-        ("add-bridge", ratio(&ours(0), &bridge, add)),
+        ("add-bridge", ratio(&ours(BESIDE_ONE), &bridge, add)),
         ("add-ptp", ratio(&unmasqueraded, &ptp, add)),
-        ("add-5000", ratio(&ours(many), &ours(0), add)),
-        ("del-bridge", ratio(&ours(0), &bridge, del)),
-        ("del-kernel", ratio(&ours(0), &kernel, del)),
+        ("add-5000", ratio(&ours(many), &ours(BESIDE_ONE), add)),
+        ("del-bridge", ratio(&ours(BESIDE_ONE), &bridge, del)),
+        ("del-kernel", ratio(&ours(BESIDE_ONE), &kernel, del)),
     ] {
         if let Some(ratio) = ratio {
             record.measured(id, ratio);

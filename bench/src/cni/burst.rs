@@ -9,7 +9,7 @@ use anyhow::Result;
 use netns::NetNs;
 
 use super::command::run;
-use super::contender::{Contender, Kind};
+use super::contender::{BESIDE_ONE, Contender, Kind};
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
 
@@ -30,7 +30,7 @@ pub(super) fn measure(record: &mut Record, bursts: usize) -> Result<()> {
     let mut results: [Vec<Burst>; 2] = [Vec::new(), Vec::new()];
     for _ in 0..bursts {
         for (kind, results) in kinds.iter().zip(&mut results) {
-            results.push(burst(&Contender::new(*kind, 0)?)?);
+            results.push(burst(&Contender::new(*kind, BESIDE_ONE)?)?);
         }
     }
     let columns = ["plugin", "ADDs a second", "DELs a second", "failures", "duplicates"];
@@ -44,7 +44,7 @@ pub(super) fn measure(record: &mut Record, bursts: usize) -> Result<()> {
             format!("{:.0} ({:.0} to {:.0})", estimate.value, estimate.low, estimate.high)
         };
         table.row([
-            super::contender::name(*kind, 0),
+            super::contender::name(*kind, BESIDE_ONE),
             rate(&adds(results)),
             rate(&dels),
             count(|burst| burst.failures),

@@ -24,10 +24,17 @@ pub(super) enum Kind {
     Kernel,
 }
 
+/// No other pod: what a round finds is a node that has had none, and what it leaves is taken away, untimed.
+pub(super) const FIRST: usize = 0;
+
+/// What a node mostly has: other pods, one of them enough to show it.
+pub(super) const BESIDE_ONE: usize = 1;
+
 /// Something that attaches pods.
 pub(super) struct Contender {
     pub(super) node: Node,
     kind: Kind,
+    /// Addresses that others have.
     in_use: usize,
     binary: PathBuf,
     config: String,
@@ -46,7 +53,11 @@ pub(super) fn name(kind: Kind, in_use: usize) -> String {
         Kind::Ptp => "ptp + host-local, no masquerade",
         Kind::Kernel => "ip link add/del of a veth",
     };
-    if in_use == 0 { name.to_owned() } else { format!("{name}, {in_use} in use") }
+    match in_use {
+        FIRST if kind != Kind::Kernel => format!("{name}, first and last pod of a node"),
+        FIRST | BESIDE_ONE => name.to_owned(),
+        _ => format!("{name}, {in_use} in use"),
+    }
 }
 
 impl Contender {
@@ -83,6 +94,9 @@ impl Contender {
         self.with_netns(|path| {
             if self.kind == Kind::Kernel {
                 return kernel_round();
+            }
+            if self.in_use == FIRST {
+                self.forget_pods()?;
             }
             let (_, add) = run(&self.call("ADD", "pod", path))?;
             let (_, del) = run(&self.call("DEL", "pod", path))?;
@@ -126,30 +140,45 @@ impl Contender {
         })
     }
 
-    /// host-local is given its files; ours attaches as many interfaces, all to one pod.
-    fn occupy(&self) -> Result<()> {
-        match self.kind {
-            Kind::Portolan { .. } if self.in_use > 0 => {
-                let path = self.node.add_netns("occupant")?;
-                self.node.run(|| {
-                    for number in 0..self.in_use {
-                        let (container, ifname) = (format!("occupant-{number}"), format!("eth{number}"));
-                        run(&Call { ifname: &ifname, ..self.call("ADD", &container, &path) })?;
-                    }
-                    Ok(())
-                })
+    /// Makes the node as it was before its first pod.
+    fn forget_pods(&self) -> Result<()> {
+        let mut command = match self.kind {
+            Kind::Portolan { .. } => {
+                let mut command = std::process::Command::new(&self.binary);
+                command.arg("cleanup");
+                command
             }
-            Kind::Bridge | Kind::Ptp => self.node.run(|| {
-                let directory = Path::new("/var/lib/cni/networks").join(NETWORK);
-                std::fs::create_dir_all(&directory)?;
-                for number in 0..self.in_use {
-                    let address = format!("10.30.{}.{}", (number + 2) / 256, (number + 2) % 256);
-                    std::fs::write(directory.join(address), format!("occupant-{number}\r\neth0"))?;
-                }
-                Ok(())
-            }),
-            _ => Ok(()),
+            Kind::Bridge => {
+                let mut command = std::process::Command::new("/bin/sh");
+                command.args(["-c", "ip link del bench0 2>/dev/null; true"]);
+                command
+            }
+            Kind::Ptp | Kind::Kernel => return Ok(()),
+        };
+        anyhow::ensure!(command.status()?.success(), "{command:?}");
+        Ok(())
+    }
+
+    /// One other pod is attached. As many as are asked for beyond it are given to host-local as its files; ours attaches as
+    /// many interfaces, all to that pod.
+    fn occupy(&self) -> Result<()> {
+        if self.in_use == FIRST || self.kind == Kind::Kernel {
+            return Ok(());
         }
+        let path = self.node.add_netns("occupant")?;
+        let attached = if matches!(self.kind, Kind::Portolan { .. }) { self.in_use } else { 1 };
+        self.node.run(|| {
+            for number in 0..attached {
+                let (container, ifname) = (format!("occupant-{number}"), format!("eth{number}"));
+                run(&Call { ifname: &ifname, ..self.call("ADD", &container, &path) })?;
+            }
+            let directory = Path::new("/var/lib/cni/networks").join(NETWORK);
+            for number in attached..self.in_use {
+                let address = format!("10.30.{}.{}", (number + 2) / 256, (number + 2) % 256);
+                std::fs::write(directory.join(address), format!("occupant-{number}\r\neth0"))?;
+            }
+            Ok(())
+        })
     }
 }
 
