@@ -40,6 +40,9 @@ pub enum Error {
     },
 }
 
+/// The name of a record that is not whole yet, in the folder of its network.
+const TEMPORARY: &str = ".new.tmp";
+
 /// A directory of records, one folder a network.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -84,8 +87,8 @@ impl Store {
         let directory = path.parent().expect("a record's path has its network's folder");
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
         let json = serde_json::to_vec(attachment).expect("a record has string keys only");
-        // A rename is atomic; the process id keeps two writers apart.
-        let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+        // A rename is atomic. The plugin, which alone writes here, has a lock.
+        let temporary = directory.join(TEMPORARY);
         let written = fs::write(&temporary, json).map_err(io_error("write", &temporary));
         let written =
             written.and_then(|()| fs::rename(&temporary, &path).map_err(io_error("rename into", &path)));
@@ -94,6 +97,16 @@ impl Store {
             drop(fs::remove_file(&temporary));
         }
         written
+    }
+
+    /// Removes the folder of a network that has no record left; false if it has one. Whoever writes meanwhile makes the
+    /// folder anew.
+    pub fn remove_network_if_empty(&self, network: &str) -> bool {
+        let directory = self.directory.join(network);
+        // A killed writer may have left it. Asking the kernel to remove the folder costs the same however full it is;
+        // listing it does not.
+        drop(fs::remove_file(directory.join(TEMPORARY)));
+        fs::remove_dir(&directory).map_or_else(|e| e.kind() == io::ErrorKind::NotFound, |()| true)
     }
 
     /// Reads one record; `None` when there is none.

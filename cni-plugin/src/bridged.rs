@@ -60,7 +60,7 @@ pub(crate) fn attach(
             ensure_gateway(host, &link, bridge, lease)?;
         }
     }
-    veth::create(host, pod, netns, veth, alias, Some(link.index))?;
+    veth::create(host, pod, netns, veth, alias, Some(link.index), true)?;
     let options = port_options(bridge);
     if !options.is_empty() {
         let mut batch = Batch::default();
@@ -206,7 +206,7 @@ fn configure_pod(pod: &mut Netlink, ifname: &str, bridge: &Bridge, assignment: &
         };
         // The pod may have other networks: the first one to come has the default route.
         let wording = format!("{} to the pod", describe(route, assignment));
-        batch.add_route(&Route { destination: route.dst, target, table: None }, &wording);
+        batch.add_route(&Route { destination: route.dst, target, table: None, metric: 0 }, &wording);
     }
     if batch.commit(pod)?.made.contains(&false) {
         let by_gateway = |route: &netconf::Route| Some((route.dst, gateway_of(route, assignment)?));

@@ -53,5 +53,5 @@ fn del(args: &Args) -> Result<()> {
 }
 
 fn open(args: &Args) -> Result<Netlink> {
-    pod::open_netlink(&pod::open_netns(&args.netns)?)
+    pod::open(&args.netns).map(|(_, netlink)| netlink)
 }

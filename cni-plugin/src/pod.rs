@@ -6,27 +6,18 @@ use crate::error::{Code, Error, Result, kernel};
 use crate::netlink::Netlink;
 use crate::trace::{Span, span};
 
-/// Opens the pod's namespace, which must be one and must not be the node's own.
-pub(crate) fn open_netns(path: &str) -> Result<NetNs> {
-    span(Span::Netns, || open(path))
-}
-
-fn open(path: &str) -> Result<NetNs> {
-    let unknown = |e: netns::Error| Error::new(Code::UnknownContainer, format!("CNI_NETNS: {e}"));
-    let netns = NetNs::open(path).map_err(unknown)?;
-    let own = NetNs::current().map_err(unknown)?;
-    if netns.is_same_as(&own).map_err(unknown)? {
-        let message = format!("CNI_NETNS: {path} is the node's own network namespace");
-        return Err(Error::new(Code::UnknownContainer, message));
-    }
-    // Entering tells whether it is a namespace of the network kind.
-    netns.run(|| ()).map_err(unknown)?;
-    Ok(netns)
-}
-
-/// A netlink socket inside the pod.
-pub(crate) fn open_netlink(netns: &NetNs) -> Result<Netlink> {
-    let socket = span(Span::Netns, || netns.run(Netlink::open))
-        .map_err(|e| Error::new(Code::UnknownContainer, e.to_string()))?;
-    socket.map_err(kernel("open a netlink socket in the pod"))
+/// Opens the pod's namespace, which must be one and must not be the node's own, and a netlink socket in it.
+pub(crate) fn open(path: &str) -> Result<(NetNs, Netlink)> {
+    span(Span::Netns, || {
+        let unknown = |e: netns::Error| Error::new(Code::UnknownContainer, format!("CNI_NETNS: {e}"));
+        let netns = NetNs::open(path).map_err(unknown)?;
+        let own = NetNs::current().map_err(unknown)?;
+        if netns.is_same_as(&own).map_err(unknown)? {
+            let message = format!("CNI_NETNS: {path} is the node's own network namespace");
+            return Err(Error::new(Code::UnknownContainer, message));
+        }
+        // Entering tells whether it is a namespace of the network kind.
+        let socket = netns.run(Netlink::open).map_err(unknown)?;
+        Ok((netns, socket.map_err(kernel("open a netlink socket in the pod"))?))
+    })
 }

@@ -26,6 +26,12 @@ const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)
 const FORWARDING_V4: &str = "/proc/sys/net/ipv4/ip_forward";
 const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
+/// `IP6_RT_PRIO_USER`, what a route of IPv6 has if nothing else is said. Of IPv4 that is 0.
+const DEFAULT_METRIC_V6: u32 = 1024;
+
+/// More interfaces than any pod has; names may end in anything.
+const MAX_RANK: u32 = 1000;
+
 /// Tables in pods with several networks are numbered by interface from here, away from those people choose.
 const FIRST_TABLE: u32 = 7000;
 
@@ -54,22 +60,29 @@ pub(crate) fn attach(
     addresses: &[IpAddr],
     routes: &[netconf::Route],
 ) -> Result<()> {
-    let host_link = veth::create(host, pod, netns, veth, alias, None)?;
+    let host_link = veth::create(host, pod, netns, veth, alias, None, addresses.iter().any(IpAddr::is_ipv6))?;
     let mut batch = Batch::default();
     batch.set_up(veth.pod, None);
     batch.get_link(veth.pod);
     let pod_link = veth::only(batch.commit(pod)?.links, veth.pod)?;
     let outcome = configure_pod(veth, pod_link.index, addresses, routes).commit(pod)?;
-    if outcome.made.contains(&false) {
+    if outcome.made.contains(&false) || rank(veth.pod) > 0 {
         answer_where_asked(pod_link.index, addresses, &pod_routes(routes, addresses)).commit(pod)?;
     }
     let mut batch = Batch::default();
     for address in addresses {
         batch.add_neighbour(host_link.index, *address, veth.pod_mac, veth.host);
-        let route =
-            Route { destination: alone(*address), target: RouteTarget::Link(host_link.index), table: None };
+        let route = Route {
+            destination: alone(*address),
+            target: RouteTarget::Link(host_link.index),
+            table: None,
+            metric: 0,
+        };
         batch.replace_route(&route, &format!("{address} dev {}", veth.host));
     }
+    // The node's end drops packets until the kernel has noticed the carrier, which the pod's end gave it; that is left to
+    // a worker unless somebody asks for the interface.
+    batch.get_link(veth.host);
     batch.commit(host).map(drop)
 }
 
@@ -80,24 +93,42 @@ fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[ne
     }
     for gateway in gateways(addresses) {
         batch.add_neighbour(index, gateway, veth.host_mac, veth.pod);
-        let route = Route { destination: alone(gateway), target: RouteTarget::Link(index), table: None };
+        let target = RouteTarget::Link(index);
+        let metric = metric(veth.pod, gateway);
+        let route = Route { destination: alone(gateway), target, table: None, metric };
         batch.replace_route(&route, &format!("{gateway} dev {}", veth.pod));
     }
     for (destination, via) in pod_routes(routes, addresses) {
-        // The pod may have other networks: the first one to come has the default route.
-        let route = Route { destination, target: RouteTarget::Via(index, via), table: None };
+        // The pod may have other networks, and eth0 has the default route whichever was attached first.
+        let metric = metric(veth.pod, via);
+        let route = Route { destination, target: RouteTarget::Via(index, via), table: None, metric };
         batch.add_route(&route, &format!("{destination} via {via} to the pod"));
     }
     batch
 }
 
-/// Another network has the default route already. What comes to an address of this interface is to be answered by this
+/// The number at the end of an interface's name: eth0 comes before eth1. Runtimes attach a pod's networks in any order
+/// (podman in another one each time).
+fn rank(ifname: &str) -> u32 {
+    let digits = ifname.len() - ifname.bytes().rev().take_while(u8::is_ascii_digit).count();
+    ifname[digits..].parse().unwrap_or(0)
+}
+
+fn metric(ifname: &str, gateway: IpAddr) -> u32 {
+    match rank(ifname).min(MAX_RANK) {
+        0 => 0,
+        rank if gateway.is_ipv6() => DEFAULT_METRIC_V6 + rank,
+        rank => rank,
+    }
+}
+
+/// Another network has the default route. What comes to an address of this interface is to be answered by this
 /// interface all the same, so its addresses get a table of their own.
 pub(crate) fn answer_where_asked(index: u32, addresses: &[IpAddr], routes: &[(IpNetwork, IpAddr)]) -> Batch {
     let table = Some(FIRST_TABLE + index);
     let mut batch = Batch::default();
     for (destination, via) in routes.iter().copied() {
-        let route = Route { destination, target: RouteTarget::Via(index, via), table };
+        let route = Route { destination, target: RouteTarget::Via(index, via), table, metric: 0 };
         batch.replace_route(&route, &format!("{destination} via {via} table {}", FIRST_TABLE + index));
     }
     for address in addresses {

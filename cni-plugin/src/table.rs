@@ -3,18 +3,18 @@
 //!
 //! ```text
 //! table inet portolan {
-//!     map pods-v4 { type ipv4_addr : verdict }          # one element a pod: jump to its network's chain, or return
-//!     map pods-v6 { type ipv6_addr : verdict }
 //!     chain own-addresses { type filter hook prerouting priority raw
 //!         iifname "ptl*" fib saddr . iif oif 0 drop     # the node's routes know which addresses are whose
 //!         iifname "ptl*" icmpv6 type nd-router-advert drop
 //!     }
 //!     chain masquerade { type nat hook postrouting priority srcnat
-//!         ip saddr vmap @pods-v4
-//!         ip6 saddr vmap @pods-v6
+//!         ip saddr @pods-v4-<name> jump network-<name>  # of each network that masquerades
+//!         ip6 saddr @pods-v6-<name> jump network-<name>
 //!     }
 //!     chain ports { … }                                 # ports of the node: see the module of that name
-//!     chain network-<name> {                            # of each network that masquerades
+//!     set pods-v4-<name> { type ipv4_addr }             # one element a pod
+//!     set pods-v6-<name> { type ipv6_addr }
+//!     chain network-<name> {
 //!         ip daddr <range> return                       # one rule a range that pods reach as themselves
 //!         masquerade
 //!     }
@@ -34,9 +34,7 @@ mod network;
 mod ports;
 mod rules;
 
-use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
@@ -137,18 +135,15 @@ pub(crate) fn leave(
             errors.extend(ports::forget(netfilter, &owned).err());
             errors.extend(record.bridge.as_ref().and_then(|_| frames::remove(netfilter, record)));
         }
-        errors.extend(rules::remove_pod(netfilter, &leaving));
+        errors.extend(rules::remove_pod(netfilter, &header.name, &leaving));
         errors.extend(leaving.iter().filter_map(|address| rules::forget(netfilter, *address).err()));
     });
     if let Some(record) = &recorded {
         errors.extend(ports::release(header, key, &record.port_mappings));
     }
     errors.extend(span(Span::Store, || store.remove(key)).err().map(Error::from));
-    let directory = store.directory().join(&header.name);
-    if is_empty(&directory) {
+    if store.remove_network_if_empty(&header.name) {
         errors.extend(withdraw_routes(header, netlink).err());
-        // Best effort. Under the lock nobody writes there; what is left are temporary files of killed writers.
-        drop(fs::remove_dir_all(directory));
     }
     errors
 }
@@ -163,8 +158,9 @@ pub(crate) fn check_available() -> Result<()> {
 pub(crate) fn check(conf: &NetConf, host_interface: &str, addresses: &[IpAddr], mac: &str) -> Result<()> {
     let gone = |message: String| Err(Error::new(Code::Conflict, message));
     let netfilter = open()?;
-    for address in addresses {
-        let looked = netfilter.contains(Family::Inet, TABLE, rules::pods(*address), rules::key(*address));
+    for address in addresses.iter().filter(|_| conf.masquerade) {
+        let set = rules::pods(&conf.header.name, *address);
+        let looked = netfilter.contains(Family::Inet, TABLE, &set, rules::key(*address));
         if !looked.map_err(kernel(format!("look {address} up in nft table inet {TABLE}")))? {
             return gone(format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded"));
         }
@@ -181,7 +177,7 @@ pub(crate) fn forget(header: &Header, netlink: &mut Netlink, netfilter: &Netfilt
         return Ok(());
     }
     let _lock = Lock::acquire(&header.state_dir)?;
-    if !is_empty(&header.attachments().directory().join(&header.name)) {
+    if !header.attachments().remove_network_if_empty(&header.name) {
         return Ok(());
     }
     withdraw_routes(header, netlink)?;
@@ -225,12 +221,5 @@ fn withdraw(pool: IpNetwork, netlink: &mut Netlink) -> Result<()> {
 }
 
 fn unreachable(pool: IpNetwork) -> Route {
-    Route { destination: pool, target: RouteTarget::Unreachable, table: None }
-}
-
-fn is_empty(directory: &Path) -> bool {
-    // The temporary file of a killed writer is nobody's record.
-    let is_record = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".json");
-    fs::read_dir(directory)
-        .map_or(true, |entries| !entries.flatten().any(|entry| is_record(&entry.file_name())))
+    Route { destination: pool, target: RouteTarget::Unreachable, table: None, metric: 0 }
 }

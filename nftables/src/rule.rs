@@ -82,14 +82,14 @@ const NAT_DESTINATION: u32 = 1;
 pub struct Rule(Vec<(&'static str, Attributes)>);
 
 impl Rule {
-    /// `ip saddr vmap @map`, or with `ip6`.
-    pub fn source_verdict(self, map: &str, v4: bool) -> Self {
+    /// `ip saddr @set`, or with `ip6`.
+    pub fn source_in_set(self, set: &str, v4: bool) -> Self {
         let rule = if v4 {
             self.meta_is(META_NFPROTO, IPV4).payload(REGISTER, NETWORK_HEADER, SOURCE, 4)
         } else {
             self.meta_is(META_NFPROTO, IPV6).payload(REGISTER, NETWORK_HEADER, SOURCE_V6, 16)
         };
-        rule.with("lookup", |a| a.text(1, map).number(2, REGISTER).number(3, VERDICT))
+        rule.with("lookup", |a| a.text(1, set).number(2, REGISTER))
     }
 
     /// `ip daddr range`, or with `ip6`.

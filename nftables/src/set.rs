@@ -39,8 +39,6 @@ pub struct Set<'a> {
 pub enum Data<'a> {
     /// Nothing: a set.
     None,
-    /// A verdict: a verdict map.
-    Verdict,
     /// A value of these types: a map.
     Value(&'a [Type]),
 }
@@ -56,19 +54,10 @@ pub enum Element {
     Key(Key),
     /// Of a map.
     Pair(Key, Key),
-    /// Of a verdict map: go on in that chain and come back.
-    Jump(Key, String),
-    /// Of a verdict map: this chain has nothing more to say.
-    Return(Key),
 }
 
-/// `NFT_SET_MAP`; the type of verdicts (`NFT_DATA_VERDICT`).
+/// `NFT_SET_MAP`.
 const MAP: u32 = 8;
-const VERDICTS: u32 = 0xffff_ff00;
-
-/// `NFT_JUMP`, `NFT_RETURN`.
-const JUMP: u32 = -3_i32 as u32;
-const RETURN: u32 = -5_i32 as u32;
 
 impl Type {
     /// Bytes in registers.
@@ -88,7 +77,6 @@ impl Set<'_> {
         let a = a.text(2, self.name).number(3, flags).number(4, kind).number(5, length);
         let a = match self.data {
             Data::None => a,
-            Data::Verdict => a.number(6, VERDICTS),
             Data::Value(types) => {
                 let (kind, length) = concatenation(types);
                 a.number(6, kind).number(7, length)
@@ -153,11 +141,6 @@ impl Element {
         match self {
             Self::Key(k) => key(element, k),
             Self::Pair(k, value) => key(element, k).nested(2, |data| data.bytes(1, &value.0)),
-            Self::Jump(k, chain) => key(element, k)
-                .nested(2, |data| data.nested(2, |verdict| verdict.number(1, JUMP).text(2, chain))),
-            Self::Return(k) => {
-                key(element, k).nested(2, |data| data.nested(2, |verdict| verdict.number(1, RETURN)))
-            }
         }
     }
 }

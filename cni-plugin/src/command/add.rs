@@ -21,9 +21,9 @@ use crate::{bandwidth, bridged, pod, routed, table, veth};
 
 /// Attaches the container, or leaves everything as it was.
 pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
-    let netns = pod::open_netns(&args.netns)?;
+    let (netns, mut pod) = pod::open(&args.netns)?;
     let mut rollback = Rollback::default();
-    let result = attach(args, conf, &netns, &mut rollback);
+    let result = attach(args, conf, &netns, &mut pod, &mut rollback);
     rollback.finish(result)
 }
 
@@ -31,9 +31,9 @@ fn attach<'a>(
     args: &'a Args,
     conf: &'a NetConf,
     netns: &NetNs,
+    pod: &mut Netlink,
     rollback: &mut Rollback<'a>,
 ) -> Result<Value> {
-    let mut pod = pod::open_netlink(netns)?;
     let assignment = span(Span::Store, || ipam::assign(args, conf, rollback))?;
     let addresses = assignment.addresses();
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
@@ -65,7 +65,7 @@ fn attach<'a>(
     let mut arriving = &*host_name;
     let attached = match &conf.mode {
         Mode::Routed => {
-            routed::attach(&mut host, &mut pod, netns, &pair, &alias, &addresses, &conf.routes)?;
+            routed::attach(&mut host, pod, netns, &pair, &alias, &addresses, &conf.routes)?;
             Attached {
                 interfaces: ends,
                 leases: routed::leases(&addresses),
@@ -75,7 +75,7 @@ fn attach<'a>(
         }
         Mode::Bridge(bridge) => {
             arriving = &bridge.name;
-            let bridged = bridged::attach(&mut host, &mut pod, netns, &pair, &alias, bridge, assignment)?;
+            let bridged = bridged::attach(&mut host, pod, netns, &pair, &alias, bridge, assignment)?;
             let mac = veth::format_mac(&bridged.mac);
             ends.insert(0, Interface { name: &bridge.name, mac, mtu: bridged.mtu, netns: "" });
             Attached {

@@ -12,8 +12,7 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     let Some(previous) = &conf.prev_result else {
         return Err(invalid("prevResult is missing: CHECK compares with the result of ADD"));
     };
-    let netns = pod::open_netns(&args.netns)?;
-    let mut pod = pod::open_netlink(&netns)?;
+    let (_netns, mut pod) = pod::open(&args.netns)?;
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
     let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
     let (ours, mac) = ours(previous, &host_name)?;

@@ -44,6 +44,8 @@ pub(crate) struct Route {
     pub(crate) target: RouteTarget,
     /// `None`: the main table.
     pub(crate) table: Option<u32>,
+    /// Of two routes to one destination the one with less is used; 0 is the kernel's default.
+    pub(crate) metric: u32,
 }
 
 /// Where a route leads.
@@ -288,6 +290,9 @@ fn route_message(route: &Route) -> RouteMessage {
     message.header.scope = RouteScope::Universe;
     if route.destination.prefix() > 0 {
         message.attributes.push(RouteAttribute::Destination(destination.into()));
+    }
+    if route.metric > 0 {
+        message.attributes.push(RouteAttribute::Priority(route.metric));
     }
     match route.target {
         RouteTarget::Link(index) => {

@@ -387,7 +387,7 @@ fn check_of_a_bridged_pod_passes_after_add_and_notices_each_loss() {
         ("c", "ip -n c route del default", "route to 0.0.0.0/0 is gone"),
         ("d", "ip link del HOST", "is not there"),
         ("e", "ip link set dev HOST nomaster", "is not a port of bridge br0"),
-        ("f", "nft delete element inet portolan pods-v4 '{ ADDRESS }'", "not masqueraded"),
+        ("f", "nft delete element inet portolan pods-v4-pods '{ ADDRESS }'", "not masqueraded"),
         ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
         ("h", "ip link set dev HOST type bridge_slave hairpin off", "hairpinMode"),
         ("i", "ip -n i -6 route del default", "route to ::/0 is gone"),

@@ -251,7 +251,7 @@ fn a_flushed_ruleset_harms_no_del_and_the_next_add_repairs_it() {
     fixture.node().shell("nft flush ruleset").unwrap();
     fixture.quiet("DEL", "b", &config("1.1.0"));
     let third = fixture.add("c", &config("1.1.0"));
-    let set = fixture.node().shell("nft list map inet portolan pods-v4").unwrap();
+    let set = fixture.node().shell("nft list set inet portolan pods-v4-pods").unwrap();
     assert!(set.contains(&address(&first)) && set.contains(&address(&third)), "{set}");
 }
 
@@ -265,7 +265,7 @@ fn check_passes_after_add_and_notices_each_loss() {
         ("c", "ip -n c route del default", "route to 0.0.0.0/0 is gone"),
         ("d", "ip link del HOST", "is not there"),
         ("e", "ip route del ADDRESS", "does not lead to"),
-        ("f", "nft flush map inet portolan pods-v4", "not masqueraded"),
+        ("f", "nft flush set inet portolan pods-v4-pods", "not masqueraded"),
         ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
     ] {
         let result = fixture.add(id, &config("1.1.0"));

@@ -117,26 +117,40 @@ fn a_pod_cannot_send_from_an_address_that_is_not_its_own() {
 }
 
 #[test]
-fn on_a_second_network_a_pod_keeps_the_default_route_of_the_first() {
+fn eth0_has_the_default_route_whichever_network_is_attached_first_and_each_answers_where_it_was_asked() {
     let fixture = Fixture::new();
-    fixture.add("a", &config("1.1.0"));
-    let other = json!({ "name": "other", "ipam": { "ranges": [[{ "subnet": "10.23.0.0/24" }]] } });
-    let other = merge(config("1.1.0"), other).to_string();
-    let call = |command: &str| {
+    let ranges = json!([[{ "subnet": "10.23.0.0/24" }], [{ "subnet": "fd00:23::/64" }]]);
+    let other = merge(dual(), json!({ "name": "other", "ipam": { "ranges": ranges, "cooldown": 0 } }));
+    let networks = [("eth0", dual()), ("eth1", other)];
+    // The node asks from an address of its own.
+    fixture.node().shell("ip address add fd00:1::2/64 dev uplink0 nodad").unwrap();
+    let call = |command: &str, pod: &str, (ifname, config): &(&str, Value)| {
+        let netns = format!("/run/netns/{pod}");
         let variables = [
             ("CNI_COMMAND", command),
-            ("CNI_CONTAINERID", "a"),
-            ("CNI_NETNS", "/run/netns/a"),
-            ("CNI_IFNAME", "eth1"),
+            ("CNI_CONTAINERID", pod),
+            ("CNI_NETNS", &netns),
+            ("CNI_IFNAME", ifname),
         ];
-        fixture.plugin.call(&variables, &other).unwrap().unwrap()
+        fixture.plugin.call(&variables, &config.to_string()).unwrap().unwrap()
     };
-    let second = address(&call("ADD"));
-    let default = fixture.json("ip -n a -j route show default");
-    assert_eq!(default[0]["dev"], "eth0", "{default}");
-    fixture.node().shell(&format!("ping -c1 -W2 {second}")).unwrap();
-    call("DEL");
-    fixture.quiet("DEL", "a", &config("1.1.0"));
+    for (pod, order) in [("forwards", [0, 1]), ("backwards", [1, 0])] {
+        fixture.netns(pod);
+        let given = order.map(|index| call("ADD", pod, &networks[index]));
+        for family in ["-4", "-6"] {
+            let anywhere = if family == "-4" { "198.51.100.1" } else { "2001:db8:5::1" };
+            let way = fixture.json(&format!("ip -n {pod} -j {family} route get {anywhere}"));
+            assert_eq!(way[0]["dev"], "eth0", "{pod} {family}: {way}");
+        }
+        for address in given.iter().flat_map(addresses) {
+            fixture.node().shell(&format!("ping -c1 -W2 {address}")).unwrap();
+        }
+        // Without the first network the second one leads out.
+        call("DEL", pod, &networks[0]);
+        let way = fixture.json(&format!("ip -n {pod} -j route get 198.51.100.1"));
+        assert_eq!(way[0]["dev"], "eth1", "{pod}: {way}");
+        call("DEL", pod, &networks[1]);
+    }
     fixture.assert_nothing_left();
 }
 

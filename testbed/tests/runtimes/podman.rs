@@ -165,6 +165,9 @@ fn a_container_can_be_on_two_networks() {
         CONFLIST.replace("\"name\": \"portolan\"", "\"name\": \"second\"").replace("10.22.", "10.23.");
     std::fs::write(cluster.directory().join("net.d/20-second.conflist"), second).unwrap();
     podman.run("run -d --name both --network portolan,second local:test").unwrap();
+    // podman attaches them in any order; the default route is that of the first one named, which is eth0, all the same.
+    let way_out = || podman.run("exec both ip route get 198.51.100.1").unwrap();
+    assert!(way_out().contains("dev eth0") && way_out().contains("src 10.22.0.1"), "{}", way_out());
     let addresses = podman.run("exec both ip -4 address show").unwrap();
     assert!(addresses.contains("10.22.0.1/32") && addresses.contains("10.23.0.1/32"), "{addresses}");
     for address in ["10.22.0.1", "10.23.0.1"] {
@@ -175,6 +178,7 @@ fn a_container_can_be_on_two_networks() {
     let addresses = podman.run("exec both ip -4 address show").unwrap();
     assert!(addresses.contains("10.22.0.1/32") && !addresses.contains("10.23."), "{addresses}");
     podman.run("network connect second both").unwrap();
+    assert!(way_out().contains("dev eth0"), "{}", way_out());
     assert!(podman.run("exec both ip -4 address show").unwrap().contains("10.23.0."));
     podman.run("rm -f -t 0 both").unwrap();
     assert_nothing_left(&cluster.node);
