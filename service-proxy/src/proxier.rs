@@ -1,6 +1,7 @@
 //! Turns a snapshot into open sockets: opens, changes and closes frontends until they match.
 
 mod carried;
+mod outlook;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -16,8 +17,7 @@ use tracing::{error, info};
 use self::carried::Carried;
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::catcher::Catcher;
-use crate::kernel::{node_address, socket};
-use crate::pages::health_check;
+use crate::kernel::socket;
 use crate::plan::{self, Plan, Planned, plan};
 use crate::service_port::ServicePort;
 use crate::surroundings::{Place, Surroundings};
@@ -167,22 +167,6 @@ impl Proxier {
         }
     }
 
-    /// Addresses that have to be local for all this to be reached, those of the node itself left out.
-    pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
-        let wanted = self.entries().flat_map(|entry| plan::addresses(entry, &self.surroundings));
-        wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
-    }
-
-    /// Whether this node is about to go.
-    pub(crate) fn is_leaving(&self, snapshot: &Snapshot) -> bool {
-        snapshot.nodes.get(self.place.node_name.as_str()).is_some_and(|node| node.leaving)
-    }
-
-    /// Whether the node has other addresses than when the last state was put into force.
-    pub(crate) fn node_has_moved(&self) -> bool {
-        node_address::all() != self.surroundings.locality.node
-    }
-
     /// Tries again what could not be opened. False if there was nothing to try.
     pub(crate) fn retry_failures(&mut self) -> bool {
         if let Err(error) = self.catcher.check() {
@@ -206,39 +190,6 @@ impl Proxier {
         self.catch();
         self.count_frontends();
         true
-    }
-
-    /// What cannot be opened now, one line each.
-    pub(crate) fn failures(&self) -> Vec<String> {
-        let failures = self.failures.values().map(|failure| failure.message.clone());
-        failures.chain(self.catch_failure.iter().map(|failure| failure.message.clone())).collect()
-    }
-
-    /// Since when the kernel has not taken the rules, if it does not.
-    pub(crate) fn stuck_since(&self) -> Option<Instant> {
-        self.catch_failure.as_ref().map(|failure| failure.since)
-    }
-
-    /// Everything that is open, in order.
-    pub(crate) fn frontends(&self) -> Vec<Arc<Frontend>> {
-        let mut frontends: Vec<_> = self.frontends.values().cloned().collect();
-        frontends.sort_by_key(|frontend| frontend.key);
-        frontends
-    }
-
-    /// What load balancers in front want to be told about this node.
-    pub(crate) fn health_checks(&self) -> Vec<health_check::Wanted> {
-        let wanted = |entry: &Arc<ServiceEntry>| {
-            let port = entry.service.rules.health_check_node_port?;
-            let local = plan::local_ready(entry, &self.surroundings);
-            Some(health_check::Wanted { port, service: entry.service.name.clone(), local })
-        };
-        self.entries().filter_map(wanted).collect()
-    }
-
-    /// Where node ports are open.
-    pub(crate) fn node_port_addresses(&self) -> &[IpAddr] {
-        &self.surroundings.node_port_addresses
     }
 
     /// New connections are refused from now on; the rule that open ones need stays.
