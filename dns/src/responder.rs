@@ -24,7 +24,7 @@ use crate::query_log::QueryLog;
 use crate::zone::{Found, Node, Transfer, Zone};
 pub(crate) use cookie::Secret;
 pub(crate) use options::Way;
-pub(crate) use options::{MAX_NSID, Options};
+pub(crate) use options::{IDLE, MAX_NSID, Options};
 pub(crate) use reply::Reply;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use reply::complete as complete_forwarded;

@@ -17,10 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Protocol;
-use crate::responder::{Responder, Step};
-
-/// A client that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds).
-pub(crate) const IDLE: Duration = Duration::from_secs(10);
+use crate::responder::{IDLE, Responder, Step};
 
 /// While the program ends, a client that says nothing for so long has its answers.
 const LINGER: Duration = Duration::from_millis(500);

@@ -2,6 +2,7 @@
 //! long a connection is kept (RFC 7828), padding (RFC 7830).
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::cookie::{CLIENT, COOKIE, Secret};
 use crate::message::{Edns, option};
@@ -9,6 +10,9 @@ use crate::metrics::Protocol;
 
 /// Bytes of the longest name a server can be told to have.
 pub(crate) const MAX_NSID: usize = 128;
+
+/// A client of a connection that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds), and told so.
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
 /// Code and length of an option.
 const HEAD: usize = 4;
@@ -64,7 +68,7 @@ impl Options {
         }
         // Over UDP there is nothing to keep (RFC 7828 §3.2.1), and nobody to hide from (RFC 7830 §6).
         if protocol != Protocol::Udp && edns.option(option::TCP_KEEPALIVE).is_some() {
-            let tenths = u16::try_from(crate::tcp::IDLE.as_millis() / 100).unwrap_or(u16::MAX);
+            let tenths = u16::try_from(IDLE.as_millis() / 100).unwrap_or(u16::MAX);
             granted.put(option::TCP_KEEPALIVE, &tenths.to_be_bytes());
         }
         granted.pads = protocol == Protocol::Tls && edns.option(option::PADDING).is_some();
