@@ -163,6 +163,10 @@ fn judge(record: &mut Record, times: &BTreeMap<String, Times>, many: usize) {
             record.measured(id, ratio);
         }
     }
+    if let Some(least) = ratio(&kernel, &bridge, del) {
+        let remark = format!("ip link del of a veth alone takes {:.2} x", least.value);
+        record.remark("del-bridge", remark);
+    }
     if many != 5000 {
         record.remark("add-5000", format!("with {many} addresses in use: a quick run"));
     }

@@ -31,6 +31,23 @@ impl Fleet {
     /// # Errors
     /// As [`Cluster::start`].
     pub fn start_with(subnets: &[usize], proxy_flags: &[&str]) -> Result<Self> {
+        Self::launch(subnets, proxy_flags, |index| vec![pod_cidr(index)])
+    }
+
+    /// As [`Fleet::start`], with these ranges for the pods of each node in place of 10.22.1.0/24 and so on: one address of
+    /// each for a pod.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn start_with_ranges(subnets: &[usize], ranges: impl Fn(usize) -> Vec<String>) -> Result<Self> {
+        Self::launch(subnets, &[], ranges)
+    }
+
+    fn launch(
+        subnets: &[usize],
+        proxy_flags: &[&str],
+        ranges: impl Fn(usize) -> Vec<String>,
+    ) -> Result<Self> {
         let directory = TempDir::new()?;
         let manifests = directory.path().join("manifests");
         std::fs::create_dir(&manifests)?;
@@ -38,14 +55,16 @@ impl Fleet {
         let mut nodes = Vec::new();
         for (index, subnet) in subnets.iter().enumerate() {
             let node = router.add_node(*subnet)?;
-            let text = node_manifest(&node_name(index), &node.addresses(), &pod_cidr(index));
+            let text = node_manifest(&node_name(index), &node.addresses(), &ranges(index));
             std::fs::write(manifests.join(format!("{}.yaml", node_name(index))), text)?;
             nodes.push(node);
         }
         let start = |(index, node)| {
             let (name, own) = (node_name(index), TempDir::new_in(directory.path())?);
             let flags = [&["--node-name", &name], proxy_flags].concat();
-            Cluster::start_on(node, own, Source::Manifests(manifests.clone()), &[&pod_cidr(index)], &flags)
+            let ranges = ranges(index);
+            let ranges: Vec<&str> = ranges.iter().map(String::as_str).collect();
+            Cluster::start_on(node, own, Source::Manifests(manifests.clone()), &ranges, &flags)
         };
         let members = nodes.into_iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Self { members, directory })
@@ -82,11 +101,11 @@ fn pod_cidr(index: usize) -> String {
     format!("10.22.{}.0/24", index + 1)
 }
 
-fn node_manifest(name: &str, addresses: &[std::net::IpAddr], pod_cidr: &str) -> String {
+fn node_manifest(name: &str, addresses: &[std::net::IpAddr], pod_cidrs: &[String]) -> String {
     let addresses: Vec<String> =
         addresses.iter().map(|ip| format!("{{type: InternalIP, address: \"{ip}\"}}")).collect();
     format!(
-        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [\"{pod_cidr}\"]}}\nstatus: {{addresses: [{}]}}\n",
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: {pod_cidrs:?}}}\nstatus: {{addresses: [{}]}}\n",
         addresses.join(", ")
     )
 }

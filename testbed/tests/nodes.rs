@@ -199,3 +199,57 @@ fn routes_outlive_the_proxy_which_takes_them_over_again_and_cleanup_leaves_nothi
     let left = "ip route show table local | grep 10.96 || true; ip rule | grep 7061 || true; nft list tables | grep proxy || true; ip link show portolan-vxlan 2>/dev/null || true";
     assert_eq!(member.node.shell(left).unwrap(), "");
 }
+
+/// The pod's own addresses, one a family.
+fn addresses(pod: &Pod) -> Vec<std::net::IpAddr> {
+    let given = pod.result["ips"].as_array().unwrap().iter();
+    given.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
+}
+
+/// From each pod to each other one, by every address, directly on one link and by the tunnel; each sees who asks.
+fn pods_see_each_others_addresses(fleet: &Fleet, families: usize) {
+    let add = |(index, member): (usize, &Cluster)| member.add_pod(&format!("pod-{index}")).unwrap();
+    let pods: Vec<Pod> = fleet.members.iter().enumerate().map(add).collect();
+    for server in &pods {
+        for (family, address) in addresses(server).into_iter().enumerate() {
+            let listen = std::net::SocketAddr::new(address, 9090);
+            let listener = server.netns.run(|| std::net::TcpListener::bind(listen)).unwrap().unwrap();
+            listener.set_nonblocking(true).unwrap();
+            for client in pods.iter().filter(|client| client.name != server.name) {
+                let own = addresses(client)[family];
+                wait_for(&format!("{} to reach {listen}", client.name), || {
+                    let timeout = std::time::Duration::from_secs(2);
+                    let connect = || std::net::TcpStream::connect_timeout(&listen, timeout);
+                    let _stream = client.netns.run(connect)??;
+                    let (_, seen) = wait_for("its arrival", || Ok(listener.accept()?))?;
+                    ensure!(seen.ip() == own, "{seen} instead of {own}");
+                    Ok(())
+                })
+                .unwrap();
+            }
+        }
+        assert_eq!(addresses(server).len(), families);
+    }
+}
+
+#[test]
+fn pods_of_both_families_reach_each_other_across_nodes() {
+    let both = |index| vec![format!("10.22.{}.0/24", index + 1), format!("fd00:10:22:{}::/64", index + 1)];
+    let fleet = Fleet::start_with_ranges(&[0, 0, 1], both).unwrap();
+    expect_routes(
+        &fleet.members[0].node,
+        &[
+            "10.22.2.0/24 via 192.0.2.3",
+            "10.22.3.0/24 via 10.22.3.0 dev portolan-vxlan",
+            "fd00:10:22:2::/64 via 2001:db8:1::3",
+            "fd00:10:22:3::/64 via fd00:10:22:3:: dev portolan-vxlan",
+        ],
+    );
+    pods_see_each_others_addresses(&fleet, 2);
+}
+
+#[test]
+fn pods_with_ipv6_alone_reach_each_other_across_nodes() {
+    let ipv6 = |index| vec![format!("fd00:10:22:{}::/64", index + 1)];
+    pods_see_each_others_addresses(&Fleet::start_with_ranges(&[0, 1], ipv6).unwrap(), 1);
+}
