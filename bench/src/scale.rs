@@ -59,7 +59,7 @@ pub fn scale(services: usize, endpoints: usize) -> Result<Record> {
 }
 
 fn measure(ground: &mut Ground, kind: Kind) -> Result<Vec<String>> {
-    ground.point_at(0)?;
+    ground.point(kind.probe(), 0)?;
     let started = Instant::now();
     let subject = Subject::start(kind, ground)?;
     until(START, || subject.serves(ground, 0))?;
@@ -67,7 +67,7 @@ fn measure(ground: &mut Ground, kind: Kind) -> Result<Vec<String>> {
     let (cpu, at_start) = (subject.time(), subject.memory()?);
     let mut changes = Vec::new();
     for change in 1..=CHANGES {
-        ground.point_at(change % 2)?;
+        ground.point(kind.probe(), change % 2)?;
         let patched = Instant::now();
         until(SOON, || subject.serves(ground, change % 2))?;
         changes.push(patched.elapsed());
@@ -97,7 +97,7 @@ fn relist(ground: &mut Ground, subject: &Subject) -> Result<subject::Memory> {
     subject.reset_peak()?;
     ground.control_plane.stop_server();
     ground.control_plane.start_server()?;
-    ground.point_at(1)?;
+    ground.point(subject.kind.probe(), 1)?;
     ground.control_plane.compact()?;
     ground.control_plane.stop_server();
     ground.control_plane.start_server()?;

@@ -55,8 +55,8 @@ impl Ground {
         Ok(Self { control_plane, node, client, replicas })
     }
 
-    /// Makes one replica the endpoint of both Services. `curl` has ended when the answer is there, `kubectl` takes its time.
-    pub(super) fn point_at(&self, replica: usize) -> Result<()> {
+    /// Makes one replica the endpoint of a Service. `curl` has ended when the answer is there, `kubectl` takes its time.
+    pub(super) fn point(&self, service: &str, replica: usize) -> Result<()> {
         let admin = self.control_plane.kubeconfig("admin")?;
         let file = |name: &str| admin.with_file_name(name).display().to_string();
         let endpoints = serde_json::json!([{
@@ -64,16 +64,15 @@ impl Ground {
             "path": "/endpoints",
             "value": [{ "addresses": [self.replicas[replica].0.ip], "conditions": { "ready": true } }],
         }]);
-        for name in ["names", "probe"] {
-            self.node.shell(&format!(
+        self.node
+            .shell(&format!(
                 "curl -fsS -m 10 -o /dev/null --cacert {} --cert {} --key {} -X PATCH -H 'Content-Type: application/json-patch+json' \
-                 -d '{endpoints}' https://192.0.2.2:6443/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{name}-1",
+                 -d '{endpoints}' https://192.0.2.2:6443/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{service}-1",
                 file("ca.crt"),
                 file("admin.crt"),
                 file("admin.key"),
-            ))?;
-        }
-        Ok(())
+            ))
+            .map(drop)
     }
 
     /// Whether a connection to the virtual IP reaches this replica.

@@ -18,7 +18,7 @@ pub(super) enum Kind {
 }
 
 pub(super) struct Subject {
-    kind: Kind,
+    pub(super) kind: Kind,
     program: Program,
     log: PathBuf,
 }
@@ -36,6 +36,14 @@ impl Kind {
             Self::Proxy => "portolan-proxy",
             Self::KubeProxy => "kube-proxy, nftables",
             Self::Dns => "portolan-dns",
+        }
+    }
+
+    /// The Service that shows its changes.
+    pub(super) fn probe(self) -> &'static str {
+        match self {
+            Self::Proxy | Self::KubeProxy => "probe",
+            Self::Dns => "names",
         }
     }
 }
