@@ -24,7 +24,7 @@ PACKAGE := target/package
 # Builds the Debian package.
 CARGO_DEB := cargo-deb@3.6.2
 
-.PHONY: help setup packages tools build deb package-files demo check test clean
+.PHONY: help setup packages tools build deb image manifests package-files demo check test clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,7 +52,12 @@ KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v||p' $(CONTROL_PLANE)/go.mo
 # And one for CoreDNS with the plugins the benchmark uses: all of them would take longer than everything else together.
 COREDNS_STAMP := $(PORTOLAN_TOOLS)/coredns-$(shell cat bench/coredns/* | sha256sum | cut -c1-16)
 
-tools: $(STAMP) $(COREDNS_STAMP) $(CONTROL_PLANE_STAMP)
+# And one for a kubelet of the version that containerd of Debian 12 needs.
+KUBELET := testbed/kubelet
+KUBELET_STAMP := $(PORTOLAN_TOOLS)/kubelet-$(shell cat $(KUBELET)/* | sha256sum | cut -c1-16)
+KUBELET_VERSION := $(shell sed -n 's|.*k8s.io/kubernetes v||p' $(KUBELET)/go.mod)
+
+tools: $(STAMP) $(COREDNS_STAMP) $(CONTROL_PLANE_STAMP) $(KUBELET_STAMP)
 
 define FIND_GO
 mkdir -p $(PORTOLAN_TOOLS); go=go; \
@@ -84,12 +89,35 @@ $(CONTROL_PLANE_STAMP): | packages
 		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES)" -o $(PORTOLAN_TOOLS)/control-plane .
 	@touch $@
 
-build: ## release binaries in target/release; portolan-cni is static
-	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench -p portolan-operator
-	cargo rustc --release --locked -p portolan-cni --bin portolan-cni -- -C target-feature=+crt-static
+$(KUBELET_STAMP): | packages
+	@$(FIND_GO); cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \
+	echo "building kubelet $(KUBELET_VERSION): some minutes, once"; \
+	cd $(KUBELET) && GOTOOLCHAIN=local GOFLAGS=-buildvcs=false GOCACHE=$$cache $$go build \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBELET_VERSION)" -o $(PORTOLAN_TOOLS)/kubelet .
+	@touch $@
+
+build: ## release binaries in target/release; all but the benchmark are static
+	cargo build --release --locked -p portolan-bench
+	set -e; for program in cni:portolan-cni proxy:portolan-proxy dns:portolan-dns operator:portolan; do \
+		cargo rustc --release --locked -p portolan-$${program%:*} --bin $${program#*:} -- -C target-feature=+crt-static; \
+	done
 
 deb: setup build package-files ## a Debian package with all programs, in target/debian
 	PATH="$(PORTOLAN_TOOLS)/bin:$$PATH" cargo deb --no-build --package portolan-operator
+
+# The image has the version of the workspace.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+
+image: build ## a container image from scratch: localhost/portolan
+	@rm -rf target/image && mkdir -p target/image
+	cp $(RELEASE)/portolan $(RELEASE)/portolan-{proxy,dns,cni} target/image
+	podman build -t localhost/portolan:$(VERSION) -f deploy/Dockerfile target/image
+
+# What the chart renders, for those without Helm; the API server's address is put in by whoever applies it.
+MANIFESTS := deploy/kubernetes/portolan.yaml
+manifests: ## deploy/kubernetes/portolan.yaml, from the chart
+	@$(PORTOLAN_TOOLS)/helm template portolan deploy/helm/portolan --namespace kube-system --kube-version 1.34 \
+		--set apiServer.host=API_SERVER_ADDRESS -s templates/proxy.yaml -s templates/dns.yaml > $(MANIFESTS)
 
 package-files:
 	@mkdir -p $(PACKAGE)

@@ -75,6 +75,16 @@ pub struct Config {
     pub service_cidrs: Vec<IpNetwork>,
 }
 
+impl Config {
+    /// Whether this process is a container of the cluster it follows: one that ends is started again.
+    pub fn is_in_pod(&self) -> bool {
+        #[cfg(feature = "kubernetes")]
+        return self.control_plane == ControlPlane::Kubernetes(source::Access::InCluster);
+        #[cfg(not(feature = "kubernetes"))]
+        false
+    }
+}
+
 /// The latest snapshot, and word of the next one.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
 

@@ -24,13 +24,7 @@ use crate::{attached, demo};
 use receipt::{Entry, Receipt};
 use runtime::{Layout, Runtime};
 
-/// Where the Debian package has the plugin: no runtime looks there by itself.
-const PACKAGED: &str = "/usr/lib/portolan/portolan-cni";
-
 const CONFLIST: &str = "10-portolan.conflist";
-
-/// What the daemons read unless told otherwise.
-const MANIFESTS: &str = "/etc/portolan/manifests";
 
 /// Flags of `portolan install`.
 #[derive(Debug, clap::Args)]
@@ -50,6 +44,10 @@ pub(crate) struct InstallArgs {
     /// Where the runtime looks for networks [default: what its own configuration says].
     #[arg(long, value_name = "DIR", requires = "runtime")]
     conf_dir: Option<PathBuf>,
+
+    /// The plugin alone: somebody else writes the network's configuration, as `portolan-proxy --cni-conflist` does.
+    #[arg(long, requires = "runtime")]
+    plugin_only: bool,
 
     /// Ranges of the pods' addresses, one a family.
     #[arg(
@@ -120,7 +118,6 @@ pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<Done> {
     for file in &files {
         file.check(&receipt)?;
     }
-    receipt.create_directories(Path::new(MANIFESTS))?;
     for file in files {
         done.actions.push(file.put(&mut receipt)?);
     }
@@ -128,14 +125,13 @@ pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<Done> {
 }
 
 fn plugin(args: &InstallArgs) -> anyhow::Result<PathBuf> {
-    let candidates = [args.plugin.clone().unwrap_or_else(|| demo::beside(PLUGIN)), PACKAGED.into()];
-    let usable = if args.plugin.is_some() { &candidates[..1] } else { &candidates[..] };
-    match usable.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
-        None => {
-            bail!("{PLUGIN} is not at {}: `make build` makes it; --plugin FILE names it", usable[0].display())
-        }
-    }
+    let path = args.plugin.clone().unwrap_or_else(|| demo::beside(PLUGIN));
+    ensure!(
+        path.is_file(),
+        "{PLUGIN} is not at {}: `make build` makes it; --plugin FILE names it",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// The programs that an earlier call installed; configurations stay as they are.
@@ -169,6 +165,9 @@ fn wanted(
     let conf_dir = args.conf_dir.clone().unwrap_or(conf_dir);
     let mut files =
         vec![File { path: bin_dir.join(PLUGIN), content: plugin, mode: 0o755, kind: Kind::Program }];
+    if args.plugin_only {
+        return Ok(files);
+    }
     let text = |path: PathBuf, text: String| File {
         path,
         content: text.into_bytes(),

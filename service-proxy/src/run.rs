@@ -93,6 +93,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let mut proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
     let status = Status::default();
     let service_cidrs = config.discovery.service_cidrs.clone();
+    let is_in_pod = config.discovery.is_in_pod();
     let discovery = discovery::start(config.discovery);
     let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
     metrics.registry.register(Box::new(staleness))?;
@@ -151,6 +152,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             divert.remove().await;
         }
         succession.end();
+    }
+    if replaced && is_in_pod {
+        info!(
+            "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
+        );
+        drain.started().await;
     }
     discovery.stop().await;
     // Joining the workers blocks, but there is nothing left to wait for on this thread.
