@@ -4,7 +4,8 @@
 
 use std::process::Command;
 
-use testbed::{ControlPlane, Node, go_tool};
+use anyhow::ensure;
+use testbed::{Binaries, ControlPlane, Node, Program, go_tool, wait_for};
 
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -73,4 +74,56 @@ fn a_chart_without_the_servers_address_says_what_it_needs() {
             && said.contains("apiServer.host: the API server by an address that needs no Service"),
         "{said}"
     );
+}
+
+/// What a pod of the DaemonSet has: the account's token, the authority, the server's address.
+fn enter_pod(node: &Node, control_plane: &ControlPlane) -> Vec<String> {
+    control_plane.apply(include_str!("../../deploy/kubernetes/rbac.yaml")).unwrap();
+    let token =
+        control_plane.kubectl(&["-n", "kube-system", "create", "token", "portolan-proxy"], "").unwrap();
+    let kubeconfig = std::fs::read_to_string(control_plane.kubeconfig("admin").unwrap()).unwrap();
+    let authority = kubeconfig.split("certificate-authority: ").nth(1).unwrap().split('}').next().unwrap();
+    let directory = "/var/run/secrets/kubernetes.io/serviceaccount";
+    node.shell(&format!(
+        "mkdir -p {directory}; cp {authority} {directory}/ca.crt; printf '%s' '{}' > {directory}/token; printf kube-system > {directory}/namespace",
+        token.trim()
+    ))
+    .unwrap();
+    vec![format!("KUBERNETES_SERVICE_HOST={}", node.address()), "KUBERNETES_SERVICE_PORT=6443".to_owned()]
+}
+
+#[test]
+fn a_proxy_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it() {
+    let node = Node::new().unwrap();
+    let control_plane = ControlPlane::start(&node).unwrap();
+    let environment = enter_pod(&node, &control_plane);
+    let proxy = Binaries::find().unwrap().path("portolan-proxy").display().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let start = |log: &str| {
+        let line =
+            [&environment[..], &[proxy.clone(), "--in-cluster".into(), "--node-name=node-1".into()]].concat();
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        let program =
+            Program::start(&node, "/usr/bin/env".as_ref(), &line, &directory.path().join(log)).unwrap();
+        wait_for("it to be in force", || {
+            let pid = node.shell("cat /run/portolan/proxy.pid")?;
+            let said = std::fs::read_to_string(directory.path().join(log))?;
+            ensure!(pid.trim() == program.id().to_string(), "{pid}: {said}");
+            Ok(())
+        })
+        .unwrap();
+        program
+    };
+    let mut old = start("old.log");
+    let _new = start("new.log");
+    wait_for("the old proxy to be idle", || {
+        let said = std::fs::read_to_string(directory.path().join("old.log"))?;
+        ensure!(said.contains("waiting to be told to end"), "{said}");
+        Ok(())
+    })
+    .unwrap();
+    node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
+    assert!(old.terminate().unwrap().success());
+    node.shell("curl -fsS -m 2 http://127.0.0.1:10256/readyz; ip route show table local | grep 10.96")
+        .unwrap();
 }

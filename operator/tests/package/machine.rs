@@ -6,8 +6,14 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Node, wait_for};
 
-/// Hierarchies of cgroups in which systemd keeps its services, as far as the machine has them.
-const CGROUPS: [&str; 2] = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"];
+/// Hierarchies of cgroups that systemd uses, as `/proc/self/cgroup` names them, and where they are mounted.
+const CGROUPS: [(&str, &str); 5] = [
+    ("name=systemd", "systemd"),
+    ("", "unified"),
+    ("pids", "pids"),
+    ("devices", "devices"),
+    ("memory", "memory"),
+];
 
 /// Everything a package may write, on layers of the node's own; and of units only what systemd cannot do without, so that
 /// nothing of the machine's starts.
@@ -55,10 +61,7 @@ impl Machine {
     pub(crate) fn boot() -> Result<Self> {
         let node = Node::new()?;
         node.shell(LAYERS)?;
-        // A part of the tree of its own: what systemd makes of it is gone afterwards.
-        let name = format!("portolan-{}-{:?}", std::process::id(), std::thread::current().id());
-        let cgroups: Vec<PathBuf> =
-            CGROUPS.iter().map(|root| PathBuf::from(root).join(name.replace(['(', ')'], ""))).collect();
+        let cgroups = own_cgroups()?;
         let enter: Vec<String> = cgroups
             .iter()
             .map(|group| format!("mkdir {0}; echo $$ > {0}/cgroup.procs", group.display()))
@@ -119,6 +122,23 @@ impl Machine {
     pub(crate) fn main_pid(&self, unit: &str) -> Result<u32> {
         Ok(self.shell(&format!("systemctl show -P MainPID {unit}"))?.trim().parse()?)
     }
+}
+
+/// A part of each tree of its own: what systemd makes of it is gone afterwards.
+fn own_cgroups() -> Result<Vec<PathBuf>> {
+    let name = format!("portolan-{}-{:?}", std::process::id(), std::thread::current().id());
+    let name = name.replace(['(', ')'], "");
+    let ours = std::fs::read_to_string("/proc/self/cgroup")?;
+    let mut groups = Vec::new();
+    for line in ours.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (hierarchy, path) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let mounted = CGROUPS.iter().find(|(known, _)| *known == hierarchy);
+        groups.extend(mounted.map(|(_, directory)| {
+            PathBuf::from("/sys/fs/cgroup").join(directory).join(path.trim_start_matches('/')).join(&name)
+        }));
+    }
+    Ok(groups)
 }
 
 impl Drop for Machine {
