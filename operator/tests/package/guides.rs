@@ -30,12 +30,14 @@ const IMAGE: &str = "
     tar c -C /run/image . | podman import --change 'CMD [\"/bin/sh\"]' - docker.io/library/busybox:latest
 ";
 
-/// containerd within the same limits, the hierarchies that a kubelet wants to see, and settings of the kernel that a kubelet would change for the whole machine.
+/// containerd within the same limits, the hierarchies that a kubelet wants to see (systemd leaves links where it could not
+/// mount two of them as one), and settings of the kernel that a kubelet would change for the whole machine.
 const CONTAINERD: &str = "
     mkdir -p /run/ctr/root /run/kernel
     for controller in cpu cpuacct cpuset; do
-        mountpoint -q /sys/fs/cgroup/$controller && continue
-        mkdir -p /sys/fs/cgroup/$controller; mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller
+        directory=/sys/fs/cgroup/$controller; mountpoint -q $directory && [ ! -L $directory ] && continue
+        [ ! -L $directory ] || rm $directory
+        mkdir -p $directory; mount -t cgroup -o $controller cgroup $directory
     done
     cat > /etc/containerd/config.toml <<END
 version = 2

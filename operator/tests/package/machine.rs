@@ -31,9 +31,11 @@ const LAYERS: &str = "
     printf '[Service]\\nStandardError=append:/run/systemd/services.log\\n' > /etc/systemd/system/service.d/log.conf
 ";
 
-/// In a process namespace: what systemd expects to be mounted. It would set limits that are the whole machine's.
+/// In a process namespace: what systemd expects to be mounted. It would set limits that are the whole machine's;
+/// what is under `net` is the node's own.
 const BOOT: &str = "
-    mount -t proc proc /proc; mount --bind -o ro /proc/sys /proc/sys; mount -t tmpfs tmpfs /tmp
+    mount -t proc proc /proc; mount -t tmpfs tmpfs /tmp
+    mount --bind /proc/sys /proc/sys; mount --bind /proc/sys/net /proc/sys/net; mount -o remount,bind,ro /proc/sys
     umount -R /sys/fs/cgroup; mount -t tmpfs tmpfs /sys/fs/cgroup
     mkdir /sys/fs/cgroup/systemd /sys/fs/cgroup/unified
     mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
