@@ -96,11 +96,9 @@ $(KUBELET_STAMP): | packages
 		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBELET_VERSION)" -o $(PORTOLAN_TOOLS)/kubelet .
 	@touch $@
 
-build: ## release binaries in target/release; all but the benchmark are static
-	cargo build --release --locked -p portolan-bench
-	set -e; for program in cni:portolan-cni proxy:portolan-proxy dns:portolan-dns operator:portolan; do \
-		cargo rustc --release --locked -p portolan-$${program%:*} --bin $${program#*:} -- -C target-feature=+crt-static; \
-	done
+build: ## release binaries in target/release; portolan-cni is static
+	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench -p portolan-operator
+	cargo rustc --release --locked -p portolan-cni --bin portolan-cni -- -C target-feature=+crt-static
 
 deb: setup build package-files ## a Debian package with all programs, in target/debian
 	PATH="$(PORTOLAN_TOOLS)/bin:$$PATH" cargo deb --no-build --package portolan-operator
@@ -108,9 +106,12 @@ deb: setup build package-files ## a Debian package with all programs, in target/
 # The image has the version of the workspace.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
-image: build ## a container image from scratch: localhost/portolan
+image: ## a container image from scratch, of static programs: localhost/portolan
 	@rm -rf target/image && mkdir -p target/image
-	cp $(RELEASE)/portolan $(RELEASE)/portolan-{proxy,dns,cni} target/image
+	set -e; for program in cni:portolan-cni proxy:portolan-proxy dns:portolan-dns operator:portolan; do \
+		cargo rustc --release --locked -p portolan-$${program%:*} --bin $${program#*:} -- -C target-feature=+crt-static; \
+		cp $(RELEASE)/$${program#*:} target/image; \
+	done
 	podman build -t localhost/portolan:$(VERSION) -f deploy/Dockerfile target/image
 
 # What the chart renders, for those without Helm; the API server's address is put in by whoever applies it.
