@@ -52,12 +52,7 @@ KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v||p' $(CONTROL_PLANE)/go.mo
 # And one for CoreDNS with the plugins the benchmark uses: all of them would take longer than everything else together.
 COREDNS_STAMP := $(PORTOLAN_TOOLS)/coredns-$(shell cat bench/coredns/* | sha256sum | cut -c1-16)
 
-# And one for a kubelet of the version that containerd of Debian 12 needs.
-KUBELET := testbed/kubelet
-KUBELET_STAMP := $(PORTOLAN_TOOLS)/kubelet-$(shell cat $(KUBELET)/* | sha256sum | cut -c1-16)
-KUBELET_VERSION := $(shell sed -n 's|.*k8s.io/kubernetes v||p' $(KUBELET)/go.mod)
-
-tools: $(STAMP) $(COREDNS_STAMP) $(CONTROL_PLANE_STAMP) $(KUBELET_STAMP)
+tools: $(STAMP) $(COREDNS_STAMP) $(CONTROL_PLANE_STAMP)
 
 define FIND_GO
 mkdir -p $(PORTOLAN_TOOLS); go=go; \
@@ -87,13 +82,6 @@ $(CONTROL_PLANE_STAMP): | packages
 	echo "building the control plane of Kubernetes $(KUBERNETES): about ten minutes, once"; \
 	cd $(CONTROL_PLANE) && GOTOOLCHAIN=local GOFLAGS=-buildvcs=false GOCACHE=$$cache $$go build \
 		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES)" -o $(PORTOLAN_TOOLS)/control-plane .
-	@touch $@
-
-$(KUBELET_STAMP): | packages
-	@$(FIND_GO); cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \
-	echo "building kubelet $(KUBELET_VERSION): some minutes, once"; \
-	cd $(KUBELET) && GOTOOLCHAIN=local GOFLAGS=-buildvcs=false GOCACHE=$$cache $$go build \
-		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBELET_VERSION)" -o $(PORTOLAN_TOOLS)/kubelet .
 	@touch $@
 
 build: ## release binaries in target/release; portolan-cni is static
