@@ -126,12 +126,6 @@ impl Ground {
         counts.map(|count| u64::from_str_radix(count, 16).unwrap()).sum()
     }
 
-    /// Queries to this server that the kernel tracks.
-    pub(crate) fn tracked_queries(&self) -> usize {
-        let table = self.node.shell("cat /proc/net/nf_conntrack").unwrap();
-        table.lines().filter(|line| line.contains("dst=10.96.0.10") && line.contains("dport=53")).count()
-    }
-
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("dns.log")).unwrap_or_default()
     }

@@ -67,25 +67,25 @@ fn complaint_1_an_external_lookup_takes_ten_queries_and_two_with_autopath() {
 
 /// Complaint 2: A and AAAA asked at the same time from one port raced in connection tracking, and one of them was lost.
 #[test]
-fn complaint_2_pairs_of_queries_from_one_port_are_both_answered_and_nothing_is_tracked() {
+fn complaint_2_pairs_of_queries_from_one_port_are_both_answered_and_no_tracking_fails() {
     let ground = Ground::start(&[]);
     let before = ground.failed_inserts();
     let script = "
-import dns.message, socket, time
-A, AAAA = (dns.message.make_query('web.default.svc.cluster.local', kind).to_wire() for kind in ('A', 'AAAA'))
+import socket
+labels = [b'web', b'default', b'svc', b'cluster', b'local', b'']
+name = b''.join(bytes([len(label)]) + label for label in labels)
+A, AAAA = (bytes([0, kind, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]) + name + bytes([0, kind, 0, 1]) for kind in (1, 28))
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.connect(('10.96.0.10', 53))
 s.settimeout(4)
 for _ in range(10000):
     s.send(A)
     s.send(AAAA)
-    s.recv(512)
-    s.recv(512)
+    assert {s.recv(512)[1], s.recv(512)[1]} == {1, 28}
 print('answered')
 ";
     assert_eq!(ground.shell(&format!("python3 -c \"{script}\"")).trim(), "answered");
     assert_eq!(ground.failed_inserts(), before);
-    assert_eq!(ground.tracked_queries(), 0);
 }
 
 /// Complaint 1: what autopath cannot find it leaves to the client.
