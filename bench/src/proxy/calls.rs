@@ -17,7 +17,7 @@ use crate::load::{Load, Shape, run};
 use crate::record::{Record, Table};
 use crate::topology::Topology;
 
-const SHAPES: [Shape; 5] =
+pub(super) const SHAPES: [Shape; 5] =
     [Shape::Requests, Shape::Many, Shape::Connections, Shape::Stream, Shape::Datagrams];
 
 const BLOCK: Duration = Duration::from_secs(1);
