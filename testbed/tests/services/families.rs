@@ -58,12 +58,12 @@ impl DualStack {
     }
 }
 
-/// As the CNI plugin routes IPv4: the pod's address behind its veth, a gateway with a link-local address.
+/// The plugin gives a pod of one family a veth without IPv6. As it routes IPv4: the pod's address behind its veth, a gateway with a link-local address.
 fn give_address(cluster: &Cluster, pod: &Pod, address: &str) {
     let route = cluster.node.shell(&format!("ip -o route show {}", pod.ip)).unwrap();
     let veth = route.split_once("dev ").unwrap().1.split(' ').next().unwrap();
     let script = format!(
-        "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; ip address add fe80::1/64 dev {veth} nodad; ip route add {address}/128 dev {veth}"
+        "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; echo 0 > /proc/sys/net/ipv6/conf/{veth}/disable_ipv6; ip address add fe80::1/64 dev {veth} nodad; ip route add {address}/128 dev {veth}"
     );
     cluster.node.shell(&script).unwrap();
     let script =
