@@ -88,7 +88,7 @@ build: ## release binaries in target/release; portolan-cni is static
 	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench -p portolan-operator
 	cargo rustc --release --locked -p portolan-cni --bin portolan-cni -- -C target-feature=+crt-static
 
-deb: setup build package-files ## a Debian package with all programs, in target/debian
+deb: $(STAMP) build package-files ## a Debian package with all programs, in target/debian
 	PATH="$(PORTOLAN_TOOLS)/bin:$$PATH" cargo deb --no-build --package portolan-operator
 
 # The image has the version of the workspace.
@@ -115,7 +115,7 @@ package-files:
 	@$(RELEASE)/portolan completion zsh > $(PACKAGE)/_portolan
 	@$(RELEASE)/portolan completion fish > $(PACKAGE)/portolan.fish
 
-demo: setup build ## three tiers of pods talk through Services by name, in private namespaces
+demo: packages build ## three tiers of pods talk through Services by name, in private namespaces
 	@$(RELEASE)/portolan-bench demo
 
 check: ## format, lints, documentation
