@@ -241,9 +241,10 @@ mod tests {
         let number = |_: &str| Response::json(StatusCode::OK, &7).with_header("x-weight", 7);
         let server = server.route("/number", number);
         let reading = tokio::task::spawn_blocking(move || {
-            assert_eq!(crate::page::get(address, "/number").unwrap(), "7\n");
-            let unknown = crate::page::get(address, "/nothing").unwrap_err().to_string();
-            assert!(unknown.starts_with("status 404: no such page"), "{unknown}");
+            let page = crate::page::get(address, "/number").unwrap();
+            assert_eq!((page.is_ok(), page.body.as_str()), (true, "7\n"));
+            let unknown = crate::page::get(address, "/nothing").unwrap();
+            assert!(unknown.status == 404 && unknown.body.starts_with("no such page"), "{unknown:?}");
         });
         tokio::select! {
             () = server.run() => unreachable!(),

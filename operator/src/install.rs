@@ -5,7 +5,6 @@
 
 mod receipt;
 mod runtime;
-mod state;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,7 +19,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::conflist::{self, PLUGIN};
-use crate::{attached, demo};
+use crate::{attached, demo, tool};
 use receipt::{Entry, Receipt};
 use runtime::{Layout, Runtime};
 
@@ -272,6 +271,13 @@ fn write(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     fs::rename(&new, path)
 }
 
+/// What the plugin keeps on the node between pods is the plugin's to take away, as long as it is there.
+fn clean_up(receipt: &Receipt) -> Option<String> {
+    let mut programs = receipt.entries.keys().filter(|path| path.ends_with("portolan-cni") && path.exists());
+    let cleaned = tool::output(&programs.next()?.to_string_lossy(), &["cleanup"]);
+    cleaned.err().map(|e| e.to_string())
+}
+
 /// Takes away what the receipt names.
 ///
 /// # Errors
@@ -289,7 +295,7 @@ pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Done> {
     let mut done = Done { actions: Vec::new(), next: Vec::new() };
     let mut errors = Vec::new();
     if pods.is_empty() {
-        errors.extend(state::remove());
+        errors.extend(clean_up(&receipt));
     }
     for (path, entry) in &receipt.entries {
         let changed =

@@ -17,7 +17,7 @@ mod doctor;
 mod exposition;
 mod install;
 mod manual;
-mod page;
+mod pages;
 mod process;
 mod status;
 mod table;

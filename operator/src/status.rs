@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use daemon::page;
 use serde::{Deserialize, Serialize};
 
-use crate::page::{self, Pages};
+use crate::pages::Pages;
 use crate::table::Table;
 use crate::{attached, exposition, process};
 
@@ -172,9 +173,9 @@ fn program(
     let ready = page::get(ready_at, &format!("{ready_path}?verbose"));
     let metrics = page::get(metrics_at, "/metrics").map(|page| page.body).unwrap_or_default();
     let (state, conditions) = match ready {
-        Ok(page) if page.is_ok => (State::Ready, conditions(&page.body)),
+        Ok(page) if page.is_ok() => (State::Ready, conditions(&page.body)),
         Ok(page) => (State::NotReady, conditions(&page.body)),
-        Err(error) if !pids.is_empty() => (State::Silent, vec![format!("{error:#}")]),
+        Err(error) if !pids.is_empty() => (State::Silent, vec![error.to_string()]),
         Err(_) => (State::Stopped, Vec::new()),
     };
     let counter =

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use netns::NetNs;
 use serde::Serialize;
 
-use crate::page::Pages;
+use crate::pages::Pages;
 use crate::status::{Served, ServedFrontend, served};
 use crate::{attached, tool};
 use step::{Outcome, Step};

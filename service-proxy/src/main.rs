@@ -37,10 +37,14 @@ fn status(mut address: SocketAddr, service: Option<&str>, json: bool) -> ExitCod
     let format = if json { "format=json" } else { "format=text" };
     let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
     match daemon::page::get(address, &format!("/debug/services?{format}{service}")) {
-        Ok(page) => {
+        Ok(page) if page.is_ok() => {
             // A closed pipe is the reader's choice.
-            drop(std::io::stdout().write_all(page.as_bytes()));
+            drop(std::io::stdout().write_all(page.body.as_bytes()));
             ExitCode::SUCCESS
+        }
+        Ok(page) => {
+            tracing::error!(status = page.status, "{}", page.body.trim());
+            ExitCode::FAILURE
         }
         Err(error) => {
             tracing::error!(%error, "no proxy shows its state on {address}: does it run, and with this --metrics-bind-address?");
