@@ -53,6 +53,11 @@ impl Frontend {
         self.endpoints.load_full()
     }
 
+    /// What the Service wants right now, for a look that does not outlast it: nothing is counted that workers share.
+    pub(crate) fn wants<T>(&self, read: impl FnOnce(&Selection) -> T) -> T {
+        read(&self.endpoints.load().selection)
+    }
+
     /// New endpoints, for connections and datagrams from now on.
     pub(crate) fn set_endpoints(&self, selection: Selection) {
         let before = self.endpoints.load();

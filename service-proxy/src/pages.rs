@@ -121,7 +121,8 @@ fn services(query: &str, proxy_name: Option<&str>, snapshots: &Snapshots, status
     status.with(|shown| {
         let all = shown.frontends.iter();
         let wanted = all.filter(|f| service.is_none_or(|service| f.service().to_string() == service));
-        let frontends = wanted.collect();
+        let mut frontends: Vec<_> = wanted.collect();
+        frontends.sort_by_key(|frontend| frontend.key);
         let view =
             status::View { snapshot: &snapshot, frontends, failures: &shown.failures, service, proxy_name };
         if value("format") == Some("json") {

@@ -77,7 +77,7 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     };
     let metrics = &context.metrics;
     let traffic = &frontend.traffic;
-    let Some(_open) = traffic.enter(frontend.endpoints().selection.max_connections) else {
+    let Some(_open) = traffic.enter(frontend.wants(|selection| selection.max_connections)) else {
         metrics.connections_shed.inc();
         return socket::reset_on_close(&client);
     };
@@ -87,7 +87,7 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     match connect::connect(address.ip(), &frontend, context, local).await {
         Some((mut upstream, _in_use)) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
-            if frontend.endpoints().selection.proxy_protocol {
+            if frontend.wants(|selection| selection.proxy_protocol) {
                 // The socket is new and its buffer empty; an error shows again when the relay writes.
                 drop(upstream.try_write(&proxy_protocol::header(address, asked)));
             }

@@ -5,6 +5,7 @@
 //! runtime: it runs the real CNI plugin for each [`Pod`]. [`Program`] is a daemon that does not outlive its handle.
 //! A [`ControlPlane`] is a real API server. A [`Cluster`] is a node with everything running; a [`Fleet`] several of them, on the subnets of one [`Router`].
 
+mod certificate;
 mod cluster;
 mod control_plane;
 mod fleet;
@@ -15,6 +16,7 @@ mod router;
 mod server;
 mod tool;
 
+pub use certificate::certify;
 pub use cluster::Cluster;
 pub use control_plane::ControlPlane;
 pub use fleet::Fleet;

@@ -50,27 +50,7 @@ fn unbound(directory: &Path, port: u16, tls: Option<(u16, &Path, &Path)>) -> Dae
 fn certificate(directory: &Path, name: &str) -> (std::path::PathBuf, std::path::PathBuf) {
     let (certificate, key) =
         (directory.join(format!("{name}.pem")), directory.join(format!("{name}-key.pem")));
-    let output = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", &format!("/CN={name}"), "-addext", &format!("subjectAltName=DNS:{name}")])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    testbed::certify(name, &certificate, &key).unwrap();
     (certificate, key)
 }
 

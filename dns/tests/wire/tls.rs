@@ -8,29 +8,9 @@ use crate::server::Server;
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
 const NAME: &str = "web.default.svc.cluster.local";
 
-/// A certificate and key of a server by that name, trusted by whoever trusts the certificate itself.
+/// A new certificate and key, beside the server's own.
 fn certificate(directory: &Path, name: &str) {
-    let output = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", &format!("/CN={name}"), "-addext", &format!("subjectAltName=DNS:{name}")])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .arg("-keyout")
-        .arg(directory.join("new.key"))
-        .arg("-out")
-        .arg(directory.join("new.pem"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    testbed::certify(name, &directory.join("new.pem"), &directory.join("new.key")).unwrap();
 }
 
 /// Puts them where the server has its own, one after the other.

@@ -41,11 +41,9 @@ impl Proxier {
         self.catch_failure.as_ref().map(|failure| failure.since)
     }
 
-    /// Everything that is open, in order.
+    /// Everything that is open, in no particular order.
     pub(crate) fn frontends(&self) -> Vec<Arc<Frontend>> {
-        let mut frontends: Vec<_> = self.frontends.values().cloned().collect();
-        frontends.sort_by_key(|frontend| frontend.key);
-        frontends
+        self.frontends.values().cloned().collect()
     }
 
     /// What load balancers in front want to be told about this node.
