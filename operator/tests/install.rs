@@ -87,14 +87,25 @@ fn the_conflist_is_what_deploy_has_and_the_plugin_takes_it() {
     config["cniVersion"] = "1.0.0".into();
     config["name"] = "portolan".into();
     let plugin = Plugin { binary: "/opt/cni/bin/portolan-cni".into(), node: node.clone() };
-    let network = Network::with_config(plugin, config);
+    let network = Network::with_config(plugin, config.clone());
     let pod = network.add("web-1").unwrap();
     let refused = portolan(&node, &["uninstall"]);
     assert!(!refused.status.success() && text(&refused).contains("pods are attached"), "{}", text(&refused));
     assert!(text(&refused).contains("default/web-1"), "{}", text(&refused));
     network.remove(&pod).unwrap();
+    // A bridge has a table of its own, and stays when its last pod goes.
+    config["name"] = "bridged".into();
+    config["mode"] = "bridge".into();
+    config["macspoofchk"] = true.into();
+    config["ipam"] = serde_json::json!({ "ranges": [[{ "subnet": "10.23.0.0/24" }]] });
+    let plugin = Plugin { binary: "/opt/cni/bin/portolan-cni".into(), node: node.clone() };
+    let network = Network::with_config(plugin, config);
+    let pod = network.add("web-2").unwrap();
+    network.remove(&pod).unwrap();
+    let stays = node.shell("nft list tables").unwrap();
+    assert!(stays.contains("inet portolan") && stays.contains("bridge portolan"), "{stays}");
     done(&node, &["uninstall"]);
-    let left = node.shell("ip -o link | grep ptl || true; ip route | grep 10.22 || true; nft list ruleset | grep 'inet portolan' || true; ls -d /run/portolan /opt/cni /var/lib/portolan 2>/dev/null || true").unwrap();
+    let left = node.shell("ip -o link | grep -e ptl -e bridge || true; ip route show table all | grep -e 10.22 -e 10.23 || true; nft list tables; ls -d /run/portolan /opt/cni /var/lib/portolan 2>/dev/null || true").unwrap();
     assert_eq!(left, "");
 }
 
