@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::error::{Code, Error, Result};
+use crate::ipam::Owner;
 
 /// Longest name of a network interface, without the closing NUL (`IFNAMSIZ`).
 const MAX_IFNAME: usize = 15;
@@ -76,6 +77,11 @@ impl Command {
 }
 
 impl Args {
+    /// Who the addresses belong to.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
+    }
+
     /// Reads what `command` needs; all that is missing is named at once.
     pub(crate) fn parse(command: Command, environment: Vec<(OsString, OsString)>) -> Result<Self> {
         let variable = |name: &str| {

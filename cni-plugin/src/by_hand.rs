@@ -14,8 +14,9 @@ A container runtime runs it, with CNI_COMMAND and friends in the environment and
 standard input; see docs/cni-plugin.md. By hand:
 
   portolan-cni cleanup [--state-dir DIR]   remove what stays on the node when the last pod has gone: the nft
-                                           table, and DIR's records and reservations (default: /run/portolan).
-                                           Refuses while pods are attached, and says which.
+                                           tables, bridges of ours without ports, routes that refuse, and DIR's
+                                           records and reservations (default: /run/portolan). Refuses while pods
+                                           are attached or have an address reserved, and says which.
   portolan-cni import CONFLIST [--from DIR] [--json]
                                            take over the addresses that the plugin host-local has given out in the
                                            network of CONFLIST, as that is for portolan-cni, so that none of them is

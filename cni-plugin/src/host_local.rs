@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::args::{Args, Command};
 use crate::command;
 use crate::error::{Code, Error, Result};
-use crate::ipam::{self, Assignment, Owner};
+use crate::ipam::{self, Assignment};
 use crate::netconf::{Header, NetConf};
 use crate::result;
 use crate::rollback::Rollback;
@@ -22,12 +22,12 @@ pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
 
 /// DEL: they are free again.
 pub(crate) fn del(args: &Args, header: &Header) -> Result<()> {
-    header.reservations().release(&owner(args))
+    header.reservations().release(&args.owner())
 }
 
 /// CHECK: they are still the container's; the reference plugin is content with any address.
 pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
-    let reserved = conf.header.reservations().addresses(&owner(args))?;
+    let reserved = conf.header.reservations().addresses(&args.owner())?;
     let previous = conf.prev_result.clone().unwrap_or_default();
     let given = Assignment::parse("prevResult", &previous)?.addresses();
     // Others in the chain may have added addresses of their own.
@@ -77,8 +77,4 @@ pub(crate) fn run(
         Command::Version => Ok(()),
     }
     .map(|()| None)
-}
-
-fn owner(args: &Args) -> Owner {
-    Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() }
 }

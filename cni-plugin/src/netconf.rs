@@ -363,7 +363,7 @@ pub(crate) fn parse_requested(field: &str, text: &str) -> Result<IpAddr> {
     address.parse().map_err(|_e| invalid(format!("{field}: {text:?} is not an IP address")))
 }
 
-/// What the pod's resolv.conf is made of; what the runtime says wins.
+/// Where the proxy has its health page, if it is named.
 fn service_proxy(text: Option<&str>) -> Result<Option<SocketAddr>> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let wrong = |_| {
@@ -373,6 +373,7 @@ fn service_proxy(text: Option<&str>) -> Result<Option<SocketAddr>> {
     text.parse().map(Some).map_err(wrong)
 }
 
+/// What the pod's resolv.conf is made of; what the runtime says wins.
 fn dns(wire: &Wire) -> Value {
     let (servers, search, options) = match &wire.runtime_config.dns {
         Some(dns) => (&dns.servers, &dns.searches, &dns.options),

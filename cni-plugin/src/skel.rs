@@ -140,9 +140,11 @@ fn dispatch(
     }
     version.clone_from(&asked);
     check_command_version(command, &asked)?;
-    let added = |args, header, raw| Added { args, header, raw };
-    let added = (command == Command::Add && role != Role::Loopback)
-        .then(|| added(args.clone(), header.clone(), raw.clone()));
+    let added = (command == Command::Add && role != Role::Loopback).then(|| Added {
+        args: args.clone(),
+        header: header.clone(),
+        raw: raw.clone(),
+    });
     let answer = match role {
         Role::HostLocal => host_local::run(command, &args, header, raw, &asked),
         Role::Loopback => loopback::run(command, &args, &raw, &asked),

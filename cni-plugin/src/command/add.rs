@@ -11,7 +11,7 @@ use crate::alias::Alias;
 use crate::args::Args;
 use crate::command::del::Node;
 use crate::error::{Code, Error, Result, kernel};
-use crate::ipam::{self, Owner};
+use crate::ipam;
 use crate::netconf::{Bandwidth, Mode, NetConf, parse_mac};
 use crate::netlink::{Batch, Netlink, Veth};
 use crate::result::{self, Attached, Interface};
@@ -49,7 +49,7 @@ fn attach<'a>(
     for leftover in [host_name.clone(), detour.clone()] {
         rollback.push(move || drop(Netlink::open().and_then(|mut host| host.delete_link(&leftover))));
     }
-    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+    let owner = args.owner();
     let alias = Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone() }.format();
     let mut ends = vec![
         Interface { name: &host_name, mac: veth::format_mac(&pair.host_mac), mtu: pair.mtu, netns: "" },

@@ -2,7 +2,7 @@
 
 use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
-use crate::ipam::{self, Assignment, Owner};
+use crate::ipam::{self, Assignment};
 use crate::netconf::{Mode, NetConf, invalid};
 use crate::netlink::Netlink;
 use crate::{bandwidth, bridged, pod, routed, table, veth};
@@ -33,7 +33,7 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     if let Some(kind) = &conf.header.delegate {
         ipam::delegate(kind, "CHECK", args, &conf.raw)?;
     } else {
-        let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+        let owner = args.owner();
         let reserved = conf.header.reservations().addresses(&owner)?;
         if let Some(lost) = addresses.iter().find(|address| !reserved.contains(address)) {
             return Err(Error::new(

@@ -10,7 +10,7 @@ use crate::alias::Alias;
 use crate::command::del::Node;
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::lock::Lock;
-use crate::{bridged, table};
+use crate::{bridged, ipam, table};
 
 /// What the plugin keeps in the state directory. Other files there are the daemons'.
 const OURS: [&str; 5] = ["attachments", "delegated", "ipam", "networks", "ports"];
@@ -48,7 +48,7 @@ pub(crate) fn cleanup(state_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Who is known by a record or by an interface, for people.
+/// Who is known by a record, an interface or a reservation, for people.
 fn attached(node: &mut Node, state_dir: &Path) -> Result<Vec<String>> {
     let named = |network: &str, container: &str| format!("{container} (network {network})");
     let links = node.netlink.links().map_err(kernel("list interfaces"))?;
@@ -59,6 +59,14 @@ fn attached(node: &mut Node, state_dir: &Path) -> Result<Vec<String>> {
     for network in fs::read_dir(store.directory()).into_iter().flatten().flatten() {
         let network = network.file_name().to_string_lossy().into_owned();
         attached.extend(store.list(&network).0.iter().map(|record| named(&network, &record.container_id)));
+    }
+    // Who has only an address of ours, under another plugin or taken over from one, is known by nothing else.
+    for kind in ["ipam", "delegated"] {
+        for network in fs::read_dir(state_dir.join(kind)).into_iter().flatten().flatten() {
+            let (owners, _) = ipam::Store::new(network.path(), 0).owners();
+            let network = network.file_name().to_string_lossy().into_owned();
+            attached.extend(owners.iter().map(|owner| named(&network, &owner.container_id)));
+        }
     }
     attached.sort();
     attached.dedup();

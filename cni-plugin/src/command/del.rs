@@ -15,7 +15,7 @@ use crate::{table, veth};
 
 /// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
 pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
-    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+    let owner = args.owner();
     let detach = |mut node: Node| {
         let errors = node.detach(header, &owner);
         node.close();

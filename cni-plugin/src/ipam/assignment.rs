@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{Owner, delegate, resolv_conf};
+use super::{delegate, resolv_conf};
 use crate::args::Args;
 use crate::error::{Code, Error, Result};
 use crate::netconf::{NetConf, Route, parse_requested};
@@ -69,7 +69,7 @@ pub(crate) fn assign<'a>(
     conf: &'a NetConf,
     rollback: &mut Rollback<'a>,
 ) -> Result<Assignment> {
-    let owner = Owner { container_id: args.container_id.clone(), ifname: args.ifname.clone() };
+    let owner = args.owner();
     let reservations = conf.header.reservations();
     if let Some(kind) = &conf.header.delegate {
         // Without addresses of ours: GC finds what a killed ADD has left by it.

@@ -83,8 +83,7 @@ impl Bridge {
 
     /// Reads the keys; those for VLANs are refused when the bridge is looked at, with the reason.
     pub(super) fn parse(raw: &Value) -> Result<Self> {
-        let parsed: Self = serde_json::from_value(raw.clone())
-            .map_err(|e| invalid(format!("network configuration: {e}")))?;
+        let parsed = Self::deserialize(raw).map_err(|e| invalid(format!("network configuration: {e}")))?;
         if !is_valid_ifname(&parsed.name) {
             let rule = "a bridge's name has 1 to 15 bytes without /, : or white space";
             return Err(invalid(format!("bridge: {:?}: {rule}", parsed.name)));
