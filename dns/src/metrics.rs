@@ -77,7 +77,8 @@ pub(crate) struct Metrics {
     pub(crate) certificate_failures: IntCounter,
     /// Lines of the query log that were not written.
     pub(crate) lost_lines: IntCounter,
-    refused: IntCounterVec,
+    /// By client, by rate.
+    refused: [IntCounter; 2],
     programming: HistogramVec,
 }
 
@@ -129,6 +130,7 @@ impl Metrics {
         let lost_lines = counter("portolan_dns_query_log_lost_total", "Lines of the query log not written.");
         let opts = Opts::new("portolan_dns_refused_total", "Queries refused by limits.");
         let refused = register(&registry, IntCounterVec::new(opts, &["reason"]));
+        let refused = ["client", "rate"].map(|reason| refused.with_label_values(&[reason]));
         let opts = HistogramOpts::new(
             "coredns_kubernetes_dns_programming_duration_seconds",
             "From a change of a Service's pods to its answers.",
@@ -152,11 +154,11 @@ impl Metrics {
 
     /// Counts a query that a limit has refused.
     pub(crate) fn refused(&self, refusal: Refusal) {
-        let reason = match refusal {
-            Refusal::Client => "client",
-            Refusal::Rate => "rate",
-        };
-        self.refused.with_label_values(&[reason]).inc();
+        let [client, rate] = &self.refused;
+        match refusal {
+            Refusal::Client => client.inc(),
+            Refusal::Rate => rate.inc(),
+        }
     }
 
     /// Counts news of endpoints that answers tell from now on.

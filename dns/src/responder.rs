@@ -78,9 +78,13 @@ impl Responder {
             Err(Invalid::Reply { header, rcode, question, edns }) => {
                 let granted = self.options.grant(edns, protocol, client);
                 let way = Way { protocol, granted: granted.as_ref() };
-                Reply::new(out, message, header, question, edns, way).finish(rcode, reason(rcode));
+                let (code, why) = match self.refusal(client, now) {
+                    Some(why) => (rcode::REFUSED, Some(why)),
+                    None => (rcode, reason(rcode)),
+                };
+                Reply::new(out, message, header, question, edns, way).finish(code, why);
                 let kind = question.map_or(0, |question| question.kind);
-                self.metrics.count(protocol, kind, rcode, now);
+                self.metrics.count(protocol, kind, code, now);
                 return Step::Done;
             }
         };
@@ -179,16 +183,18 @@ impl Responder {
         if !allowed.iter().any(|cidr| cidr.contains(client.ip())) {
             return None;
         }
-        let is_refused = |gate: &Gate| gate.refuses(client.ip(), Instant::now()).is_some();
-        if self.gate.as_ref().is_some_and(is_refused) {
-            return None;
-        }
         let query = Query::parse(message).ok()?;
         // Without a history of changes, the answer to IXFR is the whole as well (RFC 1995 §4).
         let is_asked = query.question.is_in() && matches!(query.question.kind, kind::AXFR | kind::IXFR);
         let zone = self.zone.load_full();
         let is_ours = query.question.name.eq_ignore_case(zone.settings.domain.as_name());
-        (is_asked && is_ours && zone.synced).then(|| Transfer::new(zone, &query))
+        if !(is_asked && is_ours && zone.synced) {
+            return None;
+        }
+        // Last: any other query passes the gate where it is answered.
+        let is_refused = |gate: &Gate| gate.refuses(client.ip(), Instant::now()).is_some();
+        let is_refused = self.gate.as_ref().is_some_and(is_refused);
+        (!is_refused).then(|| Transfer::new(zone, &query))
     }
 
     /// Appends the reply to a query for which somebody has to be asked.

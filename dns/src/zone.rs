@@ -46,7 +46,8 @@ pub(crate) struct Zone {
     pub(crate) synced: bool,
     /// A source cannot be read any more: all this is as it was last seen.
     pub(crate) is_stale: bool,
-    pub(crate) serial: u32,
+    /// The content of the SOA record, names written out.
+    pub(crate) soa: Box<[u8]>,
     /// As labels: length, then lower case.
     namespaces: Arc<HashSet<Box<[u8]>>>,
     /// Two labels, Service and namespace, to a place in `services`.
@@ -93,10 +94,10 @@ impl Zone {
     /// Before anything was read.
     pub(crate) fn empty(settings: Arc<Settings>) -> Self {
         Self {
+            soa: soa(&settings, 0),
             settings,
             synced: false,
             is_stale: false,
-            serial: 0,
             namespaces: Arc::default(),
             places: Arc::default(),
             services: Vec::new(),
@@ -118,7 +119,8 @@ impl Zone {
         zone.is_stale = snapshot.is_stale();
         let serial = snapshot.changed_at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         // Serials wrap around (RFC 1982).
-        zone.serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();
+        let serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();
+        zone.soa = soa(&zone.settings, serial);
         zone.pods = Arc::clone(&snapshot.pods);
         let names = &self.settings.names;
         let exposed = snapshot.namespaces.iter().filter(|namespace| names.has_namespace(namespace));
@@ -275,7 +277,7 @@ impl Zone {
     /// ends early if `each` says so.
     pub(crate) fn visit(&self, node: Node<'_>, kind: u16, each: &mut dyn FnMut(&[u8], &[IpAddr]) -> bool) {
         match (node, kind) {
-            (Node::Apex, kind::SOA) => drop(each(&self.soa(), &[])),
+            (Node::Apex, kind::SOA) => drop(each(&self.soa, &[])),
             (Node::Apex, kind::NS) => drop(each(self.name_server().as_name().wire(), &[])),
             (Node::Version, kind::TXT) => drop(each(SPECIFICATION, &[])),
             (Node::NameServer, kind::A | kind::AAAA) => {
@@ -309,15 +311,6 @@ impl Zone {
         }
     }
 
-    /// The content of the SOA record, names written out.
-    pub(crate) fn soa(&self) -> Vec<u8> {
-        let domain = self.settings.domain.as_name().wire();
-        // Seconds that matter to secondaries only: refresh, retry, expire; then what negative answers live.
-        let numbers = [self.serial, 7200, 1800, 86_400, self.settings.ttl];
-        let names = [b"\x02ns\x03dns".as_slice(), domain, b"\x0ahostmaster", domain].concat();
-        names.into_iter().chain(numbers.into_iter().flat_map(u32::to_be_bytes)).collect()
-    }
-
     fn name_server(&self) -> NameBuf {
         let mut name = NameBuf::default();
         let fits = name.push_label(b"ns").and_then(|()| name.push_label(b"dns"));
@@ -348,4 +341,13 @@ fn labels(texts: &[&str]) -> Option<Box<[u8]>> {
     }
     name.make_lower();
     Some(name.as_name().wire().into())
+}
+
+/// Made with each state, not for each answer: most answers are negative, and carry it.
+fn soa(settings: &Settings, serial: u32) -> Box<[u8]> {
+    let domain = settings.domain.as_name().wire();
+    // Seconds that matter to secondaries only: refresh, retry, expire; then what negative answers live.
+    let numbers = [serial, 7200, 1800, 86_400, settings.ttl];
+    let names = [b"\x02ns\x03dns".as_slice(), domain, b"\x0ahostmaster", domain].concat();
+    names.into_iter().chain(numbers.into_iter().flat_map(u32::to_be_bytes)).collect()
 }

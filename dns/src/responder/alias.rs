@@ -135,9 +135,9 @@ fn write(
         encoder.set(flag::TC);
     }
     if negative {
-        let (domain, soa) = (zone.settings.domain.as_name(), zone.soa());
+        let (domain, soa) = (zone.settings.domain.as_name(), &zone.soa);
         encoder
-            .record(Section::Authority, domain, (kind::SOA, CLASS_IN, ttl), |encoder| encoder.put(&soa))
+            .record(Section::Authority, domain, (kind::SOA, CLASS_IN, ttl), |encoder| encoder.put(soa))
             .ok();
     }
     encoder.set(code & 0xf);

@@ -95,9 +95,10 @@ impl Granted {
 }
 
 impl Way<'_> {
-    /// Bytes that the OPT record needs, without what may be left out: reasons and padding.
+    /// Bytes that the OPT record needs, without what may be left out: reasons, and padding but for its head.
     pub(crate) fn needs(self, edns: Option<Edns<'_>>) -> usize {
-        if edns.is_none() { 0 } else { Edns::LENGTH + self.granted.map_or(0, |granted| granted.length) }
+        let of_options = |granted: &Granted| granted.length + if granted.pads { HEAD } else { 0 };
+        if edns.is_none() { 0 } else { Edns::LENGTH + self.granted.map_or(0, of_options) }
     }
 
     /// Appends the options to a message whose last record is an OPT record without any; `more` appends those of the
@@ -110,7 +111,9 @@ impl Way<'_> {
         more(out);
         if self.granted.is_some_and(|granted| granted.pads) {
             let length = out.len() - start + HEAD;
-            let padding = length.next_multiple_of(BLOCK) - length;
+            // As far as a message may go.
+            let padded = length.next_multiple_of(BLOCK).min(usize::from(u16::MAX));
+            let padding = padded.saturating_sub(length);
             out.extend_from_slice(&option::PADDING.to_be_bytes());
             out.extend_from_slice(&u16::try_from(padding).unwrap_or_default().to_be_bytes());
             out.resize(out.len() + padding, 0);

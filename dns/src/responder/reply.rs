@@ -85,7 +85,7 @@ impl<'o> Reply<'o> {
     pub(crate) fn soa(&mut self, apex: usize, zone: &Zone) {
         let offset = Header::LENGTH + self.question.saturating_sub(4 + apex);
         let owner = QUESTION & 0xc000 | u16::try_from(offset).unwrap_or(12);
-        if self.record(owner, kind::SOA, zone.settings.ttl, &zone.soa()).is_some() {
+        if self.record(owner, kind::SOA, zone.settings.ttl, &zone.soa).is_some() {
             self.header.authorities += 1;
         }
     }

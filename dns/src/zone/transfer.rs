@@ -29,7 +29,7 @@ impl Transfer {
     /// In answer to a query for the zone's apex.
     pub(crate) fn new(zone: Arc<Zone>, query: &Query<'_>) -> Self {
         let apex = zone.settings.domain.clone();
-        let mut ready = VecDeque::from([(apex.clone(), kind::SOA, zone.soa())]);
+        let mut ready = VecDeque::from([(apex.clone(), kind::SOA, zone.soa.to_vec())]);
         let server = zone.name_server();
         let nodes = [
             (Node::Apex, apex.clone(), kind::NS),
@@ -98,7 +98,11 @@ impl Transfer {
                 }
                 None => {
                     self.has_ended = true;
-                    self.ready.push_back((self.zone.settings.domain.clone(), kind::SOA, self.zone.soa()));
+                    self.ready.push_back((
+                        self.zone.settings.domain.clone(),
+                        kind::SOA,
+                        self.zone.soa.to_vec(),
+                    ));
                 }
             }
         }

@@ -35,8 +35,6 @@ impl Kind for EndpointSlice {
     fn object(self, findings: &mut Findings, interner: &mut Interner) -> Option<Object> {
         let mut slice = convert::endpoint_slice(self, findings)?;
         interner.share(&mut slice);
-        // Collecting in place would keep the room that the API's larger type needed.
-        slice.endpoints.shrink_to_fit();
         Some(Object::EndpointSlice(Arc::new(slice)))
     }
 }
