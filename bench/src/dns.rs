@@ -211,7 +211,6 @@ impl Load<'_> {
                     Paced::open(server, self.queries, from)?.load(&mut block, rate, length)?;
                 }
             }
-            block.took = block.began.elapsed();
             block.preempted = load::preempted()? - preempted;
             Ok(block)
         })

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::comparison::{Comparison, Percentile};
 use crate::record::{Record, Table};
@@ -34,9 +34,7 @@ fn documents(from: &Path, repository: &Path) -> Result<Vec<(std::path::PathBuf, 
         let (before, after) = parts.with_context(|| format!("{name} has no lines {BEGIN:?} and {END:?}"))?;
         Ok((file, format!("{before}{BEGIN}\n\n{}\n{END}{after}", figures.trim_end())))
     });
-    let renewed: Vec<_> = renewed.collect::<Result<_>>()?;
-    ensure!(!renewed.is_empty(), "no document");
-    Ok(renewed)
+    renewed.collect()
 }
 
 /// For a reader of the README.
@@ -77,7 +75,7 @@ fn summary(records: &[Record]) -> String {
 fn everything(records: &[Record]) -> String {
     let mut text = format!("{}\n", report::answer(records));
     for record in records {
-        text += &format!("\n### `{}`\n\n{}\n", record.command, origin(record));
+        text += &format!("\n### {}: `{}`\n\n{}\n", record.section, record.command, origin(record));
         for note in record.interrupted.iter().chain(&record.warnings).chain(&record.not_measured) {
             text += &format!("- {note}\n");
         }

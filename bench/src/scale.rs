@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::interrupt;
+use crate::processor::Memory;
 use crate::record::{Record, Table};
 use ground::Ground;
 use subject::{Kind, Subject};
@@ -64,7 +65,7 @@ fn measure(ground: &mut Ground, kind: Kind) -> Result<Vec<String>> {
     let subject = Subject::start(kind, ground)?;
     until(START, || subject.serves(ground, 0))?;
     let ready = started.elapsed();
-    let (cpu, at_start) = (subject.time(), subject.memory()?);
+    let (cpu, at_start) = (subject.time(), subject.memory());
     let mut changes = Vec::new();
     for change in 1..=CHANGES {
         ground.point(kind.probe(), change % 2)?;
@@ -75,14 +76,14 @@ fn measure(ground: &mut Ground, kind: Kind) -> Result<Vec<String>> {
     changes.sort();
     let relisted = if subject.tells_lists() { Some(relist(ground, &subject)?) } else { None };
     let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
-    let mib = |kib: u64| (kib / 1024).to_string();
+    let mib = |mebibytes: f64| format!("{mebibytes:.0}");
     let row = vec![
         kind.name().to_owned(),
         format!("{:.1}", ready.as_secs_f64()),
         format!("{:.1}", cpu.as_secs_f64()),
-        mib(at_start.resident),
+        mib(at_start.now),
         mib(at_start.peak),
-        relisted.map_or_else(|| "-".to_owned(), |memory| mib(memory.resident)),
+        relisted.map_or_else(|| "-".to_owned(), |memory| mib(memory.now)),
         relisted.map_or_else(|| "-".to_owned(), |memory| mib(memory.peak)),
         ms(changes[CHANGES / 2]),
         ms(changes[CHANGES * 99 / 100]),
@@ -92,7 +93,7 @@ fn measure(ground: &mut Ground, kind: Kind) -> Result<Vec<String>> {
 }
 
 /// The API server forgets what was, so that everything has to be listed once more.
-fn relist(ground: &mut Ground, subject: &Subject) -> Result<subject::Memory> {
+fn relist(ground: &mut Ground, subject: &Subject) -> Result<Memory> {
     let lists = subject.lists();
     subject.reset_peak()?;
     ground.control_plane.stop_server();
@@ -107,7 +108,7 @@ fn relist(ground: &mut Ground, subject: &Subject) -> Result<subject::Memory> {
         Ok(())
     })?;
     until(SOON, || subject.serves(ground, 1))?;
-    subject.memory()
+    Ok(subject.memory())
 }
 
 fn until(patience: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {

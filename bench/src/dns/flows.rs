@@ -105,10 +105,14 @@ impl<'q> Flows<'q> {
             }
             index = (index + 1) % FLOWS;
         }
-        self.drain(now)
+        block.took = now - block.began;
+        self.drain(now)?;
+        block.errors += self.flows.iter().map(|flow| flow.waiting as u64).sum::<u64>();
+        Ok(())
     }
 
-    /// Takes what is still to come, so that a slow server does not work on it while another one is measured.
+    /// Takes what is still to come, so that a slow server does not work on it while another one is measured. The block is
+    /// over: waiting here for what was lost says nothing about a rate.
     fn drain(&mut self, since: Instant) -> Result<()> {
         for index in (0..FLOWS).cycle() {
             if since.elapsed() > LOST || self.flows.iter().all(|flow| flow.waiting == 0) {

@@ -66,6 +66,7 @@ impl<'q> Paced<'q> {
                 block.errors += u64::from(sent.is_some_and(|sent| !sent.is_answered));
             }
             if next >= end && (self.under_way.is_empty() || now > end + LOST) {
+                block.took = block.began.elapsed();
                 return Ok(());
             }
         }

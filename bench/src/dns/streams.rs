@@ -59,6 +59,7 @@ impl<'q> Streams<'q> {
             self.receive(block, index)?;
             index = (index + 1) % CONNECTIONS;
         }
+        block.took = block.began.elapsed();
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use testbed::{Cluster, NameServer, wait_for};
 
 use crate::interrupt;
 use crate::load::{Load, Shape, run};
+use crate::processor::Process;
 use crate::progress::Progress;
 use crate::record::{Record, Table};
 use crate::statistics::{Estimate, bootstrap, paired};
@@ -85,7 +86,7 @@ fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize
     cluster.restart_proxy()?;
     let ready = began.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_secs(1));
-    let memory = resident(cluster.proxy.id())?;
+    let memory = Process(cluster.proxy.id()).memory().now;
     let cells = [services, services * endpoints, services / in_files].map(|number| number.to_string());
     table.row(cells.into_iter().chain([format!("{ready:.2} s"), format!("{memory:.1} MiB")]));
     Ok(Started { ready, memory })
@@ -120,13 +121,6 @@ fn service(name: &str, cluster_ip: &str, addresses: impl Iterator<Item = String>
          {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: \
          9092}}]\nendpoints:\n{endpoints}"
     )
-}
-
-fn resident(process: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes / 1024.0)
 }
 
 /// The endpoint of one Service of ten thousand changes again and again: how soon does it take connections, and what does

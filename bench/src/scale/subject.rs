@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use testbed::{Binaries, Program, go_tool};
 
 use super::ground::Ground;
-use crate::processor::Process;
+use crate::processor::{Memory, Process};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -21,13 +21,6 @@ pub(super) struct Subject {
     pub(super) kind: Kind,
     program: Program,
     log: PathBuf,
-}
-
-/// KiB, as the kernel counts them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Memory {
-    pub(super) resident: u64,
-    pub(super) peak: u64,
 }
 
 impl Kind {
@@ -97,13 +90,8 @@ impl Subject {
         Process(self.program.id()).time()
     }
 
-    pub(super) fn memory(&self) -> Result<Memory> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.program.id()))?;
-        let field = |name: &str| -> Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
-            Ok(line.trim_end_matches("kB").trim().parse()?)
-        };
-        Ok(Memory { resident: field("VmRSS:")?, peak: field("VmHWM:")? })
+    pub(super) fn memory(&self) -> Memory {
+        Process(self.program.id()).memory()
     }
 
     /// The peak is what comes from now on (`proc(5)`, `clear_refs`).
