@@ -111,7 +111,7 @@ pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<Done> {
     let plugin = fs::read(plugin(args)?).context("read the plugin")?;
     let mut done = Done { actions: Vec::new(), next: Vec::new() };
     let files = match args.runtime {
-        Some(runtime) => wanted(args, runtime, plugin, &mut done)?,
+        Some(runtime) => wanted(args, runtime, plugin, &receipt, &mut done)?,
         None => known(&receipt, &plugin)?,
     };
     for file in &files {
@@ -157,6 +157,7 @@ fn wanted(
     args: &InstallArgs,
     runtime: Runtime,
     plugin: Vec<u8>,
+    receipt: &Receipt,
     done: &mut Done,
 ) -> anyhow::Result<Vec<File>> {
     let Layout { bin_dir, conf_dir, settings } = runtime.layout()?;
@@ -177,7 +178,8 @@ fn wanted(
     let own = conf_dir.join(CONFLIST);
     let lists = conflist::list(&conf_dir);
     // One that the operator wrote for our plugin is as good.
-    if let Some(list) = lists.iter().find(|list| list.is_ours() && list.path != own) {
+    if let Some(list) = lists.iter().find(|list| list.is_ours() && !receipt.entries.contains_key(&list.path))
+    {
         done.actions.push(Action { what: "kept, it names the plugin already", path: list.path.clone() });
         return Ok(files);
     }
@@ -221,16 +223,10 @@ impl File {
     /// Nobody else's file is overwritten; looked at before anything is written.
     fn check(&self, receipt: &Receipt) -> anyhow::Result<()> {
         let Ok(present) = fs::read(&self.path) else { return Ok(()) };
-        if receipt.entries.contains_key(&self.path) || present == self.content || self.is_ours(&present) {
+        if receipt.entries.contains_key(&self.path) || present == self.content {
             return Ok(());
         }
         bail!("{} is there already and is not of `portolan install`: move it away", self.path.display())
-    }
-
-    /// A configuration of our plugin that somebody wrote by hand.
-    fn is_ours(&self, present: &[u8]) -> bool {
-        let parsed = serde_json::from_slice::<Value>(present).unwrap_or_default();
-        self.kind == Kind::Configuration && parsed["plugins"].to_string().contains(PLUGIN)
     }
 
     /// Writes it in one step, unless what is there shall stay.

@@ -1,6 +1,7 @@
 //! Other programs for the same work: kube-proxy, CoreDNS, NodeLocal DNSCache, systemd-resolved.
 
 use std::fs;
+use std::net::IpAddr;
 
 use super::Finding;
 use crate::{process, tool};
@@ -65,16 +66,20 @@ fn left_rules() -> Option<Finding> {
 /// A resolver on a loopback address would be asked by portolan-dns, and might ask it in turn.
 fn resolver() -> Finding {
     let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let servers: Vec<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("nameserver ")).map(str::trim).collect();
+    let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver")).map(str::trim);
+    // As portolan-dns: it leaves out those that might ask it in turn.
+    let (left_out, asked): (Vec<&str>, Vec<&str>) =
+        servers.partition(|server| server.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()));
     let has_behind = fs::read_to_string("/run/systemd/resolve/resolv.conf").is_ok();
-    match servers.iter().find(|server| server.starts_with("127.")) {
-        None if servers.is_empty() => Finding::warning(
+    match left_out.first() {
+        _ if !asked.is_empty() => {
+            Finding::ok(CHECK, format!("other names are asked of {}", asked.join(", ")))
+        }
+        None => Finding::warning(
             CHECK,
             "/etc/resolv.conf names no server: names outside the cluster are not answered",
             "portolan-dns --upstream ADDR",
         ),
-        None => Finding::ok(CHECK, format!("other names are asked of {}", servers.join(", "))),
         Some(server) if has_behind => Finding::ok(
             CHECK,
             format!(

@@ -106,7 +106,8 @@ fn a_reload_that_fails_leaves_the_service_as_it_was() {
         .shell("echo 'no-such-flag: 1' > /etc/portolan/config.yaml; systemctl reload portolan-proxy")
         .unwrap();
     // The next process says what is wrong and ends; then one with a mended file takes over.
-    machine.shell("sleep 0.5; echo > /etc/portolan/config.yaml").unwrap();
+    wait_for("the refusal", || machine.shell("grep no-such-flag /run/systemd/services.log")).unwrap();
+    machine.shell("echo > /etc/portolan/config.yaml").unwrap();
     assert_eq!(machine.main_pid("portolan-proxy").unwrap(), pid);
     machine.shell("systemctl reload portolan-proxy").unwrap();
     wait_for("the next proxy", || {
