@@ -27,6 +27,10 @@ struct Secure {
 
 impl Secure {
     fn start(name: &str, arguments: &[&str]) -> Self {
+        Self::start_with(WEB, name, arguments)
+    }
+
+    fn start_with(manifest: &str, name: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         certificate(directory.path(), name);
         install(directory.path());
@@ -38,7 +42,7 @@ impl Secure {
             format!("--tls-key={at}/tls.key"),
         ];
         let arguments = [flags.each_ref().map(String::as_str).as_slice(), arguments].concat();
-        Self { server: Server::start(&[("web.yaml", WEB)], &arguments), port, directory }
+        Self { server: Server::start(&[("web.yaml", manifest)], &arguments), port, directory }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -82,6 +86,27 @@ fn over_tls_answers_are_those_of_tcp_padded_and_many_a_connection() {
     );
     assert_eq!(secure.kdig("dns.example", &format!("+short {NAME} A")).trim(), "10.96.0.9");
     assert_eq!(secure.server.metric("coredns_dns_requests_total{proto=\"tls\",type=\"A\"}"), "7");
+}
+
+/// More endpoints than a message has room for: there is no padding that still fits behind them.
+#[test]
+fn an_answer_as_long_as_they_get_is_padded_as_far_as_it_goes() {
+    let mut manifest = WEB.replace("10.96.0.9", "None");
+    for slice in 0..5 {
+        let addresses: String = (0..1000)
+            .map(|number| {
+                format!("- {{addresses: [10.22.{}.{}]}}\n", slice * 4 + number / 250, number % 250 + 1)
+            })
+            .collect();
+        manifest += &format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-{slice}, labels: \
+             {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints:\n{addresses}"
+        );
+    }
+    let secure = Secure::start_with(&manifest, "dns.example", &[]);
+    let answer = secure.kdig("dns.example", &format!("+padding +bufsize=4096 {NAME} A"));
+    assert!(answer.contains("status: NOERROR") && answer.contains("Received 65"), "{answer:.600}");
+    assert!(answer.matches("\tA\t10.22.").count() > 4000, "{answer:.600}");
 }
 
 #[test]
