@@ -5,6 +5,7 @@
 //! Both have the same sockets now, and the old one goes on with them until the new one says that it has begun. If either
 //! of them dies before that, the other one serves.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
@@ -100,8 +101,9 @@ impl Incumbent {
         Ok(Self(UnixListener::from_std(listener)?))
     }
 
-    /// Hands note and sockets to whoever comes, one after the other, until one of them serves.
-    pub async fn await_successor(self, note: &[u8], sockets: &[OwnedFd]) {
+    /// Hands note and sockets to whoever comes, one after the other, until one of them serves. `is_claimed` says whether
+    /// somebody has them and has not begun yet.
+    pub async fn await_successor(self, note: &[u8], sockets: &[OwnedFd], is_claimed: &Cell<bool>) {
         loop {
             let Ok((mut stream, _)) = self.0.accept().await else {
                 // As after any failed accept: descriptors may be short.
@@ -112,11 +114,14 @@ impl Incumbent {
                 check_owner(&stream)?;
                 timeout(PATIENCE, send(&mut stream, note, sockets)).await??;
                 tracing::info!("a successor has the sockets");
+                is_claimed.set(true);
                 let mut word = [0];
                 // It reads its files first, which may take any time; if it dies, the connection ends.
                 stream.read_exact(&mut word).await
             };
-            match handed.await {
+            let handed = handed.await;
+            is_claimed.set(false);
+            match handed {
                 Ok(_) => {
                     // In this order: when the connection ends, the name is free.
                     drop(self.0);
@@ -209,9 +214,9 @@ mod tests {
         let address = sockets[299].local_addr().unwrap();
         UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"early", address).unwrap();
         let sockets: Vec<OwnedFd> = sockets.into_iter().map(OwnedFd::from).collect();
-        let incumbent = Incumbent::take(&name).unwrap();
+        let (incumbent, is_claimed) = (Incumbent::take(&name).unwrap(), Cell::new(false));
         let old = async {
-            incumbent.await_successor(b"secret", &sockets).await;
+            incumbent.await_successor(b"secret", &sockets, &is_claimed).await;
             drop(sockets);
         };
         let new = async {
@@ -219,10 +224,11 @@ mod tests {
             drop(inherit(&name).await.unwrap());
             let inheritance = inherit(&name).await.unwrap().unwrap();
             let gone = timeout(Duration::from_millis(50), inheritance.predecessor.gone()).await;
-            assert!(gone.is_err(), "it is still there");
+            assert!(gone.is_err() && is_claimed.get(), "it is still there");
             assert_eq!((&inheritance.note[..], inheritance.sockets.len()), (&b"secret"[..], 300));
             inheritance.predecessor.relieve().await;
             drop(Incumbent::take(&name).unwrap());
+            assert!(!is_claimed.get());
             inheritance.sockets
         };
         let ((), inherited) = tokio::join!(old, new);
@@ -237,7 +243,7 @@ mod tests {
         let incumbent = Incumbent::take(&name).unwrap();
         let inheritance = async { inherit(&name).await.unwrap().unwrap() };
         let inheritance = tokio::select! {
-            () = incumbent.await_successor(b"", &[]) => unreachable!(),
+            () = incumbent.await_successor(b"", &[], &Cell::new(false)) => unreachable!(),
             inheritance = inheritance => inheritance,
         };
         // The select has dropped it.

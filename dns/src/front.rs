@@ -1,5 +1,6 @@
 //! Where queries come in: sockets opened or inherited, who answers on them, and their end.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -59,20 +60,23 @@ impl Front {
             sockets.push(socket.try_clone_to_owned()?);
         }
         let (drain, mut servers) = (Drain::default(), JoinSet::new());
+        // systemd gives 1,024 unless asked.
+        let room = tcp::room(daemon::file_limit::raise().soft);
         for (tcp, tls) in streams {
             info!(address = %tcp.local_addr()?, tls = tls.is_some(), "answering");
             let listener = tokio::net::TcpListener::from_std(tcp)?;
-            servers.spawn(tcp::serve(listener, tls, Arc::clone(responder), drain.clone()));
+            servers.spawn(tcp::serve(listener, tls, Arc::clone(&room), Arc::clone(responder), drain.clone()));
         }
         let (workers, waiting) = udp::Workers::start(datagrams, responder).context("start the workers")?;
         servers.spawn(udp::answer_waiting(Arc::clone(responder), waiting));
         Ok(Self { workers, servers, drain, sockets })
     }
 
-    /// Returns when a successor has our sockets and serves. Never, if we cannot be found.
-    pub(crate) async fn await_successor(&self, name: Option<&str>, note: &[u8]) {
+    /// Returns when a successor has our sockets and serves. Never, if we cannot be found. `is_claimed` says whether there is
+    /// one that has not begun.
+    pub(crate) async fn await_successor(&self, name: Option<&str>, note: &[u8], is_claimed: &Cell<bool>) {
         match name.map(Incumbent::take) {
-            Some(Ok(incumbent)) => return incumbent.await_successor(note, &self.sockets).await,
+            Some(Ok(incumbent)) => return incumbent.await_successor(note, &self.sockets, is_claimed).await,
             Some(Err(error)) => warn!(%error, "a later process will not find this one"),
             None => {}
         }

@@ -1,5 +1,6 @@
 //! Puts the parts together and runs until told to stop.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,9 @@ use crate::responder::{Options, Responder, Secret};
 use crate::socket::Inherited;
 use crate::tls::{self, Certificate};
 use crate::zone::{Settings, Zone};
+
+/// Told to end while a successor reads its first state, as in a rolling update, the process before serves on for so long.
+const SUCCESSION: Duration = Duration::from_secs(10);
 
 /// The domain below which Services have their names, in lower case. Never the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +100,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let (secret, inherited, predecessor) = inherit(name.as_deref()).await?;
     let responder = Arc::new(responder(&config, &metrics, &forwarder, secret)?);
 
+    let is_in_pod = config.discovery.is_in_pod();
     let discovery = discovery::start(config.discovery.clone());
     let staleness = Staleness::new("portolan_dns", discovery.snapshots.clone())?;
     metrics.registry.register(Box::new(staleness))?;
@@ -105,7 +110,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let (ready, detail) = snapshots.borrow().health();
         Condition { ready, detail }
     });
-    let _pages = serve_pages(&config, &metrics, &readiness, &drain).await?;
+    let pages = serve_pages(&config, &metrics, &readiness, &drain).await?;
 
     let synced = Notify::new();
     let (snapshots, of_pods) = (discovery.snapshots.clone(), discovery.snapshots.clone());
@@ -136,21 +141,34 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         info!("serving in place of the process before");
     }
     daemon::service_manager::ready();
-    let has_successor = tokio::select! {
-        () = drain.started() => false,
-        () = &mut upkeep => false,
-        () = front.await_successor(name.as_deref(), &secret.0) => true,
-    };
-    if !has_successor {
-        // Unhealthy already, so that others go elsewhere.
+    let has_successor = {
+        let is_claimed = Cell::new(false);
+        let succession = front.await_successor(name.as_deref(), &secret.0, &is_claimed);
+        let ends = async {
+            drain.started().await;
+            // Unhealthy already, so that others go elsewhere.
+            let patience = if is_claimed.get() { config.lameduck.max(SUCCESSION) } else { config.lameduck };
+            tokio::time::sleep(patience).await;
+        };
         tokio::select! {
-            () = tokio::time::sleep(config.lameduck) => {}
-            () = &mut upkeep => {}
+            () = ends => false,
+            () = &mut upkeep => false,
+            () = succession => true,
         }
-    }
+    };
     info!(has_successor, "draining");
+    if has_successor {
+        // Its pages have to be found, not ours.
+        drop(pages);
+    }
     // Queries under way still get their answers.
     front.drain(has_successor).await;
+    if has_successor && is_in_pod {
+        info!(
+            "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
+        );
+        drain.started().await;
+    }
     discovery.stop().await;
     info!("stopped");
     Ok(())

@@ -25,7 +25,7 @@ const LINGER: Duration = Duration::from_millis(500);
 /// A client that takes no answers for so long is, too, and one that does not get on with its TLS handshake.
 const WRITE: Duration = Duration::from_secs(5);
 
-/// Connections at a time; the next ones wait in the backlog.
+/// Connections at a time, over all listeners; the next ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 4096;
 
 /// Queries of one connection that may wait for upstream servers; meanwhile it is not read.
@@ -34,14 +34,21 @@ const MAX_WAITING: usize = 128;
 /// Bytes read at a time, and answers gathered before they are written.
 const CHUNK: usize = 16 * 1024;
 
+/// Room for as many connections as there may be: half of the files that may be open, the other half is for upstream
+/// servers.
+pub(crate) fn room(open_files: u64) -> Arc<Semaphore> {
+    let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+    Arc::new(Semaphore::new(half.clamp(1, MAX_CONNECTIONS)))
+}
+
 /// Accepts until the drain begins, then lets connections finish what they have.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
+    room: Arc<Semaphore>,
     responder: Arc<Responder>,
     drain: Drain,
 ) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {

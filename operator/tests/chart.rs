@@ -39,6 +39,20 @@ fn the_manifests_are_what_the_chart_renders() {
 }
 
 #[test]
+fn the_roles_are_what_the_chart_renders_and_pods_are_watched_only_if_that_is_wanted() {
+    let role = |values: &str| {
+        let rendered = render(values);
+        let start = rendered.find("# What portolan-proxy and portolan-dns may do").unwrap();
+        rendered[start..].split("\n---\n# Source: ").next().unwrap().trim_end().to_owned()
+    };
+    let default = role("apiServer.host=192.0.2.10");
+    assert_eq!(default, include_str!("../../deploy/kubernetes/rbac.yaml").trim_end());
+    let verified = role("apiServer.host=192.0.2.10,dns.pods=verified");
+    assert_eq!(verified, default.replace("[services, namespaces]", "[services, namespaces, pods]"));
+    assert!(render("apiServer.host=192.0.2.10,dns.pods=verified").contains("- --pods=verified"));
+}
+
+#[test]
 fn an_api_server_takes_every_object_of_the_chart_to_the_letter() {
     let node = Node::new().unwrap();
     let control_plane = ControlPlane::start(&node).unwrap();
@@ -76,39 +90,65 @@ fn a_chart_without_the_servers_address_says_what_it_needs() {
     );
 }
 
-/// What a pod of the DaemonSet has: the account's token, the authority, the server's address.
-fn enter_pod(node: &Node, control_plane: &ControlPlane) -> Vec<String> {
-    control_plane.apply(include_str!("../../deploy/kubernetes/rbac.yaml")).unwrap();
-    let token =
-        control_plane.kubectl(&["-n", "kube-system", "create", "token", "portolan-proxy"], "").unwrap();
-    let kubeconfig = std::fs::read_to_string(control_plane.kubeconfig("admin").unwrap()).unwrap();
-    let authority = kubeconfig.split("certificate-authority: ").nth(1).unwrap().split('}').next().unwrap();
-    let directory = "/var/run/secrets/kubernetes.io/serviceaccount";
-    node.shell(&format!(
-        "mkdir -p {directory}; cp {authority} {directory}/ca.crt; printf '%s' '{}' > {directory}/token; printf kube-system > {directory}/namespace",
-        token.trim()
-    ))
-    .unwrap();
-    vec![format!("KUBERNETES_SERVICE_HOST={}", node.address()), "KUBERNETES_SERVICE_PORT=6443".to_owned()]
+/// A container of the DaemonSet of that program: with the account's token, the authority, the server's address.
+struct Container<'a> {
+    node: &'a Node,
+    program: &'a str,
+    flags: &'a [&'a str],
+    environment: [String; 2],
+    directory: tempfile::TempDir,
+}
+
+impl<'a> Container<'a> {
+    fn new(node: &'a Node, control_plane: &ControlPlane, program: &'a str, flags: &'a [&'a str]) -> Self {
+        control_plane.apply(include_str!("../../deploy/kubernetes/rbac.yaml")).unwrap();
+        let token = control_plane.kubectl(&["-n", "kube-system", "create", "token", program], "").unwrap();
+        let kubeconfig = std::fs::read_to_string(control_plane.kubeconfig("admin").unwrap()).unwrap();
+        let authority =
+            kubeconfig.split("certificate-authority: ").nth(1).unwrap().split('}').next().unwrap();
+        let directory = "/var/run/secrets/kubernetes.io/serviceaccount";
+        node.shell(&format!(
+            "mkdir -p {directory}; cp {authority} {directory}/ca.crt; printf '%s' '{}' > {directory}/token; printf kube-system > {directory}/namespace",
+            token.trim()
+        ))
+        .unwrap();
+        let environment = [
+            format!("KUBERNETES_SERVICE_HOST={}", node.address()),
+            "KUBERNETES_SERVICE_PORT=6443".to_owned(),
+        ];
+        Self { node, program, flags, environment, directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// Starts it, with a log of that name.
+    fn start(&self, log: &str) -> Program {
+        let binary = Binaries::find().unwrap().path(self.program).display().to_string();
+        let mut line: Vec<&str> = self.environment.iter().map(String::as_str).collect();
+        line.extend([&binary, "--in-cluster"]);
+        line.extend(self.flags);
+        Program::start(self.node, "/usr/bin/env".as_ref(), &line, &self.directory.path().join(log)).unwrap()
+    }
+
+    /// Waits for words in a log.
+    fn wait_for(&self, log: &str, words: &str) {
+        wait_for(words, || {
+            let said = std::fs::read_to_string(self.directory.path().join(log))?;
+            ensure!(said.contains(words), "{log}: {said}");
+            Ok(())
+        })
+        .unwrap();
+    }
 }
 
 #[test]
 fn a_proxy_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it() {
     let node = Node::new().unwrap();
     let control_plane = ControlPlane::start(&node).unwrap();
-    let environment = enter_pod(&node, &control_plane);
-    let proxy = Binaries::find().unwrap().path("portolan-proxy").display().to_string();
-    let directory = tempfile::tempdir().unwrap();
+    let container = Container::new(&node, &control_plane, "portolan-proxy", &["--node-name=node-1"]);
     let start = |log: &str| {
-        let line =
-            [&environment[..], &[proxy.clone(), "--in-cluster".into(), "--node-name=node-1".into()]].concat();
-        let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        let program =
-            Program::start(&node, "/usr/bin/env".as_ref(), &line, &directory.path().join(log)).unwrap();
+        let program = container.start(log);
         wait_for("it to be in force", || {
             let pid = node.shell("cat /run/portolan/proxy.pid")?;
-            let said = std::fs::read_to_string(directory.path().join(log))?;
-            ensure!(pid.trim() == program.id().to_string(), "{pid}: {said}");
+            ensure!(pid.trim() == program.id().to_string(), "{pid}");
             Ok(())
         })
         .unwrap();
@@ -116,14 +156,32 @@ fn a_proxy_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it
     };
     let mut old = start("old.log");
     let _new = start("new.log");
-    wait_for("the old proxy to be idle", || {
-        let said = std::fs::read_to_string(directory.path().join("old.log"))?;
-        ensure!(said.contains("waiting to be told to end"), "{said}");
-        Ok(())
-    })
-    .unwrap();
+    container.wait_for("old.log", "waiting to be told to end");
     node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
     assert!(old.terminate().unwrap().success());
     node.shell("curl -fsS -m 2 http://127.0.0.1:10256/readyz; ip route show table local | grep 10.96")
         .unwrap();
+}
+
+#[test]
+fn a_name_server_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it() {
+    let node = Node::new().unwrap();
+    let control_plane = ControlPlane::start(&node).unwrap();
+    let container = Container::new(&node, &control_plane, "portolan-dns", &["--listen=127.0.0.1:53"]);
+    let ask = || {
+        let said =
+            node.shell("dig +short +time=1 +tries=1 @127.0.0.1 kubernetes.default.svc.cluster.local")?;
+        ensure!(said.trim() == "10.96.0.1", "{said}");
+        Ok(())
+    };
+    let mut old = container.start("old.log");
+    wait_for("an answer", ask).unwrap();
+    let _new = container.start("new.log");
+    container.wait_for("new.log", "serving in place of the process before");
+    container.wait_for("old.log", "waiting to be told to end");
+    node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
+    ask().unwrap();
+    assert!(old.terminate().unwrap().success());
+    node.shell("curl -fsS -m 2 http://127.0.0.1:8181/ready").unwrap();
+    ask().unwrap();
 }

@@ -240,6 +240,22 @@ fn a_stub_domain_has_servers_of_its_own_and_the_longest_one_wins() {
     assert_eq!(counts, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]);
 }
 
+/// RFC 6761 §6.3 and §6.4, RFC 6303 §4
+#[test]
+fn names_of_this_machine_and_of_nothing_are_answered_here() {
+    let upstream = steady(60);
+    let server = Server::start(&[&upstream_flag(&[&upstream])]);
+    assert_eq!(server.short("localhost A"), "127.0.0.1");
+    assert_eq!(server.short("a.LOCALHOST AAAA"), "::1");
+    assert_eq!(server.short("-x 127.0.0.1"), "localhost.");
+    for nothing in ["x.invalid A", "-x 0.0.0.1", "-x 127.1.2.3", "-x 255.255.255.255"] {
+        assert_eq!(server.status(nothing), "NXDOMAIN", "{nothing}");
+    }
+    assert_eq!(server.short("www.test A"), "192.0.2.1");
+    let asked = ["localhost", "invalid", "in-addr"].map(|label| upstream.count(label));
+    assert_eq!(asked, [0; 3]);
+}
+
 #[test]
 fn hosts_are_answered_from_the_file_and_follow_it() {
     let directory = tempfile::tempdir().unwrap();

@@ -9,7 +9,8 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
     metrics: u16,
-    _manifests: tempfile::TempDir,
+    /// Has an empty directory of manifests, and the log.
+    directory: tempfile::TempDir,
 }
 
 impl Server {
@@ -18,11 +19,14 @@ impl Server {
     }
 
     pub(crate) fn start_at(address: SocketAddr, arguments: &[&str]) -> Self {
-        let manifests = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let manifests = directory.path().join("manifests");
+        std::fs::create_dir(&manifests).unwrap();
+        let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let metrics = testbed::free_port().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_portolan-dns"))
             .arg("--manifests")
-            .arg(manifests.path())
+            .arg(manifests)
             .args(["--attachments", "/nonexistent/attachments", "--listen", &address.to_string()])
             .arg(format!("--metrics-bind-address=127.0.0.1:{metrics}"))
             .args(["--health-bind-address=127.0.0.1:0", "--ready-bind-address=127.0.0.1:0"])
@@ -35,17 +39,24 @@ impl Server {
             )
             .args(arguments)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
-        let server = Self { child, address, metrics, _manifests: manifests };
-        testbed::wait_for("the server to be ready", || {
+        let mut server = Self { child, address, metrics, directory };
+        let answers = testbed::wait_for("the server to answer", || {
+            if server.child.try_wait()?.is_some() {
+                return Ok(false);
+            }
             let status = server.status("dns-version.cluster.local TXT");
             anyhow::ensure!(status == "NOERROR", "{status:?}");
-            Ok(())
-        })
-        .unwrap();
+            Ok(true)
+        });
+        assert!(matches!(answers, Ok(true)), "{answers:?}; its log:\n{}", server.log());
         server
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
     /// What dig prints.

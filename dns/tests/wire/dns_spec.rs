@@ -2,6 +2,7 @@
 //!
 //! Row numbers (S1-S15) count its requirements in order.
 
+use crate::message::Query;
 use crate::server::Server;
 
 const MANIFESTS: &str = r#"
@@ -130,6 +131,17 @@ fn s4_s5_a_named_port_has_srv_records_and_an_unnamed_one_has_none() {
     expect(&server, "single.default.svc.cluster.local SRV", &[]);
     let additional = server.dig(&format!("_https._tcp.{target} SRV +noall +additional"));
     assert!(additional.contains("10.96.0.1") && additional.contains("fd00:10:96::1"), "{additional}");
+}
+
+/// RFC 2782: a target is not compressed, and a weight of 0 is for where there is no choice to make.
+#[test]
+fn targets_of_srv_records_are_whole_names() {
+    let server = server();
+    let reply = Query::new("_https._tcp.kubernetes.default.svc.cluster.local", 33).ask(server.address);
+    let target = b"\x0akubernetes\x07default\x03svc\x07cluster\x05local\0";
+    // Priority, weight, port, target.
+    let whole = [&[0, 0, 0, 100, 1, 0xbb][..], target].concat();
+    assert!(reply.wire.windows(whole.len()).any(|bytes| bytes == whole), "{reply:02x?}");
 }
 
 #[test]

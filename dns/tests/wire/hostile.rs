@@ -147,6 +147,46 @@ fn garbage_over_tcp_a_byte_at_a_time_hurts_nobody() {
     assert_eq!(next_frame(&mut polite)[..2], [0, 5]);
 }
 
+/// RFC 7766 §6.2.3: and beyond the open files a service has by default.
+#[test]
+fn so_many_connections_may_be_open_and_the_next_one_waits_its_turn() {
+    const MOST: usize = 4096;
+    daemon::file_limit::raise();
+    let server = Server::start(&[("web.yaml", WEB)], &[]);
+    let own = server.open_files();
+    let mut crowd: Vec<TcpStream> = (0..MOST + 200).map(|_| connect(&server)).collect();
+    testbed::wait_for("the crowd", || {
+        let open = server.open_files();
+        anyhow::ensure!(open > 1024, "{open}");
+        Ok(())
+    })
+    .unwrap();
+    // Whoever comes by datagram does not notice.
+    let name = "web.default.svc.cluster.local";
+    assert_eq!(ask(&socket(&server), &query(1, name, 0))[..2], [0, 1]);
+    let open = server.open_files();
+    assert!(open <= own + MOST + 1, "{open}, {own} before");
+    let mut last = crowd.pop().unwrap();
+    last.write_all(&framed(&query(2, name, 0))).unwrap();
+    drop(crowd);
+    assert_eq!(next_frame(&mut last)[..2], [0, 2]);
+}
+
+/// RFC 7766 §6.2.3
+#[test]
+fn a_connection_that_says_nothing_is_closed_and_one_that_waits_for_an_answer_is_not() {
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let upstream = format!("--upstream={}", silent.local_addr().unwrap());
+    let server = Server::start(&[("web.yaml", WEB)], &[&upstream]);
+    let (mut idle, mut busy) = (connect(&server), connect(&server));
+    for stream in [&idle, &busy] {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    }
+    busy.write_all(&framed(&query(1, "www.example.org", 0))).unwrap();
+    assert_eq!(next_frame(&mut busy)[..2], [0, 1]);
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "closed, after ten seconds");
+}
+
 /// RFC 8020; and an SOA record must be of a parent, or it says nothing.
 #[test]
 fn reverse_names_above_an_address_exist_and_name_their_own_zone() {

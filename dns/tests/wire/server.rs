@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// Stopped when dropped.
 pub(crate) struct Server {
@@ -21,50 +21,41 @@ impl Server {
         for (name, text) in files {
             apply(&manifests, name, text);
         }
-        let server = Self::spawn(directory, arguments);
-        let domain =
-            arguments.iter().find_map(|a| a.strip_prefix("--cluster-domain=")).unwrap_or("cluster.local");
-        testbed::wait_for("the server to be ready", || {
-            let status = server.status(&format!("dns-version.{domain} TXT"));
-            anyhow::ensure!(status == "NOERROR", "{status:?}");
-            Ok(())
-        })
-        .unwrap();
-        server
+        Self::spawn(directory, arguments, "NOERROR")
     }
 
     /// One whose manifests cannot be read: it answers, and knows nothing.
     pub(crate) fn start_unready(arguments: &[&str]) -> Self {
-        let server = Self::spawn(tempfile::tempdir().unwrap(), arguments);
-        testbed::wait_for("the server to answer", || {
-            let status = server.status("dns-version.cluster.local TXT");
-            anyhow::ensure!(status == "SERVFAIL", "{status:?}");
-            Ok(())
-        })
-        .unwrap();
-        server
+        Self::spawn(tempfile::tempdir().unwrap(), arguments, "SERVFAIL")
     }
 
     /// One that answers nobody here.
     pub(crate) fn start_refusing(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
-        let server = Self::spawn(directory, arguments);
-        testbed::wait_for("the server to answer", || {
-            let status = server.status("dns-version.cluster.local TXT");
-            anyhow::ensure!(status == "REFUSED", "{status:?}");
-            Ok(())
-        })
-        .unwrap();
-        server
+        Self::spawn(directory, arguments, "REFUSED")
     }
 
-    fn spawn(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
+    /// Starts one and waits until it answers with this code.
+    fn spawn(directory: tempfile::TempDir, arguments: &[&str], expected: &str) -> Self {
         let free = || SocketAddr::from(([127, 0, 0, 1], testbed::free_port().unwrap()));
         let (address, metrics) = (free(), free());
         let manifests = directory.path().join("manifests");
         let log = directory.path().join("log");
-        Self { child: spawn(&manifests, (address, metrics), &log, arguments), address, metrics, directory }
+        let child = spawn(&manifests, (address, metrics), &log, arguments);
+        let mut server = Self { child, address, metrics, directory };
+        let domain =
+            arguments.iter().find_map(|a| a.strip_prefix("--cluster-domain=")).unwrap_or("cluster.local");
+        let answers = testbed::wait_for("the server to answer", || {
+            if !server.is_running() {
+                return Ok(false);
+            }
+            let status = server.status(&format!("dns-version.{domain} TXT"));
+            anyhow::ensure!(status == expected, "{status:?}");
+            Ok(true)
+        });
+        assert!(matches!(answers, Ok(true)), "{answers:?}; its log:\n{}", server.log());
+        server
     }
 
     /// Starts another one beside it, which takes over when it has read its files.
@@ -77,11 +68,16 @@ impl Server {
         let log = self.directory.path().join("log");
         let new =
             spawn(&self.directory.path().join("manifests"), (self.address, self.metrics), &log, arguments);
+        assert!(self.give_way_to(new).success());
+    }
+
+    /// Waits until the process has ended, and goes on with this one.
+    pub(crate) fn give_way_to(&mut self, new: Child) -> ExitStatus {
         let mut old = std::mem::replace(&mut self.child, new);
-        let status = testbed::wait_for("the old process to end", || {
-            old.try_wait()?.ok_or_else(|| anyhow::anyhow!("{}", std::fs::read_to_string(&log).unwrap()))
-        });
-        assert!(status.unwrap().success());
+        testbed::wait_for("the old process to end", || {
+            old.try_wait()?.ok_or_else(|| anyhow::anyhow!("{}", self.log()))
+        })
+        .unwrap()
     }
 
     /// Kills it, and goes on with another one.
@@ -119,6 +115,11 @@ impl Server {
     pub(crate) fn tell_to_end(&self) {
         let kill = Command::new("kill").arg(self.child.id().to_string()).status();
         assert!(kill.unwrap().success());
+    }
+
+    /// How many files it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -192,9 +193,10 @@ fn spawn(
     arguments: &[&str],
 ) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portolan-dns"));
+    // With as many open files as systemd allows a service that does not ask for more.
+    let mut command = Command::new("prlimit");
     command
-        .arg("--manifests")
+        .args(["--nofile=1024:", env!("CARGO_BIN_EXE_portolan-dns"), "--manifests"])
         .arg(manifests)
         .args(["--attachments", "/nonexistent/attachments", "--listen", &address.to_string()])
         .args(["--metrics-bind-address", &metrics.to_string(), "--allow-loopback-upstreams"])

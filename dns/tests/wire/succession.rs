@@ -138,3 +138,24 @@ fn a_successor_that_never_gets_there_changes_nothing_and_one_whose_predecessor_d
     })
     .unwrap();
 }
+
+/// As a rolling update does that takes the new process for ready too early.
+#[test]
+fn a_server_told_to_end_while_its_successor_reads_serves_until_that_one_does() {
+    let mut server = Server::start(&[("web.yaml", WEB)], &[]);
+    let manifests = tempfile::tempdir().unwrap();
+    let later = manifests.path().join("later");
+    let heir = server.spawn_beside(&later, &[]);
+    server.wait_for_log("a successor has the sockets");
+    server.tell_to_end();
+    for _ in 0..20 {
+        assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
+    }
+    let unseen = manifests.path().join("unseen");
+    std::fs::create_dir(&unseen).unwrap();
+    std::fs::write(unseen.join("web.yaml"), WEB).unwrap();
+    std::fs::rename(unseen, later).unwrap();
+    let ended = server.give_way_to(heir);
+    assert!(ended.success());
+    assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
+}
