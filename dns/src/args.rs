@@ -77,6 +77,11 @@ pub struct Args {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pub log_queries: Option<u32>,
 
+    /// Unix socket of a collector to which all queries and answers go as dnstap. It may come and go; what it does not take
+    /// is lost, and counted.
+    #[arg(long, value_name = "SOCKET")]
+    pub dnstap: Option<PathBuf>,
+
     /// Seconds for which /health says no and queries are still answered, once told to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=600))]
     pub lameduck: u32,
@@ -130,6 +135,7 @@ impl From<Args> for Config {
             names: args.names,
             limits: args.limits,
             log_queries: args.log_queries,
+            dnstap: args.dnstap,
             lameduck: Duration::from_secs(args.lameduck.into()),
             autopath: args.autopath,
             workers: args.workers.map(usize::from),

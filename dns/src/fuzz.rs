@@ -42,6 +42,7 @@ static SERVER: LazyLock<Responder> = LazyLock::new(|| {
         autopath: None,
         gate: None,
         log: None,
+        dnstap: None,
         options: Options { nsid: b"fuzz".as_slice().into(), secret: Secret::new().expect("random bytes") },
     }
 });

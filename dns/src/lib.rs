@@ -10,7 +10,9 @@
 //! sees the change.
 
 mod args;
+mod aside;
 mod autopath;
+mod dnstap;
 mod file;
 mod forward;
 mod front;

@@ -77,6 +77,8 @@ pub(crate) struct Metrics {
     pub(crate) certificate_failures: IntCounter,
     /// Lines of the query log that were not written.
     pub(crate) lost_lines: IntCounter,
+    /// Queries that the dnstap collector does not hear of.
+    pub(crate) lost_exchanges: IntCounter,
     /// By client, by rate.
     refused: [IntCounter; 2],
     programming: HistogramVec,
@@ -128,6 +130,8 @@ impl Metrics {
         );
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
         let lost_lines = counter("portolan_dns_query_log_lost_total", "Lines of the query log not written.");
+        let lost_exchanges =
+            counter("portolan_dns_dnstap_lost_total", "Queries that the dnstap collector did not take.");
         let opts = Opts::new("portolan_dns_refused_total", "Queries refused by limits.");
         let refused = register(&registry, IntCounterVec::new(opts, &["reason"]));
         let refused = ["client", "rate"].map(|reason| refused.with_label_values(&[reason]));
@@ -139,6 +143,7 @@ impl Metrics {
         let programming = register(&registry, HistogramVec::new(opts.buckets(buckets), &["service_kind"]));
         Self {
             lost_lines,
+            lost_exchanges,
             refused,
             programming,
             certificate_failures,

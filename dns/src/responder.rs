@@ -16,6 +16,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 
 use crate::autopath::Autopath;
+use crate::dnstap::Dnstap;
 use crate::forward::Forwarder;
 use crate::gate::{Gate, Refusal};
 use crate::message::{Ede, Invalid, Name, Query, Question, kind, rcode};
@@ -46,6 +47,7 @@ pub(crate) struct Responder {
     pub(crate) options: Options,
     pub(crate) gate: Option<Gate>,
     pub(crate) log: Option<QueryLog>,
+    pub(crate) dnstap: Option<Dnstap>,
 }
 
 /// Where a query came from, worked out only if somebody wants to know.
@@ -65,6 +67,24 @@ pub(crate) enum Step {
 impl Responder {
     /// Appends the reply to `out` if it can be given at once. `lower` is room for a name.
     pub(crate) fn now(
+        &self,
+        message: &[u8],
+        (protocol, client): (Protocol, Client<'_>),
+        now: Instant,
+        lower: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let start = out.len();
+        let step = self.try_now(message, (protocol, client), now, lower, out);
+        if step == Step::Done
+            && let Some(dnstap) = &self.dnstap
+        {
+            dnstap.note((protocol, client()), message, &out[start..], now);
+        }
+        step
+    }
+
+    fn try_now(
         &self,
         message: &[u8],
         (protocol, client): (Protocol, Client<'_>),
@@ -204,7 +224,7 @@ impl Responder {
         (protocol, client): (Protocol, SocketAddr),
         out: &mut Vec<u8>,
     ) {
-        let now = Instant::now();
+        let (now, start) = (Instant::now(), out.len());
         let Ok(query) = Query::parse(message) else { return };
         let mut lower = Vec::new();
         let name = lowered(query.question.name, &mut lower);
@@ -220,6 +240,9 @@ impl Responder {
             _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], way, out).await,
         };
         self.note((protocol, &|| Some(client)), query.question, code, now);
+        if let Some(dnstap) = &self.dnstap {
+            dnstap.note((protocol, Some(client)), message, &out[start..], now);
+        }
     }
 
     async fn forward(&self, query: &Query<'_>, message: &[u8], way: Way<'_>, out: &mut Vec<u8>) -> u16 {

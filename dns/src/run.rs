@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::autopath::Autopath;
+use crate::dnstap::Dnstap;
 use crate::forward::{self, Forwarder};
 use crate::front::Front;
 use crate::gate::{Gate, Limits};
@@ -70,6 +72,8 @@ pub struct Config {
     pub limits: Limits,
     /// One query of so many is logged; none where nothing is said.
     pub log_queries: Option<u32>,
+    /// The socket of a collector of all queries and answers.
+    pub dnstap: Option<PathBuf>,
     /// For how long `/health` tells others to go elsewhere before the drain.
     pub lameduck: Duration,
     /// The name the server tells those who ask for it (NSID); at most 128 bytes, empty for none.
@@ -182,6 +186,10 @@ fn responder(
 ) -> anyhow::Result<Responder> {
     let autopath = config.autopath.then(|| Autopath::new(config.cluster_domain.0.as_name()).map(Arc::new));
     let log = config.log_queries.map(|every| QueryLog::start(every, metrics.lost_lines.clone()));
+    let dnstap = config
+        .dnstap
+        .clone()
+        .map(|socket| Dnstap::start(socket, identity(&config.nsid), metrics.lost_exchanges.clone()));
     let settings = Settings {
         domain: config.cluster_domain.0.clone(),
         ttl: config.ttl,
@@ -196,8 +204,15 @@ fn responder(
         autopath: autopath.transpose().context("--autopath with this --cluster-domain")?,
         gate: Gate::new(config.limits.clone()).context("random bytes")?,
         log: log.transpose().context("start the query log")?,
+        dnstap: dnstap.transpose().context("start the thread of --dnstap")?,
         options: Options { nsid: config.nsid.as_bytes().into(), secret },
     })
+}
+
+/// Which server this is among others: what NSID says, or the name of the machine.
+fn identity(nsid: &str) -> String {
+    let host = || nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    if nsid.is_empty() { host() } else { nsid.to_owned() }
 }
 
 /// Under which name a process with the same addresses finds this one; none if nobody else can have the address.

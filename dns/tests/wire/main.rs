@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod dns_spec;
+mod dnstap;
 mod edns;
 mod hostile;
 mod load;

@@ -1,0 +1,125 @@
+//! Every query and its answer, word for word, for a collector behind a unix socket: [dnstap](https://dnstap.info).
+//!
+//! ```text
+//! Responder ──Exchange──> Aside ──Frame──> Stream ──> collector (fstrm_capture, dnscollector, Vector, ...)
+//! ```
+//! The collector may come and go: while nobody listens, what happens is lost, and counted.
+
+mod frame;
+mod stream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant, SystemTime};
+
+use prometheus::IntCounter;
+
+use crate::aside::Aside;
+use crate::metrics::Protocol;
+use stream::Stream;
+
+/// A collector that cannot be reached is tried again after this.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Takes copies.
+pub(crate) struct Dnstap(Aside<Exchange>);
+
+/// A query with its answer.
+struct Exchange {
+    protocol: Protocol,
+    client: Option<SocketAddr>,
+    asked_at: SystemTime,
+    answered_at: SystemTime,
+    query: Box<[u8]>,
+    reply: Box<[u8]>,
+}
+
+impl Dnstap {
+    /// Starts the thread that writes to the collector at this socket; `identity` is the name of this server there.
+    ///
+    /// # Errors
+    /// As [`Aside::start`].
+    pub(crate) fn start(socket: PathBuf, identity: String, lost: IntCounter) -> io::Result<Self> {
+        let counted = lost.clone();
+        Aside::start("dnstap", lost, move |queue| write(&socket, &identity, &queue, &counted)).map(Self)
+    }
+
+    /// Notes a query that came at that moment, and has its answer now.
+    pub(crate) fn note(
+        &self,
+        (protocol, client): (Protocol, Option<SocketAddr>),
+        query: &[u8],
+        reply: &[u8],
+        since: Instant,
+    ) {
+        let answered_at = SystemTime::now();
+        let asked_at = answered_at.checked_sub(since.elapsed()).unwrap_or(answered_at);
+        let (query, reply) = (query.into(), reply.into());
+        self.0.put(Exchange { protocol, client, asked_at, answered_at, query, reply });
+    }
+}
+
+/// Until the queue has ended.
+fn write(socket: &std::path::Path, identity: &str, queue: &Receiver<Exchange>, lost: &IntCounter) {
+    let mut is_told = false;
+    loop {
+        let error = match Stream::open(socket) {
+            Ok(mut stream) => {
+                tracing::info!(socket = %socket.display(), "the dnstap collector takes frames");
+                is_told = false;
+                let mut unsent = 0;
+                match copy(&mut stream, identity, queue, &mut unsent) {
+                    Ok(()) => return stream.close(),
+                    Err(error) => {
+                        lost.inc_by(unsent);
+                        error
+                    }
+                }
+            }
+            Err(error) => error,
+        };
+        if !is_told {
+            tracing::warn!(%error, socket = %socket.display(), "no dnstap collector takes frames");
+            is_told = true;
+        }
+        if let Err(RecvTimeoutError::Disconnected) = discard(queue, lost) {
+            return;
+        }
+    }
+}
+
+/// Until the queue has ended. `unsent` counts exchanges that may not have left.
+fn copy(stream: &mut Stream, identity: &str, queue: &Receiver<Exchange>, unsent: &mut u64) -> io::Result<()> {
+    let mut frame = Vec::with_capacity(1024);
+    loop {
+        let exchange = match queue.try_recv() {
+            Ok(exchange) => exchange,
+            Err(_nothing) => {
+                stream.flush()?;
+                *unsent = 0;
+                let Ok(exchange) = queue.recv() else { return Ok(()) };
+                exchange
+            }
+        };
+        *unsent += 1;
+        for side in [frame::Side::Query, frame::Side::Reply] {
+            frame.clear();
+            frame::encode(&exchange, side, identity, &mut frame);
+            stream.put(&frame)?;
+        }
+    }
+}
+
+/// Loses what comes, for a while.
+fn discard(queue: &Receiver<Exchange>, lost: &IntCounter) -> Result<(), RecvTimeoutError> {
+    let end = Instant::now() + PAUSE;
+    loop {
+        match queue.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(_exchange) => lost.inc(),
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(ended) => return Err(ended),
+        }
+    }
+}

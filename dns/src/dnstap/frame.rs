@@ -1,0 +1,114 @@
+//! An exchange as dnstap's protobuf has it. Only the few fields there are: no library, and no build step for one.
+
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Exchange;
+use crate::metrics::Protocol;
+
+const VERSION: &str = concat!("portolan-dns ", env!("CARGO_PKG_VERSION"));
+
+/// Which of the two messages a frame is about.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Side {
+    Query,
+    Reply,
+}
+
+/// Fields of `Dnstap` and of `Message`, and values of their enumerations, as dnstap.proto numbers them.
+mod number {
+    pub(super) const IDENTITY: u64 = 1;
+    pub(super) const VERSION: u64 = 2;
+    pub(super) const MESSAGE: u64 = 14;
+    pub(super) const TYPE: u64 = 15;
+    pub(super) const TYPE_MESSAGE: u64 = 1;
+
+    pub(super) const MESSAGE_TYPE: u64 = 1;
+    pub(super) const SOCKET_FAMILY: u64 = 2;
+    pub(super) const SOCKET_PROTOCOL: u64 = 3;
+    pub(super) const QUERY_ADDRESS: u64 = 4;
+    pub(super) const QUERY_PORT: u64 = 6;
+    pub(super) const QUERY_TIME: (u64, u64) = (8, 9);
+    pub(super) const QUERY_MESSAGE: u64 = 10;
+    pub(super) const RESPONSE_TIME: (u64, u64) = (12, 13);
+    pub(super) const RESPONSE_MESSAGE: u64 = 14;
+    pub(super) const CLIENT_QUERY: u64 = 5;
+    pub(super) const CLIENT_RESPONSE: u64 = 6;
+}
+
+/// How a field is written: <https://protobuf.dev/programming-guides/encoding/>.
+mod wire {
+    pub(super) const VARINT: u64 = 0;
+    pub(super) const LENGTH: u64 = 2;
+    pub(super) const FIXED32: u64 = 5;
+}
+
+/// Appends the frame.
+pub(super) fn encode(exchange: &Exchange, side: Side, identity: &str, out: &mut Vec<u8>) {
+    let mut message = Vec::with_capacity(64 + exchange.query.len() + exchange.reply.len());
+    encode_message(exchange, side, &mut message);
+    bytes(number::IDENTITY, identity.as_bytes(), out);
+    bytes(number::VERSION, VERSION.as_bytes(), out);
+    bytes(number::MESSAGE, &message, out);
+    integer(number::TYPE, number::TYPE_MESSAGE, out);
+}
+
+fn encode_message(exchange: &Exchange, side: Side, out: &mut Vec<u8>) {
+    let Exchange { protocol, client, asked_at, answered_at, query, reply } = exchange;
+    let kind = match side {
+        Side::Query => number::CLIENT_QUERY,
+        Side::Reply => number::CLIENT_RESPONSE,
+    };
+    integer(number::MESSAGE_TYPE, kind, out);
+    if let Some(client) = client {
+        integer(number::SOCKET_FAMILY, if client.is_ipv4() { 1 } else { 2 }, out);
+    }
+    let protocol = match protocol {
+        Protocol::Udp => 1,
+        Protocol::Tcp => 2,
+        Protocol::Tls => 3,
+    };
+    integer(number::SOCKET_PROTOCOL, protocol, out);
+    if let Some(client) = client {
+        match client {
+            SocketAddr::V4(v4) => bytes(number::QUERY_ADDRESS, &v4.ip().octets(), out),
+            SocketAddr::V6(v6) => bytes(number::QUERY_ADDRESS, &v6.ip().octets(), out),
+        }
+        integer(number::QUERY_PORT, client.port().into(), out);
+    }
+    time(number::QUERY_TIME, *asked_at, out);
+    match side {
+        Side::Query => bytes(number::QUERY_MESSAGE, query, out),
+        Side::Reply => {
+            time(number::RESPONSE_TIME, *answered_at, out);
+            bytes(number::RESPONSE_MESSAGE, reply, out);
+        }
+    }
+}
+
+fn time((seconds, nanoseconds): (u64, u64), at: SystemTime, out: &mut Vec<u8>) {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    integer(seconds, since.as_secs(), out);
+    varint(nanoseconds << 3 | wire::FIXED32, out);
+    out.extend(since.subsec_nanos().to_le_bytes());
+}
+
+fn integer(field: u64, value: u64, out: &mut Vec<u8>) {
+    varint(field << 3 | wire::VARINT, out);
+    varint(value, out);
+}
+
+fn bytes(field: u64, value: &[u8], out: &mut Vec<u8>) {
+    varint(field << 3 | wire::LENGTH, out);
+    varint(value.len() as u64, out);
+    out.extend(value);
+}
+
+/// Seven bits a byte, the lowest first; the eighth says that there are more.
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value > 0x7f {
+        out.push(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.push(value.to_le_bytes()[0]);
+}
