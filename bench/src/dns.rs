@@ -6,6 +6,7 @@ mod hickory;
 mod names;
 mod overload;
 mod paced;
+mod restarts;
 mod scale;
 mod servers;
 mod streams;
@@ -43,6 +44,8 @@ pub enum DnsPart {
     HalfLoad,
     /// From a file's rename to the first answer that shows it.
     Visible,
+    /// What is lost while processes, and then states, follow each other.
+    Restarts,
     /// Memory with 10,000 Services and 150,000 endpoints.
     Scale,
     /// Ten times as many queries as the server can answer.
@@ -50,12 +53,13 @@ pub enum DnsPart {
 }
 
 /// Every part, in the order of the report.
-pub const DNS_PARTS: [DnsPart; 7] = [
+pub const DNS_PARTS: [DnsPart; 8] = [
     DnsPart::Hits,
     DnsPart::Missing,
     DnsPart::Cached,
     DnsPart::HalfLoad,
     DnsPart::Visible,
+    DnsPart::Restarts,
     DnsPart::Scale,
     DnsPart::Overload,
 ];
@@ -97,6 +101,10 @@ pub fn dns(rounds: usize, parts: &[DnsPart]) -> Result<Record> {
     }
     if has(DnsPart::Visible) {
         visible::measure(&mut record, rounds * 10)?;
+    }
+    if has(DnsPart::Restarts) {
+        // A hundred of each in a full run.
+        restarts::measure(&mut record, (rounds * 5).div_ceil(3).min(100))?;
     }
     if has(DnsPart::Scale) {
         scale::measure(&mut record)?;

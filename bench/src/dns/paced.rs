@@ -48,14 +48,26 @@ impl<'q> Paced<'q> {
         Ok(Self { queries, sockets, message, under_way, next: from, id: 0, cursor: 0 })
     }
 
-    /// Asks `rate` times a second. What is not answered, or finds no room in the kernel, is an error.
+    /// Asks `rate` times a second, for so long. What is not answered, or finds no room in the kernel, is an error.
     pub(super) fn load(&mut self, block: &mut Block, rate: u32, length: Duration) -> Result<()> {
+        let end = Instant::now() + length;
+        self.load_while(block, rate, |next| next < end)
+    }
+
+    /// The same, as long as this holds for the moment of the next query.
+    pub(super) fn load_while(
+        &mut self,
+        block: &mut Block,
+        rate: u32,
+        goes_on: impl Fn(Instant) -> bool,
+    ) -> Result<()> {
         let interval = Duration::from_secs(1) / rate;
         block.began = Instant::now();
-        let (end, mut next) = (block.began + length, block.began);
+        let mut next = block.began;
         loop {
             let now = Instant::now();
-            if now >= next && next < end {
+            let goes_on = goes_on(next);
+            if now >= next && goes_on {
                 block.lag.record(u64::try_from((now - next).as_nanos())?)?;
                 self.send(block, next)?;
                 next += interval;
@@ -65,7 +77,8 @@ impl<'q> Paced<'q> {
                 let sent = self.under_way.pop_front();
                 block.errors += u64::from(sent.is_some_and(|sent| !sent.is_answered));
             }
-            if next >= end && (self.under_way.is_empty() || now > end + LOST) {
+            // What is lost leaves the queue after a while.
+            if !goes_on && self.under_way.is_empty() {
                 block.took = block.began.elapsed();
                 return Ok(());
             }

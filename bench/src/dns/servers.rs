@@ -24,8 +24,10 @@ pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) process: Process,
     pub(super) configuration: Configuration,
+    /// What starts it, on the servers' core.
+    command: Vec<String>,
     /// It stops when this is dropped.
-    _program: Program,
+    program: Program,
 }
 
 /// The node, and who serves there.
@@ -213,13 +215,11 @@ impl Lab {
         self.node.run(|| UdpSocket::bind(address)).with_context(|| {
             format!("{name}: {address} is taken; `ss -lnup` in its namespace tells by whom")
         })?;
-        let log = self.directory.path().join(format!("{name}.log"));
         let core = self.cores.server.to_string();
-        let binary_path = binary.to_string_lossy();
-        let mut pinned = vec!["-c", &core, &*binary_path];
-        pinned.extend(arguments.iter().map(String::as_str));
-        let program = Program::start(&self.node, Path::new("/usr/bin/taskset"), &pinned, &log)?;
-        let said = || fs::read_to_string(&log).unwrap_or_default();
+        let mut command = vec!["-c".to_owned(), core.clone(), binary.to_string_lossy().into_owned()];
+        command.extend(arguments);
+        let program = self.run(name, &command)?;
+        let said = || self.log(name);
         self.wait_for(address, queries).with_context(|| format!("{name}: {}", said()))?;
         let process = Process(program.id());
         ensure!(process.is_running(), "{name} has ended: {}", said());
@@ -232,7 +232,28 @@ impl Lab {
             // Where its own files are does not matter to a reader.
             text: text.replace(&directory, "DIR"),
         };
-        self.servers.push(Server { name, address, process, configuration, _program: program });
+        self.servers.push(Server { name, address, process, configuration, command, program });
+        Ok(())
+    }
+
+    fn run(&self, name: &str, command: &[String]) -> Result<Program> {
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let log = self.directory.path().join(format!("{name}.log"));
+        Program::start(&self.node, Path::new("/usr/bin/taskset"), &command, &log)
+    }
+
+    fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.directory.path().join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// Starts a server once more, beside itself, and waits until the process before has ended.
+    pub(super) fn succeed(&mut self, index: usize) -> Result<()> {
+        let new = self.run(self.servers[index].name, &self.servers[index].command)?;
+        let server = &mut self.servers[index];
+        server.process = Process(new.id());
+        let status = std::mem::replace(&mut server.program, new).wait();
+        let status = status.with_context(|| self.log(self.servers[index].name))?;
+        ensure!(status.success(), "{status}: {}", self.log(self.servers[index].name));
         Ok(())
     }
 

@@ -22,6 +22,4 @@ pub(super) const TARGETS: &[Target] = &[
     at_most(0.0, "queries", "restart-lost", "5,000 queries/s over 100 restarts: lost"),
     at_most(0.0, "queries", "reload-lost", "5,000 queries/s over 100 reloads: lost"),
     at_least(0.9, "x", "overload-rate", "10x overload: answers/s, against capacity"),
-    at_most(2.0, "queries", "autopath-glibc", "queries for one external lookup with --autopath, glibc"),
-    at_most(2.0, "queries", "autopath-musl", "queries for one external lookup with --autopath, musl"),
 ];

@@ -1,0 +1,126 @@
+//! One process after another, then one state after another, while queries come in by the clock: what is lost.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, ensure};
+
+use super::names::{self, Queries};
+use super::paced::Paced;
+use super::servers::Lab;
+use crate::cores;
+use crate::interrupt;
+use crate::load::Block;
+use crate::progress::Progress;
+use crate::record::{Record, Table, micros};
+
+/// Queries a second.
+const RATE: u32 = 5000;
+
+/// The name that every reload changes.
+const NAME: &str = "reloaded.default.svc.cluster.local";
+
+/// A change that is not seen by then is a failure.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Measures so many of each, with 10,000 Services.
+pub(super) fn measure(record: &mut Record, times: usize) -> Result<()> {
+    let mut lab = Lab::empty()?;
+    let manifests = lab.directory().join("manifests");
+    fs::create_dir(&manifests)?;
+    names::write_manifests(&manifests)?;
+    fs::write(manifests.join("reloaded.yaml"), manifest(0))?;
+    lab.start_portolan(&manifests, &[], &Queries::services())?;
+    let note = format!(
+        "{RATE} queries/s; a restart is a second process that takes over, a reload a manifest that changes another name's address. ms."
+    );
+    let columns = ["", "times", "queries", "lost", "p50", "p99", "max"];
+    let mut table = Table::new("Restarts and reloads of portolan-dns", &columns, &note);
+    let restart = |lab: &mut Lab, _| lab.succeed(0);
+    let reload = |lab: &mut Lab, n| {
+        let new = lab.directory().join("new");
+        fs::write(&new, manifest(n))?;
+        fs::rename(new, manifests.join("reloaded.yaml"))?;
+        wait_for(lab, n)
+    };
+    type Change<'a> = &'a dyn Fn(&mut Lab, usize) -> Result<()>;
+    for (what, id, change) in
+        [("restart", "restart-lost", &restart as Change<'_>), ("reload", "reload-lost", &reload)]
+    {
+        let (block, done) = ask_meanwhile(&mut lab, what, times, change)?;
+        let at = |quantile| format!("{:.2}", micros(block.latencies.value_at_quantile(quantile)) / 1000.0);
+        let (sent, lost) = (block.units + block.errors as f64, block.errors);
+        let counts = [done.to_string(), format!("{sent:.0}"), lost.to_string()];
+        table.row([what.to_owned()].into_iter().chain(counts).chain([0.5, 0.99, 1.0].map(at)));
+        record.measured(id, lost as f64);
+        record.remark(id, format!("of {sent:.0}, over {done} {what}s"));
+    }
+    record.tables.push(table);
+    Ok(())
+}
+
+/// Makes the changes one after the other; returns what the queries found meanwhile, and how many changes there were.
+fn ask_meanwhile(
+    lab: &mut Lab,
+    what: &str,
+    times: usize,
+    change: impl Fn(&mut Lab, usize) -> Result<()>,
+) -> Result<(Block, usize)> {
+    let (node, core, server) = (lab.node.clone(), lab.cores.generator, lab.servers[0].address);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asker = scope.spawn(|| {
+            node.run(|| {
+                cores::pin(core)?;
+                let (mut block, queries) = (Block::new(), Queries::services());
+                let goes_on = |_| !done.load(Ordering::Relaxed);
+                Paced::open(server, &queries, 0)?.load_while(&mut block, RATE, goes_on)?;
+                Ok(block)
+            })
+        });
+        let mut progress = Progress::new(&format!("{what}s"), times);
+        let mut made = 0;
+        let changed = (1..=times).take_while(|_| !interrupt::requested()).try_for_each(|n| {
+            progress.at(n);
+            made = n;
+            change(lab, n)
+        });
+        done.store(true, Ordering::Relaxed);
+        let block: Result<Block> = asker.join().map_err(|_panic| anyhow!("the generator has panicked"))?;
+        changed?;
+        Ok((block?, made))
+    })
+}
+
+/// A Service that has the number of the change in its address.
+fn manifest(n: usize) -> String {
+    let mut text = String::from("apiVersion: v1\nkind: Service\nmetadata: {name: reloaded}\n");
+    // A string takes whatever is written.
+    drop(writeln!(text, "spec: {{clusterIP: 10.97.0.{}, ports: [{{port: 80}}]}}", n % 250));
+    text
+}
+
+/// Until an answer has the address of that change.
+fn wait_for(lab: &Lab, n: usize) -> Result<()> {
+    let server: SocketAddr = lab.servers[0].address;
+    let wanted = u8::try_from(n % 250)?;
+    lab.node.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        let began = Instant::now();
+        loop {
+            socket.send(&names::query(NAME))?;
+            let mut answer = [0; 512];
+            let length = socket.recv(&mut answer)?;
+            if answer[..length].last() == Some(&wanted) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < DEADLINE, "reload {n} is not visible after {DEADLINE:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    })
+}
