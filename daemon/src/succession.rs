@@ -240,10 +240,10 @@ mod tests {
     #[tokio::test]
     async fn a_predecessor_that_dies_is_noticed() {
         let name = name("dies");
-        let incumbent = Incumbent::take(&name).unwrap();
+        let (incumbent, is_claimed) = (Incumbent::take(&name).unwrap(), Cell::new(false));
         let inheritance = async { inherit(&name).await.unwrap().unwrap() };
         let inheritance = tokio::select! {
-            () = incumbent.await_successor(b"", &[], &Cell::new(false)) => unreachable!(),
+            () = incumbent.await_successor(b"", &[], &is_claimed) => unreachable!(),
             inheritance = inheritance => inheritance,
         };
         // The select has dropped it.

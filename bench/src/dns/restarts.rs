@@ -1,6 +1,5 @@
 //! One process after another, then one state after another, while queries come in by the clock: what is lost.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,10 +96,10 @@ fn ask_meanwhile(
 
 /// A Service that has the number of the change in its address.
 fn manifest(n: usize) -> String {
-    let mut text = String::from("apiVersion: v1\nkind: Service\nmetadata: {name: reloaded}\n");
-    // A string takes whatever is written.
-    drop(writeln!(text, "spec: {{clusterIP: 10.97.0.{}, ports: [{{port: 80}}]}}", n % 250));
-    text
+    let address = n % 250;
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: reloaded}}\nspec: {{clusterIP: 10.97.0.{address}, ports: [{{port: 80}}]}}\n"
+    )
 }
 
 /// Until an answer has the address of that change.

@@ -32,7 +32,7 @@ fn an_answer_is_asked_for_once_and_its_ttl_counts_down() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(upstream.count("www"), 1);
+    assert_eq!(server.exchanges(), 1.0);
     assert!(server.metric("coredns_cache_hits_total{type=\"success\"}") >= 2.0);
 }
 
@@ -44,12 +44,14 @@ fn absence_is_remembered_for_as_long_as_the_soa_says_and_not_without_one() {
         now(reply(&asked.query, if contains(&asked.query, "nodata") { 0 } else { 3 }, &[], &authority))
     });
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
-    for (name, status, times) in [("gone", "NXDOMAIN", 1), ("nodata", "NOERROR", 1), ("nosoa", "NXDOMAIN", 3)]
+    for (name, status, times) in
+        [("gone", "NXDOMAIN", 1.0), ("nodata", "NOERROR", 1.0), ("nosoa", "NXDOMAIN", 3.0)]
     {
+        let before = server.exchanges();
         for _ in 0..3 {
             assert_eq!(server.status(&format!("{name}.test A")), status);
         }
-        assert_eq!(upstream.count(name), times, "{name}");
+        assert_eq!(server.exchanges() - before, times, "{name}");
     }
     let soa = server.dig("+noall +authority gone.test A");
     let ttl: u32 = soa.split_whitespace().nth(1).unwrap().parse().unwrap();
@@ -76,7 +78,7 @@ fn like_queries_are_asked_once() {
             scope.spawn(|| assert_eq!(server.short("www.test A"), "192.0.2.1"));
         }
     });
-    assert_eq!(upstream.count("www"), 1);
+    assert_eq!(server.exchanges(), 1.0);
 }
 
 /// Complaint 9: a dead upstream made every query wait for 2 s and more.
@@ -200,7 +202,7 @@ fn without_a_cache_every_query_is_asked_and_without_stale_answers_there_are_none
     for _ in 0..3 {
         assert_eq!(server.short("www.test A"), "192.0.2.1");
     }
-    assert_eq!(upstream.count("www"), 3);
+    assert_eq!(server.exchanges(), 3.0);
     let server = Server::start(&[&upstream_flag(&[&upstream]), "--serve-stale=0"]);
     assert_eq!(server.short("once.test A"), "192.0.2.1");
     testbed::wait_for("the end of the answer", || {
@@ -237,7 +239,8 @@ fn a_stub_domain_has_servers_of_its_own_and_the_longest_one_wins() {
         assert_eq!(server.short(&format!("{name} A")), "192.0.2.1");
     }
     let counts = [&outer, &inner, &rest].map(|u| [u.count("\u{1}a"), u.count("\u{1}b"), u.count("\u{1}c")]);
-    assert_eq!(counts, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]);
+    let asked = counts.map(|counts| counts.map(|count| count > 0));
+    assert_eq!(asked, [[true, false, false], [false, true, false], [false, false, true]]);
 }
 
 /// RFC 6761 §6.3 and §6.4, RFC 6303 §4

@@ -92,6 +92,11 @@ impl Server {
         output.split_whitespace().nth(1).and_then(|ttl| ttl.parse().ok()).expect(&output)
     }
 
+    /// How often somebody had to be asked, whatever attempts that took: on a busy machine an answer may be late.
+    pub(crate) fn exchanges(&self) -> f64 {
+        self.metric("coredns_cache_misses_total") - self.metric("portolan_dns_coalesced_total")
+    }
+
     /// A line of /metrics.
     pub(crate) fn metric(&self, name: &str) -> f64 {
         let url = format!("http://127.0.0.1:{}/metrics", self.metrics);
