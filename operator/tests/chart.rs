@@ -40,16 +40,16 @@ fn the_manifests_are_what_the_chart_renders() {
 
 #[test]
 fn the_roles_are_what_the_chart_renders_and_pods_are_watched_only_if_that_is_wanted() {
-    let role = |values: &str| {
-        let rendered = render(values);
-        let start = rendered.find("# What portolan-proxy and portolan-dns may do").unwrap();
-        rendered[start..].split("\n---\n# Source: ").next().unwrap().trim_end().to_owned()
-    };
-    let default = role("apiServer.host=192.0.2.10");
-    assert_eq!(default, include_str!("../../deploy/kubernetes/rbac.yaml").trim_end());
-    let verified = role("apiServer.host=192.0.2.10,dns.pods=verified");
-    assert_eq!(verified, default.replace("[services, namespaces]", "[services, namespaces, pods]"));
-    assert!(render("apiServer.host=192.0.2.10,dns.pods=verified").contains("- --pods=verified"));
+    let roles = include_str!("../../deploy/kubernetes/rbac.yaml");
+    let with_pods = roles.replace("[services, namespaces]", "[services, namespaces, pods]");
+    for (values, roles) in [("disabled", roles), ("insecure", roles), ("verified", &with_pods)] {
+        let rendered = render(&format!("apiServer.host=192.0.2.10,dns.pods={values}"));
+        for object in roles.split("---\n") {
+            assert!(rendered.contains(object.trim_end()), "{values}: {object} in {rendered}");
+        }
+        let flag = format!("- --pods={values}");
+        assert_eq!(rendered.contains(&flag), values != "disabled", "{rendered}");
+    }
 }
 
 #[test]

@@ -29,8 +29,11 @@ fn look_up(ground: &Ground, server: (&str, &str), name: &str) -> Result<(String,
     let ask = format!("dig +time=1 +tries=1 @{address} -p {port} {name}.cluster.local A");
     let said = ground.cluster.node.shell(&ask)?;
     let code = said.split("status: ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or_default();
-    let answers = said.lines().filter(|line| !line.starts_with(';') && line.contains("\tA\t"));
-    let addresses: Vec<&str> = answers.filter_map(|line| line.split_whitespace().last()).collect();
+    let record = |line: &str| match *line.split_whitespace().collect::<Vec<_>>() {
+        [_, _, "IN", "A", address] => Some(address.to_owned()),
+        _ => None,
+    };
+    let addresses: Vec<String> = said.lines().filter_map(record).collect();
     Ok((code.to_owned(), addresses.join(" ")))
 }
 
