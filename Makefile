@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 
 # Debian packages the tests use as real peers.
-PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl dnsperf dpkg-dev fstrm-bin golang-go haproxy iproute2 iptables \
+PACKAGES := bind9-dnsutils busybox-static containerd containernetworking-plugins curl dnsperf dpkg-dev faketime fstrm-bin golang-go haproxy iproute2 iptables \
 	iputils-ping knot knot-dnsutils libnginx-mod-stream musl-tools nftables nginx-light openssl podman procps python3-dnspython \
 	python3-pip runc sockperf strace systemd unbound
 

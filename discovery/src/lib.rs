@@ -17,6 +17,7 @@ mod discovery;
 mod event;
 mod index;
 pub mod model;
+mod notice;
 mod problem;
 mod snapshot;
 mod source;
@@ -29,6 +30,7 @@ pub use discovery::{
 };
 pub use event::{Event, Object, Origin, Outage, Resource, Sourced};
 pub use index::Index;
+pub use notice::{Notice, Recorder, Regarding};
 pub use problem::{Location, Problem, Severity};
 pub use snapshot::{ServiceEntry, Snapshot, SourceState};
 #[cfg(feature = "kubernetes")]

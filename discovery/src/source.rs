@@ -16,7 +16,7 @@ use directory::{Look, Reader, Watch};
 #[cfg(feature = "kubernetes")]
 pub use kubernetes::Access;
 #[cfg(feature = "kubernetes")]
-pub(crate) use kubernetes::{check as check_kubernetes, resources, run as run_kubernetes};
+pub(crate) use kubernetes::{EventWriter, check as check_kubernetes, resources, run as run_kubernetes};
 
 /// A pause before watching again after the watch itself has failed.
 const RETRY: Duration = Duration::from_secs(1);

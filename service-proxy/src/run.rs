@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use daemon::drain::Drain;
 use daemon::program::Settings;
-use discovery::{Snapshot, Snapshots, Staleness};
+use discovery::{Notice, Recorder, Regarding, Snapshot, Snapshots, Staleness};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -84,6 +84,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let divert = if config.borrow_addresses { divert().await } else { None };
     let context = Arc::new(context(&config, limits.soft, divert.is_some(), &metrics));
+    let (status, mut tasks) = (Status::default(), JoinSet::new());
+    let mut health_checks = health_checks(&config, &status, &mut tasks);
     let place = config.place.clone();
     let workers = (0..config.workers)
         .map(|number| Worker::start(number, config.poll, config.patience.tick()))
@@ -91,13 +93,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         .context("start the workers")?;
     let proxier = Proxier::new(workers, Arc::clone(&context), config.place);
     let mut proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
-    let status = Status::default();
     let service_cidrs = config.discovery.service_cidrs.clone();
     let is_in_pod = config.discovery.is_in_pod();
     let discovery = discovery::start(config.discovery);
     let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
     metrics.registry.register(Box::new(staleness))?;
-    let mut tasks = JoinSet::new();
     let shown = Pages {
         metrics_address: config.metrics_address,
         healthz_address: config.healthz_address,
@@ -125,8 +125,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     }
     let mut successor = signal(SignalKind::user_defined2()).context("wait for SIGUSR2")?;
     let mut routes = LocalRoutes::ensure(&service_cidrs).await?;
+    let snapshots = discovery.snapshots.clone();
     let serving =
-        serve(&mut proxier, &mut routes, &mut succession, discovery.snapshots.clone(), &status, &drain);
+        serve(&mut proxier, &mut routes, &mut health_checks, &mut succession, snapshots, &status, &drain);
     let replaced = tokio::select! {
         () = serving => false,
         _ = successor.recv() => true,
@@ -211,6 +212,20 @@ async fn wait_for_connections(connections: &TaskTracker, at_most: Duration) {
     }
 }
 
+/// Says of the Node what kube-proxy does; the health checks have more to say, of Services.
+fn health_checks(config: &Config, status: &Status, tasks: &mut JoinSet<()>) -> HealthChecks {
+    let node_name = config.place.node_name.clone();
+    let recorder = Recorder::start(&config.discovery.control_plane, "portolan-proxy", &node_name, tasks);
+    recorder.record(Notice {
+        regarding: Regarding::Node(node_name.clone()),
+        is_warning: false,
+        reason: "Starting",
+        action: "StartPortolanProxy",
+        note: format!("portolan-proxy {}", env!("CARGO_PKG_VERSION")),
+    });
+    HealthChecks::new(status.clone(), recorder, node_name)
+}
+
 /// Where replies to borrowed addresses cannot be brought back, endpoints see the node's address.
 async fn divert() -> Option<Divert> {
     let diverted = Divert::ensure().await;
@@ -223,13 +238,13 @@ async fn divert() -> Option<Divert> {
 async fn serve(
     proxier: &mut Proxier,
     routes: &mut LocalRoutes,
+    health_checks: &mut HealthChecks,
     succession: &mut Succession,
     mut snapshots: Snapshots,
     status: &Status,
     drain: &Drain,
 ) {
     let mut retry = tokio::time::interval(RETRY_INTERVAL);
-    let mut health_checks = HealthChecks::new(status.clone());
     let mut updated = None;
     snapshots.mark_changed();
     loop {

@@ -111,9 +111,18 @@ impl Cluster {
     /// # Errors
     /// When it does not become ready.
     pub fn restart_proxy(&mut self) -> Result<()> {
+        self.replace_proxy()?;
+        self.wait_until_ready()
+    }
+
+    /// As [`Cluster::restart_proxy`], but does not wait.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn replace_proxy(&mut self) -> Result<()> {
         self.proxy.kill();
         self.proxy = self.start_proxy()?;
-        self.wait_until_ready()
+        Ok(())
     }
 
     /// Starts a proxy beside the one that runs, which goes on until the new one takes over, and returns the old one.

@@ -238,6 +238,22 @@ impl ControlPlane {
         post("kv/compaction", &format!("{{\"revision\": {revision}}}")).map(drop)
     }
 
+    /// Copies what etcd has stored, which must not run.
+    ///
+    /// # Errors
+    /// When it has stored nothing.
+    pub fn back_up(&self) -> Result<()> {
+        self.node.shell("rm -rf /run/etcd-backup; cp -r /run/etcd /run/etcd-backup").map(drop)
+    }
+
+    /// Puts the copy in place of what etcd has stored since; it must not run.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn restore(&self) -> Result<()> {
+        self.node.shell("rm -rf /run/etcd; mv /run/etcd-backup /run/etcd").map(drop)
+    }
+
     /// What all of them have logged last.
     pub fn logs(&self) -> String {
         let tail = |name: &str| {

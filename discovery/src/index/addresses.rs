@@ -82,7 +82,7 @@ impl Addresses {
         }
         if !cidrs.iter().any(|cidr| cidr.contains(address)) {
             self.problem(name, claim, Severity::Warning, format!(
-                "spec.clusterIP: {address} is outside the service ranges ({}); nothing routes it to the proxy unless you do",
+                "spec.clusterIP: {address} is outside the service ranges ({}): it gets a route of its own and no reverse name; add its range to --service-cidr of both daemons",
                 join(cidrs),
             ));
         }

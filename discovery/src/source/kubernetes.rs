@@ -9,6 +9,7 @@
 //! What was said last stays in force, however long the server is away.
 
 mod access;
+mod event_writer;
 mod follower;
 mod interner;
 mod kind;
@@ -24,6 +25,7 @@ use crate::discovery::{Interest, NodeInterest, ServiceInterest};
 use crate::event::{Event, Resource};
 use crate::problem::{Location, Problem, Severity};
 pub use access::Access;
+pub(crate) use event_writer::EventWriter;
 use follower::{Follower, Selectors};
 
 /// The labels that say which proxy is meant, and that none is.

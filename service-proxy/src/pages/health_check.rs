@@ -1,12 +1,14 @@
 //! `healthCheckNodePort`: tells a load balancer in front whether this node has endpoints of a Service.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use daemon::admin::{Response, Server};
 use discovery::model::NamespacedName;
+use discovery::{Notice, Recorder, Regarding};
 use hyper::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -30,6 +32,8 @@ pub(crate) struct Wanted {
 #[derive(Debug)]
 pub(crate) struct HealthChecks {
     status: Status,
+    recorder: Recorder,
+    node_name: String,
     checks: BTreeMap<u16, HealthCheck>,
 }
 
@@ -46,8 +50,8 @@ struct HealthCheck {
 }
 
 impl HealthChecks {
-    pub(crate) fn new(status: Status) -> Self {
-        Self { status, checks: BTreeMap::new() }
+    pub(crate) fn new(status: Status, recorder: Recorder, node_name: String) -> Self {
+        Self { status, recorder, node_name, checks: BTreeMap::new() }
     }
 
     /// Makes the servers match what is wanted.
@@ -68,7 +72,23 @@ impl HealthChecks {
     /// Opens what could not be opened before, too.
     pub(crate) async fn listen(&mut self) {
         for check in self.checks.values_mut().filter(|check| !check.missing.is_empty()) {
-            check.listen(&self.status).await;
+            // Said once, not with every try.
+            let is_first = check.missing.len() == check.addresses.len() && check.servers.is_empty();
+            let failure = check.listen(&self.status).await.err();
+            if let Some(error) = failure.filter(|_| is_first) {
+                let (service, port) = (&check.service, check.port);
+                warn!(%service, %error, "no health check for the load balancer, trying again");
+                self.recorder.record(Notice {
+                    regarding: Regarding::Service(service.clone()),
+                    is_warning: true,
+                    reason: "FailedToStartServiceHealthcheck",
+                    action: "Listen",
+                    note: format!(
+                        "node {} failed to start healthcheck \"{service}\" on port {port}: {error}",
+                        self.node_name
+                    ),
+                });
+            }
         }
     }
 }
@@ -85,9 +105,9 @@ impl HealthCheck {
         }
     }
 
-    async fn listen(&mut self, status: &Status) {
-        // Said once, not with every try.
-        let is_first = self.missing.len() == self.addresses.len() && self.servers.is_empty();
+    /// Opens what is missing; what still is, and why, shows in the last error.
+    async fn listen(&mut self, status: &Status) -> io::Result<()> {
+        let mut outcome = Ok(());
         for address in std::mem::take(&mut self.missing) {
             match Server::bind(SocketAddr::new(address, self.port)).await {
                 Ok(server) => {
@@ -98,13 +118,12 @@ impl HealthCheck {
                     self.servers.spawn(server.any(page).run());
                 }
                 Err(error) => {
-                    if is_first {
-                        warn!(service = %self.service, %error, "no health check for the load balancer, trying again");
-                    }
                     self.missing.insert(address);
+                    outcome = Err(error);
                 }
             }
         }
+        outcome
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod clocks;
+mod events;
 mod failures;
 mod names;
 mod nodes;

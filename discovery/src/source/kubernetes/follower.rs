@@ -51,9 +51,9 @@ pub(super) struct Follower<K> {
     heard: Instant,
 }
 
-/// Why a watch is over.
+/// Why a watch is over, or a request has failed.
 #[derive(Debug)]
-enum Failure {
+pub(super) enum Failure {
     /// Nothing can be said any more: the index has gone.
     Unheard,
     /// The version is no longer known, or was never one of this server's.
@@ -126,6 +126,9 @@ impl<K: Kind> Follower<K> {
         if self.version.is_none() && !self.streams_lists {
             self.list_pages(&api).await?;
         }
+        if self.version.is_some() {
+            self.confirm(&api).await?;
+        }
         let mut listing = self.version.is_none().then(Listing::default);
         let params = self.selectors.watch(listing.is_some());
         let version = self.version.clone().unwrap_or_default();
@@ -179,6 +182,13 @@ impl<K: Kind> Follower<K> {
         Ok(())
     }
 
+    /// Whether the server has come as far as we have. A store that was restored from a backup has not, and a watch from a
+    /// version in its future would say nothing until it has: not even bookmarks come (`cacheWatcher.process`).
+    async fn confirm(&self, api: &Api<K>) -> Result<(), Failure> {
+        let page = answered(api.list_metadata(&self.selectors.list().limit(1))).await?;
+        self.compare(page.metadata.resource_version.as_deref().unwrap_or_default())
+    }
+
     async fn list_pages(&mut self, api: &Api<K>) -> Result<(), Failure> {
         let mut listing = Listing::default();
         let mut params = self.selectors.list().limit(PAGE);
@@ -208,16 +218,22 @@ impl<K: Kind> Follower<K> {
         self.send(events).await
     }
 
-    /// Notes how far the watch has come. A version before the one we have is another history: the server's data was
-    /// restored from a backup, and what we know of it may never have been.
+    /// Notes how far the watch has come.
     fn reach(&mut self, version: Option<&str>) -> Result<(), Failure> {
         let Some(version) = version else { return Ok(()) };
+        self.compare(version)?;
+        self.version = Some(version.to_owned());
+        Ok(())
+    }
+
+    /// A version before the one we have is another history: the server's data was restored from a backup, and what we know
+    /// of it may never have been.
+    fn compare(&self, version: &str) -> Result<(), Failure> {
         let number = |text: &str| text.parse::<u64>().ok();
         let before = self.version.as_deref().and_then(number);
         if number(version).zip(before).is_some_and(|(now, before)| now < before) {
             return Err(Failure::Expired(format!("version {version} comes after {:?}", self.version)));
         }
-        self.version = Some(version.to_owned());
         Ok(())
     }
 
@@ -257,7 +273,7 @@ impl Selectors {
 }
 
 /// An answer that begins in time.
-async fn answered<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
+pub(super) async fn answered<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
     match tokio::time::timeout(ANSWER, answer).await {
         Ok(answer) => answer.map_err(Failure::of_error),
         Err(_elapsed) => Err(Failure::Silence(ANSWER)),
@@ -287,13 +303,23 @@ impl Failure {
         if is_expired { Self::Expired(status.message.clone()) } else { Self::Api(kube::Error::Api(status)) }
     }
 
+    /// What the server has answered.
+    pub(super) fn code(&self) -> Option<u16> {
+        if let Self::Api(kube::Error::Api(status)) = self { Some(status.code) } else { None }
+    }
+
     /// The server understood the request and will never do it.
     fn is_about_the_request(&self) -> bool {
-        matches!(self, Self::Api(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
+        matches!(self.code(), Some(400 | 422))
+    }
+
+    /// Asking again, with the credentials there are then, will not help.
+    pub(super) fn is_final(&self) -> bool {
+        self.code().is_some_and(|code| (400..500).contains(&code) && !matches!(code, 401 | 429))
     }
 
     /// How long the server wants to be left alone.
-    fn asks_for(&self) -> Duration {
+    pub(super) fn asks_for(&self) -> Duration {
         let Self::Api(kube::Error::Api(status)) = self else { return Duration::ZERO };
         let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
         Duration::from_secs(u64::from(seconds))

@@ -1,0 +1,77 @@
+//! What happens here to an object of the cluster, for whoever describes it with `kubectl`.
+
+use tokio::task::JoinSet;
+
+use crate::discovery::ControlPlane;
+use crate::model::NamespacedName;
+
+/// Notices that wait to be written; more are dropped.
+#[cfg(feature = "kubernetes")]
+const QUEUE: usize = 64;
+
+/// Something to be said about an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Notice {
+    /// What it is about.
+    pub regarding: Regarding,
+    /// Whether somebody has to do something.
+    pub is_warning: bool,
+    /// Why, for programs: `FailedToStartServiceHealthcheck`.
+    pub reason: &'static str,
+    /// What was being done, for programs: `Listen`.
+    pub action: &'static str,
+    /// For people.
+    pub note: String,
+}
+
+/// An object of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Regarding {
+    /// The Node of this name.
+    Node(String),
+    /// A Service.
+    Service(NamespacedName),
+}
+
+/// Records notices as Events of the cluster. Never waits, and may lose some: the log has them all.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    #[cfg(feature = "kubernetes")]
+    queue: Option<tokio::sync::mpsc::Sender<Notice>>,
+}
+
+impl Recorder {
+    /// Starts to write, as one of `tasks`, in the name of a program and its node; ends with the last clone. A directory has
+    /// no place for Events: notices are dropped.
+    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "there is nobody to tell"))]
+    pub fn start(
+        control_plane: &ControlPlane,
+        program: &'static str,
+        node_name: &str,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
+        Self {
+            #[cfg(feature = "kubernetes")]
+            queue: match control_plane {
+                ControlPlane::Manifests(_) => None,
+                ControlPlane::Kubernetes(access) => {
+                    let (sender, queue) = tokio::sync::mpsc::channel(QUEUE);
+                    let writer = crate::source::EventWriter::new(access.clone(), program, node_name);
+                    tasks.spawn(writer.run(queue));
+                    Some(sender)
+                }
+            },
+        }
+    }
+
+    /// Records a notice.
+    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "there is nobody to tell"))]
+    pub fn record(&self, notice: Notice) {
+        #[cfg(feature = "kubernetes")]
+        if let Some(queue) = &self.queue
+            && let Err(error) = queue.try_send(notice)
+        {
+            tracing::debug!(%error, "no Event is recorded");
+        }
+    }
+}
