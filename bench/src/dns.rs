@@ -9,6 +9,7 @@ mod paced;
 mod restarts;
 mod scale;
 mod servers;
+mod stalls;
 mod streams;
 mod visible;
 
@@ -240,19 +241,23 @@ fn half_load(record: &mut Record, lab: &Lab, queries: &Queries, rounds: usize) -
         .iter()
         .filter_map(|path| {
             let server = lab.server(path.path.strip_suffix(" again").unwrap_or(&path.path))?;
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a rate that was measured"
-            )]
-            let load = Load { lab, queries, kind: Kind::Paced((path.rate.value / 2.0) as u32) };
+            let load = Load { lab, queries, kind: Kind::Paced(whole(path.rate.value / 2.0)) };
             let block = Box::new(move |length| load.block(server.address, length));
             Some(Contender { name: &path.path, process: Some(&server.process), block })
         })
         .collect();
     let words = "each at half of its own rate, by the clock; latency from the intended moment";
     let load = Load { lab, queries, kind: Kind::Datagrams };
-    load.interleave(record, "half load", words, rounds.div_ceil(2), HALF_LOAD_BLOCK, &contenders)
+    let rounds = rounds.div_ceil(2);
+    load.interleave(record, "half load", words, rounds, HALF_LOAD_BLOCK, &contenders)?;
+    drop(contenders);
+    let own = hits.path(OURS).map_or(0.0, |path| path.rate.value / 2.0);
+    stalls::measure(record, lab.cores, whole(own), rounds, HALF_LOAD_BLOCK)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate that was measured")]
+fn whole(rate: f64) -> u32 {
+    (rate as u32).max(1)
 }
 
 /// Fills in what is asked for.
