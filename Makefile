@@ -121,6 +121,7 @@ demo: packages build ## three tiers of pods talk through Services by name, in pr
 check: ## format, lints, documentation
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo check --locked --quiet --manifest-path fuzz/Cargo.toml
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 
 test: setup check build ## everything; and nothing may be left on the machine
