@@ -44,9 +44,11 @@ pub(crate) fn limit(
             Some(NOT_SUPPORTED) => no_ifb(),
             _ => kernel(format!("create interface {detour}"))(e),
         })?;
+        veth::disable_ipv6(detour);
         let mut up = Batch::default();
-        up.set_up(detour, Some(alias));
+        up.set_note(detour, alias);
         up.get_link(detour);
+        up.set_up(detour);
         let index = veth::only(up.commit(host)?.links, detour)?.index;
         batch.limit(index, limit, detour);
         batch.redirect(link.index, index, host_name);

@@ -60,7 +60,7 @@ pub(crate) fn attach(
             ensure_gateway(host, &link, bridge, lease)?;
         }
     }
-    veth::create(host, pod, netns, veth, alias, Some(link.index), true)?;
+    veth::create(host, pod, netns, veth, alias, Some(link.index), false)?;
     let options = port_options(bridge);
     if !options.is_empty() {
         let mut batch = Batch::default();
@@ -82,7 +82,8 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
     if found.is_none() {
         let mut batch = Batch::default();
         batch.add_bridge(&NewBridge { name, mac: veth::random_mac()?, mtu });
-        batch.set_up(name, Some(ALIAS));
+        batch.set_note(name, ALIAS);
+        batch.set_up(name);
         batch.commit(host)?;
         refuse_advertisements(name)?;
         found = find(host)?;
@@ -98,7 +99,7 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
     }
     let mut batch = Batch::default();
     if !link.is_up {
-        batch.set_up(name, None);
+        batch.set_up(name);
     }
     if bridge.promisc_mode && !link.is_promiscuous {
         batch.set_promiscuous(name);
@@ -187,7 +188,7 @@ fn port_options(bridge: &Bridge) -> Vec<InfoBridgePort> {
 
 fn configure_pod(pod: &mut Netlink, ifname: &str, bridge: &Bridge, assignment: &Assignment) -> Result<()> {
     let mut batch = Batch::default();
-    batch.set_up(ifname, None);
+    batch.set_up(ifname);
     batch.get_link(ifname);
     let index = veth::only(batch.commit(pod)?.links, ifname)?.index;
     let mut batch = Batch::default();

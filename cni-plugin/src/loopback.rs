@@ -23,7 +23,7 @@ pub(crate) fn run(command: Command, args: &Args, raw: &Value, version: &str) -> 
 fn add(args: &Args, raw: &Value, version: &str) -> Result<Value> {
     let mut lo = open(args)?;
     let mut batch = Batch::default();
-    batch.set_up(NAME, None);
+    batch.set_up(NAME);
     batch.get_link(NAME);
     let link = veth::only(batch.commit(&mut lo)?.links, NAME)?;
     // In a chain it has nothing to add.

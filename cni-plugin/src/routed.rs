@@ -62,7 +62,7 @@ pub(crate) fn attach(
 ) -> Result<()> {
     let host_link = veth::create(host, pod, netns, veth, alias, None, addresses.iter().any(IpAddr::is_ipv6))?;
     let mut batch = Batch::default();
-    batch.set_up(veth.pod, None);
+    batch.set_up(veth.pod);
     batch.get_link(veth.pod);
     let pod_link = veth::only(batch.commit(pod)?.links, veth.pod)?;
     let outcome = configure_pod(veth, pod_link.index, addresses, routes).commit(pod)?;

@@ -207,7 +207,7 @@ fn conflist_for(pod_cidrs: &[String], dns: IpAddr) -> String {
         "name": "portolan",
         "plugins": [{
             "type": PLUGIN,
-            "capabilities": { "portMappings": true },
+            "capabilities": { "bandwidth": true, "portMappings": true },
             "ipam": { "ranges": ranges },
             "dns": {
                 "nameservers": [dns],

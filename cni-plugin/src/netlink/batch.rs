@@ -70,9 +70,20 @@ impl Batch {
         self.push(request::get_link(name), 0, format!("look for interface {name}"));
     }
 
-    /// Sets an interface up, and gives it a note for people and for recovery.
-    pub(crate) fn set_up(&mut self, name: &str, alias: Option<&str>) {
-        self.push(request::set_up(name, alias), 0, format!("set {name} up"));
+    /// Sets an interface up.
+    pub(crate) fn set_up(&mut self, name: &str) {
+        self.push(request::set_up(name), 0, format!("set {name} up"));
+    }
+
+    /// Gives an interface a note for people and for recovery. While it is down that is all that happens; the kernel tells
+    /// everybody of a change to one that is up.
+    pub(crate) fn set_note(&mut self, name: &str, note: &str) {
+        self.push(request::set_alias(name, note), 0, format!("note on {name} whose it is"));
+    }
+
+    /// Keeps an interface that is down from getting a link-local address when it comes up.
+    pub(crate) fn without_link_local(&mut self, name: &str) {
+        self.push(request::without_link_local(name), 0, format!("keep link-local addresses off {name}"));
     }
 
     /// Lets packets from and to 127.0.0.0/8 pass the interface: what a port of the node on localhost needs.

@@ -6,8 +6,8 @@ use std::os::fd::RawFd;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecUnspec, InetDevConf, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -147,12 +147,29 @@ fn without_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-pub(super) fn set_up(name: &str, alias: Option<&str>) -> RouteNetlinkMessage {
+pub(super) fn set_up(name: &str) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
+    RouteNetlinkMessage::SetLink(message)
+}
+
+pub(super) fn set_alias(name: &str, alias: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes =
+        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::IfAlias(alias.to_owned())];
+    RouteNetlinkMessage::SetLink(message)
+}
+
+/// No link-local address, and none of the routes that come with one.
+pub(super) fn without_link_local(name: &str) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]),
+    ];
     RouteNetlinkMessage::SetLink(message)
 }
 

@@ -70,6 +70,32 @@ fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
     assert_eq!(fixture.node().shell("ip -6 route | grep fd00:22 || true").unwrap(), "");
 }
 
+/// Whenever an interface with IPv6 comes up the kernel walks through every route of IPv6, so each one costs every pod.
+#[test]
+fn a_pod_gives_the_node_the_ipv6_routes_it_needs_and_no_more() {
+    let fixture = Fixture::new();
+    let limits = json!({ "runtimeConfig": { "bandwidth": { "egressRate": 8_000_000 } } });
+    let ranges = json!([[{ "subnet": "10.23.0.0/24" }], [{ "subnet": "fd00:23::/64" }]]);
+    let bridge =
+        json!({ "name": "bridged", "bridge": "br0", "isDefaultGateway": true, "ipam": { "ranges": ranges } });
+    for (id, config, expected) in [
+        ("ipv4", merge(config("1.1.0"), limits), json!([])),
+        ("dual", dual(), json!(["fd00:22::1", "multicast"])),
+        ("port", merge(dual(), bridge), json!([])),
+    ] {
+        fixture.add(id, &config);
+        let routes = fixture.json("ip -j -6 route show table all");
+        let of_pod = |route: &&Value| route["dev"].as_str().is_some_and(|dev| dev.starts_with("pt"));
+        let destination = |route: &Value| match &route["type"] {
+            Value::String(kind) => json!(kind),
+            _ => route["dst"].clone(),
+        };
+        let routes: Value = routes.as_array().unwrap().iter().filter(of_pod).map(destination).collect();
+        assert_eq!(routes, expected, "{id}");
+        fixture.quiet("DEL", id, &config);
+    }
+}
+
 /// P20
 #[test]
 fn a_pod_may_have_ipv6_alone_masqueraded_or_not() {
