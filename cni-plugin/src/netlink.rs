@@ -16,6 +16,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{
     BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
 };
+use netlink_packet_route::neighbour::NeighbourAttribute;
 use netlink_packet_route::route::{RouteAttribute, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -171,6 +172,15 @@ impl Netlink {
         match self.one(request::get_route(destination), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(device_of)),
             Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The hardware address to which packets for a neighbour go, if that is known.
+    pub(crate) fn neighbour(&mut self, index: u32, address: IpAddr) -> io::Result<Option<Vec<u8>>> {
+        match self.one(request::get_neighbour(index, address), NLM_F_ACK) {
+            Ok(answers) => Ok(answers.into_iter().find_map(neighbour_of)),
+            Err(e) if is_gone(&e) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -336,6 +346,14 @@ fn assigned_of(index: u32, answer: RouteNetlinkMessage) -> Option<Assigned> {
         prefix: message.header.prefix_len,
         is_tentative: flags.contains(AddressHeaderFlags::Tentative),
         is_duplicate: flags.contains(AddressHeaderFlags::Dadfailed),
+    })
+}
+
+fn neighbour_of(answer: RouteNetlinkMessage) -> Option<Vec<u8>> {
+    let RouteNetlinkMessage::NewNeighbour(message) = answer else { return None };
+    message.attributes.into_iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) => Some(mac),
+        _ => None,
     })
 }
 

@@ -29,6 +29,11 @@ const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 /// `IP6_RT_PRIO_USER`, what a route of IPv6 has if nothing else is said. Of IPv4 that is 0.
 const DEFAULT_METRIC_V6: u32 = 1024;
 
+/// Both ends know each other's hardware addresses for good. One that is set later, by `tuning`, makes the pod forget its gateway,
+/// and the node does not hear of it.
+const ASK_US: &str =
+    "have portolan-cni set the hardware address (capability mac, or MAC in CNI_ARGS), not another plugin";
+
 /// More interfaces than any pod has; names may end in anything.
 const MAX_RANK: u32 = 1000;
 
@@ -161,12 +166,21 @@ pub(crate) fn check(
         if host.route_device(*address).map_err(failed())? != Some(host_link.index) {
             return wrong(format!("the node's route to {address} does not lead to {host_name}"));
         }
+        let known = host.neighbour(host_link.index, *address).map_err(failed())?;
+        if known.is_some_and(|known| known != pod_link.mac) {
+            return wrong(format!("{ifname} has another hardware address than the node sends to: {ASK_US}"));
+        }
     }
     for gateway in gateways(addresses) {
         let device = pod.route_device(gateway).map_err(kernel("look for the pod's gateway"))?;
         // Another routed interface of the pod may have the same gateway.
         if device.is_none() {
             return wrong(format!("the pod's route to its gateway {gateway} is gone"));
+        }
+        let known = pod.neighbour(pod_link.index, gateway).map_err(kernel("look for the pod's gateway"))?;
+        // Nobody would answer: IPv6 has no proxy_arp.
+        if gateway.is_ipv6() && known.is_none() {
+            return wrong(format!("{ifname} has lost its entry for the gateway {gateway}: {ASK_US}"));
         }
     }
     Ok(())

@@ -154,21 +154,28 @@ pub(crate) fn check_available() -> Result<()> {
     asked.map_err(kernel("ask the kernel for its nft tables"))
 }
 
-/// Whether the node's tables know the pod behind this interface.
-pub(crate) fn check(conf: &NetConf, host_interface: &str, addresses: &[IpAddr], mac: &str) -> Result<()> {
+/// Whether the pod is recorded, and the node's tables know it.
+pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
     let gone = |message: String| Err(Error::new(Code::Conflict, message));
+    let Some(record) = conf.header.attachments().read(key)? else {
+        return gone("its attachment record is gone: Services do not find it".to_owned());
+    };
     let netfilter = open()?;
-    for address in addresses.iter().filter(|_| conf.masquerade) {
+    for address in record.ips.iter().filter(|_| conf.masquerade) {
         let set = rules::pods(&conf.header.name, *address);
         let looked = netfilter.contains(Family::Inet, TABLE, &set, rules::key(*address));
         if !looked.map_err(kernel(format!("look {address} up in nft table inet {TABLE}")))? {
             return gone(format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded"));
         }
     }
-    if conf.checks_mac() && !frames::has(&netfilter, host_interface, parse_mac(mac)?)? {
-        return gone(format!("{host_interface} is no longer in nft table bridge {TABLE}: macspoofchk"));
+    if conf.checks_mac() && !frames::has(&netfilter, &record.host_interface, parse_mac(&record.mac)?)? {
+        let interface = record.host_interface;
+        return gone(format!("{interface} is no longer in nft table bridge {TABLE}: macspoofchk"));
     }
-    Ok(())
+    match ports::lost(&netfilter, &record)? {
+        Some(port) => gone(format!("port {port} of the node no longer leads to it")),
+        None => Ok(()),
+    }
 }
 
 /// Forgets what a network asks for, if it has no attachment any more; with the last network the tables go.

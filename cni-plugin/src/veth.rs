@@ -62,6 +62,10 @@ pub(crate) fn create(
         let mut batch = Batch::default();
         batch.add_veth(veth, netns.as_fd().as_raw_fd(), master);
         batch.set_note(veth.host, alias);
+        if master.is_none() {
+            // A pod whose hardware address is set (by the plugin `tuning`) loses its entry for the gateway, and asks.
+            batch.proxy_arp(veth.host);
+        }
         batch.get_link(veth.host);
         if has_ipv6 {
             batch.without_link_local(veth.host);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use attachment::{Attachment, Key, Pod};
+use attachment::{Attachment, Pod};
 use ipnetwork::IpNetwork;
 use netns::NetNs;
 use serde_json::Value;
@@ -116,11 +116,7 @@ fn with_gateways(routes: Vec<(IpNetwork, IpAddr)>) -> Vec<(IpNetwork, Option<IpA
 
 fn record(args: &Args, conf: &NetConf, host_name: &str, pair: &Veth<'_>, addresses: &[IpAddr]) -> Attachment {
     let extra = |key: &str| args.extra.get(key).filter(|value| !value.is_empty()).cloned();
-    let key = Key {
-        network: conf.header.name.clone(),
-        container_id: args.container_id.clone(),
-        ifname: args.ifname.clone(),
-    };
+    let key = args.owner().key(&conf.header.name);
     Attachment {
         network: key.network,
         container_id: key.container_id,

@@ -15,7 +15,7 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     let (_netns, mut pod) = pod::open(&args.netns)?;
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
     let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
-    let (ours, mac) = ours(previous, &host_name)?;
+    let ours = ours(previous, &host_name)?;
     let addresses = ours.addresses();
     match &conf.mode {
         Mode::Routed => {
@@ -30,10 +30,10 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     }
     let detour = veth::detour_interface(&conf.header.name, &args.container_id, &args.ifname);
     bandwidth::check(&mut host, &host_name, &detour, &conf.bandwidth)?;
+    let owner = args.owner();
     if let Some(kind) = &conf.header.delegate {
         ipam::delegate(kind, "CHECK", args, &conf.raw)?;
     } else {
-        let owner = args.owner();
         let reserved = conf.header.reservations().addresses(&owner)?;
         if let Some(lost) = addresses.iter().find(|address| !reserved.contains(address)) {
             return Err(Error::new(
@@ -42,11 +42,11 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
             ));
         }
     }
-    table::check(conf, &host_name, &addresses, &mac)
+    table::check(conf, &owner.key(&conf.header.name))
 }
 
 /// What ADD has said of our interface, which comes right behind its end on the node.
-fn ours(previous: &serde_json::Value, host_name: &str) -> Result<(Assignment, String)> {
+fn ours(previous: &serde_json::Value, host_name: &str) -> Result<Assignment> {
     let interfaces = previous["interfaces"].as_array().map_or(&[][..], Vec::as_slice);
     let Some(position) = interfaces.iter().position(|interface| interface["name"] == host_name) else {
         let message = format!("prevResult does not have interface {host_name}");
@@ -56,6 +56,5 @@ fn ours(previous: &serde_json::Value, host_name: &str) -> Result<(Assignment, St
     if let Some(ips) = result["ips"].as_array_mut() {
         ips.retain(|ip| ip["interface"].as_u64() == Some(position as u64 + 1));
     }
-    let mac = interfaces.get(position + 1).and_then(|pod| pod["mac"].as_str()).unwrap_or_default();
-    Ok((Assignment::parse("prevResult", &result)?, mac.to_owned()))
+    Assignment::parse("prevResult", &result)
 }

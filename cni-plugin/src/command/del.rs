@@ -1,6 +1,5 @@
 //! DEL: take back all that ADD gave, whatever is left of it.
 
-use attachment::Key;
 use nftables::Netfilter;
 use serde_json::Value;
 
@@ -64,11 +63,7 @@ impl Node {
         if let Some(link) = &link {
             errors.extend(veth::cut_off(&mut self.netlink, link, &noted).err());
         }
-        let key = Key {
-            network: header.name.clone(),
-            container_id: owner.container_id.clone(),
-            ifname: owner.ifname.clone(),
-        };
+        let key = owner.key(&header.name);
         let store = header.reservations();
         // An illegible reservation does not keep the rest from being taken back.
         let mut addresses = store.addresses(owner).unwrap_or_default();

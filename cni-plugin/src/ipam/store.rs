@@ -17,6 +17,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use attachment::Key;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,17 @@ pub(crate) struct Owner {
     #[serde(rename = "containerID")]
     pub(crate) container_id: String,
     pub(crate) ifname: String,
+}
+
+impl Owner {
+    /// By what it is recorded on a network.
+    pub(crate) fn key(&self, network: &str) -> Key {
+        Key {
+            network: network.to_owned(),
+            container_id: self.container_id.clone(),
+            ifname: self.ifname.clone(),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -91,6 +91,11 @@ impl Batch {
         self.push(request::route_localnet(name), 0, format!("allow localhost on {name}"));
     }
 
+    /// Has the node answer who asks there by ARP for an address that lies elsewhere.
+    pub(crate) fn proxy_arp(&mut self, name: &str) {
+        self.push(request::proxy_arp(name), 0, format!("answer ARP on {name}"));
+    }
+
     /// Adds an address to the interface `name`. With `detect` the kernel first asks whether another has it (IPv6).
     pub(crate) fn add_address(&mut self, index: u32, address: IpNetwork, name: &str, detect: bool) {
         let action = format!("add address {address} to {name}");

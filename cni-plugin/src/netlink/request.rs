@@ -181,9 +181,20 @@ pub(super) fn set_down(name: &str) -> RouteNetlinkMessage {
 }
 
 pub(super) fn route_localnet(name: &str) -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
     let mut conf = InetDevConf::default();
     conf.route_localnet = 1;
+    configure_ipv4(name, conf)
+}
+
+pub(super) fn proxy_arp(name: &str) -> RouteNetlinkMessage {
+    let mut conf = InetDevConf::default();
+    conf.proxy_arp = 1;
+    configure_ipv4(name, conf)
+}
+
+/// Sets what is not 0.
+fn configure_ipv4(name: &str, conf: InetDevConf) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(conf)])]),
@@ -291,6 +302,15 @@ pub(super) fn new_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> RouteN
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
     RouteNetlinkMessage::NewNeighbour(message)
+}
+
+/// What is known of one neighbour.
+pub(super) fn get_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    message.attributes = vec![NeighbourAttribute::Destination(address.into())];
+    RouteNetlinkMessage::GetNeighbour(message)
 }
 
 fn route_message(route: &Route) -> RouteMessage {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use attachment::{Attachment, Key, PortMapping};
-use nftables::{Batch, Data, Element, Netfilter, Rule, Set, Type, conntrack};
+use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type, conntrack};
 use serde::{Deserialize, Serialize};
 
 use super::TABLE;
@@ -172,6 +172,21 @@ pub(super) fn remove_pod(netfilter: &Netfilter, pod: &Attachment) -> Vec<Error> 
         }
     }
     errors
+}
+
+/// A port that does not lead to the pod any more, if there is one.
+pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<String>> {
+    for mapping in &pod.port_mappings {
+        let only = Attachment { port_mappings: vec![mapping.clone()], ..pod.clone() };
+        let port = format!("{}/{}", mapping.host_port, mapping.protocol);
+        for Translation { map, key, .. } in translations(&only) {
+            let found = netfilter.contains(Family::Inet, TABLE, map, key);
+            if !found.map_err(kernel(format!("look port {port} up in nft map {map}")))? {
+                return Ok(Some(port));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Flows that began before the port led to this pod, or that lead to it no longer (UDP has no end of its own).

@@ -267,6 +267,8 @@ fn check_passes_after_add_and_notices_each_loss() {
         ("e", "ip route del ADDRESS", "does not lead to"),
         ("f", "nft flush set inet portolan pods-v4-pods", "not masqueraded"),
         ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
+        ("i", "rm /run/portolan/attachments/pods/i-eth0.json", "record is gone"),
+        ("h", "ip -n h link set eth0 address 02:00:00:00:00:07", "another hardware address"),
     ] {
         let result = fixture.add(id, &config("1.1.0"));
         let config = merge(config("1.1.0"), json!({ "prevResult": result }));

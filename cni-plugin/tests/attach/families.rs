@@ -61,8 +61,11 @@ fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
     }
     let config = merge(dual(), json!({ "prevResult": a }));
     fixture.quiet("CHECK", "a", &config);
+    let refused = || fixture.refused("CHECK", "a", "/run/netns/a", &config).1;
     fixture.node().shell("ip -n a -6 route del default").unwrap();
-    assert!(fixture.refused("CHECK", "a", "/run/netns/a", &config).1.contains("route to ::/0 is gone"));
+    assert!(refused().contains("route to ::/0 is gone"), "{}", refused());
+    fixture.node().shell("ip -n a -6 neigh del fe80::1 dev eth0").unwrap();
+    assert!(refused().contains("has lost its entry for the gateway fe80::1"), "{}", refused());
     for id in ["a", "b", "0-3-1", "0-4-0"] {
         fixture.quiet("DEL", id, &dual());
     }

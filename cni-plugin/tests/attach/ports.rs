@@ -55,7 +55,8 @@ fn a_port_of_the_node_leads_to_the_pod_from_everywhere_until_del() {
     let outside = fixture.node().outside();
     let command = "ip address add fd00:1::1/64 dev uplink nodad";
     outside.run(|| std::process::Command::new("sh").args(["-ec", command]).status().unwrap()).unwrap();
-    fixture.add("a", &config);
+    let checked = merge(config.clone(), json!({ "prevResult": fixture.add("a", &config) }));
+    fixture.quiet("CHECK", "a", &checked);
     fixture.add("b", &with_ports(json!([])));
     serve(&fixture, "a");
     let name = Some("a".to_owned());
@@ -68,6 +69,9 @@ fn a_port_of_the_node_leads_to_the_pod_from_everywhere_until_del() {
     }
     assert_eq!(fixture.node().run(|| ask("127.0.0.1:8080")), name, "on localhost");
     assert_eq!(fixture.node().run(|| ask("127.0.0.1:8081")), None, "another address of the node");
+    fixture.node().shell("nft delete element inet portolan ports-at-v4 { 192.0.2.2 . tcp . 8081 }").unwrap();
+    let (_, lost) = fixture.refused("CHECK", "a", "/run/netns/a", &checked);
+    assert!(lost.contains("port 8081/tcp of the node no longer leads to it"), "{lost}");
     fixture.node().shell("nft flush ruleset").unwrap();
     fixture.add("c", &with_ports(json!([])));
     assert_eq!(outside.run(|| ask("192.0.2.2:8080")).unwrap(), name, "after a flush");

@@ -1,4 +1,4 @@
-//! libcni as runtimes embed it, by its own `cnitool`: what it really sends for CHECK, STATUS and GC, and chains.
+//! libcni as runtimes embed it, by its own `cnitool`: what it really sends for CHECK, STATUS and GC.
 
 use std::path::PathBuf;
 
@@ -8,15 +8,15 @@ use testbed::{Node, go_tool};
 
 use super::{assert_nothing_left, link_plugins};
 
-struct CniTool {
-    node: Node,
-    directory: TempDir,
+pub(super) struct CniTool {
+    pub(super) node: Node,
+    pub(super) directory: TempDir,
     binary: PathBuf,
 }
 
 impl CniTool {
     /// One network `pods` of these plugins in a node of its own.
-    fn with_chain(version: &str, plugins: &[Value]) -> Self {
+    pub(super) fn with_chain(version: &str, plugins: &[Value]) -> Self {
         let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
         link_plugins(&node, &directory.path().join("cni"));
         let conflist = json!({ "cniVersion": version, "name": "pods", "plugins": plugins });
@@ -25,7 +25,7 @@ impl CniTool {
         Self { node, directory, binary: go_tool("cnitool").unwrap() }
     }
 
-    fn run(&self, arguments: &str, environment: &str) -> anyhow::Result<String> {
+    pub(super) fn run(&self, arguments: &str, environment: &str) -> anyhow::Result<String> {
         let directory = self.directory.path().display();
         let binary = self.binary.display();
         self.node.shell(&format!(
@@ -44,7 +44,7 @@ impl CniTool {
     }
 }
 
-fn ours(range: &str) -> Value {
+pub(super) fn ours(range: &str) -> Value {
     json!({
         "type": "portolan-cni",
         "capabilities": { "ips": true, "mac": true },
@@ -99,56 +99,7 @@ fn gc_without_a_list_of_what_to_keep_keeps_what_libcni_does_not_delete_itself() 
 }
 
 #[test]
-fn reference_plugins_work_after_ours() {
-    let chain = [
-        ours("10.22.0.0/24"),
-        json!({ "type": "portmap", "capabilities": { "portMappings": true } }),
-        json!({ "type": "bandwidth", "ingressRate": 8_000_000, "ingressBurst": 8_000_000, "egressRate": 8_000_000, "egressBurst": 8_000_000 }),
-        json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }),
-        json!({ "type": "firewall", "backend": "iptables" }),
-    ];
-    let tool = CniTool::with_chain("1.0.0", &chain);
-    tool.node.add_netns("a").unwrap();
-    let ports = r#"CAP_ARGS='{"portMappings":[{"hostPort":18080,"containerPort":8080,"protocol":"tcp"}]}'"#;
-    let result: Value = serde_json::from_str(&tool.run("add pods /run/netns/a", ports).unwrap()).unwrap();
-    assert_eq!(result["ips"][0]["address"], "10.22.0.1/32");
-    assert_eq!(tool.node.shell("ip netns exec a cat /proc/sys/net/core/somaxconn").unwrap(), "500\n");
-    assert!(tool.node.shell("tc qdisc show").unwrap().contains("tbf"), "the pod's rate is limited");
-    assert!(tool.node.shell("iptables-save").unwrap().contains("10.22.0.1"), "the firewall lets it through");
-
-    // From outside, by the node's port.
-    let listen = "ip netns exec a busybox nc -l -p 8080 -e echo from the pod >/dev/null 2>&1 &";
-    tool.node.shell(listen).unwrap();
-    let ask = || {
-        let address = format!("{}:18080", tool.node.address());
-        let script = format!("curl -sS --http0.9 -m 2 http://{address}");
-        let output = tool
-            .node
-            .outside()
-            .run(|| std::process::Command::new("sh").args(["-ec", &script]).output())??;
-        let said = String::from_utf8(output.stdout)?;
-        anyhow::ensure!(said == "from the pod\n", "{said:?} {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    };
-    testbed::wait_for("the pod by the node's port", ask).unwrap();
-    tool.run("del pods /run/netns/a", ports).unwrap();
-    assert_nothing_left(&tool.node);
-}
-
-#[test]
-fn libcni_checks_a_chain_in_which_a_later_plugin_has_changed_what_ours_made() {
-    let tuning = json!({ "type": "tuning", "mtu": 1400, "mac": "02:00:00:00:00:07", "promisc": true });
-    let tool = CniTool::with_chain("1.0.0", &[ours("10.22.0.0/24"), tuning]);
-    tool.add("a");
-    let link = tool.node.shell("ip netns exec a ip link show eth0").unwrap();
-    assert!(link.contains("mtu 1400") && link.contains("02:00:00:00:00:07"), "{link}");
-    tool.pod("check", "a").unwrap();
-    tool.pod("del", "a").unwrap();
-    assert_nothing_left(&tool.node);
-}
-
-#[test]
-fn ours_works_after_a_reference_plugin_and_passes_on_what_that_one_made() {
+fn two_plugins_of_a_chain_cannot_make_the_same_interface_and_nothing_stays() {
     let first = json!({ "type": "bridge", "bridge": "first0", "ipam": {} });
     let second = json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } });
     // An interface of one name cannot be made twice: what a chain with two makers gets is an error, and nothing stays.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod chains;
 mod containerd;
 mod libcni;
 mod podman;
@@ -16,9 +17,9 @@ fn assert_nothing_left(node: &Node) {
     let plugin = Binaries::find().unwrap().path("portolan-cni");
     let left = node
         .shell(&format!(
-            "ip -o link | grep -E 'ptl|veth' || true; nft list ruleset | grep -A3 elements || true; \
-             ip route | grep 10.22 || true; find /run/portolan/attachments /run/portolan/ipam -type f -name '*-eth*' || true; \
-             iptables-save 2>/dev/null | grep -E 'CNI-(DN|SN)' || true; \
+            "ip -o link | grep -E 'ptl|ptb|veth|bwp' || true; nft list ruleset | grep -A3 elements || true; \
+             (ip route; ip -6 route) | grep -E '10.22|10.40|fd00:22' || true; tc qdisc show | grep -E 'tbf|ingress' || true; find /run/portolan/attachments /run/portolan/ipam -type f -name '*-eth*' || true; \
+             (iptables-save; ip6tables-save) 2>/dev/null | grep -E 'CNI-(DN|SN)|10.22|10.40|fd00:22' || true; \
              {} cleanup; nft list tables | grep 'inet portolan$' || true",
             plugin.display()
         ))
