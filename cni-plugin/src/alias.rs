@@ -15,14 +15,17 @@ pub(crate) struct Alias {
     pub(crate) network: String,
     pub(crate) owner: Owner,
     pub(crate) addresses: Vec<IpAddr>,
+    /// Hardware address of the pod's end.
+    pub(crate) mac: String,
 }
 
 impl Alias {
-    /// `portolan/<network>/<containerID>/<ifname>/<address>,<address>`; none of them may have a slash.
+    /// `portolan/<network>/<containerID>/<ifname>/<address>,<address>/<mac>`; none of them may have a slash.
     pub(crate) fn format(&self) -> String {
         let addresses: Vec<String> = self.addresses.iter().map(IpAddr::to_string).collect();
         let Owner { container_id, ifname } = &self.owner;
-        let text = format!("portolan/{}/{container_id}/{ifname}/{}", self.network, addresses.join(","));
+        let (network, mac) = (&self.network, &self.mac);
+        let text = format!("portolan/{network}/{container_id}/{ifname}/{}/{mac}", addresses.join(","));
         if text.len() > MAX_LENGTH { String::new() } else { text }
     }
 
@@ -31,7 +34,8 @@ impl Alias {
         let mut parts = link.alias.split('/');
         let (tag, network, id, ifname) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let addresses = parts.next()?.split(',').filter_map(|address| address.parse().ok()).collect();
+        let mac = parts.next().unwrap_or_default().to_owned();
         let owner = Owner { container_id: id.to_owned(), ifname: ifname.to_owned() };
-        (tag == "portolan").then(|| Self { network: network.to_owned(), owner, addresses })
+        (tag == "portolan").then(|| Self { network: network.to_owned(), owner, addresses, mac })
     }
 }

@@ -32,6 +32,7 @@
 mod frames;
 mod network;
 mod ports;
+mod repair;
 mod rules;
 
 use std::net::IpAddr;
@@ -40,10 +41,12 @@ use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
 use nftables::{Batch, Family, Netfilter};
 
+use crate::alias::Alias;
 use crate::error::{Code, Error, Result, io, kernel};
+use crate::ipam::RangeSet;
 use crate::lock::Lock;
 use crate::netconf::{Header, NetConf, parse_mac};
-use crate::netlink::{Netlink, Route, RouteTarget};
+use crate::netlink::{Link, Netlink, Route, RouteTarget};
 use crate::trace::{Span, span};
 use network::Network;
 
@@ -79,6 +82,9 @@ fn join_by(
             network.write(&conf.header)?;
         }
         conf.header.attachments().write(attachment)?;
+        if is_news {
+            repair::records(&conf.header, &links(netlink)?)?;
+        }
         ports::reserve(&conf.header, attachment)?;
         Ok::<_, Error>((network, is_news))
     })?;
@@ -145,6 +151,7 @@ pub(crate) fn leave(
     if store.remove_network_if_empty(&header.name) {
         errors.extend(withdraw_routes(header, netlink).err());
     }
+    errors.extend(span(Span::Nft, || repair::tables(netfilter, header)).err());
     errors
 }
 
@@ -178,18 +185,35 @@ pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
     }
 }
 
-/// Forgets what a network asks for, if it has no attachment any more; with the last network the tables go.
-pub(crate) fn forget(header: &Header, netlink: &mut Netlink, netfilter: &Netfilter) -> Result<()> {
+/// Records the network's pods again where the state directory was emptied.
+pub(crate) fn restore(header: &Header, links: &[Link]) -> Result<()> {
+    let _lock = Lock::acquire(&header.state_dir)?;
+    repair::records(header, links)
+}
+
+/// Forgets what a network asks for, if it has no attachment any more; with the last network the tables go. `ranges` are its
+/// own where nothing else says which they were.
+pub(crate) fn forget(
+    header: &Header,
+    ranges: &[RangeSet],
+    netlink: &mut Netlink,
+    netfilter: &Netfilter,
+) -> Result<()> {
     if !header.state_dir.exists() {
         return Ok(());
     }
     let _lock = Lock::acquire(&header.state_dir)?;
     if !header.attachments().remove_network_if_empty(&header.name) {
-        return Ok(());
+        return repair::tables(netfilter, header);
     }
     withdraw_routes(header, netlink)?;
+    ranges.iter().flat_map(RangeSet::subnets).try_for_each(|pool| withdraw(pool, netlink))?;
     let others = network::all(&header.state_dir)?.into_iter().filter(|other| other.name != header.name);
     let others: Vec<Network> = others.collect();
+    // Where the state directory was emptied nothing says what their networks ask for: until their next ADD all stays.
+    if others.is_empty() && links(netlink)?.iter().any(|link| Alias::of(link).is_some()) {
+        return Ok(());
+    }
     span(Span::Nft, || {
         frames::write(netfilter, &header.attachments(), &others)?;
         rules::write(netfilter, &header.attachments(), &others)
@@ -205,6 +229,10 @@ pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result
     }
     frames::remove_table(netfilter)?;
     rules::remove_table(netfilter)
+}
+
+fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {
+    netlink.links().map_err(kernel("list interfaces"))
 }
 
 /// For everything that follows. It is closed last: see [`Netfilter`].

@@ -50,7 +50,9 @@ fn attach<'a>(
         rollback.push(move || drop(Netlink::open().and_then(|mut host| host.delete_link(&leftover))));
     }
     let owner = args.owner();
-    let alias = Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone() }.format();
+    let mac = veth::format_mac(&pair.pod_mac);
+    let alias =
+        Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone(), mac }.format();
     let mut ends = vec![
         Interface { name: &host_name, mac: veth::format_mac(&pair.host_mac), mtu: pair.mtu, netns: "" },
         Interface {

@@ -20,26 +20,29 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     let valid = valid_attachments(raw)?;
     let store = header.reservations();
     let (mut known, mut errors) = store.owners();
-    let (records, unreadable) = header.attachments().list(&header.name);
-    errors.extend(unreadable.into_iter().map(Error::from));
-    known.extend(records.into_iter().map(|r| Owner { container_id: r.container_id, ifname: r.ifname }));
     let mut node = Node::open()?;
     match node.netlink.links() {
         Ok(links) => {
+            errors.extend(table::restore(header, &links).err());
             let ours = links.iter().filter_map(Alias::of).filter(|alias| alias.network == header.name);
             known.extend(ours.map(|alias| alias.owner));
         }
         Err(e) => errors.push(kernel("list interfaces")(e)),
     }
+    let (records, unreadable) = header.attachments().list(&header.name);
+    errors.extend(unreadable.into_iter().map(Error::from));
+    known.extend(records.into_iter().map(|r| Owner { container_id: r.container_id, ifname: r.ifname }));
     let known: HashSet<Owner> = known.into_iter().collect();
     for owner in known.difference(&valid) {
         errors.extend(node.detach(header, owner));
     }
-    errors.extend(table::forget(header, &mut node.netlink, &node.netfilter).err());
+    let conf = NetConf::parse(header.clone(), raw.clone(), "1.1.0").ok();
+    let ranges = conf.as_ref().map(|conf| &*conf.ranges).unwrap_or_default();
+    errors.extend(table::forget(header, ranges, &mut node.netlink, &node.netfilter).err());
     if let Some(kind) = &header.delegate {
         errors.extend(ipam::delegate(kind, "GC", args, raw).err());
     }
-    if let Ok(conf) = NetConf::parse(header.clone(), raw.clone(), "1.1.0") {
+    if let Some(conf) = &conf {
         errors.extend(store.recount(&conf.ranges).err());
         if let Mode::Bridge(bridge) = &conf.mode {
             errors.extend(bridged::collect(&mut node.netlink, Some(&bridge.name)).err());

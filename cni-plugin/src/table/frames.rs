@@ -88,8 +88,10 @@ pub(super) fn has(netfilter: &Netfilter, host_interface: &str, mac: [u8; 6]) -> 
 }
 
 fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
+    // One whose address is not known is not held to it: it could send nothing.
+    let Some(sender) = sender(pod) else { return };
     // The address first: there is no moment in which the pod could send nothing.
-    batch.add_elements(SENDERS, &sender(pod).map(Element::Key).into_iter().collect::<Vec<_>>());
+    batch.add_elements(SENDERS, &[Element::Key(sender)]);
     batch.add_elements(GUARDED, &[Element::Key(Key::default().interface(&pod.host_interface))]);
 }
 

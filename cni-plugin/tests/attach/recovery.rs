@@ -1,5 +1,9 @@
 //! What a killed process, an emptied directory and a reboot leave, and who repairs it.
 
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::fixture::{Fixture, address, config, merge};
@@ -55,5 +59,76 @@ fn reservations_of_an_earlier_boot_mean_nothing() {
     for id in ["a", "b", "c", "d"] {
         fixture.quiet("DEL", id, &config);
     }
+    fixture.assert_nothing_left();
+}
+
+/// What goes wrong on a node, and then the next command, whichever it is.
+#[test]
+fn after_a_flush_or_with_the_state_directory_emptied_the_next_command_sets_right_whoever_is_there() {
+    let flush = "nft flush ruleset";
+    let empty = "rm -r /run/portolan/*";
+    for (sabotage, next) in [
+        (flush.to_owned(), "ADD"),
+        (flush.to_owned(), "DEL"),
+        (flush.to_owned(), "GC"),
+        (empty.to_owned(), "ADD"),
+        (empty.to_owned(), "GC"),
+        (format!("{flush}; {empty}"), "ADD"),
+    ] {
+        let fixture = Fixture::new();
+        let own = merge(
+            config("1.1.0"),
+            json!({ "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "macspoofchk": true, "name": "guarded",
+                "ipam": { "ranges": [[{ "subnet": "10.23.0.0/24" }]] } }),
+        );
+        for (a, b, config) in [("a", "b", config("1.1.0")), ("c", "d", own)] {
+            let keep = json!({ "cni.dev/valid-attachments": [{ "containerID": a, "ifname": "eth0" }] });
+            let checked = merge(config.clone(), json!({ "prevResult": fixture.add(a, &config) }));
+            fixture.add(b, &config);
+            fixture.node().shell(&sabotage).unwrap();
+            match next {
+                "ADD" => drop(fixture.add("new", &config)),
+                "DEL" => fixture.quiet("DEL", b, &config),
+                _ => fixture.quiet("GC", "x", &merge(config.clone(), keep)),
+            }
+            fixture.quiet("CHECK", a, &checked);
+            assert_eq!(seen_outside(&fixture, a), fixture.node().address(), "{sabotage}, then {next}");
+            for id in [a, b, "new"] {
+                fixture.quiet("DEL", id, &config);
+            }
+            fixture.node().shell("ip netns del new 2>/dev/null || true").unwrap();
+            fixture.quiet("GC", "x", &merge(config, json!({ "cni.dev/valid-attachments": [] })));
+        }
+        fixture.assert_nothing_left();
+    }
+}
+
+/// Whom the world sees when the pod connects to it.
+fn seen_outside(fixture: &Fixture, pod: &str) -> String {
+    let listener = fixture.node().outside().run(|| TcpListener::bind("192.0.2.1:7777").unwrap()).unwrap();
+    let pod = fixture.node().netns(Path::new(&format!("/run/netns/{pod}"))).unwrap();
+    let connect =
+        || TcpStream::connect_timeout(&"192.0.2.1:7777".parse().unwrap(), Duration::from_secs(5)).unwrap();
+    let _stream = pod.run(connect).unwrap();
+    listener.accept().unwrap().1.ip().to_string()
+}
+
+/// The machine goes down with its pool full, on disk.
+#[test]
+fn after_a_reboot_status_says_that_there_are_addresses_and_gc_collects_what_was() {
+    let fixture = Fixture::new();
+    let config = merge(
+        config("1.1.0"),
+        json!({ "ipam": { "dataDir": "/run/kept", "ranges": [[{ "subnet": "10.22.0.0/30" }]] } }),
+    );
+    for id in ["a", "b"] {
+        fixture.add(id, &config);
+    }
+    assert_eq!(fixture.refused("STATUS", "x", "", &config).0, 50);
+    fixture.node().shell("rm -r /run/portolan/*; ip route del 10.22.0.0/30; nft flush ruleset; for p in a b; do ip netns del $p; done; ip link | grep -o 'ptl[0-9a-f]*' | xargs -rn1 ip link del 2>/dev/null || true; echo other > /run/boot; mount --bind /run/boot /proc/sys/kernel/random/boot_id").unwrap();
+    fixture.quiet("STATUS", "x", &config);
+    let nobody = merge(config, json!({ "cni.dev/valid-attachments": [] }));
+    fixture.quiet("GC", "x", &nobody);
+    assert_eq!(fixture.node().shell("find /run/kept -path '*owners/*'").unwrap(), "");
     fixture.assert_nothing_left();
 }
