@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod bridge;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,8 @@ use crate::role::Role;
 
 pub(crate) use bandwidth::{Bandwidth, Limit};
 pub(crate) use bridge::Bridge;
+pub(crate) use wire::WireRange;
+use wire::{Wire, WirePortMapping, lower_field_names};
 
 /// Where the state of a boot lives: addresses, records, what the node has been told.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/run/portolan";
@@ -84,116 +87,6 @@ pub(crate) struct Route {
     pub(crate) dst: IpNetwork,
     #[serde(default)]
     pub(crate) gw: Option<IpAddr>,
-}
-
-/// containerd writes the fields of what a capability asks for as they are called in Go, `HostPort`; whoever reads them in
-/// Go does not notice. So `HostPort` is `hostPort` here too.
-fn lower_field_names(value: &mut Value) {
-    match value {
-        Value::Array(items) => items.iter_mut().for_each(lower_field_names),
-        Value::Object(fields) => {
-            let lowered = std::mem::take(fields).into_iter().map(|(name, mut value)| {
-                lower_field_names(&mut value);
-                let (first, rest) = name.split_at_checked(1).unwrap_or(("", &name));
-                (first.to_ascii_lowercase() + rest, value)
-            });
-            *fields = lowered.collect();
-        }
-        _ => {}
-    }
-}
-
-/// As written. Unknown keys are somebody else's (CNI 1.1 §1).
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Wire {
-    mode: Option<String>,
-    mtu: Option<u32>,
-    ip_masq: Option<bool>,
-    #[serde(rename = "nonMasqueradeCIDRs")]
-    non_masquerade_cidrs: Vec<String>,
-    service_proxy: Option<String>,
-    ipam: WireIpam,
-    dns: WireDns,
-    args: WireArgs,
-    runtime_config: WireRuntime,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireIpam {
-    ranges: Vec<Vec<WireRange>>,
-    routes: Vec<Route>,
-    resolv_conf: Option<PathBuf>,
-    #[serde(flatten)]
-    single: WireRange,
-}
-
-#[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct WireRange {
-    pub(crate) subnet: Option<String>,
-    pub(crate) range_start: Option<String>,
-    pub(crate) range_end: Option<String>,
-    pub(crate) gateway: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct WireDns {
-    nameservers: Vec<String>,
-    domain: Option<String>,
-    search: Vec<String>,
-    options: Vec<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct WireArgs {
-    cni: WireCniArgs,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct WireCniArgs {
-    labels: Vec<WireLabel>,
-    ips: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct WireLabel {
-    key: String,
-    value: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireRuntime {
-    port_mappings: Vec<WirePortMapping>,
-    ips: Vec<String>,
-    mac: Option<String>,
-    dns: Option<WireRuntimeDns>,
-    ip_ranges: Vec<Vec<WireRange>>,
-    bandwidth: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct WirePortMapping {
-    host_port: u16,
-    container_port: u16,
-    #[serde(default)]
-    protocol: String,
-    #[serde(default, rename = "hostIP")]
-    host_ip: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct WireRuntimeDns {
-    servers: Vec<String>,
-    searches: Vec<String>,
-    options: Vec<String>,
 }
 
 impl Header {

@@ -123,3 +123,56 @@ fn every_claim_about_the_cni_plugin_names_a_test_that_exists() {
     }
     assert!(named > 15, "only {named} tests are named");
 }
+
+/// The keys of the configuration that a source file reads: fields of structs as they are written, and what is taken out of
+/// the whole by name.
+fn keys(source: &str) -> Vec<String> {
+    let (mut keys, mut renamed, mut is_read) = (Vec::new(), None, false);
+    for line in source.lines() {
+        if let Some((_, rest)) = line.split_once("rename = \"") {
+            renamed = rest.split('"').next().map(str::to_owned);
+        }
+        let field = line.strip_prefix("    pub(super) ").or_else(|| line.strip_prefix("    pub(crate) "));
+        let field = field.or_else(|| line.strip_prefix("    ")).and_then(|rest| rest.split_once(": "));
+        is_read &= !line.starts_with('}');
+        is_read |= line.contains("derive(") && line.contains("Deserialize");
+        let is_name = |name: &&str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        if let Some((name, _)) = field.filter(|_| is_read).filter(|(name, _)| is_name(name)) {
+            let mut words = name.split('_');
+            let first = words.next().unwrap_or_default().to_owned();
+            let rest = words.map(|word| word[..1].to_uppercase() + &word[1..]);
+            keys.push(renamed.take().unwrap_or_else(|| first + &rest.collect::<String>()));
+        }
+        for taken in line.split("raw").skip(1) {
+            let names = taken.split("[\"").skip(1).filter_map(|rest| rest.split('"').next());
+            keys.extend(names.take_while(|_| taken.starts_with('[')).map(str::to_owned));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_page_of_the_cni_plugin_names_every_key_of_its_configuration() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("docs/cni-plugin.md")).unwrap();
+    let mut found = Vec::new();
+    for file in ["netconf.rs", "netconf/wire.rs", "netconf/bridge.rs", "netconf/bandwidth.rs"] {
+        let source = std::fs::read_to_string(root.join("cni-plugin/src").join(file)).unwrap();
+        // Not what else is read in there, and not what is only kept.
+        found.extend(keys(&source).into_iter().filter(|key| !["single", "cni"].contains(&&**key)));
+    }
+    for key in
+        ["nonMasqueradeCIDRs", "stateDir", "cooldown", "rangeStart", "hostIP", "enabledad", "egressBurst"]
+    {
+        assert!(found.iter().any(|name| name == key), "the test does not find {key}: {found:?}");
+    }
+    for key in found {
+        let forms = ["`", "\"", "."].map(|before| format!("{before}{key}"));
+        let is_named = forms.iter().any(|form| {
+            page.match_indices(form).any(|(at, _)| {
+                page[at + form.len()..].starts_with(|after: char| !after.is_ascii_alphanumeric())
+            })
+        });
+        assert!(is_named, "docs/cni-plugin.md does not name {key}");
+    }
+}

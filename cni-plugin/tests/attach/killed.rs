@@ -106,6 +106,21 @@ fn kill_at_each_system_call(command: &str, before: &[&str], config: &Value) {
     }
 }
 
+/// With masquerading, ports and limits: neither `nft` nor `iptables` nor `tc`.
+#[test]
+fn add_and_del_start_no_other_program() {
+    let fixture = Fixture::new();
+    fixture.netns("a");
+    for config in [dual(), bridged()] {
+        for command in ["ADD", "DEL"] {
+            call(&traced(&fixture, "-f -e trace=execve,execveat -o /run/trace"), command, &config).unwrap();
+            let trace = fixture.node().shell("cat /run/trace").unwrap();
+            let calls = trace.lines().filter(|line| line.contains('('));
+            assert_eq!(calls.count(), 1, "the plugin's own start alone: {trace}");
+        }
+    }
+}
+
 #[test]
 fn a_first_add_killed_anywhere_leaves_nothing_that_del_or_gc_does_not_remove() {
     kill_at_each_system_call("ADD", &[], &dual());

@@ -43,6 +43,14 @@ fn with_the_state_directory_emptied_gc_finds_the_pods_by_their_interfaces() {
     assert!(links.ends_with("\n2\n"), "{links}");
 }
 
+/// The machine goes down and comes up: what is in memory is gone, what is on disk stays.
+fn reboot(fixture: &Fixture) {
+    let script = "rm -r /run/portolan/*; ip route del unreachable 10.22.0.0/30; nft flush ruleset; for p in a b; do ip netns del $p; done; \
+        ip link | grep -o 'ptl[0-9a-f]*' | xargs -rn1 ip link del 2>/dev/null || true; \
+        echo other > /run/boot; mount --bind /run/boot /proc/sys/kernel/random/boot_id";
+    fixture.node().shell(script).unwrap();
+}
+
 #[test]
 fn reservations_of_an_earlier_boot_mean_nothing() {
     let fixture = Fixture::new();
@@ -52,8 +60,7 @@ fn reservations_of_an_earlier_boot_mean_nothing() {
     );
     fixture.add("a", &config);
     fixture.add("b", &config);
-    // The machine goes down: what is in memory is gone, what is on disk stays.
-    fixture.node().shell("rm -r /run/portolan/*; nft flush ruleset; for p in a b; do ip netns del $p; done; ip link | grep -o 'ptl[0-9a-f]*' | xargs -rn1 ip link del 2>/dev/null || true; echo other > /run/boot; mount --bind /run/boot /proc/sys/kernel/random/boot_id").unwrap();
+    reboot(&fixture);
     fixture.add("c", &config);
     fixture.add("d", &config);
     for id in ["a", "b", "c", "d"] {
@@ -125,7 +132,7 @@ fn after_a_reboot_status_says_that_there_are_addresses_and_gc_collects_what_was(
         fixture.add(id, &config);
     }
     assert_eq!(fixture.refused("STATUS", "x", "", &config).0, 50);
-    fixture.node().shell("rm -r /run/portolan/*; ip route del 10.22.0.0/30; nft flush ruleset; for p in a b; do ip netns del $p; done; ip link | grep -o 'ptl[0-9a-f]*' | xargs -rn1 ip link del 2>/dev/null || true; echo other > /run/boot; mount --bind /run/boot /proc/sys/kernel/random/boot_id").unwrap();
+    reboot(&fixture);
     fixture.quiet("STATUS", "x", &config);
     let nobody = merge(config, json!({ "cni.dev/valid-attachments": [] }));
     fixture.quiet("GC", "x", &nobody);

@@ -41,12 +41,6 @@ fn chain(kinds: &[&str]) -> CniTool {
     tool
 }
 
-/// In the place of ours by that name, if there is one.
-fn link(tool: &CniTool, kind: &str) {
-    let directory = tool.directory.path().join("cni");
-    tool.node.shell(&format!("ln -sf /usr/lib/cni/{kind} {}/", directory.display())).unwrap();
-}
-
 fn pod(tool: &CniTool) -> NetNs {
     tool.node.netns(Path::new("/run/netns/a")).unwrap()
 }
@@ -143,7 +137,7 @@ fn no_reference_plugin_can_be_the_first_of_a_chain() {
 #[test]
 fn tuning_and_firewall_work_in_front_of_ours_and_the_others_behind_it() {
     let tool = chain(&["loopback", "tuning", "ours", "portmap", "bandwidth"]);
-    link(&tool, "loopback");
+    tool.link("loopback");
     tool.node.add_netns("a").unwrap();
     let result: Value = serde_json::from_str(&tool.run("add pods /run/netns/a", PORTS).unwrap()).unwrap();
     let names: Vec<&Value> = result["interfaces"].as_array().unwrap().iter().map(|i| &i["name"]).collect();
@@ -156,7 +150,7 @@ fn tuning_and_firewall_work_in_front_of_ours_and_the_others_behind_it() {
 
     // `firewall` knows only the addresses that were there before it, and its CHECK wants rules for all there are by then.
     let tool = chain(&["loopback", "tuning", "firewall", "ours"]);
-    link(&tool, "loopback");
+    tool.link("loopback");
     tool.node.add_netns("a").unwrap();
     tool.run("add pods /run/netns/a", PORTS).unwrap();
     let rules = tool.node.shell("iptables -S CNI-FORWARD").unwrap();
@@ -184,7 +178,7 @@ fn all_four_work_in_front_of_ours_about_another_interface() {
     let plugins: Vec<Value> =
         std::iter::once(ptp).chain(reference.map(about_net0)).chain(std::iter::once(ours(RANGE))).collect();
     let tool = CniTool::with_chain("1.0.0", &plugins);
-    link(&tool, "host-local");
+    tool.link("host-local");
     for kind in ["ptp", "portmap", "bandwidth", "tuning", "firewall"] {
         let path = tool.directory.path().join(format!("cni/net0-{kind}"));
         let script = format!("#!/bin/sh\\nCNI_IFNAME=net0 exec /usr/lib/cni/{kind}\\n");

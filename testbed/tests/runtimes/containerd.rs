@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 use testbed::{Cluster, Program, go_tool, wait_for};
 
 use super::{assert_nothing_left, link_plugins, make_root};
@@ -72,20 +73,18 @@ impl<'a> Containerd<'a> {
             .collect())
     }
 
-    /// Runs a sandbox; returns its id.
-    fn run_sandbox(&self, name: &str, port_mappings: &str) -> Result<String> {
+    /// Runs a sandbox, of which more may be said; returns its id.
+    fn run_sandbox(&self, name: &str, more: Value) -> Result<String> {
         let directory = self.cluster.directory();
-        let sandbox = format!(
-            r#"{{"metadata": {{"name": "{name}", "namespace": "default", "uid": "uid-{name}", "attempt": 0}}, "hostname": "{name}",
-            "log_directory": "{}", "linux": {{}}, "port_mappings": [{port_mappings}],
-            "dns_config": {{"servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local"], "options": ["ndots:5"]}}}}"#,
-            directory.join("logs").display()
-        );
-        std::fs::write(directory.join(format!("{name}.json")), sandbox)?;
-        Ok(self
-            .crictl(&format!("runp {}", directory.join(format!("{name}.json")).display()))?
-            .trim()
-            .to_owned())
+        let mut sandbox = json!({
+            "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}"), "attempt": 0 },
+            "hostname": name, "log_directory": directory.join("logs"), "linux": {},
+            "dns_config": { "servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local"], "options": ["ndots:5"] },
+        });
+        sandbox.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let file = directory.join(format!("{name}.json"));
+        std::fs::write(&file, sandbox.to_string())?;
+        Ok(self.crictl(&format!("runp {}", file.display()))?.trim().to_owned())
     }
 
     /// Starts a container in a sandbox; returns its id.
@@ -156,15 +155,17 @@ conf_dir = "{directory}/net.d"
     )
 }
 
+fn with_port() -> Value {
+    json!({ "port_mappings": [{ "container_port": 8080, "host_port": 18080, "protocol": 0 }] })
+}
+
 const SERVE: &str = "while true; do echo hello from the shop | nc -l -p 8080; done";
 
 #[test]
 fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
     let cluster = Cluster::start().unwrap();
     let containerd = Containerd::start(&cluster);
-    let sandbox = containerd
-        .run_sandbox("shop-1", r#"{"container_port": 8080, "host_port": 18080, "protocol": 0}"#)
-        .unwrap();
+    let sandbox = containerd.run_sandbox("shop-1", with_port()).unwrap();
     containerd.start_container((&sandbox, "shop-1"), "one", SERVE);
     let two = containerd.start_container((&sandbox, "shop-1"), "two", "sleep 1000");
 
@@ -191,7 +192,7 @@ fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
     // By name, from another sandbox, through the Service.
     let manifest = "apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec: {selector: {app: shop}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: shop-1, labels: {app: shop}}\nspec: {containers: []}\n";
     cluster.apply("shop.yaml", manifest).unwrap();
-    let client = containerd.run_sandbox("client", "").unwrap();
+    let client = containerd.run_sandbox("client", json!({})).unwrap();
     let asking = containerd.start_container((&client, "client"), "asking", "sleep 1000");
     let by_name = || {
         let said = containerd.crictl(&format!("exec {asking} nc -w 2 shop 80"))?;
@@ -209,14 +210,14 @@ fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
 fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of_containerd() {
     let cluster = Cluster::start().unwrap();
     let mut containerd = Containerd::start(&cluster);
-    let first = containerd.run_sandbox("first", "").unwrap();
-    let second = containerd.run_sandbox("second", "").unwrap();
+    let first = containerd.run_sandbox("first", json!({})).unwrap();
+    let second = containerd.run_sandbox("second", json!({})).unwrap();
     let one = containerd.start_container((&second, "second"), "one", "sleep 1000");
 
     // The name goes, its mount first; a plain file is in its place, as after a crash between mount and open.
     let record =
         cluster.node.shell(&format!("cat /run/portolan/attachments/portolan/{first}-eth0.json")).unwrap();
-    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
     let path = record["netns"].as_str().unwrap();
     cluster.node.shell(&format!("umount -l {path} && rm {path} && touch {path}")).unwrap();
     containerd.remove_sandbox(&first);
@@ -224,7 +225,7 @@ fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of
     containerd.restart();
     let said = containerd.crictl(&format!("exec {one} ip address show dev eth0")).unwrap();
     assert!(said.contains("10.22.0."), "the pod has kept its address: {said}");
-    let third = containerd.run_sandbox("third", "").unwrap();
+    let third = containerd.run_sandbox("third", json!({})).unwrap();
     containerd.remove_sandbox(&second);
     containerd.remove_sandbox(&third);
     assert_nothing_left(&cluster.node);
@@ -233,19 +234,34 @@ fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of
 #[test]
 fn a_sandbox_whose_network_fails_is_undone_and_the_next_one_works() {
     let cluster = Cluster::start().unwrap();
-    let mut conflist: serde_json::Value = serde_json::from_str(CONFLIST).unwrap();
-    conflist["plugins"].as_array_mut().unwrap().push(serde_json::json!({ "type": "tuning" }));
+    let mut conflist: Value = serde_json::from_str(CONFLIST).unwrap();
+    conflist["plugins"].as_array_mut().unwrap().push(json!({ "type": "tuning" }));
     let containerd = Containerd::start_with(&cluster, &conflist.to_string());
     // The second plugin of the chain fails after ours has attached the pod.
     let tuning = cluster.directory().join("cni/tuning");
     cluster.node.shell(&format!("ln -sf /bin/false {}", tuning.display())).unwrap();
-    let ports = r#"{"container_port": 8080, "host_port": 18080, "protocol": 0}"#;
-    let failed = containerd.run_sandbox("shop-1", ports).unwrap_err().to_string();
+    let failed = containerd.run_sandbox("shop-1", with_port()).unwrap_err().to_string();
     assert!(failed.contains("tuning"), "{failed}");
     cluster.node.shell(&format!("ln -sf /usr/lib/cni/tuning {}", tuning.display())).unwrap();
     containerd.crictl("rmp -a -f").unwrap();
     assert_nothing_left(&cluster.node);
-    let sandbox = containerd.run_sandbox("shop-1", ports).unwrap();
+    let sandbox = containerd.run_sandbox("shop-1", with_port()).unwrap();
+    containerd.remove_sandbox(&sandbox);
+    assert_nothing_left(&cluster.node);
+}
+
+#[test]
+fn annotations_of_a_pod_limit_its_bandwidth() {
+    let cluster = Cluster::start().unwrap();
+    let containerd = Containerd::start(&cluster);
+    let annotations =
+        json!({ "kubernetes.io/ingress-bandwidth": "8M", "kubernetes.io/egress-bandwidth": "16M" });
+    let sandbox = containerd.run_sandbox("slow", json!({ "annotations": annotations })).unwrap();
+    let limits = cluster.node.shell("tc qdisc show | grep tbf").unwrap();
+    for (interface, rate) in [("ptl", "rate 8Mbit"), ("ptb", "rate 16Mbit")] {
+        let is_limit = |line: &str| line.contains(&format!("dev {interface}")) && line.contains(rate);
+        assert!(limits.lines().any(is_limit), "{interface}, {rate}: {limits}");
+    }
     containerd.remove_sandbox(&sandbox);
     assert_nothing_left(&cluster.node);
 }

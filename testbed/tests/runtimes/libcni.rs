@@ -19,10 +19,23 @@ impl CniTool {
     pub(super) fn with_chain(version: &str, plugins: &[Value]) -> Self {
         let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
         link_plugins(&node, &directory.path().join("cni"));
-        let conflist = json!({ "cniVersion": version, "name": "pods", "plugins": plugins });
         std::fs::create_dir(directory.path().join("net.d")).unwrap();
-        std::fs::write(directory.path().join("net.d/10-pods.conflist"), conflist.to_string()).unwrap();
-        Self { node, directory, binary: go_tool("cnitool").unwrap() }
+        let tool = Self { node, directory, binary: go_tool("cnitool").unwrap() };
+        tool.configure(version, plugins);
+        tool
+    }
+
+    /// The network is of these plugins from now on.
+    pub(super) fn configure(&self, version: &str, plugins: &[Value]) {
+        let conflist = json!({ "cniVersion": version, "name": "pods", "plugins": plugins });
+        let path = self.directory.path().join("net.d/10-pods.conflist");
+        std::fs::write(path, conflist.to_string()).unwrap();
+    }
+
+    /// A reference plugin in the place of ours by that name, if there is one.
+    pub(super) fn link(&self, kind: &str) {
+        let directory = self.directory.path().join("cni");
+        self.node.shell(&format!("ln -sf /usr/lib/cni/{kind} {}/", directory.display())).unwrap();
     }
 
     pub(super) fn run(&self, arguments: &str, environment: &str) -> anyhow::Result<String> {
@@ -104,12 +117,56 @@ fn two_plugins_of_a_chain_cannot_make_the_same_interface_and_nothing_stays() {
     let second = json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } });
     // An interface of one name cannot be made twice: what a chain with two makers gets is an error, and nothing stays.
     let tool = CniTool::with_chain("1.0.0", &[first, ours("10.22.0.0/24"), second]);
-    tool.node.shell(&format!("ln -s /usr/lib/cni/bridge {}/cni/", tool.directory.path().display())).unwrap();
+    tool.link("bridge");
     tool.node.add_netns("a").unwrap();
     let refused = tool.pod("add", "a").unwrap_err().to_string();
     assert!(refused.contains("eth0 is already in the pod"), "{refused}");
     tool.pod("del", "a").unwrap();
     assert_nothing_left(&tool.node);
+}
+
+/// What docs/cni-install.md says of somebody who does not stop the pods first: ours deletes them, and what the old plugins have
+/// set up for masquerading is taken away as it is written there.
+#[test]
+fn pods_of_bridge_go_on_when_the_type_is_changed_and_the_guide_takes_away_what_del_leaves() {
+    const PORTS: &str =
+        r#"CAP_ARGS='{"portMappings":[{"hostPort":18080,"containerPort":8080,"protocol":"tcp"}]}'"#;
+    let ipam = json!({ "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.22.0.0/24", "routes": [{ "dst": "0.0.0.0/0" }] });
+    let bridge =
+        json!({ "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam });
+    let portmap = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
+    let tool = CniTool::with_chain("1.0.0", &[bridge.clone(), portmap.clone()]);
+    ["bridge", "host-local"].iter().for_each(|kind| tool.link(kind));
+    tool.node.add_netns("a").unwrap();
+    tool.run("add pods /run/netns/a", PORTS).unwrap();
+
+    let mut changed = bridge;
+    changed["type"] = "portolan-cni".into();
+    tool.configure("1.0.0", &[changed, portmap]);
+    let result = tool.add("b");
+    assert_eq!(result["ips"][0]["address"], "10.22.0.3/24");
+    tool.node.shell("ip netns exec b ping -c1 -W5 10.22.0.2").unwrap();
+
+    // DEL, and then the runtime removes the namespace.
+    tool.run("del pods /run/netns/a", PORTS).unwrap();
+    tool.node.shell("ip netns del a").unwrap();
+    tool.pod("del", "b").unwrap();
+    let gone = || {
+        let left = tool.node.shell("ip -o link | grep veth || true")?;
+        anyhow::ensure!(left.is_empty(), "{left}");
+        Ok(())
+    };
+    testbed::wait_for("the old pod's interface to go with its namespace", gone).unwrap();
+    assert_eq!(tool.node.shell("ls /run/host-local/pods | grep 10.22 || true").unwrap(), "");
+    let rules = tool.node.shell("iptables-save | grep 10.22.0.2").unwrap();
+    assert!(rules.lines().all(|rule| rule.starts_with("-A POSTROUTING -s 10.22.0.2/32")), "{rules}");
+    let guide = include_str!("../../../docs/cni-install.md");
+    for command in ["ip link del cni0", "iptables-save | grep -v CNI- | iptables-restore"] {
+        assert!(guide.contains(&format!("`{command}`")), "the guide says {command}");
+        tool.node.shell(command).unwrap();
+    }
+    assert_nothing_left(&tool.node);
+    assert_eq!(tool.node.shell("iptables-save | grep CNI- || true").unwrap(), "");
 }
 
 #[test]

@@ -164,8 +164,9 @@ fn a_container_can_be_on_two_networks() {
     let second =
         CONFLIST.replace("\"name\": \"portolan\"", "\"name\": \"second\"").replace("10.22.", "10.23.");
     std::fs::write(cluster.directory().join("net.d/20-second.conflist"), second).unwrap();
-    podman.run("run -d --name both --network portolan,second local:test").unwrap();
-    // podman attaches them in any order; the default route is that of the first one named, which is eth0, all the same.
+    // podman attaches them in any order, and calls them so unless it is told; the default route is eth0's all the same.
+    let networks = "--network portolan:interface_name=eth0 --network second:interface_name=eth1";
+    podman.run(&format!("run -d --name both {networks} local:test")).unwrap();
     let way_out = || podman.run("exec both ip route get 198.51.100.1").unwrap();
     assert!(way_out().contains("dev eth0") && way_out().contains("src 10.22.0.1"), "{}", way_out());
     let addresses = podman.run("exec both ip -4 address show").unwrap();

@@ -1,0 +1,117 @@
+//! The configuration as written. Unknown keys are somebody else's (CNI 1.1 §1).
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Route;
+
+/// containerd writes the fields of what a capability asks for as they are called in Go, `HostPort`; whoever reads them in
+/// Go does not notice. So `HostPort` is `hostPort` here too.
+pub(super) fn lower_field_names(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(lower_field_names),
+        Value::Object(fields) => {
+            let lowered = std::mem::take(fields).into_iter().map(|(name, mut value)| {
+                lower_field_names(&mut value);
+                let (first, rest) = name.split_at_checked(1).unwrap_or(("", &name));
+                (first.to_ascii_lowercase() + rest, value)
+            });
+            *fields = lowered.collect();
+        }
+        _ => {}
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Wire {
+    pub(super) mode: Option<String>,
+    pub(super) mtu: Option<u32>,
+    pub(super) ip_masq: Option<bool>,
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    pub(super) non_masquerade_cidrs: Vec<String>,
+    pub(super) service_proxy: Option<String>,
+    pub(super) ipam: WireIpam,
+    pub(super) dns: WireDns,
+    pub(super) args: WireArgs,
+    pub(super) runtime_config: WireRuntime,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct WireIpam {
+    pub(super) ranges: Vec<Vec<WireRange>>,
+    pub(super) routes: Vec<Route>,
+    pub(super) resolv_conf: Option<PathBuf>,
+    #[serde(flatten)]
+    pub(super) single: WireRange,
+}
+
+#[derive(Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct WireRange {
+    pub(crate) subnet: Option<String>,
+    pub(crate) range_start: Option<String>,
+    pub(crate) range_end: Option<String>,
+    pub(crate) gateway: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct WireDns {
+    pub(super) nameservers: Vec<String>,
+    pub(super) domain: Option<String>,
+    pub(super) search: Vec<String>,
+    pub(super) options: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct WireArgs {
+    pub(super) cni: WireCniArgs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct WireCniArgs {
+    pub(super) labels: Vec<WireLabel>,
+    pub(super) ips: Vec<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct WireLabel {
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct WireRuntime {
+    pub(super) port_mappings: Vec<WirePortMapping>,
+    pub(super) ips: Vec<String>,
+    pub(super) mac: Option<String>,
+    pub(super) dns: Option<WireRuntimeDns>,
+    pub(super) ip_ranges: Vec<Vec<WireRange>>,
+    pub(super) bandwidth: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WirePortMapping {
+    pub(super) host_port: u16,
+    pub(super) container_port: u16,
+    #[serde(default)]
+    pub(super) protocol: String,
+    #[serde(default, rename = "hostIP")]
+    pub(super) host_ip: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct WireRuntimeDns {
+    pub(super) servers: Vec<String>,
+    pub(super) searches: Vec<String>,
+    pub(super) options: Vec<String>,
+}
