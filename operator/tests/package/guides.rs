@@ -1,7 +1,9 @@
 //! The guides of docs/, command by command as they are written there.
 
-use anyhow::ensure;
-use testbed::wait_for;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use testbed::{go_tool, wait_for};
 
 use crate::deb::provide;
 use crate::machine::Machine;
@@ -41,11 +43,38 @@ fn ours(machine: &Machine) -> Vec<String> {
     state.lines().filter(is_ours).map(str::to_owned).collect()
 }
 
+/// The first package where the guides expect it; the second is for later.
+fn provide_one(machine: &Machine) {
+    provide(machine);
+    machine
+        .shell("cd /run/packages; mv 0.1.0-1.deb portolan_0.1.0-1_amd64.deb; mv 0.1.0-2.deb /run/next.deb")
+        .unwrap();
+}
+
+/// Upgrades the package while a Service is asked again and again: no request may fail.
+fn upgrade_under_load(machine: &Machine, service: &str) {
+    let address =
+        machine.shell(&format!("dig +short @10.96.0.10 {service}.default.svc.cluster.local")).unwrap();
+    let requests = format!(
+        "count=0; until [ -e /run/enough ]; do curl -fsS -m 3 -o /dev/null http://{}/; count=$((count + 1)); done; echo $count",
+        address.trim()
+    );
+    let old = machine.main_pid("portolan-proxy").unwrap();
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| machine.shell(&requests));
+        machine.shell("dpkg -i /run/next.deb").unwrap();
+        machine.wait_for_successor(old);
+        machine.shell("touch /run/enough").unwrap();
+        let count: u32 = load.join().unwrap().unwrap().trim().parse().unwrap();
+        assert!(count > 20, "{count} requests are no load");
+    });
+    machine.shell("rm /run/enough /run/next.deb").unwrap();
+}
+
 #[test]
 fn the_podman_guide_works_as_it_is_written() {
     let machine = Machine::boot().unwrap();
-    provide(&machine);
-    machine.shell("cd /run/packages; mv 0.1.0-1.deb portolan_0.1.0-1_amd64.deb; rm 0.1.0-2.deb").unwrap();
+    provide_one(&machine);
     machine.shell(PODMAN).unwrap();
     machine.shell(IMAGE).unwrap();
     let before = ours(&machine);
@@ -68,10 +97,94 @@ fn the_podman_guide_works_as_it_is_written() {
             continue;
         }
         said.push(if creates { run().unwrap() } else { wait_for("the step", run).unwrap() });
+        if said.len() == 4 {
+            upgrade_under_load(&machine, "shop");
+        }
     }
     assert!(said[2].contains("default/shop-1") && said[2].contains("default/shop-2"), "{}", said[2]);
     assert!(said[3].starts_with("one\n") || said[3].starts_with("two\n"), "{}", said[3]);
     assert!(said[3].contains("shop:80 can be reached"), "{}", said[3]);
     assert!(said[4].ends_with("two\n"), "{}", said[4]);
+    assert_eq!(ours(&machine), before);
+}
+
+/// Within the limits of a machine without CAP_SYS_RESOURCE and with both kinds of cgroups; storage that works on an overlay. The
+/// kubelet looks for two controllers, and uses none; what it would set for the whole machine it finds set already.
+const CONTAINERD: &str = r#"
+    mkdir -p /etc/containerd /run/sysctl
+    cat > /etc/containerd/config.toml <<END
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "docker.io/library/busybox:latest"
+disable_cgroup = true
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "/etc/cni/net.d"
+END
+    printf '[Service]\nExecStart=/usr/bin/containerd\nKillMode=process\n' > /etc/systemd/system/containerd.service
+    systemctl daemon-reload; systemctl start containerd
+    for controller in cpu cpuacct; do
+        mkdir -p /sys/fs/cgroup/$controller; mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller
+    done
+    for tunable in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+        file=/run/sysctl/$(basename ${tunable%=*}); echo ${tunable#*=} > $file; mount --bind $file /proc/sys/${tunable%=*}
+    done
+"#;
+
+/// As [`IMAGE`]; a sandbox is one that only sleeps.
+const ARCHIVE: &str = r#"
+    mkdir -p /run/image/bin /run/image/tmp; cp /bin/busybox /run/image/bin/
+    for applet in sh httpd sleep; do ln -s busybox /run/image/bin/$applet; done
+    cd /run; tar cf layer.tar -C image .
+    printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["/bin/sleep","100000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' $(sha256sum layer.tar | cut -d' ' -f1) > image.json
+    printf '[{"Config":"image.json","RepoTags":["docker.io/library/busybox:latest"],"Layers":["layer.tar"]}]' > manifest.json
+    tar cf image.tar image.json layer.tar manifest.json
+    ctr -n k8s.io images import --snapshotter native image.tar
+"#;
+
+/// A kubelet takes some tens of seconds for its first pod, as the page says.
+fn patiently(what: &str, mut attempt: impl FnMut() -> Result<String>) -> String {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        match attempt() {
+            Ok(said) => return said,
+            Err(error) if Instant::now() > deadline => panic!("waiting for {what}: {error:#}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(500)),
+        }
+    }
+}
+
+#[test]
+fn the_kubelet_guide_works_as_it_is_written() {
+    let machine = Machine::boot().unwrap();
+    provide_one(&machine);
+    machine.shell(CONTAINERD).unwrap();
+    patiently("containerd", || machine.shell("ctr version"));
+    machine.shell(ARCHIVE).unwrap();
+    let kubelet = go_tool("control-plane").unwrap();
+    machine.shell(&format!("ln -s {} /usr/bin/kubelet", kubelet.display())).unwrap();
+    let before = ours(&machine);
+    let blocks = commands(include_str!("../../../docs/guide-kubelet.md"));
+    let [install, start, pod, service, ask, remove, purge] = &blocks[..] else { panic!("{blocks:#?}") };
+    machine.shell(&format!("cd /run/packages\n{install}")).unwrap();
+    for block in [start, pod, service] {
+        machine.shell(block).unwrap();
+    }
+    let said = patiently("the answer", || machine.shell(ask));
+    assert!(said.contains("shop:80 can be reached") && said.ends_with("hello from the shop\n"), "{said}");
+    upgrade_under_load(&machine, "shop");
+    machine.shell(remove).unwrap();
+    patiently("no pod any more", || {
+        let status = machine.shell("portolan status")?;
+        ensure!(status.contains("0 pods attached"), "{status}");
+        Ok(status)
+    });
+    machine.shell(purge).unwrap();
     assert_eq!(ours(&machine), before);
 }

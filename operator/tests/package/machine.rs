@@ -120,6 +120,18 @@ impl Machine {
         self.shell(STATE)
     }
 
+    /// Waits until a proxy has taken over from that one, which has ended, and both daemons are well.
+    pub(crate) fn wait_for_successor(&self, old: u32) {
+        let ended = || {
+            let new = self.main_pid("portolan-proxy")?;
+            let left = self.shell(&format!("test -d /proc/{old} || echo gone"))?;
+            ensure!(new != old && left == "gone\n", "{old} {new}");
+            Ok(())
+        };
+        wait_for("the next proxy", ended).unwrap();
+        wait_for("both daemons", || self.shell("portolan status")).unwrap();
+    }
+
     /// The main process of a service, as systemd sees it.
     pub(crate) fn main_pid(&self, unit: &str) -> Result<u32> {
         Ok(self.shell(&format!("systemctl show -P MainPID {unit}"))?.trim().parse()?)

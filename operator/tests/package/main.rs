@@ -66,16 +66,7 @@ fn a_package_is_installed_upgraded_under_load_and_removed_without_a_trace() {
             count
         });
         machine.shell(&format!("dpkg -i {second}")).unwrap();
-        wait_for("the next proxy", || {
-            let new = machine.main_pid("portolan-proxy")?;
-            ensure!(
-                new != old && machine.shell(&format!("test -d /proc/{old} || echo gone"))? == "gone\n",
-                "{old} {new}"
-            );
-            Ok(())
-        })
-        .unwrap();
-        wait_for("both daemons", healthy).unwrap();
+        machine.wait_for_successor(old);
         done.store(true, Ordering::Relaxed);
         assert!(requests.join().unwrap() > 100);
     });

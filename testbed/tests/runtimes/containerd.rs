@@ -11,7 +11,7 @@ use super::{assert_nothing_left, link_plugins, make_root};
 const CONFLIST: &str = include_str!("../../../deploy/10-portolan.conflist");
 
 /// containerd in a node, with storage, state and configuration of its own.
-struct Containerd<'a> {
+pub(super) struct Containerd<'a> {
     cluster: &'a Cluster,
     daemon: Program,
 }
@@ -22,11 +22,23 @@ impl<'a> Containerd<'a> {
     }
 
     fn start_with(cluster: &'a Cluster, conflist: &str) -> Self {
+        let directory = cluster.directory().join("net.d");
+        std::fs::create_dir(&directory).unwrap();
+        std::fs::write(directory.join("10-portolan.conflist"), conflist).unwrap();
+        Self::launch(cluster)
+    }
+
+    /// Without a configuration for the CNI plugin but what the node gets.
+    pub(super) fn start_bare(cluster: &'a Cluster) -> Self {
+        let own = cluster.directory().join("net.d");
+        cluster.node.shell(&format!("ln -s /etc/cni/net.d {}", own.display())).unwrap();
+        Self::launch(cluster)
+    }
+
+    fn launch(cluster: &'a Cluster) -> Self {
         let directory = cluster.directory();
         link_plugins(&cluster.node, &directory.join("cni"));
         make_root(&cluster.node, directory);
-        std::fs::create_dir(directory.join("net.d")).unwrap();
-        std::fs::write(directory.join("net.d/10-portolan.conflist"), conflist).unwrap();
         std::fs::write(directory.join("containerd.toml"), configuration(directory)).unwrap();
         let mut containerd = Self { cluster, daemon: daemon(cluster) };
         containerd.wait();
@@ -60,7 +72,7 @@ impl<'a> Containerd<'a> {
         self.cluster.node.shell(&script).unwrap();
     }
 
-    fn crictl(&self, arguments: &str) -> Result<String> {
+    pub(super) fn crictl(&self, arguments: &str) -> Result<String> {
         let socket = self.cluster.directory().join("containerd.sock");
         let tool = go_tool("crictl")?;
         let line = format!("{} -t 20s -r unix://{} {arguments} 2>&1", tool.display(), socket.display());

@@ -4,6 +4,7 @@
 
 mod chains;
 mod containerd;
+mod kubelet;
 mod libcni;
 mod podman;
 

@@ -1,0 +1,202 @@
+//! A cluster of one node whose pods are real: kubelet, containerd, and nothing but our programs for their network.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use testbed::{Cluster, ControlPlane, Node, Program, go_tool};
+
+use super::assert_nothing_left;
+use super::containerd::Containerd;
+
+const FLAGS: [&str; 4] =
+    ["--cni-conflist", "/etc/cni/net.d/10-portolan.conflist", "--cluster-cidr", "10.244.0.0/16"];
+
+/// What the kubelet would set for the whole machine it finds set already, and what it writes outside its own directories stays in
+/// the node.
+const SURROUNDINGS: &str = "
+    rm -f /etc/cni/net.d/*
+    mount -t tmpfs tmpfs /var/log; mkdir /run/sysctl
+    for tunable in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+        file=/run/sysctl/$(basename ${tunable%=*}); echo ${tunable#*=} > $file; mount --bind $file /proc/sys/${tunable%=*}
+    done
+";
+
+/// The node's own limits: cgroups v1 and v2 side by side, of which the kubelet shall use none, and a disk that may be full.
+fn configuration(directory: &Path) -> String {
+    let directory = directory.display();
+    format!(
+        r#"
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+containerRuntimeEndpoint: unix://{directory}/containerd.sock
+clusterDNS: [10.96.0.10]
+clusterDomain: cluster.local
+enableServer: false
+authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: false}}}}
+authorization: {{mode: AlwaysAllow}}
+makeIPTablesUtilChains: false
+failCgroupV1: false
+cgroupDriver: cgroupfs
+cgroupsPerQOS: false
+enforceNodeAllocatable: []
+localStorageCapacityIsolation: false
+evictionHard: {{memory.available: 0%, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%}}
+imageGCHighThresholdPercent: 100
+podLogsDir: {directory}/logs
+volumePluginDir: {directory}/volume-plugins
+syncFrequency: 1s
+nodeStatusUpdateFrequency: 1s
+nodeStatusReportFrequency: 1s
+"#
+    )
+}
+
+/// A pod that serves its name, and says when it can.
+fn pod(name: &str) -> String {
+    format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: web}}}}
+spec:
+  nodeName: node-1
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: {name}
+    image: localhost/local:test
+    imagePullPolicy: Never
+    command: [sh, -c, "busybox mkdir -p /tmp; echo $HOSTNAME > /tmp/index.html; exec busybox httpd -f -p 8080 -h /tmp"]
+    readinessProbe: {{httpGet: {{path: /, port: 8080}}, periodSeconds: 1}}
+---
+"#
+    )
+}
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+";
+
+/// The whole cluster.
+struct Ground {
+    control_plane: ControlPlane,
+    cluster: Cluster,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let node = Node::new().unwrap();
+        node.shell(SURROUNDINGS).unwrap();
+        let mut control_plane = ControlPlane::start(&node).unwrap();
+        control_plane.start_controllers().unwrap();
+        let cluster = Cluster::start_with_control_plane(&control_plane, &FLAGS).unwrap();
+        Self { control_plane, cluster }
+    }
+
+    fn kubectl(&self, line: &str) -> Result<String> {
+        self.control_plane.kubectl(&line.split(' ').collect::<Vec<_>>(), "")
+    }
+
+    fn start_kubelet(&self) -> Program {
+        let directory = self.cluster.directory();
+        let file = directory.join("kubelet.yaml");
+        std::fs::write(&file, configuration(directory)).unwrap();
+        let flags = [
+            "kubelet".to_owned(),
+            format!("--config={}", file.display()),
+            format!("--kubeconfig={}", self.control_plane.kubeconfig("admin").unwrap().display()),
+            format!("--root-dir={}", directory.join("kubelet").display()),
+            "--hostname-override=node-1".to_owned(),
+            "--node-ip=192.0.2.2".to_owned(),
+        ];
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let binary = go_tool("control-plane").unwrap();
+        Program::start(&self.cluster.node, &binary, &flags, &directory.join("kubelet.log")).unwrap()
+    }
+
+    /// A kubelet takes its time, on a busy machine more so.
+    fn wait<T>(&self, what: &str, mut attempt: impl FnMut() -> Result<T>) -> T {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            match attempt() {
+                Ok(value) => return value,
+                Err(error) if Instant::now() > deadline => {
+                    let log = std::fs::read_to_string(self.cluster.directory().join("kubelet.log"));
+                    let log = log.unwrap_or_default();
+                    let last: Vec<&str> = log.lines().rev().take(40).collect();
+                    panic!("waiting for {what}: {error:#}\n{}\n{}", last.join("\n"), self.cluster.logs());
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_pods_of_a_kubelet_reach_each_other_by_name_through_a_service() {
+    let mut ground = Ground::new();
+    let containerd = Containerd::start_bare(&ground.cluster);
+    let _kubelet = ground.start_kubelet();
+    ground.wait("the Node", || ground.kubectl("get node node-1"));
+    // Without addresses for pods there is no configuration for the CNI plugin, and the node is not ready.
+    let ready = "{.status.conditions[?(@.type==\"Ready\")].status}";
+    let is_ready = || ground.kubectl(&format!("get node node-1 -o jsonpath={ready}"));
+    assert_ne!(is_ready().unwrap(), "True");
+    let ranges = r#"{"spec":{"podCIDR":"10.244.7.0/24","podCIDRs":["10.244.7.0/24"]}}"#;
+    ground.kubectl(&format!("patch node node-1 -p {ranges}")).unwrap();
+    ground.wait("the Node to be ready", || {
+        let said = is_ready()?;
+        ensure!(said == "True", "{said}");
+        Ok(())
+    });
+
+    ground.wait("the account that pods need", || ground.kubectl("get serviceaccount default"));
+    ground.control_plane.apply(&(pod("web-1") + &pod("web-2") + SERVICE)).unwrap();
+    ground
+        .wait("both pods", || ground.kubectl("wait --for=condition=Ready pod/web-1 pod/web-2 --timeout=5s"));
+    let address = ground.kubectl("get pod web-1 -o jsonpath={.status.podIP}").unwrap();
+    assert!(address.starts_with("10.244.7."), "{address}");
+
+    // Each of them, by the name that its resolv.conf completes, reaches both: itself too.
+    let ask = |from: &str| {
+        let container = containerd.crictl(&format!("ps -q --name {from}"))?;
+        let request = "(echo GET / HTTP/1.0; echo) | nc -w 3 web 80";
+        let answer = containerd.crictl(&format!("exec {} sh -c '{request}'", container.trim()))?;
+        Ok::<_, anyhow::Error>(answer.lines().last().unwrap_or_default().to_owned())
+    };
+    for from in ["web-1", "web-2"] {
+        for to in ["web-1", "web-2"] {
+            ground.wait(&format!("{to} to answer {from}"), || {
+                let said = ask(from)?;
+                ensure!(said == to, "{said}");
+                Ok(())
+            });
+        }
+    }
+    // A pod that is deleted is asked no more.
+    ground.kubectl("delete pod web-1").unwrap();
+    ground.wait("its endpoint to go", || {
+        let slices = ground.kubectl("get endpointslices -l kubernetes.io/service-name=web -o jsonpath={.items[*].endpoints[*].addresses}")?;
+        ensure!(!slices.contains(&address), "{slices}");
+        Ok(())
+    });
+    ground.wait("the other one", || ask("web-2"));
+    for _ in 0..10 {
+        assert_eq!(ask("web-2").unwrap(), "web-2");
+    }
+    ground.kubectl("delete pod web-2").unwrap();
+    ground.wait("the sandboxes to go", || {
+        let sandboxes = containerd.crictl("pods -q")?;
+        ensure!(sandboxes.is_empty(), "{sandboxes}");
+        Ok(())
+    });
+    drop(containerd);
+    ground.cluster.proxy.terminate().unwrap();
+    let routes = ground.cluster.node.shell("ip route").unwrap();
+    assert!(!routes.contains("10.244."), "{routes}");
+    assert_nothing_left(&ground.cluster.node);
+}
