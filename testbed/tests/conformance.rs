@@ -36,7 +36,9 @@ fn every_test_that_the_table_of_names_names_exists_and_no_complaint_is_without()
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let table = std::fs::read_to_string(root.join("docs/dns-conformance.md")).unwrap();
     let mut files = Vec::new();
-    for directory in ["dns/src", "dns/tests", "testbed/tests/clients"] {
+    for directory in
+        ["dns/src", "dns/tests", "testbed/tests/clients", "testbed/tests/kubernetes", "operator/tests"]
+    {
         sources(&root.join(directory), &mut files);
     }
     let text: String = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
