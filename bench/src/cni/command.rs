@@ -1,6 +1,7 @@
 //! One call of a plugin, timed as a runtime waits for it.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -63,6 +64,8 @@ fn start(call: &Call<'_>) -> Result<Child> {
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command.envs(call.trace.map(|file| ("PORTOLAN_TRACE", file)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // Ctrl-C ends the measurement after this round, and not the plugin in it.
+    command.process_group(0);
     let mut child = command.spawn().with_context(|| format!("start {}", call.binary.display()))?;
     child.stdin.take().context("its input is piped")?.write_all(call.config.as_bytes())?;
     Ok(child)

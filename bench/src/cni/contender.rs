@@ -1,5 +1,6 @@
 //! A plugin, in a node of its own, with addresses in use.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -221,7 +222,7 @@ fn spans(line: &Value, all: f64) -> Vec<(String, f64)> {
 fn kernel_round() -> Result<(f64, f64)> {
     let timed = |arguments: &[&str]| -> Result<f64> {
         let began = Instant::now();
-        let status = std::process::Command::new("/sbin/ip").args(arguments).status()?;
+        let status = std::process::Command::new("/sbin/ip").args(arguments).process_group(0).status()?;
         anyhow::ensure!(status.success(), "ip {}", arguments.join(" "));
         Ok(began.elapsed().as_secs_f64() * 1e3)
     };
