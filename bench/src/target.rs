@@ -6,6 +6,7 @@ mod cni;
 mod dns;
 mod latency;
 mod proxy;
+mod scale;
 
 /// Which side of a number is good.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,7 @@ pub(crate) fn of(section: &str) -> &'static [Target] {
         "proxy" => proxy::TARGETS,
         "dns" => dns::TARGETS,
         "cni" => cni::TARGETS,
+        "scale" => scale::TARGETS,
         _ => &[],
     }
 }

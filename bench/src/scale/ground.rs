@@ -1,9 +1,10 @@
 //! A control plane on a node with two replicas of the Services whose changes are timed.
 
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use testbed::{Binaries, ControlPlane, NameServer, Network, Node, Plugin, Pod};
 
 /// What the daemons may do.
@@ -28,6 +29,9 @@ spec: {clusterIP: None, ports: [{name: http, port: 80, targetPort: 8080}]}
 ";
 
 const PROBE: &str = "10.96.0.80:80";
+
+/// Where EndpointSlices are.
+const SLICES: &str = "apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
 pub(super) struct Ground {
     pub(super) control_plane: ControlPlane,
@@ -55,19 +59,40 @@ impl Ground {
         Ok(Self { control_plane, node, client, replicas })
     }
 
-    /// Makes one replica the endpoint of a Service. `curl` has ended when the answer is there, `kubectl` takes its time.
+    /// Makes one replica the endpoint of a Service.
     pub(super) fn point(&self, service: &str, replica: usize) -> Result<()> {
-        let admin = self.control_plane.kubeconfig("admin")?;
-        let file = |name: &str| admin.with_file_name(name).display().to_string();
-        let endpoints = serde_json::json!([{
+        let endpoints = json!([{
             "op": "replace",
             "path": "/endpoints",
             "value": [{ "addresses": [self.replicas[replica].0.ip], "conditions": { "ready": true } }],
         }]);
+        let slice = format!("{SLICES}/{service}-1");
+        self.tell_api("PATCH", "application/json-patch+json", &slice, &endpoints)
+    }
+
+    /// Creates a Service that leads to the first replica, and returns its full name.
+    pub(super) fn create(&self, number: usize) -> Result<String> {
+        let name = format!("fresh-{number}");
+        let service = json!({ "metadata": { "name": name }, "spec": { "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] } });
+        let slice = json!({
+            "metadata": { "name": format!("{name}-1"), "labels": { "kubernetes.io/service-name": name } },
+            "addressType": "IPv4",
+            "ports": [{ "name": "http", "port": 8080 }],
+            "endpoints": [{ "addresses": [self.replicas[0].0.ip], "conditions": { "ready": true } }],
+        });
+        self.tell_api("POST", "application/json", "api/v1/namespaces/default/services", &service)?;
+        self.tell_api("POST", "application/json", SLICES, &slice)?;
+        Ok(format!("{name}.default.svc.cluster.local"))
+    }
+
+    /// `curl` has ended when the answer is there, `kubectl` takes its time.
+    fn tell_api(&self, method: &str, kind: &str, path: &str, body: &Value) -> Result<()> {
+        let admin = self.control_plane.kubeconfig("admin")?;
+        let file = |name: &str| admin.with_file_name(name).display().to_string();
         self.node
             .shell(&format!(
-                "curl -fsS -m 10 -o /dev/null --cacert {} --cert {} --key {} -X PATCH -H 'Content-Type: application/json-patch+json' \
-                 -d '{endpoints}' https://192.0.2.2:6443/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{service}-1",
+                "curl -fsS -m 10 -o /dev/null --cacert {} --cert {} --key {} -X {method} -H 'Content-Type: {kind}' -d '{body}' \
+                 https://192.0.2.2:6443/{path}",
                 file("ca.crt"),
                 file("admin.crt"),
                 file("admin.key"),
@@ -84,22 +109,35 @@ impl Ground {
 
     /// Whether the name of the other Service leads to this replica.
     pub(super) fn is_named(&self, replica: usize) -> Result<()> {
-        let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        for label in ["names", "default", "svc", "cluster", "local", ""] {
-            query.push(u8::try_from(label.len())?);
-            query.extend(label.bytes());
-        }
-        query.extend([0, 1, 0, 1]);
-        let socket = self.node.run(|| UdpSocket::bind("127.0.0.1:0"))?;
-        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-        socket.send_to(&query, "127.0.0.1:53")?;
-        let mut answer = [0; 512];
-        let length = socket.recv(&mut answer)?;
-        let address = answer[..length].last_chunk::<4>().context("a short answer")?;
-        let wanted: std::net::Ipv4Addr = self.replicas[replica].0.ip.parse()?;
-        ensure!(*address == wanted.octets(), "{address:?} is answered");
+        let address = self.node.run(|| resolve("127.0.0.1:53", "names.default.svc.cluster.local"))?;
+        ensure!(address.to_string() == self.replicas[replica].0.ip, "{address} is answered");
         Ok(())
     }
+
+    /// Whether a pod that asks for a name and connects to what it is told reaches the first replica.
+    pub(super) fn is_known(&self, name: &str) -> Result<()> {
+        let address = self.client.netns.run(|| resolve("10.96.0.10:53", name))??;
+        let answer = self.client.ask(&format!("{address}:80"))?;
+        ensure!(answer == self.replicas[0].0.name, "{answer} answers");
+        Ok(())
+    }
+}
+
+/// The only address of a name, by one query.
+fn resolve(server: &str, name: &str) -> Result<Ipv4Addr> {
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.').chain([""]) {
+        query.push(u8::try_from(label.len())?);
+        query.extend(label.bytes());
+    }
+    query.extend([0, 1, 0, 1]);
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    socket.send_to(&query, server)?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer)?;
+    ensure!(answer[7] > 0, "no address");
+    Ok(Ipv4Addr::from(*answer[..length].last_chunk::<4>().context("a short answer")?))
 }
 
 fn slice(service: &str, address: &str) -> String {

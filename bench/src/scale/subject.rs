@@ -54,7 +54,8 @@ impl Subject {
             Kind::Proxy => (Binaries::find()?.path("portolan-proxy"), vec![&*own, "--node-name=node-1"]),
             Kind::Dns => {
                 let upstream = "--upstream=192.0.2.1";
-                (Binaries::find()?.path("portolan-dns"), vec![&*own, "--listen=127.0.0.1:53", upstream])
+                let listen = "--listen=127.0.0.1:53,10.96.0.10:53";
+                (Binaries::find()?.path("portolan-dns"), vec![&*own, listen, upstream])
             }
             Kind::KubeProxy => {
                 let flags = vec![
