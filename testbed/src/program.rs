@@ -1,9 +1,13 @@
 //! Programs under test.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
+use std::ops::Range;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +15,9 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::Node;
+
+/// Where tests have their servers: below the ports that the kernel gives to clients, 32768 and up unless somebody changed it.
+const PORTS: Range<u16> = 12_000..32_000;
 
 /// Where the programs under test are.
 #[derive(Clone, Debug)]
@@ -144,10 +151,24 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result
     }
 }
 
-/// A port that nothing listens on right now.
+/// A port for a server of this test alone: no other test gets it while this process lives, and no client is given it, since it lies
+/// below `net.ipv4.ip_local_port_range`. Which are taken is known by names of abstract Unix sockets, which end with their process.
 ///
 /// # Errors
-/// As `bind(2)`.
+/// When none is free.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static TAKEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    // Each process starts elsewhere, so that few names are tried in vain.
+    let first = usize::try_from(std::process::id())? * 61;
+    for offset in 0..PORTS.len() {
+        let port = PORTS.start + u16::try_from((first + offset) % PORTS.len())?;
+        let name = SocketAddr::from_abstract_name(format!("portolan-test-port-{port}"))?;
+        let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
+        // Something else on this machine may have it.
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(reservation);
+            return Ok(port);
+        }
+    }
+    bail!("no port in {PORTS:?} is free")
 }
