@@ -19,6 +19,9 @@ use crate::Node;
 /// Where tests have their servers: below the ports that the kernel gives to clients, 32768 and up unless somebody changed it.
 const PORTS: Range<u16> = 12_000..32_000;
 
+/// For how long something may not be as it should: far longer than it takes, on a machine that does much else at the same time.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Where the programs under test are.
 #[derive(Clone, Debug)]
 pub struct Binaries(PathBuf);
@@ -95,9 +98,9 @@ impl Program {
     /// Waits for it to end by itself.
     ///
     /// # Errors
-    /// When it is still there after ten seconds.
+    /// When it is still there after half a minute.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
@@ -110,7 +113,7 @@ impl Program {
     /// Sends SIGTERM and waits for the end.
     ///
     /// # Errors
-    /// When it is still there after ten seconds.
+    /// When it is still there after half a minute.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
         self.wait()
@@ -137,9 +140,9 @@ impl Drop for Program {
 /// Tries `attempt` until it succeeds.
 ///
 /// # Errors
-/// The last error, after ten seconds.
+/// The last error, after half a minute.
 pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
