@@ -77,6 +77,10 @@ async fn attempt_one(
         None => socket::connect_tcp(endpoint),
     }?;
     let upstream = TcpStream::from_std(socket.into())?;
+    // To a pod of this node the handshake is over by now: its stack has answered on this core.
+    if upstream.peer_addr().is_ok() {
+        return Ok(upstream);
+    }
     tokio::select! {
         biased;
         ready = upstream.writable() => ready?,

@@ -62,14 +62,14 @@ pub(super) async fn relay(
     .await
 }
 
-/// An error in one direction does not wait for the other.
+/// An error in one direction does not wait for the other. The end of the last one is passed on by closing both sockets.
 fn poll_both(
     request: &mut Direction<'_>,
     response: &mut Direction<'_>,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
-    let one = request.poll(cx)?;
-    let other = response.poll(cx)?;
+    let one = request.poll(cx, response.finished)?;
+    let other = response.poll(cx, request.finished)?;
     match (one, other) {
         (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
         _ => Poll::Pending,
@@ -112,8 +112,8 @@ impl<'a> Direction<'a> {
         Self { from, to, buffer: Vec::new(), start: 0, end: 0, at_end: false, finished: false, carried: 0 }
     }
 
-    /// Moves what can be moved. Ready once the end has been passed on.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Moves what can be moved. Ready once the end has been passed on, or come if this is the last direction.
+    fn poll(&mut self, cx: &mut Context<'_>, is_last: bool) -> Poll<io::Result<()>> {
         if self.finished {
             return Poll::Ready(Ok(()));
         }
@@ -125,8 +125,10 @@ impl<'a> Direction<'a> {
                 self.carried += written as u64;
             }
             if self.at_end {
-                // The other side may have closed altogether; that shows as an error of its own.
-                drop(ready!(Pin::new(&mut self.to).poll_shutdown(cx)));
+                if !is_last {
+                    // The other side may have closed altogether; that shows as an error of its own.
+                    drop(ready!(Pin::new(&mut self.to).poll_shutdown(cx)));
+                }
                 self.finished = true;
                 self.buffer = Vec::new();
                 return Poll::Ready(Ok(()));

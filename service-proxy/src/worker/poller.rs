@@ -3,8 +3,8 @@
 //! Putting a thread to sleep and waking it costs more than all copying of a small message. After activity the poller
 //! therefore keeps the worker's event loop turning (`epoll_wait` without a timeout) for a short window. How long the
 //! window is, it learns as KVM's halt polling does: an event that comes soon after the window makes it grow, one that
-//! comes much later closes it. A worker that loses its core while polling was in somebody's way: it then sleeps
-//! between events for a while.
+//! comes much later closes it. A worker that loses its core while polling was in somebody's way, and one that finds several
+//! messages at a time has no need to: it then sleeps between events for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +18,13 @@ const FIRST_WINDOW: Duration = Duration::from_micros(10);
 /// A turn of the loop takes microseconds. One that took this long was spent off the core, which the scheduler had given
 /// to somebody else.
 const LOST_CORE: Duration = Duration::from_millis(1);
+
+/// Messages in one turn of the loop that are no crowd yet.
+const COMPANY: u64 = 2;
+
+/// So many above that, over some turns, are one. A sleep then costs one wake-up for all of them; and a thread that never sleeps is put
+/// off its core by whoever it wakes, message by message, where one that has slept gets through all of them first.
+const CROWD: u64 = 8;
 
 /// Polling for so long without losing the core means that there is one to spare.
 const CALM: Duration = Duration::from_millis(100);
@@ -37,6 +44,8 @@ pub(crate) struct Poller {
     last_activity: AtomicU64,
     /// Nanoseconds.
     window: AtomicU64,
+    /// Messages in this turn of the loop.
+    carried: AtomicU64,
     asleep: AtomicBool,
     wake: Notify,
 }
@@ -49,6 +58,7 @@ impl Poller {
             started: Instant::now(),
             last_activity: AtomicU64::new(0),
             window: AtomicU64::new(0),
+            carried: AtomicU64::new(0),
             asleep: AtomicBool::new(true),
             wake: Notify::new(),
         })
@@ -59,6 +69,7 @@ impl Poller {
         if self.longest.is_zero() {
             return;
         }
+        self.carried.fetch_add(1, Ordering::Relaxed);
         let now = self.now();
         let gap = now.saturating_sub(self.last_activity.swap(now, Ordering::Relaxed));
         let window = next_window(self.window(), Duration::from_nanos(gap), self.longest);
@@ -90,14 +101,17 @@ impl Poller {
         }
     }
 
-    /// Polls until there is nothing to wait for. False if somebody else needed the core meanwhile.
+    /// Polls until there is nothing to wait for. False if somebody else needed the core meanwhile, or there was a crowd.
     async fn poll(&self) -> bool {
         let mut turn = Instant::now();
+        let mut crowd = 0;
+        self.carried.store(0, Ordering::Relaxed);
         while self.idle() < self.window() {
             // The runtime looks at the sockets before it comes back here.
             tokio::task::yield_now().await;
             let before = std::mem::replace(&mut turn, Instant::now());
-            if turn - before > LOST_CORE {
+            crowd = next_crowd(crowd, self.carried.swap(0, Ordering::Relaxed));
+            if turn - before > LOST_CORE || crowd >= CROWD {
                 return false;
             }
         }
@@ -128,6 +142,11 @@ fn next_window(window: Duration, gap: Duration, longest: Duration) -> Duration {
     }
 }
 
+/// What is above [`COMPANY`] adds up, what is below takes away; a turn without messages says nothing.
+fn next_crowd(crowd: u64, carried: u64) -> u64 {
+    if carried == 0 { crowd } else { (crowd + carried).saturating_sub(COMPANY) }
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -148,6 +167,15 @@ mod tests {
         assert_eq!(after(&[30]), FIRST_WINDOW);
         assert_eq!(after(&[30, 30, 30, 30, 30]), Duration::from_micros(40));
         assert_eq!(after(&[99; 20]), LONGEST);
+    }
+
+    #[test]
+    fn a_crowd_is_many_at_once_or_some_again_and_again() {
+        let crowd = |turns: &[u64]| turns.iter().fold(0, |crowd, carried| next_crowd(crowd, *carried));
+        assert!(crowd(&[32]) >= CROWD);
+        assert!(crowd(&[4, 0, 4, 0, 4, 0, 4]) >= CROWD);
+        assert!(crowd(&[1, 2, 1, 3, 2, 1, 0, 3, 2, 2, 1]) < CROWD, "one or two clients");
+        assert_eq!(crowd(&[5, 1, 1, 1]), 0, "a burst that is over");
     }
 
     #[test]
