@@ -14,15 +14,15 @@ async fn chain() -> (TcpStream, TcpStream, TcpStream, TcpStream) {
     (client, accepted, upstream, server)
 }
 
-/// Runs the relay and adds up what it counts.
-async fn run(client: &mut TcpStream, upstream: &mut TcpStream) -> (Sent, io::Result<()>) {
+/// Runs the relay, adds up what it counts, and closes both sockets, as a connection does.
+async fn run(mut client: TcpStream, mut upstream: TcpStream) -> (Sent, io::Result<()>) {
     let total = std::sync::Mutex::new(Sent::default());
     let count = |sent: Sent| {
         let mut total = total.lock().unwrap();
         total.to_upstream += sent.to_upstream;
         total.to_client += sent.to_client;
     };
-    let result = relay(client, upstream, &POLLER, &Progress::default(), count).await;
+    let result = relay(&mut client, &mut upstream, &POLLER, &Progress::default(), count).await;
     (total.into_inner().unwrap(), result)
 }
 
@@ -35,7 +35,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 
 #[tokio::test]
 async fn a_half_close_leaves_the_other_direction_open() {
-    let (mut client, mut accepted, mut upstream, mut server) = chain().await;
+    let (mut client, accepted, upstream, mut server) = chain().await;
     let peers = async {
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
@@ -48,7 +48,7 @@ async fn a_half_close_leaves_the_other_direction_open() {
         client.read_to_string(&mut answer).await.unwrap();
         answer
     };
-    let ((sent, result), answer) = tokio::join!(run(&mut accepted, &mut upstream), peers);
+    let ((sent, result), answer) = tokio::join!(run(accepted, upstream), peers);
     result.unwrap();
     assert_eq!(answer, "a long answer");
     assert_eq!(sent, Sent { to_upstream: 8, to_client: 13 });
@@ -56,17 +56,17 @@ async fn a_half_close_leaves_the_other_direction_open() {
 
 #[tokio::test]
 async fn a_reset_of_one_side_ends_the_relay_with_an_error() {
-    let (client, mut accepted, mut upstream, server) = chain().await;
+    let (client, accepted, upstream, server) = chain().await;
     crate::kernel::socket::reset_on_close(&client);
     drop(client);
-    let (_, result) = run(&mut accepted, &mut upstream).await;
+    let (_, result) = run(accepted, upstream).await;
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     drop(server);
 }
 
 #[tokio::test]
 async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
-    let (mut client, mut accepted, mut upstream, mut server) = chain().await;
+    let (mut client, accepted, upstream, mut server) = chain().await;
     let data: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
     let expected = data.clone();
     let peers = async {
@@ -90,7 +90,7 @@ async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
         drop(server);
         received
     };
-    let ((sent, result), received) = tokio::join!(run(&mut accepted, &mut upstream), peers);
+    let ((sent, result), received) = tokio::join!(run(accepted, upstream), peers);
     result.unwrap();
     assert!(received == expected, "{} of {} bytes", received.len(), expected.len());
     assert_eq!(sent.to_upstream, 4_000_000);
