@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -89,7 +90,7 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
             if frontend.wants(|selection| selection.proxy_protocol) {
                 // The socket is new and its buffer empty; an error shows again when the relay writes.
-                drop(upstream.try_write(&proxy_protocol::header(address, asked)));
+                drop(upstream.write_all(&proxy_protocol::header(address, asked)).await);
             }
             let progress = Progress::default();
             let count = |sent: Sent| {
