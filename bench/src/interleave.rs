@@ -74,6 +74,17 @@ struct Total {
 
 /// Measures every path that carries the load for `rounds` rounds, as [`interleave`] does.
 pub(crate) fn measure(record: &mut Record, load: Load, paths: &[Path<'_>], rounds: usize) -> Result<()> {
+    measure_as(record, load, "", paths, rounds)
+}
+
+/// As [`measure`], with words behind the load's title that say what is special about these paths.
+pub(crate) fn measure_as(
+    record: &mut Record,
+    load: Load,
+    special: &str,
+    paths: &[Path<'_>],
+    rounds: usize,
+) -> Result<()> {
     let paths = paths.iter().filter(|path| !path.without.contains(&load.shape));
     let contenders: Vec<Contender<'_>> = paths
         .map(|path| Contender {
@@ -88,7 +99,7 @@ pub(crate) fn measure(record: &mut Record, load: Load, paths: &[Path<'_>], round
         })
         .collect();
     let measurement = Measurement {
-        title: load.title(),
+        title: load.title() + special,
         words: load.words(),
         unit: if load.shape == Shape::Stream { "MiB" } else { "requests" },
         length: if load.shape == Shape::Open { OPEN_BLOCK } else { BLOCK },

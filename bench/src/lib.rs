@@ -27,6 +27,7 @@ mod raw;
 mod record;
 mod report;
 mod scale;
+mod services;
 mod show;
 mod sockperf;
 mod statistics;

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use testbed::{Cluster, Pod, wait_for};
+use testbed::{Cluster, Pod};
 
 use crate::interleave::Path;
 use crate::load::{Destination, server};
 use crate::processor::Process;
+use crate::services;
 
 /// A client and a server on one node, everything running.
 pub(crate) struct Topology {
@@ -91,9 +92,7 @@ impl Topology {
 
     /// Waits until somebody accepts there.
     pub(crate) fn wait(&self, address: &str, port: u16) -> Result<()> {
-        wait_for(&format!("{address}:{port}"), || {
-            self.client.netns.run(|| Ok(std::net::TcpStream::connect((address, port)).map(drop)?))?
-        })
+        services::wait(&self.client, address, port)
     }
 }
 

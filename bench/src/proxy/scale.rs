@@ -1,9 +1,7 @@
 //! Many Services: how long the proxy takes to be ready, what it holds, and how soon a change is in force.
 
-use std::fmt::Write as _;
 use std::io::Read as _;
 use std::net::TcpStream;
-use std::path::Path as FilePath;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,6 +14,7 @@ use crate::load::{Load, Shape, run};
 use crate::processor::Process;
 use crate::progress::Progress;
 use crate::record::{Record, Table};
+use crate::services;
 use crate::statistics::{Estimate, bootstrap, paired};
 use crate::topology::Topology;
 
@@ -63,7 +62,7 @@ pub(super) fn measure(record: &mut Record, extent: Extent) -> Result<()> {
     record.measured("sync-250k", Estimate::from(full.ready));
     record.tables.push(table);
     if !interrupt::requested() {
-        write_services(&topology.cluster.manifests(), 10_000, 10, 1)?;
+        services::write(&topology.cluster.manifests(), 10_000, 10, 1)?;
         changes(record, &topology, extent)?;
     }
     Ok(())
@@ -80,7 +79,7 @@ struct Started {
 
 fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize) -> Result<Started> {
     let mut cluster = Cluster::start()?;
-    write_services(&cluster.manifests(), services, endpoints, in_files)?;
+    services::write(&cluster.manifests(), services, endpoints, in_files)?;
     cluster.proxy.kill();
     let began = Instant::now();
     cluster.restart_proxy()?;
@@ -92,37 +91,6 @@ fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize
     Ok(Started { ready, memory })
 }
 
-/// Services `s-0` and so on, each with a slice, `in_files` of them in one file.
-fn write_services(directory: &FilePath, services: usize, endpoints: usize, in_files: usize) -> Result<()> {
-    for file in 0..services / in_files {
-        let mut text = String::new();
-        for number in file * in_files..(file + 1) * in_files {
-            let ip = format!("10.97.{}.{}", number / 250, number % 250 + 1);
-            let addresses = (0..endpoints).map(|endpoint| {
-                let at = number * endpoints + endpoint;
-                format!("10.{}.{}.{}", 128 + at / 62_500, at / 250 % 250, at % 250 + 1)
-            });
-            write!(text, "{}", service(&format!("s-{number}"), &ip, addresses))?;
-        }
-        let path = directory.join(format!("services-{file}.yaml"));
-        // Whole at once, as any careful writer does it.
-        let hidden = directory.join(".services");
-        std::fs::write(&hidden, text)?;
-        std::fs::rename(&hidden, &path).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
-}
-
-fn service(name: &str, cluster_ip: &str, addresses: impl Iterator<Item = String>) -> String {
-    let endpoints: String = addresses.map(|address| format!("- {{addresses: [{address}]}}\n")).collect();
-    format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {cluster_ip}, ports: \
-         [{{port: 80, targetPort: 9092}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: \
-         {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: \
-         9092}}]\nendpoints:\n{endpoints}"
-    )
-}
-
 /// The endpoint of one Service of ten thousand changes again and again: how soon does it take connections, and what does
 /// other traffic feel?
 fn changes(record: &mut Record, topology: &Topology, extent: Extent) -> Result<()> {
@@ -131,7 +99,8 @@ fn changes(record: &mut Record, topology: &Topology, extent: Extent) -> Result<(
     let _servers = [NameServer::start(&pods[0], 9092)?, NameServer::start(&pods[1], 9092)?];
     let change = |number: usize| {
         let pod = &pods[number % 2];
-        let manifest = service(CHANGING, CHANGING_IP, std::iter::once(pod.ip.clone()));
+        let manifest =
+            services::manifest(CHANGING, CHANGING_IP, services::PORT, std::iter::once(pod.ip.clone()));
         cluster.apply("changing.yaml", &manifest).map(|()| pod.name.as_str())
     };
     let name = change(0)?;
