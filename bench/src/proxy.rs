@@ -1,6 +1,7 @@
 //! `portolan-proxy` against the relays a user could pick instead, all on one node, to one server.
 
 mod calls;
+mod idle;
 mod scale;
 
 use anyhow::Result;
@@ -59,6 +60,7 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
     // What is not about a single load is measured with all of them only.
     if calls::SHAPES.iter().all(|shape| shapes.contains(shape)) && !interrupt::requested() {
         calls::measure(&mut record)?;
+        idle::measure(&mut record)?;
         scale::measure(&mut record, scale::Extent::of(rounds))?;
     }
     record.finish();

@@ -18,6 +18,8 @@ pub(super) const TARGETS: &[Target] = &[
     at_most(3.0, "s", "scale-ready", "10,000 Services x 10 endpoints: start to ready"),
     at_most(120.0, "MiB", "scale-memory", "10,000 Services x 10 endpoints: resident memory"),
     at_most(12.0, "MiB", "small-memory", "100 Services: resident memory"),
+    at_most(10.0, "KiB", "idle-connection", "an idle connection: memory of the proxy"),
+    at_most(4.0, "KiB", "idle-flow", "an idle flow of datagrams: memory of the proxy"),
     at_most(
         50.0,
         "ms",
