@@ -1,9 +1,11 @@
 //! Carrying bytes both ways between two sockets.
 //!
 //! One task polls both directions, and what was read is written at once, in the same poll: a small message costs two
-//! system calls and no hop between tasks. A half-close travels on as a half-close; an error on either side is an error
-//! of the whole, which the caller turns into a reset of both.
+//! system calls and no hop between tasks. It needs no buffer of its own either, but only the one that all connections of a
+//! worker share; a connection has its own once a write has left something, or a read has filled the shared one. A half-close
+//! travels on as a half-close; an error on either side is an error of the whole, which the caller turns into a reset of both.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -17,11 +19,18 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use crate::worker::patience::Progress;
 use crate::worker::poller::Poller;
 
-/// Enough for a small request or answer.
-const FIRST_BUFFER: usize = 4 * 1024;
+/// A message up to this is one that may be answered soon.
+const SMALL: u64 = 4 * 1024;
+
+/// What all connections of a worker share.
+const SHARED_BUFFER: usize = 16 * 1024;
 
 /// What a connection that has proved to be bulk gets.
 const BULK_BUFFER: usize = 256 * 1024;
+
+thread_local! {
+    static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHARED_BUFFER].into());
+}
 
 /// Bytes after which an open connection's are counted.
 const COUNT_EVERY: u64 = 64 * 1024;
@@ -51,7 +60,7 @@ pub(super) async fn relay(
         let sent = Sent { to_upstream: request.carried, to_client: response.carried };
         let carried = sent.to_upstream + sent.to_client;
         // In bulk the next bytes are there already.
-        if (1..=FIRST_BUFFER as u64).contains(&(carried - before)) {
+        if (1..=SMALL).contains(&(carried - before)) {
             poller.active();
         }
         progress.carried.store(carried, Ordering::Relaxed);
@@ -95,7 +104,7 @@ impl<F: Fn(Sent)> Account<F> {
     }
 }
 
-/// One direction: at most one buffer of bytes that were read and not yet written.
+/// One direction: at most one buffer of bytes that were read and not yet written, from `start` to `end`.
 struct Direction<'a> {
     from: ReadHalf<'a>,
     to: WriteHalf<'a>,
@@ -118,12 +127,7 @@ impl<'a> Direction<'a> {
             return Poll::Ready(Ok(()));
         }
         loop {
-            while self.start < self.end {
-                let written =
-                    ready!(Pin::new(&mut self.to).poll_write(cx, &self.buffer[self.start..self.end]))?;
-                self.start += written;
-                self.carried += written as u64;
-            }
+            ready!(self.flush(cx))?;
             if self.at_end {
                 if !is_last {
                     // The other side may have closed altogether; that shows as an error of its own.
@@ -133,8 +137,46 @@ impl<'a> Direction<'a> {
                 self.buffer = Vec::new();
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.poll_read(cx))?;
+            if self.buffer.is_empty() {
+                ready!(self.pass_on(cx))?;
+            } else {
+                ready!(self.poll_read(cx))?;
+            }
         }
+    }
+
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.start < self.end {
+            let rest = &self.buffer[self.start..self.end];
+            let written = ready!(Pin::new(&mut self.to).poll_write(cx, rest))?;
+            self.start += written;
+            self.carried += written as u64;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads into the shared buffer, and leaves nothing in it: what cannot be written yet is kept.
+    fn pass_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        SHARED.with_borrow_mut(|shared| {
+            let mut buffer = ReadBuf::new(shared);
+            ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer))?;
+            let message = buffer.filled();
+            if message.is_empty() {
+                self.at_end = true;
+                return Poll::Ready(Ok(()));
+            }
+            let written = match Pin::new(&mut self.to).poll_write(cx, message) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => 0,
+            };
+            self.carried += written as u64;
+            if written < message.len() || message.len() == SHARED_BUFFER {
+                self.buffer = vec![0; SHARED_BUFFER];
+                self.buffer[..message.len()].copy_from_slice(message);
+                (self.start, self.end) = (written, message.len());
+            }
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// After a read that did not fill the buffer the runtime waits for word of more instead of trying again.
@@ -149,13 +191,9 @@ impl<'a> Direction<'a> {
 
     /// A read that filled the buffer says that more was waiting: the next one gets four times the room.
     fn make_room(&mut self) {
-        let size = match self.buffer.len() {
-            0 => FIRST_BUFFER,
-            size if self.end == size && size < BULK_BUFFER => size * 4,
-            size => size,
-        };
-        if size != self.buffer.len() {
-            self.buffer = vec![0; size];
+        let size = self.buffer.len();
+        if self.end == size && size < BULK_BUFFER {
+            self.buffer = vec![0; size * 4];
         }
     }
 }
