@@ -42,7 +42,7 @@ struct Times {
 /// When a node cannot be set up or a plugin fails.
 pub fn cni(quick: bool) -> Result<Record> {
     let extent = if quick {
-        Extent { rounds: 20, many: 1000, bursts: 1 }
+        Extent { rounds: 12, many: 500, bursts: 1 }
     } else {
         Extent { rounds: 150, many: 5000, bursts: 5 }
     };

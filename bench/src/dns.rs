@@ -105,7 +105,7 @@ pub fn dns(rounds: usize, parts: &[DnsPart]) -> Result<Record> {
     }
     if has(DnsPart::Restarts) {
         // A hundred of each in a full run.
-        restarts::measure(&mut record, (rounds * 5).div_ceil(3).min(100))?;
+        restarts::measure(&mut record, (rounds * 10).div_ceil(3).min(100))?;
     }
     if has(DnsPart::Scale) {
         scale::measure(&mut record)?;

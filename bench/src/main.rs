@@ -27,7 +27,7 @@ enum Command {
     Proxy(Run),
     /// portolan-cni against the reference plugins bridge, ptp and host-local: ADD, DEL, 300 pods at once, memory.
     Cni {
-        /// A seventh of the rounds, and 1,000 addresses in use in place of 5,000.
+        /// A twelfth of the rounds, and 500 addresses in use in place of 5,000.
         #[arg(long)]
         quick: bool,
         /// Write every figure as JSON to this file.
@@ -39,7 +39,7 @@ enum Command {
     },
     /// portolan-dns against knotd, unbound, CoreDNS and plain hickory-server: 10,000 Services, the server on one core.
     Dns {
-        /// A sixth of the rounds.
+        /// A twelfth of the rounds.
         #[arg(long)]
         quick: bool,
         /// Rounds to measure, instead.
@@ -72,7 +72,7 @@ enum Command {
     },
     /// All of the above but the scale, as JSON and raw data in one directory.
     All {
-        /// A sixth of the rounds: a few minutes.
+        /// A twelfth of the rounds: a few minutes.
         #[arg(long)]
         quick: bool,
         /// Rounds to measure, instead.
@@ -113,7 +113,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Run {
-    /// A sixth of the rounds.
+    /// A twelfth of the rounds.
     #[arg(long)]
     quick: bool,
     /// Rounds to measure, instead.
@@ -154,7 +154,7 @@ fn finish(record: &Record, directory: Option<PathBuf>, file: Option<PathBuf>) ->
 }
 
 fn count(rounds: Option<u16>, quick: bool) -> usize {
-    rounds.map_or(if quick { 10 } else { 60 }, usize::from)
+    rounds.map_or(if quick { 5 } else { 60 }, usize::from)
 }
 
 fn main() -> Result<()> {
