@@ -2,8 +2,8 @@
 //!
 //! One task polls both directions, and what was read is written at once, in the same poll: a small message costs two
 //! system calls and no hop between tasks. It needs no buffer of its own either, but only the one that all connections of a
-//! worker share; a connection has its own once a write has left something, or a read has filled the shared one. A half-close
-//! travels on as a half-close; an error on either side is an error of the whole, which the caller turns into a reset of both.
+//! worker share; a connection has its own while a write has left something, and once a read has filled the shared one. A
+//! half-close travels on as a half-close; an error on either side is an error of the whole, which the caller turns into a reset of both.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,11 +19,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use crate::worker::patience::Progress;
 use crate::worker::poller::Poller;
 
-/// A message up to this is one that may be answered soon.
-const SMALL: u64 = 4 * 1024;
-
-/// What all connections of a worker share.
-const SHARED_BUFFER: usize = 16 * 1024;
+/// What all connections of a worker share: enough for a small request or answer.
+const SHARED_BUFFER: usize = 4 * 1024;
 
 /// What a connection that has proved to be bulk gets.
 const BULK_BUFFER: usize = 256 * 1024;
@@ -60,7 +57,7 @@ pub(super) async fn relay(
         let sent = Sent { to_upstream: request.carried, to_client: response.carried };
         let carried = sent.to_upstream + sent.to_client;
         // In bulk the next bytes are there already.
-        if (1..=SMALL).contains(&(carried - before)) {
+        if (1..=SHARED_BUFFER as u64).contains(&(carried - before)) {
             poller.active();
         }
         progress.carried.store(carried, Ordering::Relaxed);
@@ -128,6 +125,9 @@ impl<'a> Direction<'a> {
         }
         loop {
             ready!(self.flush(cx))?;
+            if self.buffer.len() < SHARED_BUFFER {
+                self.buffer = Vec::new();
+            }
             if self.at_end {
                 if !is_last {
                     // The other side may have closed altogether; that shows as an error of its own.
@@ -155,7 +155,8 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads into the shared buffer, and leaves nothing in it: what cannot be written yet is kept.
+    /// Reads into the shared buffer, and leaves nothing in it: what cannot be written yet is kept, as the first message often is,
+    /// since the event loop has not heard of the new connection.
     fn pass_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::new(shared);
@@ -171,8 +172,7 @@ impl<'a> Direction<'a> {
             };
             self.carried += written as u64;
             if written < message.len() || message.len() == SHARED_BUFFER {
-                self.buffer = vec![0; SHARED_BUFFER];
-                self.buffer[..message.len()].copy_from_slice(message);
+                self.buffer = message.to_vec();
                 (self.start, self.end) = (written, message.len());
             }
             Poll::Ready(Ok(()))
