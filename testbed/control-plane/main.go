@@ -1,6 +1,6 @@
 // Command control-plane is a Kubernetes control plane in one program: the real etcd, kube-apiserver,
-// kube-controller-manager, kubelet and kubectl, and kube-proxy to compare with. One program, because they share nearly all they
-// are compiled from: six would take several times as long to link and as much room.
+// kube-scheduler, kube-controller-manager, kubelet and kubectl, and kube-proxy to compare with. One program, because they share
+// nearly all they are compiled from: seven would take several times as long to link and as much room.
 //
 // It becomes the program that its first argument, or the name it was called by, says.
 package main
@@ -22,6 +22,7 @@ import (
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
@@ -29,6 +30,9 @@ var programs = map[string]func() *cobra.Command{
 	"kube-apiserver":          apiserver.NewAPIServerCommand,
 	"kube-controller-manager": controllers.NewControllerManagerCommand,
 	"kube-proxy":              proxy.NewProxyCommand,
+	"kube-scheduler": func() *cobra.Command {
+		return scheduler.NewSchedulerCommand()
+	},
 	"kubelet": func() *cobra.Command {
 		return kubelet.NewKubeletCommand(context.Background())
 	},
@@ -51,7 +55,7 @@ func main() {
 			kubectlutil.CheckErr(err)
 		}
 	default:
-		fmt.Fprintln(os.Stderr, "say which: etcd, kube-apiserver, kube-controller-manager, kubelet, kube-proxy or kubectl")
+		fmt.Fprintln(os.Stderr, "say which: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy or kubectl")
 		os.Exit(2)
 	}
 }
