@@ -14,7 +14,11 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 
 /// Narrow enough for a phone.
-const INTERVALS_WIDTH: f64 = 520.0;
+const INTERVALS_WIDTH: f64 = 440.0;
+
+/// A letter of a name beside its row, and what is between the name and the plot.
+const NAME_LETTER: f64 = 6.8;
+const NAME_GAP: f64 = 16.0;
 
 /// Paths that stand out.
 const OURS: [&str; 3] = ["virtual IP", "portolan-proxy", "without polling"];
@@ -66,8 +70,9 @@ pub(super) fn intervals(
     noise: f64,
 ) -> String {
     let row_height = 34.0;
-    let (left, right, height) =
-        (126.0, INTERVALS_WIDTH - 64.0, row_height * f64::from(u32::try_from(rows.len()).unwrap_or(0)));
+    let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let (left, right) = (NAME_GAP + longest as f64 * NAME_LETTER, INTERVALS_WIDTH - 48.0);
+    let height = row_height * rows.len() as f64;
     let ends = rows.iter().flat_map(|(_, estimate)| [estimate.low, estimate.high, estimate.value]);
     let x = Scale::linear(ends.chain([-noise, noise]));
     let at = |value: f64| left + x.at(value) * (right - left);

@@ -62,10 +62,14 @@ fn interruptions(records: &[Record]) -> String {
     }
     let noisy = noted.iter().filter(|warning| warning.contains("the machine is noisy")).count();
     let measured: usize = records.iter().map(|record| record.comparisons.len()).sum();
-    said.insert(
-        0,
-        format!("the machine was too noisy in {noisy} of {measured} comparisons to tell small differences"),
-    );
+    if noisy > 0 {
+        said.insert(
+            0,
+            format!(
+                "the machine was too noisy in {noisy} of {measured} comparisons to tell small differences"
+            ),
+        );
+    }
     let count = format!("all {} warnings", noted.len());
     list("warnings", &said) + &details(&count, &list("warnings", &noted))
 }
