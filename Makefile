@@ -130,7 +130,7 @@ test: setup check build ## everything; and nothing may be left on the machine
 	cargo test --workspace --locked
 	$(RELEASE)/portolan-bench demo > target/demo.log
 	rm -rf target/bench-run
-	$(RELEASE)/portolan-bench all --rounds 1 --out target/bench-run > target/bench.log
+	$(RELEASE)/portolan-bench all --quick --out target/bench-run > target/bench.log
 	$(RELEASE)/portolan-bench report --in target/bench-run --out target/bench-run/report.html
 	@testbed/host-state.sh > target/host-after
 	diff target/host-before target/host-after

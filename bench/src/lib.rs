@@ -49,6 +49,6 @@ pub use privilege::check as check_privileges;
 pub use proxy::proxy;
 pub use record::{Axis, Chart, Configuration, Distribution, Estimate, Figure, Line, Record, Table};
 pub use report::report;
-pub use scale::scale;
+pub use scale::{Size, scale};
 pub use show::print;
 pub use target::{Bound, Target};

@@ -17,7 +17,7 @@ impl Progress {
     #[expect(clippy::print_stderr, reason = "progress, for people")]
     pub(crate) fn new(what: &str, total: usize) -> Self {
         if !std::io::stderr().is_terminal() {
-            eprintln!("{what}, {total} rounds");
+            eprintln!("{what}, {total} times");
         }
         Self { what: what.to_owned(), total, is_shown: std::io::stderr().is_terminal() }
     }

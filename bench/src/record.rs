@@ -35,7 +35,7 @@ const FORMAT: u32 = 1;
 pub struct Record {
     /// Version of this format.
     pub format: u32,
-    /// `latency`, `proxy`, `dns` or `cni`.
+    /// `latency`, `proxy`, `dns`, `cni` or `scale`.
     pub section: String,
     /// The command line that measures the same again.
     pub command: String,

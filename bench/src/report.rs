@@ -13,7 +13,7 @@ use crate::comparison::Percentile;
 use crate::record::{Estimate, Record};
 
 /// In the order of the report.
-pub(crate) const SECTIONS: [&str; 4] = ["latency", "proxy", "dns", "cni"];
+pub(crate) const SECTIONS: [&str; 5] = ["latency", "proxy", "dns", "cni", "scale"];
 
 /// Reads the records of a run; those of sections that were not measured are missing.
 ///

@@ -1,6 +1,7 @@
 //! The programs on a real API server with many Services and endpoints, and kube-proxy beside them.
 
 mod fill;
+mod found;
 mod ground;
 mod subject;
 
@@ -10,12 +11,29 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::interrupt;
 use crate::processor::Memory;
-use crate::record::{Record, Table};
+use crate::progress::Progress;
+use crate::record::Record;
+use found::Found;
 use ground::Ground;
 use subject::{Kind, Subject};
 
-/// Changes whose way to the next connection is timed, and Services made while both daemons run.
-const CHANGES: usize = 100;
+/// How much of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Services in the API server.
+    pub services: usize,
+    /// Endpoints of each.
+    pub endpoints: usize,
+    /// Changes whose way to the next connection is timed, and Services made while both daemons run.
+    pub changes: usize,
+}
+
+impl Size {
+    /// What is asked for.
+    pub const FULL: Self = Self { services: 10_000, endpoints: 15, changes: 100 };
+    /// What shows that it works.
+    pub const QUICK: Self = Self { services: 500, endpoints: 15, changes: 5 };
+}
 
 /// What a program may take to serve all this. kube-proxy has needed minutes (kubernetes#135639).
 const START: Duration = Duration::from_secs(600);
@@ -26,84 +44,78 @@ const SOON: Duration = Duration::from_secs(120);
 /// Fills an API server, then starts each program on it: what it takes, and how soon a change is served.
 ///
 /// # Errors
-/// When a program cannot be set up.
-pub fn scale(services: usize, endpoints: usize) -> Result<Record> {
+/// When a program cannot be set up. Where the control plane is not built nothing is measured, and the record says how to get it.
+pub fn scale(size: Size) -> Result<Record> {
     let mut record = Record::new("scale");
-    record.set("services", services);
-    record.set("endpoints", services * endpoints);
-    let mut ground = Ground::new()?;
-    let filled = fill::fill(&ground.control_plane, services, endpoints)?;
-    record.set("created in", format!("{:.0} s", filled.as_secs_f64()));
-    let columns = [
-        "program",
-        "start to serving, s",
-        "CPU of it, s",
-        "resident, MiB",
-        "peak, MiB",
-        "after a relist, MiB",
-        "peak of it, MiB",
-        "change to served, ms: p50",
-        "p99",
-    ];
-    let title = format!("{services} Services with {endpoints} endpoints each, from the API server");
-    let note = "A change is a patch of an EndpointSlice; its time is from the API server's answer to the first connection that \
-                reaches the new endpoint (proxies), or the first answer with its address (DNS).";
-    let mut table = Table::new(&title, &columns, note);
-    for kind in [Kind::Proxy, Kind::KubeProxy, Kind::Dns] {
-        if !interrupt::requested() {
-            table.row(measure(&mut ground, kind).with_context(|| kind.name())?);
+    record.set("services", size.services);
+    record.set("endpoints", size.services * size.endpoints);
+    record.set("changes", size.changes);
+    if testbed::go_tool("control-plane").is_err() {
+        record.not_measured.push("the Kubernetes control plane: not built; `make tools`".to_owned());
+    } else {
+        match on_a_control_plane(&mut record, size) {
+            // What had been measured by then is kept.
+            Err(_) if interrupt::requested() => {}
+            outcome => outcome?,
         }
-    }
-    record.tables.push(table);
-    if !interrupt::requested() {
-        let known = know(&ground).context("Services made known")?;
-        record.measured("known", milliseconds(percentile(&known, 99)));
-        let columns = ["Services created", "ms: p50", "p99", "longest"];
-        let note = "Both daemons run. From the API server's answer to the second object, the slice, to the answer of the endpoint to a pod \
-                    that has asked for the name and connected to what it was told; it asks again at once.";
-        let mut table = Table::new("From creation to an answer by name", &columns, note);
-        let times = [50, 99, 100].map(|percent| format!("{:.1}", milliseconds(percentile(&known, percent))));
-        table.row([vec![known.len().to_string()], times.to_vec()].concat());
-        record.tables.push(table);
     }
     record.finish();
     Ok(record)
 }
 
-fn measure(ground: &mut Ground, kind: Kind) -> Result<Vec<String>> {
+fn on_a_control_plane(record: &mut Record, size: Size) -> Result<()> {
+    let mut ground = Ground::new()?;
+    let filled = fill::fill(&ground.control_plane, size.services, size.endpoints)?;
+    record.set("created in", format!("{:.0} s", filled.as_secs_f64()));
+    let mut found = Vec::new();
+    let measured: Result<()> = [Kind::Proxy, Kind::KubeProxy, Kind::Dns].into_iter().try_for_each(|kind| {
+        found.push(measure(&mut ground, kind, size.changes).with_context(|| kind.name())?);
+        Ok(())
+    });
+    judge(record, &found);
+    record.tables.push(found::table(&found, size));
+    measured?;
+    let known = know(&ground, size.changes).context("Services made known")?;
+    record.measured("known", milliseconds(percentile(&known, 99)));
+    record.tables.push(found::known(&known));
+    Ok(())
+}
+
+/// Fills in what is asked for.
+fn judge(record: &mut Record, found: &[Found]) {
+    let of = |kind| found.iter().find(|found| found.kind == kind);
+    if let (Some(own), Some(peer)) = (of(Kind::Proxy), of(Kind::KubeProxy)) {
+        record.measured("start-kube-proxy", own.ready.as_secs_f64() / peer.ready.as_secs_f64());
+        record.measured("memory-kube-proxy", own.at_start.peak / peer.at_start.peak);
+    }
+    if let Some(relisted) = of(Kind::Dns).and_then(|found| found.relisted) {
+        record.measured("dns-relist", relisted.peak);
+    }
+}
+
+fn measure(ground: &mut Ground, kind: Kind, changes: usize) -> Result<Found> {
     ground.point(kind.probe(), 0)?;
     let started = Instant::now();
     let subject = Subject::start(kind, ground)?;
     until(START, || subject.serves(ground, 0))?;
     let ready = started.elapsed();
     let (cpu, at_start) = (subject.time(), subject.memory());
-    let mut changes = Vec::new();
-    for change in 1..=CHANGES {
+    let mut progress = Progress::new(kind.name(), changes);
+    let mut times = Vec::new();
+    for change in 1..=changes {
+        progress.at(change);
         ground.point(kind.probe(), change % 2)?;
         let patched = Instant::now();
         until(SOON, || subject.serves(ground, change % 2))?;
-        changes.push(patched.elapsed());
+        times.push(patched.elapsed());
     }
     let relisted = if subject.tells_lists() { Some(relist(ground, &subject)?) } else { None };
-    let ms = |percent| format!("{:.1}", milliseconds(percentile(&changes, percent)));
-    let mib = |mebibytes: f64| format!("{mebibytes:.0}");
-    let row = vec![
-        kind.name().to_owned(),
-        format!("{:.1}", ready.as_secs_f64()),
-        format!("{:.1}", cpu.as_secs_f64()),
-        mib(at_start.now),
-        mib(at_start.peak),
-        relisted.map_or_else(|| "-".to_owned(), |memory| mib(memory.now)),
-        relisted.map_or_else(|| "-".to_owned(), |memory| mib(memory.peak)),
-        ms(50),
-        ms(99),
-    ];
     subject.stop(ground)?;
-    Ok(row)
+    Ok(Found { kind, ready, cpu, at_start, relisted, changes: times })
 }
 
 /// Makes Services, one after the other, and asks for each by its name from a pod until it answers.
-fn know(ground: &Ground) -> Result<Vec<Duration>> {
+fn know(ground: &Ground, services: usize) -> Result<Vec<Duration>> {
     let mut daemons = Vec::new();
     for kind in [Kind::Proxy, Kind::Dns] {
         ground.point(kind.probe(), 0)?;
@@ -111,8 +123,10 @@ fn know(ground: &Ground) -> Result<Vec<Duration>> {
         until(START, || daemon.serves(ground, 0))?;
         daemons.push(daemon);
     }
+    let mut progress = Progress::new("from creation to an answer", services);
     let mut times = Vec::new();
-    for number in 0..CHANGES {
+    for number in 0..services {
+        progress.at(number);
         let name = ground.create(number)?;
         let created = Instant::now();
         until(SOON, || ground.is_known(&name))?;

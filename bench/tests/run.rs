@@ -40,7 +40,8 @@ fn a_run_becomes_a_page_that_needs_nothing_else() {
     let reported = run(&["report", "--in", text(&results), "--out", text(&page)]);
     assert!(reported.status.success(), "{}", stderr(&reported));
     let html = std::fs::read_to_string(&page).unwrap();
-    for part in ["<h1>", "a Service", "<svg", "ADD p50", "not in this run: proxy, dns, cni", &record.command]
+    for part in
+        ["<h1>", "a Service", "<svg", "ADD p50", "not in this run: proxy, dns, cni, scale", &record.command]
     {
         assert!(html.contains(part), "{part}");
     }

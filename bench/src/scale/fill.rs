@@ -1,5 +1,6 @@
 //! Services and EndpointSlices as their controllers would write them, many at a time.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -7,6 +8,7 @@ use serde_json::{Value, json};
 use testbed::ControlPlane;
 
 use crate::interrupt;
+use crate::progress::Progress;
 
 /// Services in one call of `kubectl`.
 const BATCH: usize = 500;
@@ -24,17 +26,22 @@ pub(super) fn fill(control_plane: &ControlPlane, services: usize, endpoints: usi
             (first..last).flat_map(|number| [service(number), slice(number, endpoints)]).collect();
         batches.push(json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string());
     }
+    let queue = Mutex::new((batches.iter().enumerate(), Progress::new("creating Services", batches.len())));
+    let next = || {
+        let (batches, progress) = &mut *queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, batch) = batches.next().filter(|_| !interrupt::requested())?;
+        progress.at(number);
+        Some(batch)
+    };
+    let create = || {
+        std::iter::from_fn(next).try_for_each(|batch| {
+            control_plane.kubectl(&["create", "--validate=false", "-f", "-"], batch).map(drop)
+        })
+    };
     // Two at a time keep the API server busy.
-    let (some, others) = batches.split_at(batches.len() / 2);
     std::thread::scope(|scope| {
-        let create = |batches: &[String]| -> Result<()> {
-            for batch in batches.iter().filter(|_| !interrupt::requested()) {
-                control_plane.kubectl(&["create", "--validate=false", "-f", "-"], batch)?;
-            }
-            Ok(())
-        };
-        let other = scope.spawn(move || create(others));
-        create(some)?;
+        let other = scope.spawn(create);
+        create()?;
         other.join().map_err(|_panic| anyhow::anyhow!("creating objects panicked"))?
     })?;
     Ok(started.elapsed())
