@@ -7,6 +7,7 @@
 
 mod certificate;
 mod cluster;
+mod containerd;
 mod control_plane;
 mod fleet;
 mod network;
@@ -18,6 +19,7 @@ mod tool;
 
 pub use certificate::certify;
 pub use cluster::Cluster;
+pub use containerd::{containerd_config, import_image};
 pub use control_plane::ControlPlane;
 pub use fleet::Fleet;
 pub use network::{Network, Plugin, Pod};

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use testbed::{go_tool, wait_for};
+use testbed::{containerd_config, go_tool, import_image, wait_for};
 
 use crate::deb::provide;
 use crate::machine::Machine;
@@ -22,6 +22,9 @@ log_driver = 'k8s-file'
 END
     printf '[storage]\\ndriver = \"vfs\"\\ngraphroot = \"/run/storage\"\\nrunroot = \"/run/podman\"\\n' > /etc/containers/storage.conf
 ";
+
+/// The image that the guides use.
+const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
 /// What a registry would give: the machine's busybox, under the name that the guides use.
 const IMAGE: &str = "
@@ -108,45 +111,37 @@ fn the_podman_guide_works_as_it_is_written() {
     assert_eq!(ours(&machine), before);
 }
 
-/// Within the limits of a machine without CAP_SYS_RESOURCE and with both kinds of cgroups; storage that works on an overlay. The
-/// kubelet looks for two controllers, and uses none; what it would set for the whole machine it finds set already.
-const CONTAINERD: &str = r#"
-    mkdir -p /etc/containerd /run/sysctl
-    cat > /etc/containerd/config.toml <<END
-version = 2
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "docker.io/library/busybox:latest"
-disable_cgroup = true
-disable_apparmor = true
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
-conf_dir = "/etc/cni/net.d"
-END
-    printf '[Service]\nExecStart=/usr/bin/containerd\nKillMode=process\n' > /etc/systemd/system/containerd.service
-    systemctl daemon-reload; systemctl start containerd
+/// The kubelet looks for two controllers of cgroups, and uses none; what it would set for the whole machine it finds set already.
+const SURROUNDINGS: &str = r"
     for controller in cpu cpuacct; do
         mkdir -p /sys/fs/cgroup/$controller; mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller
     done
+    mkdir -p /run/sysctl
     for tunable in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
         file=/run/sysctl/$(basename ${tunable%=*}); echo ${tunable#*=} > $file; mount --bind $file /proc/sys/${tunable%=*}
     done
-"#;
+";
 
-/// As [`IMAGE`]; a sandbox is one that only sleeps.
-const ARCHIVE: &str = r#"
-    mkdir -p /run/image/bin /run/image/tmp; cp /bin/busybox /run/image/bin/
-    for applet in sh httpd sleep; do ln -s busybox /run/image/bin/$applet; done
-    cd /run; tar cf layer.tar -C image .
-    printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["/bin/sleep","100000"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' $(sha256sum layer.tar | cut -d' ' -f1) > image.json
-    printf '[{"Config":"image.json","RepoTags":["docker.io/library/busybox:latest"],"Layers":["layer.tar"]}]' > manifest.json
-    tar cf image.tar image.json layer.tar manifest.json
-    ctr -n k8s.io images import --snapshotter native image.tar
-"#;
+/// Starts containerd as a unit, with what a registry would give: the machine's busybox, under the name that the guide uses.
+fn start_containerd(machine: &Machine) {
+    let config = containerd_config(BUSYBOX, "/usr/lib/cni".as_ref(), "/etc/cni/net.d".as_ref());
+    let start = format!(
+        r"
+        mkdir -p /etc/containerd
+        cat > /etc/containerd/config.toml <<END
+{config}
+END
+        printf '[Service]\nExecStart=/usr/bin/containerd\nKillMode=process\n' > /etc/systemd/system/containerd.service
+        systemctl daemon-reload; systemctl start containerd
+        mkdir -p /run/image/root/bin /run/image/root/tmp; cp /bin/busybox /run/image/root/bin/
+        for applet in sh httpd sleep; do ln -s busybox /run/image/root/bin/$applet; done
+        "
+    );
+    machine.shell(&start).unwrap();
+    patiently("containerd", || machine.shell("ctr version"));
+    let socket = "/run/containerd/containerd.sock";
+    machine.shell(&import_image("/run/image".as_ref(), BUSYBOX, socket.as_ref())).unwrap();
+}
 
 /// A kubelet takes some tens of seconds for its first pod, as the page says.
 fn patiently(what: &str, mut attempt: impl FnMut() -> Result<String>) -> String {
@@ -164,9 +159,8 @@ fn patiently(what: &str, mut attempt: impl FnMut() -> Result<String>) -> String 
 fn the_kubelet_guide_works_as_it_is_written() {
     let machine = Machine::boot().unwrap();
     provide_one(&machine);
-    machine.shell(CONTAINERD).unwrap();
-    patiently("containerd", || machine.shell("ctr version"));
-    machine.shell(ARCHIVE).unwrap();
+    machine.shell(SURROUNDINGS).unwrap();
+    start_containerd(&machine);
     let kubelet = go_tool("control-plane").unwrap();
     machine.shell(&format!("ln -s {} /usr/bin/kubelet", kubelet.display())).unwrap();
     let before = ours(&machine);

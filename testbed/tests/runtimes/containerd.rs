@@ -4,11 +4,13 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Cluster, Program, go_tool, wait_for};
+use testbed::{Cluster, Program, containerd_config, go_tool, import_image, wait_for};
 
 use super::{assert_nothing_left, link_plugins, make_root};
 
 const CONFLIST: &str = include_str!("../../../deploy/10-portolan.conflist");
+
+const IMAGE: &str = "localhost/local:test";
 
 /// containerd in a node, with storage, state and configuration of its own.
 pub(super) struct Containerd<'a> {
@@ -39,10 +41,11 @@ impl<'a> Containerd<'a> {
         let directory = cluster.directory();
         link_plugins(&cluster.node, &directory.join("cni"));
         make_root(&cluster.node, directory);
-        std::fs::write(directory.join("containerd.toml"), configuration(directory)).unwrap();
+        let config = containerd_config(IMAGE, &directory.join("cni"), &directory.join("net.d"));
+        std::fs::write(directory.join("containerd.toml"), config).unwrap();
         let mut containerd = Self { cluster, daemon: daemon(cluster) };
         containerd.wait();
-        containerd.import_image();
+        cluster.node.shell(&import_image(directory, IMAGE, &directory.join("containerd.sock"))).unwrap();
         containerd
     }
 
@@ -55,21 +58,6 @@ impl<'a> Containerd<'a> {
 
     fn wait(&mut self) {
         wait_for("containerd", || self.crictl("version")).unwrap();
-    }
-
-    /// An image with a command, of what an archive of docker's has: layers, configuration, manifest.
-    fn import_image(&self) {
-        let directory = self.cluster.directory().display();
-        let script = format!(
-            r#"
-            cd {directory}; tar cf layer.tar -C root .
-            printf '{{"architecture":"amd64","os":"linux","config":{{"Cmd":["/bin/sleep","1000"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:%s"]}}}}' $(sha256sum layer.tar | cut -d' ' -f1) > image.json
-            printf '[{{"Config":"image.json","RepoTags":["localhost/local:test"],"Layers":["layer.tar"]}}]' > manifest.json
-            tar cf image.tar image.json layer.tar manifest.json
-            ctr -a {directory}/containerd.sock -n k8s.io images import --snapshotter native image.tar
-            "#
-        );
-        self.cluster.node.shell(&script).unwrap();
     }
 
     pub(super) fn crictl(&self, arguments: &str) -> Result<String> {
@@ -103,7 +91,7 @@ impl<'a> Containerd<'a> {
     fn start_container(&self, sandbox: (&str, &str), name: &str, script: &str) -> String {
         let directory = self.cluster.directory();
         let container = format!(
-            r#"{{"metadata": {{"name": "{name}"}}, "image": {{"image": "localhost/local:test"}}, "command": ["/bin/sh", "-c", "{script}"],
+            r#"{{"metadata": {{"name": "{name}"}}, "image": {{"image": "{IMAGE}"}}, "command": ["/bin/sh", "-c", "{script}"],
             "log_path": "{name}.log", "linux": {{}}}}"#
         );
         let file = directory.join(format!("container-{name}.json"));
@@ -135,36 +123,11 @@ impl Drop for Containerd<'_> {
 }
 
 fn daemon(cluster: &Cluster) -> Program {
-    let config = cluster.directory().join("containerd.toml");
+    let file = |name: &str| cluster.directory().join(name).display().to_string();
+    let (config, root, socket) = (file("containerd.toml"), file("containerd"), file("containerd.sock"));
+    let arguments = ["--config", &config, "--root", &root, "--address", &socket];
     let log = cluster.directory().join("containerd.log");
-    let arguments = ["--config", config.to_str().unwrap()];
     Program::start(&cluster.node, Path::new("/usr/bin/containerd"), &arguments, &log).unwrap()
-}
-
-/// Within the limits of a machine without CAP_SYS_RESOURCE and with both kinds of cgroups.
-fn configuration(directory: &Path) -> String {
-    let directory = directory.display();
-    format!(
-        r#"
-version = 2
-root = "{directory}/containerd"
-state = "/run/containerd"
-[grpc]
-address = "{directory}/containerd.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "localhost/local:test"
-disable_cgroup = true
-disable_apparmor = true
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{directory}/cni"
-conf_dir = "{directory}/net.d"
-"#
-    )
 }
 
 fn with_port() -> Value {
