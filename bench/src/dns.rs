@@ -1,5 +1,6 @@
 //! `portolan-dns` beside other servers: 10,000 Services, the server on one core and the generator on another.
 
+mod changing;
 mod dnsperf;
 mod flows;
 mod hickory;

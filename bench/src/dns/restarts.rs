@@ -1,12 +1,12 @@
 //! One process after another, then one state after another, while queries come in by the clock: what is lost.
 
-use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 
+use super::changing::{self, Changing, DEADLINE};
 use super::names::{self, Queries};
 use super::paced::Paced;
 use super::servers::Lab;
@@ -19,20 +19,10 @@ use crate::record::{Record, Table, micros};
 /// Queries a second.
 const RATE: u32 = 5000;
 
-/// The name that every reload changes.
-const NAME: &str = "reloaded.default.svc.cluster.local";
-
-/// A change that is not seen by then is a failure.
-const DEADLINE: Duration = Duration::from_secs(5);
-
 /// Measures so many of each, with 10,000 Services.
 pub(super) fn measure(record: &mut Record, times: usize) -> Result<()> {
     let mut lab = Lab::empty()?;
-    let manifests = lab.directory().join("manifests");
-    fs::create_dir(&manifests)?;
-    names::write_manifests(&manifests)?;
-    fs::write(manifests.join("reloaded.yaml"), manifest(0))?;
-    lab.start_portolan(&manifests, &[], &Queries::services())?;
+    let changing = Changing::start(&mut lab, &Queries::services())?;
     let note = format!(
         "{RATE} queries/s; a restart is a second process that takes over, a reload a manifest that changes another name's address. ms."
     );
@@ -40,9 +30,8 @@ pub(super) fn measure(record: &mut Record, times: usize) -> Result<()> {
     let mut table = Table::new("Restarts and reloads of portolan-dns", &columns, &note);
     let restart = |lab: &mut Lab, _| lab.succeed(0);
     let reload = |lab: &mut Lab, n| {
-        let new = lab.directory().join("new");
-        fs::write(&new, manifest(n))?;
-        fs::rename(new, manifests.join("reloaded.yaml"))?;
+        changing.write(n)?;
+        changing.publish()?;
         wait_for(lab, n)
     };
     type Change<'a> = &'a dyn Fn(&mut Lab, usize) -> Result<()>;
@@ -94,28 +83,19 @@ fn ask_meanwhile(
     })
 }
 
-/// A Service that has the number of the change in its address.
-fn manifest(n: usize) -> String {
-    let address = n % 250;
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: reloaded}}\nspec: {{clusterIP: 10.97.0.{address}, ports: [{{port: 80}}]}}\n"
-    )
-}
-
 /// Until an answer has the address of that change.
 fn wait_for(lab: &Lab, n: usize) -> Result<()> {
     let server: SocketAddr = lab.servers[0].address;
-    let wanted = u8::try_from(n % 250)?;
     lab.node.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(server)?;
         socket.set_read_timeout(Some(DEADLINE))?;
         let began = Instant::now();
         loop {
-            socket.send(&names::query(NAME))?;
+            socket.send(&names::query(changing::NAME))?;
             let mut answer = [0; 512];
             let length = socket.recv(&mut answer)?;
-            if answer[..length].last() == Some(&wanted) {
+            if answer[..length].ends_with(&changing::address(n).octets()) {
                 return Ok(());
             }
             ensure!(began.elapsed() < DEADLINE, "reload {n} is not visible after {DEADLINE:?}");

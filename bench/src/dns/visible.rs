@@ -1,13 +1,12 @@
 //! From the rename of a file to the first answer that shows what is in it, under a steady load.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 
+use super::changing::{self, Changing, DEADLINE};
 use super::flows::FLOWS;
 use super::names::{self, Queries};
 use super::servers::Lab;
@@ -23,25 +22,15 @@ const RATE: u32 = 5000;
 /// Between the change that was seen and the next one.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A change that is not seen by then is a failure.
-const DEADLINE: Duration = Duration::from_secs(5);
-
-/// The name that changes.
-const NAME: &str = "changing.default.svc.cluster.local";
-
 /// Measures as many changes of an endpoint, with 10,000 other Services about.
 pub(super) fn measure(record: &mut Record, changes: usize) -> Result<()> {
     let mut lab = Lab::empty()?;
-    let manifests = lab.directory().join("manifests");
-    fs::create_dir(&manifests)?;
-    names::write_manifests(&manifests)?;
-    fs::write(manifests.join("changing.yaml"), manifest(0))?;
     let services = Queries::services();
-    lab.start_portolan(&manifests, &[], &services)?;
-    let (server, new) = (lab.servers[0].address, lab.directory().join("new"));
+    let changing = Changing::start(&mut lab, &services)?;
+    let server = lab.servers[0].address;
     let (seen, lost) = lab.node.run(|| {
         cores::pin(lab.cores.generator)?;
-        watch(server, &services, &new, &manifests.join("changing.yaml"), changes)
+        watch(server, &services, &changing, changes)
     })?;
     if lost > 0 {
         record.warnings.push(format!("event to visible: {lost} queries were not answered"));
@@ -53,28 +42,11 @@ pub(super) fn measure(record: &mut Record, changes: usize) -> Result<()> {
     Ok(())
 }
 
-/// An endpoint whose address is the number of the change.
-fn manifest(change: usize) -> String {
-    let address = address(change);
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: changing}}\nspec: {{clusterIP: None, ports: [{{port: 80}}]}}\n---\n\
-         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-         metadata: {{name: changing-1, labels: {{kubernetes.io/service-name: changing}}}}\naddressType: IPv4\n\
-         ports: [{{port: 80}}]\nendpoints: [{{addresses: [{address}]}}]\n"
-    )
-}
-
-fn address(change: usize) -> Ipv4Addr {
-    // From 10.22.0.0 on.
-    Ipv4Addr::from(0x0a16_0000 + u32::try_from(change).unwrap_or(0))
-}
-
 /// Every second query is for the name that changes. Returns the times, and how many queries had no answer.
 fn watch(
     server: SocketAddr,
     queries: &Queries,
-    new: &Path,
-    target: &Path,
+    changing: &Changing,
     changes: usize,
 ) -> Result<(Histogram<u64>, u64)> {
     let mut client = Client::new(server, queries)?;
@@ -85,10 +57,10 @@ fn watch(
         if interrupt::requested() {
             break;
         }
-        fs::write(new, manifest(change))?;
+        changing.write(change)?;
         client.run_for(PAUSE)?;
-        let (renamed, wanted) = (Instant::now(), address(change).octets());
-        fs::rename(new, target)?;
+        let (renamed, wanted) = (Instant::now(), changing::address(change).octets());
+        changing.publish()?;
         while client.run_until_answer()? != Some(wanted) {
             ensure!(renamed.elapsed() < DEADLINE, "change {change} is not visible after {DEADLINE:?}");
         }
@@ -116,7 +88,7 @@ impl<'q> Client<'q> {
             Ok(socket)
         };
         let sockets = (0..FLOWS).map(|_| socket()).collect::<Result<_>>()?;
-        let (probe, next) = (names::query(NAME), Instant::now());
+        let (probe, next) = (names::query(changing::NAME), Instant::now());
         Ok(Self { sockets, queries, probe, next, number: 0, lost: 0 })
     }
 
