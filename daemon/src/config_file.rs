@@ -8,6 +8,7 @@
 //! The command line is stronger than the file.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
@@ -24,7 +25,7 @@ const PROGRAMS: [&str; 2] = ["portolan-proxy", "portolan-dns"];
 pub enum Error {
     /// It cannot be read.
     #[error("read config file {0}: {1}")]
-    Read(PathBuf, #[source] std::io::Error),
+    Read(PathBuf, #[source] io::Error),
     /// It is not YAML.
     #[error("config file {0} is not YAML: {1}")]
     Syntax(PathBuf, #[source] saphyr::ScanError),
@@ -49,7 +50,7 @@ pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString
     let file = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     let contents = match std::fs::read_to_string(&file) {
         Ok(contents) => contents,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => return Ok(typed),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => return Ok(typed),
         Err(e) => return Err(Error::Read(file, e)),
     };
     let typed_flags: Vec<String> = typed.iter().filter_map(flag_of).collect();
@@ -64,12 +65,40 @@ pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString
     Ok(merged)
 }
 
+/// The text that a program started with this command line has for a flag: what was typed, else what the config file says.
+/// `None` where neither says anything; what is wrong with the file is for the program itself to report. `read` opens a file
+/// as the program would.
+pub fn value(
+    program: &str,
+    flag: &str,
+    typed: &[OsString],
+    read: impl FnOnce(&Path) -> io::Result<String>,
+) -> Option<String> {
+    if let Some(value) = typed_value(typed, flag) {
+        return Some(value);
+    }
+    let file = named_file(typed).unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let contents = read(&file).ok()?;
+    let documents = Yaml::load_from_str(&contents).ok()?;
+    let all = entries(&file, "the document", documents.first()).ok()?;
+    let own = entries(&file, program, entry(&all, program)).ok()?;
+    entry(&own, flag).or_else(|| entry(&all, flag))?.as_str().map(str::to_owned)
+}
+
+fn entry<'a>(section: &[(String, &'a Yaml<'a>)], key: &str) -> Option<&'a Yaml<'a>> {
+    section.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
+}
+
 fn named_file(typed: &[OsString]) -> Option<PathBuf> {
-    let position = typed.iter().position(|a| flag_of(a).as_deref() == Some("config"))?;
+    typed_value(typed, "config").map(PathBuf::from)
+}
+
+fn typed_value(typed: &[OsString], flag: &str) -> Option<String> {
+    let position = typed.iter().position(|a| flag_of(a).as_deref() == Some(flag))?;
     let argument = typed[position].to_string_lossy();
     match argument.split_once('=') {
-        Some((_, file)) => Some(file.into()),
-        None => typed.get(position + 1).map(PathBuf::from),
+        Some((_, value)) => Some(value.to_owned()),
+        None => typed.get(position + 1).map(|value| value.to_string_lossy().into_owned()),
     }
 }
 
@@ -186,6 +215,26 @@ mod tests {
             merged(file, "--ttl 9").unwrap(),
             ["portolan-dns", "--listen=a", "--listen=b", "--check", "--config=c.yaml", "--ttl", "9"]
         );
+    }
+
+    #[test]
+    fn a_flag_of_a_program_is_what_was_typed_else_what_the_file_says_of_it() {
+        let file = "metrics: 'any:1'\nportolan-dns: {ready: 'dns:2'}\nportolan-proxy: {metrics: 'proxy:3'}\n";
+        let taken = |program, flag, typed: &str, file_at| {
+            let typed: Vec<OsString> = typed.split_whitespace().map(OsString::from).collect();
+            let read = |path: &Path| {
+                assert_eq!(path, Path::new(file_at));
+                Ok(file.to_owned())
+            };
+            value(program, flag, &typed, read)
+        };
+        assert_eq!(taken("portolan-proxy", "metrics", "p", DEFAULT_FILE).unwrap(), "proxy:3");
+        assert_eq!(taken("portolan-dns", "metrics", "p --config=/c", "/c").unwrap(), "any:1");
+        assert_eq!(taken("portolan-dns", "ready", "p --config c.yaml", "c.yaml").unwrap(), "dns:2");
+        assert_eq!(taken("portolan-dns", "ready", "p --ready typed:4", "").unwrap(), "typed:4");
+        assert_eq!(taken("portolan-proxy", "ready", "p --metrics=typed:4", DEFAULT_FILE), None);
+        let unreadable = |_: &Path| Err(io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(value("portolan-dns", "ready", &[], unreadable), None);
     }
 
     #[test]

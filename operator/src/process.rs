@@ -1,6 +1,8 @@
 //! Processes of this node: those in the network namespace that we are in.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 /// A process.
@@ -30,6 +32,26 @@ pub(crate) fn all() -> Vec<Process> {
 /// Those of one name.
 pub(crate) fn named(name: &str) -> Vec<Process> {
     all().into_iter().filter(|process| process.name == name).collect()
+}
+
+/// What a flag of a daemon is set to: by the command line of the one that runs, and by the config file as that one sees it. Where
+/// none runs, by the config file that it would read.
+pub(crate) fn flag(program: &str, flag: &str) -> Option<String> {
+    // Of two, the newer one takes over.
+    let running = named(program).pop().map(|process| PathBuf::from(format!("/proc/{}", process.pid)));
+    let typed = running.as_ref().and_then(|directory| fs::read(directory.join("cmdline")).ok());
+    let typed: Vec<OsString> = typed
+        .unwrap_or_default()
+        .split(|byte| *byte == 0)
+        .map(|argument| OsString::from_vec(argument.to_vec()))
+        .collect();
+    daemon::config_file::value(program, flag, &typed, |file| {
+        let Some(directory) = &running else { return fs::read_to_string(file) };
+        fs::read_to_string(match file.strip_prefix("/") {
+            Ok(below) => directory.join("root").join(below),
+            Err(_) => directory.join("cwd").join(file),
+        })
+    })
 }
 
 fn netns(directory: &Path) -> Option<PathBuf> {

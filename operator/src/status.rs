@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use daemon::page;
 use serde::{Deserialize, Serialize};
 
-use crate::pages::Pages;
+use crate::pages::{self, Pages};
 use crate::table::Table;
 use crate::{attached, exposition, process};
 
@@ -15,7 +15,7 @@ use crate::{attached, exposition, process};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    pages: Pages,
+    pages: pages::Args,
 
     /// Only Services whose namespace/name contains this.
     #[arg(value_name = "SERVICE")]
@@ -136,7 +136,7 @@ const DNS_TRAFFIC: [(&str, &str); 4] = [
 
 /// Asks the daemons.
 pub(crate) fn status(args: &Args) -> Status {
-    let pages = &args.pages;
+    let pages = args.pages.find();
     let served = served(pages);
     let mut proxy =
         program("portolan-proxy", pages.proxy_metrics, "/readyz", pages.proxy_metrics, &PROXY_TRAFFIC);
@@ -153,7 +153,7 @@ pub(crate) fn status(args: &Args) -> Status {
 }
 
 /// What the proxy serves; `None` when it does not answer.
-pub(crate) fn served(pages: &Pages) -> Option<Served> {
+pub(crate) fn served(pages: Pages) -> Option<Served> {
     let page = page::get(pages.proxy_metrics, "/debug/services?format=json").ok()?;
     let mut served: Served = serde_json::from_str(&page.body).ok()?;
     for frontend in &mut served.frontends {

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use netns::NetNs;
 use serde::Serialize;
 
-use crate::pages::Pages;
+use crate::pages::{self, Pages};
 use crate::status::{Served, ServedFrontend, served};
 use crate::{attached, tool};
 use step::{Outcome, Step};
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     attachments: PathBuf,
 
     #[command(flatten)]
-    pages: Pages,
+    pages: pages::Args,
 }
 
 /// The report.
@@ -74,6 +74,7 @@ struct Walk<'a> {
     args: &'a Args,
     client: Client,
     records: Vec<attachment::Attachment>,
+    pages: Pages,
     served: Option<Served>,
     steps: Vec<Step>,
 }
@@ -86,7 +87,8 @@ pub(crate) fn trace(args: &Args) -> anyhow::Result<Trace> {
     let (name, port) = split(&args.target)?;
     let records = attached::all(&args.attachments);
     let client = Client::find(args.from.as_deref(), &records)?;
-    let mut walk = Walk { args, client, records, served: served(&args.pages), steps: Vec::new() };
+    let pages = args.pages.find();
+    let mut walk = Walk { args, client, records, pages, served: served(pages), steps: Vec::new() };
     walk.introduce();
     let addresses = walk.resolve(name);
     let reached =
@@ -144,7 +146,7 @@ impl Walk<'_> {
     fn introduce(&mut self) {
         let mut step = Step::new("client", Outcome::Fine, format!("{} asks", self.client.name));
         if self.served.is_none() {
-            let page = self.args.pages.proxy_metrics;
+            let page = self.pages.proxy_metrics;
             step = Step::new(
                 "proxy",
                 Outcome::Failed,

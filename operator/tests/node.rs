@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use anyhow::ensure;
 use serde_json::Value;
-use testbed::{Cluster, NameServer, Node, Program, wait_for};
+use testbed::{Binaries, Cluster, NameServer, Node, Program, wait_for};
 
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: lonely}\nspec: {selector: {app: nobody}, ports: [{port: 80}]}\n";
 
@@ -104,6 +104,52 @@ fn trace_walks_a_request_and_names_the_step_that_fails() {
 
     let unknown = text(&portolan(&cluster.node, &["trace", "web", "--from", "nobody"]));
     assert!(unknown.contains("no pod \"nobody\"") && unknown.contains("default/client"), "{unknown}");
+}
+
+#[test]
+fn daemons_are_found_where_their_config_files_and_flags_put_them() {
+    let node = Node::new().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::create_dir(path("manifests")).unwrap();
+    std::fs::write(path("manifests/web.yaml"), WEB).unwrap();
+    let manifests = path("manifests").display().to_string();
+    let named =
+        format!("manifests: {manifests}\nportolan-proxy: {{metrics-bind-address: '127.0.0.1:20249'}}\n");
+    std::fs::write(path("proxy.yaml"), named).unwrap();
+    let usual = "metrics-bind-address: 127.0.0.1:29153\nready-bind-address: 127.0.0.1:1\n";
+    node.shell(&format!("mkdir -p /etc/portolan; printf '{usual}' > /etc/portolan/config.yaml")).unwrap();
+    // Whoever asks at the usual places hears nothing.
+    let silent = ["10249", "9153", "8181"].map(|port| {
+        Program::start(&node, "/bin/busybox".as_ref(), &["nc", "-l", "-p", port], &path(port)).unwrap()
+    });
+
+    let start = |program: &str, flags: &[&str]| {
+        let binary = Binaries::find().unwrap().path(program);
+        Program::start(&node, &binary, flags, &path(program)).unwrap()
+    };
+    let config = path("proxy.yaml").display().to_string();
+    let _proxy = start("portolan-proxy", &["--config", &config]);
+    let ready = "--ready-bind-address=127.0.0.1:28181";
+    let _dns =
+        start("portolan-dns", &["--manifests", &manifests, "--upstream", node.outside_address(), ready]);
+
+    let status = wait_for("both daemons", || {
+        let (is_well, status) = json(&node, &["status"]);
+        ensure!(is_well, "{status:#}");
+        Ok(status)
+    })
+    .unwrap();
+    assert!(status["programs"][1]["traffic"]["queries"].is_u64(), "metrics of portolan-dns: {status:#}");
+    let trace = text(&portolan(&node, &["trace", "lonely:80"]));
+    assert!(trace.contains("is Service default/lonely, which has no ready endpoint"), "{trace}");
+    let (_, report) = json(&node, &["doctor"]);
+    assert_eq!(findings(&report, "ports"), Vec::<&Value>::new());
+
+    // A flag is stronger.
+    let (is_well, status) = json(&node, &["status", "--dns-ready", "127.0.0.1:1"]);
+    assert!(!is_well && status["programs"][1]["state"] == "silent", "{status:#}");
+    drop(silent);
 }
 
 #[test]

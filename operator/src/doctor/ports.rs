@@ -5,18 +5,17 @@ use std::fs;
 use std::net::IpAddr;
 
 use super::Finding;
-use crate::process;
+use crate::{pages, process};
 
 const CHECK: &str = "ports";
 
-/// The defaults of docs/configuration.md.
-const NEEDED: [(u16, &str); 6] = [
-    (53, "portolan-dns"),
-    (10249, "portolan-proxy"),
-    (10256, "portolan-proxy"),
-    (9153, "portolan-dns"),
-    (8080, "portolan-dns"),
-    (8181, "portolan-dns"),
+/// Addresses that a daemon may be given, and the port of its default.
+const PAGES: [(&str, &str, u16); 5] = [
+    ("portolan-proxy", "metrics-bind-address", 10249),
+    ("portolan-proxy", "healthz-bind-address", 10256),
+    ("portolan-dns", "metrics-bind-address", 9153),
+    ("portolan-dns", "health-bind-address", 8080),
+    ("portolan-dns", "ready-bind-address", 8181),
 ];
 
 /// `TCP_LISTEN` of linux/tcp_states.h, as `/proc/net/tcp` writes it.
@@ -25,8 +24,10 @@ const LISTEN: &str = "0A";
 pub(super) fn examine(dns: IpAddr) -> Vec<Finding> {
     let listening = listening();
     let owners = owners();
-    let mut findings: Vec<Finding> = NEEDED
+    let pages = PAGES.map(|(program, flag, port)| (pages::set(program, flag, port).port(), program));
+    let mut findings: Vec<Finding> = [(53, "portolan-dns")]
         .iter()
+        .chain(&pages)
         .filter_map(|(port, program)| {
             let meets = |(address, at, _): &&(String, u16, String)| *at == *port && may_meet(address, *port, dns);
             let (_, _, inode) = listening.iter().filter(meets).find(|(_, _, inode)| {
