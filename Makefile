@@ -121,6 +121,7 @@ demo: packages build ## three tiers of pods talk through Services by name, in pr
 check: ## format, lints, documentation
 	cargo fmt --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy -p portolan-proxy -p portolan-dns --no-default-features --locked -- -D warnings # without Kubernetes
 	cargo check --locked --quiet --manifest-path fuzz/Cargo.toml
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 

@@ -1,7 +1,7 @@
 //! Runs the sources and the index, and hands out snapshots.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -78,10 +78,11 @@ pub struct Config {
 impl Config {
     /// Whether this process is a container of the cluster it follows: one that ends is started again.
     pub fn is_in_pod(&self) -> bool {
-        #[cfg(feature = "kubernetes")]
-        return self.control_plane == ControlPlane::Kubernetes(source::Access::InCluster);
-        #[cfg(not(feature = "kubernetes"))]
-        false
+        match &self.control_plane {
+            ControlPlane::Manifests(_) => false,
+            #[cfg(feature = "kubernetes")]
+            ControlPlane::Kubernetes(access) => *access == source::Access::InCluster,
+        }
     }
 }
 
@@ -129,12 +130,15 @@ pub fn start(config: Config) -> Discovery {
 
 /// Reads every manifest once, or asks the API server for leave to watch, and says what is wrong: `--check-config`.
 pub fn check(config: &Config) -> Vec<Problem> {
-    let directory = match &config.control_plane {
-        ControlPlane::Manifests(directory) => directory,
+    match &config.control_plane {
+        ControlPlane::Manifests(directory) => check_manifests(directory, config.service_cidrs.clone()),
         #[cfg(feature = "kubernetes")]
-        ControlPlane::Kubernetes(access) => return source::check_kubernetes(access, &config.interest),
-    };
-    let mut index = Index::new(config.service_cidrs.clone());
+        ControlPlane::Kubernetes(access) => source::check_kubernetes(access, &config.interest),
+    }
+}
+
+fn check_manifests(directory: &Path, service_cidrs: Vec<IpNetwork>) -> Vec<Problem> {
+    let mut index = Index::new(service_cidrs);
     index.expect_source(MANIFESTS);
     for event in source::read_manifests_once(directory) {
         index.apply(event);
