@@ -9,15 +9,16 @@ use serde_json::Value;
 
 use crate::alias::Alias;
 use crate::args::Args;
+use crate::bridged::{self, Bridged};
 use crate::command::del::Node;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam;
-use crate::netconf::{Bandwidth, Mode, NetConf, parse_mac};
+use crate::netconf::{Bandwidth, Bridge, Mode, NetConf, parse_mac};
 use crate::netlink::{Batch, Netlink, Veth};
 use crate::result::{self, Attached, Interface};
 use crate::rollback::Rollback;
 use crate::trace::{Span, span};
-use crate::{bandwidth, bridged, pod, routed, table, veth};
+use crate::{bandwidth, pod, routed, table, veth};
 
 /// Attaches the container, or leaves everything as it was.
 pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
@@ -36,6 +37,7 @@ fn attach<'a>(
 ) -> Result<Value> {
     let assignment = span(Span::Store, || ipam::assign(args, conf, rollback))?;
     let addresses = assignment.addresses();
+    let subnets = assignment.leases.iter().map(|lease| lease.address).collect::<Vec<_>>();
     let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
     let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
     let pair = Veth {
@@ -49,67 +51,89 @@ fn attach<'a>(
     for leftover in [host_name.clone(), detour.clone()] {
         rollback.push(move || drop(Netlink::open().and_then(|mut host| host.delete_link(&leftover))));
     }
-    let owner = args.owner();
-    let mac = veth::format_mac(&pair.pod_mac);
-    let alias =
-        Alias { network: conf.header.name.clone(), owner, addresses: addresses.clone(), mac }.format();
-    let mut ends = vec![
-        Interface { name: &host_name, mac: veth::format_mac(&pair.host_mac), mtu: pair.mtu, netns: "" },
-        Interface {
-            name: &args.ifname,
-            mac: veth::format_mac(&pair.pod_mac),
-            mtu: pair.mtu,
-            netns: &args.netns,
-        },
-    ];
-    let subnets = assignment.leases.iter().map(|lease| lease.address).collect::<Vec<_>>();
-    // Packets of the pod arrive on the node by its own interface, or by the bridge.
-    let mut arriving = &*host_name;
+    let alias = alias(args, conf, &pair, &addresses);
     let attached = match &conf.mode {
         Mode::Routed => {
             routed::attach(&mut host, pod, netns, &pair, &alias, &addresses, &conf.routes)?;
-            Attached {
-                interfaces: ends,
-                leases: routed::leases(&addresses),
-                routes: with_gateways(routed::pod_routes(&conf.routes, &addresses)),
-                dns: assignment.dns,
-            }
+            by_routes(conf, ends(args, &pair), &addresses, assignment.dns)
         }
         Mode::Bridge(bridge) => {
-            arriving = &bridge.name;
             let bridged = bridged::attach(&mut host, pod, netns, &pair, &alias, bridge, assignment)?;
-            let mac = veth::format_mac(&bridged.mac);
-            ends.insert(0, Interface { name: &bridge.name, mac, mtu: bridged.mtu, netns: "" });
-            Attached {
-                interfaces: ends,
-                leases: bridged.assignment.leases,
-                routes: bridged.assignment.routes.iter().map(|route| (route.dst, route.gw)).collect(),
-                dns: bridged.assignment.dns,
-            }
+            by_bridge(bridge, ends(args, &pair), bridged)
         }
     };
     if conf.bandwidth != Bandwidth::default() {
         bandwidth::limit(&mut host, &host_name, &detour, &alias, &conf.bandwidth)?;
     }
+    set_node(conf, &mut host, &host_name, &addresses)?;
+    let attachment = record(args, conf, &host_name, &pair, &addresses);
+    leave_on_failure(conf, &attachment, rollback);
+    table::join(conf, &attachment, &subnets, &mut host)?;
+    Ok(result::result(conf, &attached))
+}
+
+/// The note on the node's end.
+fn alias(args: &Args, conf: &NetConf, pair: &Veth<'_>, addresses: &[IpAddr]) -> String {
+    let (network, mac) = (conf.header.name.clone(), veth::format_mac(&pair.pod_mac));
+    Alias { network, owner: args.owner(), addresses: addresses.to_vec(), mac }.format()
+}
+
+/// Both ends of the pair, the pod's last.
+fn ends<'a>(args: &'a Args, pair: &Veth<'a>) -> Vec<Interface<'a>> {
+    let end = |name, mac, netns| Interface { name, mac: veth::format_mac(mac), mtu: pair.mtu, netns };
+    vec![end(pair.host, &pair.host_mac, ""), end(pair.pod, &pair.pod_mac, &args.netns)]
+}
+
+/// What a pod behind routes has.
+fn by_routes<'a>(
+    conf: &NetConf,
+    interfaces: Vec<Interface<'a>>,
+    addresses: &[IpAddr],
+    dns: Value,
+) -> Attached<'a> {
+    let routes = with_gateways(routed::pod_routes(&conf.routes, addresses));
+    Attached { interfaces, leases: routed::leases(addresses), routes, dns }
+}
+
+/// What a pod on a bridge has, with the bridge before its ends.
+fn by_bridge<'a>(bridge: &'a Bridge, mut interfaces: Vec<Interface<'a>>, bridged: Bridged) -> Attached<'a> {
+    let Bridged { mac, mtu, assignment } = bridged;
+    interfaces.insert(0, Interface { name: &bridge.name, mac: veth::format_mac(&mac), mtu, netns: "" });
+    Attached {
+        interfaces,
+        leases: assignment.leases,
+        routes: assignment.routes.iter().map(|route| (route.dst, route.gw)).collect(),
+        dns: assignment.dns,
+    }
+}
+
+/// What the node itself has to be set to, that the pod's packets pass.
+fn set_node(conf: &NetConf, host: &mut Netlink, host_name: &str, addresses: &[IpAddr]) -> Result<()> {
     if conf.forwards() {
-        routed::ensure_forwarding(&addresses)?;
+        routed::ensure_forwarding(addresses)?;
     }
     if !conf.port_mappings.is_empty() {
+        // Packets of the pod arrive on the node by its own interface, or by the bridge.
+        let arriving = match &conf.mode {
+            Mode::Routed => host_name,
+            Mode::Bridge(bridge) => &bridge.name,
+        };
         let mut batch = Batch::default();
         batch.route_localnet(arriving);
-        batch.commit(&mut host)?;
+        batch.commit(host)?;
     }
-    let attachment = record(args, conf, &host_name, &pair, &addresses);
-    let key = attachment.key();
-    let (header, given) = (&conf.header, addresses.clone());
+    Ok(())
+}
+
+/// Should ADD fail from here on, the node's rules forget the pod.
+fn leave_on_failure<'a>(conf: &'a NetConf, attachment: &Attachment, rollback: &mut Rollback<'a>) {
+    let (header, key, given) = (&conf.header, attachment.key(), attachment.ips.clone());
     rollback.push(move || {
         drop(
             Node::open()
                 .map(|mut node| table::leave(header, &key, &given, &mut node.netlink, &node.netfilter)),
         );
     });
-    table::join(conf, &attachment, &subnets, &mut host)?;
-    Ok(result::result(conf, &attached))
 }
 
 fn with_gateways(routes: Vec<(IpNetwork, IpAddr)>) -> Vec<(IpNetwork, Option<IpAddr>)> {

@@ -13,13 +13,18 @@
 //! an address lost, never one given out twice. Lost ones come back when a pool looks full and with every GC, by counting
 //! the owners again. What an earlier boot has left means nothing: its pods are gone.
 
+mod far;
+mod reservations;
+
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use attachment::Key;
 use nix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
+
+use far::Far;
+pub(crate) use reservations::Owner;
+use reservations::{Reservation, Reservations, Reserved};
 
 use super::RangeSet;
 use super::slots::{Search, Slots};
@@ -31,44 +36,6 @@ use crate::netlink::Netlink;
 /// Changes with every boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Under the lock there is one writer, so one name for files that are not whole yet is enough.
-const TEMPORARY: &str = ".new.tmp";
-
-/// One attachment.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Owner {
-    #[serde(rename = "containerID")]
-    pub(crate) container_id: String,
-    pub(crate) ifname: String,
-}
-
-impl Owner {
-    /// By what it is recorded on a network.
-    pub(crate) fn key(&self, network: &str) -> Key {
-        Key {
-            network: network.to_owned(),
-            container_id: self.container_id.clone(),
-            ifname: self.ifname.clone(),
-        }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Reservation {
-    #[serde(flatten)]
-    owner: Owner,
-    addresses: Vec<Reserved>,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Reserved {
-    address: IpAddr,
-    /// Name of the slots' file, so that a later change of the ranges does not matter.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    slot: Option<(String, u32)>,
-}
-
 /// What was taken over from another plugin, and what could not be.
 pub(crate) struct Adopted {
     pub(crate) addresses: Vec<(IpAddr, Owner)>,
@@ -78,13 +45,16 @@ pub(crate) struct Adopted {
 /// The reservations of one network.
 pub(crate) struct Store {
     directory: PathBuf,
+    reservations: Reservations,
+    far: Far,
     /// Seconds that an address rests before it is given out again.
     cooldown: u32,
 }
 
 impl Store {
     pub(crate) fn new(directory: PathBuf, cooldown: u32) -> Self {
-        Self { directory, cooldown }
+        let (reservations, far) = (Reservations(directory.join("owners")), Far(directory.join("far")));
+        Self { directory, reservations, far, cooldown }
     }
 
     /// Reserves one address of each set, the requested ones where given. Without sets it only notes the owner, so that
@@ -96,7 +66,7 @@ impl Store {
         requested: &[IpAddr],
     ) -> Result<Vec<IpAddr>> {
         let _lock = self.open()?;
-        if self.read(owner)?.is_some() {
+        if self.reservations.read(owner)?.is_some() {
             let message = format!(
                 "container {} has addresses for {} already; DEL comes before another ADD",
                 owner.container_id, owner.ifname
@@ -108,9 +78,9 @@ impl Store {
             return Err(Error::new(Code::InvalidConfig, message));
         }
         let mut reserved: Vec<Reserved> = Vec::new();
-        let result = self
-            .take_all(owner, sets, requested, &mut reserved)
-            .and_then(|()| self.write(&Reservation { owner: owner.clone(), addresses: reserved.clone() }));
+        let result = self.take_all(owner, sets, requested, &mut reserved).and_then(|()| {
+            self.reservations.write(&Reservation { owner: owner.clone(), addresses: reserved.clone() })
+        });
         if let Err(error) = result {
             self.give_back(&reserved);
             return Err(error);
@@ -128,10 +98,8 @@ impl Store {
     ) -> Result<Adopted> {
         let _lock = self.open()?;
         let (mut adopted, mut errors) = (Vec::new(), Vec::new());
-        let (known, _) = self.reservations();
-        let holder = |address: &IpAddr| {
-            known.iter().find(|r| r.addresses.iter().any(|reserved| reserved.address == *address))
-        };
+        let (known, _) = self.reservations.all();
+        let holder = |address: &IpAddr| known.iter().find(|reservation| reservation.has(*address));
         for (owner, addresses) in given {
             let taken = addresses.iter().find_map(|ip| Some((ip, holder(ip).filter(|r| r.owner != owner)?)));
             if let Some((address, by)) = taken {
@@ -142,12 +110,9 @@ impl Store {
             }
             let reserved: Vec<Reserved> = addresses.iter().map(|ip| reserved_in(sets, *ip)).collect();
             for far in reserved.iter().filter(|reserved| reserved.slot.is_none()) {
-                let directory = self.directory.join("far");
-                fs::create_dir_all(&directory).map_err(io("create", &directory))?;
-                let path = directory.join(far.address.to_string());
-                fs::write(&path, "").map_err(io("create", &path))?;
+                self.far.note(far.address)?;
             }
-            self.write(&Reservation { owner: owner.clone(), addresses: reserved })?;
+            self.reservations.write(&Reservation { owner: owner.clone(), addresses: reserved })?;
             adopted.extend(addresses.into_iter().map(|address| (address, owner.clone())));
         }
         for set in sets {
@@ -167,43 +132,35 @@ impl Store {
             return Ok(());
         }
         let _lock = self.open()?;
-        self.remove_temporary();
-        let Some(reservation) = self.read(owner)? else { return Ok(()) };
-        let path = self.path(owner);
-        fs::remove_file(&path).map_err(io("remove", &path))?;
+        self.reservations.remove_temporary();
+        let Some(reservation) = self.reservations.read(owner)? else { return Ok(()) };
+        self.reservations.remove(owner)?;
         self.give_back(&reservation.addresses);
         Ok(())
     }
 
     /// What `owner` has.
     pub(crate) fn addresses(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
-        let reservation = self.read(owner)?;
+        let reservation = self.reservations.read(owner)?;
         Ok(reservation.into_iter().flat_map(|r| r.addresses).map(|reserved| reserved.address).collect())
     }
 
     /// Everybody who has an address, and the files that do not say so legibly.
     pub(crate) fn owners(&self) -> (Vec<Owner>, Vec<Error>) {
-        let (reservations, errors) = self.reservations();
+        let (reservations, errors) = self.reservations.all();
         (reservations.into_iter().map(|reservation| reservation.owner).collect(), errors)
     }
 
     /// Counts the owners again, so that slots without an owner are free.
     pub(crate) fn recount(&self, sets: &[RangeSet]) -> Result<()> {
         let _lock = self.open()?;
-        self.remove_temporary();
-        let (reservations, _) = self.reservations();
+        self.reservations.remove_temporary();
+        let (reservations, _) = self.reservations.all();
         for set in sets {
             self.recount_set(&self.slots(set)?, set)?;
         }
-        let taken = |ip: &str| {
-            reservations.iter().flat_map(|r| &r.addresses).any(|reserved| reserved.address.to_string() == ip)
-        };
-        for entry in fs::read_dir(self.directory.join("far")).into_iter().flatten().flatten() {
-            if !entry.file_name().to_str().is_some_and(taken) {
-                fs::remove_file(entry.path()).map_err(io("remove", &entry.path()))?;
-            }
-        }
-        Ok(())
+        let addresses = || reservations.iter().flat_map(|reservation| &reservation.addresses);
+        self.far.retain(|name| addresses().any(|reserved| reserved.address.to_string() == name))
     }
 
     /// Whether the store can be written and every set has a free address: STATUS.
@@ -246,22 +203,12 @@ impl Store {
                 Err(is_taken())
             };
         }
-        let directory = self.directory.join("far");
-        fs::create_dir_all(&directory).map_err(io("create", &directory))?;
-        let path = directory.join(address.to_string());
-        match fs::File::create_new(&path) {
-            Ok(_) => {}
-            // A killed ADD may have left the file, but nobody who owns it.
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                let (reservations, _) = self.reservations();
-                if reservations
-                    .iter()
-                    .any(|r| r.owner != *owner && r.addresses.iter().any(|a| a.address == address))
-                {
-                    return Err(is_taken());
-                }
+        // A killed ADD may have left the note, but nobody who owns the address.
+        if !self.far.note(address)? {
+            let (reservations, _) = self.reservations.all();
+            if reservations.iter().any(|r| r.owner != *owner && r.has(address)) {
+                return Err(is_taken());
             }
-            Err(e) => return Err(io("create", &path)(e)),
         }
         Ok(Reserved { address, slot: None })
     }
@@ -295,7 +242,7 @@ impl Store {
     }
 
     fn recount_set(&self, slots: &Slots, set: &RangeSet) -> Result<()> {
-        let (reservations, _) = self.reservations();
+        let (reservations, _) = self.reservations.all();
         let addresses = reservations.iter().flat_map(|reservation| &reservation.addresses);
         let taken = addresses.filter_map(|reserved| set.position(reserved.address));
         slots.rebuild(taken).map_err(io("write", &self.directory))
@@ -309,7 +256,7 @@ impl Store {
                     let slots = Slots::open_existing(&self.directory.join(name));
                     drop(slots.and_then(|slots| slots.give_back(*position, now())));
                 }
-                None => drop(fs::remove_file(self.directory.join("far").join(address.to_string()))),
+                None => self.far.forget(*address),
             }
         }
     }
@@ -359,57 +306,13 @@ impl Store {
         let network = self.directory.file_name().unwrap_or_default().to_string_lossy();
         let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel("list interfaces"))?;
         for alias in links.iter().filter_map(Alias::of).filter(|alias| alias.network == network) {
-            if self.read(&alias.owner)?.is_none() {
+            if self.reservations.read(&alias.owner)?.is_none() {
                 let addresses = alias.addresses.into_iter().map(|address| Reserved { address, slot: None });
-                self.write(&Reservation { owner: alias.owner, addresses: addresses.collect() })?;
+                self.reservations
+                    .write(&Reservation { owner: alias.owner, addresses: addresses.collect() })?;
             }
         }
         Ok(())
-    }
-
-    fn reservations(&self) -> (Vec<Reservation>, Vec<Error>) {
-        let (mut found, mut errors) = (Vec::new(), Vec::new());
-        let entries = fs::read_dir(self.directory.join("owners")).into_iter().flatten().flatten();
-        for path in
-            entries.map(|entry| entry.path()).filter(|path| path.extension().is_none_or(|e| e != "tmp"))
-        {
-            match fs::read(&path).map_err(io("read", &path)).and_then(|bytes| parse(&path, &bytes)) {
-                Ok(reservation) => found.push(reservation),
-                Err(error) => errors.push(error),
-            }
-        }
-        (found, errors)
-    }
-
-    fn read(&self, owner: &Owner) -> Result<Option<Reservation>> {
-        let path = self.path(owner);
-        match fs::read(&path) {
-            Ok(bytes) => parse(&path, &bytes).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(io("read", &path)(e)),
-        }
-    }
-
-    fn write(&self, reservation: &Reservation) -> Result<()> {
-        let path = self.path(&reservation.owner);
-        let directory = self.directory.join("owners");
-        fs::create_dir_all(&directory).map_err(io("create", &directory))?;
-        let temporary = directory.join(TEMPORARY);
-        let json = serde_json::to_vec(reservation).expect("a reservation has string keys only");
-        let written = fs::write(&temporary, json).and_then(|()| fs::rename(&temporary, &path));
-        if written.is_err() {
-            self.remove_temporary();
-        }
-        written.map_err(io("write", &path))
-    }
-
-    /// A writer that was killed may have left it; most often there is none.
-    fn remove_temporary(&self) {
-        drop(fs::remove_file(self.directory.join("owners").join(TEMPORARY)));
-    }
-
-    fn path(&self, owner: &Owner) -> PathBuf {
-        self.directory.join("owners").join(format!("{}-{}", owner.container_id, owner.ifname))
     }
 }
 
@@ -417,11 +320,6 @@ impl Store {
 fn now() -> u32 {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(|time| time.tv_sec()).unwrap_or_default();
     u32::try_from(time).unwrap_or(u32::MAX)
-}
-
-fn parse(path: &Path, bytes: &[u8]) -> Result<Reservation> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| Error::new(Code::Io, format!("{} is not a reservation: {e}", path.display())))
 }
 
 /// Where the address has its slot, if one of the sets has it.
