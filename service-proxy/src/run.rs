@@ -119,7 +119,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let nodes = nodes.context("keep routes to other nodes")?;
 
     let mut succession = Succession::new();
-    if !succession.has_predecessor() {
+    if succession.predecessor().is_none() {
         // Whoever waits for it need not wait for the first state: /readyz tells about that.
         daemon::service_manager::ready();
     }
@@ -170,8 +170,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 /// Takes away all that a proxy has left on the node, however it ended.
 ///
 /// # Errors
-/// What the kernel says to the routes to other nodes; the rest is best effort.
+/// When a proxy runs here, which would put it back; what the kernel says to the routes to other nodes; the rest is best effort.
 pub async fn clean_up(config: Config) -> anyhow::Result<()> {
+    let succession = Succession::new();
+    if let Some(running) = succession.predecessor() {
+        anyhow::bail!("a proxy runs on this node, process {running}: end it first");
+    }
     LocalRoutes::ensure(&config.discovery.service_cidrs).await?.remove().await;
     if let Ok(divert) = Divert::ensure().await {
         divert.remove().await;
@@ -180,6 +184,7 @@ pub async fn clean_up(config: Config) -> anyhow::Result<()> {
     if let Some(cni) = &config.cni {
         cni_config::remove(&cni.file).with_context(|| format!("remove {}", cni.file.display()))?;
     }
+    succession.forget();
     node_routes::clean_up().await.context("delete the routes to other nodes")
 }
 

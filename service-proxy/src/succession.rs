@@ -26,9 +26,9 @@ impl Succession {
         Self { file: PID_FILE.into(), taken: false }
     }
 
-    /// Whether a proxy runs on this node that this one is to take over from.
-    pub(crate) fn has_predecessor(&self) -> bool {
-        read(&self.file).is_some_and(is_proxy_of_this_node)
+    /// The proxy that runs on this node, which this one is to take over from.
+    pub(crate) fn predecessor(&self) -> Option<Pid> {
+        read(&self.file).filter(|pid| is_proxy_of_this_node(*pid))
     }
 
     /// New connections are ours from now on: the first time, the proxy before is told.
@@ -37,7 +37,7 @@ impl Succession {
             return;
         }
         self.taken = true;
-        let predecessor = read(&self.file).filter(|pid| is_proxy_of_this_node(*pid));
+        let predecessor = self.predecessor();
         if let Err(error) = write(&self.file) {
             warn!(%error, file = %self.file.display(), "a later proxy will not find this one");
         }
@@ -47,6 +47,13 @@ impl Succession {
             info!(%predecessor, "taking over from the proxy before");
             // It may have ended this very moment.
             kill(predecessor, Signal::SIGUSR2).ok();
+        }
+    }
+
+    /// Takes away what a proxy has left that was killed.
+    pub(crate) fn forget(&self) {
+        if self.predecessor().is_none() {
+            drop(fs::remove_file(&self.file));
         }
     }
 
@@ -71,7 +78,8 @@ fn write(file: &Path) -> std::io::Result<()> {
     fs::rename(new, file)
 }
 
-/// Process ids are used again, and other nodes may share this one's processes: the name and the network namespace tell.
+/// Process ids are used again, and other nodes may share this one's processes: the name and the network namespace tell. The
+/// kernel shows the namespace of a process with more capabilities to nobody (ptrace(2)); the file is of this node, so it counts.
 fn is_proxy_of_this_node(pid: Pid) -> bool {
     let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let netns = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
@@ -79,5 +87,5 @@ fn is_proxy_of_this_node(pid: Pid) -> bool {
     pid != Pid::this()
         && name(&text).is_some()
         && name(&text) == name("self")
-        && netns(&text) == netns("self")
+        && netns(&text).is_none_or(|theirs| Some(theirs) == netns("self"))
 }

@@ -82,3 +82,18 @@ fn an_open_connection_outlives_the_proxy_that_has_it() {
     drop((stream, accepted));
     assert!(old.wait().unwrap().success());
 }
+
+#[test]
+fn a_cleanup_beside_a_running_proxy_is_refused_also_with_fewer_powers() {
+    let cluster = Cluster::start().unwrap();
+    let binary = testbed::Binaries::find().unwrap().path("portolan-proxy");
+    for limited in ["", "setpriv --bounding-set=-all,+net_admin --inh-caps=-all "] {
+        let refused =
+            cluster.node.shell(&format!("{limited}{} --cleanup 2>&1", binary.display())).unwrap_err();
+        assert!(format!("{refused:#}").contains("a proxy runs on this node"), "{refused:#}");
+        cluster
+            .node
+            .shell("ip route show table local | grep 10.96; nft list table inet portolan-proxy")
+            .unwrap();
+    }
+}
