@@ -47,6 +47,9 @@ pub(crate) enum Command {
         /// Which one.
         shell: Shell,
     },
+    /// Does nothing until it is told to end: in a pod, whose containers may not end by themselves.
+    #[command(hide = true)]
+    Stay,
     /// Writes the manual pages into a directory.
     Man {
         /// Where to; it is created.

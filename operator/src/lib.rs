@@ -43,6 +43,9 @@ pub fn run(args: Args) -> ExitCode {
         Command::Uninstall(args) => install::uninstall(&args).map(|done| show(&done, json, |_| true)),
         Command::Demo => demo::demo(),
         Command::Completion { shell } => manual::completion(shell),
+        Command::Stay => loop {
+            std::thread::park();
+        },
         Command::Man { directory } => manual::man(&directory),
     };
     result.unwrap_or_else(|error| {

@@ -75,6 +75,11 @@ fn an_api_server_takes_every_object_of_the_chart_to_the_letter() {
         let refused = control_plane.kubectl(&try_out, &misspelled).unwrap_err().to_string();
         assert!(refused.contains("unknown field"), "{refused}");
     }
+    let cleanup = include_str!("../../deploy/kubernetes/cleanup.yaml");
+    let said = control_plane.kubectl(&try_out, cleanup).unwrap();
+    assert!(said.contains("daemonset.apps/portolan-cleanup"), "{said}");
+    let image = concat!("image: localhost/portolan:", env!("CARGO_PKG_VERSION"));
+    assert_eq!(cleanup.matches(image).count(), 3, "its image is the chart's");
 }
 
 #[test]

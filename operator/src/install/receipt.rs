@@ -75,6 +75,8 @@ impl Receipt {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context(format!("remove {FILE}")),
             _ => {}
         }
+        // In a pod it was the kubelet that made it.
+        self.directories.insert(DIRECTORY.into());
         for directory in self.directories.iter().rev() {
             // One that somebody else uses is not empty and stays.
             drop(fs::remove_dir(directory));
