@@ -4,6 +4,7 @@
 //! `/run` and gone with it; the API server takes three seconds to start, so each test may have one.
 
 mod authority;
+mod controllers;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub struct ControlPlane {
     etcd: Option<Program>,
     server: Option<Program>,
     controllers: Option<Program>,
+    scheduler: Option<Program>,
     flags: Vec<String>,
 }
 
@@ -62,6 +64,7 @@ impl ControlPlane {
             etcd: None,
             server: None,
             controllers: None,
+            scheduler: None,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             directory,
         };
@@ -112,26 +115,6 @@ impl ControlPlane {
         let flags: Vec<&str> = flags.iter().chain(&self.flags).map(String::as_str).collect();
         self.server = Some(self.run(&flags, "kube-apiserver.log")?);
         self.wait_until_ready()
-    }
-
-    /// Starts the controllers that derive EndpointSlices and look after namespaces and service accounts.
-    ///
-    /// # Errors
-    /// When they cannot be started.
-    pub fn start_controllers(&mut self) -> Result<()> {
-        let kubeconfig = self.kubeconfig(ADMIN)?;
-        let flags = [
-            "kube-controller-manager".to_owned(),
-            format!("--kubeconfig={}", kubeconfig.display()),
-            format!("--service-account-private-key-file={}", self.authority.path("accounts.key").display()),
-            "--leader-elect=false".to_owned(),
-            "--secure-port=0".to_owned(),
-            "--controllers=endpointslice-controller,namespace-controller,serviceaccount-controller"
-                .to_owned(),
-        ];
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        self.controllers = Some(self.run(&flags, "kube-controller-manager.log")?);
-        Ok(())
     }
 
     /// Ends the API server at once.
@@ -261,7 +244,9 @@ impl ControlPlane {
             let lines: Vec<&str> = text.lines().rev().take(15).collect();
             format!("{name}:\n{}\n", lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
         };
-        ["etcd.log", "kube-apiserver.log", "kube-controller-manager.log"].map(tail).concat()
+        ["etcd.log", "kube-apiserver.log", "kube-controller-manager.log", "kube-scheduler.log"]
+            .map(tail)
+            .concat()
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Cluster, Program, containerd_config, go_tool, import_image, wait_for};
+use testbed::{Cluster, Node, Program, containerd_config, go_tool, import_image, wait_for};
 
 use super::{assert_nothing_left, link_plugins, make_root};
 
@@ -14,7 +14,8 @@ const IMAGE: &str = "localhost/local:test";
 
 /// containerd in a node, with storage, state and configuration of its own.
 pub(super) struct Containerd<'a> {
-    cluster: &'a Cluster,
+    node: &'a Node,
+    directory: &'a Path,
     daemon: Program,
 }
 
@@ -27,32 +28,38 @@ impl<'a> Containerd<'a> {
         let directory = cluster.directory().join("net.d");
         std::fs::create_dir(&directory).unwrap();
         std::fs::write(directory.join("10-portolan.conflist"), conflist).unwrap();
-        Self::launch(cluster)
+        Self::start_with_plugins(cluster, &directory)
     }
 
     /// Without a configuration for the CNI plugin but what the node gets.
     pub(super) fn start_bare(cluster: &'a Cluster) -> Self {
-        let own = cluster.directory().join("net.d");
-        cluster.node.shell(&format!("ln -s /etc/cni/net.d {}", own.display())).unwrap();
-        Self::launch(cluster)
+        Self::start_with_plugins(cluster, "/etc/cni/net.d".as_ref())
     }
 
-    fn launch(cluster: &'a Cluster) -> Self {
-        let directory = cluster.directory();
-        link_plugins(&cluster.node, &directory.join("cni"));
-        make_root(&cluster.node, directory);
-        let config = containerd_config(IMAGE, &directory.join("cni"), &directory.join("net.d"));
-        std::fs::write(directory.join("containerd.toml"), config).unwrap();
-        let mut containerd = Self { cluster, daemon: daemon(cluster) };
+    fn start_with_plugins(cluster: &'a Cluster, configurations: &Path) -> Self {
+        let plugins = cluster.directory().join("cni");
+        link_plugins(&cluster.node, &plugins);
+        Self::launch(&cluster.node, cluster.directory(), (&plugins, configurations))
+    }
+
+    /// Without a plugin, too.
+    pub(super) fn start_empty(node: &'a Node, directory: &'a Path) -> Self {
+        Self::launch(node, directory, ("/opt/cni/bin".as_ref(), "/etc/cni/net.d".as_ref()))
+    }
+
+    fn launch(node: &'a Node, directory: &'a Path, cni: (&Path, &Path)) -> Self {
+        make_root(node, directory);
+        std::fs::write(directory.join("containerd.toml"), containerd_config(IMAGE, cni.0, cni.1)).unwrap();
+        let mut containerd = Self { node, directory, daemon: daemon(node, directory) };
         containerd.wait();
-        cluster.node.shell(&import_image(directory, IMAGE, &directory.join("containerd.sock"))).unwrap();
+        containerd.import_image(IMAGE, directory);
         containerd
     }
 
     /// Kills it and starts another one; containers go on.
     fn restart(&mut self) {
         self.daemon.kill();
-        self.daemon = daemon(self.cluster);
+        self.daemon = daemon(self.node, self.directory);
         self.wait();
     }
 
@@ -60,11 +67,17 @@ impl<'a> Containerd<'a> {
         wait_for("containerd", || self.crictl("version")).unwrap();
     }
 
+    /// An image of what is in `root` there.
+    pub(super) fn import_image(&self, name: &str, directory: &Path) {
+        let socket = self.directory.join("containerd.sock");
+        self.node.shell(&import_image(directory, name, &socket)).unwrap();
+    }
+
     pub(super) fn crictl(&self, arguments: &str) -> Result<String> {
-        let socket = self.cluster.directory().join("containerd.sock");
+        let socket = self.directory.join("containerd.sock");
         let tool = go_tool("crictl")?;
         let line = format!("{} -t 20s -r unix://{} {arguments} 2>&1", tool.display(), socket.display());
-        let said = self.cluster.node.shell(&line)?;
+        let said = self.node.shell(&line)?;
         // It warns about configuration it does not need.
         Ok(said
             .lines()
@@ -75,7 +88,7 @@ impl<'a> Containerd<'a> {
 
     /// Runs a sandbox, of which more may be said; returns its id.
     fn run_sandbox(&self, name: &str, more: Value) -> Result<String> {
-        let directory = self.cluster.directory();
+        let directory = self.directory;
         let mut sandbox = json!({
             "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}"), "attempt": 0 },
             "hostname": name, "log_directory": directory.join("logs"), "linux": {},
@@ -89,7 +102,7 @@ impl<'a> Containerd<'a> {
 
     /// Starts a container in a sandbox; returns its id.
     fn start_container(&self, sandbox: (&str, &str), name: &str, script: &str) -> String {
-        let directory = self.cluster.directory();
+        let directory = self.directory;
         let container = format!(
             r#"{{"metadata": {{"name": "{name}"}}, "image": {{"image": "{IMAGE}"}}, "command": ["/bin/sh", "-c", "{script}"],
             "log_path": "{name}.log", "linux": {{}}}}"#
@@ -114,20 +127,20 @@ impl Drop for Containerd<'_> {
     fn drop(&mut self) {
         // Shims are no children of the daemon's: they go with their sandboxes, also where a test has failed.
         drop(self.crictl("rmp -a -f"));
-        let directory = self.cluster.directory().display();
+        let directory = self.directory.display();
         let script = format!(
             "for pid in $(pgrep -f 'containerd-shim.*{directory}' || true); do kill -9 $pid || true; done"
         );
-        drop(self.cluster.node.shell(&script));
+        drop(self.node.shell(&script));
     }
 }
 
-fn daemon(cluster: &Cluster) -> Program {
-    let file = |name: &str| cluster.directory().join(name).display().to_string();
+fn daemon(node: &Node, directory: &Path) -> Program {
+    let file = |name: &str| directory.join(name).display().to_string();
     let (config, root, socket) = (file("containerd.toml"), file("containerd"), file("containerd.sock"));
     let arguments = ["--config", &config, "--root", &root, "--address", &socket];
-    let log = cluster.directory().join("containerd.log");
-    Program::start(&cluster.node, Path::new("/usr/bin/containerd"), &arguments, &log).unwrap()
+    Program::start(node, Path::new("/usr/bin/containerd"), &arguments, &directory.join("containerd.log"))
+        .unwrap()
 }
 
 fn with_port() -> Value {

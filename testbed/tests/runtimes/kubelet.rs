@@ -14,7 +14,7 @@ const FLAGS: [&str; 4] =
 
 /// What the kubelet would set for the whole machine it finds set already, and what it writes outside its own directories stays in
 /// the node.
-const SURROUNDINGS: &str = "
+pub(super) const SURROUNDINGS: &str = "
     rm -f /etc/cni/net.d/*
     mount -t tmpfs tmpfs /var/log; mkdir /run/sysctl
     for tunable in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
@@ -101,37 +101,41 @@ impl Ground {
         self.control_plane.kubectl(&line.split(' ').collect::<Vec<_>>(), "")
     }
 
-    fn start_kubelet(&self) -> Program {
-        let directory = self.cluster.directory();
-        let file = directory.join("kubelet.yaml");
-        std::fs::write(&file, configuration(directory)).unwrap();
-        let flags = [
-            "kubelet".to_owned(),
-            format!("--config={}", file.display()),
-            format!("--kubeconfig={}", self.control_plane.kubeconfig("admin").unwrap().display()),
-            format!("--root-dir={}", directory.join("kubelet").display()),
-            "--hostname-override=node-1".to_owned(),
-            "--node-ip=192.0.2.2".to_owned(),
-        ];
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let binary = go_tool("control-plane").unwrap();
-        Program::start(&self.cluster.node, &binary, &flags, &directory.join("kubelet.log")).unwrap()
+    fn wait<T>(&self, what: &str, attempt: impl FnMut() -> Result<T>) -> T {
+        let waited = wait(self.cluster.directory(), what, attempt);
+        waited.unwrap_or_else(|error| panic!("{error:#}\n{}", self.cluster.logs()))
     }
+}
 
-    /// A kubelet takes its time, on a busy machine more so.
-    fn wait<T>(&self, what: &str, mut attempt: impl FnMut() -> Result<T>) -> T {
-        let deadline = Instant::now() + Duration::from_secs(120);
-        loop {
-            match attempt() {
-                Ok(value) => return value,
-                Err(error) if Instant::now() > deadline => {
-                    let log = std::fs::read_to_string(self.cluster.directory().join("kubelet.log"));
-                    let log = log.unwrap_or_default();
-                    let last: Vec<&str> = log.lines().rev().take(40).collect();
-                    panic!("waiting for {what}: {error:#}\n{}\n{}", last.join("\n"), self.cluster.logs());
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+/// Starts the kubelet of `node-1` with a containerd whose socket is in this directory.
+pub(super) fn start(control_plane: &ControlPlane, directory: &Path) -> Program {
+    let file = directory.join("kubelet.yaml");
+    std::fs::write(&file, configuration(directory)).unwrap();
+    let flags = [
+        "kubelet".to_owned(),
+        format!("--config={}", file.display()),
+        format!("--kubeconfig={}", control_plane.kubeconfig("admin").unwrap().display()),
+        format!("--root-dir={}", directory.join("kubelet").display()),
+        "--hostname-override=node-1".to_owned(),
+        "--node-ip=192.0.2.2".to_owned(),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let binary = go_tool("control-plane").unwrap();
+    Program::start(control_plane.node(), &binary, &flags, &directory.join("kubelet.log")).unwrap()
+}
+
+/// A kubelet takes its time, on a busy machine more so; the error has the end of its log.
+pub(super) fn wait<T>(directory: &Path, what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        match attempt() {
+            Err(error) if Instant::now() > deadline => {
+                let log = std::fs::read_to_string(directory.join("kubelet.log")).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(40).collect();
+                return Err(error.context(format!("waiting for {what}\n{}", last.join("\n"))));
             }
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            done => return done,
         }
     }
 }
@@ -140,7 +144,7 @@ impl Ground {
 fn the_pods_of_a_kubelet_reach_each_other_by_name_through_a_service() {
     let mut ground = Ground::new();
     let containerd = Containerd::start_bare(&ground.cluster);
-    let _kubelet = ground.start_kubelet();
+    let _kubelet = start(&ground.control_plane, ground.cluster.directory());
     ground.wait("the Node", || ground.kubectl("get node node-1"));
     // Without addresses for pods there is no configuration for the CNI plugin, and the node is not ready.
     let ready = "{.status.conditions[?(@.type==\"Ready\")].status}";
@@ -189,8 +193,9 @@ fn the_pods_of_a_kubelet_reach_each_other_by_name_through_a_service() {
         assert_eq!(ask("web-2").unwrap(), "web-2");
     }
     ground.kubectl("delete pod web-2").unwrap();
-    ground.wait("the sandboxes to go", || {
-        let sandboxes = containerd.crictl("pods -q")?;
+    ground.wait("the sandboxes to end", || {
+        // The kubelet removes them a minute later.
+        let sandboxes = containerd.crictl("pods -q --state Ready")?;
         ensure!(sandboxes.is_empty(), "{sandboxes}");
         Ok(())
     });

@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod chains;
+mod chart;
 mod containerd;
 mod kubelet;
 mod libcni;
+mod load;
 mod podman;
 
 use std::path::Path;
