@@ -27,6 +27,8 @@ struct Extent {
     /// Addresses in use, beside one and 250.
     many: usize,
     bursts: usize,
+    /// Pods of each burst.
+    pods: usize,
 }
 
 /// What one contender has shown, milliseconds a round.
@@ -42,14 +44,14 @@ struct Times {
 /// When a node cannot be set up or a plugin fails.
 pub fn cni(quick: bool) -> Result<Record> {
     let extent = if quick {
-        Extent { rounds: 12, many: 500, bursts: 1 }
+        Extent { rounds: 6, many: 500, bursts: 1, pods: 100 }
     } else {
-        Extent { rounds: 150, many: 5000, bursts: 5 }
+        Extent { rounds: 150, many: 5000, bursts: 5, pods: 300 }
     };
     let mut record = Record::new("cni");
     record.set("rounds", extent.rounds);
     record.set("addresses in use", format!("1, 250, {}", extent.many));
-    record.set("bursts", format!("{} of {} ADDs", extent.bursts, burst::PODS));
+    record.set("bursts", format!("{} of {} ADDs", extent.bursts, extent.pods));
     let contenders = contenders(extent.many)?;
     let times = one_by_one(&contenders, extent.rounds)?;
     show(&mut record, &contenders, &times);
@@ -59,7 +61,7 @@ pub fn cni(quick: bool) -> Result<Record> {
     record.measured("add-memory", memory.into_iter().fold(0.0, f64::max));
     drop(contenders);
     if !interrupt::requested() {
-        burst::measure(&mut record, extent.bursts)?;
+        burst::measure(&mut record, extent.pods, extent.bursts)?;
     }
     record.finish();
     Ok(record)

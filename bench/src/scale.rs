@@ -32,7 +32,7 @@ impl Size {
     /// What is asked for.
     pub const FULL: Self = Self { services: 10_000, endpoints: 15, changes: 100 };
     /// What shows that it works.
-    pub const QUICK: Self = Self { services: 500, endpoints: 15, changes: 5 };
+    pub const QUICK: Self = Self { services: 500, endpoints: 15, changes: 3 };
 }
 
 /// What a program may take to serve all this. kube-proxy has needed minutes (kubernetes#135639).
@@ -72,7 +72,7 @@ fn on_a_control_plane(record: &mut Record, size: Size) -> Result<()> {
         found.push(measure(&mut ground, kind, size.changes).with_context(|| kind.name())?);
         Ok(())
     });
-    judge(record, &found);
+    judge(record, &found, size);
     record.tables.push(found::table(&found, size));
     measured?;
     let known = know(&ground, size.changes).context("Services made known")?;
@@ -81,15 +81,19 @@ fn on_a_control_plane(record: &mut Record, size: Size) -> Result<()> {
     Ok(())
 }
 
-/// Fills in what is asked for.
-fn judge(record: &mut Record, found: &[Found]) {
+/// Fills in what is asked for, with the size it is true of.
+fn judge(record: &mut Record, found: &[Found], size: Size) {
+    let mut measured = |id: &str, value: f64| {
+        record.measured(id, value);
+        record.remark(id, format!("{} Services of {} endpoints", size.services, size.endpoints));
+    };
     let of = |kind| found.iter().find(|found| found.kind == kind);
     if let (Some(own), Some(peer)) = (of(Kind::Proxy), of(Kind::KubeProxy)) {
-        record.measured("start-kube-proxy", own.ready.as_secs_f64() / peer.ready.as_secs_f64());
-        record.measured("memory-kube-proxy", own.at_start.peak / peer.at_start.peak);
+        measured("start-kube-proxy", own.ready.as_secs_f64() / peer.ready.as_secs_f64());
+        measured("memory-kube-proxy", own.at_start.peak / peer.at_start.peak);
     }
     if let Some(relisted) = of(Kind::Dns).and_then(|found| found.relisted) {
-        record.measured("dns-relist", relisted.peak);
+        measured("dns-relist", relisted.peak);
     }
 }
 

@@ -13,9 +13,6 @@ use super::contender::{BESIDE_ONE, Contender, Kind};
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
 
-/// How many at once.
-pub(super) const PODS: usize = 300;
-
 /// One burst.
 struct Burst {
     adds_per_second: f64,
@@ -24,17 +21,17 @@ struct Burst {
     duplicates: usize,
 }
 
-/// Ours and the reference bridge, one after the other, `bursts` times.
-pub(super) fn measure(record: &mut Record, bursts: usize) -> Result<()> {
+/// So many at once, by ours and by the reference bridge, one after the other, `bursts` times.
+pub(super) fn measure(record: &mut Record, pods: usize, bursts: usize) -> Result<()> {
     let kinds = [Kind::Portolan { masquerade: true }, Kind::Bridge];
     let mut results: [Vec<Burst>; 2] = [Vec::new(), Vec::new()];
     for _ in 0..bursts {
         for (kind, results) in kinds.iter().zip(&mut results) {
-            results.push(burst(&Contender::new(*kind, BESIDE_ONE)?)?);
+            results.push(burst(&Contender::new(*kind, BESIDE_ONE)?, pods)?);
         }
     }
     let columns = ["plugin", "ADDs a second", "DELs a second", "failures", "duplicates"];
-    let mut table = Table::new(&format!("{PODS} pods at once"), &columns, "");
+    let mut table = Table::new(&format!("{pods} pods at once"), &columns, "");
     let adds = |results: &[Burst]| results.iter().map(|burst| burst.adds_per_second).collect::<Vec<_>>();
     for (kind, results) in kinds.iter().zip(&results) {
         let dels: Vec<f64> = results.iter().map(|burst| burst.dels_per_second).collect();
@@ -57,16 +54,19 @@ pub(super) fn measure(record: &mut Record, bursts: usize) -> Result<()> {
     record.measured("burst-failures", bad);
     record
         .measured("burst-rate", paired(&adds(&results[0]), &adds(&results[1]), |ours, theirs| ours / theirs));
+    for id in ["burst-failures", "burst-rate"] {
+        record.remark(id, format!("{pods} ADDs, {bursts} times"));
+    }
     Ok(())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a count of a few hundred")]
-fn burst(contender: &Contender) -> Result<Burst> {
-    let names: Vec<String> = (0..PODS).map(|number| format!("pod-{number}")).collect();
+fn burst(contender: &Contender, pods: usize) -> Result<Burst> {
+    let names: Vec<String> = (0..pods).map(|number| format!("pod-{number}")).collect();
     let paths = names.iter().map(|name| contender.node.add_netns(name)).collect::<Result<Vec<PathBuf>>>()?;
     let all = |command: &'static str| {
         contender.node.run(|| {
-            let barrier = Barrier::new(PODS + 1);
+            let barrier = Barrier::new(pods + 1);
             std::thread::scope(|scope| {
                 let mut running = Vec::new();
                 for (name, path) in names.iter().zip(&paths) {
@@ -79,7 +79,7 @@ fn burst(contender: &Contender) -> Result<Burst> {
                 barrier.wait();
                 let began = Instant::now();
                 let results: Vec<_> = running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-                (results, PODS as f64 / began.elapsed().as_secs_f64())
+                (results, pods as f64 / began.elapsed().as_secs_f64())
             })
         })
     };
@@ -91,7 +91,7 @@ fn burst(contender: &Contender) -> Result<Burst> {
     Ok(Burst {
         adds_per_second,
         dels_per_second,
-        failures: PODS - addresses.len(),
+        failures: pods - addresses.len(),
         duplicates: addresses.len() - distinct,
     })
 }

@@ -21,6 +21,8 @@ use crate::topology::Topology;
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
+    /// Starts with 10,000 Services: each in a file of its own, at the last start a thousand in one.
+    starts: usize,
     changes: usize,
     /// Pairs of blocks, one with changes and one without.
     pairs: usize,
@@ -28,7 +30,11 @@ pub(super) struct Extent {
 
 impl Extent {
     pub(super) fn of(rounds: usize) -> Self {
-        Self { changes: (rounds * 4).clamp(20, 400), pairs: rounds.clamp(4, 60) }
+        Self {
+            starts: if rounds < 10 { 2 } else { 3 },
+            changes: (rounds * 4).clamp(10, 400),
+            pairs: rounds.clamp(3, 60),
+        }
     }
 }
 
@@ -50,8 +56,8 @@ pub(super) fn measure(record: &mut Record, extent: Extent) -> Result<()> {
     record.measured("small-memory", Estimate::from(small.memory));
     let topology = Topology::new(&[])?;
     let mut big = Started::default();
-    for attempt in 0..3 {
-        let in_files = if attempt == 2 { 1000 } else { 1 };
+    for start in 1..=extent.starts {
+        let in_files = if start == extent.starts { 1000 } else { 1 };
         let next = started(&mut table, 10_000, 10, in_files)?;
         big.memory = big.memory.max(next.memory);
         big.ready = big.ready.max(next.ready);
