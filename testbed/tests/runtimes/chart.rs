@@ -207,6 +207,12 @@ fn the_chart_makes_a_node_ready_is_upgraded_without_a_lost_request_and_leaves_no
         Ok(())
     });
 
+    // Helm does not wait for a DaemonSet that no controller has looked at, and an old pod that is not ready is not waited with.
+    for name in ["portolan-proxy", "portolan-dns"] {
+        ground.wait(name, || {
+            ground.kubectl(&format!("-n kube-system rollout status daemonset/{name} --timeout=5s"))
+        });
+    }
     let page = ("10.96.7.7:80".parse().unwrap(), "web-");
     let query = ("10.96.0.10:53".parse().unwrap(), "web.default.svc.cluster.local");
     let upgrade = format!(
