@@ -279,7 +279,9 @@ impl Index {
         let mut stale = services;
         // A contested address has a problem, which names places in files: it is settled anew whenever a Service moves.
         let is_contested = !stale.is_empty() && !self.addresses.problems.is_empty();
-        if is_contested || stale.iter().any(|name| self.asks_for_other_addresses(name)) {
+        let moving: Vec<_> =
+            stale.iter().filter(|name| self.asks_for_other_addresses(name)).cloned().collect();
+        if is_contested || !moving.iter().all(|name| self.grant(name)) {
             let settled = Addresses::settle(&self.services, &self.service_cidrs);
             stale.extend(settled.moved(&self.addresses).cloned());
             self.addresses = settled;
@@ -297,6 +299,13 @@ impl Index {
             stale.extend(derived.map(|(name, _)| name.clone()));
         }
         stale
+    }
+
+    /// Gives a new Service its addresses, if that can be done without looking at all the others.
+    fn grant(&mut self, name: &NamespacedName) -> bool {
+        let is_new = self.published.service(name).is_none();
+        let kind = self.services.get(name).map(|claim| &claim.value.kind);
+        is_new && kind.is_some_and(|kind| self.addresses.grant(name, kind, &self.service_cidrs))
     }
 
     fn asks_for_other_addresses(&self, name: &NamespacedName) -> bool {

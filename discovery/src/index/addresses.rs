@@ -55,6 +55,21 @@ impl Addresses {
         settled
     }
 
+    /// Gives a new Service what it asks for, if that moves nobody: addresses of the ranges that nobody has. Otherwise everything is
+    /// to be settled.
+    pub(super) fn grant(&mut self, name: &NamespacedName, kind: &ServiceKind, cidrs: &[IpNetwork]) -> bool {
+        let ServiceKind::ClusterIp { requested, .. } = kind else { return false };
+        let is_free =
+            |ip: &IpAddr| !self.owners.contains_key(ip) && cidrs.iter().any(|cidr| cidr.contains(*ip));
+        let distinct: HashSet<&IpAddr> = requested.iter().collect();
+        if requested.is_empty() || distinct.len() < requested.len() || !requested.iter().all(is_free) {
+            return false;
+        }
+        Arc::make_mut(&mut self.owners).extend(requested.iter().map(|ip| (*ip, name.clone())));
+        self.by_service.insert(name.clone(), requested.clone());
+        true
+    }
+
     /// What a Service has.
     pub(super) fn of(&self, name: &NamespacedName) -> &[IpAddr] {
         self.by_service.get(name).map_or(&[], Vec::as_slice)

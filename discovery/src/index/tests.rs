@@ -195,7 +195,14 @@ fn any_object() -> Object {
     let address = format!("10.22.0.{}", fastrand::u8(2..5));
     match fastrand::u8(..6) {
         0 => {
-            let cluster_ip = *fastrand::choice(&[None, Some("10.96.0.20"), Some("192.0.2.1")]).unwrap();
+            let cluster_ip = *fastrand::choice(&[
+                None,
+                Some("10.96.0.20"),
+                Some("10.96.0.21"),
+                Some("10.96.0.22"),
+                Some("192.0.2.1"),
+            ])
+            .unwrap();
             Object::Service(service(pick(&apps), cluster_ip).into())
         }
         1 => Object::EndpointSlice(slice(pick(&["s1", "s2"]), pick(&apps), &address).into()),
