@@ -78,7 +78,7 @@ enum Command {
     },
     /// All of the above, as JSON and raw data in one directory.
     All {
-        /// 3 rounds in place of 40: five minutes in place of half an hour.
+        /// 3 rounds in place of 40: five minutes in place of forty.
         #[arg(long)]
         quick: bool,
         /// Rounds to measure, instead.
