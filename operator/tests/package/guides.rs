@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use testbed::{containerd_config, go_tool, import_image, wait_for};
+use testbed::{KUBELET_TUNABLES, containerd_config, go_tool, import_image, wait_for};
 
 use crate::deb::provide;
 use crate::machine::Machine;
@@ -111,14 +111,10 @@ fn the_podman_guide_works_as_it_is_written() {
     assert_eq!(ours(&machine), before);
 }
 
-/// The kubelet looks for two controllers of cgroups, and uses none; what it would set for the whole machine it finds set already.
-const SURROUNDINGS: &str = r"
+/// The kubelet looks for two controllers of cgroups, and uses none.
+const CONTROLLERS: &str = "
     for controller in cpu cpuacct; do
         mkdir -p /sys/fs/cgroup/$controller; mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller
-    done
-    mkdir -p /run/sysctl
-    for tunable in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
-        file=/run/sysctl/$(basename ${tunable%=*}); echo ${tunable#*=} > $file; mount --bind $file /proc/sys/${tunable%=*}
     done
 ";
 
@@ -159,7 +155,8 @@ fn patiently(what: &str, mut attempt: impl FnMut() -> Result<String>) -> String 
 fn the_kubelet_guide_works_as_it_is_written() {
     let machine = Machine::boot().unwrap();
     provide_one(&machine);
-    machine.shell(SURROUNDINGS).unwrap();
+    machine.shell(CONTROLLERS).unwrap();
+    machine.shell(KUBELET_TUNABLES).unwrap();
     start_containerd(&machine);
     let kubelet = go_tool("control-plane").unwrap();
     machine.shell(&format!("ln -s {} /usr/bin/kubelet", kubelet.display())).unwrap();

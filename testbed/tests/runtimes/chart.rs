@@ -80,7 +80,7 @@ struct Ground {
 impl Ground {
     fn new() -> Self {
         let node = Node::new().unwrap();
-        node.shell(kubelet::SURROUNDINGS).unwrap();
+        kubelet::prepare(&node);
         node.shell(FRESH).unwrap();
         let mut control_plane = ControlPlane::start(&node).unwrap();
         control_plane.start_all_controllers().unwrap();

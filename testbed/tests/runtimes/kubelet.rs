@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use testbed::{Cluster, ControlPlane, Node, Program, go_tool};
+use testbed::{Cluster, ControlPlane, KUBELET_TUNABLES, Node, Program, go_tool};
 
 use super::assert_nothing_left;
 use super::containerd::Containerd;
@@ -12,15 +12,14 @@ use super::containerd::Containerd;
 const FLAGS: [&str; 4] =
     ["--cni-conflist", "/etc/cni/net.d/10-portolan.conflist", "--cluster-cidr", "10.244.0.0/16"];
 
-/// What the kubelet would set for the whole machine it finds set already, and what it writes outside its own directories stays in
-/// the node.
-pub(super) const SURROUNDINGS: &str = "
-    rm -f /etc/cni/net.d/*
-    mount -t tmpfs tmpfs /var/log; mkdir /run/sysctl
-    for tunable in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
-        file=/run/sysctl/$(basename ${tunable%=*}); echo ${tunable#*=} > $file; mount --bind $file /proc/sys/${tunable%=*}
-    done
-";
+/// What the kubelet writes outside its own directories stays in the node.
+const SURROUNDINGS: &str = "rm -f /etc/cni/net.d/*; mount -t tmpfs tmpfs /var/log";
+
+/// Makes a node one that a kubelet can run on.
+pub(super) fn prepare(node: &Node) {
+    node.shell(SURROUNDINGS).unwrap();
+    node.shell(KUBELET_TUNABLES).unwrap();
+}
 
 /// The node's own limits: cgroups v1 and v2 side by side, of which the kubelet shall use none, and a disk that may be full.
 fn configuration(directory: &Path) -> String {
@@ -90,7 +89,7 @@ struct Ground {
 impl Ground {
     fn new() -> Self {
         let node = Node::new().unwrap();
-        node.shell(SURROUNDINGS).unwrap();
+        prepare(&node);
         let mut control_plane = ControlPlane::start(&node).unwrap();
         control_plane.start_controllers().unwrap();
         let cluster = Cluster::start_with_control_plane(&control_plane, &FLAGS).unwrap();
