@@ -5,7 +5,9 @@
 
 mod addresses;
 mod claims;
+mod grouping;
 mod pods;
+mod population;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,7 +22,9 @@ use crate::problem::Problem;
 use crate::snapshot::{ServiceEntry, Snapshot, SourceState};
 use addresses::Addresses;
 use claims::{Claim, Claims, Rank};
+use grouping::Grouping;
 use pods::Pods;
+use population::Population;
 
 /// The state of every origin, and the snapshot made of it.
 #[derive(Debug)]
@@ -39,11 +43,8 @@ pub struct Index {
     namespaces: Claims<Arc<str>, Namespace>,
     pods: Pods,
     addresses: Addresses,
-    /// The slices of each Service, and whose a slice was when that was last looked at.
-    slices_of: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
-    slice_owners: HashMap<NamespacedName, NamespacedName>,
-    /// How many objects are in each namespace.
-    population: HashMap<Arc<str>, usize>,
+    grouping: Grouping,
+    population: Population,
     touched: Touched,
     published: Arc<Snapshot>,
 }
@@ -91,9 +92,8 @@ impl Index {
             namespaces: Claims::new("Namespace"),
             pods: Pods::default(),
             addresses: Addresses::default(),
-            slices_of: HashMap::new(),
-            slice_owners: HashMap::new(),
-            population: HashMap::new(),
+            grouping: Grouping::default(),
+            population: Population::default(),
             touched: Touched::default(),
             published: Arc::new(Snapshot::empty()),
         }
@@ -160,7 +160,7 @@ impl Index {
             generation: before.generation + 1,
             synced: self.sources.values().all(|source| source.synced),
             changed_at: SystemTime::now(),
-            namespaces: self.population.keys().map(Arc::clone).collect(),
+            namespaces: self.population.namespaces(),
             nodes,
             local_pods,
             pod_namespaces,
@@ -195,21 +195,21 @@ impl Index {
         match object {
             Object::Service(value) => {
                 let name = value.name.clone();
-                self.populate(&name.namespace);
+                self.population.add(&name.namespace);
                 self.touched.services.insert(name.clone());
                 self.services.insert(name.clone(), Claim { rank, value, location });
                 Named::Service(name)
             }
             Object::EndpointSlice(value) => {
                 let name = value.name.clone();
-                self.populate(&name.namespace);
+                self.population.add(&name.namespace);
                 self.touched.slices.insert(name.clone());
                 self.slices.insert(name.clone(), Claim { rank, value, location });
                 Named::EndpointSlice(name)
             }
             Object::Pod(value) => {
                 let name = value.name.clone();
-                self.populate(&name.namespace);
+                self.population.add(&name.namespace);
                 self.pods.touch(name.clone());
                 self.pod_manifests.insert(name.clone(), Claim { rank, value, location });
                 Named::Pod(name)
@@ -222,7 +222,7 @@ impl Index {
             }
             Object::Namespace(value) => {
                 let name = Arc::clone(&value.name);
-                self.populate(&name);
+                self.population.add(&name);
                 self.namespaces.insert(Arc::clone(&name), Claim { rank, value, location });
                 Named::Namespace(name)
             }
@@ -240,17 +240,17 @@ impl Index {
             match named {
                 Named::Service(name) => {
                     self.services.remove(&name, &rank);
-                    self.depopulate(&name.namespace);
+                    self.population.remove(&name.namespace);
                     self.touched.services.insert(name);
                 }
                 Named::EndpointSlice(name) => {
                     self.slices.remove(&name, &rank);
-                    self.depopulate(&name.namespace);
+                    self.population.remove(&name.namespace);
                     self.touched.slices.insert(name);
                 }
                 Named::Pod(name) => {
                     self.pod_manifests.remove(&name, &rank);
-                    self.depopulate(&name.namespace);
+                    self.population.remove(&name.namespace);
                     self.pods.touch(name);
                 }
                 Named::Node(name) => {
@@ -259,7 +259,7 @@ impl Index {
                 }
                 Named::Namespace(name) => {
                     self.namespaces.remove(&name, &rank);
-                    self.depopulate(&name);
+                    self.population.remove(&name);
                 }
                 Named::Attachment(name) => {
                     self.pods.detach(origin, name);
@@ -287,7 +287,8 @@ impl Index {
             self.addresses = settled;
         }
         for slice in slices {
-            stale.extend(self.regroup(slice));
+            let owner = self.slices.get(&slice).map(|claim| claim.value.service.clone());
+            stale.extend(self.grouping.note(slice, owner));
         }
         for pod in self.pods.join(&self.pod_manifests) {
             let selecting =
@@ -295,7 +296,7 @@ impl Index {
             stale.extend(selecting.map(|service| service.name.clone()));
         }
         if nodes_changed {
-            let derived = self.services.iter().filter(|(name, _)| !self.slices_of.contains_key(name));
+            let derived = self.services.iter().filter(|(name, _)| !self.grouping.has_slices(name));
             stale.extend(derived.map(|(name, _)| name.clone()));
         }
         stale
@@ -313,32 +314,11 @@ impl Index {
         now != self.published.service(name).map(|entry| &entry.service.kind)
     }
 
-    /// Notes whose slice it is now, and returns that Service and the one it was of before.
-    fn regroup(&mut self, slice: NamespacedName) -> impl Iterator<Item = NamespacedName> + use<> {
-        let now = self.slices.get(&slice).map(|claim| claim.value.service.clone());
-        let before = match &now {
-            Some(service) => self.slice_owners.insert(slice.clone(), service.clone()),
-            None => self.slice_owners.remove(&slice),
-        };
-        if let Some(service) = before.as_ref().filter(|_| before != now)
-            && let Some(slices) = self.slices_of.get_mut(service)
-        {
-            slices.remove(&slice);
-            if slices.is_empty() {
-                self.slices_of.remove(service);
-            }
-        }
-        if let Some(service) = &now {
-            self.slices_of.entry(service.clone()).or_default().insert(slice);
-        }
-        before.into_iter().chain(now)
-    }
-
     /// Services of a namespace that may select pods.
     fn selecting(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Service> {
         let first = NamespacedName::new(Arc::clone(namespace), "");
         let all = self.services.range(first..).take_while(move |(name, _)| name.namespace == *namespace);
-        all.filter(|(name, _)| !self.slices_of.contains_key(name)).map(|(_, claim)| &*claim.value)
+        all.filter(|(name, _)| !self.grouping.has_slices(name)).map(|(_, claim)| &*claim.value)
     }
 
     /// Every entry, those of the stale Services made anew; `None` if none of them says anything else than before.
@@ -368,7 +348,7 @@ impl Index {
     }
 
     fn entry(&self, service: &Arc<Service>, nodes: &BTreeMap<Arc<str>, Arc<Node>>) -> ServiceEntry {
-        let slices = match self.slices_of.get(&service.name) {
+        let slices = match self.grouping.slices_of(&service.name) {
             Some(names) => {
                 let claims = names.iter().filter_map(|name| self.slices.get(name));
                 claims.map(|claim| Arc::clone(&claim.value)).collect()
@@ -414,19 +394,6 @@ impl Index {
             }
         }
         states
-    }
-
-    fn populate(&mut self, namespace: &Arc<str>) {
-        *self.population.entry(Arc::clone(namespace)).or_default() += 1;
-    }
-
-    fn depopulate(&mut self, namespace: &Arc<str>) {
-        if let Some(count) = self.population.get_mut(namespace) {
-            *count -= 1;
-            if *count == 0 {
-                self.population.remove(namespace);
-            }
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod reverse;
 mod service;
+mod target;
 mod transfer;
 
 use std::collections::{HashMap, HashSet};
@@ -245,7 +246,7 @@ impl Zone {
 
     /// The address that a pod's name says, if pods have names and this one is there.
     fn pod(&self, label: &[u8], namespace: &[u8]) -> Option<IpAddr> {
-        let ip = service::address_of(std::str::from_utf8(label).ok()?)?;
+        let ip = target::address_of(std::str::from_utf8(label).ok()?)?;
         let is_there = match self.settings.names.pods {
             names::Pods::Disabled => false,
             names::Pods::Insecure => true,

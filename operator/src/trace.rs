@@ -1,25 +1,24 @@
 //! Walks a request as it travels: name, route, virtual IP, endpoints, and then the request itself.
 
+mod client;
+mod kernel;
 mod lookup;
 mod step;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use netns::NetNs;
+use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::attached;
 use crate::pages::{self, Pages};
 use crate::status::{Served, ServedFrontend, served};
-use crate::{attached, tool};
+use client::Client;
+use kernel::{Route, connect, route};
 use step::{Outcome, Step};
-
-/// A neighbour on the same node accepts within a millisecond; one on another node may take longer.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A headless Service may have thousands of endpoints; so many tell.
 const MAX_ADDRESSES: usize = 8;
@@ -60,15 +59,6 @@ pub(crate) struct Trace {
     steps: Vec<Step>,
 }
 
-/// Who asks.
-struct Client {
-    name: String,
-    /// Where its names are looked up first.
-    namespace: String,
-    /// `None`: the node.
-    netns: Option<NetNs>,
-}
-
 /// Everything a step needs.
 struct Walk<'a> {
     args: &'a Args,
@@ -105,41 +95,6 @@ fn split(target: &str) -> anyhow::Result<(&str, Option<u16>)> {
     let port =
         port.parse().with_context(|| format!("port {port:?} of {target:?} is not a number (1-65535)"))?;
     Ok((name.trim_start_matches('[').trim_end_matches(']'), Some(port)))
-}
-
-impl Client {
-    fn find(from: Option<&str>, records: &[attachment::Attachment]) -> anyhow::Result<Self> {
-        let Some(wanted) = from else {
-            return Ok(Self { name: "the node".into(), namespace: "default".into(), netns: None });
-        };
-        let is_it = |record: &&attachment::Attachment| {
-            let name = attached::name(record);
-            name == wanted || name.ends_with(&format!("/{wanted}")) || record.container_id.starts_with(wanted)
-        };
-        let Some(record) = records.iter().find(is_it) else {
-            let known: Vec<String> = records.iter().map(attached::name).collect();
-            bail!("no pod {wanted:?} is attached to this node; there are: {}", known.join(", "));
-        };
-        let netns =
-            NetNs::open(&record.netns).context("open the pod's network namespace (root is needed)")?;
-        let namespace = record.pod.as_ref().map_or("default", |pod| pod.namespace.as_str());
-        let addresses: Vec<String> = record.ips.iter().map(IpAddr::to_string).collect();
-        let name = format!(
-            "pod {} ({} on network {})",
-            attached::name(record),
-            addresses.join(", "),
-            record.network
-        );
-        Ok(Self { name, namespace: namespace.to_owned(), netns: Some(netns) })
-    }
-
-    /// Does something where the client is.
-    fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        match &self.netns {
-            None => work(),
-            Some(netns) => netns.run(work).map_err(io::Error::other)?,
-        }
-    }
 }
 
 impl Walk<'_> {
@@ -328,30 +283,10 @@ impl Walk<'_> {
     }
 }
 
-fn connect(at: SocketAddr) -> io::Result<Duration> {
-    let start = Instant::now();
-    TcpStream::connect_timeout(&at, CONNECT_DEADLINE)?;
-    Ok(start.elapsed())
-}
-
 /// `10.96.0.10:53/udp`, and whether it is TCP.
 fn socket_of(frontend: &str) -> Option<(SocketAddr, bool)> {
     let (address, protocol) = frontend.rsplit_once('/')?;
     Some((address.parse().ok()?, protocol.eq_ignore_ascii_case("tcp")))
-}
-
-struct Route {
-    is_local: bool,
-    said: String,
-}
-
-fn route(address: IpAddr) -> io::Result<Route> {
-    let family = if address.is_ipv4() { "-4" } else { "-6" };
-    let found = tool::json("ip", &[family, "-j", "route", "get", &address.to_string()])?;
-    let text = |key: &str| found[0][key].as_str().unwrap_or_default().to_owned();
-    let is_local = text("type") == "local" || text("dev") == "lo";
-    let via = if text("gateway").is_empty() { String::new() } else { format!(" by {}", text("gateway")) };
-    Ok(Route { is_local, said: format!("{address} is reached over {}{via}", text("dev")) })
 }
 
 impl fmt::Display for Trace {

@@ -1,12 +1,13 @@
 //! All names of one Service (Kubernetes DNS-Based Service Discovery 1.1.0).
 
 use std::cmp::Ordering;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use discovery::ServiceEntry;
 use discovery::model::{Protocol, ServiceKind};
 
+use super::target::{self, Target, parse_dashed};
 use super::{Node, Settings};
 use crate::message::{Malformed, Name, NameBuf, kind};
 
@@ -28,16 +29,6 @@ pub(crate) struct Service {
     is_coredns: bool,
 }
 
-/// A ready endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Target {
-    /// Its hostname, or else its pod's name if that is wanted. Without one, the address is the label.
-    hostname: Option<Arc<str>>,
-    address: IpAddr,
-    /// Index of its slice, which has the ports.
-    slice: u32,
-}
-
 impl Service {
     /// `None` if the name is too long to be asked for, or a headless Service has nobody behind it.
     pub(super) fn new(entry: &Arc<ServiceEntry>, key: &[u8], settings: &Settings) -> Option<Self> {
@@ -53,7 +44,8 @@ impl Service {
             ServiceKind::ExternalName(target) => Some(NameBuf::from_text(target).ok()?),
             _ => None,
         };
-        let targets = if alias.is_some() { Vec::new() } else { targets(entry, names.endpoint_pod_names) };
+        let targets =
+            if alias.is_some() { Vec::new() } else { target::ready(entry, names.endpoint_pod_names) };
         let is_virtual = matches!(entry.service.kind, ServiceKind::ClusterIp { .. });
         if names.ignore_empty_service && is_virtual && targets.is_empty() {
             return None;
@@ -310,16 +302,6 @@ impl Service {
     }
 }
 
-impl Target {
-    fn label(&self) -> String {
-        self.hostname.as_deref().map_or_else(|| dashed(self.address), str::to_owned)
-    }
-
-    fn shares_label(&self, other: &Self) -> bool {
-        self.hostname == other.hostname && (self.hostname.is_some() || self.address == other.address)
-    }
-}
-
 fn below(labels: &[String], name: Name<'_>) -> Result<NameBuf, Malformed> {
     let mut found = NameBuf::default();
     for label in labels {
@@ -327,22 +309,6 @@ fn below(labels: &[String], name: Name<'_>) -> Result<NameBuf, Malformed> {
     }
     found.push_name(name)?;
     Ok(found)
-}
-
-fn targets(entry: &ServiceEntry, by_pod: bool) -> Vec<Target> {
-    let mut targets = Vec::new();
-    for (index, slice) in entry.slices.iter().enumerate() {
-        for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.conditions.ready) {
-            // A pod's name may be too long for a label, or have dots.
-            let pod = endpoint.pod.as_ref().filter(|pod| by_pod && pod.len() < 64 && !pod.contains('.'));
-            let hostname = endpoint.hostname.as_ref().or(pod).cloned();
-            let slice = u32::try_from(index).unwrap_or(u32::MAX);
-            targets.push(Target { hostname, address: endpoint.address, slice });
-        }
-    }
-    targets.sort_unstable();
-    targets.dedup();
-    targets
 }
 
 /// From a random one on and around: clients take the first, let it be another one each time.
@@ -366,27 +332,4 @@ fn srv(count: usize, port: u16, label: Option<&str>, service: &NameBuf) -> Vec<u
 
 fn is_label(protocol: Protocol, label: &[u8]) -> bool {
     label.strip_prefix(b"_") == Some(protocol.as_str().as_bytes())
-}
-
-/// An endpoint without a hostname goes by its address: `10-22-0-7`, `fd00-10-22--7` for `fd00:10:22::7`.
-fn dashed(ip: IpAddr) -> String {
-    let mut label = ip.to_string().replace(['.', ':'], "-");
-    if label.ends_with('-') {
-        label.push('0');
-    }
-    if label.starts_with('-') {
-        label.insert(0, '0');
-    }
-    label
-}
-
-/// The address whose label this is, exactly.
-fn parse_dashed(label: &str) -> Option<IpAddr> {
-    address_of(label).filter(|address| dashed(*address) == label)
-}
-
-/// The address that is written with dashes, in any of the ways there are.
-pub(super) fn address_of(label: &str) -> Option<IpAddr> {
-    let v4 = label.replace('-', ".").parse::<Ipv4Addr>().ok().map(IpAddr::from);
-    v4.or_else(|| label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::from))
 }
