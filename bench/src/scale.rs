@@ -153,13 +153,11 @@ fn milliseconds(time: Duration) -> f64 {
 
 /// The API server forgets what was, so that everything has to be listed once more.
 fn relist(ground: &mut Ground, subject: &Subject) -> Result<Memory> {
+    ground.point(subject.kind.probe(), 1)?;
     let lists = subject.lists();
     subject.reset_peak()?;
     ground.control_plane.stop_server();
-    ground.control_plane.start_server()?;
-    ground.point(subject.kind.probe(), 1)?;
     ground.control_plane.compact()?;
-    ground.control_plane.stop_server();
     ground.control_plane.start_server()?;
     until(SOON, || {
         let now = subject.lists();
