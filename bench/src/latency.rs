@@ -51,7 +51,7 @@ pub fn latency(rounds: usize, shapes: &[Shape]) -> Result<Record> {
         }
         paths.truncate(3);
         if *shape == Shape::Requests && !interrupt::requested() {
-            sockperf::check(&mut record, &topology, rounds.div_ceil(6))?;
+            sockperf::check(&mut record, &topology, rounds.div_ceil(2))?;
         }
     }
     if shapes.contains(&Shape::Requests) {

@@ -1,4 +1,5 @@
-//! The generator checked against another one: sockperf, on the direct path, in turn.
+//! The generator checked against another one: sockperf, on the direct path, in turn, each with its client and its server on the
+//! cores where the blocks of a comparison have theirs: left to the scheduler, medians have two modes.
 
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -6,67 +7,125 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use testbed::Program;
 
-use crate::comparison::Percentile;
+use crate::cores::{self, Cores};
+use crate::interleave::Path;
 use crate::interrupt;
 use crate::load::{self, Shape};
 use crate::progress::Progress;
 use crate::record::{Record, Table, micros};
-use crate::statistics::{bootstrap, paired};
+use crate::statistics::{Estimate, bootstrap, paired};
 use crate::topology::Topology;
 
 const BINARY: &str = "/usr/bin/sockperf";
 
 const PORT: u16 = 9092;
 
-/// Adds a table and the figure `sockperf` to the record, which has the RR comparison already.
+/// What a round measures.
+const OWN: usize = 0;
+const AGAIN: usize = 1;
+const SOCKPERF: usize = 2;
+
+/// Adds a table and the figure `sockperf` to the record.
 pub(crate) fn check(record: &mut Record, topology: &Topology, rounds: usize) -> Result<()> {
     if !FilePath::new(BINARY).exists() {
         record.not_measured.push("sockperf: not installed; `apt-get install sockperf` as root".to_owned());
         return Ok(());
     }
-    let (server, port) = (&topology.server.ip, PORT.to_string());
-    let arguments = ["netns", "exec", "server", BINARY, "server", "--tcp", "-i", server, "-p", &port];
+    let cores = match Cores::choose() {
+        Ok(cores) => cores,
+        Err(error) => {
+            record.not_measured.push(format!("sockperf: {error}"));
+            return Ok(());
+        }
+    };
+    let (server, port, core) = (&topology.server.ip, PORT.to_string(), cores.server.to_string());
+    let arguments = [
+        "netns", "exec", "server", "taskset", "-c", &core, BINARY, "server", "--tcp", "-i", server, "-p",
+        &port,
+    ];
     let log = topology.cluster.directory().join("sockperf.log");
     let _server = Program::start(&topology.cluster.node, FilePath::new("/usr/sbin/ip"), &arguments, &log)?;
     topology.wait(server, PORT)?;
     let direct = topology.direct("direct")?;
-    let (mut own, mut other) = (Vec::new(), Vec::new());
-    let mut progress = Progress::new("sockperf", rounds);
+    // Our own comes twice: blocks of a second, in turn with another program's, have a noise of their own.
+    let mut medians: [Vec<f64>; 3] = Default::default();
+    let (mut order, mut progress) = ([OWN, AGAIN, SOCKPERF], Progress::new("sockperf", rounds));
     for round in 0..rounds {
         progress.at(round);
-        if interrupt::requested() {
-            return Ok(());
+        fastrand::shuffle(&mut order);
+        for which in order {
+            if interrupt::requested() {
+                return Ok(());
+            }
+            medians[which].push(if which == SOCKPERF {
+                sockperf_median(topology, cores.generator)?
+            } else {
+                own_median(&direct)?
+            });
         }
-        let block =
-            direct.client.run(|| load::run(Shape::Requests.into(), &direct.to, Duration::from_secs(1)))??;
-        own.push(micros(block.latencies.value_at_quantile(0.5)));
-        other.push(median(topology)?);
     }
     drop(progress);
-    let difference = paired(&own, &other, |own, other| own - other);
-    let noise =
-        record.comparison("RR").and_then(|comparison| comparison.noise(Percentile::P50)).unwrap_or(0.0);
+    let difference = paired(&medians[OWN], &medians[SOCKPERF], |own, other| own - other);
+    let again = paired(&medians[AGAIN], &medians[OWN], |again, own| again - own);
+    let noise = again.low.abs().max(again.high.abs());
     let mut table = Table::new(
         "The generator beside sockperf, on the direct path",
         &["p50, µs", "portolan-bench", "sockperf", "difference (95%)", "A/A"],
-        "64 bytes each way on one connection, a second each in turn; each with its own server.",
+        "64 bytes each way on one connection, a second each in random order; each with its own server. A/A: ours, measured twice in each round.",
     );
     let one = |value: f64| format!("{value:.1}");
     let interval = format!("{:+.1} ({:+.1} to {:+.1})", difference.value, difference.low, difference.high);
-    let medians = [one(bootstrap(&own).value), one(bootstrap(&other).value)];
+    let medians = [OWN, SOCKPERF].map(|which| one(bootstrap(&medians[which]).value));
     table.row([format!("{rounds} rounds")].into_iter().chain(medians).chain([interval, one(noise)]));
     record.tables.push(table);
-    record.measured("sockperf", (difference.value.abs() - noise).max(0.0));
+    record.measured("sockperf", beyond(noise, difference));
     Ok(())
 }
 
+/// How far a difference, of either sign, is from what is noise.
+fn beyond(noise: f64, Estimate { value, low, high }: Estimate) -> Estimate {
+    let size = |difference: f64| (difference.abs() - noise).max(0.0);
+    let least = if low <= 0.0 && high >= 0.0 { 0.0 } else { size(low).min(size(high)) };
+    Estimate { value: size(value), low: least, high: size(low).max(size(high)) }
+}
+
+/// Of one second of our own, µs.
+fn own_median(direct: &Path<'_>) -> Result<f64> {
+    let block = direct.client.run(|| {
+        cores::pin_client()?;
+        load::run(Shape::Requests.into(), &direct.to, Duration::from_secs(1))
+    })??;
+    Ok(micros(block.latencies.value_at_quantile(0.5)))
+}
+
 /// Of one second of sockperf's ping-pong, whole round trips, µs.
-fn median(topology: &Topology) -> Result<f64> {
+fn sockperf_median(topology: &Topology, core: usize) -> Result<f64> {
     let server = &topology.server.ip;
-    let command =
-        format!("{BINARY} ping-pong --tcp -i {server} -p {PORT} -t 1 -m {} --full-rtt", load::MESSAGE);
+    let command = format!(
+        "taskset -c {core} {BINARY} ping-pong --tcp -i {server} -p {PORT} -t 1 -m {} --full-rtt",
+        load::MESSAGE
+    );
     let said = topology.client.shell(&topology.cluster.node, &command)?;
     let line = said.lines().find(|line| line.contains("percentile 50.000"));
     let value = line.and_then(|line| line.split_once('=')?.1.split_whitespace().next()?.parse().ok());
     value.with_context(|| format!("sockperf said no median: {said}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_counts_from_the_noise_on_and_its_interval_with_it() {
+        for (difference, expected) in [
+            ((-8.0, -9.0, 3.0), (6.0, 0.0, 7.0)),
+            ((-8.0, -9.0, -5.0), (6.0, 3.0, 7.0)),
+            ((4.0, 3.0, 5.0), (2.0, 1.0, 3.0)),
+            ((1.0, -1.5, 1.5), (0.0, 0.0, 0.0)),
+        ] {
+            let (value, low, high) = difference;
+            let Estimate { value, low, high } = beyond(2.0, Estimate { value, low, high });
+            assert_eq!((value, low, high), expected);
+        }
+    }
 }

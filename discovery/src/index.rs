@@ -296,7 +296,7 @@ impl Index {
             stale.extend(selecting.map(|service| service.name.clone()));
         }
         if nodes_changed {
-            let derived = self.services.iter().filter(|(name, _)| !self.grouping.has_slices(name));
+            let derived = self.services.iter().filter(|(name, _)| self.grouping.slices_of(name).is_none());
             stale.extend(derived.map(|(name, _)| name.clone()));
         }
         stale
@@ -318,7 +318,7 @@ impl Index {
     fn selecting(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Service> {
         let first = NamespacedName::new(Arc::clone(namespace), "");
         let all = self.services.range(first..).take_while(move |(name, _)| name.namespace == *namespace);
-        all.filter(|(name, _)| !self.grouping.has_slices(name)).map(|(_, claim)| &*claim.value)
+        all.filter(|(name, _)| self.grouping.slices_of(name).is_none()).map(|(_, claim)| &*claim.value)
     }
 
     /// Every entry, those of the stale Services made anew; `None` if none of them says anything else than before.

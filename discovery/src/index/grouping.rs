@@ -17,10 +17,6 @@ impl Grouping {
         self.slices.get(service)
     }
 
-    pub(super) fn has_slices(&self, service: &NamespacedName) -> bool {
-        self.slices.contains_key(service)
-    }
-
     /// Notes whose slice it is now, and returns that Service and the one it was of before.
     pub(super) fn note(
         &mut self,
