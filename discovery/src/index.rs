@@ -6,23 +6,26 @@
 mod addresses;
 mod claims;
 mod grouping;
+mod origins;
 mod pods;
 mod population;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnetwork::IpNetwork;
 
 use crate::derive;
-use crate::event::{Event, Object, Origin, Outage, Sourced};
+use crate::event::{Event, Object, Origin, Sourced};
 use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service};
 use crate::problem::Problem;
-use crate::snapshot::{ServiceEntry, Snapshot, SourceState};
+use crate::shared_map::SharedMap;
+use crate::snapshot::{ServiceEntry, Snapshot};
 use addresses::Addresses;
 use claims::{Claim, Claims, Rank};
 use grouping::Grouping;
+use origins::{Named, Origins};
 use pods::Pods;
 use population::Population;
 
@@ -34,8 +37,7 @@ pub struct Index {
     derives_slices: bool,
     /// Whether snapshots have every pod's address.
     keeps_pod_addresses: bool,
-    origins: BTreeMap<Arc<Origin>, OriginState>,
-    sources: BTreeMap<&'static str, SourceState>,
+    origins: Origins,
     services: Claims<NamespacedName, Service>,
     slices: Claims<NamespacedName, EndpointSlice>,
     pod_manifests: Claims<NamespacedName, Pod>,
@@ -47,24 +49,6 @@ pub struct Index {
     population: Population,
     touched: Touched,
     published: Arc<Snapshot>,
-}
-
-/// What one origin has said.
-#[derive(Debug, Default)]
-struct OriginState {
-    names: Vec<Named>,
-    problems: Vec<Problem>,
-}
-
-/// An object of an origin, by kind and name.
-#[derive(Debug)]
-enum Named {
-    Service(NamespacedName),
-    EndpointSlice(NamespacedName),
-    Pod(NamespacedName),
-    Node(Arc<str>),
-    Namespace(Arc<str>),
-    Attachment(NamespacedName),
 }
 
 /// What may have changed since the last snapshot.
@@ -83,8 +67,7 @@ impl Index {
             service_cidrs,
             derives_slices: true,
             keeps_pod_addresses: false,
-            origins: BTreeMap::new(),
-            sources: BTreeMap::new(),
+            origins: Origins::default(),
             services: Claims::new("Service"),
             slices: Claims::new("EndpointSlice"),
             pod_manifests: Claims::new("Pod"),
@@ -111,7 +94,7 @@ impl Index {
 
     /// Waits for this source before calling the state synced.
     pub fn expect_source(&mut self, name: &'static str) {
-        self.sources.entry(name).or_default();
+        self.origins.source(name);
     }
 
     /// Takes in one event. Nothing is visible before [`Index::publish`].
@@ -119,24 +102,17 @@ impl Index {
         match event {
             Event::Replace { origin, objects, problems } => {
                 let origin = Arc::new(origin);
-                let mut names = self.origins.remove(&origin).unwrap_or_default().names;
+                let mut names = self.origins.take(&origin);
                 if let Some(objects) = objects {
                     self.withdraw(&origin, names);
                     let claims = objects.into_iter().enumerate();
                     names =
                         claims.map(|(place, said)| self.claim((Arc::clone(&origin), place), said)).collect();
                 }
-                if !names.is_empty() || !problems.is_empty() {
-                    self.origins.insert(origin, OriginState { names, problems });
-                }
+                self.origins.put(origin, names, problems);
             }
-            Event::Source { name, outage } => {
-                let known = &mut self.sources.entry(name).or_default().outage;
-                // An outage that goes on began when it began.
-                let since = known.as_ref().map(|outage| outage.since);
-                *known = outage.map(|new| Outage { since: since.unwrap_or(new.since), ..new });
-            }
-            Event::Synced(name) => self.sources.entry(name).or_default().synced = true,
+            Event::Source { name, outage } => self.origins.note_outage(name, outage),
+            Event::Synced(name) => self.origins.source(name).synced = true,
         }
     }
 
@@ -144,21 +120,23 @@ impl Index {
     pub fn publish(&mut self) -> bool {
         let before = Arc::clone(&self.published);
         let touched = std::mem::take(&mut self.touched);
-        let nodes = if touched.nodes { self.nodes_in_force() } else { before.nodes.clone() };
+        let nodes = if touched.nodes { Arc::new(self.nodes_in_force()) } else { Arc::clone(&before.nodes) };
         let stale = self.stale_services(touched.services, touched.slices, nodes != before.nodes);
         let services = self.rebuild(stale, &nodes);
-        let local_pods =
-            if touched.attachments { self.pods.attached_addresses() } else { before.local_pods.clone() };
-        let pod_namespaces =
-            if touched.attachments { self.pods.attached_namespaces() } else { before.pod_namespaces.clone() };
+        let (local_pods, pod_namespaces) = if touched.attachments {
+            (Arc::new(self.pods.attached_addresses()), Arc::new(self.pods.attached_namespaces()))
+        } else {
+            (Arc::clone(&before.local_pods), Arc::clone(&before.pod_namespaces))
+        };
         let pods = if self.keeps_pod_addresses && self.pods.have_changed() {
             Arc::new(self.pods.namespaces())
         } else {
             Arc::clone(&before.pods)
         };
+        let sources = self.origins.sources();
         let next = Snapshot {
             generation: before.generation + 1,
-            synced: self.sources.values().all(|source| source.synced),
+            synced: sources.values().all(|source| source.synced),
             changed_at: SystemTime::now(),
             namespaces: self.population.namespaces(),
             nodes,
@@ -166,9 +144,8 @@ impl Index {
             pod_namespaces,
             pods,
             problems: self.problems(),
-            sources: self.source_states(),
-            services: services.clone().unwrap_or_default(),
-            by_cluster_ip: Arc::clone(&self.addresses.owners),
+            sources: sources.clone(),
+            services: services.as_ref().unwrap_or(&before.services).clone(),
         };
         let changed = services.is_some()
             || next.synced != before.synced
@@ -180,8 +157,7 @@ impl Index {
             || next.pod_namespaces != before.pod_namespaces
             || next.pods != before.pods;
         if changed {
-            let services = services.unwrap_or_else(|| before.services.clone());
-            self.published = Arc::new(Snapshot { services, ..next });
+            self.published = Arc::new(next);
         }
         changed
     }
@@ -277,15 +253,7 @@ impl Index {
         nodes_changed: bool,
     ) -> BTreeSet<NamespacedName> {
         let mut stale = services;
-        // A contested address has a problem, which names places in files: it is settled anew whenever a Service moves.
-        let is_contested = !stale.is_empty() && !self.addresses.problems.is_empty();
-        let moving: Vec<_> =
-            stale.iter().filter(|name| self.asks_for_other_addresses(name)).cloned().collect();
-        if is_contested || !moving.iter().all(|name| self.grant(name)) {
-            let settled = Addresses::settle(&self.services, &self.service_cidrs);
-            stale.extend(settled.moved(&self.addresses).cloned());
-            self.addresses = settled;
-        }
+        stale.extend(self.addresses.follow(&stale, &self.services, &self.published, &self.service_cidrs));
         for slice in slices {
             let owner = self.slices.get(&slice).map(|claim| claim.value.service.clone());
             stale.extend(self.grouping.note(slice, owner));
@@ -302,18 +270,6 @@ impl Index {
         stale
     }
 
-    /// Gives a new Service its addresses, if that can be done without looking at all the others.
-    fn grant(&mut self, name: &NamespacedName) -> bool {
-        let is_new = self.published.service(name).is_none();
-        let kind = self.services.get(name).map(|claim| &claim.value.kind);
-        is_new && kind.is_some_and(|kind| self.addresses.grant(name, kind, &self.service_cidrs))
-    }
-
-    fn asks_for_other_addresses(&self, name: &NamespacedName) -> bool {
-        let now = self.services.get(name).map(|claim| &claim.value.kind);
-        now != self.published.service(name).map(|entry| &entry.service.kind)
-    }
-
     /// Services of a namespace that may select pods.
     fn selecting(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Service> {
         let first = NamespacedName::new(Arc::clone(namespace), "");
@@ -326,7 +282,7 @@ impl Index {
         &self,
         stale: BTreeSet<NamespacedName>,
         nodes: &BTreeMap<Arc<str>, Arc<Node>>,
-    ) -> Option<HashMap<NamespacedName, Arc<ServiceEntry>>> {
+    ) -> Option<SharedMap<NamespacedName, ServiceEntry>> {
         let before = &self.published.services;
         let news = stale.into_iter().filter_map(|name| {
             let entry = self.services.get(&name).map(|claim| self.entry(&claim.value, nodes));
@@ -369,31 +325,15 @@ impl Index {
     }
 
     fn problems(&self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> =
-            self.origins.values().flat_map(|state| state.problems.iter().cloned()).collect();
+        let mut problems: Vec<Problem> = self.origins.problems().cloned().collect();
         problems.extend(self.services.conflicts());
         problems.extend(self.slices.conflicts());
         problems.extend(self.pod_manifests.conflicts());
         problems.extend(self.nodes.conflicts());
         // Saying twice that a namespace exists is no conflict.
         problems.extend(self.addresses.problems.iter().cloned());
-        problems.extend(
-            self.sources
-                .values()
-                .filter_map(|source| source.outage.as_ref())
-                .map(|outage| outage.problem.clone()),
-        );
+        problems.extend(self.origins.outages().cloned());
         problems
-    }
-
-    fn source_states(&self) -> BTreeMap<&'static str, SourceState> {
-        let mut states = self.sources.clone();
-        for origin in self.origins.keys() {
-            if let Some(state) = states.get_mut(origin.source()) {
-                state.size += 1;
-            }
-        }
-        states
     }
 }
 

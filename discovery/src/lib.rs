@@ -19,6 +19,7 @@ mod index;
 pub mod model;
 mod notice;
 mod problem;
+mod shared_map;
 mod snapshot;
 mod source;
 mod staleness;
@@ -32,6 +33,7 @@ pub use event::{Event, Object, Origin, Outage, Resource, Sourced};
 pub use index::Index;
 pub use notice::{Notice, Recorder, Regarding};
 pub use problem::{Location, Problem, Severity};
+pub use shared_map::SharedMap;
 pub use snapshot::{ServiceEntry, Snapshot, SourceState};
 #[cfg(feature = "kubernetes")]
 pub use source::Access;

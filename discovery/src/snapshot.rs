@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::event::Outage;
 use crate::model::{Endpoint, EndpointSlice, IpFamily, NamespacedName, Node, Service, ServicePort};
 use crate::problem::Problem;
+use crate::shared_map::SharedMap;
 
 /// Everything known at one instant.
 #[derive(Debug)]
@@ -21,13 +22,13 @@ pub struct Snapshot {
     /// When the content last changed.
     pub changed_at: SystemTime,
     /// Every namespace that exists or has an object in it.
-    pub namespaces: HashSet<Arc<str>>,
+    pub namespaces: Arc<HashSet<Arc<str>>>,
     /// Nodes by name.
-    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    pub nodes: Arc<BTreeMap<Arc<str>, Arc<Node>>>,
     /// Addresses of the pods the CNI plugin has attached to this node.
-    pub local_pods: HashSet<IpAddr>,
+    pub local_pods: Arc<HashSet<IpAddr>>,
     /// The namespace of each of them that the runtime has named.
-    pub pod_namespaces: HashMap<IpAddr, Arc<str>>,
+    pub pod_namespaces: Arc<HashMap<IpAddr, Arc<str>>>,
     /// The namespaces of the pods that have an address, of any node; several pods may have that of their node. Empty
     /// unless [`crate::Interest::pods`] asks for it.
     pub pods: Arc<HashMap<IpAddr, Vec<Arc<str>>>>,
@@ -35,8 +36,7 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// How each source is doing, by name.
     pub sources: BTreeMap<&'static str, SourceState>,
-    pub(crate) services: HashMap<NamespacedName, Arc<ServiceEntry>>,
-    pub(crate) by_cluster_ip: Arc<HashMap<IpAddr, NamespacedName>>,
+    pub(crate) services: SharedMap<NamespacedName, ServiceEntry>,
 }
 
 /// How a source is doing.
@@ -51,7 +51,7 @@ pub struct SourceState {
 }
 
 /// A Service with all that was found out about it. Entries are shared between snapshots: one that did not change
-/// keeps its `Arc`, so that `Arc::ptr_eq` tells what to look at again.
+/// keeps its `Arc`.
 #[derive(Debug, PartialEq)]
 pub struct ServiceEntry {
     /// The Service itself.
@@ -69,15 +69,14 @@ impl Snapshot {
             generation: 0,
             synced: false,
             changed_at: SystemTime::UNIX_EPOCH,
-            namespaces: HashSet::new(),
-            nodes: BTreeMap::new(),
-            local_pods: HashSet::new(),
-            pod_namespaces: HashMap::new(),
+            namespaces: Arc::default(),
+            nodes: Arc::default(),
+            local_pods: Arc::default(),
+            pod_namespaces: Arc::default(),
             pods: Arc::default(),
             problems: Vec::new(),
             sources: BTreeMap::new(),
-            services: HashMap::new(),
-            by_cluster_ip: Arc::default(),
+            services: SharedMap::default(),
         }
     }
 
@@ -104,9 +103,14 @@ impl Snapshot {
         self.services.values()
     }
 
-    /// The Service that owns a virtual IP.
-    pub fn service_by_cluster_ip(&self, address: IpAddr) -> Option<&Arc<ServiceEntry>> {
-        self.by_cluster_ip.get(&address).and_then(|name| self.services.get(name))
+    /// Services that are not as they were in an earlier snapshot, or were not there. Costs what has changed, not what there is.
+    pub fn changed_since<'s>(&'s self, before: &'s Self) -> impl Iterator<Item = &'s Arc<ServiceEntry>> {
+        self.services.changed_since(&before.services).map(|(_, entry)| entry)
+    }
+
+    /// Services of an earlier snapshot that are no more.
+    pub fn gone_since<'s>(&'s self, before: &'s Self) -> impl Iterator<Item = &'s NamespacedName> {
+        self.services.gone_since(&before.services)
     }
 }
 
@@ -132,6 +136,15 @@ impl SourceState {
 }
 
 impl ServiceEntry {
+    /// Its slices that the Service had not, or not like this, when it was `before`.
+    pub fn slices_since<'e>(
+        &'e self,
+        before: Option<&'e Arc<Self>>,
+    ) -> impl Iterator<Item = &'e Arc<EndpointSlice>> {
+        let known = before.map(|before| &before.slices[..]).unwrap_or_default();
+        self.slices.iter().filter(move |slice| !known.iter().any(|old| Arc::ptr_eq(old, slice)))
+    }
+
     /// Where `port` of this Service leads for a family: every distinct address and port, whatever its conditions, of the
     /// slices that are meant for `proxy` (`None`: the usual one).
     /// Where several slices name the same one, the first wins, unless a later one is preferred (an endpoint may be in two

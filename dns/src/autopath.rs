@@ -35,8 +35,8 @@ impl Autopath {
     }
 
     /// Takes in which pods there are now.
-    pub(crate) fn follow(&self, namespaces: &HashMap<IpAddr, Arc<str>>) {
-        self.namespaces.store(Arc::new(namespaces.clone()));
+    pub(crate) fn follow(&self, namespaces: &Arc<HashMap<IpAddr, Arc<str>>>) {
+        self.namespaces.store(Arc::clone(namespaces));
     }
 
     /// The names the client will ask for next, in its order, if this is the first of its search list. `node` are the
@@ -121,7 +121,7 @@ mod tests {
     fn autopath() -> Autopath {
         let domain = NameBuf::from_text("cluster.local").unwrap();
         let autopath = Autopath::new(domain.as_name()).unwrap();
-        autopath.follow(&HashMap::from([(POD.parse().unwrap(), "shop".into())]));
+        autopath.follow(&Arc::new(HashMap::from([(POD.parse().unwrap(), "shop".into())])));
         autopath
     }
 

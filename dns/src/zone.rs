@@ -9,12 +9,13 @@ mod service;
 mod target;
 mod transfer;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use discovery::{ServiceEntry, Snapshot};
+use discovery::model::NamespacedName;
+use discovery::{ServiceEntry, SharedMap, Snapshot};
 use ipnetwork::IpNetwork;
 
 use crate::message::{Name, NameBuf, kind};
@@ -44,6 +45,8 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug)]
 pub(crate) struct Zone {
     pub(crate) settings: Arc<Settings>,
+    /// What this was made of.
+    snapshot: Arc<Snapshot>,
     pub(crate) synced: bool,
     /// A source cannot be read any more: all this is as it was last seen.
     pub(crate) is_stale: bool,
@@ -51,13 +54,14 @@ pub(crate) struct Zone {
     pub(crate) soa: Box<[u8]>,
     /// As labels: length, then lower case.
     namespaces: Arc<HashSet<Box<[u8]>>>,
-    /// Two labels, Service and namespace, to a place in `services`.
-    places: Arc<HashMap<Box<[u8]>, u32>>,
-    services: Vec<Option<Arc<Service>>>,
-    free: Vec<u32>,
+    /// By two labels, Service and namespace.
+    services: SharedMap<Arc<[u8]>, Service>,
+    /// The same by number. A Service has the same one for as long as it has a name.
+    numbered: SharedMap<u32, Service>,
+    /// The number of the next Service that is new.
+    next_number: u32,
+    /// The numbers of the Services at each address.
     reverse: Reverse,
-    /// The namespaces of the pods at each address, if they are told of.
-    pods: Arc<HashMap<IpAddr, Vec<Arc<str>>>>,
 }
 
 /// Where a name leads.
@@ -97,14 +101,14 @@ impl Zone {
         Self {
             soa: soa(&settings, 0),
             settings,
+            snapshot: Arc::new(Snapshot::empty()),
             synced: false,
             is_stale: false,
             namespaces: Arc::default(),
-            places: Arc::default(),
-            services: Vec::new(),
-            free: Vec::new(),
+            services: SharedMap::default(),
+            numbered: SharedMap::default(),
+            next_number: 0,
             reverse: Reverse::default(),
-            pods: Arc::default(),
         }
     }
 
@@ -112,84 +116,67 @@ impl Zone {
     /// `news` hears of every Service with endpoints that something has happened to since the zone before.
     pub(crate) fn next(
         &self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         news: &mut dyn FnMut(&Arc<ServiceEntry>, SystemTime),
     ) -> Self {
+        let before = &self.snapshot;
         let mut zone = self.clone();
+        zone.snapshot = Arc::clone(snapshot);
         zone.synced = snapshot.synced;
         zone.is_stale = snapshot.is_stale();
         let serial = snapshot.changed_at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         // Serials wrap around (RFC 1982).
         let serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();
         zone.soa = soa(&zone.settings, serial);
-        zone.pods = Arc::clone(&snapshot.pods);
         let names = &self.settings.names;
-        let exposed = snapshot.namespaces.iter().filter(|namespace| names.has_namespace(namespace));
-        let namespaces: HashSet<Box<[u8]>> = exposed.filter_map(|namespace| labels(&[namespace])).collect();
-        if namespaces != *zone.namespaces {
-            zone.namespaces = Arc::new(namespaces);
+        if !Arc::ptr_eq(&snapshot.namespaces, &before.namespaces) {
+            let exposed = snapshot.namespaces.iter().filter(|namespace| names.has_namespace(namespace));
+            zone.namespaces = Arc::new(exposed.filter_map(|namespace| labels(&[namespace])).collect());
         }
-        let mut seen = vec![false; zone.services.len()];
-        for entry in snapshot.services().filter(|entry| names.has_namespace(&entry.service.name.namespace)) {
+        for name in snapshot.gone_since(before) {
+            zone.replace(name, None);
+        }
+        let changed = snapshot.changed_since(before);
+        for entry in changed.filter(|entry| names.has_namespace(&entry.service.name.namespace)) {
             let name = &entry.service.name;
-            // Names that fit no label cannot be asked for.
-            let Some(key) = labels(&[&name.name, &name.namespace]) else { continue };
-            let place = zone.place(&key);
-            let index = place as usize;
-            if seen.len() <= index {
-                seen.resize(index + 1, false);
-            }
-            seen[index] = true;
-            if zone.services[index].as_ref().is_some_and(|service| service.is_of(entry)) {
-                continue;
-            }
-            let before = zone.services[index].as_ref().map(|service| service.entry());
-            for slice in entry.slices.iter().filter(|_| self.synced) {
-                let is_new =
-                    !before.is_some_and(|before| before.slices.iter().any(|old| Arc::ptr_eq(old, slice)));
-                if let Some(triggered_at) = slice.triggered_at.filter(|_| is_new) {
-                    news(entry, triggered_at);
-                }
-            }
-            let new = Service::new(entry, &key, &zone.settings).map(Arc::new);
-            zone.replace(place, new);
-        }
-        for (index, seen) in seen.iter().enumerate() {
-            let place = u32::try_from(index).unwrap_or(u32::MAX);
-            if let Some(old) = zone.services[index].clone().filter(|_| !seen) {
-                zone.replace(place, None);
-                Arc::make_mut(&mut zone.places).remove(old.key());
-                zone.free.push(place);
-            }
+            let slices = entry.slices_since(before.service(name)).filter(|_| self.synced);
+            slices.filter_map(|slice| slice.triggered_at).for_each(|triggered_at| news(entry, triggered_at));
+            zone.replace(name, Some(entry));
         }
         zone
     }
 
-    fn place(&mut self, key: &[u8]) -> u32 {
-        if let Some(&place) = self.places.get(key) {
-            return place;
-        }
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.services.push(None);
-            u32::try_from(self.services.len() - 1).unwrap_or(u32::MAX)
-        });
-        Arc::make_mut(&mut self.places).insert(key.into(), place);
-        place
-    }
-
-    fn replace(&mut self, place: u32, new: Option<Arc<Service>>) {
-        let Some(slot) = self.services.get_mut(place as usize) else { return };
-        let old = std::mem::replace(slot, new.clone());
+    /// Puts a Service in the place of the one before of that name, or takes that one out.
+    fn replace(&mut self, name: &NamespacedName, entry: Option<&Arc<ServiceEntry>>) {
+        // Names that fit no label cannot be asked for.
+        let Some(key) = labels(&[&name.name, &name.namespace]) else { return };
+        let old = self.services.remove(&*key);
+        let number = old.as_ref().map_or_else(|| self.free_number(), |old| old.number);
+        let new = entry.and_then(|entry| Service::new(entry, number, &self.settings)).map(Arc::new);
         let addresses = |service: Option<&Arc<Service>>| -> HashSet<IpAddr> {
             service.into_iter().flat_map(|service| service.addresses()).collect()
         };
         let (before, after) = (addresses(old.as_ref()), addresses(new.as_ref()));
         for gone in before.difference(&after) {
-            self.reverse.remove(*gone, place);
+            self.reverse.remove(*gone, number);
         }
         for added in after.difference(&before) {
-            self.reverse.insert(*added, place);
+            self.reverse.insert(*added, number);
         }
+        match new {
+            Some(new) => {
+                self.services.insert(key.into(), Arc::clone(&new));
+                self.numbered.insert(number, new);
+            }
+            None => drop(self.numbered.remove(&number)),
+        }
+    }
+
+    fn free_number(&mut self) -> u32 {
+        while self.numbered.get(&self.next_number).is_some() {
+            self.next_number = self.next_number.wrapping_add(1);
+        }
+        self.next_number
     }
 
     /// Looks a name up. `lower` is the name in lower case.
@@ -237,8 +224,7 @@ impl Zone {
                 // The Service's two labels stand side by side before `svc`.
                 let end = below.len() - 4;
                 let key = below.get(end - service.len() - namespace.len() - 2..end)?;
-                let place = *self.places.get(key)?;
-                self.services.get(place as usize)?.as_deref()?.node(before)
+                self.services.get(key)?.node(before)
             }
             _ => None,
         }
@@ -250,7 +236,9 @@ impl Zone {
         let is_there = match self.settings.names.pods {
             names::Pods::Disabled => false,
             names::Pods::Insecure => true,
-            names::Pods::Verified => self.pods.get(&ip)?.iter().any(|found| found.as_bytes() == namespace),
+            names::Pods::Verified => {
+                self.snapshot.pods.get(&ip)?.iter().any(|found| found.as_bytes() == namespace)
+            }
         };
         is_there.then_some(ip)
     }
@@ -299,10 +287,8 @@ impl Zone {
             (Node::Pod(IpAddr::V6(ip)), kind::AAAA) => drop(each(&ip.octets(), &[])),
             (Node::Pointer(ip), kind::PTR) => {
                 let mut names: Vec<NameBuf> = Vec::new();
-                for place in self.reverse.get(ip) {
-                    if let Some(Some(service)) = self.services.get(place as usize) {
-                        service.names_of(ip, &mut names);
-                    }
+                for service in self.reverse.get(ip).filter_map(|number| self.numbered.get(&number)) {
+                    service.names_of(ip, &mut names);
                 }
                 names.sort_unstable();
                 names.dedup();

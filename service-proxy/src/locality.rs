@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -14,7 +15,7 @@ pub(crate) struct Locality {
     /// This node's own addresses.
     pub(crate) node: HashSet<IpAddr>,
     /// Pods of this node.
-    pub(crate) local_pods: HashSet<IpAddr>,
+    pub(crate) local_pods: Arc<HashSet<IpAddr>>,
     /// Ranges of pods of this node.
     pub(crate) local_ranges: Vec<IpNetwork>,
     /// Ranges of pods of any node.
@@ -60,7 +61,7 @@ mod tests {
     fn an_address_is_borrowed_only_where_its_replies_come_back() {
         let locality = Locality {
             node: HashSet::new(),
-            local_pods: [ip("10.22.0.2"), ip("10.22.0.3")].into(),
+            local_pods: Arc::new([ip("10.22.0.2"), ip("10.22.0.3")].into()),
             local_ranges: vec![],
             cluster_ranges: vec!["10.22.0.0/16".parse().unwrap(), "10.23.0.0/16".parse().unwrap()],
         };

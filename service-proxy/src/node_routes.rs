@@ -111,8 +111,12 @@ async fn follow(follower: Follower, mut snapshots: Snapshots) {
             settled = problems.is_empty() && plan.routes.is_empty();
             follower.tell(&plan, &problems, &mut known);
         }
+        // Most snapshots are about Services.
+        let is_news = |next: &Arc<Snapshot>| {
+            next.synced != snapshot.synced || !Arc::ptr_eq(&next.nodes, &snapshot.nodes)
+        };
         tokio::select! {
-            changed = snapshots.changed() => if changed.is_err() { return },
+            changed = snapshots.wait_for(is_news) => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -12,11 +12,11 @@ use anyhow::Context as _;
 use daemon::admin::{self, Response, Server};
 use daemon::program::Settings;
 use daemon::readiness::{Condition, Readiness};
-use discovery::Snapshots;
+use discovery::{SharedMap, Snapshots};
 use hyper::StatusCode;
 use tokio::task::JoinSet;
 
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, FrontendKey};
 use crate::metrics::Metrics;
 
 /// What the pages show of the proxier, which lives in another task.
@@ -26,7 +26,7 @@ pub(crate) struct Status(Arc<Mutex<Shown>>);
 /// One look at it.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
-    pub(crate) frontends: Vec<Arc<Frontend>>,
+    pub(crate) frontends: SharedMap<FrontendKey, Frontend>,
     pub(crate) failures: Vec<String>,
     /// When the last state was put into force; `None` before the first.
     pub(crate) updated: Option<SystemTime>,
@@ -119,7 +119,7 @@ fn services(query: &str, proxy_name: Option<&str>, snapshots: &Snapshots, status
     let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
     let service = value("service");
     status.with(|shown| {
-        let all = shown.frontends.iter();
+        let all = shown.frontends.values();
         let wanted = all.filter(|f| service.is_none_or(|service| f.service().to_string() == service));
         let mut frontends: Vec<_> = wanted.collect();
         frontends.sort_by_key(|frontend| frontend.key);

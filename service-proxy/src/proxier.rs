@@ -1,6 +1,7 @@
 //! Turns a snapshot into open sockets: opens, changes and closes frontends until they match.
 
 mod carried;
+mod catching;
 mod outlook;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -9,12 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use discovery::model::{IpFamily, NamespacedName, Protocol};
-use discovery::{ServiceEntry, Snapshot};
+use discovery::model::{NamespacedName, Protocol};
+use discovery::{ServiceEntry, SharedMap, Snapshot};
+use ipnetwork::IpNetwork;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::carried::Carried;
+use self::catching::Catching;
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::catcher::Catcher;
 use crate::kernel::socket;
@@ -31,23 +34,19 @@ pub(crate) struct Proxier {
     workers: Vec<Worker>,
     context: Arc<Context>,
     place: Place,
+    service_cidrs: Vec<IpNetwork>,
     surroundings: Surroundings,
+    /// What is in force.
+    snapshot: Arc<Snapshot>,
     services: HashMap<NamespacedName, Carried>,
-    frontends: HashMap<FrontendKey, Arc<Frontend>>,
+    /// Addresses outside the service ranges, of the Services that have any.
+    outside: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
+    /// Services that load balancers in front ask about.
+    health_checked: BTreeSet<NamespacedName>,
+    frontends: SharedMap<FrontendKey, Frontend>,
     failures: BTreeMap<FrontendKey, Failure>,
-    registry: Arc<Registry>,
-    catcher: Catcher,
-    catch_failure: Option<CatchFailure>,
-    /// A frontend was opened or closed since the kernel was told.
-    untold: bool,
+    catching: Catching,
     started: SystemTime,
-}
-
-/// The kernel does not take the rules.
-#[derive(Debug)]
-struct CatchFailure {
-    since: Instant,
-    message: String,
 }
 
 /// A frontend that could not be opened.
@@ -62,7 +61,12 @@ impl Proxier {
     ///
     /// # Errors
     /// When a listener cannot be opened, which needs CAP_NET_ADMIN.
-    pub(crate) fn new(workers: Vec<Worker>, context: Arc<Context>, place: Place) -> io::Result<Self> {
+    pub(crate) fn new(
+        workers: Vec<Worker>,
+        context: Arc<Context>,
+        place: Place,
+        service_cidrs: Vec<IpNetwork>,
+    ) -> io::Result<Self> {
         let registry: Arc<Registry> = Arc::default();
         let mut addresses = Vec::new();
         for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
@@ -79,65 +83,68 @@ impl Proxier {
                 worker.spawn(tcp::serve(listener, registry, context, local, CancellationToken::new()));
             }
         }
-        let catcher = Catcher::new(addresses);
+        let catching = Catching::new(Catcher::new(addresses), registry);
         Ok(Self {
             workers,
             context,
             place,
+            service_cidrs,
             surroundings: Surroundings::default(),
+            snapshot: Arc::new(Snapshot::empty()),
             services: HashMap::new(),
-            frontends: HashMap::new(),
+            outside: BTreeMap::new(),
+            health_checked: BTreeSet::new(),
+            frontends: SharedMap::default(),
             failures: BTreeMap::new(),
-            registry,
-            catcher,
-            catch_failure: None,
-            // An empty first state is told too: it takes over from the proxy before.
-            untold: true,
+            catching,
             started: SystemTime::now(),
         })
     }
 
     /// Makes the frontends match the snapshot. A partial snapshot changes nothing.
-    pub(crate) fn apply(&mut self, snapshot: &Snapshot) {
+    pub(crate) fn apply(&mut self, snapshot: &Arc<Snapshot>) {
         self.context.metrics.discovery_problems.set(count(snapshot.problems.len()));
         if !snapshot.synced {
             return;
         }
         let started = Instant::now();
         self.context.metrics.kube_proxy.queued();
+        let before = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
         let surroundings = self.place.look_around(snapshot);
-        let moved = surroundings != self.surroundings;
-        if moved {
+        let mut changed: Vec<_> = snapshot.changed_since(&before).cloned().collect();
+        if surroundings != self.surroundings {
             self.context.locality.store(Arc::new(surroundings.locality.clone()));
             self.surroundings = surroundings;
+            let is_same = |entry: &Arc<ServiceEntry>| {
+                before.service(&entry.service.name).is_some_and(|old| Arc::ptr_eq(old, entry))
+            };
+            let others = snapshot.services().filter(|entry| is_same(entry));
+            changed.extend(others.filter(|entry| plan::depends_on_surroundings(entry)).cloned());
         }
-        let gone = self.services.keys().filter(|name| snapshot.service(name).is_none());
-        for name in gone.cloned().collect::<Vec<_>>() {
-            self.retain(&name, &Plan::default());
-            self.services.remove(&name);
+        for name in snapshot.gone_since(&before) {
+            self.end(name);
         }
-        let is_news = |entry: &&Arc<ServiceEntry>| {
-            self.is_news(entry) || (moved && plan::depends_on_surroundings(entry))
-        };
-        let changed: Vec<_> = snapshot.services().filter(is_news).cloned().collect();
-        let happened = self.put_into_force(changed);
-        self.catch();
+        let happened = self.put_into_force(changed, &before);
+        self.catching.follow(&self.frontends, &self.context.metrics);
         self.note(snapshot, started, &happened);
     }
 
     /// Returns when that happened which is now in force.
-    fn put_into_force(&mut self, changed: Vec<Arc<ServiceEntry>>) -> Vec<SystemTime> {
+    fn put_into_force(&mut self, changed: Vec<Arc<ServiceEntry>>, before: &Snapshot) -> Vec<SystemTime> {
         let mut happened = Vec::new();
         let plans: Vec<_> = changed.iter().map(|entry| plan(entry, &self.surroundings)).collect();
         // What a Service no longer serves goes first: its address may have passed to another one.
         for (entry, plan) in changed.iter().zip(&plans) {
-            self.retain(&entry.service.name, plan);
+            let name = &entry.service.name;
+            self.retain(name, plan);
+            self.note_rules(entry);
             let counts = &self.context.metrics.kube_proxy;
-            let carried = self.services.entry(entry.service.name.clone()).or_default();
-            let slices = carried.update(entry, plan);
+            self.services.entry(name.clone()).or_default().update(entry, plan, &counts.without_local);
             counts.service_changes.inc();
-            counts.endpoint_changes.inc_by(slices.len() as u64);
-            happened.extend(slices.iter().filter_map(|slice| slice.triggered_at));
+            for slice in entry.slices_since(before.service(name)) {
+                counts.endpoint_changes.inc();
+                happened.extend(slice.triggered_at);
+            }
         }
         for (entry, plan) in changed.iter().zip(plans) {
             for (key, planned) in plan.frontends {
@@ -147,19 +154,38 @@ impl Proxier {
         happened
     }
 
+    /// A Service is no more.
+    fn end(&mut self, name: &NamespacedName) {
+        self.retain(name, &Plan::default());
+        self.outside.remove(name);
+        self.health_checked.remove(name);
+        if let Some(mut carried) = self.services.remove(name) {
+            carried.set_without_local(Vec::new(), &self.context.metrics.kube_proxy.without_local);
+        }
+    }
+
+    /// Notes what few Services ask for, so that finding those does not mean to look at all.
+    fn note_rules(&mut self, entry: &Arc<ServiceEntry>) {
+        let name = &entry.service.name;
+        let mut outside = plan::addresses(entry, &self.surroundings);
+        outside.retain(|ip| !self.service_cidrs.iter().any(|range| range.contains(*ip)));
+        if outside.is_empty() {
+            self.outside.remove(name);
+        } else {
+            self.outside.insert(name.clone(), outside);
+        }
+        if entry.service.rules.health_check_node_port.is_some() {
+            self.health_checked.insert(name.clone());
+        } else {
+            self.health_checked.remove(name);
+        }
+    }
+
     fn note(&self, snapshot: &Snapshot, started: Instant, happened: &[SystemTime]) {
         let metrics = &self.context.metrics;
         metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         self.count_frontends();
-        for policy in ["internal", "external"] {
-            for family in [IpFamily::V4, IpFamily::V6] {
-                let ports = self.services.values().map(|carried| carried.without_local(policy, family)).sum();
-                let gauge =
-                    metrics.kube_proxy.without_local.with_label_values(&[&family.to_string(), policy]);
-                gauge.set(count(ports));
-            }
-        }
-        if self.catch_failure.is_none() {
+        if self.catching.failure().is_none() {
             metrics.kube_proxy.synced(started.elapsed());
             // As kube-proxy: what happened before it started says nothing about it.
             let recent = happened.iter().filter(|happened| **happened >= self.started);
@@ -169,58 +195,41 @@ impl Proxier {
 
     /// Tries again what could not be opened. False if there was nothing to try.
     pub(crate) fn retry_failures(&mut self) -> bool {
-        if let Err(error) = self.catcher.check() {
-            error!(%error, "cannot look after nft table inet portolan-proxy");
-        }
-        if self.failures.is_empty() && self.catch_failure.is_none() {
+        self.catching.check();
+        if self.failures.is_empty() && self.catching.failure().is_none() {
             return false;
         }
         let failures = std::mem::take(&mut self.failures);
         for (key, failure) in failures {
-            let entry = self.services.get(&failure.service).and_then(|carried| carried.entry.clone());
-            let planned = entry.and_then(|entry| plan(&entry, &self.surroundings).frontends.remove(&key));
+            let entry = self.snapshot.service(&failure.service);
+            let planned = entry.and_then(|entry| plan(entry, &self.surroundings).frontends.remove(&key));
             match planned {
-                Some(_) if self.frontends.contains_key(&key) => {
+                Some(_) if self.frontends.get(&key).is_some() => {
                     self.failures.insert(key, failure);
                 }
                 Some(planned) => self.open(key, &failure.service, planned, Some(failure.message)),
                 None => {}
             }
         }
-        self.catch();
+        self.catching.follow(&self.frontends, &self.context.metrics);
         self.count_frontends();
         true
     }
 
     /// New connections are refused from now on; the rule that open ones need stays.
     pub(crate) fn stop_catching(&mut self) {
-        if let Err(error) = self.catcher.set(BTreeSet::new()) {
-            error!(%error, "cannot empty nft table inet portolan-proxy");
-        }
+        self.catching.stop();
     }
 
     /// Closes every socket of a frontend.
     pub(crate) fn close_all(&mut self) {
-        for (_, frontend) in self.frontends.drain() {
-            frontend.close();
-        }
+        self.frontends.values().for_each(|frontend| frontend.close());
+        self.frontends = SharedMap::default();
     }
 
     /// Takes the rules out of the kernel.
     pub(crate) fn forget(&mut self) {
-        if let Err(error) = self.catcher.remove() {
-            error!(%error, "cannot delete nft table inet portolan-proxy");
-        }
-    }
-
-    fn is_news(&self, entry: &Arc<ServiceEntry>) -> bool {
-        let carried = self.services.get(&entry.service.name).and_then(|carried| carried.entry.as_ref());
-        carried.is_none_or(|old| !Arc::ptr_eq(old, entry))
-    }
-
-    /// The Services as last applied.
-    fn entries(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
-        self.services.values().filter_map(|carried| carried.entry.as_ref())
+        self.catching.forget();
     }
 
     /// Closes what the Service has and `plan` has not, or has for another of its ports.
@@ -235,7 +244,6 @@ impl Proxier {
         for key in closed {
             if let Some(frontend) = self.frontends.remove(&key) {
                 frontend.close();
-                self.untold = true;
                 info!(frontend = %key, %service, "closed");
             }
         }
@@ -270,7 +278,6 @@ impl Proxier {
                 info!(frontend = %key, %service, "serving");
                 self.services.entry(service.clone()).or_default().keys.push(key);
                 self.frontends.insert(key, frontend);
-                self.untold = true;
             }
             Err(cause) => {
                 let message = format!("cannot serve {key} of Service {service}: {}", explain(&cause));
@@ -301,32 +308,11 @@ impl Proxier {
         } else if self.surroundings.locality.node.contains(&address.ip()) {
             // Connections are caught here too, but nobody else may take the port of the node's own address.
             let listener = socket::listen_tcp(address)?;
-            let (registry, context) = (Arc::clone(&self.registry), Arc::clone(&self.context));
+            let (registry, context) = (Arc::clone(self.catching.registry()), Arc::clone(&self.context));
             let local = Arc::clone(&worker.local);
             worker.spawn(tcp::serve(listener, registry, context, local, frontend.closing()));
         }
         Ok(frontend)
-    }
-
-    /// Makes the kernel hand over the connections to what is open now, and no others.
-    fn catch(&mut self) {
-        if !self.untold && self.catch_failure.is_none() {
-            return;
-        }
-        self.untold = false;
-        let tcp = self.frontends.values().filter(|frontend| frontend.key.protocol == Protocol::Tcp);
-        let by_address: HashMap<_, _> = tcp.map(|f| (f.key.address, Arc::clone(f))).collect();
-        let addresses = by_address.keys().copied().collect();
-        // A connection that is caught has to be known; one that is no longer caught may still wait to be accepted and
-        // is reset, as it would be a moment later.
-        self.registry.store(Arc::new(by_address));
-        let since = self.catch_failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
-        self.catch_failure = self.catcher.set(addresses).err().map(|error| {
-            let message = format!("cannot catch connections (nft table inet portolan-proxy): {error}");
-            error!("{message}");
-            self.context.metrics.kube_proxy.nftables_failures.inc();
-            CatchFailure { since, message }
-        });
     }
 
     fn count_frontends(&self) {

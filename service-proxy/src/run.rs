@@ -1,6 +1,6 @@
 //! Puts the parts together and runs until told to stop.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -91,9 +91,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         .map(|number| Worker::start(number, config.poll, config.patience.tick()))
         .collect::<Result<_, _>>()
         .context("start the workers")?;
-    let proxier = Proxier::new(workers, Arc::clone(&context), config.place);
-    let mut proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
     let service_cidrs = config.discovery.service_cidrs.clone();
+    let proxier = Proxier::new(workers, Arc::clone(&context), config.place, service_cidrs.clone());
+    let mut proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
     let is_in_pod = config.discovery.is_in_pod();
     let discovery = discovery::start(config.discovery);
     let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
@@ -274,9 +274,7 @@ async fn serve(
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         proxier.apply(&snapshot);
-        let single = |address: &IpAddr| !routes.covers(*address);
-        let singles = proxier.addresses().into_iter().filter(single).collect();
-        routes.set_singles(singles).await;
+        routes.set_singles(proxier.outside()).await;
         health_checks.set(proxier.health_checks(), proxier.node_port_addresses()).await;
         if snapshot.synced {
             updated = Some(SystemTime::now());

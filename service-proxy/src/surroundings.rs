@@ -61,7 +61,7 @@ impl Place {
             node_port_addresses: node_address::for_node_ports(&own, &self.node_port_addresses),
             locality: Locality {
                 node: own,
-                local_pods: snapshot.local_pods.clone(),
+                local_pods: Arc::clone(&snapshot.local_pods),
                 local_ranges: local_ranges.copied().collect(),
                 cluster_ranges: snapshot.nodes.values().flat_map(|node| node.pod_cidrs.clone()).collect(),
             },

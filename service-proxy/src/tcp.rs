@@ -4,19 +4,20 @@ mod connect;
 mod proxy_protocol;
 mod relay;
 
-use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use discovery::SharedMap;
+use discovery::model::Protocol;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::socket;
 use crate::worker::patience::Progress;
 use crate::worker::{Context, Local};
@@ -25,8 +26,8 @@ use relay::Sent;
 /// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Every TCP frontend by its address.
-pub(crate) type Registry = ArcSwap<HashMap<SocketAddr, Arc<Frontend>>>;
+/// Every frontend.
+pub(crate) type Registry = ArcSwap<SharedMap<FrontendKey, Frontend>>;
 
 /// What the connections of one worker need.
 struct Scope {
@@ -71,7 +72,8 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     let Scope { registry, context, local } = &*scope;
     // The address it was meant for is the socket's own.
     let asked = client.local_addr().ok();
-    let found = asked.and_then(|asked| Some((asked, registry.load().get(&asked).cloned()?)));
+    let key = |address| FrontendKey { protocol: Protocol::Tcp, address };
+    let found = asked.and_then(|asked| Some((asked, registry.load().get(&key(asked)).cloned()?)));
     let Some((asked, frontend)) = found else {
         // The Service went while the connection waited to be accepted, or somebody has found our own port.
         return socket::reset_on_close(&client);

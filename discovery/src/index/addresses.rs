@@ -1,8 +1,7 @@
 //! Every Service's virtual IPs: those it asks for, first come first served by origin; then assigned ones.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -10,6 +9,7 @@ use super::claims::{Claim, Claims};
 use crate::allocate;
 use crate::model::{FamilyPolicy, NamespacedName, Service, ServiceKind};
 use crate::problem::{Problem, Severity};
+use crate::snapshot::Snapshot;
 
 type Services = Claims<NamespacedName, Service>;
 
@@ -17,13 +17,15 @@ type Services = Claims<NamespacedName, Service>;
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     by_service: HashMap<NamespacedName, Vec<IpAddr>>,
-    pub(super) owners: Arc<HashMap<IpAddr, NamespacedName>>,
+    pub(super) owners: HashMap<IpAddr, NamespacedName>,
+    /// How many Services ask for none, and have to be given some.
+    assigned: usize,
     pub(super) problems: Vec<Problem>,
 }
 
 impl Addresses {
     /// Settles everything anew: an address depends on all Services, so one that comes or goes can move another one's.
-    pub(super) fn settle(services: &Services, cidrs: &[IpNetwork]) -> Self {
+    fn settle(services: &Services, cidrs: &[IpNetwork]) -> Self {
         let mut settled = Self::default();
         let owners = first_claimants(services);
         let mut wanted = BTreeMap::new();
@@ -40,6 +42,7 @@ impl Addresses {
             }
         }
         let taken: HashSet<IpAddr> = owners.into_keys().collect();
+        settled.assigned = wanted.len();
         let (assigned, unassigned) = allocate::assign(&wanted, &taken, cidrs);
         settled.by_service.extend(assigned);
         for (name, family) in unassigned {
@@ -50,14 +53,40 @@ impl Addresses {
             ));
         }
         let owned = settled.by_service.iter();
-        settled.owners =
-            Arc::new(owned.flat_map(|(name, ips)| ips.iter().map(|ip| (*ip, name.clone()))).collect());
+        settled.owners = owned.flat_map(|(name, ips)| ips.iter().map(|ip| (*ip, name.clone()))).collect();
         settled
     }
 
-    /// Gives a new Service what it asks for, if that moves nobody: addresses of the ranges that nobody has. Otherwise everything is
-    /// to be settled.
-    pub(super) fn grant(&mut self, name: &NamespacedName, kind: &ServiceKind, cidrs: &[IpNetwork]) -> bool {
+    /// Takes in that these Services may not be as they were `before`, and returns all that have other addresses now for it.
+    pub(super) fn follow(
+        &mut self,
+        changed: &BTreeSet<NamespacedName>,
+        services: &Services,
+        before: &Snapshot,
+        cidrs: &[IpNetwork],
+    ) -> Vec<NamespacedName> {
+        // A contested address has a problem, which names places in files: it is settled anew whenever a Service moves.
+        let is_contested = !changed.is_empty() && !self.problems.is_empty();
+        let mut concerns_nobody_else = |name: &NamespacedName| {
+            let then = before.service(name).map(|entry| &entry.service.kind);
+            match (then, services.get(name).map(|claim| &claim.value.kind)) {
+                (then, now) if then == now => true,
+                (None, Some(now)) => self.grant(name, now, cidrs),
+                (Some(_), None) => self.release(name),
+                _ => false,
+            }
+        };
+        if !is_contested && changed.iter().all(&mut concerns_nobody_else) {
+            return Vec::new();
+        }
+        let settled = Self::settle(services, cidrs);
+        let moved = settled.moved(self).cloned().collect();
+        *self = settled;
+        moved
+    }
+
+    /// Gives a new Service what it asks for, if these are addresses of the ranges that nobody has.
+    fn grant(&mut self, name: &NamespacedName, kind: &ServiceKind, cidrs: &[IpNetwork]) -> bool {
         let ServiceKind::ClusterIp { requested, .. } = kind else { return false };
         let is_free =
             |ip: &IpAddr| !self.owners.contains_key(ip) && cidrs.iter().any(|cidr| cidr.contains(*ip));
@@ -65,8 +94,19 @@ impl Addresses {
         if requested.is_empty() || distinct.len() < requested.len() || !requested.iter().all(is_free) {
             return false;
         }
-        Arc::make_mut(&mut self.owners).extend(requested.iter().map(|ip| (*ip, name.clone())));
+        self.owners.extend(requested.iter().map(|ip| (*ip, name.clone())));
         self.by_service.insert(name.clone(), requested.clone());
+        true
+    }
+
+    /// Takes back what a Service has that is gone, if nobody's address was assigned around it.
+    fn release(&mut self, name: &NamespacedName) -> bool {
+        if self.assigned > 0 {
+            return false;
+        }
+        for ip in self.by_service.remove(name).into_iter().flatten() {
+            self.owners.remove(&ip);
+        }
         true
     }
 
@@ -76,7 +116,7 @@ impl Addresses {
     }
 
     /// Services that have other addresses here than there.
-    pub(super) fn moved<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a NamespacedName> {
+    fn moved<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a NamespacedName> {
         let names = self.by_service.keys().chain(before.by_service.keys());
         names.filter(|name| self.of(name) != before.of(name))
     }

@@ -5,22 +5,31 @@ use std::sync::Arc;
 
 /// How many objects are in each namespace.
 #[derive(Debug, Default)]
-pub(super) struct Population(HashMap<Arc<str>, usize>);
+pub(super) struct Population {
+    counts: HashMap<Arc<str>, usize>,
+    names: Arc<HashSet<Arc<str>>>,
+}
 
 impl Population {
-    pub(super) fn namespaces(&self) -> HashSet<Arc<str>> {
-        self.0.keys().map(Arc::clone).collect()
+    pub(super) fn namespaces(&self) -> Arc<HashSet<Arc<str>>> {
+        Arc::clone(&self.names)
     }
 
     pub(super) fn add(&mut self, namespace: &Arc<str>) {
-        *self.0.entry(Arc::clone(namespace)).or_default() += 1;
+        if let Some(count) = self.counts.get_mut(namespace) {
+            *count += 1;
+            return;
+        }
+        self.counts.insert(Arc::clone(namespace), 1);
+        Arc::make_mut(&mut self.names).insert(Arc::clone(namespace));
     }
 
     pub(super) fn remove(&mut self, namespace: &Arc<str>) {
-        if let Some(count) = self.0.get_mut(namespace) {
+        if let Some(count) = self.counts.get_mut(namespace) {
             *count -= 1;
             if *count == 0 {
-                self.0.remove(namespace);
+                self.counts.remove(namespace);
+                Arc::make_mut(&mut self.names).remove(namespace);
             }
         }
     }

@@ -12,7 +12,7 @@ const CHUNK: usize = 512;
 
 type Entry = (IpAddr, u32);
 
-/// From an address to the places of the Services that have it, in order of addresses. Chunks are shared between zones,
+/// From an address to the numbers of the Services that have it, in order of addresses. Chunks are shared between zones,
 /// so that a change copies the few it touches.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reverse(Vec<Arc<Vec<Entry>>>);
@@ -27,8 +27,8 @@ pub(super) struct Asked {
 }
 
 impl Reverse {
-    pub(super) fn insert(&mut self, address: IpAddr, place: u32) {
-        let entry = (address, place);
+    pub(super) fn insert(&mut self, address: IpAddr, number: u32) {
+        let entry = (address, number);
         if self.0.is_empty() {
             self.0.push(Arc::default());
         }
@@ -42,8 +42,8 @@ impl Reverse {
         }
     }
 
-    pub(super) fn remove(&mut self, address: IpAddr, place: u32) {
-        let entry = (address, place);
+    pub(super) fn remove(&mut self, address: IpAddr, number: u32) {
+        let entry = (address, number);
         if self.0.is_empty() {
             return;
         }
@@ -57,9 +57,9 @@ impl Reverse {
         }
     }
 
-    /// The places of all who have the address.
+    /// The numbers of all who have the address.
     pub(super) fn get(&self, address: IpAddr) -> impl Iterator<Item = u32> + '_ {
-        self.from(address).take_while(move |(found, _)| *found == address).map(|(_, place)| place)
+        self.from(address).take_while(move |(found, _)| *found == address).map(|(_, number)| number)
     }
 
     pub(super) fn contains(&self, address: IpAddr) -> bool {

@@ -15,7 +15,8 @@ use crate::message::{Malformed, Name, NameBuf, kind};
 #[derive(Debug)]
 pub(crate) struct Service {
     entry: Arc<ServiceEntry>,
-    key: Box<[u8]>,
+    /// By which its addresses refer to it.
+    pub(super) number: u32,
     name: NameBuf,
     v4: Box<[[u8; 4]]>,
     v6: Box<[[u8; 16]]>,
@@ -31,7 +32,7 @@ pub(crate) struct Service {
 
 impl Service {
     /// `None` if the name is too long to be asked for, or a headless Service has nobody behind it.
-    pub(super) fn new(entry: &Arc<ServiceEntry>, key: &[u8], settings: &Settings) -> Option<Self> {
+    pub(super) fn new(entry: &Arc<ServiceEntry>, number: u32, settings: &Settings) -> Option<Self> {
         let mut name = NameBuf::default();
         name.push_label(entry.service.name.name.as_bytes()).ok()?;
         name.push_label(entry.service.name.namespace.as_bytes()).ok()?;
@@ -70,7 +71,7 @@ impl Service {
         });
         Some(Self {
             entry: Arc::clone(entry),
-            key: key.into(),
+            number,
             name,
             v4: v4.collect(),
             v6: v6.collect(),
@@ -79,20 +80,6 @@ impl Service {
             alias,
             is_coredns: names.is_coredns(),
         })
-    }
-
-    /// Whether it was made of this very entry.
-    pub(super) fn is_of(&self, entry: &Arc<ServiceEntry>) -> bool {
-        Arc::ptr_eq(&self.entry, entry)
-    }
-
-    /// What it was made of.
-    pub(super) fn entry(&self) -> &ServiceEntry {
-        &self.entry
-    }
-
-    pub(super) fn key(&self) -> &[u8] {
-        &self.key
     }
 
     /// Where an ExternalName leads.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::service::Service;
 use super::{Node, Zone};
 use crate::message::{CLASS_IN, Edns, Encoder, Name, NameBuf, Query, Question, Section, flag, kind};
 
@@ -18,9 +19,10 @@ pub(crate) struct Transfer {
     id: u16,
     flags: u16,
     question: (NameBuf, u16),
-    /// Of the Services that were looked at; a Service's records are made when its turn comes.
+    /// Of the Services that were looked at.
     ready: VecDeque<Record>,
-    service: usize,
+    /// The others; a Service's records are made when its turn comes.
+    services: std::vec::IntoIter<Arc<Service>>,
     has_ended: bool,
     edns: Option<bool>,
 }
@@ -49,7 +51,9 @@ impl Transfer {
         let question = (query.question.name.to_buf(), query.question.kind);
         let flags = flag::QR | flag::AA | query.header.flags & flag::RD;
         let edns = query.edns.map(|edns| edns.dnssec_ok);
-        Self { zone, id: query.header.id, flags, question, ready, service: 0, has_ended: false, edns }
+        let services: Vec<_> = zone.services.values().cloned().collect();
+        let services = services.into_iter();
+        Self { zone, id: query.header.id, flags, question, ready, services, has_ended: false, edns }
     }
 
     /// Appends the next message; none is left when this returns false.
@@ -86,15 +90,12 @@ impl Transfer {
     /// The first record of the next Service, with the others behind it in line; at the end the SOA record again.
     fn refill(&mut self) -> Option<Record> {
         while self.ready.is_empty() && !self.has_ended {
-            match self.zone.services.get(self.service) {
+            match self.services.next() {
                 Some(service) => {
                     let ready = &mut self.ready;
-                    if let Some(service) = service {
-                        service.records(&mut |owner: Name<'_>, kind, content: &[u8]| {
-                            ready.push_back((owner.to_buf(), kind, content.to_vec()));
-                        });
-                    }
-                    self.service += 1;
+                    service.records(&mut |owner: Name<'_>, kind, content: &[u8]| {
+                        ready.push_back((owner.to_buf(), kind, content.to_vec()));
+                    });
                 }
                 None => {
                     self.has_ended = true;

@@ -19,7 +19,6 @@
 //! The first rule is for connections that exist: see [`crate::kernel::divert`]. A proxy that is started beside another one
 //! writes the table anew with its own ports, in one transaction: from then on new connections are its own.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 
@@ -37,47 +36,53 @@ const V6: &str = "frontends-v6";
 pub(crate) struct Catcher {
     /// Where to hand connections: one listener a family.
     listeners: Vec<SocketAddr>,
-    caught: BTreeSet<SocketAddr>,
     installed: bool,
 }
 
 impl Catcher {
-    /// Nothing is in the kernel before the first [`Catcher::set`].
+    /// Nothing is in the kernel before the first [`Catcher::change`].
     pub(crate) fn new(listeners: Vec<SocketAddr>) -> Self {
-        Self { listeners, caught: BTreeSet::new(), installed: false }
+        Self { listeners, installed: false }
     }
 
-    /// Catches connections to exactly these from now on, all at once.
+    /// Whether anything is in the kernel, as far as it is known.
+    pub(crate) fn is_installed(&self) -> bool {
+        self.installed
+    }
+
+    /// Catches connections to what was opened and no more to what was closed, all at once. A table that is not there is
+    /// written with `all`.
     ///
     /// # Errors
     /// What the kernel says; then nothing has changed.
-    pub(crate) fn set(&mut self, wanted: BTreeSet<SocketAddr>) -> io::Result<()> {
+    pub(crate) fn change(
+        &mut self,
+        opened: &[SocketAddr],
+        closed: &[SocketAddr],
+        all: &dyn Fn() -> Vec<SocketAddr>,
+    ) -> io::Result<()> {
         if !self.installed {
-            return self.install(wanted);
-        }
-        let (added, removed) = (difference(&wanted, &self.caught), difference(&self.caught, &wanted));
-        if added.is_empty() && removed.is_empty() {
-            return Ok(());
+            return self.install(&all());
         }
         let mut batch = Batch::new(TABLE);
         for (set, v4) in [(V4, true), (V6, false)] {
-            batch.delete_socket_addresses(set, &of_family(&removed, v4));
-            batch.add_socket_addresses(set, &of_family(&added, v4));
+            batch.delete_socket_addresses(set, &of_family(closed, v4));
+            batch.add_socket_addresses(set, &of_family(opened, v4));
         }
         match batch.commit(&Netfilter::open()?) {
             // Somebody has flushed the ruleset.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.install(wanted),
-            other => other.map(|()| self.caught = wanted),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.install(&all()),
+            other => other,
         }
     }
 
-    /// Writes the table again if somebody has deleted it.
+    /// Writes the table again, with `all`, if somebody has deleted it.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn check(&mut self) -> io::Result<()> {
+    pub(crate) fn check(&mut self, all: &dyn Fn() -> Vec<SocketAddr>) -> io::Result<()> {
         if self.installed && !Netfilter::open()?.has_table(TABLE)? {
-            return self.install(self.caught.clone());
+            return self.install(&all());
         }
         Ok(())
     }
@@ -95,7 +100,7 @@ impl Catcher {
         batch.commit(&Netfilter::open()?)
     }
 
-    fn install(&mut self, wanted: BTreeSet<SocketAddr>) -> io::Result<()> {
+    fn install(&mut self, all: &[SocketAddr]) -> io::Result<()> {
         let mut batch = Batch::new(TABLE);
         // What another proxy, or an earlier run, has put there goes in the same instant.
         batch.add_table();
@@ -103,10 +108,9 @@ impl Catcher {
         batch.add_table();
         batch.add_prerouting_chain(CHAIN);
         batch.add_rule(CHAIN, &Rule::default().for_transparent_socket().set_mark_bit(MARK).accept());
-        let all: Vec<SocketAddr> = wanted.iter().copied().collect();
         for (id, set, v4) in [(1, V4, true), (2, V6, false)] {
             batch.add_socket_address_set(set, id, v4);
-            batch.add_socket_addresses(set, &of_family(&all, v4));
+            batch.add_socket_addresses(set, &of_family(all, v4));
         }
         for listener in &self.listeners {
             let v4 = listener.is_ipv4();
@@ -114,13 +118,9 @@ impl Catcher {
             batch.add_rule(CHAIN, &rule.tproxy(*listener).accept());
         }
         batch.commit(&Netfilter::open()?)?;
-        (self.caught, self.installed) = (wanted, true);
+        self.installed = true;
         Ok(())
     }
-}
-
-fn difference(from: &BTreeSet<SocketAddr>, without: &BTreeSet<SocketAddr>) -> Vec<SocketAddr> {
-    from.difference(without).copied().collect()
 }
 
 fn of_family(addresses: &[SocketAddr], v4: bool) -> Vec<SocketAddr> {

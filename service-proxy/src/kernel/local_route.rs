@@ -95,11 +95,6 @@ impl LocalRoutes {
         self.singles = routed;
     }
 
-    /// Whether a range has it already.
-    pub(crate) fn covers(&self, address: IpAddr) -> bool {
-        self.ranges.iter().any(|range| range.contains(address))
-    }
-
     /// Takes the routes away again. One that is gone already is fine.
     pub(crate) async fn remove(mut self) {
         self.set_singles(BTreeSet::new()).await;

@@ -5,6 +5,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon::metrics::register;
+use discovery::model::IpFamily;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     exponential_buckets,
@@ -43,6 +44,14 @@ impl KubeProxy {
             rules("no_local_endpoints_total"),
             "Ports of Services with a Local policy and no endpoint on this node, though there are others.",
         );
+        let without_local =
+            register(registry, IntGaugeVec::new(without_local, &["ip_family", "traffic_policy"]));
+        for family in [IpFamily::V4, IpFamily::V6] {
+            for policy in ["internal", "external"] {
+                // Shown as 0, not left out, while there are none.
+                without_local.with_label_values(&[&family.to_string(), policy]);
+            }
+        }
         Self {
             sync: histogram(
                 rules("duration_seconds"),
@@ -61,10 +70,7 @@ impl KubeProxy {
                 rules("endpoint_changes_total"),
                 "EndpointSlices that changed or appeared.",
             ),
-            without_local: register(
-                registry,
-                IntGaugeVec::new(without_local, &["ip_family", "traffic_policy"]),
-            ),
+            without_local,
             nftables_failures: counter(
                 rules("nftables_sync_failures_total"),
                 "Failures to change the nftables rules.",

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use discovery::ServiceEntry;
-use discovery::model::{EndpointSlice, IpFamily};
+use discovery::model::IpFamily;
+use prometheus::IntGaugeVec;
 
 use crate::frontend::FrontendKey;
 use crate::metrics::Metrics;
@@ -14,8 +15,6 @@ use crate::traffic::Traffic;
 /// What the proxier knows of it.
 #[derive(Debug, Default)]
 pub(super) struct Carried {
-    /// As last applied, to pass over it while it does not change.
-    pub(super) entry: Option<Arc<ServiceEntry>>,
     /// Where it is open.
     pub(super) keys: Vec<FrontendKey>,
     /// The traffic of each of its ports, also of one that has no endpoints right now.
@@ -24,19 +23,15 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    /// Takes in its new state and returns the slices that are new in it.
-    pub(super) fn update(&mut self, entry: &Arc<ServiceEntry>, plan: &Plan) -> Vec<Arc<EndpointSlice>> {
-        let before = self.entry.replace(Arc::clone(entry));
-        self.without_local.clone_from(&plan.without_local);
+    /// Takes in its new state.
+    pub(super) fn update(&mut self, entry: &ServiceEntry, plan: &Plan, without_local: &IntGaugeVec) {
+        self.set_without_local(plan.without_local.clone(), without_local);
         self.traffic.retain(|traffic| {
             let is_same = |port: &&discovery::model::ServicePort| {
                 port.name == traffic.port.name && port.protocol == traffic.port.protocol
             };
             entry.service.ports.iter().any(|port| is_same(&port))
         });
-        let known = before.as_ref().map_or_else(Default::default, |before| &before.slices[..]);
-        let is_known = |slice: &&Arc<EndpointSlice>| known.iter().any(|old| Arc::ptr_eq(old, slice));
-        entry.slices.iter().filter(|slice| !is_known(slice)).cloned().collect()
     }
 
     /// The traffic of a port, from now on if there was none.
@@ -50,8 +45,12 @@ impl Carried {
         traffic
     }
 
-    /// For how many of its ports a policy leaves clients of a family without an endpoint.
-    pub(super) fn without_local(&self, policy: &str, family: IpFamily) -> usize {
-        self.without_local.iter().filter(|found| **found == (policy, family)).count()
+    /// Ports of which a policy leaves clients of a family without an endpoint, which the gauge counts.
+    pub(super) fn set_without_local(&mut self, ports: Vec<(&'static str, IpFamily)>, gauge: &IntGaugeVec) {
+        let counted =
+            |(policy, family): &(&str, IpFamily)| gauge.with_label_values(&[&family.to_string(), *policy]);
+        self.without_local.iter().for_each(|port| counted(port).dec());
+        ports.iter().for_each(|port| counted(port).inc());
+        self.without_local = ports;
     }
 }

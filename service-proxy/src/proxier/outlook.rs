@@ -5,18 +5,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use discovery::{ServiceEntry, Snapshot};
+use discovery::{ServiceEntry, SharedMap, Snapshot};
 
 use super::Proxier;
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::node_address;
 use crate::pages::health_check;
 use crate::plan;
 
 impl Proxier {
-    /// Addresses that have to be local for all this to be reached, those of the node itself left out.
-    pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
-        let wanted = self.entries().flat_map(|entry| plan::addresses(entry, &self.surroundings));
+    /// Addresses outside the service ranges that have to be local for all this to be reached, those of the node itself left out.
+    pub(crate) fn outside(&self) -> BTreeSet<IpAddr> {
+        let wanted = self.outside.values().flatten().copied();
         wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
     }
 
@@ -33,17 +33,17 @@ impl Proxier {
     /// What cannot be opened now, one line each.
     pub(crate) fn failures(&self) -> Vec<String> {
         let failures = self.failures.values().map(|failure| failure.message.clone());
-        failures.chain(self.catch_failure.iter().map(|failure| failure.message.clone())).collect()
+        failures.chain(self.catching.failure().map(|failure| failure.message.clone())).collect()
     }
 
     /// Since when the kernel has not taken the rules, if it does not.
     pub(crate) fn stuck_since(&self) -> Option<Instant> {
-        self.catch_failure.as_ref().map(|failure| failure.since)
+        self.catching.failure().map(|failure| failure.since)
     }
 
-    /// Everything that is open, in no particular order.
-    pub(crate) fn frontends(&self) -> Vec<Arc<Frontend>> {
-        self.frontends.values().cloned().collect()
+    /// Everything that is open.
+    pub(crate) fn frontends(&self) -> SharedMap<FrontendKey, Frontend> {
+        self.frontends.clone()
     }
 
     /// What load balancers in front want to be told about this node.
@@ -53,7 +53,7 @@ impl Proxier {
             let local = plan::local_ready(entry, &self.surroundings);
             Some(health_check::Wanted { port, service: entry.service.name.clone(), local })
         };
-        self.entries().filter_map(wanted).collect()
+        self.health_checked.iter().filter_map(|name| self.snapshot.service(name)).filter_map(wanted).collect()
     }
 
     /// Where node ports are open.
