@@ -5,13 +5,13 @@ mod kind;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::thread;
 use std::time::Instant;
 
 use crate::event::{Event, MANIFESTS, Origin, Outage, Sourced};
 use crate::problem::{Location, Problem, Severity};
 use crate::source::directory::{Changes, Directory, Reader};
-use document::Document;
 use kind::ObjectKey;
 
 /// The directory of manifests.
@@ -21,6 +21,15 @@ pub(super) struct Manifests {
     /// down what that object was before.
     last_good: HashMap<PathBuf, HashMap<ObjectKey, Sourced>>,
 }
+
+/// Files that a thread reads before what they say is taken in: few, as all that is there twice until then.
+const SHARE: usize = 16;
+
+/// A file that has changed, and what is in it.
+type File = (PathBuf, io::Result<Vec<u8>>);
+
+/// Why a file says nothing: the line, where known, and what is wrong.
+type Mistake = (Option<usize>, String);
 
 /// What one file says.
 #[derive(Default)]
@@ -36,11 +45,10 @@ impl Manifests {
         Self { directory: Directory::new(path, false, &["yaml", "yml", "json"]), last_good: HashMap::new() }
     }
 
-    fn read(&mut self, file: PathBuf, contents: io::Result<Vec<u8>>) -> Event {
-        let contents = contents.map_err(|e| (None, format!("cannot be read: {e}")));
-        let documents = contents.as_deref().map_err(Clone::clone).and_then(document::parse);
-        let reading = match documents {
-            Ok(documents) => read_documents(&file, &documents),
+    /// What a file says now, and what it said before where that is not right.
+    fn take_in(&mut self, file: PathBuf, reading: Result<Reading, Mistake>) -> Event {
+        let reading = match reading {
+            Ok(reading) => reading,
             Err((line, message)) => {
                 let location = Location::File { file: file.clone(), line, document: None };
                 let kept =
@@ -93,8 +101,13 @@ impl Reader for Manifests {
             let origin = Origin::Manifest(file);
             events.push(Event::Replace { origin, objects: Some(Vec::new()), problems: Vec::new() });
         }
-        for (file, contents) in changes.changed {
-            events.push(self.read(file, contents));
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let mut files = changes.changed.into_iter().peekable();
+        while files.peek().is_some() {
+            let some: Vec<_> = files.by_ref().take(threads * SHARE).collect();
+            let readings = read_side_by_side(&some);
+            let readings = some.into_iter().zip(readings);
+            events.extend(readings.map(|((file, _), reading)| self.take_in(file, reading)));
         }
         events.push(Event::Source { name: MANIFESTS, outage: None });
         events.push(Event::Synced(MANIFESTS));
@@ -102,7 +115,24 @@ impl Reader for Manifests {
     }
 }
 
-fn read_documents(file: &Path, documents: &[Document<'_>]) -> Reading {
+/// Reads files, a thread for each share of them.
+fn read_side_by_side(files: &[File]) -> Vec<Result<Reading, Mistake>> {
+    thread::scope(|scope| {
+        let mut shares = files.chunks(SHARE);
+        let own = shares.next().unwrap_or_default();
+        let others: Vec<_> =
+            shares.map(|share| scope.spawn(|| share.iter().map(read).collect::<Vec<_>>())).collect();
+        let mut readings: Vec<_> = own.iter().map(read).collect();
+        for other in others {
+            readings.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        readings
+    })
+}
+
+fn read((file, contents): &File) -> Result<Reading, Mistake> {
+    let contents = contents.as_ref().map_err(|e| (None, format!("cannot be read: {e}")))?;
+    let documents = document::parse(contents)?;
     let mut reading = Reading::default();
     for (index, document) in documents.iter().enumerate() {
         let number = (documents.len() > 1).then_some(index + 1);
@@ -113,7 +143,7 @@ fn read_documents(file: &Path, documents: &[Document<'_>]) -> Reading {
         };
         kind::read(&document.value(), "", &location, &mut reading);
     }
-    reading
+    Ok(reading)
 }
 
 #[cfg(test)]

@@ -3,14 +3,16 @@
 use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, YamlData};
 use serde_json::{Map, Number, Value};
 
+use super::Mistake;
+
 /// A parsed document that still knows its lines.
 pub(super) struct Document<'a>(MarkedYaml<'a>);
 
 /// Parses a file into its documents; those that are empty or comments only are left out. JSON is YAML.
 ///
 /// # Errors
-/// The line, where known, and what is wrong.
-pub(super) fn parse(contents: &[u8]) -> Result<Vec<Document<'_>>, (Option<usize>, String)> {
+/// When it is not YAML.
+pub(super) fn parse(contents: &[u8]) -> Result<Vec<Document<'_>>, Mistake> {
     let text = std::str::from_utf8(contents).map_err(|e| {
         let before = &contents[..e.valid_up_to()];
         let line = before.split(|byte| *byte == b'\n').count();

@@ -2,8 +2,13 @@ use super::*;
 use crate::event::Object;
 use crate::model::Carrier;
 
+fn event(manifests: &mut Manifests, file: &str, contents: &[u8]) -> Event {
+    let changed = vec![(PathBuf::from(file), Ok(contents.to_vec()))];
+    manifests.events(Ok(Changes { changed, removed: Vec::new() })).remove(0)
+}
+
 fn read(manifests: &mut Manifests, text: &str) -> (Option<Vec<String>>, Vec<String>) {
-    let event = manifests.read("web.yaml".into(), Ok(text.as_bytes().to_vec()));
+    let event = event(manifests, "web.yaml", text.as_bytes());
     let Event::Replace { objects, problems, .. } = event else { panic!("{event:?}") };
     let name = |object: &Object| match object {
         Object::Service(service) => format!("Service {} {:?}", service.name, service.ports[0].port),
@@ -148,7 +153,7 @@ fn hostile_input_is_an_error_and_nothing_worse() {
     for text in [laughs, "\t\tx: 1", "{", "kind: [Service]", "- 1", "42", "kind: Service", deep.as_str()] {
         assert!(!problems(text).is_empty(), "{:.40}", text);
     }
-    let event = Manifests::new("/nowhere".into()).read("x.yaml".into(), Ok(b"a: b\nc: \xff".to_vec()));
+    let event = event(&mut Manifests::new("/nowhere".into()), "x.yaml", b"a: b\nc: \xff");
     let Event::Replace { problems, .. } = event else { panic!() };
     assert_eq!(problems[0].to_string(), "x.yaml:2: is not UTF-8 text");
 }
@@ -160,7 +165,7 @@ fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nendpoints: []\n\
              metadata:\n  name: web-1\n  labels: {{kubernetes.io/service-name: web{metadata}\n"
         );
-        let event = Manifests::new("/nowhere".into()).read("web.yaml".into(), Ok(text.into_bytes()));
+        let event = event(&mut Manifests::new("/nowhere".into()), "web.yaml", text.as_bytes());
         let Event::Replace { objects: Some(mut objects), .. } = event else { panic!("{event:?}") };
         let Object::EndpointSlice(slice) = objects.remove(0).object else { panic!() };
         (slice.carrier.clone(), slice.triggered_at)
@@ -181,7 +186,7 @@ fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
 fn a_node_that_is_about_to_go_says_so() {
     let read = |text: &str| {
         let text = format!("apiVersion: v1\nkind: Node\n{text}\n");
-        let event = Manifests::new("/nowhere".into()).read("node.yaml".into(), Ok(text.into_bytes()));
+        let event = event(&mut Manifests::new("/nowhere".into()), "node.yaml", text.as_bytes());
         let Event::Replace { objects: Some(mut objects), .. } = event else { panic!("{event:?}") };
         let Object::Node(node) = objects.remove(0).object else { panic!() };
         node.leaving
@@ -191,4 +196,28 @@ fn a_node_that_is_about_to_go_says_so() {
         "metadata: {name: n1}\nspec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}"
     ));
     assert!(read("metadata: {name: n1, deletionTimestamp: '2026-01-02T03:04:05Z'}"));
+}
+
+#[test]
+fn many_files_are_read_as_each_of_them_alone() {
+    let contents = |number: usize| match number % 3 {
+        0 => Ok(format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\nspec: {{ports: [{{port: 80}}]}}\n"
+        )
+        .into_bytes()),
+        1 => Ok(b"{".to_vec()),
+        _ => Err(io::ErrorKind::PermissionDenied.into()),
+    };
+    let changed = |numbers: std::ops::Range<usize>| Changes {
+        changed: numbers
+            .map(|number| (PathBuf::from(format!("{number:03}.yaml")), contents(number)))
+            .collect(),
+        removed: Vec::new(),
+    };
+    let shown = |events: &[Event]| events.iter().map(|event| format!("{event:?}")).collect::<Vec<_>>();
+    let number = 10 * SHARE + 1;
+    let all = Manifests::new("/nowhere".into()).events(Ok(changed(0..number)));
+    let alone =
+        (0..number).map(|one| Manifests::new("/nowhere".into()).events(Ok(changed(one..one + 1))).remove(0));
+    assert_eq!(shown(&all[..number]), shown(&alone.collect::<Vec<_>>()));
 }
