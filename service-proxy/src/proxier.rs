@@ -165,7 +165,7 @@ impl Proxier {
     }
 
     /// Notes what few Services ask for, so that finding those does not mean to look at all.
-    fn note_rules(&mut self, entry: &Arc<ServiceEntry>) {
+    fn note_rules(&mut self, entry: &ServiceEntry) {
         let name = &entry.service.name;
         let mut outside = plan::addresses(entry, &self.surroundings);
         outside.retain(|ip| !self.service_cidrs.iter().any(|range| range.contains(*ip)));

@@ -6,6 +6,7 @@ mod kind;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -22,8 +23,11 @@ pub(super) struct Manifests {
     last_good: HashMap<PathBuf, HashMap<ObjectKey, Sourced>>,
 }
 
-/// Files that a thread reads before what they say is taken in: few, as all that is there twice until then.
-const SHARE: usize = 16;
+/// Bytes of files that are read before what they say is taken in, as it is there twice until then.
+const BATCH: usize = 512 * 1024;
+
+/// Bytes of files that are worth more than one thread: some 25 ms of one.
+const LARGE: usize = 256 * 1024;
 
 /// A file that has changed, and what is in it.
 type File = (PathBuf, io::Result<Vec<u8>>);
@@ -101,13 +105,19 @@ impl Reader for Manifests {
             let origin = Origin::Manifest(file);
             events.push(Event::Replace { origin, objects: Some(Vec::new()), problems: Vec::new() });
         }
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let mut files = changes.changed.into_iter().peekable();
-        while files.peek().is_some() {
-            let some: Vec<_> = files.by_ref().take(threads * SHARE).collect();
-            let readings = read_side_by_side(&some);
-            let readings = some.into_iter().zip(readings);
-            events.extend(readings.map(|((file, _), reading)| self.take_in(file, reading)));
+        let mut files = changes.changed.into_iter();
+        loop {
+            let (mut batch, mut size) = (Vec::new(), 0);
+            while size < BATCH
+                && let Some(file) = files.next()
+            {
+                size += file.1.as_ref().map_or(0, Vec::len);
+                batch.push(file);
+            }
+            if batch.is_empty() {
+                break;
+            }
+            events.extend(read_all(batch, size).map(|(file, reading)| self.take_in(file, reading)));
         }
         events.push(Event::Source { name: MANIFESTS, outage: None });
         events.push(Event::Synced(MANIFESTS));
@@ -115,19 +125,24 @@ impl Reader for Manifests {
     }
 }
 
-/// Reads files, a thread for each share of them.
-fn read_side_by_side(files: &[File]) -> Vec<Result<Reading, Mistake>> {
-    thread::scope(|scope| {
-        let mut shares = files.chunks(SHARE);
-        let own = shares.next().unwrap_or_default();
-        let others: Vec<_> =
-            shares.map(|share| scope.spawn(|| share.iter().map(read).collect::<Vec<_>>())).collect();
-        let mut readings: Vec<_> = own.iter().map(read).collect();
+/// Reads files of that many bytes together, on all cores if they are large: whoever is free takes the next.
+fn read_all(files: Vec<File>, size: usize) -> impl Iterator<Item = (PathBuf, Result<Reading, Mistake>)> {
+    let threads = if size < LARGE { 1 } else { thread::available_parallelism().map_or(1, usize::from) };
+    let next = AtomicUsize::new(0);
+    let read_some = || {
+        let places = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+        places.map_while(|place| Some((place, read(files.get(place)?)))).collect::<Vec<_>>()
+    };
+    let mut readings = thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(read_some)).collect();
+        let mut readings = read_some();
         for other in others {
             readings.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
         readings
-    })
+    });
+    readings.sort_unstable_by_key(|(place, _)| *place);
+    files.into_iter().zip(readings).map(|((file, _), (_, reading))| (file, reading))
 }
 
 fn read((file, contents): &File) -> Result<Reading, Mistake> {

@@ -154,11 +154,11 @@ fn kube_proxys_metrics_are_there_under_their_names() {
     with("nodeName: elsewhere", "name: web-a");
     let stranded =
         r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}"#;
-    wait_for("a policy without endpoints", || {
-        ensure!(cluster.proxy_metric(stranded)? == 1.0);
-        Ok(())
-    })
-    .unwrap();
+    let expect_stranded = |number: f64| {
+        let is_so = || Ok(ensure!(cluster.proxy_metric(stranded)? == number));
+        wait_for("ports without endpoints by their policy", is_so).unwrap();
+    };
+    expect_stranded(1.0);
     std::thread::sleep(Duration::from_secs(2));
     with("nodeName: n1", &trigger(1));
     expect_answers(&client, &format!("{}:80", cluster.virtual_ip("web").unwrap()), &["web-1"]);
@@ -183,4 +183,9 @@ fn kube_proxys_metrics_are_there_under_their_names() {
         Ok(())
     })
     .unwrap();
+    with("nodeName: elsewhere", "name: web-a");
+    cluster.apply("web.yaml", &service(&format!("  internalTrafficPolicy: Local\n{PORT_80}"))).unwrap();
+    expect_stranded(1.0);
+    cluster.delete("web.yaml").unwrap();
+    expect_stranded(0.0);
 }

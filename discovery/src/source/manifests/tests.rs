@@ -200,24 +200,25 @@ fn a_node_that_is_about_to_go_says_so() {
 
 #[test]
 fn many_files_are_read_as_each_of_them_alone() {
-    let contents = |number: usize| match number % 3 {
+    let padding = "#".repeat(20 * 1024);
+    let contents = |number: usize| {
+        match number % 3 {
         0 => Ok(format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\nspec: {{ports: [{{port: 80}}]}}\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\nspec: {{ports: [{{port: 80}}]}}\n{padding}"
         )
         .into_bytes()),
         1 => Ok(b"{".to_vec()),
         _ => Err(io::ErrorKind::PermissionDenied.into()),
+    }
     };
-    let changed = |numbers: std::ops::Range<usize>| Changes {
-        changed: numbers
-            .map(|number| (PathBuf::from(format!("{number:03}.yaml")), contents(number)))
-            .collect(),
-        removed: Vec::new(),
+    let events = |numbers: std::ops::Range<usize>| {
+        let changed =
+            numbers.map(|number| (PathBuf::from(format!("{number:03}.yaml")), contents(number))).collect();
+        Manifests::new("/nowhere".into()).events(Ok(Changes { changed, removed: Vec::new() }))
     };
     let shown = |events: &[Event]| events.iter().map(|event| format!("{event:?}")).collect::<Vec<_>>();
-    let number = 10 * SHARE + 1;
-    let all = Manifests::new("/nowhere".into()).events(Ok(changed(0..number)));
-    let alone =
-        (0..number).map(|one| Manifests::new("/nowhere".into()).events(Ok(changed(one..one + 1))).remove(0));
-    assert_eq!(shown(&all[..number]), shown(&alone.collect::<Vec<_>>()));
+    // Two full batches and a small one.
+    let number = 3 * (2 * BATCH / padding.len()) + 9;
+    let alone: Vec<_> = (0..number).map(|one| events(one..one + 1).remove(0)).collect();
+    assert_eq!(shown(&events(0..number)[..number]), shown(&alone));
 }
