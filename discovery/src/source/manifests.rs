@@ -23,7 +23,7 @@ pub(super) struct Manifests {
     last_good: HashMap<PathBuf, HashMap<ObjectKey, Sourced>>,
 }
 
-/// Bytes of files that are read before what they say is taken in, as it is there twice until then.
+/// Bytes of files that are read before what they say is taken in, as it is there twice until then. A larger file is read alone.
 const BATCH: usize = 512 * 1024;
 
 /// Bytes of files that are worth more than one thread: some 25 ms of one.
