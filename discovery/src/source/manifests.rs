@@ -23,7 +23,8 @@ pub(super) struct Manifests {
     last_good: HashMap<PathBuf, HashMap<ObjectKey, Sourced>>,
 }
 
-/// Bytes of files that are read before what they say is taken in, as it is there twice until then. A larger file is read alone.
+/// Bytes of files that are read before what they say is taken in, as it is there twice until then; the last
+/// file may go beyond.
 const BATCH: usize = 512 * 1024;
 
 /// Bytes of files that are worth more than one thread: some 25 ms of one.
@@ -127,7 +128,8 @@ impl Reader for Manifests {
 
 /// Reads files of that many bytes together, on all cores if they are large: whoever is free takes the next.
 fn read_all(files: Vec<File>, size: usize) -> impl Iterator<Item = (PathBuf, Result<Reading, Mistake>)> {
-    let threads = if size < LARGE { 1 } else { thread::available_parallelism().map_or(1, usize::from) };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let threads = if size < LARGE { 1 } else { cores.min(files.len()) };
     let next = AtomicUsize::new(0);
     let read_some = || {
         let places = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));

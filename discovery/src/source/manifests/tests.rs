@@ -201,15 +201,14 @@ fn a_node_that_is_about_to_go_says_so() {
 #[test]
 fn many_files_are_read_as_each_of_them_alone() {
     let padding = "#".repeat(20 * 1024);
-    let contents = |number: usize| {
-        match number % 3 {
-        0 => Ok(format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}}}\nspec: {{ports: [{{port: 80}}]}}\n{padding}"
-        )
-        .into_bytes()),
+    let service = |number: usize| {
+        let metadata = format!("metadata: {{name: s{number}}}\nspec: {{ports: [{{port: 80}}]}}");
+        format!("apiVersion: v1\nkind: Service\n{metadata}\n{padding}").into_bytes()
+    };
+    let contents = |number: usize| match number % 3 {
+        0 => Ok(service(number)),
         1 => Ok(b"{".to_vec()),
         _ => Err(io::ErrorKind::PermissionDenied.into()),
-    }
     };
     let events = |numbers: std::ops::Range<usize>| {
         let changed =
