@@ -338,3 +338,6 @@ fn soa(settings: &Settings, serial: u32) -> Box<[u8]> {
     let names = [b"\x02ns\x03dns".as_slice(), domain, b"\x0ahostmaster", domain].concat();
     names.into_iter().chain(numbers.into_iter().flat_map(u32::to_be_bytes)).collect()
 }
+
+#[cfg(test)]
+mod tests;
