@@ -77,10 +77,17 @@ fn any_event() -> Event {
     Event::Replace { origin, objects: Some(objects), problems: Vec::new() }
 }
 
-/// All that can be asked for: records of names, names of addresses, namespaces.
-fn picture(
-    zone: &Zone,
-) -> (BTreeSet<(Vec<u8>, u16, Vec<u8>)>, BTreeMap<&str, Vec<Vec<u8>>>, BTreeSet<Box<[u8]>>) {
+/// All that can be asked for.
+#[derive(Debug, PartialEq)]
+struct Picture {
+    /// Owner, type, content.
+    records: BTreeSet<(Vec<u8>, u16, Vec<u8>)>,
+    /// Names of each address.
+    pointers: BTreeMap<&'static str, Vec<Vec<u8>>>,
+    namespaces: BTreeSet<Box<[u8]>>,
+}
+
+fn picture(zone: &Zone) -> Picture {
     let mut records = BTreeSet::new();
     for service in zone.services.values() {
         service.records(&mut |owner, kind, content| {
@@ -96,7 +103,8 @@ fn picture(
         assert_eq!(zone.reverse.contains(address.parse().unwrap()), !names.is_empty(), "{address}");
         (*address, names)
     };
-    (records, ADDRESSES.iter().map(pointers).collect(), zone.namespaces.iter().cloned().collect())
+    let namespaces = zone.namespaces.iter().cloned().collect();
+    Picture { records, pointers: ADDRESSES.iter().map(pointers).collect(), namespaces }
 }
 
 #[test]
