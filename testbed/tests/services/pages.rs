@@ -155,8 +155,11 @@ fn kube_proxys_metrics_are_there_under_their_names() {
     let stranded =
         r#"kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}"#;
     let expect_stranded = |number: f64| {
-        let is_so = || Ok(ensure!(cluster.proxy_metric(stranded)? == number));
-        wait_for("ports without endpoints by their policy", is_so).unwrap();
+        wait_for("ports without endpoints by their policy", || {
+            ensure!(cluster.proxy_metric(stranded)? == number);
+            Ok(())
+        })
+        .unwrap();
     };
     expect_stranded(1.0);
     std::thread::sleep(Duration::from_secs(2));
