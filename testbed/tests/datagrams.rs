@@ -152,3 +152,28 @@ fn a_silent_flow_is_forgotten() {
     })
     .unwrap();
 }
+
+#[test]
+fn the_series_of_a_service_go_with_it_though_no_other_service_changes() {
+    let path = Path::with(&[]);
+    let series = r#"portolan_proxy_service_connections_opened_total{namespace="default",port="",protocol="udp",service="echo"}"#;
+    // One by TCP, so that workers look connections up among what is open now.
+    let (service, pod) = MANIFEST.split_once("---\n").unwrap();
+    path.cluster.apply("pod.yaml", pod).unwrap();
+    path.cluster
+        .apply("web.yaml", &service.replace("name: echo", "name: web").replace("UDP", "TCP"))
+        .unwrap();
+    wait_for("both to be open", || {
+        let open = path.cluster.proxy_metric("portolan_proxy_frontends")?;
+        ensure!(open == 2.0, "{open}");
+        Ok(())
+    })
+    .unwrap();
+    assert!(path.cluster.proxy_metric(series).unwrap() >= 1.0);
+    path.cluster.delete("echo.yaml").unwrap();
+    wait_for("the series to go", || {
+        ensure!(path.cluster.proxy_metric(series).is_err());
+        Ok(())
+    })
+    .unwrap();
+}

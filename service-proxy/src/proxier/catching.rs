@@ -54,12 +54,13 @@ impl Catching {
         let opened = open.changed_since(&self.caught).map(|(key, _)| key);
         let (opened, closed) = (tcp(opened), tcp(open.gone_since(&self.caught)));
         let is_told = self.catcher.is_installed() && self.failure.is_none();
+        // A connection that is caught has to be known; one that is no longer caught may still wait to be accepted and
+        // is reset, as it would be a moment later. What is closed lives as long as it is known here, UDP too.
+        self.registry.store(Arc::new(open.clone()));
         if is_told && opened.is_empty() && closed.is_empty() {
+            self.caught = open.clone();
             return;
         }
-        // A connection that is caught has to be known; one that is no longer caught may still wait to be accepted and
-        // is reset, as it would be a moment later.
-        self.registry.store(Arc::new(open.clone()));
         let all = || tcp(open.values().map(|frontend| &frontend.key));
         match self.catcher.change(&opened, &closed, &all) {
             Ok(()) => {
