@@ -17,6 +17,9 @@ pub struct Comparison {
     pub rounds: usize,
     /// Length of a block.
     pub block_ms: u64,
+    /// Whether more is asked for than can be carried: a latency is then what is under way over the rate, and says no more.
+    #[serde(default)]
+    pub saturated: bool,
     /// The first is what the others are compared with; the one that is the same again shows the noise.
     pub paths: Vec<PathResult>,
 }
@@ -154,12 +157,28 @@ impl Comparison {
                 self.title, first.p50
             ));
         }
+        found.extend(self.lateness());
         found
+    }
+
+    /// An open loop whose tail is that of the generator, not of a path.
+    fn lateness(&self) -> Option<String> {
+        let late = |path: &&PathResult| path.lag.is_some_and(|[_, p99, _]| p99 > path.p99 * TOO_LATE);
+        let worst = self.paths.iter().filter(late).map(|path| path.lag.unwrap_or_default()[1]);
+        let worst = worst.max_by(f64::total_cmp)?;
+        Some(format!(
+            "{}: the generator was put off its core: one request in a hundred was sent {worst:.0} µs late or more, which the p99 \
+             has in it; it is the machine's",
+            self.title
+        ))
     }
 }
 
 /// Share of the median that A/A may be wide before a reader is warned.
 const TOO_NOISY: f64 = 0.2;
+
+/// Share of the p99 that requests may be sent late before a reader is warned.
+const TOO_LATE: f64 = 0.1;
 
 #[cfg(test)]
 mod tests {
@@ -195,6 +214,7 @@ mod tests {
             unit: "requests".to_owned(),
             rounds: 10,
             block_ms: 200,
+            saturated: false,
             paths: vec![
                 path("direct", 0, None),
                 path("direct again", 0, Some(Estimate::new(-noise, 0.1, 1.0))),
@@ -217,5 +237,14 @@ mod tests {
         assert_eq!(compared(2.0, 0).warnings(), Vec::<String>::new());
         assert!(compared(20.0, 0).warnings()[0].contains("the machine is noisy"));
         assert!(compared(2.0, 3).warnings()[0].contains("RR: proxy: 3 errors in 1000 requests"));
+    }
+
+    #[test]
+    fn an_open_loop_that_was_late_itself_says_so() {
+        let mut open = compared(2.0, 0);
+        open.paths[2].lag = Some([0.1, 6.0, 9.0]);
+        assert_eq!(open.warnings(), Vec::<String>::new());
+        open.paths[0].lag = Some([0.1, 30.0, 9000.0]);
+        assert!(open.warnings()[0].contains("sent 30 µs late or more"));
     }
 }

@@ -25,7 +25,7 @@ use crate::interleave::{BLOCK, Contender, Measurement, interleave};
 use crate::interrupt;
 use crate::load::{self, Block};
 use crate::record::{Estimate, Record, Table};
-use crate::statistics::paired;
+use crate::statistics::{bootstrap, paired, ratio_of_medians};
 use flows::Flows;
 pub use hickory::serve_with_hickory;
 use names::Queries;
@@ -189,22 +189,17 @@ impl Load<'_> {
                 Some(Contender { name, process: Some(&server.process), block })
             })
             .collect();
-        self.interleave(record, title, words, rounds, BLOCK, &contenders)
-    }
-
-    fn interleave(
-        self,
-        record: &mut Record,
-        title: &str,
-        words: &str,
-        rounds: usize,
-        length: Duration,
-        contenders: &[Contender<'_>],
-    ) -> Result<()> {
         let (title, words) = (title.to_owned(), words.to_owned());
-        let unit = "requests";
-        let measurement = Measurement { title, words, unit, length, rounds, shows_stalls: false };
-        interleave(record, &measurement, contenders)
+        let asked = Measurement {
+            title,
+            words,
+            unit: "requests",
+            length: BLOCK,
+            rounds,
+            shows_stalls: false,
+            saturates: true,
+        };
+        interleave(record, &asked, &contenders)
     }
 
     /// On the generator's core.
@@ -247,10 +242,17 @@ fn half_load(record: &mut Record, lab: &Lab, queries: &Queries, rounds: usize) -
             Some(Contender { name: &path.path, process: Some(&server.process), block })
         })
         .collect();
-    let words = "each at half of its own rate, by the clock; latency from the intended moment";
-    let load = Load { lab, queries, kind: Kind::Datagrams };
     let rounds = rounds.div_ceil(2);
-    load.interleave(record, "half load", words, rounds, HALF_LOAD_BLOCK, &contenders)?;
+    let asked = Measurement {
+        title: "half load".to_owned(),
+        words: "each at half of its own rate, by the clock; latency from the intended moment".to_owned(),
+        unit: "requests",
+        length: HALF_LOAD_BLOCK,
+        rounds,
+        shows_stalls: false,
+        saturates: false,
+    };
+    interleave(record, &asked, &contenders)?;
     drop(contenders);
     let own = hits.path(OURS).map_or(0.0, |path| path.rate.value / 2.0);
     stalls::measure(record, lab.cores, whole(own), rounds, HALF_LOAD_BLOCK)
@@ -273,17 +275,18 @@ fn judge(record: &mut Record) {
         ("cached-unbound", "cached", "unbound", rate),
         ("tcp-unbound", "TCP", "unbound", rate),
     ] {
-        if let Some(ratio) = ratio(record, (title, OURS), (title, peer), values) {
+        if let Some(ratio) = ratio(record, title, peer, values) {
             record.measured(id, ratio);
         }
     }
-    if let Some(ratio) = ratio(record, ("NXDOMAIN", OURS), ("hits", OURS), cpu) {
-        record.measured("nxdomain", ratio);
+    let own = |title: &str| Some(cpu(record.comparison(title)?.path(OURS)?));
+    if let (Some(missing), Some(hits)) = (own("NXDOMAIN"), own("hits")) {
+        record.measured("nxdomain", ratio_of_medians(&missing, &hits));
     }
     let half = record.comparison("half load").and_then(|comparison| comparison.path(OURS)).cloned();
     if let Some(half) = half {
         let p99: Vec<f64> = half.rounds.iter().map(|round| round[1] / 1000.0).collect();
-        record.measured("half-load", crate::statistics::bootstrap(&p99));
+        record.measured("half-load", bootstrap(&p99));
         record.remark("half-load", format!("at {:.0} queries/s", half.rate.value));
     }
     let waited: Vec<String> = record
@@ -303,15 +306,10 @@ fn judge(record: &mut Record) {
     record.warnings.extend(waited);
 }
 
-/// Round by round.
-fn ratio(
-    record: &Record,
-    of: (&str, &str),
-    to: (&str, &str),
-    values: fn(&PathResult) -> Vec<f64>,
-) -> Option<Estimate> {
-    let find = |(title, path): (&str, &str)| Some(values(record.comparison(title)?.path(path)?));
-    Some(paired(&find(of)?, &find(to)?, |own, other| own / other))
+/// Ours over a peer's, round by round.
+fn ratio(record: &Record, title: &str, peer: &str, values: fn(&PathResult) -> Vec<f64>) -> Option<Estimate> {
+    let of = |path: &str| Some(values(record.comparison(title)?.path(path)?));
+    Some(paired(&of(OURS)?, &of(peer)?, |own, other| own / other))
 }
 
 fn memory(record: &mut Record, lab: &Lab) {

@@ -83,14 +83,19 @@ fn everything(records: &[Record]) -> String {
         for table in &record.tables {
             text += &format!("\n**{}**\n\n{}\n{}\n", table.title, markdown(table), table.note);
         }
-        text += &format!("\n**Asked for**\n\n{}", markdown(&show::figures(&record.figures)));
+        text += &format!(
+            "\n**Asked for**\n\n{}",
+            markdown(&show::figures(&record.figures, &record.confidence()))
+        );
     }
     text
 }
 
 fn compared(comparison: &Comparison) -> String {
     let table = show::compared(comparison);
-    format!("\n**{}** ({} rounds)\n\n{}", table.title, comparison.rounds, markdown(&table))
+    // What every other table's note says is said once, above them.
+    let note = if comparison.saturated { format!("\n{}\n", table.note) } else { String::new() };
+    format!("\n**{}** ({} rounds)\n\n{}{note}", table.title, comparison.rounds, markdown(&table))
 }
 
 fn origin(record: &Record) -> String {

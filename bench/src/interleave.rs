@@ -55,6 +55,8 @@ pub(crate) struct Measurement {
     pub(crate) rounds: usize,
     /// Whether the slowest request of each block is worth a chart.
     pub(crate) shows_stalls: bool,
+    /// Whether it asks for more than can be carried.
+    pub(crate) saturates: bool,
 }
 
 /// What is collected of one path.
@@ -107,6 +109,8 @@ pub(crate) fn measure_as(
         shows_stalls: matches!(load.shape, Shape::Requests | Shape::Open)
             && load.message == load::MESSAGE
             && load.connections == 1,
+        // The server and whoever carries take a core each.
+        saturates: load.connections > std::thread::available_parallelism()?.get(),
     };
     interleave(record, &measurement, &contenders)
 }
@@ -163,13 +167,16 @@ fn conclude(
     contenders: &[Contender<'_>],
     totals: Vec<Total>,
 ) -> Result<()> {
-    let Measurement { title, words, unit, length, shows_stalls, .. } = measurement;
+    let Measurement { title, words, unit, length, shows_stalls, saturates, .. } = measurement;
     let is_stream = *unit == "MiB";
     let first = totals[0].rounds.clone();
     let (mut results, mut stalls) = (Vec::new(), Vec::new());
     for (index, (contender, total)) in contenders.iter().zip(totals).enumerate() {
         if !is_stream {
             record.distribution(title, contender.name, &total.latencies);
+        }
+        if !total.lag.is_empty() {
+            record.distribution(&format!("{title}: sent late"), contender.name, &total.lag);
         }
         results.push(total.result(is_stream, contender, (index > 0).then_some(&first)));
         let blocks = total.blocks;
@@ -182,6 +189,7 @@ fn conclude(
         unit: (*unit).to_owned(),
         rounds: first.len(),
         block_ms: u64::try_from(length.as_millis())?,
+        saturated: *saturates,
         paths: results,
     };
     if *shows_stalls {

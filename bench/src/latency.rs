@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::comparison::Percentile;
 use crate::interleave::{BLOCK, measure};
 use crate::interrupt;
 use crate::load::{self, Load, Shape, server};
@@ -101,14 +102,21 @@ fn rate_chart(record: &Record) -> Option<Chart> {
 
 /// Fills in what is asked for.
 fn judge(record: &mut Record) {
-    for (title, id) in [("RR", "rr"), ("CRR", "crr"), ("cold", "cold"), ("open loop 1000/s", "open")] {
-        let added = record.comparison(title).and_then(|comparison| comparison.path("virtual IP")?.added);
-        let Some(added) = added else { continue };
-        if id != "open" {
-            record.measured(&format!("{id}-p50"), added.p50);
-        }
-        if id != "cold" {
-            record.measured(&format!("{id}-p99"), added.p99);
-        }
+    use Percentile::{P50, P99};
+    let many = format!("{}{}", Load::from(Shape::Connections).title(), sweep::AMONG_MANY);
+    for (id, title, path, percentile) in [
+        ("rr-p50", "RR", "virtual IP", P50),
+        ("rr-p99", "RR", "virtual IP", P99),
+        ("crr-p50", "CRR", "virtual IP", P50),
+        ("crr-p99", "CRR", "virtual IP", P99),
+        ("cold-p50", "cold", "virtual IP", P50),
+        ("cold-p99", "cold", "virtual IP", P99),
+        ("many-p99", &many, sweep::MANY, P99),
+        ("open-p99", "open loop 1000/s", "virtual IP", P99),
+    ] {
+        let Some(comparison) = record.comparison(title) else { continue };
+        let Some(added) = comparison.path(path).and_then(|path| path.added) else { continue };
+        let noise = comparison.noise(percentile);
+        record.measured_in_noise(id, added.at(percentile), noise);
     }
 }

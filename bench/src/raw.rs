@@ -44,7 +44,7 @@ pub(crate) fn write(directory: &Path, section: &str, paths: &[RawPath]) -> Resul
             let max = block.latencies.max() as f64 / 1000.0;
             writeln!(
                 lines,
-                "{},{},{round},{began:.3},{took:.4},{units:.3},{errors},{},{},{},{max},{preempted},{steal}",
+                "\"{}\",\"{}\",{round},{began:.3},{took:.4},{units:.3},{errors},{},{},{},{max},{preempted},{steal}",
                 path.load,
                 path.path,
                 at(0.5),

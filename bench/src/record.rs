@@ -20,6 +20,7 @@ use crate::comparison::Comparison;
 use crate::environment::Environment;
 use crate::interrupt;
 use crate::raw::{self, RawPath};
+use crate::statistics::confidence;
 use crate::target;
 
 pub use crate::statistics::Estimate;
@@ -102,14 +103,28 @@ impl Record {
         self.settings.insert(name.to_owned(), value.to_string());
     }
 
+    /// How sure its intervals are: few rounds have a range.
+    pub(crate) fn confidence(&self) -> String {
+        let rounds = self.settings.get("rounds").and_then(|rounds| rounds.parse().ok());
+        confidence(rounds.unwrap_or(usize::MAX))
+    }
+
     /// Fills in a figure.
     ///
     /// # Panics
     /// When the section has no figure of that id: add it to the targets.
     pub fn measured(&mut self, id: &str, estimate: impl Into<Estimate>) {
-        let (section, estimate) = (&self.section, estimate.into());
-        let figure = self.figures.iter_mut().find(|figure| figure.id == id);
-        figure.unwrap_or_else(|| panic!("no figure {id} in section {section}")).measure(estimate);
+        self.figure(id).measure(estimate.into());
+    }
+
+    /// The same, of what differs from itself by `noise`: a verdict that this could turn is none.
+    ///
+    /// # Panics
+    /// As [`Record::measured`].
+    pub fn measured_in_noise(&mut self, id: &str, estimate: impl Into<Estimate>, noise: Option<f64>) {
+        let figure = self.figure(id);
+        figure.measure(estimate.into());
+        figure.noise = noise;
     }
 
     /// Says why a figure could not be measured, or what must be known beside it.
@@ -117,9 +132,13 @@ impl Record {
     /// # Panics
     /// As [`Record::measured`].
     pub fn remark(&mut self, id: &str, remark: impl Into<String>) {
+        self.figure(id).remark = Some(remark.into());
+    }
+
+    fn figure(&mut self, id: &str) -> &mut Figure {
         let section = &self.section;
         let figure = self.figures.iter_mut().find(|figure| figure.id == id);
-        figure.unwrap_or_else(|| panic!("no figure {id} in section {section}")).remark = Some(remark.into());
+        figure.unwrap_or_else(|| panic!("no figure {id} in section {section}"))
     }
 
     /// Adds a latency distribution, in nanoseconds; those of one group are plotted together.

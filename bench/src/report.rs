@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::comparison::Percentile;
 use crate::record::{Estimate, Record};
+use crate::statistics::confidence;
 
 /// In the order of the report.
 pub(crate) const SECTIONS: [&str; 5] = ["latency", "proxy", "dns", "cni", "scale"];
@@ -45,38 +46,59 @@ pub fn report(from: &Path, to: &Path) -> Result<()> {
     std::fs::write(to, sections::page(&records, &raw)).with_context(|| format!("write {}", to.display()))
 }
 
+/// What folklore says a request costs, µs.
+const FOLKLORE: f64 = 1000.0;
+
 /// The answer in one sentence.
 pub(crate) fn answer(records: &[Record]) -> String {
-    let added = |title: &str| {
-        let comparison = records.iter().find(|record| record.section == "latency")?.comparison(title)?;
-        let path = comparison.path("virtual IP")?;
-        Some((path.added?.p50, comparison.is_difference(path, Percentile::P50)))
-    };
-    let Some((open, differs)) = added("RR") else {
+    let latency = records.iter().find(|record| record.section == "latency");
+    let effects: Vec<Effect> =
+        [("RR", "a request on an open connection"), ("CRR", "one with a connection of its own")]
+            .into_iter()
+            .filter_map(|(title, words)| Effect::of(latency?, title, words))
+            .collect();
+    if effects.is_empty() {
         return "This run has not measured what a Service adds to a request.".to_owned();
-    };
-    let verdict = if open.high < 1000.0 { "No" } else { "Not shown" };
-    let effect = if differs {
-        let word = if open.value < 0.0 { "saves" } else { "adds" };
-        format!("{word} {} µs at the median ({})", micros(open.value.abs()), interval(open))
-    } else {
-        format!("makes no difference that this machine can tell ({} µs at the median)", interval(open))
-    };
-    let mut text = format!("{verdict}: a Service {effect} to a request on an open connection");
-    if let Some((new, _)) = added("CRR") {
-        text += &format!(
-            ", and adds {} µs ({}) to one with a connection of its own",
-            micros(new.value),
-            interval(new)
-        );
     }
-    text + "."
+    let verdict = if effects.iter().any(|effect| effect.added.low >= FOLKLORE) {
+        "Yes"
+    } else if effects.iter().all(|effect| effect.added.high < FOLKLORE) {
+        "No"
+    } else {
+        "Not shown"
+    };
+    let said: Vec<String> = effects.iter().map(Effect::words).collect();
+    format!("{verdict}: a Service {}.", said.join(", and "))
 }
 
-fn micros(value: f64) -> String {
-    format!("{value:.1}")
+/// What a Service does to a kind of request, at the median.
+struct Effect {
+    added: Estimate,
+    differs: bool,
+    confidence: String,
+    request: &'static str,
 }
 
-fn interval(estimate: Estimate) -> String {
-    format!("95%: {:+.1} to {:+.1}", estimate.low, estimate.high)
+impl Effect {
+    fn of(latency: &Record, title: &str, request: &'static str) -> Option<Self> {
+        let comparison = latency.comparison(title)?;
+        let path = comparison.path("virtual IP")?;
+        let differs = comparison.is_difference(path, Percentile::P50);
+        Some(Self { added: path.added?.p50, differs, confidence: confidence(comparison.rounds), request })
+    }
+
+    fn words(&self) -> String {
+        let Self { added: Estimate { value, low, high }, confidence, request, .. } = self;
+        let interval = format!("{confidence}: {low:+.1} to {high:+.1}");
+        if !self.differs {
+            return format!(
+                "makes no difference to {request} that this machine can tell ({interval} µs at the median)"
+            );
+        }
+        let word = if *value < 0.0 { "saves" } else { "adds" };
+        format!("{word} {:.1} µs at the median ({interval}) to {request}", value.abs())
+    }
 }
+
+#[cfg(test)]
+mod tests;

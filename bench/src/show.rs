@@ -1,8 +1,11 @@
 //! A record on the terminal.
 
-use crate::comparison::{Comparison, PathResult, Percentile};
+mod side_by_side;
+
 use crate::record::{Estimate, Figure, Record, Table};
 use crate::target::Bound;
+
+pub(crate) use side_by_side::{added, compared};
 
 /// Prints what a person wants to know at once: the comparisons, the tables, and what was asked for.
 #[expect(clippy::print_stdout, reason = "this is the program's output")]
@@ -13,7 +16,7 @@ pub fn print(record: &Record) {
     for shown in &record.tables {
         print!("{}", table(shown));
     }
-    print!("{}", table(&figures(&record.figures)));
+    print!("{}", table(&figures(&record.figures, &record.confidence())));
     for (kind, notes) in [("warning", &record.warnings), ("not measured", &record.not_measured)] {
         for note in notes {
             println!("{kind}: {note}");
@@ -27,72 +30,10 @@ pub fn print(record: &Record) {
     );
 }
 
-/// A comparison as a table.
-pub(crate) fn compared(comparison: &Comparison) -> Table {
-    let is_stream = comparison.unit == "MiB";
-    let columns: &[&str] = if is_stream {
-        &["path", "MiB/s", "of direct", "CPU µs/MiB", "of it between", "errors"]
-    } else {
-        &[
-            "path",
-            "p50",
-            "p90",
-            "p99",
-            "p99.9",
-            "max",
-            "p50 added (95%)",
-            "p99 added (95%)",
-            "req/s",
-            "CPU µs",
-            "of it between",
-            "switches",
-            "errors",
-        ]
-    };
-    let title = format!("{}: {}", comparison.title, comparison.load);
-    let note = format!(
-        "Times in µs. {} blocks of {} ms each, in random order. * not distinguishable from no difference.",
-        comparison.rounds, comparison.block_ms
-    );
-    let mut table = Table::new(&title, columns, &note);
-    for path in &comparison.paths {
-        let between = path.usage.between.map_or_else(|| "-".to_owned(), one);
-        let cells: Vec<String> = if is_stream {
-            let relative = format!("{:.2}", path.relative_rate.value);
-            vec![whole(path.rate.value), relative, one(path.usage.all), between, path.errors.to_string()]
-        } else {
-            let [p50, p90, p99, p999, max] = [path.p50, path.p90, path.p99, path.p999, path.max].map(one);
-            let added = |percentile| added(comparison, path, percentile);
-            vec![
-                p50,
-                p90,
-                p99,
-                p999,
-                max,
-                added(Percentile::P50),
-                added(Percentile::P99),
-                whole(path.rate.value),
-                one(path.usage.all),
-                between,
-                format!("{:.1}", path.usage.switches),
-                path.errors.to_string(),
-            ]
-        };
-        table.row(std::iter::once(path.path.clone()).chain(cells));
-    }
-    table
-}
-
-/// What a path adds: with its interval, and a star where that is no difference.
-pub(crate) fn added(comparison: &Comparison, path: &PathResult, percentile: Percentile) -> String {
-    let Some(added) = path.added else { return "-".to_owned() };
-    let star = if path.again || comparison.is_difference(path, percentile) { "" } else { " *" };
-    signed(added.at(percentile)) + star
-}
-
-/// What was asked for, as a table.
-pub(crate) fn figures(figures: &[Figure]) -> Table {
-    let mut table = Table::new("Asked for", &["figure", "target", "measured (95%)", ""], "");
+/// What was asked for, as a table. `confidence` is that of the intervals.
+pub(crate) fn figures(figures: &[Figure], confidence: &str) -> Table {
+    let measured = format!("measured ({confidence})");
+    let mut table = Table::new("Asked for", &["figure", "target", &measured, ""], "");
     for figure in figures {
         let remark = figure.remark.as_ref().map(|remark| format!(": {remark}")).unwrap_or_default();
         let measured =

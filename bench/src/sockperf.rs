@@ -13,7 +13,7 @@ use crate::interrupt;
 use crate::load::{self, Shape};
 use crate::progress::Progress;
 use crate::record::{Record, Table, micros};
-use crate::statistics::{Estimate, bootstrap, paired};
+use crate::statistics::{bootstrap, paired};
 use crate::topology::Topology;
 
 const BINARY: &str = "/usr/bin/sockperf";
@@ -78,15 +78,8 @@ pub(crate) fn check(record: &mut Record, topology: &Topology, rounds: usize) -> 
     let medians = [OWN, SOCKPERF].map(|which| one(bootstrap(&medians[which]).value));
     table.row([format!("{rounds} rounds")].into_iter().chain(medians).chain([interval, one(noise)]));
     record.tables.push(table);
-    record.measured("sockperf", beyond(noise, difference));
+    record.measured("sockperf", difference.beyond(noise));
     Ok(())
-}
-
-/// How far a difference, of either sign, is from what is noise.
-fn beyond(noise: f64, Estimate { value, low, high }: Estimate) -> Estimate {
-    let size = |difference: f64| (difference.abs() - noise).max(0.0);
-    let least = if low <= 0.0 && high >= 0.0 { 0.0 } else { size(low).min(size(high)) };
-    Estimate { value: size(value), low: least, high: size(low).max(size(high)) }
 }
 
 /// Of one second of our own, µs.
@@ -109,23 +102,4 @@ fn sockperf_median(topology: &Topology, core: usize) -> Result<f64> {
     let line = said.lines().find(|line| line.contains("percentile 50.000"));
     let value = line.and_then(|line| line.split_once('=')?.1.split_whitespace().next()?.parse().ok());
     value.with_context(|| format!("sockperf said no median: {said}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_difference_counts_from_the_noise_on_and_its_interval_with_it() {
-        for (difference, expected) in [
-            ((-8.0, -9.0, 3.0), (6.0, 0.0, 7.0)),
-            ((-8.0, -9.0, -5.0), (6.0, 3.0, 7.0)),
-            ((4.0, 3.0, 5.0), (2.0, 1.0, 3.0)),
-            ((1.0, -1.5, 1.5), (0.0, 0.0, 0.0)),
-        ] {
-            let (value, low, high) = difference;
-            let Estimate { value, low, high } = beyond(2.0, Estimate { value, low, high });
-            assert_eq!((value, low, high), expected);
-        }
-    }
 }

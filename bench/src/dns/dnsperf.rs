@@ -67,10 +67,7 @@ pub(super) fn check(record: &mut Record, lab: &Lab, queries: &Queries, rounds: u
                 .chain([format!("{value:.2} ({low:.2} to {high:.2})")]),
         );
         if server.name == REFERENCE {
-            record.measured(
-                "dnsperf",
-                Estimate::new((low - 1.0).abs(), (value - 1.0).abs(), (high - 1.0).abs()),
-            );
+            record.measured("dnsperf", Estimate::new(low - 1.0, value - 1.0, high - 1.0).beyond(0.0));
             record.remark("dnsperf", format!("of {REFERENCE}, which is the limit under both"));
         }
     }

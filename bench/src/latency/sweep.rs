@@ -14,6 +14,10 @@ use crate::topology::{ECHO, Topology};
 /// What a number of Services could matter to.
 pub(super) const SHAPES: [Shape; 2] = [Shape::Requests, Shape::Connections];
 
+/// Behind the title of a load, and the path of the Service with one endpoint.
+pub(super) const AMONG_MANY: &str = " among many Services";
+pub(super) const MANY: &str = "10,000 Services";
+
 const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 100;
 
@@ -34,11 +38,11 @@ pub(super) fn measure(record: &mut Record, few: &Topology, rounds: usize) -> Res
         few.direct("direct")?,
         few.direct("direct again")?,
         few.through_proxy("virtual IP")?,
-        many.through_proxy("10,000 Services")?,
+        many.through_proxy(MANY)?,
         many.path("10,000 Services, 100 endpoints", WIDE_IP, (ECHO, ECHO), "wide", Some(proxy))?,
     ];
     for shape in SHAPES.into_iter().filter(|_| !interrupt::requested()) {
-        measure_as(record, shape.into(), " among many Services", &paths, rounds)?;
+        measure_as(record, shape.into(), AMONG_MANY, &paths, rounds)?;
     }
     Ok(())
 }

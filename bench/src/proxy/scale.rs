@@ -9,11 +9,13 @@ use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use testbed::{Cluster, NameServer, wait_for};
 
+use crate::cores;
+use crate::interleave::Path;
 use crate::interrupt;
 use crate::load::{Load, Shape, run};
 use crate::processor::Process;
 use crate::progress::Progress;
-use crate::record::{Record, Table};
+use crate::record::{Record, Table, micros};
 use crate::services;
 use crate::statistics::{Estimate, bootstrap, paired};
 use crate::topology::Topology;
@@ -154,6 +156,44 @@ fn asked(topology: &Topology) -> Result<String> {
     topology.client.netns.run(ask)?
 }
 
+/// What a block is measured for.
+const CALM: usize = 0;
+const AGAIN: usize = 1;
+const BUSY: usize = 2;
+
+/// The p99 of requests on an open connection, µs.
+fn block(path: &Path<'_>) -> Result<f64> {
+    let block = path.client.run(|| {
+        cores::pin_client()?;
+        run(Load::from(Shape::Requests), &path.to, Duration::from_millis(500))
+    })??;
+    Ok(micros(block.latencies.value_at_quantile(0.99)))
+}
+
+/// Works while one change follows another.
+fn beside<'a>(
+    change: &(impl Fn(usize) -> Result<&'a str> + Sync),
+    work: impl FnOnce() -> Result<f64>,
+) -> Result<f64> {
+    let over = AtomicBool::new(false);
+    let (worked, changed) = std::thread::scope(|scope| {
+        let changing = scope.spawn(|| -> Result<()> {
+            let mut number = 0;
+            while !over.load(Ordering::Relaxed) {
+                change(number)?;
+                number += 1;
+                std::thread::sleep(PAUSE);
+            }
+            Ok(())
+        });
+        let worked = work();
+        over.store(true, Ordering::Relaxed);
+        (worked, changing.join())
+    });
+    changed.ok().context("the thread that changes has panicked")??;
+    worked
+}
+
 /// The p99 of requests on an open connection in blocks with changes, less that of the blocks beside them without.
 fn bump<'a>(
     record: &mut Record,
@@ -163,40 +203,19 @@ fn bump<'a>(
     change: &(impl Fn(usize) -> Result<&'a str> + Sync),
 ) -> Result<()> {
     let path = topology.through_proxy("portolan-proxy")?;
-    let block = || -> Result<f64> {
-        let block = topology
-            .client
-            .netns
-            .run(|| run(Load::from(Shape::Requests), &path.to, Duration::from_millis(500)))??;
-        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some seconds")]
-        Ok(block.latencies.value_at_quantile(0.99) as f64 / 1e3)
-    };
-    let (mut calm, mut again, mut busy) = (Vec::new(), Vec::new(), Vec::new());
+    let mut p99: [Vec<f64>; 3] = Default::default();
+    let mut order = [CALM, AGAIN, BUSY];
     for pair in 0..extent.pairs {
-        if interrupt::requested() {
-            return Ok(());
-        }
         progress.at(extent.changes + 2 * pair);
-        calm.push(block()?);
-        again.push(block()?);
-        let over = AtomicBool::new(false);
-        let (with_changes, changed) = std::thread::scope(|scope| {
-            let changing = scope.spawn(|| -> Result<()> {
-                let mut number = 0;
-                while !over.load(Ordering::Relaxed) {
-                    change(number)?;
-                    number += 1;
-                    std::thread::sleep(PAUSE);
-                }
-                Ok(())
-            });
-            let with_changes = block();
-            over.store(true, Ordering::Relaxed);
-            (with_changes, changing.join())
-        });
-        changed.ok().context("the thread that changes has panicked")??;
-        busy.push(with_changes?);
+        fastrand::shuffle(&mut order);
+        for which in order {
+            if interrupt::requested() {
+                return Ok(());
+            }
+            p99[which].push(if which == BUSY { beside(change, || block(&path))? } else { block(&path)? });
+        }
     }
+    let [calm, again, busy] = p99;
     let added = paired(&busy, &calm, |busy, calm| busy - calm);
     let noise = paired(&again, &calm, |again, calm| again - calm);
     let width = noise.low.abs().max(noise.high.abs());

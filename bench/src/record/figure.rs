@@ -18,6 +18,9 @@ pub struct Figure {
     pub target: Bound,
     /// What it was; nothing if it was not measured.
     pub measured: Option<Estimate>,
+    /// How far what was measured twice is from itself, where that is known: A/A.
+    #[serde(default)]
+    pub noise: Option<f64>,
     /// Whether the measured value is on the good side of the target.
     pub met: Option<bool>,
     /// Why it was not measured, or what must be known beside it.
@@ -32,6 +35,7 @@ impl Figure {
             unit: target.unit.to_owned(),
             target: target.bound,
             measured: None,
+            noise: None,
             met: None,
             remark: None,
         }
@@ -42,10 +46,11 @@ impl Figure {
         self.met = Some(self.target.is_met_by(estimate.value));
     }
 
-    /// Whether the whole interval is on the same side of the target as the value.
+    /// Whether the whole interval is on the same side of the target as the value, and the noise around it.
     pub fn is_certain(&self) -> bool {
-        self.measured.is_some_and(|Estimate { low, high, .. }| {
-            self.target.is_met_by(low) == self.target.is_met_by(high)
+        self.measured.is_some_and(|Estimate { value, low, high }| {
+            let noise = self.noise.unwrap_or(0.0);
+            self.target.is_met_by(low.min(value - noise)) == self.target.is_met_by(high.max(value + noise))
         })
     }
 

@@ -14,6 +14,15 @@ fn a_record_lists_what_is_asked_for_and_says_what_is_not_measured() {
 }
 
 #[test]
+fn a_verdict_that_the_noise_could_turn_is_in_doubt() {
+    let mut record = Record::new("latency");
+    record.measured_in_noise("open-p99", Estimate::new(300.0, 400.0, 500.0), Some(700.0));
+    record.measured_in_noise("rr-p99", Estimate::new(300.0, 400.0, 500.0), Some(20.0));
+    let verdict = |id: &str| record.figures.iter().find(|figure| figure.id == id).unwrap().verdict();
+    assert_eq!((verdict("open-p99"), verdict("rr-p99")), ("met, within the noise", "met"));
+}
+
+#[test]
 fn what_is_written_can_be_read_again() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("dns.json");

@@ -30,8 +30,22 @@ pub(super) fn page(records: &[Record], raw: &[String]) -> String {
 
 fn origin(records: &[Record]) -> String {
     let Some(first) = records.first() else { return String::new() };
-    let Environment { commit, build, .. } = &first.environment;
-    format!("{}, commit {commit}, {build} build, {}", first.environment.summary(), first.started)
+    let build = &first.environment.build;
+    let commits = distinct(records.iter().map(|record| record.environment.commit.as_str()));
+    let word = if commits.len() == 1 { "commit" } else { "commits" };
+    let commits = commits.join(", ");
+    format!("{}, {word} {commits}, {build} build, {}", first.environment.summary(), first.started)
+}
+
+/// Each once, in the order they first come in.
+fn distinct<'t>(texts: impl Iterator<Item = &'t str>) -> Vec<&'t str> {
+    let mut found = Vec::new();
+    for text in texts {
+        if !found.contains(&text) {
+            found.push(text);
+        }
+    }
+    found
 }
 
 /// What must be known before anything is believed.
@@ -108,9 +122,10 @@ fn asked_for(records: &[Record]) -> String {
     let mut html = "<h2>Asked for, measured, met or not</h2>".to_owned();
     for section in SECTIONS {
         let mut shown = match records.iter().find(|record| record.section == section) {
-            Some(record) => show::figures(&record.figures),
+            Some(record) => show::figures(&record.figures, &record.confidence()),
             None => {
-                show::figures(&target::of(section).iter().map(crate::record::Figure::new).collect::<Vec<_>>())
+                let asked: Vec<_> = target::of(section).iter().map(crate::record::Figure::new).collect();
+                show::figures(&asked, "95%")
             }
         };
         let count = |word: &str| shown.rows.iter().filter(|row| row[3].starts_with(word)).count();
@@ -151,19 +166,8 @@ fn environments(records: &[Record]) -> String {
     let Some(record) = records.first() else { return String::new() };
     let environment = &record.environment;
     let mut shown = Table::new("The machine", &["", ""], "");
-    let Environment {
-        cpu,
-        smt,
-        governor,
-        hypervisor,
-        kernel,
-        clock_source,
-        system,
-        version,
-        commit,
-        build,
-        ..
-    } = environment;
+    let Environment { cpu, smt, governor, hypervisor, kernel, clock_source, system, version, build, .. } =
+        environment;
     for (name, value) in [
         ("processor", format!("{} x {cpu}", environment.cores)),
         ("threads sharing a core", smt.clone()),
@@ -173,7 +177,7 @@ fn environments(records: &[Record]) -> String {
         ("kernel", kernel.clone()),
         ("clock", clock_source.clone()),
         ("system", system.clone()),
-        ("Portolan", format!("{version}, commit {commit}, {build}")),
+        ("Portolan", format!("{version}, {build}")),
     ] {
         shown.row([name.to_owned(), value]);
     }
@@ -181,8 +185,8 @@ fn environments(records: &[Record]) -> String {
         let [load, load_after] = record.environment.load;
         let steal = record.environment.steal_seconds[1] - record.environment.steal_seconds[0];
         let said = format!(
-            "load {load:.2} before, {load_after:.2} after; {steal:.2} s stolen by the hypervisor in {:.0} s",
-            record.seconds
+            "commit {}; load {load:.2} before, {load_after:.2} after; {steal:.2} s stolen by the hypervisor in {:.0} s",
+            record.environment.commit, record.seconds
         );
         shown.row([format!("during {}", record.section), said]);
         let settings: Vec<String> =
@@ -196,9 +200,9 @@ fn environments(records: &[Record]) -> String {
 }
 
 fn reproduce(records: &[Record], raw: &[String]) -> String {
-    let commands: String = records.iter().map(|record| format!("{}\n", record.command)).collect();
+    let commands = distinct(records.iter().map(|record| record.command.as_str())).join("\n");
     format!(
-        "<h2>Reproduce it</h2><p>On a fresh machine, as root, in the repository: <code>make build</code>, then</p><pre>{}</pre>\
+        "<h2>Reproduce it</h2><p>On a fresh machine, as root, in the repository: <code>make setup build</code>, then</p><pre>{}</pre>\
          <p>Raw data beside this report: histograms of every block (<code>.hlog</code>, nanoseconds), a line a block (<code>.csv</code>), \
          everything (<code>.json</code>).</p>{}",
         text(&commands),

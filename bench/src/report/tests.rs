@@ -1,0 +1,61 @@
+use super::*;
+use crate::comparison::{Added, Comparison, PathResult, Usage};
+
+fn path(name: &str, added: Option<Estimate>) -> PathResult {
+    PathResult {
+        path: name.to_owned(),
+        again: name.ends_with(" again"),
+        requests: 1000,
+        errors: 0,
+        p50: 50.0,
+        p90: 60.0,
+        p99: 70.0,
+        p999: 80.0,
+        max: 90.0,
+        rate: 1.0.into(),
+        added: added.map(|added| Added { p50: added, p99: added, p999: added }),
+        relative_rate: 1.0.into(),
+        usage: Usage::default(),
+        lag: None,
+        rounds: Vec::new(),
+        between_rounds: Vec::new(),
+        busy: None,
+    }
+}
+
+fn found(requests: Estimate, connections: Estimate, rounds: usize) -> String {
+    let mut record = Record::new("latency");
+    record.comparisons = [("RR", requests), ("CRR", connections)]
+        .map(|(title, added)| Comparison {
+            title: title.to_owned(),
+            load: String::new(),
+            unit: "requests".to_owned(),
+            rounds,
+            block_ms: 200,
+            saturated: false,
+            paths: vec![
+                path("direct", None),
+                path("direct again", Some(Estimate::new(-2.0, 0.0, 1.0))),
+                path("virtual IP", Some(added)),
+            ],
+        })
+        .into();
+    answer(&[record])
+}
+
+#[test]
+fn the_answer_is_the_worse_of_both_and_no_surer_than_the_run() {
+    let (little, much) = (Estimate::new(10.0, 12.0, 14.0), Estimate::new(1400.0, 1500.0, 1600.0));
+    let said = found(little, Estimate::new(190.0, 200.0, 210.0), 40);
+    assert_eq!(
+        said,
+        "No: a Service adds 12.0 µs at the median (95%: +10.0 to +14.0) to a request on an open connection, and adds 200.0 µs \
+         at the median (95%: +190.0 to +210.0) to one with a connection of its own."
+    );
+    assert!(found(little, much, 40).starts_with("Yes: a Service adds 12.0"));
+    assert!(found(little, Estimate::new(900.0, 950.0, 1100.0), 40).starts_with("Not shown: "));
+    let unclear = found(little, Estimate::new(-1.0, 1.0, 3.0), 3);
+    assert!(unclear.contains("(range of 3: +10.0 to +14.0)"), "{unclear}");
+    assert!(unclear.contains("makes no difference to one with a connection of its own"), "{unclear}");
+    assert_eq!(answer(&[]), "This run has not measured what a Service adds to a request.");
+}
