@@ -16,9 +16,11 @@ const BOTTOM: f64 = 44.0;
 /// Narrow enough for a phone.
 const INTERVALS_WIDTH: f64 = 440.0;
 
-/// A letter of a name beside its row, and what is between the name and the plot.
+/// A letter of a name beside its row and, in bold, of the value behind it; and what is between them and the plot.
 const NAME_LETTER: f64 = 6.8;
 const NAME_GAP: f64 = 16.0;
+const VALUE_LETTER: f64 = 8.4;
+const VALUE_GAP: f64 = 12.0;
 
 /// Paths that stand out.
 const OURS: [&str; 3] = ["virtual IP", "portolan-proxy", "without polling"];
@@ -71,7 +73,10 @@ pub(super) fn intervals(
 ) -> String {
     let row_height = 34.0;
     let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    let (left, right) = (NAME_GAP + longest as f64 * NAME_LETTER, INTERVALS_WIDTH - 48.0);
+    // Each value stands behind its interval, which may end at the right.
+    let values = rows.iter().map(|(_, estimate)| format!("{:+.1}", estimate.value).len()).max().unwrap_or(0);
+    let right = INTERVALS_WIDTH - VALUE_GAP - values as f64 * VALUE_LETTER;
+    let left = NAME_GAP + longest as f64 * NAME_LETTER;
     let height = row_height * rows.len() as f64;
     let ends = rows.iter().flat_map(|(_, estimate)| [estimate.low, estimate.high, estimate.value]);
     let x = Scale::linear(ends.chain([-noise, noise]));
@@ -107,7 +112,7 @@ pub(super) fn intervals(
             &mut svg,
             format_args!(
                 "<text class=value x={:.1} y={:.1}>{value:+.1}</text>",
-                high.max(mid) + 12.0,
+                high.max(mid) + VALUE_GAP,
                 y + 4.0
             ),
         );
@@ -198,4 +203,18 @@ fn figure(title: &str, note: &str, svg: &str, legend: &str) -> String {
 
 fn write_to(svg: &mut String, piece: std::fmt::Arguments<'_>) {
     svg.write_fmt(piece).expect("a string takes everything");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_behind_the_widest_interval_is_within_the_picture() {
+        let rows = [("virtual IP".to_owned(), Estimate::new(-2000.0, 1516.0, 2165.8))];
+        let svg = intervals("", "", "", &rows, 1.0);
+        let value = svg.split("<text class=value x=").nth(1).unwrap();
+        let x: f64 = value.split(' ').next().unwrap().parse().unwrap();
+        assert!(x + 7.0 * VALUE_LETTER <= INTERVALS_WIDTH, "+1516.0 at {x}");
+    }
 }
