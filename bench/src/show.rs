@@ -56,12 +56,14 @@ pub(crate) fn compared(comparison: &Comparison) -> Table {
     );
     let mut table = Table::new(&title, columns, &note);
     for path in &comparison.paths {
-        let between = path.usage.between.map_or_else(|| "-".to_owned(), one);
+        let each = |amount: Option<f64>| amount.map_or_else(|| "-".to_owned(), one);
+        let between = each(path.usage.between);
         let cells: Vec<String> = if is_stream {
             let relative = format!("{:.2}", path.relative_rate.value);
-            vec![whole(path.rate.value), relative, one(path.usage.all), between, path.errors.to_string()]
+            vec![whole(path.rate.value), relative, each(path.usage.all), between, path.errors.to_string()]
         } else {
-            let [p50, p90, p99, p999, max] = [path.p50, path.p90, path.p99, path.p999, path.max].map(one);
+            let [p50, p90, p99, p999, max] = [path.p50, path.p90, path.p99, path.p999, path.max]
+                .map(|time| each((path.requests > 0).then_some(time)));
             let added = |percentile| added(comparison, path, percentile);
             vec![
                 p50,
@@ -72,9 +74,9 @@ pub(crate) fn compared(comparison: &Comparison) -> Table {
                 added(Percentile::P50),
                 added(Percentile::P99),
                 whole(path.rate.value),
-                one(path.usage.all),
+                each(path.usage.all),
                 between,
-                format!("{:.1}", path.usage.switches),
+                each(path.usage.switches),
                 path.errors.to_string(),
             ]
         };
