@@ -113,14 +113,27 @@ pub(crate) fn measure_as(
 
 /// Measures every contender for some rounds after one that warms up, and adds what was found to the record: the
 /// comparison, the distributions, the raw data. The first one is what the others are compared with. A run that is
-/// interrupted keeps the rounds that are whole.
+/// interrupted, or fails, keeps the rounds that are whole.
 pub(crate) fn interleave(
     record: &mut Record,
     measurement: &Measurement,
     contenders: &[Contender<'_>],
 ) -> Result<()> {
-    let Measurement { title, rounds, length, .. } = measurement;
     let mut totals: Vec<Total> = contenders.iter().map(|_| Total::new()).collect();
+    let measured = all_rounds(record, measurement, contenders, &mut totals);
+    if totals.first().is_some_and(|total| !total.rounds.is_empty()) {
+        conclude(record, measurement, contenders, totals)?;
+    }
+    measured
+}
+
+fn all_rounds(
+    record: &mut Record,
+    measurement: &Measurement,
+    contenders: &[Contender<'_>],
+    totals: &mut [Total],
+) -> Result<()> {
+    let Measurement { title, rounds, length, .. } = measurement;
     let began = Instant::now();
     let mut progress = Progress::new(title, *rounds);
     for round in 0..=*rounds {
@@ -144,11 +157,7 @@ pub(crate) fn interleave(
             }
         }
     }
-    drop(progress);
-    if totals.first().is_none_or(|total| total.rounds.is_empty()) {
-        return Ok(());
-    }
-    conclude(record, measurement, contenders, totals)
+    Ok(())
 }
 
 fn block(contender: &Contender<'_>, length: Duration) -> Result<(Block, Spent)> {

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use testbed::{Binaries, Node};
 
 use super::command::{Call, peak_memory, run};
+use crate::peers;
+use crate::record::Record;
 
 /// Whose plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,20 @@ pub(super) fn name(kind: Kind, in_use: usize) -> String {
         FIRST if kind != Kind::Kernel => format!("{name}, first and last pod of a node"),
         FIRST | BESIDE_ONE => name.to_owned(),
         _ => format!("{name}, {in_use} in use"),
+    }
+}
+
+impl Kind {
+    /// Those of all kinds that are there. Of the others, the record says how to get them.
+    pub(super) fn available(record: &mut Record) -> Vec<Self> {
+        let mut kinds =
+            vec![Self::Portolan { masquerade: true }, Self::Portolan { masquerade: false }, Self::Kernel];
+        for (kind, peer, package) in
+            [(Self::Bridge, "reference bridge", peers::BRIDGE), (Self::Ptp, "reference ptp", peers::PTP)]
+        {
+            kinds.extend(peers::is_there(record, peer, package).then_some(kind));
+        }
+        kinds
     }
 }
 

@@ -51,3 +51,23 @@ fn a_path_that_answers_nothing_can_be_written_read_and_reported() {
     let html = std::fs::read_to_string(page).unwrap();
     assert!(html.contains("virtual IP") && !html.contains("NaN") && !html.contains("inf"));
 }
+
+#[test]
+fn a_path_that_fails_leaves_the_rounds_before_it() {
+    let (mut record, own) = (Record::new("latency"), Process(std::process::id()));
+    let calls = std::cell::Cell::new(0);
+    let mut failing = contender("virtual IP", &own, || 1.0);
+    let measured = std::mem::replace(&mut failing.block, Box::new(|_| anyhow::bail!("refused")));
+    let calls = &calls;
+    failing.block = Box::new(move |length| {
+        anyhow::ensure!(calls.replace(calls.get() + 1) < 3, "refused");
+        measured(length)
+    });
+    let paths = [contender("direct", &own, || 1.0), failing];
+    let (title, words) = ("RR".to_owned(), String::new());
+    let length = Duration::from_millis(1);
+    let measurement = Measurement { title, words, unit: "requests", length, rounds: 9, shows_stalls: false };
+    let error = interleave(&mut record, &measurement, &paths).unwrap_err();
+    assert_eq!(format!("{error:#}"), "RR through virtual IP: refused");
+    assert_eq!(record.comparison("RR").unwrap().rounds, 2);
+}
