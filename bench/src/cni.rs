@@ -62,8 +62,10 @@ fn measure(record: &mut Record, extent: Extent) -> Result<()> {
     show(record, &contenders, &times);
     judge(record, &times, extent.many);
     timed?;
+    interrupt::check()?;
     split(record, &contenders[0], extent.rounds)?;
-    let memory = (0..20).map(|_| contenders[0].memory_of_add()).collect::<Result<Vec<_>>>()?;
+    let memory = |_| interrupt::check().and_then(|()| contenders[0].memory_of_add());
+    let memory = (0..20).map(memory).collect::<Result<Vec<_>>>()?;
     record.measured("add-memory", memory.into_iter().fold(0.0, f64::max));
     drop(contenders);
     burst::measure(record, kinds.contains(&Kind::Bridge), extent.pods, extent.bursts)
@@ -181,6 +183,7 @@ fn judge(record: &mut Record, times: &BTreeMap<String, Times>, many: usize) {
 fn split(record: &mut Record, contender: &Contender, rounds: usize) -> Result<()> {
     let mut spent: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
     for _ in 0..rounds.min(50) {
+        interrupt::check()?;
         for (command, spans) in contender.traced_round()? {
             for (span, milliseconds) in spans {
                 spent.entry((command.clone(), span)).or_default().push(milliseconds);

@@ -140,6 +140,7 @@ fn side_by_side(record: &mut Record, lab: &Lab, rounds: usize, has: impl Fn(DnsP
     if has(DnsPart::Cached) && lab.has_upstream() && CACHES.iter().any(|name| lab.server(name).is_some()) {
         for server in lab.servers.iter().filter(|server| server.name == OURS || CACHES.contains(&server.name))
         {
+            interrupt::check()?;
             learn(lab, server, &external)?;
         }
         let words = "closed loop over UDP: 10,000 names outside, all of them known by now";

@@ -144,7 +144,7 @@ fn all_rounds(
         for index in order {
             if interrupt::requested() {
                 record.interrupted = Some(format!("by a signal, in round {round} of {rounds} of {title}"));
-                break;
+                return Ok(());
             }
             let contender = &contenders[index];
             let block = block(contender, *length);

@@ -22,6 +22,7 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Record {
         let measured = side_by_side(record, rounds, shapes);
         judge(record);
         measured?;
+        interrupt::check()?;
         // What is not about a single load is measured with all of them only.
         if calls::SHAPES.iter().all(|shape| shapes.contains(shape)) {
             calls::measure(record)?;

@@ -149,6 +149,8 @@ impl Record {
     pub(crate) fn finish(&mut self) {
         self.seconds = self.clock.map_or(0.0, |began| began.elapsed().as_secs_f64());
         self.environment.finish();
+        // Of a part that had not begun when it was interrupted.
+        self.tables.retain(|table| !table.rows.is_empty());
         if interrupt::requested() && self.interrupted.is_none() {
             self.interrupted = Some("by a signal, between two loads".to_owned());
         }

@@ -62,6 +62,7 @@ pub fn scale(size: Size) -> Record {
 fn on_a_control_plane(record: &mut Record, size: Size) -> Result<()> {
     let mut ground = Ground::new()?;
     let filled = fill::fill(&ground.control_plane, size.services, size.endpoints)?;
+    interrupt::check()?;
     record.set("created in", format!("{:.0} s", filled.as_secs_f64()));
     let mut kinds = vec![Kind::Proxy, Kind::KubeProxy, Kind::Dns];
     if !peers::is_there(record, "kube-proxy, which calls nft", peers::NFT) {
@@ -108,6 +109,7 @@ fn measure(ground: &mut Ground, kind: Kind, changes: usize) -> Result<Found> {
     let mut times = Vec::new();
     for change in 1..=changes {
         progress.at(change);
+        interrupt::check()?;
         ground.point(kind.probe(), change % 2)?;
         let patched = Instant::now();
         until(SOON, || subject.serves(ground, change % 2))?;
@@ -131,6 +133,7 @@ fn know(ground: &Ground, services: usize) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
     for number in 0..services {
         progress.at(number);
+        interrupt::check()?;
         let name = ground.create(number)?;
         let created = Instant::now();
         until(SOON, || ground.is_known(&name))?;

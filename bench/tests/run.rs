@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -75,6 +77,39 @@ fn an_interrupted_run_keeps_what_it_has_says_so_and_leaves_nothing_running() {
     for daemon in daemons {
         assert!(!Path::new("/proc").join(&daemon).exists(), "process {daemon} is still there");
     }
+}
+
+/// The first one, here of a terminal that is closed, would take everything down in order.
+#[test]
+fn a_second_signal_ends_it_at_once_with_everything_it_has_started() {
+    let mut child = Command::new(PROGRAM)
+        .args(["latency", "--rounds", "2", "--only", "rr"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("RR,")));
+    let daemons = children(pid);
+    assert!(daemons.len() >= 6, "a proxy and a DNS server on each of three nodes: {daemons:?}");
+    let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let networks: HashSet<PathBuf> = daemons.iter().filter_map(|daemon| network(daemon)).collect();
+    assert!(networks.len() >= 3 && !networks.contains(&network("self").unwrap()), "{networks:?}");
+    kill(pid, Signal::SIGHUP).unwrap();
+    kill(pid, Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let left = || -> Vec<String> {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| network(name).is_some_and(|own| networks.contains(&own))).collect()
+    };
+    // They have been killed, and go when they are next scheduled.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !left().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(left(), Vec::<String>::new(), "processes are left in the namespaces of the run");
 }
 
 /// Of all its threads.

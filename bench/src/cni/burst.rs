@@ -10,6 +10,7 @@ use netns::NetNs;
 
 use super::command::run;
 use super::contender::{BESIDE_ONE, Contender, Kind};
+use crate::interrupt;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
 
@@ -28,6 +29,7 @@ pub(super) fn measure(record: &mut Record, has_bridge: bool, pods: usize, bursts
     let mut results: [Vec<Burst>; 2] = [Vec::new(), Vec::new()];
     for _ in 0..bursts {
         for (kind, results) in kinds.iter().zip(&mut results) {
+            interrupt::check()?;
             results.push(burst(&Contender::new(*kind, BESIDE_ONE)?, pods)?);
         }
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use testbed::{Binaries, Node};
 
 use super::command::{Call, peak_memory, run};
+use crate::interrupt;
 use crate::peers;
 use crate::record::Record;
 
@@ -186,6 +187,7 @@ impl Contender {
         let attached = if matches!(self.kind, Kind::Portolan { .. }) { self.in_use } else { 1 };
         self.node.run(|| {
             for number in 0..attached {
+                interrupt::check()?;
                 let (container, ifname) = (format!("occupant-{number}"), format!("eth{number}"));
                 run(&Call { ifname: &ifname, ..self.call("ADD", &container, &path) })?;
             }

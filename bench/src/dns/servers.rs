@@ -12,6 +12,7 @@ use testbed::{Binaries, Node, Program, go_tool, wait_for};
 
 use super::names::{self, Queries};
 use crate::cores::Cores;
+use crate::interrupt;
 use crate::peers;
 use crate::processor::Process;
 use crate::record::{Configuration, Record};
@@ -208,6 +209,7 @@ impl Lab {
     }
 
     fn start(&mut self, start: Start<'_>) -> Result<()> {
+        interrupt::check()?;
         let Start { name, address, binary, arguments, text, version, queries } = start;
         let address = SocketAddr::from((address, 53));
         // Whoever has it would be measured in its place.

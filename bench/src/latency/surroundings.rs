@@ -8,6 +8,7 @@ use serde_json::json;
 use testbed::{Binaries, Fleet, Network, Plugin, Pod};
 
 use crate::interleave::Path;
+use crate::interrupt;
 use crate::load::{Destination, server};
 use crate::peers;
 use crate::processor::Process;
@@ -111,6 +112,7 @@ struct Far {
 
 impl Far {
     fn start(name: &'static str, subnets: &[usize; 2]) -> Result<Self> {
+        interrupt::check()?;
         let fleet = Fleet::start(subnets)?;
         fleet.route_pods()?;
         let (client, server) =
