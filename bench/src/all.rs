@@ -8,10 +8,10 @@ use crate::record::Record;
 use crate::{interrupt, show};
 
 /// A section and what measures it.
-pub type Section<'a> = (&'static str, &'a dyn Fn() -> Result<Record>);
+pub type Section<'a> = (&'static str, &'a dyn Fn() -> Record);
 
 /// Measures the sections and writes each as soon as it is there. One that fails does not keep the others from running: its
-/// record says why.
+/// record has what had been measured, and says why it ends there.
 ///
 /// # Errors
 /// At the end, when a section has failed or the run was interrupted; and when the directory cannot be written.
@@ -21,15 +21,11 @@ pub fn all(directory: &Path, sections: &[Section<'_>]) -> Result<()> {
         if interrupt::requested() {
             break;
         }
-        let record = measure().unwrap_or_else(|error| {
-            failed.push(format!("{name}: {error:#}"));
-            let mut record = Record::new(name);
-            record.interrupted = Some(format!("{error:#}"));
-            record.finish();
-            record
-        });
-        show::print(&record);
+        let record = measure();
+        // Written first: the terminal may have gone.
         record.write_into(directory)?;
+        show::print(&record);
+        failed.extend(record.interrupted.map(|why| format!("{name}: {why}")));
     }
     if interrupt::requested() {
         bail!("interrupted: what had been measured is in {}, marked as partial", directory.display());

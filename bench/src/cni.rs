@@ -40,48 +40,51 @@ struct Times {
 
 /// Measures in nodes of its own.
 ///
-/// # Errors
-/// When a node cannot be set up or a plugin fails.
-pub fn cni(quick: bool) -> Result<Record> {
+/// When a node cannot be set up or a plugin fails the record ends there. A reference plugin that is not installed is left
+/// out, and it says how to get it.
+pub fn cni(quick: bool) -> Record {
     let extent = if quick {
         Extent { rounds: 6, many: 500, bursts: 1, pods: 100 }
     } else {
         Extent { rounds: 150, many: 5000, bursts: 5, pods: 300 }
     };
-    let mut record = Record::new("cni");
+    Record::of("cni", |record| measure(record, extent))
+}
+
+fn measure(record: &mut Record, extent: Extent) -> Result<()> {
     record.set("rounds", extent.rounds);
     record.set("addresses in use", format!("1, 250, {}", extent.many));
     record.set("bursts", format!("{} of {} ADDs", extent.bursts, extent.pods));
-    let contenders = contenders(extent.many)?;
-    let times = one_by_one(&contenders, extent.rounds)?;
-    show(&mut record, &contenders, &times);
-    judge(&mut record, &times, extent.many);
-    split(&mut record, &contenders[0], extent.rounds)?;
-    let memory = (0..20).map(|_| contenders[0].memory_of_add()).collect::<Result<Vec<_>>>()?;
+    let kinds = Kind::available(record);
+    let contenders = contenders(&kinds, extent.many)?;
+    let mut times = BTreeMap::new();
+    let timed = one_by_one(&contenders, extent.rounds, &mut times);
+    show(record, &contenders, &times);
+    judge(record, &times, extent.many);
+    timed?;
+    interrupt::check()?;
+    split(record, &contenders[0], extent.rounds)?;
+    let memory = |_| interrupt::check().and_then(|()| contenders[0].memory_of_add());
+    let memory = (0..20).map(memory).collect::<Result<Vec<_>>>()?;
     record.measured("add-memory", memory.into_iter().fold(0.0, f64::max));
     drop(contenders);
-    if !interrupt::requested() {
-        burst::measure(&mut record, extent.pods, extent.bursts)?;
-    }
-    record.finish();
-    Ok(record)
+    burst::measure(record, kinds.contains(&Kind::Bridge), extent.pods, extent.bursts)
 }
 
 /// What is measured one by one. The first is the plain one of ours.
-fn contenders(many: usize) -> Result<Vec<Contender>> {
-    let mut contenders = Vec::new();
+fn contenders(available: &[Kind], many: usize) -> Result<Vec<Contender>> {
+    let mut wanted = Vec::new();
     for in_use in [BESIDE_ONE, 250, many, FIRST] {
-        contenders.push(Contender::new(Kind::Portolan { masquerade: true }, in_use)?);
-        contenders.push(Contender::new(Kind::Bridge, in_use)?);
+        wanted.extend([(Kind::Portolan { masquerade: true }, in_use), (Kind::Bridge, in_use)]);
     }
-    contenders.push(Contender::new(Kind::Portolan { masquerade: false }, BESIDE_ONE)?);
-    contenders.push(Contender::new(Kind::Ptp, BESIDE_ONE)?);
-    contenders.push(Contender::new(Kind::Kernel, BESIDE_ONE)?);
-    Ok(contenders)
+    let once = [Kind::Portolan { masquerade: false }, Kind::Ptp, Kind::Kernel];
+    wanted.extend(once.map(|kind| (kind, BESIDE_ONE)));
+    let there = wanted.into_iter().filter(|(kind, _)| available.contains(kind));
+    there.map(|(kind, in_use)| Contender::new(kind, in_use)).collect()
 }
 
-fn one_by_one(contenders: &[Contender], rounds: usize) -> Result<BTreeMap<String, Times>> {
-    let mut times: BTreeMap<String, Times> = BTreeMap::new();
+/// Rounds that are not whole do not count.
+fn one_by_one(contenders: &[Contender], rounds: usize, times: &mut BTreeMap<String, Times>) -> Result<()> {
     let mut progress = Progress::new("ADD and DEL", rounds);
     // One round warms up.
     for round in 0..=rounds {
@@ -91,16 +94,18 @@ fn one_by_one(contenders: &[Contender], rounds: usize) -> Result<BTreeMap<String
         progress.at(round);
         let mut order: Vec<&Contender> = contenders.iter().collect();
         fastrand::shuffle(&mut order);
-        for contender in order {
-            let (add, del) = contender.round().with_context(|| contender.name())?;
-            if round > 0 {
-                let own = times.entry(contender.name()).or_default();
-                own.add.push(add);
-                own.del.push(del);
-            }
+        let round_of = |contender: &Contender| {
+            let name = contender.name();
+            contender.round().with_context(|| name.clone()).map(|took| (name, took))
+        };
+        let found = order.into_iter().map(round_of).collect::<Result<Vec<_>>>()?;
+        for (name, (add, del)) in found.into_iter().filter(|_| round > 0) {
+            let own = times.entry(name).or_default();
+            own.add.push(add);
+            own.del.push(del);
         }
     }
-    Ok(times)
+    Ok(())
 }
 
 fn show(record: &mut Record, contenders: &[Contender], times: &BTreeMap<String, Times>) {
@@ -178,6 +183,7 @@ fn judge(record: &mut Record, times: &BTreeMap<String, Times>, many: usize) {
 fn split(record: &mut Record, contender: &Contender, rounds: usize) -> Result<()> {
     let mut spent: BTreeMap<(String, String), Vec<f64>> = BTreeMap::new();
     for _ in 0..rounds.min(50) {
+        interrupt::check()?;
         for (command, spans) in contender.traced_round()? {
             for (span, milliseconds) in spans {
                 spent.entry((command.clone(), span)).or_default().push(milliseconds);

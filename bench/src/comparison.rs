@@ -47,7 +47,8 @@ pub struct PathResult {
     pub max: f64,
     /// Requests, or MiB, a second: over the rounds.
     pub rate: Estimate,
-    /// What is added to the first path in the same round; nothing for the first, and for streams.
+    /// What is added to the first path in the same round; nothing for the first, for streams, and where either has
+    /// answered nothing.
     pub added: Option<Added>,
     /// Rate over the first path's in the same round.
     pub relative_rate: Estimate,
@@ -76,15 +77,15 @@ pub struct Added {
     pub p999: Estimate,
 }
 
-/// What a request, or a MiB, took of the machine.
+/// What a request, or a MiB, took of the machine; nothing of a path that has answered none.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
     /// Processor time of the program between client and server, µs; nothing if it is the kernel alone.
     pub between: Option<f64>,
     /// Processor time of client, server and the program between them, µs.
-    pub all: f64,
+    pub all: Option<f64>,
     /// Context switches of the machine.
-    pub switches: f64,
+    pub switches: Option<f64>,
     /// How often the client was put off its core, over all blocks.
     pub preempted: u64,
     /// Time the hypervisor took from this machine, ms over all blocks.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use testbed::{Cluster, NameServer, Pod, wait_for};
 
 use crate::latency::latency;
@@ -97,7 +97,11 @@ pub fn demo() -> Result<()> {
 
     step("What the Service costs: a request and a connection, directly and through the virtual IP");
     drop(cluster);
-    print(&latency(8, &[Shape::Requests, Shape::Connections])?);
+    let record = latency(8, &[Shape::Requests, Shape::Connections]);
+    print(&record);
+    if let Some(why) = record.interrupted {
+        bail!("the measurement ended early, {why}");
+    }
 
     step("Done. All of this ran in namespaces of its own, which are gone now");
     Ok(())

@@ -80,11 +80,13 @@ const SATURATED: f64 = 0.9;
 
 /// Measures in nodes of its own.
 ///
-/// # Errors
-/// When a server that is there cannot be started or gives a wrong answer. One that is not there is left out, and the record
-/// says how to get it.
-pub fn dns(rounds: usize, parts: &[DnsPart]) -> Result<Record> {
-    let mut record = Record::new("dns");
+/// When a server that is there cannot be started or gives a wrong answer the record ends there. One that is not there is left
+/// out, and it says how to get it.
+pub fn dns(rounds: usize, parts: &[DnsPart]) -> Record {
+    Record::of("dns", |record| measure(record, rounds, parts))
+}
+
+fn measure(record: &mut Record, rounds: usize, parts: &[DnsPart]) -> Result<()> {
     record.set("rounds", rounds);
     record.set("block", format!("{} ms", BLOCK.as_millis()));
     record.set("flows", format!("{} of {} queries each", flows::FLOWS, flows::BURST));
@@ -95,27 +97,28 @@ pub fn dns(rounds: usize, parts: &[DnsPart]) -> Result<Record> {
         .iter()
         .any(|part| matches!(part, DnsPart::Hits | DnsPart::Missing | DnsPart::Cached | DnsPart::HalfLoad))
     {
-        let lab = Lab::with_all()?;
+        let lab = Lab::with_all(record)?;
         record.set("cores", format!("generator {}, server {}", lab.cores.generator, lab.cores.server));
-        record.not_measured.extend(lab.missing.iter().cloned());
         record.configurations.extend(lab.servers.iter().map(|server| server.configuration.clone()));
-        side_by_side(&mut record, &lab, rounds, has)?;
+        let measured = side_by_side(record, &lab, rounds, has);
+        judge(record);
+        measured?;
+        memory(record, &lab);
     }
     if has(DnsPart::Visible) {
-        visible::measure(&mut record, rounds * 10)?;
+        visible::measure(record, rounds * 10)?;
     }
     if has(DnsPart::Restarts) {
         // A hundred of each in a full run.
-        restarts::measure(&mut record, (rounds * 10).div_ceil(3).min(100))?;
+        restarts::measure(record, (rounds * 10).div_ceil(3).min(100))?;
     }
     if has(DnsPart::Scale) {
-        scale::measure(&mut record)?;
+        scale::measure(record)?;
     }
     if has(DnsPart::Overload) {
-        overload::measure(&mut record)?;
+        overload::measure(record)?;
     }
-    record.finish();
-    Ok(record)
+    Ok(())
 }
 
 fn side_by_side(record: &mut Record, lab: &Lab, rounds: usize, has: impl Fn(DnsPart) -> bool) -> Result<()> {
@@ -134,9 +137,10 @@ fn side_by_side(record: &mut Record, lab: &Lab, rounds: usize, has: impl Fn(DnsP
         let why = "hickory with names that do not exist: it looks through the whole zone for each, some hundred a second";
         record.not_measured.push(why.to_owned());
     }
-    if has(DnsPart::Cached) && CACHES.iter().any(|name| lab.server(name).is_some()) {
+    if has(DnsPart::Cached) && lab.has_upstream() && CACHES.iter().any(|name| lab.server(name).is_some()) {
         for server in lab.servers.iter().filter(|server| server.name == OURS || CACHES.contains(&server.name))
         {
+            interrupt::check()?;
             learn(lab, server, &external)?;
         }
         let words = "closed loop over UDP: 10,000 names outside, all of them known by now";
@@ -148,8 +152,6 @@ fn side_by_side(record: &mut Record, lab: &Lab, rounds: usize, has: impl Fn(DnsP
     if has(DnsPart::HalfLoad) {
         half_load(record, lab, &services, rounds)?;
     }
-    judge(record);
-    memory(record, lab);
     Ok(())
 }
 

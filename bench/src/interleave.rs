@@ -117,14 +117,27 @@ pub(crate) fn measure_as(
 
 /// Measures every contender for some rounds after one that warms up, and adds what was found to the record: the
 /// comparison, the distributions, the raw data. The first one is what the others are compared with. A run that is
-/// interrupted keeps the rounds that are whole.
+/// interrupted, or fails, keeps the rounds that are whole.
 pub(crate) fn interleave(
     record: &mut Record,
     measurement: &Measurement,
     contenders: &[Contender<'_>],
 ) -> Result<()> {
-    let Measurement { title, rounds, length, .. } = measurement;
     let mut totals: Vec<Total> = contenders.iter().map(|_| Total::new()).collect();
+    let measured = all_rounds(record, measurement, contenders, &mut totals);
+    if totals.first().is_some_and(|total| !total.rounds.is_empty()) {
+        conclude(record, measurement, contenders, totals)?;
+    }
+    measured
+}
+
+fn all_rounds(
+    record: &mut Record,
+    measurement: &Measurement,
+    contenders: &[Contender<'_>],
+    totals: &mut [Total],
+) -> Result<()> {
+    let Measurement { title, rounds, length, .. } = measurement;
     let began = Instant::now();
     let mut progress = Progress::new(title, *rounds);
     for round in 0..=*rounds {
@@ -135,7 +148,7 @@ pub(crate) fn interleave(
         for index in order {
             if interrupt::requested() {
                 record.interrupted = Some(format!("by a signal, in round {round} of {rounds} of {title}"));
-                break;
+                return Ok(());
             }
             let contender = &contenders[index];
             let block = block(contender, *length);
@@ -148,11 +161,7 @@ pub(crate) fn interleave(
             }
         }
     }
-    drop(progress);
-    if totals.first().is_none_or(|total| total.rounds.is_empty()) {
-        return Ok(());
-    }
-    conclude(record, measurement, contenders, totals)
+    Ok(())
 }
 
 fn block(contender: &Contender<'_>, length: Duration) -> Result<(Block, Spent)> {
@@ -172,7 +181,7 @@ fn conclude(
     let first = totals[0].rounds.clone();
     let (mut results, mut stalls) = (Vec::new(), Vec::new());
     for (index, (contender, total)) in contenders.iter().zip(totals).enumerate() {
-        if !is_stream {
+        if !total.latencies.is_empty() {
             record.distribution(title, contender.name, &total.latencies);
         }
         if !total.lag.is_empty() {
@@ -180,7 +189,10 @@ fn conclude(
         }
         results.push(total.result(is_stream, contender, (index > 0).then_some(&first)));
         let blocks = total.blocks;
-        stalls.push(Line { name: contender.name.to_owned(), points: blocks.iter().map(slowest).collect() });
+        stalls.push(Line {
+            name: contender.name.to_owned(),
+            points: blocks.iter().filter_map(slowest).collect(),
+        });
         record.raw.push(RawPath { load: title.clone(), path: contender.name.to_owned(), blocks });
     }
     let comparison = Comparison {
@@ -206,8 +218,9 @@ fn conclude(
     Ok(())
 }
 
-fn slowest(block: &RawBlock) -> [f64; 2] {
-    [block.at.as_secs_f64(), micros(block.latencies.max())]
+/// Nothing of a block without an answer: its axis has no zero.
+fn slowest(block: &RawBlock) -> Option<[f64; 2]> {
+    (!block.latencies.is_empty()).then(|| [block.at.as_secs_f64(), micros(block.latencies.max())])
 }
 
 impl Total {
@@ -233,7 +246,8 @@ impl Total {
         self.spent += spent;
         let at = |quantile| micros(block.latencies.value_at_quantile(quantile));
         self.rounds.push([at(0.5), at(0.99), at(0.999), block.units / block.took.as_secs_f64()]);
-        self.between.push(spent.between.as_secs_f64() * 1e6 / block.units);
+        let between = (block.units > 0.0).then(|| spent.between.as_secs_f64() * 1e6 / block.units);
+        self.between.push(between.unwrap_or(0.0));
         self.took += block.took;
         self.latencies.add(&block.latencies)?;
         self.lag.add(&block.lag)?;
@@ -260,8 +274,11 @@ impl Total {
         let lag = |quantile| micros(self.lag.value_at_quantile(quantile));
         let column =
             |rounds: &[[f64; 4]], index: usize| rounds.iter().map(|round| round[index]).collect::<Vec<_>>();
-        let compared = first.filter(|_| !is_stream);
-        let per_unit = |time: Duration| time.as_secs_f64() * 1e6 / self.units;
+        // What answers nothing takes no time, and adds none.
+        let has_answered = |rounds: &[[f64; 4]]| rounds.iter().any(|round| round[3] > 0.0);
+        let compared = first.filter(|first| !is_stream && has_answered(first) && has_answered(&self.rounds));
+        let per_unit = |amount: f64| (self.units > 0.0).then(|| amount / self.units);
+        let micros_per_unit = |time: Duration| per_unit(time.as_secs_f64() * 1e6);
         PathResult {
             path: contender.name.to_owned(),
             again: contender.name.ends_with(" again"),
@@ -281,12 +298,15 @@ impl Total {
             }),
             relative_rate: first.map_or_else(
                 || 1.0.into(),
-                |first| paired(&column(&self.rounds, 3), &column(first, 3), |own, other| own / other),
+                |first| {
+                    let ratio = |own: f64, other: f64| if other > 0.0 { own / other } else { 0.0 };
+                    paired(&column(&self.rounds, 3), &column(first, 3), ratio)
+                },
             ),
             usage: Usage {
-                between: contender.process.map(|_| per_unit(self.spent.between)),
-                all: per_unit(self.spent.between + self.spent.own),
-                switches: self.spent.switches as f64 / self.units,
+                between: contender.process.and_then(|_| micros_per_unit(self.spent.between)),
+                all: micros_per_unit(self.spent.between + self.spent.own),
+                switches: per_unit(self.spent.switches as f64),
                 preempted: self.preempted,
                 steal_ms: self.spent.steal * 1000.0,
             },
@@ -297,3 +317,6 @@ impl Total {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,15 +27,21 @@ const CONNECTIONS: [usize; 2] = [4, 16];
 
 /// Measures in a node of its own.
 ///
-/// # Errors
-/// When the node, a pod or a program cannot be set up.
-pub fn latency(rounds: usize, shapes: &[Shape]) -> Result<Record> {
-    let mut record = Record::new("latency");
+/// When the node, a pod or a program cannot be set up the record ends there.
+pub fn latency(rounds: usize, shapes: &[Shape]) -> Record {
+    Record::of("latency", |record| {
+        let measured = every_load(record, rounds, shapes);
+        judge(record);
+        measured
+    })
+}
+
+fn every_load(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<()> {
     record.set("rounds", rounds);
     record.set("block", format!("{} ms", BLOCK.as_millis()));
     record.distribution("floor", "nothing at all", &load::floor(Duration::from_secs(1))?);
     let topology = Topology::new(&[])?;
-    let surroundings = Surroundings::set_up(&topology)?;
+    let surroundings = Surroundings::set_up(record, &topology)?;
     server::start_on_loopback(&topology.client.netns)?;
     // Direct comes twice: what the two differ by is the noise of the machine.
     let mut paths = vec![
@@ -48,32 +54,30 @@ pub fn latency(rounds: usize, shapes: &[Shape]) -> Result<Record> {
             paths.extend(surroundings.paths(&topology)?);
         }
         if !interrupt::requested() {
-            measure(&mut record, (*shape).into(), &paths, rounds)?;
+            measure(record, (*shape).into(), &paths, rounds)?;
         }
         paths.truncate(3);
         if *shape == Shape::Requests && !interrupt::requested() {
-            sockperf::check(&mut record, &topology, rounds.div_ceil(2))?;
+            sockperf::check(record, &topology, rounds.div_ceil(2))?;
         }
     }
     if shapes.contains(&Shape::Requests) {
         let messages = MESSAGES.map(|message| Load { message, ..Shape::Requests.into() });
         let connections = CONNECTIONS.map(|connections| Load { connections, ..Shape::Requests.into() });
         for load in messages.into_iter().chain(connections).filter(|_| !interrupt::requested()) {
-            measure(&mut record, load, &paths, rounds.div_ceil(2))?;
+            measure(record, load, &paths, rounds.div_ceil(2))?;
         }
     }
     if sweep::SHAPES.iter().all(|shape| shapes.contains(shape)) && !interrupt::requested() {
-        sweep::measure(&mut record, &topology, rounds.div_ceil(2))?;
+        sweep::measure(record, &topology, rounds.div_ceil(2))?;
     }
     if shapes.contains(&Shape::Open) {
         for rate in RATES.iter().filter(|_| !interrupt::requested()) {
-            measure(&mut record, Load::open(*rate), &paths, rounds.div_ceil(2))?;
+            measure(record, Load::open(*rate), &paths, rounds.div_ceil(2))?;
         }
-        record.charts.extend(rate_chart(&record));
+        record.charts.extend(rate_chart(record));
     }
-    judge(&mut record);
-    record.finish();
-    Ok(record)
+    Ok(())
 }
 
 /// Rate against p99 of each path.

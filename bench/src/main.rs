@@ -140,21 +140,22 @@ const LATENCY: [Shape; 5] = [Shape::Requests, Shape::Connections, Shape::Datagra
 const PROXY: [Shape; 5] = [Shape::Requests, Shape::Many, Shape::Connections, Shape::Stream, Shape::Datagrams];
 
 impl Run {
-    fn measure(self, what: fn(usize, &[Shape]) -> Result<Record>, shapes: &[Shape]) -> Result<()> {
+    fn measure(self, what: fn(usize, &[Shape]) -> Record, shapes: &[Shape]) -> Result<()> {
         portolan_bench::check_privileges()?;
         let shapes = if self.only.is_empty() { shapes } else { &self.only };
-        finish(&what(count(self.rounds, self.quick), shapes)?, self.out, self.json)
+        finish(&what(count(self.rounds, self.quick), shapes), self.out, self.json)
     }
 }
 
 fn finish(record: &Record, directory: Option<PathBuf>, file: Option<PathBuf>) -> Result<()> {
-    portolan_bench::print(record);
+    // Written first: the terminal may have gone.
     if let Some(directory) = directory {
         record.write_into(&directory)?;
     }
     file.map_or(Ok(()), |file| record.write(&file))?;
+    portolan_bench::print(record);
     match &record.interrupted {
-        Some(why) => anyhow::bail!("interrupted {why}: the results are partial, and marked so"),
+        Some(why) => anyhow::bail!("ended early, {why}: the results are partial, and marked so"),
         None => Ok(()),
     }
 }
@@ -175,12 +176,12 @@ fn main() -> Result<()> {
         Command::Proxy(run) => run.measure(portolan_bench::proxy, &PROXY),
         Command::Cni { quick, json, out } => {
             portolan_bench::check_privileges()?;
-            finish(&portolan_bench::cni(quick)?, out, json)
+            finish(&portolan_bench::cni(quick), out, json)
         }
         Command::Dns { quick, rounds, only, json, out } => {
             portolan_bench::check_privileges()?;
             let parts = if only.is_empty() { &DNS_PARTS[..] } else { &only };
-            finish(&portolan_bench::dns(count(rounds, quick), parts)?, out, json)
+            finish(&portolan_bench::dns(count(rounds, quick), parts), out, json)
         }
         Command::Hickory { origin, zone, address } => {
             portolan_bench::serve_with_hickory(&origin, &zone, address)
@@ -189,7 +190,7 @@ fn main() -> Result<()> {
             portolan_bench::check_privileges()?;
             let size = size(quick);
             let services = services.unwrap_or(size.services);
-            finish(&portolan_bench::scale(Size { services, endpoints: endpoints.into(), ..size })?, out, json)
+            finish(&portolan_bench::scale(Size { services, endpoints: endpoints.into(), ..size }), out, json)
         }
         Command::All { quick, rounds, out } => {
             portolan_bench::check_privileges()?;

@@ -1,4 +1,4 @@
-//! The other ways to carry a Service: HAProxy, nginx, the kernel.
+//! The other ways to carry a Service, HAProxy, nginx, the kernel, and which peers are there.
 
 use std::path::Path as FilePath;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::interleave::Path;
 use crate::load::Shape;
 use crate::load::server::{ECHO_PORT, SINK_PORT};
 use crate::processor::Process;
-use crate::record::Configuration;
+use crate::record::{Configuration, Record};
 use crate::topology::{ECHO, SINK, Topology};
 
 /// Where a peer that has an address of its own listens: echo, sink.
@@ -33,16 +33,31 @@ pub(crate) struct Peer<'a> {
 /// Starts a peer on the node of a topology.
 pub(crate) type Start = for<'a> fn(&'a Topology) -> Result<Peer<'a>>;
 
-/// The Debian packages of a peer, if it is not there.
-pub(crate) fn missing(peer: &str) -> Option<&'static str> {
-    let (files, packages): (&[&str], _) = match peer {
-        "HAProxy" => (&["/usr/sbin/haproxy"], "haproxy"),
-        _ => (
-            &["/usr/sbin/nginx", "/usr/lib/nginx/modules/ngx_stream_module.so"],
-            "nginx-light libnginx-mod-stream",
-        ),
-    };
-    files.iter().any(|file| !FilePath::new(file).exists()).then_some(packages)
+/// Files of a peer and the Debian packages they are in.
+type Package = (&'static [&'static str], &'static str);
+
+pub(crate) const HAPROXY: Package = (&["/usr/sbin/haproxy"], "haproxy");
+pub(crate) const NGINX: Package =
+    (&["/usr/sbin/nginx", "/usr/lib/nginx/modules/ngx_stream_module.so"], "nginx-light libnginx-mod-stream");
+/// `nft`, which kube-proxy calls too.
+pub(crate) const NFT: Package = (&["/usr/sbin/nft"], "nftables");
+pub(crate) const KNOT: Package = (&["/usr/sbin/knotd"], "knot");
+pub(crate) const UNBOUND: Package = (&["/usr/sbin/unbound"], "unbound");
+/// The reference plugins, and host-local, which both call.
+pub(crate) const BRIDGE: Package =
+    (&["/usr/lib/cni/bridge", "/usr/lib/cni/host-local"], "containernetworking-plugins");
+pub(crate) const PTP: Package =
+    (&["/usr/lib/cni/ptp", "/usr/lib/cni/host-local"], "containernetworking-plugins");
+
+/// Whether a peer is there. Of one that is not, the record says how to get it.
+pub(crate) fn is_there(record: &mut Record, peer: &str, (files, packages): Package) -> bool {
+    let is_there = files.iter().all(|file| FilePath::new(file).exists());
+    if !is_there {
+        record.not_measured.push(format!(
+            "{peer}: not installed; `apt-get install --no-install-recommends {packages}` as root"
+        ));
+    }
+    is_there
 }
 
 /// `mode tcp` as in its own documentation's examples.

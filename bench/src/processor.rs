@@ -43,8 +43,8 @@ impl Process {
     }
 }
 
-/// The process and its children, theirs too: servers with worker processes.
-fn descendants(process: u32) -> Vec<u32> {
+/// The process, then its children, theirs too: servers with worker processes.
+pub(crate) fn descendants(process: u32) -> Vec<u32> {
     let mut found = vec![process];
     let mut next = 0;
     while let Some(process) = found.get(next) {

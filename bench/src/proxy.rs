@@ -16,30 +16,40 @@ use crate::topology::Topology;
 
 /// Measures in a node of its own.
 ///
-/// # Errors
-/// When a program cannot be set up. A peer that is not installed is left out, and the record says how to get it.
-pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
-    let mut record = Record::new("proxy");
+/// When a program cannot be set up the record ends there. A peer that is not installed is left out, and it says how to get it.
+pub fn proxy(rounds: usize, shapes: &[Shape]) -> Record {
+    Record::of("proxy", |record| {
+        let measured = side_by_side(record, rounds, shapes);
+        judge(record);
+        measured?;
+        interrupt::check()?;
+        // What is not about a single load is measured with all of them only.
+        if calls::SHAPES.iter().all(|shape| shapes.contains(shape)) {
+            calls::measure(record)?;
+            idle::measure(record)?;
+            scale::measure(record, scale::Extent::of(rounds))?;
+        }
+        Ok(())
+    })
+}
+
+fn side_by_side(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<()> {
     record.set("rounds", rounds);
     record.set("block", format!("{} ms", BLOCK.as_millis()));
     let topology = Topology::new(&[])?;
     // A node has one proxy, so the one that does not poll is on a node of its own.
     let sleeping = Topology::new(&["--poll", "0"])?;
-    let rules = peers::nftables(&topology)?;
     let mut peers = Vec::new();
-    let known: [(&str, Start); 2] = [("HAProxy", peers::haproxy), ("nginx", peers::nginx)];
-    for (name, start) in known {
-        match peers::missing(name) {
-            None => peers.push(start(&topology)?),
-            Some(packages) => record.not_measured.push(format!(
-                "{name}: not installed; `apt-get install --no-install-recommends {packages}` as root"
-            )),
+    let known = [
+        ("HAProxy", peers::HAPROXY, peers::haproxy as Start),
+        ("nginx", peers::NGINX, peers::nginx as Start),
+    ];
+    for (name, package, start) in known {
+        if peers::is_there(record, name, package) {
+            peers.push(start(&topology)?);
         }
     }
     record.configurations.extend(peers.iter().map(|peer| peer.configuration.clone()));
-    record.configurations.push(rules);
-    let mut nftables = topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, "server", None)?;
-    nftables.without = &[Shape::Cold];
     let mut paths: Vec<Path<'_>> = vec![
         topology.direct("direct")?,
         topology.direct("direct again")?,
@@ -48,23 +58,20 @@ pub fn proxy(rounds: usize, shapes: &[Shape]) -> Result<Record> {
     ];
     let (programs, carried): (Vec<_>, Vec<_>) = peers.drain(..).map(|peer| (peer.program, peer.path)).unzip();
     paths.extend(carried);
-    paths.push(nftables);
+    if peers::is_there(record, "nftables", peers::NFT) {
+        record.configurations.push(peers::nftables(&topology)?);
+        let mut nftables =
+            topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, "server", None)?;
+        nftables.without = &[Shape::Cold];
+        paths.push(nftables);
+    }
     for shape in shapes {
         if !interrupt::requested() {
-            measure(&mut record, (*shape).into(), &paths, rounds)?;
+            measure(record, (*shape).into(), &paths, rounds)?;
         }
     }
     drop(programs);
-    judge(&mut record);
-    drop(paths);
-    // What is not about a single load is measured with all of them only.
-    if calls::SHAPES.iter().all(|shape| shapes.contains(shape)) && !interrupt::requested() {
-        calls::measure(&mut record)?;
-        idle::measure(&mut record)?;
-        scale::measure(&mut record, scale::Extent::of(rounds))?;
-    }
-    record.finish();
-    Ok(record)
+    Ok(())
 }
 
 /// Fills in what is asked for.

@@ -98,6 +98,19 @@ impl Record {
         }
     }
 
+    /// A section from its begin to its end. An error ends it early: what had been measured by then is kept, and marked.
+    pub(crate) fn of(section: &str, measure: impl FnOnce(&mut Self) -> Result<()>) -> Self {
+        let mut record = Self::new(section);
+        if let Err(error) = measure(&mut record)
+            // What fails then fails because things are taken down.
+            && !interrupt::requested()
+        {
+            record.interrupted = Some(format!("{error:#}"));
+        }
+        record.finish();
+        record
+    }
+
     /// Notes how it was measured: `rounds`, `block`, `seed`.
     pub fn set(&mut self, name: &str, value: impl ToString) {
         self.settings.insert(name.to_owned(), value.to_string());
@@ -152,9 +165,11 @@ impl Record {
     }
 
     /// Ends it.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.seconds = self.clock.map_or(0.0, |began| began.elapsed().as_secs_f64());
         self.environment.finish();
+        // Of a part that had not begun when it was interrupted.
+        self.tables.retain(|table| !table.rows.is_empty());
         if interrupt::requested() && self.interrupted.is_none() {
             self.interrupted = Some("by a signal, between two loads".to_owned());
         }

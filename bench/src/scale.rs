@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::interrupt;
+use crate::peers;
 use crate::processor::Memory;
 use crate::progress::Progress;
 use crate::record::Record;
@@ -43,32 +44,32 @@ const SOON: Duration = Duration::from_secs(120);
 
 /// Fills an API server, then starts each program on it: what it takes, and how soon a change is served.
 ///
-/// # Errors
-/// When a program cannot be set up. Where the control plane is not built nothing is measured, and the record says how to get it.
-pub fn scale(size: Size) -> Result<Record> {
-    let mut record = Record::new("scale");
-    record.set("services", size.services);
-    record.set("endpoints", size.services * size.endpoints);
-    record.set("changes", size.changes);
-    if testbed::go_tool("control-plane").is_err() {
-        record.not_measured.push("the Kubernetes control plane: not built; `make tools`".to_owned());
-    } else {
-        match on_a_control_plane(&mut record, size) {
-            // What had been measured by then is kept.
-            Err(_) if interrupt::requested() => {}
-            outcome => outcome?,
+/// When a program cannot be set up the record ends there. Where the control plane is not built nothing is measured, and it
+/// says how to get it.
+pub fn scale(size: Size) -> Record {
+    Record::of("scale", |record| {
+        record.set("services", size.services);
+        record.set("endpoints", size.services * size.endpoints);
+        record.set("changes", size.changes);
+        if testbed::go_tool("control-plane").is_err() {
+            record.not_measured.push("the Kubernetes control plane: not built; `make tools`".to_owned());
+            return Ok(());
         }
-    }
-    record.finish();
-    Ok(record)
+        on_a_control_plane(record, size)
+    })
 }
 
 fn on_a_control_plane(record: &mut Record, size: Size) -> Result<()> {
     let mut ground = Ground::new()?;
     let filled = fill::fill(&ground.control_plane, size.services, size.endpoints)?;
+    interrupt::check()?;
     record.set("created in", format!("{:.0} s", filled.as_secs_f64()));
+    let mut kinds = vec![Kind::Proxy, Kind::KubeProxy, Kind::Dns];
+    if !peers::is_there(record, "kube-proxy, which calls nft", peers::NFT) {
+        kinds.retain(|kind| *kind != Kind::KubeProxy);
+    }
     let mut found = Vec::new();
-    let measured: Result<()> = [Kind::Proxy, Kind::KubeProxy, Kind::Dns].into_iter().try_for_each(|kind| {
+    let measured: Result<()> = kinds.into_iter().try_for_each(|kind| {
         found.push(measure(&mut ground, kind, size.changes).with_context(|| kind.name())?);
         Ok(())
     });
@@ -108,6 +109,7 @@ fn measure(ground: &mut Ground, kind: Kind, changes: usize) -> Result<Found> {
     let mut times = Vec::new();
     for change in 1..=changes {
         progress.at(change);
+        interrupt::check()?;
         ground.point(kind.probe(), change % 2)?;
         let patched = Instant::now();
         until(SOON, || subject.serves(ground, change % 2))?;
@@ -131,6 +133,7 @@ fn know(ground: &Ground, services: usize) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
     for number in 0..services {
         progress.at(number);
+        interrupt::check()?;
         let name = ground.create(number)?;
         let created = Instant::now();
         until(SOON, || ground.is_known(&name))?;

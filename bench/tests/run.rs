@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -77,6 +79,39 @@ fn an_interrupted_run_keeps_what_it_has_says_so_and_leaves_nothing_running() {
     }
 }
 
+/// The first one, here of a terminal that is closed, would take everything down in order.
+#[test]
+fn a_second_signal_ends_it_at_once_with_everything_it_has_started() {
+    let mut child = Command::new(PROGRAM)
+        .args(["latency", "--rounds", "2", "--only", "rr"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("RR,")));
+    let daemons = children(pid);
+    assert!(daemons.len() >= 6, "a proxy and a DNS server on each of three nodes: {daemons:?}");
+    let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let networks: HashSet<PathBuf> = daemons.iter().filter_map(|daemon| network(daemon)).collect();
+    assert!(networks.len() >= 3 && !networks.contains(&network("self").unwrap()), "{networks:?}");
+    kill(pid, Signal::SIGHUP).unwrap();
+    kill(pid, Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let left = || -> Vec<String> {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| network(name).is_some_and(|own| networks.contains(&own))).collect()
+    };
+    // They have been killed, and go when they are next scheduled.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !left().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(left(), Vec::<String>::new(), "processes are left in the namespaces of the run");
+}
+
 /// Of all its threads.
 fn children(pid: Pid) -> Vec<String> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
@@ -98,18 +133,51 @@ fn a_missing_privilege_is_named_with_the_way_out() {
 
 #[test]
 fn a_missing_peer_is_left_out_and_the_record_says_how_to_get_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("proxy.json");
-    let script = format!(
-        "mount -t tmpfs none /usr/lib/nginx && exec {PROGRAM} proxy --rounds 1 --only rr --json {}",
-        file.display()
-    );
+    let script = format!("mount -t tmpfs none /usr/lib/nginx; {}", without("nft"));
+    let record = run_after(&script, "proxy --rounds 1 --only rr");
+    assert_missing(&record, &[("nginx", "nginx-light libnginx-mod-stream"), ("nftables", "nftables")]);
+    let rr = record.comparison("RR").unwrap();
+    assert!(rr.path("HAProxy").is_some() && rr.path("nginx").is_none() && rr.path("nftables").is_none());
+}
+
+#[test]
+fn without_the_reference_plugins_ours_is_measured_alone() {
+    let peers = ["reference bridge", "reference ptp"].map(|peer| (peer, "containernetworking-plugins"));
+    let latency = run_after("mount -t tmpfs none /usr/lib/cni", "latency --rounds 1 --only rr");
+    assert_missing(&latency, &peers);
+    let rr = latency.comparison("RR").unwrap();
+    assert!(rr.path("bridge mode").is_some() && rr.path("VXLAN").is_some());
+    assert!(rr.path("reference bridge").is_none() && rr.path("reference ptp").is_none());
+    let cni = run_after("mount -t tmpfs none /usr/lib/cni", "cni --quick");
+    assert_missing(&cni, &peers);
+    let figure = |id: &str| cni.figures.iter().find(|figure| figure.id == id).unwrap().measured;
+    assert!(figure("del-kernel").is_some() && figure("burst-failures").is_some());
+    assert!(figure("add-bridge").is_none() && figure("add-ptp").is_none() && figure("burst-rate").is_none());
+}
+
+/// A script that takes one program away from the mount namespace it runs in.
+fn without(program: &str) -> String {
+    format!(
+        "mount -t tmpfs none /mnt; mkdir /mnt/upper /mnt/work\n\
+         mount -t overlay none -o lowerdir=/usr/sbin,upperdir=/mnt/upper,workdir=/mnt/work /usr/sbin; rm /usr/sbin/{program}\n"
+    )
+}
+
+/// The record of a run on a machine that a script has changed, for that run alone.
+fn run_after(script: &str, arguments: &str) -> Record {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let script = format!("{script}\nexec {PROGRAM} {arguments} --json {}", file.path().display());
     let output = Command::new("unshare").args(["-m", "sh", "-ec", &script]).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    let record = Record::read(&file).unwrap();
-    assert!(record.not_measured.iter().any(|note| note.contains("nginx: not installed; `apt-get install")));
-    let rr = record.comparison("RR").unwrap();
-    assert!(rr.path("HAProxy").is_some() && rr.path("nginx").is_none());
+    Record::read(file.path()).unwrap()
+}
+
+fn assert_missing(record: &Record, peers: &[(&str, &str)]) {
+    for (peer, packages) in peers {
+        let note =
+            format!("{peer}: not installed; `apt-get install --no-install-recommends {packages}` as root");
+        assert!(record.not_measured.contains(&note), "{note} in {:?}", record.not_measured);
+    }
 }
 
 #[test]
@@ -123,21 +191,11 @@ fn results_that_are_not_there_are_asked_for() {
 /// With a debug build of the server: what it measures is not worth reading, how it does is.
 #[test]
 fn name_servers_are_measured_side_by_side_and_those_missing_are_named() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("dns.json");
-    // A machine without unbound and CoreDNS, for this process alone.
-    let script = format!(
-        "mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work\n\
-         mount -t overlay none -o lowerdir=/usr/sbin,upperdir=/mnt/upper,workdir=/mnt/work /usr/sbin && rm /usr/sbin/unbound\n\
-         PORTOLAN_TOOLS=/mnt exec {PROGRAM} dns --rounds 1 --only hits,missing,half-load,overload --json {}",
-        file.display()
-    );
-    let output = Command::new("unshare").args(["-m", "sh", "-ec", &script]).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    let record = Record::read(&file).unwrap();
-    for note in ["unbound: not installed; `apt-get install", "CoreDNS: not built; `make tools`"] {
-        assert!(record.not_measured.iter().any(|said| said.contains(note)), "{:?}", record.not_measured);
-    }
+    let script = without("unbound") + "export PORTOLAN_TOOLS=/mnt";
+    let record = run_after(&script, "dns --rounds 1 --only hits,missing,half-load,overload");
+    assert_missing(&record, &[("unbound", "unbound")]);
+    let said = &record.not_measured;
+    assert!(said.iter().any(|note| note.contains("CoreDNS: not built; `make tools`")), "{said:?}");
     for title in ["hits", "NXDOMAIN", "half load"] {
         let comparison = record.comparison(title).unwrap();
         let peers = ["portolan-dns", "portolan-dns again", "knotd", "hickory"];
@@ -153,4 +211,16 @@ fn name_servers_are_measured_side_by_side_and_those_missing_are_named() {
         let figure = record.figures.iter().find(|known| known.id == figure).unwrap();
         assert!(figure.measured.is_some_and(|measured| measured.value.is_finite()), "{}", figure.id);
     }
+}
+
+#[test]
+fn without_knotd_nobody_answers_for_names_outside_and_the_cluster_is_measured() {
+    let script = without("knotd") + "export PORTOLAN_TOOLS=/mnt";
+    let record = run_after(&script, "dns --rounds 1 --only hits,cached");
+    assert_missing(&record, &[("knotd", "knot")]);
+    let said = &record.not_measured;
+    assert!(said.iter().any(|note| note.starts_with("names outside: knotd serves them")), "{said:?}");
+    let hits = record.comparison("hits").unwrap();
+    assert!(hits.path("hickory").is_some() && hits.path("knotd").is_none());
+    assert!(record.comparison("cached").is_none());
 }

@@ -1,5 +1,6 @@
 //! Programs under test.
 
+use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
 use std::ops::Range;
 use std::os::linux::net::SocketAddrExt as _;
@@ -7,7 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +22,13 @@ const PORTS: Range<u16> = 12_000..32_000;
 
 /// For how long something may not be as it should: far longer than it takes, on a machine that does much else at the same time.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The process groups of all programs that have not been waited for.
+static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn running() -> MutexGuard<'static, BTreeSet<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Where the programs under test are.
 #[derive(Clone, Debug)]
@@ -86,7 +94,10 @@ impl Program {
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         // A group of its own, so that workers it starts go with it.
         command.process_group(0);
+        // Locked while it starts, so that `kill_all` misses none.
+        let mut running = running();
         let child = spawn(&mut command).with_context(|| format!("start {}", binary.display()))?;
+        running.insert(child.id());
         Ok(Self { child, name: binary.file_name().unwrap_or_default().to_string_lossy().into_owned() })
     }
 
@@ -102,9 +113,13 @@ impl Program {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
+            // Locked from its end until it is forgotten, as another process may get its id.
+            let mut running = running();
             if let Some(status) = self.child.try_wait()? {
+                running.remove(&self.child.id());
                 return Ok(status);
             }
+            drop(running);
             std::thread::sleep(Duration::from_millis(5));
         }
         bail!("{} has not ended", self.name)
@@ -123,11 +138,25 @@ impl Program {
 impl Program {
     /// Ends it and all it has started at once; one that has ended already is fine.
     pub fn kill(&mut self) {
-        // It may have gone already.
-        if let Ok(group) = i32::try_from(self.child.id()) {
-            killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
-        }
+        kill_group(self.child.id());
+        running().remove(&self.child.id());
         drop(self.child.wait());
+    }
+
+    /// Ends all there are, and lets none start any more: for a process that exits without dropping its handles, which
+    /// those programs would outlive.
+    pub fn kill_all() {
+        let running = running();
+        running.iter().copied().for_each(kill_group);
+        // Whoever wants to start another one waits for good.
+        std::mem::forget(running);
+    }
+}
+
+fn kill_group(group: u32) {
+    // It may have gone already.
+    if let Ok(group) = i32::try_from(group) {
+        killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
     }
 }
 

@@ -10,6 +10,7 @@ use netns::NetNs;
 
 use super::command::run;
 use super::contender::{BESIDE_ONE, Contender, Kind};
+use crate::interrupt;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
 
@@ -21,12 +22,14 @@ struct Burst {
     duplicates: usize,
 }
 
-/// So many at once, by ours and by the reference bridge, one after the other, `bursts` times.
-pub(super) fn measure(record: &mut Record, pods: usize, bursts: usize) -> Result<()> {
-    let kinds = [Kind::Portolan { masquerade: true }, Kind::Bridge];
+/// So many at once, by ours and by the reference bridge if it is there, one after the other, `bursts` times.
+pub(super) fn measure(record: &mut Record, has_bridge: bool, pods: usize, bursts: usize) -> Result<()> {
+    let mut kinds = vec![Kind::Portolan { masquerade: true }];
+    kinds.extend(has_bridge.then_some(Kind::Bridge));
     let mut results: [Vec<Burst>; 2] = [Vec::new(), Vec::new()];
     for _ in 0..bursts {
         for (kind, results) in kinds.iter().zip(&mut results) {
+            interrupt::check()?;
             results.push(burst(&Contender::new(*kind, BESIDE_ONE)?, pods)?);
         }
     }
@@ -52,10 +55,11 @@ pub(super) fn measure(record: &mut Record, pods: usize, bursts: usize) -> Result
     #[expect(clippy::cast_precision_loss, reason = "a count of a few hundred")]
     let bad = results[0].iter().map(|burst| burst.failures + burst.duplicates).sum::<usize>() as f64;
     record.measured("burst-failures", bad);
-    record
-        .measured("burst-rate", paired(&adds(&results[0]), &adds(&results[1]), |ours, theirs| ours / theirs));
-    for id in ["burst-failures", "burst-rate"] {
-        record.remark(id, format!("{pods} ADDs, {bursts} times"));
+    record.remark("burst-failures", format!("{pods} ADDs, {bursts} times"));
+    if has_bridge {
+        let rate = paired(&adds(&results[0]), &adds(&results[1]), |ours, theirs| ours / theirs);
+        record.measured("burst-rate", rate);
+        record.remark("burst-rate", format!("{pods} ADDs, {bursts} times"));
     }
     Ok(())
 }

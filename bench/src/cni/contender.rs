@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use testbed::{Binaries, Node};
 
 use super::command::{Call, peak_memory, run};
+use crate::interrupt;
+use crate::peers;
+use crate::record::Record;
 
 /// Whose plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,20 @@ pub(super) fn name(kind: Kind, in_use: usize) -> String {
         FIRST if kind != Kind::Kernel => format!("{name}, first and last pod of a node"),
         FIRST | BESIDE_ONE => name.to_owned(),
         _ => format!("{name}, {in_use} in use"),
+    }
+}
+
+impl Kind {
+    /// Those of all kinds that are there. Of the others, the record says how to get them.
+    pub(super) fn available(record: &mut Record) -> Vec<Self> {
+        let mut kinds =
+            vec![Self::Portolan { masquerade: true }, Self::Portolan { masquerade: false }, Self::Kernel];
+        for (kind, peer, package) in
+            [(Self::Bridge, "reference bridge", peers::BRIDGE), (Self::Ptp, "reference ptp", peers::PTP)]
+        {
+            kinds.extend(peers::is_there(record, peer, package).then_some(kind));
+        }
+        kinds
     }
 }
 
@@ -170,6 +187,7 @@ impl Contender {
         let attached = if matches!(self.kind, Kind::Portolan { .. }) { self.in_use } else { 1 };
         self.node.run(|| {
             for number in 0..attached {
+                interrupt::check()?;
                 let (container, ifname) = (format!("occupant-{number}"), format!("eth{number}"));
                 run(&Call { ifname: &ifname, ..self.call("ADD", &container, &path) })?;
             }

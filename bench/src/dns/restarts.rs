@@ -43,6 +43,9 @@ pub(super) fn measure(record: &mut Record, times: usize) -> Result<()> {
         [("restart", "restart-lost", &restart as Change<'_>), ("reload", "reload-lost", &reload)]
     {
         let (block, done) = ask_meanwhile(&mut lab, what, times, change)?;
+        if done == 0 {
+            continue;
+        }
         let at = |quantile| format!("{:.2}", micros(block.latencies.value_at_quantile(quantile)) / 1000.0);
         let (sent, lost) = (block.units + block.errors as f64, block.errors);
         let counts = [done.to_string(), format!("{sent:.0}"), lost.to_string()];

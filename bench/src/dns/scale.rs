@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 
 use super::names::{self, Queries};
 use super::servers::Lab;
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::record::{Record, Table};
 
@@ -109,6 +110,7 @@ fn wait_for_all(lab: &Lab, version: usize) -> Result<()> {
                 if address.is_some_and(|address| usize::from(address[0]) == 100 + version) {
                     break;
                 }
+                interrupt::check()?;
                 ensure!(began.elapsed() < DEADLINE, "not all files are read after {DEADLINE:?}");
                 std::thread::sleep(Duration::from_millis(20));
             }

@@ -12,8 +12,10 @@ use testbed::{Binaries, Node, Program, go_tool, wait_for};
 
 use super::names::{self, Queries};
 use crate::cores::Cores;
+use crate::interrupt;
+use crate::peers;
 use crate::processor::Process;
-use crate::record::Configuration;
+use crate::record::{Configuration, Record};
 
 /// On the loopback, where every address of the network is local.
 const NETWORK: &str = "10.53.0.1/16";
@@ -35,8 +37,6 @@ pub(super) struct Lab {
     pub(super) node: Node,
     pub(super) cores: Cores,
     pub(super) servers: Vec<Server>,
-    /// What could not be started, and how to get it.
-    pub(super) missing: Vec<String>,
     directory: TempDir,
     upstream: Option<Program>,
 }
@@ -62,33 +62,40 @@ impl Lab {
         let cores = Cores::choose()?;
         let node = Node::new()?;
         node.shell(&format!("ip address add {NETWORK} dev lo"))?;
-        let (servers, missing, directory) = (Vec::new(), Vec::new(), TempDir::new()?);
-        Ok(Self { node, cores, servers, missing, directory, upstream: None })
+        Ok(Self { node, cores, servers: Vec::new(), directory: TempDir::new()?, upstream: None })
     }
 
-    /// All servers there are.
-    pub(super) fn with_all() -> Result<Self> {
+    /// All servers there are. Of the others, the record says how to get them.
+    pub(super) fn with_all(record: &mut Record) -> Result<Self> {
         let mut lab = Self::empty()?;
         let directory = lab.directory.path().to_owned();
         fs::write(directory.join("cluster.zone"), names::cluster_zone())?;
         fs::write(directory.join("external.zone"), names::external_zone())?;
         fs::create_dir(directory.join("manifests"))?;
         names::write_manifests(&directory.join("manifests"))?;
-        lab.start_upstream()?;
+        let has_knot = peers::is_there(record, "knotd", peers::KNOT);
+        if has_knot {
+            lab.start_upstream()?;
+        } else {
+            record.not_measured.push("names outside: knotd serves them, see there".to_owned());
+        }
         let (services, external) = (Queries::services(), Queries::external());
         let portolan = ["--upstream", &UPSTREAM.to_string()].map(str::to_owned);
         lab.start_portolan(&directory.join("manifests"), &portolan, &services)?;
         lab.start_hickory(&services)?;
-        if lab.has("knotd", "/usr/sbin/knotd", "knot") {
+        if has_knot {
             lab.start_knotd(&services)?;
         }
         match go_tool("coredns") {
             Ok(binary) => lab.start_coredns(binary, &services)?,
             Err(_) => {
-                lab.missing.push("CoreDNS: not built; `make tools` builds it from its Go module".to_owned())
+                record
+                    .not_measured
+                    .push("CoreDNS: not built; `make tools` builds it from its Go module".to_owned());
             }
         }
-        if lab.has("unbound", "/usr/sbin/unbound", "unbound") {
+        // It has nothing but names outside.
+        if peers::is_there(record, "unbound", peers::UNBOUND) && has_knot {
             lab.start_unbound(&external)?;
         }
         Ok(lab)
@@ -102,13 +109,9 @@ impl Lab {
         self.directory.path()
     }
 
-    fn has(&mut self, name: &str, binary: &str, package: &str) -> bool {
-        let is_there = Path::new(binary).exists();
-        if !is_there {
-            let way_out = format!("`apt-get install --no-install-recommends {package}` as root");
-            self.missing.push(format!("{name}: not installed; {way_out}"));
-        }
-        is_there
+    /// Whether somebody answers for names outside.
+    pub(super) fn has_upstream(&self) -> bool {
+        self.upstream.is_some()
     }
 
     /// `portolan-dns` on these manifests, with more flags.
@@ -128,11 +131,8 @@ impl Lab {
         self.start(Start { name: "portolan-dns", address, binary, arguments, text, version, queries })
     }
 
-    /// The world outside: knotd, or nobody.
+    /// The world outside.
     fn start_upstream(&mut self) -> Result<()> {
-        if !Path::new("/usr/sbin/knotd").exists() {
-            return Ok(());
-        }
         let config = self.knot_config(UPSTREAM, "example.org", "external.zone");
         let file = self.write("upstream.conf", &config)?;
         let log = self.directory.path().join("upstream.log");
@@ -209,6 +209,7 @@ impl Lab {
     }
 
     fn start(&mut self, start: Start<'_>) -> Result<()> {
+        interrupt::check()?;
         let Start { name, address, binary, arguments, text, version, queries } = start;
         let address = SocketAddr::from((address, 53));
         // Whoever has it would be measured in its place.

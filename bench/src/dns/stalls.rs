@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 use hdrhistogram::Histogram;
 
 use crate::cores::{self, Cores};
+use crate::interrupt;
 use crate::load;
 use crate::record::{Record, Table};
 use crate::statistics::{Estimate, bootstrap};
@@ -30,6 +31,7 @@ pub(super) fn measure(
 ) -> Result<()> {
     let (mut p99, mut longest, mut away) = (Vec::new(), 0.0_f64, 0.0);
     for _ in 0..blocks {
+        interrupt::check()?;
         let spans = watch(cores, length)?;
         let took = spans.iter().map(|(from, to)| (to - from) as f64 / 1e6);
         longest = took.clone().fold(longest, f64::max);

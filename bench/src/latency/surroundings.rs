@@ -8,8 +8,11 @@ use serde_json::json;
 use testbed::{Binaries, Fleet, Network, Plugin, Pod};
 
 use crate::interleave::Path;
+use crate::interrupt;
 use crate::load::{Destination, server};
+use crate::peers;
 use crate::processor::Process;
+use crate::record::Record;
 use crate::services;
 use crate::topology::{ECHO, SINK, Topology, reuse_ports};
 
@@ -24,12 +27,16 @@ pub(super) struct Surroundings {
 }
 
 impl Surroundings {
-    pub(super) fn set_up(topology: &Topology) -> Result<Self> {
-        let pairs = vec![
-            Pair::attach(topology, "bridge mode", "portolan-cni", "10.25.0.0/16")?,
-            Pair::attach(topology, "reference bridge", "bridge", "10.23.0.0/16")?,
-            Pair::attach(topology, "reference ptp", "ptp", "10.24.0.0/16")?,
-        ];
+    pub(super) fn set_up(record: &mut Record, topology: &Topology) -> Result<Self> {
+        let mut pairs = vec![Pair::attach(topology, "bridge mode", "portolan-cni", "10.25.0.0/16")?];
+        for (name, package, plugin, subnet) in [
+            ("reference bridge", peers::BRIDGE, "bridge", "10.23.0.0/16"),
+            ("reference ptp", peers::PTP, "ptp", "10.24.0.0/16"),
+        ] {
+            if peers::is_there(record, name, package) {
+                pairs.push(Pair::attach(topology, name, plugin, subnet)?);
+            }
+        }
         // On one link nodes have routes to each other's pods; on two, a tunnel.
         let far = vec![Far::start("another node", &[0, 0])?, Far::start("VXLAN", &[0, 1])?];
         Ok(Self { pairs, far })
@@ -105,6 +112,7 @@ struct Far {
 
 impl Far {
     fn start(name: &'static str, subnets: &[usize; 2]) -> Result<Self> {
+        interrupt::check()?;
         let fleet = Fleet::start(subnets)?;
         fleet.route_pods()?;
         let (client, server) =

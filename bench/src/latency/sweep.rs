@@ -48,6 +48,7 @@ pub(super) fn measure(record: &mut Record, few: &Topology, rounds: usize) -> Res
 }
 
 fn endpoint(topology: &Topology, number: usize) -> Result<Pod> {
+    interrupt::check()?;
     let pod = topology.cluster.add_pod(&format!("wide-{number}"))?;
     server::start(&pod.netns, pod.ip.parse()?)?;
     Ok(pod)

@@ -38,7 +38,7 @@ pub(super) fn measure(record: &mut Record) -> Result<()> {
     );
     for shape in SHAPES {
         if interrupt::requested() {
-            return Ok(());
+            break;
         }
         let block = || topology.client.netns.run(|| run(Load::from(shape), &path.to, BLOCK))?;
         let before = wake_ups(process);
@@ -83,8 +83,8 @@ impl Counter {
 
     /// Calls by name.
     fn finish(mut self) -> Result<BTreeMap<String, u64>> {
-        // Not SIGINT, which this program blocks and its children with it.
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGHUP)?;
+        // Not one of those that this program blocks, and its children with it.
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGQUIT)?;
         self.child.wait()?;
         parse(&std::fs::read_to_string(self.output.path())?)
     }

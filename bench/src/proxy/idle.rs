@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::interrupt;
 use crate::load::MESSAGE;
 use crate::processor::Process;
 use crate::record::{Record, Table};
@@ -24,11 +25,13 @@ pub(super) fn measure(record: &mut Record) -> Result<()> {
         "Each has had one answer. Memory of the proxy, without the kernel's.",
     );
     let mut row = |name: &str, id: &str, open: fn(SocketAddr) -> Result<Client>| -> Result<()> {
+        interrupt::check()?;
         let topology = Topology::new(&[])?;
         let proxy = Process(topology.cluster.proxy.id());
         let before = proxy.memory().now;
         let at = SocketAddr::new(topology.virtual_ip.parse()?, ECHO);
-        let open_all = || (0..COUNT).map(|_| open(at)).collect::<Result<Vec<_>>>();
+        let open_all =
+            || (0..COUNT).map(|_| interrupt::check().and_then(|()| open(at))).collect::<Result<Vec<_>>>();
         let clients = topology.client.netns.run(open_all)?.with_context(|| format!("{COUNT} {name}"))?;
         let with = proxy.memory().now;
         #[expect(clippy::cast_precision_loss, reason = "some thousand")]

@@ -54,25 +54,29 @@ pub(super) fn measure(record: &mut Record, extent: Extent) -> Result<()> {
         &["Services", "endpoints", "files", "ready after", "resident"],
         "A proxy is started beside what is there; ready is when /readyz says so. Memory after a second.",
     );
-    let small = started(&mut table, 100, 10, 1)?;
-    record.measured("small-memory", Estimate::from(small.memory));
+    let ready = starts(record, &mut table, extent);
+    record.tables.push(table);
+    ready?;
+    interrupt::check()?;
     let topology = Topology::new(&[])?;
+    services::write(&topology.cluster.manifests(), 10_000, 10, 1)?;
+    changes(record, &topology, extent)
+}
+
+fn starts(record: &mut Record, table: &mut Table, extent: Extent) -> Result<()> {
+    let small = started(table, 100, 10, 1)?;
+    record.measured("small-memory", Estimate::from(small.memory));
     let mut big = Started::default();
     for start in 1..=extent.starts {
         let in_files = if start == extent.starts { 1000 } else { 1 };
-        let next = started(&mut table, 10_000, 10, in_files)?;
+        let next = started(table, 10_000, 10, in_files)?;
         big.memory = big.memory.max(next.memory);
         big.ready = big.ready.max(next.ready);
     }
     record.measured("scale-ready", Estimate::from(big.ready));
     record.measured("scale-memory", Estimate::from(big.memory));
-    let full = started(&mut table, 5000, 50, 1)?;
+    let full = started(table, 5000, 50, 1)?;
     record.measured("sync-250k", Estimate::from(full.ready));
-    record.tables.push(table);
-    if !interrupt::requested() {
-        services::write(&topology.cluster.manifests(), 10_000, 10, 1)?;
-        changes(record, &topology, extent)?;
-    }
     Ok(())
 }
 
@@ -86,6 +90,7 @@ struct Started {
 }
 
 fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize) -> Result<Started> {
+    interrupt::check()?;
     let mut cluster = Cluster::start()?;
     services::write(&cluster.manifests(), services, endpoints, in_files)?;
     cluster.proxy.kill();

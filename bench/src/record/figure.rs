@@ -41,7 +41,12 @@ impl Figure {
         }
     }
 
+    /// A ratio to what was not answered is no number, and JSON has no other.
     pub(crate) fn measure(&mut self, estimate: Estimate) {
+        if ![estimate.low, estimate.value, estimate.high].into_iter().all(f64::is_finite) {
+            self.remark = Some("a path it is made of has answered nothing".to_owned());
+            return;
+        }
         self.measured = Some(estimate);
         self.met = Some(self.target.is_met_by(estimate.value));
     }

@@ -54,3 +54,13 @@ fn a_file_that_is_no_result_is_refused_by_name() {
         assert!(error.contains(said) && error.contains("a.json"), "{text}: {error}");
     }
 }
+
+#[test]
+fn a_section_that_fails_keeps_what_it_has_and_says_why_it_ends() {
+    let record = Record::of("cni", |record| {
+        record.measured("del-kernel", 1.1);
+        anyhow::bail!("ADD of pod-7: no address is left")
+    });
+    assert_eq!(record.interrupted.as_deref(), Some("ADD of pod-7: no address is left"));
+    assert!(record.figures.iter().any(|figure| figure.id == "del-kernel" && figure.measured.is_some()));
+}

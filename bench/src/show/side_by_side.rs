@@ -47,8 +47,8 @@ fn of_stream(comparison: &Comparison) -> Vec<Column<'_>> {
     vec![
         column("MiB/s", |path| whole(path.rate.value)),
         column(&format!("of {}", first(comparison)), |path| format!("{:.2}", path.relative_rate.value)),
-        column("CPU µs/MiB", |path| one(path.usage.all)),
-        column("of it between", between),
+        column("CPU µs/MiB", |path| each(path.usage.all)),
+        column("of it between", |path| each(path.usage.between)),
         column("errors", |path| path.errors.to_string()),
     ]
 }
@@ -56,11 +56,11 @@ fn of_stream(comparison: &Comparison) -> Vec<Column<'_>> {
 fn of_requests(comparison: &Comparison) -> Vec<Column<'_>> {
     let sure = confidence(comparison.rounds);
     let mut columns = vec![
-        column("p50", |path| one(path.p50)),
-        column("p90", |path| one(path.p90)),
-        column("p99", |path| one(path.p99)),
+        column("p50", time(|path| path.p50)),
+        column("p90", time(|path| path.p90)),
+        column("p99", time(|path| path.p99)),
         column("p99.9", |path| if has_enough(path) { one(path.p999) } else { "-".to_owned() }),
-        column("max", |path| one(path.max)),
+        column("max", time(|path| path.max)),
     ];
     if comparison.saturated {
         columns.push(column(&format!("of {}'s req/s ({sure})", first(comparison)), |path| {
@@ -80,14 +80,12 @@ fn of_requests(comparison: &Comparison) -> Vec<Column<'_>> {
     }
     columns.extend([
         column("req/s", |path| whole(path.rate.value)),
-        column("CPU µs", |path| one(path.usage.all)),
-        column("of it between", between),
-        column("switches", |path| one(path.usage.switches)),
+        column("CPU µs", |path| each(path.usage.all)),
+        column("of it between", |path| each(path.usage.between)),
+        column("switches", |path| each(path.usage.switches)),
     ]);
     if comparison.paths.iter().any(|path| path.lag.is_some()) {
-        let late = |index: usize| {
-            move |path: &PathResult| path.lag.map_or_else(|| "-".to_owned(), |lag| one(lag[index]))
-        };
+        let late = |index: usize| move |path: &PathResult| each(path.lag.map(|lag| lag[index]));
         columns.extend([
             column("sent late, p99", late(1)),
             column("max", late(2)),
@@ -110,6 +108,11 @@ fn has_enough(path: &PathResult) -> bool {
     path.requests >= ENOUGH
 }
 
-fn between(path: &PathResult) -> String {
-    path.usage.between.map_or_else(|| "-".to_owned(), one)
+/// Of a path that has answered anything.
+fn time(of: fn(&PathResult) -> f64) -> impl Fn(&PathResult) -> String {
+    move |path| each((path.requests > 0).then(|| of(path)))
+}
+
+fn each(amount: Option<f64>) -> String {
+    amount.map_or_else(|| "-".to_owned(), one)
 }
