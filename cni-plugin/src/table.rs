@@ -39,6 +39,7 @@ use std::net::IpAddr;
 
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
+use nftables::conntrack::{self, Flow};
 use nftables::{Batch, Family, Netfilter};
 
 use crate::alias::Alias;
@@ -106,7 +107,7 @@ fn join_by(
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => rules::rewrite(netfilter, &conf.header),
             other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
         }?;
-        ports::forget(netfilter, attachment)
+        forget_flows(netfilter, &ports::flows(attachment))
     })
 }
 
@@ -134,15 +135,18 @@ pub(crate) fn leave(
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
     span(Span::Nft, || {
+        let mut flows = Vec::new();
         // A port is only ours to give back if we have it: a refused ADD must not take it from its holder.
         if let Some(record) = &recorded {
             let owned = ports::owned(header, record);
             errors.extend(ports::remove_pod(netfilter, &owned));
-            errors.extend(ports::forget(netfilter, &owned).err());
+            flows = ports::flows(&owned);
             errors.extend(record.bridge.as_ref().and_then(|_| frames::remove(netfilter, record)));
         }
         errors.extend(rules::remove_pod(netfilter, &header.name, &leaving));
-        errors.extend(leaving.iter().filter_map(|address| rules::forget(netfilter, *address).err()));
+        // Of addresses that the next pod may get.
+        flows.extend(leaving.iter().flat_map(|address| Flow::of_address(*address)));
+        errors.extend(forget_flows(netfilter, &flows).err());
     });
     if let Some(record) = &recorded {
         errors.extend(ports::release(header, key, &record.port_mappings));
@@ -229,6 +233,10 @@ pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result
     }
     frames::remove_table(netfilter)?;
     rules::remove_table(netfilter)
+}
+
+fn forget_flows(netfilter: &Netfilter, flows: &[Flow]) -> Result<()> {
+    conntrack::forget(netfilter, flows).map_err(kernel("forget connections"))
 }
 
 fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {

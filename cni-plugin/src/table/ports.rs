@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use attachment::{Attachment, Key, PortMapping};
-use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type, conntrack};
+use nftables::conntrack::Flow;
+use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type};
 use serde::{Deserialize, Serialize};
 
 use super::TABLE;
@@ -190,18 +191,17 @@ pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<Str
 }
 
 /// Flows that began before the port led to this pod, or that lead to it no longer (UDP has no end of its own).
-pub(super) fn forget(netfilter: &Netfilter, pod: &Attachment) -> Result<()> {
+pub(super) fn flows(pod: &Attachment) -> Vec<Flow> {
+    let mut flows = Vec::new();
     for mapping in &pod.port_mappings {
         for v4 in [true, false] {
             let at = mapping.host_ip.filter(|ip| !ip.is_unspecified());
             if at.is_none_or(|ip| ip.is_ipv4() == v4) && pod.ips.iter().any(|ip| ip.is_ipv4() == v4) {
-                let forgotten =
-                    conntrack::forget_port(netfilter, v4, protocol(mapping), mapping.host_port, at);
-                forgotten.map_err(kernel(format!("forget flows to port {}", mapping.host_port)))?;
+                flows.push(Flow::to_port(v4, protocol(mapping), mapping.host_port, at));
             }
         }
     }
-    Ok(())
+    flows
 }
 
 fn translations(pod: &Attachment) -> Vec<Translation> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use attachment::{Attachment, Store};
 use ipnetwork::IpNetwork;
-use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type, conntrack};
+use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type};
 
 use super::TABLE;
 use super::network::{self, Network};
@@ -44,11 +44,6 @@ pub(super) fn add_pod(batch: &mut Batch<'_>, network: &Network, pod: &Attachment
         batch.add_elements(&pods(&network.name, *address), &[Element::Key(key(*address))]);
     }
     ports::add_pod(batch, pod);
-}
-
-/// Connections of an address that the next pod may get.
-pub(super) fn forget(netfilter: &Netfilter, address: IpAddr) -> Result<()> {
-    conntrack::forget_address(netfilter, address).map_err(kernel(format!("forget connections of {address}")))
 }
 
 /// Removes it again, all at once; one by one if some of it is gone already.

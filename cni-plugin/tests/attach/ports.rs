@@ -11,7 +11,7 @@ use crate::fixture::{Fixture, config, merge};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-fn with_ports(mappings: Value) -> Value {
+pub(crate) fn with_ports(mappings: Value) -> Value {
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
     merge(
         config("1.1.0"),
