@@ -40,7 +40,7 @@ use std::net::IpAddr;
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
 use nftables::conntrack::{self, Flow};
-use nftables::{Batch, Family, Netfilter};
+use nftables::{Family, Netfilter};
 
 use crate::alias::Alias;
 use crate::error::{Code, Error, Result, io, kernel};
@@ -98,15 +98,11 @@ fn join_by(
             frames::add(netfilter, &conf.header, attachment)?;
         }
         if is_news {
-            return rules::rewrite(netfilter, &conf.header);
+            rules::rewrite(netfilter, &conf.header)?;
+        } else {
+            rules::add(netfilter, &conf.header, &network, attachment)?;
         }
-        let mut batch = Batch::new(TABLE);
-        rules::add_pod(&mut batch, &network, attachment);
-        match batch.commit(netfilter) {
-            // Somebody has flushed the ruleset.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => rules::rewrite(netfilter, &conf.header),
-            other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
-        }?;
+        // Also with the first rules: others may have had the node follow connections before.
         forget_flows(netfilter, &ports::flows(attachment))
     })
 }

@@ -38,8 +38,23 @@ pub(super) fn key(address: IpAddr) -> Key {
     Key::default().address(address)
 }
 
-/// What a pod adds to the table.
-pub(super) fn add_pod(batch: &mut Batch<'_>, network: &Network, pod: &Attachment) {
+/// Adds a pod to the table.
+pub(super) fn add(
+    netfilter: &Netfilter,
+    header: &Header,
+    network: &Network,
+    pod: &Attachment,
+) -> Result<()> {
+    let mut batch = Batch::new(TABLE);
+    add_pod(&mut batch, network, pod);
+    match batch.commit(netfilter) {
+        // Somebody has flushed the ruleset.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => rewrite(netfilter, header),
+        other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
+    }
+}
+
+fn add_pod(batch: &mut Batch<'_>, network: &Network, pod: &Attachment) {
     for address in pod.ips.iter().filter(|_| network.masquerade) {
         batch.add_elements(&pods(&network.name, *address), &[Element::Key(key(*address))]);
     }

@@ -128,6 +128,22 @@ fn flows_of_udp_follow_the_port_to_the_next_pod() {
     }
 }
 
+/// The node follows connections already, for somebody else.
+#[test]
+fn flows_of_udp_from_before_a_networks_first_pod_reach_it() {
+    let fixture = Fixture::new();
+    fixture.node().shell("nft 'add table x; add chain x y { type filter hook input priority 0; }; add rule x y ct state new accept'").unwrap();
+    let client = fixture.node().outside().run(|| UdpSocket::bind("192.0.2.1:4444").unwrap()).unwrap();
+    client.send_to(b"x", "192.0.2.2:5353").unwrap();
+    let flows = "grep -c dport=5353 /proc/net/nf_conntrack || true";
+    assert_eq!(fixture.node().shell(flows).unwrap(), "1\n");
+    fixture.add("a", &with_ports(json!([{ "hostPort": 5353, "containerPort": 80, "protocol": "udp" }])));
+    let server = open(&fixture, "a").run(|| UdpSocket::bind("0.0.0.0:80").unwrap()).unwrap();
+    server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    client.send_to(b"x", "192.0.2.2:5353").unwrap();
+    server.recv_from(&mut [0; 8]).unwrap();
+}
+
 #[test]
 fn pods_do_not_reach_the_nodes_localhost() {
     let fixture = Fixture::new();
