@@ -29,6 +29,7 @@
 //! take the kernel several RCU grace periods (13 ms of an ADD's 15 and 28 ms of a DEL's 56 were that). What stays is
 //! removed by GC, of a network that has no attachment any more, and by `portolan-cni cleanup`, of all.
 
+mod elements;
 mod frames;
 mod network;
 mod ports;

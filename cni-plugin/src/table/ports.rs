@@ -13,6 +13,7 @@ use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type};
 use serde::{Deserialize, Serialize};
 
 use super::TABLE;
+use super::elements::Elements;
 use super::network::{remove_whole, write_whole};
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::netconf::Header;
@@ -136,18 +137,18 @@ pub(super) fn write_guard(batch: &mut Batch<'_>, chain: &str, from: Rule) {
     batch.add_rule(chain, &from.destination_in(localhost).drop());
 }
 
-pub(super) fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
+pub(super) fn add_pod(elements: &mut Elements, pod: &Attachment) {
     if pod.port_mappings.is_empty() {
         return;
     }
     for translation in translations(pod) {
-        batch.add_elements(translation.map, &[Element::Pair(translation.key, translation.to)]);
+        elements.add(translation.map, Element::Pair(translation.key, translation.to));
     }
-    batch.add_elements(SAME_INTERFACE, &[Element::Key(same_interface(pod))]);
+    elements.add(SAME_INTERFACE, Element::Key(same_interface(pod)));
     if let Some(bridge) = &pod.bridge {
         // With bridge-nf-call-iptables the bridge itself passes it on, and says not where it came from.
         let key = nftables::Key::default().interface("").interface(bridge);
-        batch.add_elements(SAME_INTERFACE, &[Element::Key(key)]);
+        elements.add(SAME_INTERFACE, Element::Key(key));
     }
 }
 

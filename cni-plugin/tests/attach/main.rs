@@ -12,6 +12,7 @@ mod imported;
 mod kept;
 mod killed;
 mod limits;
+mod many;
 mod older_kernels;
 mod ports;
 mod recovery;
