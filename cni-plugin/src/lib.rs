@@ -36,6 +36,7 @@ mod skel;
 mod table;
 mod trace;
 mod veth;
+mod whole;
 
 pub use by_hand::run_by_hand;
 pub use skel::{Output, run};

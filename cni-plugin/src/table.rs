@@ -50,6 +50,7 @@ use crate::lock::Lock;
 use crate::netconf::{Header, NetConf, parse_mac};
 use crate::netlink::{Link, Netlink, Route, RouteTarget};
 use crate::trace::{Span, span};
+use crate::whole;
 use network::Network;
 
 const TABLE: &str = "portolan";
@@ -220,7 +221,7 @@ pub(crate) fn forget(
         rules::write(netfilter, &header.attachments(), &others)
     })?;
     let path = network::path(header);
-    network::remove_whole(&path).map_err(io("remove", &path))
+    whole::remove(&path).map_err(io("remove", &path))
 }
 
 /// Removes what all networks have asked for, noted or not. Nobody may be attached.

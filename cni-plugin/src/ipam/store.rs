@@ -10,8 +10,8 @@
 //! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same however many
 //! addresses are out. The owners are the truth and the slots follow: ADD takes the slot first and then writes the owner,
 //! DEL removes the owner first and then gives the slot back. Killed in between, a process leaves a slot without an owner:
-//! an address lost, never one given out twice. Lost ones come back when a pool looks full and with every GC, by counting
-//! the owners again. What an earlier boot has left means nothing: its pods are gone.
+//! an address lost, never one given out twice; files of slots appear whole. Lost ones come back when a pool looks full
+//! and with every GC, by counting the owners again. What an earlier boot has left means nothing: its pods are gone.
 
 mod far;
 mod reservations;
@@ -27,11 +27,12 @@ pub(crate) use reservations::Owner;
 use reservations::{Reservation, Reservations, Reserved};
 
 use super::RangeSet;
-use super::slots::{Search, Slots};
+use super::slots::{self, Search, Slots};
 use crate::alias::Alias;
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::lock::Lock;
 use crate::netlink::Netlink;
+use crate::whole;
 
 /// Changes with every boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -132,7 +133,7 @@ impl Store {
             return Ok(());
         }
         let _lock = self.open()?;
-        self.reservations.remove_temporary();
+        self.remove_temporary();
         let Some(reservation) = self.reservations.read(owner)? else { return Ok(()) };
         self.reservations.remove(owner)?;
         self.give_back(&reservation.addresses);
@@ -154,7 +155,7 @@ impl Store {
     /// Counts the owners again, so that slots without an owner are free.
     pub(crate) fn recount(&self, sets: &[RangeSet]) -> Result<()> {
         let _lock = self.open()?;
-        self.reservations.remove_temporary();
+        self.remove_temporary();
         let (reservations, _) = self.reservations.all();
         for set in sets {
             self.recount_set(&self.slots(set)?, set)?;
@@ -242,10 +243,20 @@ impl Store {
     }
 
     fn recount_set(&self, slots: &Slots, set: &RangeSet) -> Result<()> {
+        slots.rebuild(self.taken(set).into_iter()).map_err(io("write", &self.directory))
+    }
+
+    /// The positions that have an owner.
+    fn taken(&self, set: &RangeSet) -> Vec<u32> {
         let (reservations, _) = self.reservations.all();
         let addresses = reservations.iter().flat_map(|reservation| &reservation.addresses);
-        let taken = addresses.filter_map(|reserved| set.position(reserved.address));
-        slots.rebuild(taken).map_err(io("write", &self.directory))
+        addresses.filter_map(|reserved| set.position(reserved.address)).collect()
+    }
+
+    /// What killed writers may have left; most often there is nothing.
+    fn remove_temporary(&self) {
+        self.reservations.remove_temporary();
+        drop(fs::remove_file(self.directory.join(slots::TEMPORARY)));
     }
 
     fn give_back(&self, reserved: &[Reserved]) {
@@ -263,12 +274,11 @@ impl Store {
 
     fn slots(&self, set: &RangeSet) -> Result<Slots> {
         let path = self.directory.join(slots_name(set));
-        let (slots, is_new) = Slots::open(&path, set).map_err(io("open", &path))?;
-        if is_new {
+        match Slots::open(&path, set).map_err(io("open", &path))? {
+            Some(slots) => Ok(slots),
             // The ranges have been changed: who is there already keeps his address.
-            self.recount_set(&slots, set)?;
+            None => Slots::create(&path, set, self.taken(set).into_iter()).map_err(io("create", &path)),
         }
-        Ok(slots)
     }
 
     /// Takes the lock. What an earlier boot has left is removed.
@@ -296,7 +306,8 @@ impl Store {
         if noted.is_none() {
             self.restore()?;
         }
-        fs::write(&path, boot).map_err(io("write", &path))?;
+        // Half of it would look like another boot.
+        whole::write(&path, &boot).map_err(io("write", &path))?;
         Ok(lock)
     }
 

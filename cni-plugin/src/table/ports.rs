@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::TABLE;
 use super::elements::Elements;
-use super::network::{remove_whole, write_whole};
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::netconf::Header;
+use crate::whole;
 
 const PORTS: &str = "ports";
 const ARRIVING: &str = "ports-prerouting";
@@ -64,7 +64,7 @@ pub(super) fn reserve(header: &Header, pod: &Attachment) -> Result<()> {
         let directory = header.state_dir.join("ports");
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let json = serde_json::to_vec(&holders).expect("holders have string keys only");
-        write_whole(&path, &json).map_err(io("write", &path))?;
+        whole::write(&path, &json).map_err(io("write", &path))?;
     }
     Ok(())
 }
@@ -80,9 +80,9 @@ pub(super) fn release(header: &Header, key: &Key, mappings: &[PortMapping]) -> V
                 != (&key.network, &key.container_id, &key.ifname)
         });
         let written = if holders.is_empty() {
-            remove_whole(&path)
+            whole::remove(&path)
         } else {
-            write_whole(&path, &serde_json::to_vec(&holders).expect("holders have string keys only"))
+            whole::write(&path, &serde_json::to_vec(&holders).expect("holders have string keys only"))
         };
         errors.extend(written.err().map(io("write", &path)));
     }

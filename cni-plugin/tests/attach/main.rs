@@ -11,6 +11,7 @@ mod fixture;
 mod imported;
 mod kept;
 mod killed;
+mod killed_addresses;
 mod limits;
 mod many;
 mod older_kernels;
