@@ -117,7 +117,7 @@ impl Store {
             adopted.extend(addresses.into_iter().map(|address| (address, owner.clone())));
         }
         for set in sets {
-            let slots = self.slots(set)?;
+            let slots = self.slots(set, sets)?;
             self.recount_set(&slots, set)?;
             if let Some(position) = last.iter().find_map(|ip| set.position(*ip)) {
                 slots.go_on_behind(position).map_err(io("write", &self.directory))?;
@@ -158,7 +158,7 @@ impl Store {
         self.remove_temporary();
         let (reservations, _) = self.reservations.all();
         for set in sets {
-            self.recount_set(&self.slots(set)?, set)?;
+            self.recount_set(&self.slots(set, sets)?, set)?;
         }
         let addresses = || reservations.iter().flat_map(|reservation| &reservation.addresses);
         self.far.retain(|name| addresses().any(|reserved| reserved.address.to_string() == name))
@@ -168,7 +168,7 @@ impl Store {
     pub(crate) fn check_available(&self, sets: &[RangeSet]) -> Result<()> {
         let unavailable = |error: Error| Error { code: Code::NotAvailable as u32, ..error };
         let _lock = self.open().map_err(unavailable)?;
-        sets.iter().try_for_each(|set| self.search(set).map(drop)).map_err(unavailable)
+        sets.iter().try_for_each(|set| self.search(set, sets).map(drop)).map_err(unavailable)
     }
 
     fn take_all(
@@ -181,10 +181,10 @@ impl Store {
         for set in sets {
             let failed = || io("write", &self.directory);
             if let Some(address) = requested.iter().copied().find(|ip| set.contains(*ip)) {
-                taken.push(self.take_requested(owner, set, address)?);
+                taken.push(self.take_requested(owner, set, sets, address)?);
                 continue;
             }
-            let (slots, position) = self.search(set)?;
+            let (slots, position) = self.search(set, sets)?;
             slots.take(position).map_err(failed())?;
             slots.go_on_behind(position).map_err(failed())?;
             let address = set.nth(position).expect("a set has an address for each of its slots");
@@ -194,10 +194,16 @@ impl Store {
     }
 
     /// Whoever asks for an address knows what he does: it need not have rested.
-    fn take_requested(&self, owner: &Owner, set: &RangeSet, address: IpAddr) -> Result<Reserved> {
+    fn take_requested(
+        &self,
+        owner: &Owner,
+        set: &RangeSet,
+        sets: &[RangeSet],
+        address: IpAddr,
+    ) -> Result<Reserved> {
         let is_taken = || Error::new(Code::Conflict, format!("the requested address {address} is taken"));
         if let Some(position) = set.position(address) {
-            let taken = self.slots(set)?.take(position).map_err(io("write", &self.directory))?;
+            let taken = self.slots(set, sets)?.take(position).map_err(io("write", &self.directory))?;
             return if taken {
                 Ok(Reserved { address, slot: Some((slots_name(set), position)) })
             } else {
@@ -215,9 +221,9 @@ impl Store {
     }
 
     /// A free position, after counting again if there seems to be none.
-    fn search(&self, set: &RangeSet) -> Result<(Slots, u32)> {
+    fn search(&self, set: &RangeSet, sets: &[RangeSet]) -> Result<(Slots, u32)> {
         let is_gateway = |position| set.nth(position).is_some_and(|ip| set.is_gateway(ip));
-        let slots = self.slots(set)?;
+        let slots = self.slots(set, sets)?;
         let search = |slots: &Slots| {
             slots.search(now(), self.cooldown, is_gateway).map_err(io("read", &self.directory))
         };
@@ -272,13 +278,27 @@ impl Store {
         }
     }
 
-    fn slots(&self, set: &RangeSet) -> Result<Slots> {
+    /// The slots of one of the network's sets. If they are new its ranges have been changed: who is there already keeps
+    /// his address, and the slots of former ranges go. Should they come back, theirs would not know who came meanwhile.
+    fn slots(&self, set: &RangeSet, sets: &[RangeSet]) -> Result<Slots> {
         let path = self.directory.join(slots_name(set));
-        match Slots::open(&path, set).map_err(io("open", &path))? {
-            Some(slots) => Ok(slots),
-            // The ranges have been changed: who is there already keeps his address.
-            None => Slots::create(&path, set, self.taken(set).into_iter()).map_err(io("create", &path)),
+        if let Some(slots) = Slots::open(&path, set).map_err(io("open", &path))? {
+            return Ok(slots);
         }
+        let current: Vec<String> = sets.iter().map(slots_name).collect();
+        self.remove_slots(|name| !current.iter().any(|current| current == name))?;
+        Slots::create(&path, set, self.taken(set).into_iter()).map_err(io("create", &path))
+    }
+
+    fn remove_slots(&self, is_former: impl Fn(&str) -> bool) -> Result<()> {
+        let entries = fs::read_dir(&self.directory).map_err(io("list", &self.directory))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("slots-") && is_former(&name) {
+                fs::remove_file(&path).map_err(io("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the lock. What an earlier boot has left is removed.
@@ -291,17 +311,15 @@ impl Store {
             return Ok(lock);
         }
         if noted.is_some() {
-            let entries = fs::read_dir(&self.directory).map_err(io("list", &self.directory))?;
-            for entry in entries.flatten() {
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                let removed = match &*name {
-                    "owners" | "far" => fs::remove_dir_all(entry.path()),
-                    _ if name.starts_with("slots-") => fs::remove_file(entry.path()),
-                    _ => Ok(()),
-                };
-                removed.map_err(io("remove", &entry.path()))?;
+            for directory in [&self.reservations.0, &self.far.0] {
+                match fs::remove_dir_all(directory) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(io("remove", directory)(e));
+                    }
+                    _ => {}
+                }
             }
+            self.remove_slots(|_| true)?;
         }
         if noted.is_none() {
             self.restore()?;
