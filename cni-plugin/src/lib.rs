@@ -10,7 +10,7 @@
 //! ```
 //!
 //! One short-lived, synchronous process: no runtime to start, no program to run, no dump of kernel tables on the way of
-//! ADD and DEL. What ADD has done is undone in reverse if a later step fails, and DEL finds everything by names derived
+//! ADD and DEL (but for conntrack's before Linux 6.12). What ADD has done is undone in reverse if a later step fails, and DEL finds everything by names derived
 //! from the attachment alone, so that it works when the pod, the configuration or half of an ADD is gone.
 
 mod alias;
@@ -36,6 +36,7 @@ mod skel;
 mod table;
 mod trace;
 mod veth;
+mod whole;
 
 pub use by_hand::run_by_hand;
 pub use skel::{Output, run};

@@ -29,6 +29,7 @@
 //! take the kernel several RCU grace periods (13 ms of an ADD's 15 and 28 ms of a DEL's 56 were that). What stays is
 //! removed by GC, of a network that has no attachment any more, and by `portolan-cni cleanup`, of all.
 
+mod elements;
 mod frames;
 mod network;
 mod ports;
@@ -39,7 +40,8 @@ use std::net::IpAddr;
 
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
-use nftables::{Batch, Family, Netfilter};
+use nftables::conntrack::{self, Flow};
+use nftables::{Family, Netfilter};
 
 use crate::alias::Alias;
 use crate::error::{Code, Error, Result, io, kernel};
@@ -48,6 +50,7 @@ use crate::lock::Lock;
 use crate::netconf::{Header, NetConf, parse_mac};
 use crate::netlink::{Link, Netlink, Route, RouteTarget};
 use crate::trace::{Span, span};
+use crate::whole;
 use network::Network;
 
 const TABLE: &str = "portolan";
@@ -97,16 +100,12 @@ fn join_by(
             frames::add(netfilter, &conf.header, attachment)?;
         }
         if is_news {
-            return rules::rewrite(netfilter, &conf.header);
+            rules::rewrite(netfilter, &conf.header)?;
+        } else {
+            rules::add(netfilter, &conf.header, &network, attachment)?;
         }
-        let mut batch = Batch::new(TABLE);
-        rules::add_pod(&mut batch, &network, attachment);
-        match batch.commit(netfilter) {
-            // Somebody has flushed the ruleset.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => rules::rewrite(netfilter, &conf.header),
-            other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
-        }?;
-        ports::forget(netfilter, attachment)
+        // Also with the first rules: others may have had the node follow connections before.
+        forget_flows(netfilter, &ports::flows(attachment))
     })
 }
 
@@ -134,15 +133,18 @@ pub(crate) fn leave(
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
     span(Span::Nft, || {
+        let mut flows = Vec::new();
         // A port is only ours to give back if we have it: a refused ADD must not take it from its holder.
         if let Some(record) = &recorded {
             let owned = ports::owned(header, record);
             errors.extend(ports::remove_pod(netfilter, &owned));
-            errors.extend(ports::forget(netfilter, &owned).err());
+            flows = ports::flows(&owned);
             errors.extend(record.bridge.as_ref().and_then(|_| frames::remove(netfilter, record)));
         }
         errors.extend(rules::remove_pod(netfilter, &header.name, &leaving));
-        errors.extend(leaving.iter().filter_map(|address| rules::forget(netfilter, *address).err()));
+        // Of addresses that the next pod may get.
+        flows.extend(leaving.iter().flat_map(|address| Flow::of_address(*address)));
+        errors.extend(forget_flows(netfilter, &flows).err());
     });
     if let Some(record) = &recorded {
         errors.extend(ports::release(header, key, &record.port_mappings));
@@ -219,7 +221,7 @@ pub(crate) fn forget(
         rules::write(netfilter, &header.attachments(), &others)
     })?;
     let path = network::path(header);
-    network::remove_whole(&path).map_err(io("remove", &path))
+    whole::remove(&path).map_err(io("remove", &path))
 }
 
 /// Removes what all networks have asked for, noted or not. Nobody may be attached.
@@ -229,6 +231,10 @@ pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result
     }
     frames::remove_table(netfilter)?;
     rules::remove_table(netfilter)
+}
+
+fn forget_flows(netfilter: &Netfilter, flows: &[Flow]) -> Result<()> {
+    conntrack::forget(netfilter, flows).map_err(kernel("forget connections"))
 }
 
 fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {

@@ -1,11 +1,14 @@
 //! Which addresses of a range set are taken or at rest: four bytes each.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::RangeSet;
+
+/// The name of a file that is not whole yet: under the lock there is one writer.
+pub(super) const TEMPORARY: &str = "slots-new.tmp";
 
 /// The file begins with the position where the next search starts.
 const HEADER: u64 = 4;
@@ -35,15 +38,29 @@ pub(super) enum Search {
 }
 
 impl Slots {
-    /// Opens or creates the file at `path`. True if it is new, so that nothing is taken yet.
-    pub(super) fn open(path: &Path, set: &RangeSet) -> io::Result<(Self, bool)> {
-        let (size, length) = (set.len(), HEADER + u64::from(set.len()) * SLOT as u64);
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
-        let is_new = file.metadata()?.len() < length;
-        if is_new {
-            file.set_len(length)?;
+    /// Opens the file at `path`, if there is one that is long enough: the names of very long sets are cut.
+    pub(super) fn open(path: &Path, set: &RangeSet) -> io::Result<Option<Self>> {
+        let file = match File::options().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let slots = Self { file, size: set.len() };
+        Ok((slots.file.metadata()?.len() >= offset(slots.size)).then_some(slots))
+    }
+
+    /// Makes the file at `path`, with these positions taken. It appears whole: half of it would say of the rest that
+    /// nobody has it.
+    pub(super) fn create(path: &Path, set: &RangeSet, taken: impl Iterator<Item = u32>) -> io::Result<Self> {
+        let temporary = path.with_file_name(TEMPORARY);
+        let file = File::options().create(true).truncate(true).read(true).write(true).open(&temporary)?;
+        let slots = Self { file, size: set.len() };
+        let sized = slots.file.set_len(offset(slots.size));
+        let created = sized.and_then(|()| slots.rebuild(taken)).and_then(|()| fs::rename(&temporary, path));
+        if created.is_err() {
+            drop(fs::remove_file(&temporary));
         }
-        Ok((Self { file, size }, is_new))
+        created.map(|()| slots)
     }
 
     /// Opens the file whatever set it was made for.

@@ -10,9 +10,10 @@
 //! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same however many
 //! addresses are out. The owners are the truth and the slots follow: ADD takes the slot first and then writes the owner,
 //! DEL removes the owner first and then gives the slot back. Killed in between, a process leaves a slot without an owner:
-//! an address lost, never one given out twice. Lost ones come back when a pool looks full and with every GC, by counting
-//! the owners again. What an earlier boot has left means nothing: its pods are gone.
+//! an address lost, never one given out twice; files of slots appear whole. Lost ones come back when a pool looks full
+//! and with every GC, by counting the owners again. What an earlier boot has left means nothing: its pods are gone.
 
+mod boot;
 mod far;
 mod reservations;
 
@@ -27,14 +28,8 @@ pub(crate) use reservations::Owner;
 use reservations::{Reservation, Reservations, Reserved};
 
 use super::RangeSet;
-use super::slots::{Search, Slots};
-use crate::alias::Alias;
-use crate::error::{Code, Error, Result, io, kernel};
-use crate::lock::Lock;
-use crate::netlink::Netlink;
-
-/// Changes with every boot.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+use super::slots::{self, Search, Slots};
+use crate::error::{Code, Error, Result, io};
 
 /// What was taken over from another plugin, and what could not be.
 pub(crate) struct Adopted {
@@ -116,7 +111,7 @@ impl Store {
             adopted.extend(addresses.into_iter().map(|address| (address, owner.clone())));
         }
         for set in sets {
-            let slots = self.slots(set)?;
+            let slots = self.slots(set, sets)?;
             self.recount_set(&slots, set)?;
             if let Some(position) = last.iter().find_map(|ip| set.position(*ip)) {
                 slots.go_on_behind(position).map_err(io("write", &self.directory))?;
@@ -132,7 +127,7 @@ impl Store {
             return Ok(());
         }
         let _lock = self.open()?;
-        self.reservations.remove_temporary();
+        self.remove_temporary();
         let Some(reservation) = self.reservations.read(owner)? else { return Ok(()) };
         self.reservations.remove(owner)?;
         self.give_back(&reservation.addresses);
@@ -154,10 +149,10 @@ impl Store {
     /// Counts the owners again, so that slots without an owner are free.
     pub(crate) fn recount(&self, sets: &[RangeSet]) -> Result<()> {
         let _lock = self.open()?;
-        self.reservations.remove_temporary();
+        self.remove_temporary();
         let (reservations, _) = self.reservations.all();
         for set in sets {
-            self.recount_set(&self.slots(set)?, set)?;
+            self.recount_set(&self.slots(set, sets)?, set)?;
         }
         let addresses = || reservations.iter().flat_map(|reservation| &reservation.addresses);
         self.far.retain(|name| addresses().any(|reserved| reserved.address.to_string() == name))
@@ -167,7 +162,7 @@ impl Store {
     pub(crate) fn check_available(&self, sets: &[RangeSet]) -> Result<()> {
         let unavailable = |error: Error| Error { code: Code::NotAvailable as u32, ..error };
         let _lock = self.open().map_err(unavailable)?;
-        sets.iter().try_for_each(|set| self.search(set).map(drop)).map_err(unavailable)
+        sets.iter().try_for_each(|set| self.search(set, sets).map(drop)).map_err(unavailable)
     }
 
     fn take_all(
@@ -180,10 +175,10 @@ impl Store {
         for set in sets {
             let failed = || io("write", &self.directory);
             if let Some(address) = requested.iter().copied().find(|ip| set.contains(*ip)) {
-                taken.push(self.take_requested(owner, set, address)?);
+                taken.push(self.take_requested(owner, set, sets, address)?);
                 continue;
             }
-            let (slots, position) = self.search(set)?;
+            let (slots, position) = self.search(set, sets)?;
             slots.take(position).map_err(failed())?;
             slots.go_on_behind(position).map_err(failed())?;
             let address = set.nth(position).expect("a set has an address for each of its slots");
@@ -193,10 +188,16 @@ impl Store {
     }
 
     /// Whoever asks for an address knows what he does: it need not have rested.
-    fn take_requested(&self, owner: &Owner, set: &RangeSet, address: IpAddr) -> Result<Reserved> {
+    fn take_requested(
+        &self,
+        owner: &Owner,
+        set: &RangeSet,
+        sets: &[RangeSet],
+        address: IpAddr,
+    ) -> Result<Reserved> {
         let is_taken = || Error::new(Code::Conflict, format!("the requested address {address} is taken"));
         if let Some(position) = set.position(address) {
-            let taken = self.slots(set)?.take(position).map_err(io("write", &self.directory))?;
+            let taken = self.slots(set, sets)?.take(position).map_err(io("write", &self.directory))?;
             return if taken {
                 Ok(Reserved { address, slot: Some((slots_name(set), position)) })
             } else {
@@ -214,9 +215,9 @@ impl Store {
     }
 
     /// A free position, after counting again if there seems to be none.
-    fn search(&self, set: &RangeSet) -> Result<(Slots, u32)> {
+    fn search(&self, set: &RangeSet, sets: &[RangeSet]) -> Result<(Slots, u32)> {
         let is_gateway = |position| set.nth(position).is_some_and(|ip| set.is_gateway(ip));
-        let slots = self.slots(set)?;
+        let slots = self.slots(set, sets)?;
         let search = |slots: &Slots| {
             slots.search(now(), self.cooldown, is_gateway).map_err(io("read", &self.directory))
         };
@@ -242,10 +243,20 @@ impl Store {
     }
 
     fn recount_set(&self, slots: &Slots, set: &RangeSet) -> Result<()> {
+        slots.rebuild(self.taken(set).into_iter()).map_err(io("write", &self.directory))
+    }
+
+    /// The positions that have an owner.
+    fn taken(&self, set: &RangeSet) -> Vec<u32> {
         let (reservations, _) = self.reservations.all();
         let addresses = reservations.iter().flat_map(|reservation| &reservation.addresses);
-        let taken = addresses.filter_map(|reserved| set.position(reserved.address));
-        slots.rebuild(taken).map_err(io("write", &self.directory))
+        addresses.filter_map(|reserved| set.position(reserved.address)).collect()
+    }
+
+    /// What killed writers may have left; most often there is nothing.
+    fn remove_temporary(&self) {
+        self.reservations.remove_temporary();
+        drop(fs::remove_file(self.directory.join(slots::TEMPORARY)));
     }
 
     fn give_back(&self, reserved: &[Reserved]) {
@@ -261,55 +272,24 @@ impl Store {
         }
     }
 
-    fn slots(&self, set: &RangeSet) -> Result<Slots> {
+    /// The slots of one of the network's sets. If they are new its ranges have been changed: who is there already keeps
+    /// his address, and the slots of former ranges go. Should they come back, theirs would not know who came meanwhile.
+    fn slots(&self, set: &RangeSet, sets: &[RangeSet]) -> Result<Slots> {
         let path = self.directory.join(slots_name(set));
-        let (slots, is_new) = Slots::open(&path, set).map_err(io("open", &path))?;
-        if is_new {
-            // The ranges have been changed: who is there already keeps his address.
-            self.recount_set(&slots, set)?;
+        if let Some(slots) = Slots::open(&path, set).map_err(io("open", &path))? {
+            return Ok(slots);
         }
-        Ok(slots)
+        let current: Vec<String> = sets.iter().map(slots_name).collect();
+        self.remove_slots(|name| !current.iter().any(|current| current == name))?;
+        Slots::create(&path, set, self.taken(set).into_iter()).map_err(io("create", &path))
     }
 
-    /// Takes the lock. What an earlier boot has left is removed.
-    fn open(&self) -> Result<Lock> {
-        let lock = Lock::acquire(&self.directory)?;
-        let boot = fs::read(BOOT_ID).unwrap_or_default();
-        let path = self.directory.join("boot");
-        let noted = fs::read(&path).ok();
-        if noted.as_ref() == Some(&boot) {
-            return Ok(lock);
-        }
-        if noted.is_some() {
-            let entries = fs::read_dir(&self.directory).map_err(io("list", &self.directory))?;
-            for entry in entries.flatten() {
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                let removed = match &*name {
-                    "owners" | "far" => fs::remove_dir_all(entry.path()),
-                    _ if name.starts_with("slots-") => fs::remove_file(entry.path()),
-                    _ => Ok(()),
-                };
-                removed.map_err(io("remove", &entry.path()))?;
-            }
-        }
-        if noted.is_none() {
-            self.restore()?;
-        }
-        fs::write(&path, boot).map_err(io("write", &path))?;
-        Ok(lock)
-    }
-
-    /// The store is new. If pods are there all the same, somebody has emptied the directory: their interfaces tell who
-    /// has which address.
-    fn restore(&self) -> Result<()> {
-        let network = self.directory.file_name().unwrap_or_default().to_string_lossy();
-        let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel("list interfaces"))?;
-        for alias in links.iter().filter_map(Alias::of).filter(|alias| alias.network == network) {
-            if self.reservations.read(&alias.owner)?.is_none() {
-                let addresses = alias.addresses.into_iter().map(|address| Reserved { address, slot: None });
-                self.reservations
-                    .write(&Reservation { owner: alias.owner, addresses: addresses.collect() })?;
+    fn remove_slots(&self, is_former: impl Fn(&str) -> bool) -> Result<()> {
+        let entries = fs::read_dir(&self.directory).map_err(io("list", &self.directory))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with("slots-") && is_former(&name) {
+                fs::remove_file(&path).map_err(io("remove", &path))?;
             }
         }
         Ok(())

@@ -15,6 +15,7 @@ use attachment::{Attachment, Store};
 use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type};
 
 use super::TABLE;
+use super::elements::Elements;
 use super::network::{self, Network};
 use crate::error::{Error, Result, kernel};
 use crate::netconf::{Header, parse_mac};
@@ -26,7 +27,9 @@ const SENDERS: &str = "senders";
 /// Holds a pod to its address.
 pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> Result<()> {
     let mut batch = Batch::of(Family::Bridge, TABLE);
-    add_pod(&mut batch, pod);
+    let mut elements = Elements::default();
+    add_pod(&mut elements, pod);
+    elements.write(&mut batch);
     match batch.commit(netfilter) {
         // The first one, or somebody has flushed the ruleset.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -72,9 +75,11 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
         batch.add_set(&Set { name: SENDERS, id: 2, key: &pair, data: Data::None });
         batch.add_rule(OWN_ADDRESSES, &Rule::default().from_hardware_in(SENDERS).stop());
         batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interface_in(GUARDED).drop());
+        let mut elements = Elements::default();
         for network in guarded {
-            attachments.list(&network.name).0.iter().for_each(|pod| add_pod(&mut batch, pod));
+            attachments.list(&network.name).0.iter().for_each(|pod| add_pod(&mut elements, pod));
         }
+        elements.write(&mut batch);
     }
     batch.commit(netfilter).map_err(kernel(format!("write nft table bridge {TABLE}")))
 }
@@ -87,12 +92,12 @@ pub(super) fn has(netfilter: &Netfilter, host_interface: &str, mac: [u8; 6]) -> 
     found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))
 }
 
-fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
+fn add_pod(elements: &mut Elements, pod: &Attachment) {
     // One whose address is not known is not held to it: it could send nothing.
     let Some(sender) = sender(pod) else { return };
     // The address first: there is no moment in which the pod could send nothing.
-    batch.add_elements(SENDERS, &[Element::Key(sender)]);
-    batch.add_elements(GUARDED, &[Element::Key(Key::default().interface(&pod.host_interface))]);
+    elements.add(SENDERS, Element::Key(sender));
+    elements.add(GUARDED, Element::Key(Key::default().interface(&pod.host_interface)));
 }
 
 fn sender(pod: &Attachment) -> Option<Key> {

@@ -9,9 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Error, Result, io};
 use crate::ipam::RangeSet;
 use crate::netconf::{Header, Mode, NetConf};
-
-/// Extension of files that are not whole yet.
-const TEMPORARY: &str = "tmp";
+use crate::whole;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -70,30 +68,8 @@ impl Network {
         let directory = header.state_dir.join("networks");
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let json = serde_json::to_vec(self).map_err(|e| Error::new(Code::Io, e.to_string()))?;
-        write_whole(&path, &json).map_err(io("write", &path))
+        whole::write(&path, &json).map_err(io("write", &path))
     }
-}
-
-/// Replaces a file in one step, so that a killed writer leaves the old one and at most a temporary one beside it.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = path.with_extension(TEMPORARY);
-    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // A full disk has no room for halves.
-        drop(fs::remove_file(&temporary));
-    }
-    written
-}
-
-/// Removes a file and what a killed writer left beside it. One that is gone is fine.
-pub(super) fn remove_whole(path: &Path) -> std::io::Result<()> {
-    for path in [path.with_extension(TEMPORARY), path.to_owned()] {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Every network that has had a pod on this node and was not forgotten since.
@@ -101,7 +77,7 @@ pub(super) fn all(state_dir: &Path) -> Result<Vec<Network>> {
     let directory = state_dir.join("networks");
     let mut found = Vec::new();
     for path in fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        if path.extension().is_none_or(|extension| extension == TEMPORARY) {
+        if path.extension().is_none_or(|extension| extension == whole::TEMPORARY) {
             continue;
         }
         found.extend(read_file(&path)?);

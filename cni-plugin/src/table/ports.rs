@@ -8,13 +8,15 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use attachment::{Attachment, Key, PortMapping};
-use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type, conntrack};
+use nftables::conntrack::Flow;
+use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type};
 use serde::{Deserialize, Serialize};
 
 use super::TABLE;
-use super::network::{remove_whole, write_whole};
+use super::elements::Elements;
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::netconf::Header;
+use crate::whole;
 
 const PORTS: &str = "ports";
 const ARRIVING: &str = "ports-prerouting";
@@ -62,7 +64,7 @@ pub(super) fn reserve(header: &Header, pod: &Attachment) -> Result<()> {
         let directory = header.state_dir.join("ports");
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let json = serde_json::to_vec(&holders).expect("holders have string keys only");
-        write_whole(&path, &json).map_err(io("write", &path))?;
+        whole::write(&path, &json).map_err(io("write", &path))?;
     }
     Ok(())
 }
@@ -78,9 +80,9 @@ pub(super) fn release(header: &Header, key: &Key, mappings: &[PortMapping]) -> V
                 != (&key.network, &key.container_id, &key.ifname)
         });
         let written = if holders.is_empty() {
-            remove_whole(&path)
+            whole::remove(&path)
         } else {
-            write_whole(&path, &serde_json::to_vec(&holders).expect("holders have string keys only"))
+            whole::write(&path, &serde_json::to_vec(&holders).expect("holders have string keys only"))
         };
         errors.extend(written.err().map(io("write", &path)));
     }
@@ -135,18 +137,18 @@ pub(super) fn write_guard(batch: &mut Batch<'_>, chain: &str, from: Rule) {
     batch.add_rule(chain, &from.destination_in(localhost).drop());
 }
 
-pub(super) fn add_pod(batch: &mut Batch<'_>, pod: &Attachment) {
+pub(super) fn add_pod(elements: &mut Elements, pod: &Attachment) {
     if pod.port_mappings.is_empty() {
         return;
     }
     for translation in translations(pod) {
-        batch.add_elements(translation.map, &[Element::Pair(translation.key, translation.to)]);
+        elements.add(translation.map, Element::Pair(translation.key, translation.to));
     }
-    batch.add_elements(SAME_INTERFACE, &[Element::Key(same_interface(pod))]);
+    elements.add(SAME_INTERFACE, Element::Key(same_interface(pod)));
     if let Some(bridge) = &pod.bridge {
         // With bridge-nf-call-iptables the bridge itself passes it on, and says not where it came from.
         let key = nftables::Key::default().interface("").interface(bridge);
-        batch.add_elements(SAME_INTERFACE, &[Element::Key(key)]);
+        elements.add(SAME_INTERFACE, Element::Key(key));
     }
 }
 
@@ -190,18 +192,17 @@ pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<Str
 }
 
 /// Flows that began before the port led to this pod, or that lead to it no longer (UDP has no end of its own).
-pub(super) fn forget(netfilter: &Netfilter, pod: &Attachment) -> Result<()> {
+pub(super) fn flows(pod: &Attachment) -> Vec<Flow> {
+    let mut flows = Vec::new();
     for mapping in &pod.port_mappings {
         for v4 in [true, false] {
             let at = mapping.host_ip.filter(|ip| !ip.is_unspecified());
             if at.is_none_or(|ip| ip.is_ipv4() == v4) && pod.ips.iter().any(|ip| ip.is_ipv4() == v4) {
-                let forgotten =
-                    conntrack::forget_port(netfilter, v4, protocol(mapping), mapping.host_port, at);
-                forgotten.map_err(kernel(format!("forget flows to port {}", mapping.host_port)))?;
+                flows.push(Flow::to_port(v4, protocol(mapping), mapping.host_port, at));
             }
         }
     }
-    Ok(())
+    flows
 }
 
 fn translations(pod: &Attachment) -> Vec<Translation> {

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use attachment::{Attachment, Store};
 use ipnetwork::IpNetwork;
-use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type, conntrack};
+use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type};
 
 use super::TABLE;
+use super::elements::Elements;
 use super::network::{self, Network};
 use super::ports;
 use crate::error::{Error, Result, kernel};
@@ -38,17 +39,24 @@ pub(super) fn key(address: IpAddr) -> Key {
     Key::default().address(address)
 }
 
-/// What a pod adds to the table.
-pub(super) fn add_pod(batch: &mut Batch<'_>, network: &Network, pod: &Attachment) {
-    for address in pod.ips.iter().filter(|_| network.masquerade) {
-        batch.add_elements(&pods(&network.name, *address), &[Element::Key(key(*address))]);
+/// Adds a pod to the table.
+pub(super) fn add(netfilter: &Netfilter, header: &Header, network: &Network, pod: &Attachment) -> Result<()> {
+    let mut batch = Batch::new(TABLE);
+    let mut elements = Elements::default();
+    add_pod(&mut elements, network, pod);
+    elements.write(&mut batch);
+    match batch.commit(netfilter) {
+        // Somebody has flushed the ruleset.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => rewrite(netfilter, header),
+        other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
     }
-    ports::add_pod(batch, pod);
 }
 
-/// Connections of an address that the next pod may get.
-pub(super) fn forget(netfilter: &Netfilter, address: IpAddr) -> Result<()> {
-    conntrack::forget_address(netfilter, address).map_err(kernel(format!("forget connections of {address}")))
+fn add_pod(elements: &mut Elements, network: &Network, pod: &Attachment) {
+    for address in pod.ips.iter().filter(|_| network.masquerade) {
+        elements.add(&pods(&network.name, *address), Element::Key(key(*address)));
+    }
+    ports::add_pod(elements, pod);
 }
 
 /// Removes it again, all at once; one by one if some of it is gone already.
@@ -115,14 +123,16 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
     ports::write_chains(&mut batch);
     batch.add_postrouting_nat_chain(MASQUERADE);
     ports::write_masquerade(&mut batch, MASQUERADE);
+    let mut elements = Elements::default();
     for (network, id) in networks.iter().zip((FIRST_SET..).step_by(2)) {
         if network.masquerade {
             write_network(&mut batch, network, id);
         }
         for pod in attachments.list(&network.name).0 {
-            add_pod(&mut batch, network, &pod);
+            add_pod(&mut elements, network, &pod);
         }
     }
+    elements.write(&mut batch);
     batch.commit(netfilter).map_err(kernel(format!("write nft table inet {TABLE}")))
 }
 

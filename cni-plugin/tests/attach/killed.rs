@@ -34,7 +34,7 @@ fn dual() -> Value {
 }
 
 /// The plugin under strace with these options.
-fn traced(fixture: &Fixture, options: &str) -> Plugin {
+pub(crate) fn traced(fixture: &Fixture, options: &str) -> Plugin {
     let script = Path::new("/run/traced");
     let plugin = fixture.plugin.binary.display();
     // Another process writes it: a file that this one has open for writing goes to whatever a parallel test starts, and
@@ -58,7 +58,7 @@ fn call(plugin: &Plugin, command: &str, config: &Value) -> Result<Value, Value> 
 }
 
 /// The system calls of a command once it runs: each by its name, and how many of that name came before it.
-fn system_calls(fixture: &Fixture, command: &str, config: &Value) -> Vec<(String, usize)> {
+pub(crate) fn system_calls(fixture: &Fixture, command: &str, config: &Value) -> Vec<(String, usize)> {
     call(&traced(fixture, "-o /run/trace"), command, config).unwrap();
     let trace = fixture.node().shell("cat /run/trace").unwrap();
     let mut names: Vec<String> = Vec::new();

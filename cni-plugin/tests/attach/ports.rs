@@ -11,7 +11,7 @@ use crate::fixture::{Fixture, config, merge};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-fn with_ports(mappings: Value) -> Value {
+pub(crate) fn with_ports(mappings: Value) -> Value {
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
     merge(
         config("1.1.0"),
@@ -126,6 +126,22 @@ fn flows_of_udp_follow_the_port_to_the_next_pod() {
         assert_eq!(peer, "192.0.2.1".parse::<IpAddr>().unwrap());
         fixture.quiet("DEL", name, &config);
     }
+}
+
+/// The node follows connections already, for somebody else.
+#[test]
+fn flows_of_udp_from_before_a_networks_first_pod_reach_it() {
+    let fixture = Fixture::new();
+    fixture.node().shell("nft 'add table x; add chain x y { type filter hook input priority 0; }; add rule x y ct state new accept'").unwrap();
+    let client = fixture.node().outside().run(|| UdpSocket::bind("192.0.2.1:4444").unwrap()).unwrap();
+    client.send_to(b"x", "192.0.2.2:5353").unwrap();
+    let flows = "grep -c dport=5353 /proc/net/nf_conntrack || true";
+    assert_eq!(fixture.node().shell(flows).unwrap(), "1\n");
+    fixture.add("a", &with_ports(json!([{ "hostPort": 5353, "containerPort": 80, "protocol": "udp" }])));
+    let server = open(&fixture, "a").run(|| UdpSocket::bind("0.0.0.0:80").unwrap()).unwrap();
+    server.set_read_timeout(Some(TIMEOUT)).unwrap();
+    client.send_to(b"x", "192.0.2.2:5353").unwrap();
+    server.recv_from(&mut [0; 8]).unwrap();
 }
 
 #[test]

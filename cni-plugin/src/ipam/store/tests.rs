@@ -49,7 +49,7 @@ fn a_bit_that_a_killed_add_left_behind_is_found_again() {
     let (_directory, store, sets) = fixture(0);
     for position in 1..6 {
         fs::create_dir_all(&store.directory).unwrap();
-        assert!(store.slots(&sets[0]).unwrap().take(position).unwrap());
+        assert!(store.slots(&sets[0], &sets).unwrap().take(position).unwrap());
     }
     assert_eq!(store.reserve(&owner("a"), &sets, &[]).unwrap()[0].to_string(), "10.22.0.2");
 }
@@ -77,6 +77,17 @@ fn when_ranges_change_nobody_gets_an_address_that_is_in_use() {
         serde_json::from_str(r#"[{"subnet": "10.22.0.0/24", "gateway": "10.22.0.1"}]"#).unwrap();
     let wider = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];
     assert_eq!(store.reserve(&owner("b"), &wider, &[]).unwrap()[0].to_string(), "10.22.0.3");
+}
+
+#[test]
+fn when_ranges_change_back_nobody_gets_an_address_that_is_in_use() {
+    let (_directory, store, narrow) = fixture(0);
+    let wire: Vec<crate::netconf::WireRange> =
+        serde_json::from_str(r#"[{"subnet": "10.22.0.0/24", "gateway": "10.22.0.1"}]"#).unwrap();
+    let wide = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];
+    let take = |id: &str, sets: &[RangeSet]| store.reserve(&owner(id), sets, &[]).unwrap()[0].to_string();
+    let taken = [take("a", &narrow), take("b", &wide), take("c", &narrow), take("d", &wide)];
+    assert_eq!(taken, ["10.22.0.2", "10.22.0.3", "10.22.0.4", "10.22.0.5"]);
 }
 
 #[test]

@@ -1,0 +1,58 @@
+//! To which boot the reservations belong, and where they come from if they are gone.
+
+use std::fs;
+
+use super::Store;
+use super::reservations::{Reservation, Reserved};
+use crate::alias::Alias;
+use crate::error::{Result, io, kernel};
+use crate::lock::Lock;
+use crate::netlink::Netlink;
+use crate::whole;
+
+/// Changes with every boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+impl Store {
+    /// Takes the lock. What an earlier boot has left is removed.
+    pub(super) fn open(&self) -> Result<Lock> {
+        let lock = Lock::acquire(&self.directory)?;
+        let boot = fs::read(BOOT_ID).unwrap_or_default();
+        let path = self.directory.join("boot");
+        let noted = fs::read(&path).ok();
+        if noted.as_ref() == Some(&boot) {
+            return Ok(lock);
+        }
+        if noted.is_some() {
+            for directory in [&self.reservations.0, &self.far.0] {
+                match fs::remove_dir_all(directory) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(io("remove", directory)(e));
+                    }
+                    _ => {}
+                }
+            }
+            self.remove_slots(|_| true)?;
+        } else {
+            self.restore()?;
+        }
+        // Half of it would look like another boot.
+        whole::write(&path, &boot).map_err(io("write", &path))?;
+        Ok(lock)
+    }
+
+    /// The store is new. If pods are there all the same, somebody has emptied the directory: their interfaces tell who
+    /// has which address.
+    fn restore(&self) -> Result<()> {
+        let network = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel("list interfaces"))?;
+        for alias in links.iter().filter_map(Alias::of).filter(|alias| alias.network == network) {
+            if self.reservations.read(&alias.owner)?.is_none() {
+                let addresses = alias.addresses.into_iter().map(|address| Reserved { address, slot: None });
+                self.reservations
+                    .write(&Reservation { owner: alias.owner, addresses: addresses.collect() })?;
+            }
+        }
+        Ok(())
+    }
+}
