@@ -98,10 +98,22 @@ fn every_row_of_the_cni_contract_has_a_test_that_exists() {
     for row in 1..=45 {
         let line = table.lines().find(|line| line.starts_with(&format!("| P{row} |")));
         let cell = line.unwrap_or_else(|| panic!("there is no row P{row}")).split('|').nth(4).unwrap();
-        let named: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        let named = quoted(cell);
         assert!(!named.is_empty(), "P{row} has no test");
         for name in named {
-            assert!(tests.contains(&format!("#[test]\nfn {name}()")), "{name} of P{row} does not exist");
+            assert!(has_test(&tests, name), "{name} of P{row} does not exist");
+        }
+    }
+}
+
+/// Whether a page's word for a test leads to one: its name, or the beginning of its name and `…`, if no other begins so.
+fn leads_to_one(tests: &str, word: &str) -> bool {
+    match word.strip_suffix('…') {
+        None => has_test(tests, word),
+        Some(start) => {
+            let names =
+                tests.split("#[test]\n").skip(1).filter_map(|rest| rest.trim_start().strip_prefix("fn "));
+            is_test(start) && names.filter(|name| name.starts_with(start)).count() == 1
         }
     }
 }
@@ -110,20 +122,47 @@ fn every_row_of_the_cni_contract_has_a_test_that_exists() {
 fn every_claim_about_the_cni_plugin_names_a_test_that_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let page = std::fs::read_to_string(root.join("docs/cni-plugin.md")).unwrap();
+    let mut unit = Vec::new();
+    sources(&root.join("cni-plugin/src"), &mut unit);
+    let unit = unit.iter().map(|path| std::fs::read_to_string(path).unwrap());
+    let all = plugin_tests(root) + &unit.collect::<String>();
+    let is_module =
+        |word: &str| word.starts_with(|first: char| first.is_ascii_lowercase()) && !word.contains([' ', ':']);
     let mut named = 0;
-    for word in page.split('`').skip(1).step_by(2) {
-        // `ports::a_port_…`, in a file of that name.
-        let Some((module, name)) = word.split_once("::").filter(|(module, _)| !module.contains([' ', ':']))
-        else {
-            continue;
-        };
-        let path = root.join(format!("cni-plugin/tests/attach/{module}.rs"));
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        let start = name.trim_end_matches('…');
-        assert!(text.contains(&format!("#[test]\nfn {start}")), "{word} does not exist");
+    for word in quoted(&page) {
+        // `ports::a_port_…`, in a file of that name; or a name alone, in any.
+        match word.split_once("::").filter(|(module, _)| is_module(module)) {
+            Some((module, name)) => {
+                let path = root.join(format!("cni-plugin/tests/attach/{module}.rs"));
+                let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{word}: {error}"));
+                assert!(leads_to_one(&text, name), "{word} is not one test");
+            }
+            None if is_test(word.trim_end_matches('…')) => {
+                assert!(leads_to_one(&all, word), "{word} is not one test");
+            }
+            None => continue,
+        }
         named += 1;
     }
-    assert!(named > 15, "only {named} tests are named");
+    assert!(named > 45, "only {named} tests are named");
+}
+
+#[test]
+fn every_row_of_the_tables_names_a_test_or_says_why_there_is_none() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for page in ["dns-conformance.md", "service-proxy-conformance.md"] {
+        let text = std::fs::read_to_string(root.join("docs").join(page)).unwrap();
+        let rows: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| test |")).collect();
+        assert!(rows.len() > 50, "only {} rows in {page}", rows.len());
+        for row in rows {
+            let cell = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
+            let is_told = ["none: ", "differs: ", "differ: ", "the titles above"]
+                .iter()
+                .any(|why| cell.starts_with(why));
+            assert!(is_told || quoted(cell).into_iter().any(is_test), "no test in {row}");
+        }
+    }
 }
 
 /// The keys of the configuration that a source file reads: fields of structs as they are written, and what is taken out of

@@ -172,6 +172,8 @@ fn the_series_of_a_service_go_with_it_though_no_other_service_changes() {
     assert!(path.cluster.proxy_metric(series).unwrap() >= 1.0);
     path.cluster.delete("echo.yaml").unwrap();
     wait_for("the series to go", || {
+        // And not the page with it.
+        path.cluster.proxy_metric("portolan_proxy_frontends")?;
         ensure!(path.cluster.proxy_metric(series).is_err());
         Ok(())
     })

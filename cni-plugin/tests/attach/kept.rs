@@ -1,6 +1,6 @@
 //! What stays on the node when the last pod has gone, and who takes it away.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, NOTHING, config, merge};
 
@@ -12,6 +12,13 @@ fn listed(fixture: &Fixture) -> String {
     fixture.node().shell(script).unwrap()
 }
 
+/// All chains and what is in them.
+fn rules(fixture: &Fixture) -> Vec<Value> {
+    let ruleset = fixture.json("nft -j list ruleset");
+    let objects = ruleset["nftables"].as_array().unwrap().iter();
+    objects.filter(|object| ["chain", "rule"].iter().any(|kind| object[kind].is_object())).cloned().collect()
+}
+
 #[test]
 fn the_last_pod_leaves_the_table_with_nothing_in_it_which_the_next_one_uses_as_it_is() {
     let fixture = Fixture::new();
@@ -21,7 +28,10 @@ fn the_last_pod_leaves_the_table_with_nothing_in_it_which_the_next_one_uses_as_i
     fixture.quiet("DEL", "a", &config("1.1.0"));
     assert_eq!(listed(&fixture), format!("{TABLE}/run/portolan/networks/pods.json\n"));
     fixture.quiet("DEL", "a", &config("1.1.0"));
+    let without_pods = rules(&fixture);
+    assert!(without_pods.len() > 10, "{without_pods:?}");
     fixture.add("b", &config("1.1.0"));
+    assert_eq!(rules(&fixture), without_pods, "a pod is elements and no rule");
     assert_eq!(handle(), first, "a table that is written anew has another handle");
     fixture.quiet("DEL", "b", &config("1.1.0"));
     assert_eq!(listed(&fixture), format!("{TABLE}/run/portolan/networks/pods.json\n"));
@@ -33,7 +43,7 @@ fn gc_forgets_a_network_without_attachments_and_with_the_last_network_the_table(
     let fixture = Fixture::new();
     let ranges = json!([[{ "subnet": "10.23.0.0/24" }]]);
     let other = merge(config("1.1.0"), json!({ "name": "other", "ipam": { "ranges": ranges } }));
-    let collect = |config: &serde_json::Value| {
+    let collect = |config: &Value| {
         fixture.quiet("GC", "x", &merge(config.clone(), json!({ "cni.dev/valid-attachments": [] })));
     };
     fixture.add("a", &config("1.1.0"));
