@@ -220,8 +220,9 @@ fn doctor_finds_what_is_wrong_and_its_fix_works() {
     }
     drop(thief);
     let (_, report) = json(&node, &["doctor"]);
-    assert_eq!(findings(&report, "settings"), Vec::<&Value>::new());
-    assert_eq!(findings(&report, "ports"), Vec::<&Value>::new());
+    for check in ["firewall", "settings", "ports"] {
+        assert_eq!(findings(&report, check), Vec::<&Value>::new(), "{check}");
+    }
 }
 
 #[test]

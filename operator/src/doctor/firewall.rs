@@ -27,9 +27,10 @@ fn nftables(chains: &Value) -> Finding {
     let dropping: Vec<String> = chains
         .filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop")
         .map(|chain| format!("{} {} {}", text(chain, "family"), text(chain, "table"), text(chain, "name")))
+        .filter(|chain| !accepts_pods(chain))
         .collect();
     match dropping.first() {
-        None => Finding::ok(CHECK, "no nftables chain drops forwarded packets by policy"),
+        None => Finding::ok(CHECK, "no nftables chain drops packets from or to pods by policy"),
         Some(chain) => Finding::error(
             CHECK,
             format!(
@@ -39,6 +40,20 @@ fn nftables(chains: &Value) -> Finding {
             fix(chain),
         ),
     }
+}
+
+/// Whether the chain has rules as those of [`fix`].
+fn accepts_pods(chain: &str) -> bool {
+    let arguments: Vec<&str> = ["-j", "list", "chain"].into_iter().chain(chain.split(' ')).collect();
+    let Ok(listed) = tool::json("nft", &arguments) else { return false };
+    let rules = || listed["nftables"].as_array().into_iter().flatten().map(|item| &item["rule"]["expr"]);
+    let accepts = |key: &str, rule: &Value| {
+        let parts = || rule.as_array().into_iter().flatten();
+        let names_pods =
+            |part: &Value| part["match"]["left"]["meta"]["key"] == key && part["match"]["right"] == "ptl*";
+        parts().any(names_pods) && parts().any(|part| part.get("accept").is_some())
+    };
+    ["iifname", "oifname"].iter().all(|key| rules().any(|rule| accepts(key, rule)))
 }
 
 /// What accepts pods' packets, in the words of the firewall that drops them.
@@ -64,12 +79,14 @@ fn legacy() -> Option<Finding> {
         return None;
     }
     Some(match tool::output("iptables-legacy", &["-S", "FORWARD"]) {
-        Ok(rules) if rules.contains("-P FORWARD DROP") => Finding::error(
-            CHECK,
-            "the policy of FORWARD in iptables-legacy is DROP",
-            accept("iptables-legacy"),
-        ),
-        Ok(_) => Finding::ok(CHECK, "the policy of FORWARD in iptables-legacy is ACCEPT"),
+        Ok(rules) if rules.contains("-P FORWARD DROP") && !rules.contains("-o ptl+ -j ACCEPT") => {
+            Finding::error(
+                CHECK,
+                "the policy of FORWARD in iptables-legacy is DROP",
+                accept("iptables-legacy"),
+            )
+        }
+        Ok(_) => Finding::ok(CHECK, "iptables-legacy drops no packets from or to pods by policy"),
         Err(error) => Finding::warning(
             CHECK,
             format!("legacy rules cannot be looked at: {error}"),
