@@ -164,6 +164,24 @@ fn a_mistake_in_what_only_traffic_uses_costs_that_field_and_not_the_service() {
 }
 
 #[test]
+fn a_hostname_that_is_no_label_costs_the_endpoint_its_name_and_nothing_else() {
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  labels: {{kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints:\n- {{addresses: [10.22.0.2], hostname: Web-0}}\n- {{addresses: [10.22.0.3], hostname: {}}}\n- {{addresses: [10.22.0.4], hostname: a.b}}\n",
+        "x".repeat(70)
+    );
+    let event = event(&mut Manifests::new("/nowhere".into()), "web.yaml", slice.as_bytes());
+    let Event::Replace { objects: Some(objects), problems, .. } = event else { panic!("{event:?}") };
+    let Object::EndpointSlice(slice) = &objects[0].object else { panic!("{objects:?}") };
+    let hostnames: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.hostname.as_deref()).collect();
+    assert_eq!(hostnames, [Some("web-0"), None, None]);
+    assert!(problems[0].message.starts_with("endpoints[1].hostname: \"xxx"), "{problems:?}");
+    assert!(
+        problems[1].message.starts_with("endpoints[2].hostname: \"a.b\" is not a DNS label"),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
     let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  trafficDistribution: PreferFar\n  ports: [{port: 80}]\n";
     let found = problems(text);
