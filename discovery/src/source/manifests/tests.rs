@@ -229,6 +229,34 @@ fn hostile_input_is_an_error_and_nothing_worse() {
 }
 
 #[test]
+fn nesting_has_a_bound_however_it_is_written() {
+    let too_deep = "error: web.yaml:1: is nested more than 100 levels deep";
+    let wide = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    for text in ["- ".repeat(100_000), "? ".repeat(100_000), "- ".repeat(101), wide(101)] {
+        assert_eq!(problems(&text), [too_deep], "{:.40}", text);
+    }
+    // Each alias is as deep as what it stands for.
+    let towers = |levels: usize| {
+        let floor = |n: usize| format!("- &a{n} [[[[[[[[[*a{}]]]]]]]]]\n", n - 1);
+        format!("- &a0 x\n{}", (1..=levels).map(floor).collect::<String>())
+    };
+    assert!(
+        problems(&towers(40))[0].ends_with("is nested more than 100 levels deep"),
+        "{:?}",
+        problems(&towers(40))
+    );
+    for text in ["- ".repeat(100), wide(100), towers(11)] {
+        assert!(problems(&text)[0].contains("is not a mapping"), "{:?}", problems(&text));
+    }
+    let twice = "a: &a 1\n---\nb: *a\n";
+    assert!(
+        problems(twice)[0].contains("is not YAML"),
+        "an anchor ends with its document: {:?}",
+        problems(twice)
+    );
+}
+
+#[test]
 fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
     let read = |metadata: &str| {
         let text = format!(
