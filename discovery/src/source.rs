@@ -5,6 +5,7 @@ mod directory;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod manifests;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,11 +13,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::event::Event;
-use directory::{Look, Reader, Watch};
+use directory::{Look, Reader};
 #[cfg(feature = "kubernetes")]
 pub use kubernetes::Access;
 #[cfg(feature = "kubernetes")]
 pub(crate) use kubernetes::{EventWriter, check as check_kubernetes, resources, run as run_kubernetes};
+use watch::Watch;
 
 /// A pause before watching again after the watch itself has failed.
 const RETRY: Duration = Duration::from_secs(1);
