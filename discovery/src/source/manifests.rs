@@ -95,8 +95,11 @@ impl Reader for Manifests {
             Err(error) => {
                 let location =
                     Location::File { file: self.directory.path.clone(), line: None, document: None };
-                let message =
-                    format!("cannot be read: {error}; create it, or name another one with --manifests");
+                let hint = match error.kind() {
+                    io::ErrorKind::NotFound => "; create it, or name another one with --manifests",
+                    _ => "",
+                };
+                let message = format!("cannot be read: {error}{hint}");
                 let problem = Problem { location, severity: Severity::Error, object: None, message };
                 return vec![Event::Source {
                     name: MANIFESTS,
