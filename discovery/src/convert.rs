@@ -48,6 +48,20 @@ impl Findings {
         self.0.iter().any(|finding| finding.severity == Severity::Error)
     }
 
+    /// Adds what `read` finds in fields that only traffic uses: a mistake there costs the field, not the object and its name.
+    pub(crate) fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+        let mut found = Self::default();
+        let value = read(&mut found);
+        for finding in &mut found.0 {
+            if finding.severity == Severity::Error {
+                finding.severity = Severity::Warning;
+                finding.message.push_str("; ignored");
+            }
+        }
+        self.0.append(&mut found.0);
+        value
+    }
+
     fn add(&mut self, severity: Severity, field: &str, message: String) {
         self.0.push(Finding { severity, field: field.to_owned(), message });
     }
@@ -99,11 +113,21 @@ fn is_dns_label(text: &str) -> bool {
 }
 
 fn address(field: &str, text: &str, findings: &mut Findings) -> Option<IpAddr> {
-    let parsed = text.parse().ok();
+    let parsed = parse_address(text);
     if parsed.is_none() {
         findings.error(field, format!("{text:?} is not an IP address"));
     }
     parsed
+}
+
+/// As the API server does: the parts of an IPv4 address are decimal, zeros before them or not.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let trimmed = |part: &str| match part.trim_start_matches('0') {
+        "" => part.get(..1).unwrap_or_default().to_owned(),
+        rest => rest.to_owned(),
+    };
+    let plain = || text.split('.').map(trimmed).collect::<Vec<_>>().join(".");
+    text.parse().ok().or_else(|| plain().parse().ok().map(IpAddr::V4))
 }
 
 fn port_number(field: &str, number: i32, findings: &mut Findings) -> Option<u16> {

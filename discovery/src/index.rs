@@ -203,9 +203,11 @@ impl Index {
                 Named::Namespace(name)
             }
             Object::Attachment(value) => {
+                let name = derive::pod_name(&value);
+                self.population.add(&name.namespace);
                 self.touched.attachments = true;
                 self.pods.attach(rank.0, &value);
-                Named::Attachment(derive::pod_name(&value))
+                Named::Attachment(name)
             }
         }
     }
@@ -238,6 +240,7 @@ impl Index {
                     self.population.remove(&name);
                 }
                 Named::Attachment(name) => {
+                    self.population.remove(&name.namespace);
                     self.pods.detach(origin, name);
                     self.touched.attachments = true;
                 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,6 +102,44 @@ async fn files_come_change_break_and_go() {
     let entry = mended.service(&NamespacedName::new("default", "web")).unwrap();
     assert_eq!(entry.service.ports[0].port, 81);
     fs::remove_file(manifests.join("web.yaml")).unwrap();
+    until(&discovery, "the Service is gone", |s| !has_web(s)).await;
+    discovery.stop().await;
+}
+
+/// As vim does: the old file aside, a new one in its place, the old one away. Slowly, as over a network.
+fn edit(path: &Path, text: &str) {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let aside = path.with_extension("yaml~");
+    fs::rename(path, &aside).unwrap();
+    std::thread::sleep(PAUSE);
+    let mut file = fs::File::create(path).unwrap();
+    std::thread::sleep(PAUSE);
+    file.write_all(text.as_bytes()).unwrap();
+    drop(file);
+    fs::remove_file(aside).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_an_editor_replaces_is_never_taken_for_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let manifests = root.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let file = manifests.join("web.yaml");
+    put(&file, WEB);
+    let discovery = start(root.path(), false);
+    until(&discovery, "the Service appears", has_web).await;
+
+    let port = |s: &Snapshot| {
+        s.service(&NamespacedName::new("default", "web")).map(|entry| entry.service.ports[0].port)
+    };
+    for number in 81..111 {
+        let (file, text) = (file.clone(), WEB.replace("port: 80,", &format!("port: {number},")));
+        let editing = tokio::task::spawn_blocking(move || edit(&file, &text));
+        let seen = until(&discovery, "the edit, or worse", |s| port(s) != Some(number - 1)).await;
+        assert_eq!(port(&seen), Some(number));
+        editing.await.unwrap();
+    }
+    fs::remove_file(file).unwrap();
     until(&discovery, "the Service is gone", |s| !has_web(s)).await;
     discovery.stop().await;
 }

@@ -61,6 +61,7 @@ use resolv_conf::ResolvConf;
 use routes::{Builder, Forbidden, Routes};
 use server::Exchange;
 use ttl::Limits;
+use watch::Files;
 
 pub(crate) use failure::Failure;
 
@@ -111,7 +112,14 @@ struct Inner {
     refreshes: mpsc::Sender<Wanted>,
     metrics: Arc<Metrics>,
     /// What [`Forwarder::run`] takes.
-    work: Mutex<Option<(Builder, mpsc::Receiver<Wanted>)>>,
+    work: Mutex<Option<Work>>,
+}
+
+/// What it takes to do what is to be done beside answering.
+struct Work {
+    builder: Builder,
+    refreshes: mpsc::Receiver<Wanted>,
+    files: Files,
 }
 
 /// Milliseconds since the start.
@@ -138,6 +146,7 @@ impl Forwarder {
         for upstream in config.stubs.iter().flat_map(|stub| &stub.upstreams) {
             forbidden.check("--stub", upstream)?;
         }
+        let files = Files::new(&config);
         let node = ResolvConf::read(&config.resolv_conf, &forbidden);
         let upstreams = if config.upstreams.is_empty() { node.upstreams } else { config.upstreams.clone() };
         let hosts = match &config.hosts {
@@ -153,6 +162,7 @@ impl Forwarder {
         let routes = Routes::new(&builder, &upstreams, &config.stubs)?;
         tracing::info!(?upstreams, "forwarding");
         let (refreshes, queue) = mpsc::channel(MAX_REFRESHES);
+        let work = Work { builder, refreshes: queue, files };
         Ok(Self(Arc::new(Inner {
             forbidden,
             clock: Clock(Instant::now()),
@@ -167,7 +177,7 @@ impl Forwarder {
             tasks,
             refreshes,
             metrics,
-            work: Mutex::new(Some((builder, queue))),
+            work: Mutex::new(Some(work)),
             config,
         })))
     }
@@ -180,8 +190,8 @@ impl Forwarder {
     /// Does what has to be done beside answering. Once, for ever.
     pub(crate) async fn run(&self) {
         let work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((builder, refreshes)) = work {
-            watch::run(Arc::clone(&self.0), builder, refreshes).await;
+        if let Some(work) = work {
+            watch::run(Arc::clone(&self.0), work).await;
         }
         std::future::pending().await
     }

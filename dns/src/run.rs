@@ -13,6 +13,7 @@ use daemon::drain::Drain;
 use daemon::readiness::{Condition, Readiness};
 use daemon::succession::{self, Inheritance, Predecessor};
 use discovery::{Snapshots, Staleness};
+use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -125,7 +126,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             () = follow_pods(of_pods, responder.autopath.as_deref()) => {}
             () = follow(snapshots, &responder.zone, &metrics, &synced) => {}
         }
-    };
+    }
+    .fuse();
     tokio::pin!(upkeep);
     if let Some(predecessor) = &predecessor {
         info!("taking over from the process before when the first state is in force");
@@ -165,8 +167,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         // Its pages have to be found, not ours.
         drop(pages);
     }
-    // Queries under way still get their answers.
-    front.drain(has_successor).await;
+    finish(front, has_successor, &mut upkeep).await;
     if has_successor && is_in_pod {
         info!(
             "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
@@ -176,6 +177,15 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     discovery.stop().await;
     info!("stopped");
     Ok(())
+}
+
+/// Queries under way still get their answers, and connections that are kept those of the state in force.
+async fn finish(front: Front, has_successor: bool, upkeep: impl Future<Output = ()>) {
+    let mut drained = std::pin::pin!(front.drain(has_successor));
+    tokio::select! {
+        () = &mut drained => {}
+        () = upkeep => drained.await,
+    }
 }
 
 fn responder(

@@ -14,6 +14,10 @@ const BACKLOG: i32 = 1024;
 /// What a burst may fill before the kernel drops, in bytes: some thousands of queries.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// What may be on its way to clients, in bytes. Replies to one who has gone wait in the kernel for an answer to the question
+/// where he is, up to 200 KiB of them for three seconds; there has to be room beside those of a few.
+const SEND_BUFFER: usize = 4 << 20;
+
 /// The sockets of the process before, which those are taken from that are still wanted.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited(Vec<Socket>);
@@ -46,13 +50,20 @@ pub(crate) fn open_datagrams(
         let local = sockets.first().and_then(|first| first.local_addr().ok()?.as_socket());
         let new = bind(local.unwrap_or(address), Type::DGRAM, true);
         let new = new.map_err(|error| explain(address, &error))?;
-        // Beyond what the system allows everybody, if we may.
-        if setsockopt(&new, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
-            new.set_recv_buffer_size(RECEIVE_BUFFER).ok();
-        }
         sockets.push(new);
     }
+    sockets.iter().for_each(make_room);
     Ok(sockets.into_iter().map(UdpSocket::from).collect())
+}
+
+/// Beyond what the system allows everybody, if we may.
+fn make_room(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        socket.set_recv_buffer_size(RECEIVE_BUFFER).ok();
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+        socket.set_send_buffer_size(SEND_BUFFER).ok();
+    }
 }
 
 /// Listens for connections, alone: nobody else can share the port, so two servers on one address are noticed.

@@ -50,6 +50,8 @@ pub(crate) struct Zone {
     pub(crate) synced: bool,
     /// A source cannot be read any more: all this is as it was last seen.
     pub(crate) is_stale: bool,
+    /// Of the SOA record; none before anything was read.
+    serial: Option<u32>,
     /// The content of the SOA record, names written out.
     pub(crate) soa: Box<[u8]>,
     /// As labels: length, then lower case.
@@ -99,6 +101,7 @@ impl Zone {
     /// Before anything was read.
     pub(crate) fn empty(settings: Arc<Settings>) -> Self {
         Self {
+            serial: None,
             soa: soa(&settings, 0),
             settings,
             snapshot: Arc::new(Snapshot::empty()),
@@ -124,16 +127,14 @@ impl Zone {
         zone.snapshot = Arc::clone(snapshot);
         zone.synced = snapshot.synced;
         zone.is_stale = snapshot.is_stale();
-        let serial = snapshot.changed_at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        // Serials wrap around (RFC 1982).
-        let serial = u32::try_from(serial & u64::from(u32::MAX)).unwrap_or_default();
-        zone.soa = soa(&zone.settings, serial);
+        let mut has_changed = snapshot.synced != before.synced;
         let names = &self.settings.names;
         if !Arc::ptr_eq(&snapshot.namespaces, &before.namespaces) {
             let exposed = snapshot.namespaces.iter().filter(|namespace| names.has_namespace(namespace));
             zone.namespaces = Arc::new(exposed.filter_map(|namespace| labels(&[namespace])).collect());
         }
         for name in snapshot.gone_since(before) {
+            has_changed = true;
             zone.replace(name, None);
         }
         let changed = snapshot.changed_since(before);
@@ -141,7 +142,13 @@ impl Zone {
             let name = &entry.service.name;
             let slices = entry.slices_since(before.service(name)).filter(|_| self.synced);
             slices.filter_map(|slice| slice.triggered_at).for_each(|triggered_at| news(entry, triggered_at));
+            has_changed = true;
             zone.replace(name, Some(entry));
+        }
+        if has_changed {
+            let serial = next_serial(self.serial, snapshot.changed_at);
+            zone.serial = Some(serial);
+            zone.soa = soa(&zone.settings, serial);
         }
         zone
     }
@@ -328,6 +335,16 @@ fn labels(texts: &[&str]) -> Option<Box<[u8]>> {
     }
     name.make_lower();
     Some(name.as_name().wire().into())
+}
+
+/// The second, or the next number where that is no later: secondaries look for a change of the serial, and forward only
+/// (RFC 1982, RFC 1996 §4.3), whatever happens within a second or to the clock.
+fn next_serial(last: Option<u32>, at: SystemTime) -> u32 {
+    let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let now = u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or_default();
+    let Some(last) = last else { return now };
+    let is_later = (1..1 << 31).contains(&now.wrapping_sub(last));
+    if is_later { now } else { last.wrapping_add(1) }
 }
 
 /// Made with each state, not for each answer: most answers are negative, and carry it.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as api;
 
 use super::traffic::{annotation, carrier};
-use super::{Findings, address, namespaced_name, port_number, protocol};
+use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol};
 use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName};
 
 /// The label that says whose endpoints these are.
@@ -107,7 +107,7 @@ fn endpoint(
     Some(Endpoint {
         address,
         conditions,
-        hostname: endpoint.hostname.filter(|h| !h.is_empty()).map(|h| h.to_ascii_lowercase().into()),
+        hostname: endpoint.hostname.and_then(|name| hostname(index, &name, findings)),
         pod: endpoint
             .target_ref
             .filter(|target| target.kind.as_deref() == Some("Pod"))
@@ -117,6 +117,16 @@ fn endpoint(
         zone: endpoint.zone.map(Into::into),
         hints: endpoint.hints.and_then(hints),
     })
+}
+
+/// What is no label has no place in a name; the endpoint goes by its address then.
+fn hostname(index: usize, name: &str, findings: &mut Findings) -> Option<Arc<str>> {
+    let lower = name.to_ascii_lowercase();
+    if !lower.is_empty() && !is_dns_label(&lower) {
+        findings.warn(&format!("endpoints[{index}].hostname"), format!("{name:?} {NOT_A_LABEL}; ignored"));
+        return None;
+    }
+    (!lower.is_empty()).then(|| lower.into())
 }
 
 fn hints(hints: api::EndpointHints) -> Option<Arc<Hints>> {

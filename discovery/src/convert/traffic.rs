@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Findings, address, parse_cidr, port_number};
+use super::{Findings, address, parse_address, port_number};
 use crate::model::{BalancerKind, Carrier, Distribution, TrafficRules};
 
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -33,6 +34,8 @@ pub(super) fn traffic_rules(
     let internal_local =
         is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), findings);
     let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
+    let source_ranges = if is_load_balancer { source_ranges(spec, findings) } else { Some(Vec::new()) };
+    let serves_load_balancer = is_load_balancer && source_ranges.is_some();
     let check = spec.health_check_node_port.filter(|port| *port != 0 && is_load_balancer && external_local);
     TrafficRules {
         carrier: carrier(metadata),
@@ -41,8 +44,12 @@ pub(super) fn traffic_rules(
         distribution: distribution(spec, findings),
         affinity: affinity(spec, findings),
         external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten(), findings),
-        load_balancer_ips: if is_load_balancer { load_balancer_ips(status, findings) } else { Vec::new() },
-        source_ranges: if is_load_balancer { source_ranges(spec, findings) } else { Vec::new() },
+        load_balancer_ips: if serves_load_balancer {
+            load_balancer_ips(status, findings)
+        } else {
+            Vec::new()
+        },
+        source_ranges: source_ranges.unwrap_or_default(),
         health_check_node_port: check
             .and_then(|port| port_number("spec.healthCheckNodePort", port, findings)),
         balancer: balancer(metadata, findings),
@@ -150,15 +157,35 @@ fn load_balancer_ips(status: Option<&api::ServiceStatus>, findings: &mut Finding
     addresses("status.loadBalancer.ingress", ips.filter(|ip| !ip.is_empty()), findings)
 }
 
-fn source_ranges(spec: &api::ServiceSpec, findings: &mut Findings) -> Vec<ipnetwork::IpNetwork> {
-    let mut ranges = Vec::new();
-    for (index, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
-        match parse_cidr(text.trim()) {
-            Ok(range) => ranges.push(range),
-            Err(message) => findings.error(&format!("spec.loadBalancerSourceRanges[{index}]"), message),
-        }
+/// None where no range of those written can be read: with an empty list everybody would be let in.
+fn source_ranges(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<Vec<IpNetwork>> {
+    let written = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let ranges: Vec<_> =
+        written.iter().enumerate().filter_map(|(index, text)| source_range(index, text, findings)).collect();
+    if ranges.is_empty() && !written.is_empty() {
+        let message = "has no range that can be read: the load balancer's addresses are not served";
+        findings.warn("spec.loadBalancerSourceRanges", message);
+        return None;
     }
-    ranges
+    Some(ranges)
+}
+
+/// Host bits mean nothing, as for kube-proxy.
+fn source_range(index: usize, text: &str, findings: &mut Findings) -> Option<IpNetwork> {
+    let field = format!("spec.loadBalancerSourceRanges[{index}]");
+    let text = text.trim();
+    let range = text
+        .split_once('/')
+        .and_then(|(ip, prefix)| IpNetwork::new(parse_address(ip)?, prefix.parse().ok()?).ok());
+    let Some(range) = range else {
+        findings.error(&field, format!("{text:?} is not a range of addresses (ADDRESS/PREFIX)"));
+        return None;
+    };
+    let network = IpNetwork::new(range.network(), range.prefix()).ok()?;
+    if network != range {
+        findings.warn(&field, format!("{text:?} has host bits set; the range is {network}"));
+    }
+    Some(network)
 }
 
 fn balancer(metadata: &ObjectMeta, findings: &mut Findings) -> BalancerKind {

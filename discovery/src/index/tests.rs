@@ -205,6 +205,49 @@ fn nothing_counts_as_synced_before_every_source_has_spoken() {
     assert!(index.snapshot().synced);
 }
 
+#[test]
+fn a_namespace_exists_while_a_pod_of_it_is_attached() {
+    let mut index = index();
+    let record = |pod: Option<&str>| {
+        let pod = pod.map(|namespace| attachment::Pod {
+            namespace: namespace.into(),
+            name: "web-0".into(),
+            uid: None,
+        });
+        Object::Attachment(Attachment { pod, ..attachment("10.22.0.2") }.into())
+    };
+    let namespaces = |index: &mut Index| -> Vec<String> {
+        index.publish();
+        index.snapshot().namespaces.iter().map(|namespace| namespace.to_string()).collect()
+    };
+    index.apply(replace("a.json", vec![record(Some("shop"))]));
+    index.apply(replace("b.json", vec![record(Some("shop"))]));
+    assert_eq!(namespaces(&mut index), ["shop"]);
+    index.apply(replace("a.json", vec![]));
+    assert_eq!(namespaces(&mut index), ["shop"]);
+    // A container that the runtime has named no pod of is taken for one of this namespace.
+    index.apply(replace("b.json", vec![record(None)]));
+    assert_eq!(namespaces(&mut index), ["default"]);
+    index.apply(replace("b.json", vec![]));
+    assert!(namespaces(&mut index).is_empty());
+}
+
+fn attachment(address: &str) -> Attachment {
+    Attachment {
+        network: "a".into(),
+        container_id: "id".into(),
+        ifname: "eth0".into(),
+        netns: "/run/netns/x".into(),
+        ips: vec![address.parse().unwrap()],
+        mac: String::new(),
+        host_interface: String::new(),
+        bridge: None,
+        pod: None,
+        labels: [].into(),
+        port_mappings: vec![],
+    }
+}
+
 /// A few names, so that definitions meet often.
 fn any_object() -> Object {
     let pick = |names: &[&'static str]| *fastrand::choice(names).unwrap();
@@ -236,23 +279,14 @@ fn any_object() -> Object {
             )
         }
         4 => Object::Namespace(Namespace { name: pick(&["default", "other"]).into() }.into()),
-        _ => Object::Attachment(Arc::new(Attachment {
-            network: pick(&["a", "b"]).into(),
-            container_id: "id".into(),
-            ifname: "eth0".into(),
-            netns: "/run/netns/x".into(),
-            ips: vec![address.parse().unwrap()],
-            mac: String::new(),
-            host_interface: String::new(),
-            bridge: None,
-            pod: Some(attachment::Pod {
-                namespace: "default".into(),
-                name: pick(&["p1", "p2"]).into(),
-                uid: None,
-            }),
-            labels: [("app".to_owned(), pick(&apps).to_owned())].into(),
-            port_mappings: vec![],
-        })),
+        _ => {
+            let namespace = pick(&["default", "other"]).into();
+            let pod = attachment::Pod { namespace, name: pick(&["p1", "p2"]).into(), uid: None };
+            let labels = [("app".to_owned(), pick(&apps).to_owned())].into();
+            let network = pick(&["a", "b"]).into();
+            let pod = fastrand::bool().then_some(pod);
+            Object::Attachment(Attachment { network, pod, labels, ..attachment(&address) }.into())
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use attachment::Attachment;
 
@@ -16,7 +16,8 @@ pub(super) struct Attachments(Directory);
 
 impl Attachments {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self(Directory::new(path, true, &["json"]))
+        // Records are renamed into place, and one that is gone is gone.
+        Self(Directory::new(path, true, &["json"], Duration::ZERO))
     }
 }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::event::{Event, MANIFESTS, Origin, Outage, Sourced};
 use crate::problem::{Location, Problem, Severity};
@@ -22,6 +22,9 @@ pub(super) struct Manifests {
     /// down what that object was before.
     last_good: HashMap<PathBuf, HashMap<ObjectKey, Sourced>>,
 }
+
+/// How long an editor may take from moving a file away to having written it again.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// Bytes of files that are read before what they say is taken in, as it is there twice until then; the last
 /// file may go beyond.
@@ -47,7 +50,8 @@ struct Reading {
 
 impl Manifests {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { directory: Directory::new(path, false, &["yaml", "yml", "json"]), last_good: HashMap::new() }
+        let directory = Directory::new(path, false, &["yaml", "yml", "json"], SETTLING);
+        Self { directory, last_good: HashMap::new() }
     }
 
     /// What a file says now, and what it said before where that is not right.
@@ -91,8 +95,11 @@ impl Reader for Manifests {
             Err(error) => {
                 let location =
                     Location::File { file: self.directory.path.clone(), line: None, document: None };
-                let message =
-                    format!("cannot be read: {error}; create it, or name another one with --manifests");
+                let hint = match error.kind() {
+                    io::ErrorKind::NotFound => "; create it, or name another one with --manifests",
+                    _ => "",
+                };
+                let message = format!("cannot be read: {error}{hint}");
                 let problem = Problem { location, severity: Severity::Error, object: None, message };
                 return vec![Event::Source {
                     name: MANIFESTS,

@@ -11,7 +11,7 @@ use crate::message::NameBuf;
 const MAX_SERVERS: usize = 3;
 
 /// Where systemd-resolved writes the servers that it asks itself.
-const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+pub(super) const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// What a resolv.conf says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,27 +5,40 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Inner;
-use super::asked::{Asked, Wanted};
+use super::asked::Asked;
 use super::hosts::Hosts;
 use super::loops;
-use super::resolv_conf::ResolvConf;
+use super::resolv_conf::{BEHIND_RESOLVED, ResolvConf};
 use super::routes::Builder;
 use super::server::{Exchange, Server};
+use super::{Config, Inner, Work};
 use crate::file::{LOOK, Watched};
 
 /// Servers are probed so often. One that has come to ask us is found within that; until then queries end by their
 /// deadlines, and like ones are asked once.
 const PROBES: Duration = Duration::from_secs(30);
 
+/// The files that are followed.
+pub(super) struct Files {
+    resolv_conf: [Watched; 2],
+    hosts: Option<Watched>,
+}
+
+impl Files {
+    /// As they are now: what happens to them from here on is noticed, so they are read afterwards.
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            resolv_conf: [&config.resolv_conf, Path::new(BEHIND_RESOLVED)].map(Watched::new),
+            hosts: config.hosts.as_deref().map(Watched::new),
+        }
+    }
+}
+
 /// Runs for ever.
-pub(super) async fn run(inner: Arc<Inner>, builder: Builder, mut refreshes: mpsc::Receiver<Wanted>) {
-    let config = inner.config.clone();
-    let mut resolv_conf = Watched::new(&config.resolv_conf);
-    let mut hosts = config.hosts.as_deref().map(Watched::new);
+pub(super) async fn run(inner: Arc<Inner>, work: Work) {
+    let Work { builder, mut refreshes, files: Files { mut resolv_conf, mut hosts } } = work;
     let (mut files, mut probes) = (interval(LOOK), interval(PROBES));
     files.set_missed_tick_behavior(MissedTickBehavior::Delay);
     probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -36,7 +49,9 @@ pub(super) async fn run(inner: Arc<Inner>, builder: Builder, mut refreshes: mpsc
                 drop(inner.join(&wanted.asked()));
             }
             _ = files.tick() => {
-                if resolv_conf.has_changed() {
+                // Each of them has to be looked at.
+                let changed = resolv_conf.each_mut().map(Watched::has_changed);
+                if changed.contains(&true) {
                     reload_upstreams(&inner, &builder);
                     probes.reset_immediately();
                 }
@@ -114,4 +129,31 @@ async fn probe(inner: &Inner, server: &Arc<Server>) {
     }
     let looping = inner.routes.load().all().filter(|server| server.is_looping()).count();
     inner.metrics.loops.set(count(looping));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use crate::forward::Forwarder;
+
+    #[tokio::test]
+    async fn a_file_that_changes_between_its_first_reading_and_the_watch_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resolv.conf");
+        std::fs::write(&file, "search first.test\n").unwrap();
+        let arguments = ["portolan-dns", "--resolv-conf", file.to_str().unwrap()];
+        let config = crate::Config::from(crate::Args::try_parse_from(arguments).unwrap());
+        let forwarder = Forwarder::new(config.forward, &[], &prometheus::Registry::new()).unwrap();
+        std::fs::write(&file, "search another.test\n").unwrap();
+        let changed = async {
+            while forwarder.search()[0].to_string() != "another.test." {
+                tokio::time::sleep(super::LOOK / 10).await;
+            }
+        };
+        tokio::select! {
+            () = forwarder.run() => {}
+            found = tokio::time::timeout(super::LOOK * 10, changed) => found.unwrap(),
+        }
+    }
 }

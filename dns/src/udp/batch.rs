@@ -77,7 +77,8 @@ impl Batch {
         }
     }
 
-    /// Sends the replies. One that cannot be sent is passed over.
+    /// Sends the replies. One that cannot be sent is passed over, also if there is no room for it: what waits for the
+    /// hardware address of somebody who has gone takes up room for seconds, and nobody else is to wait for that.
     pub(super) fn send(&mut self, socket: &UdpSocket) {
         let mut slices = [[IoSlice::new(&[])]; DATAGRAMS];
         for (slice, range) in slices.iter_mut().zip(&self.outgoing) {
@@ -86,8 +87,8 @@ impl Batch {
         let (mut sent, count) = (0, self.outgoing.len());
         while sent < count {
             let (slices, addresses) = (&slices[sent..count], &self.addresses[sent..]);
-            let result =
-                sendmmsg(socket.as_raw_fd(), &mut self.sending, slices, addresses, [], MsgFlags::empty());
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let result = sendmmsg(socket.as_raw_fd(), &mut self.sending, slices, addresses, [], flags);
             // The first of the rest failed, as an unreachable client makes it.
             sent += result.map_or(1, |sent| sent.count().max(1));
         }

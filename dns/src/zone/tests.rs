@@ -107,21 +107,25 @@ fn picture(zone: &Zone) -> Picture {
     Picture { records, pointers: ADDRESSES.iter().map(pointers).collect(), namespaces }
 }
 
+fn settings(flags: &[&str]) -> Settings {
+    let arguments = ["portolan-dns", "--upstream", "192.0.2.1"].iter().chain(flags);
+    let config = crate::Config::from(crate::Args::try_parse_from(arguments).unwrap());
+    Settings {
+        domain: NameBuf::from_text("cluster.local").unwrap(),
+        ttl: 5,
+        names: config.names,
+        service_cidrs: config.discovery.service_cidrs,
+        listen: Vec::new(),
+    }
+}
+
 #[test]
 fn changes_one_by_one_lead_to_the_same_zone_as_everything_at_once() {
     for flags in [&[][..], &["--compat=coredns"], &["--ignore-empty-service"], &["--namespaces=default"]] {
-        let arguments = ["portolan-dns", "--upstream", "192.0.2.1"].iter().chain(flags);
-        let config = crate::Config::from(crate::Args::try_parse_from(arguments).unwrap());
-        let settings = Arc::new(Settings {
-            domain: NameBuf::from_text("cluster.local").unwrap(),
-            ttl: 5,
-            names: config.names,
-            service_cidrs: config.discovery.service_cidrs.clone(),
-            listen: Vec::new(),
-        });
+        let settings = Arc::new(settings(flags));
         for seed in 0..100 {
             fastrand::seed(seed);
-            let mut index = Index::new(config.discovery.service_cidrs.clone());
+            let mut index = Index::new(settings.service_cidrs.clone());
             let mut zone = Zone::empty(Arc::clone(&settings));
             for step in 0..20 {
                 // Some snapshots are passed over, as in a burst.
@@ -136,4 +140,43 @@ fn changes_one_by_one_lead_to_the_same_zone_as_everything_at_once() {
             }
         }
     }
+}
+
+#[test]
+fn a_serial_only_ever_goes_forward() {
+    let at = |seconds: u64| UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    assert_eq!(next_serial(None, at(3_000_000_000)), 3_000_000_000);
+    assert_eq!(next_serial(Some(1000), at(1007)), 1007);
+    assert_eq!(next_serial(Some(1000), at(1000)), 1001, "twice within a second");
+    assert_eq!(next_serial(Some(1000), at(900)), 1001, "a clock put back");
+    // RFC 1982 §3.2: a number of 32 bits is greater than those half way around before it.
+    assert_eq!(next_serial(Some(u32::MAX), at((1 << 32) + 5)), 5);
+    assert_eq!(next_serial(Some(u32::MAX), at(u64::from(u32::MAX))), 0);
+}
+
+#[test]
+fn the_serial_tells_of_every_change_and_of_nothing_else() {
+    let settings = Arc::new(settings(&[]));
+    let mut index = Index::new(settings.service_cidrs.clone());
+    let mut zone = Zone::empty(settings);
+    let mut next = |event: Event| {
+        index.apply(event);
+        index.publish();
+        zone = zone.next(&index.snapshot(), &mut |_, _| {});
+        zone.serial
+    };
+    let replace = |objects: Vec<Object>| {
+        let location = || Location::File { file: "x.yaml".into(), line: None, document: None };
+        let objects = objects.into_iter().map(|object| Sourced { object, location: location() }).collect();
+        Event::Replace { origin: Origin::Manifest("x.yaml".into()), objects: Some(objects), problems: vec![] }
+    };
+    let mut last = next(Event::Synced("manifests"));
+    for _ in 0..10 {
+        for objects in [vec![any_service()], vec![]] {
+            let serial = next(replace(objects));
+            assert!(serial > last, "{serial:?} after {last:?}");
+            last = serial;
+        }
+    }
+    assert_eq!(next(Event::Source { name: "manifests", outage: None }), last);
 }

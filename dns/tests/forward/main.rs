@@ -5,5 +5,6 @@
 mod behaviour;
 mod hostile;
 mod real;
+mod resolv_conf;
 mod server;
 mod upstream;

@@ -1,8 +1,9 @@
 //! What can be done to others, or to this machine, by way of the server.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpStream, UdpSocket};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -78,6 +79,39 @@ fn port_0_is_nobody() {
             return;
         }
     }
+}
+
+/// Addresses of the link at which nobody is, as of pods that have gone with queries under way.
+const GONE: std::ops::Range<u8> = 100..108;
+
+#[test]
+fn clients_that_are_not_there_any_more_do_not_hold_up_the_others() {
+    let node = testbed::Node::new().unwrap();
+    let address: SocketAddr = format!("{}:5300", node.address()).parse().unwrap();
+    let listen = format!("--listen={address}");
+    let _server = node.run(|| Server::start(&[("web.yaml", WEB)], &[&listen, "--workers=1"]));
+    let gone = GONE.map(|host| format!("ip address add 192.0.2.{host}/32 dev lo")).collect::<Vec<_>>();
+    // What is sent from there goes out, and nobody answers when the node asks who has the address.
+    let quiet = "cd /proc/sys/net/ipv4/conf/uplink && echo 1 > arp_ignore && echo 2 > arp_announce";
+    let outside = |work: &(dyn Fn() + Sync)| node.outside().run(work).unwrap();
+    outside(&|| {
+        let script = format!("{quiet} && {}", gone.join(" && "));
+        assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+        let polite = UdpSocket::bind("192.0.2.1:0").unwrap();
+        polite.connect(address).unwrap();
+        polite.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        assert!(ask(&polite, &query()).is_some());
+        for host in GONE {
+            let socket = UdpSocket::bind(format!("192.0.2.{host}:0")).unwrap();
+            for _ in 0..500 {
+                socket.send_to(&query(), address).unwrap();
+            }
+        }
+        let begun = Instant::now();
+        for _ in 0..20 {
+            assert!(ask(&polite, &query()).is_some(), "no reply after {:?}", begun.elapsed());
+        }
+    });
 }
 
 /// What is malformed gets no more than it brought, and what is right at most the 512 bytes of RFC 1035 §4.2.1.

@@ -1,7 +1,7 @@
 //! A running portolan-dns with manifests of its own.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// Stopped when dropped.
@@ -56,6 +56,11 @@ impl Server {
         });
         assert!(matches!(answers, Ok(true)), "{answers:?}; its log:\n{}", server.log());
         server
+    }
+
+    /// The directory it follows.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.directory.path().join("manifests")
     }
 
     /// Starts another one beside it, which takes over when it has read its files.

@@ -159,3 +159,27 @@ fn a_server_told_to_end_while_its_successor_reads_serves_until_that_one_does() {
     assert!(ended.success());
     assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
 }
+
+/// Whoever answers on it, a connection that is kept hears of what changes.
+#[test]
+fn a_connection_that_outlives_the_handover_is_answered_from_the_state_in_force() {
+    let mut server = Server::start(&[("web.yaml", WEB)], &[]);
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = || {
+        send(&mut stream, &Query::new(NAME, 1).wire(1));
+        receive(&mut stream)
+    };
+    let has = |reply: &[u8], host: u8| reply.windows(4).any(|bytes| bytes == [10, 96, 0, host]);
+    assert!(has(&answer(), 9));
+    let heir = server.spawn_beside(&server.manifests(), &[]);
+    server.wait_for_log("draining");
+    server.apply("web.yaml", &WEB.replace("10.96.0.9", "10.96.0.10"));
+    testbed::wait_for("the change", || {
+        anyhow::ensure!(has(&answer(), 10));
+        Ok(())
+    })
+    .unwrap();
+    drop(stream);
+    assert!(server.give_way_to(heir).success());
+}

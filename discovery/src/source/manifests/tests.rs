@@ -1,6 +1,9 @@
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use super::*;
 use crate::event::Object;
-use crate::model::Carrier;
+use crate::model::{Carrier, Service, ServiceKind, TrafficRules};
 
 fn event(manifests: &mut Manifests, file: &str, contents: &[u8]) -> Event {
     let changed = vec![(PathBuf::from(file), Ok(contents.to_vec()))];
@@ -111,6 +114,73 @@ fn an_address_of_another_family_is_left_out_and_a_node_with_host_bits_is_refused
     );
 }
 
+fn services(text: &str) -> (Vec<Arc<Service>>, Vec<String>) {
+    let event = event(&mut Manifests::new("/nowhere".into()), "web.yaml", text.as_bytes());
+    let Event::Replace { objects, problems, .. } = event else { panic!("{event:?}") };
+    let service = |sourced: Sourced| match sourced.object {
+        Object::Service(service) => service,
+        other => panic!("{other:?}"),
+    };
+    let services = objects.unwrap().into_iter().map(service).collect();
+    (services, problems.iter().map(|problem| format!("{}: {}", problem.severity, problem.message)).collect())
+}
+
+#[test]
+fn addresses_and_ranges_are_read_as_the_api_server_accepts_them() {
+    let text = format!(
+        "{WEB}  type: LoadBalancer\n  clusterIP: 010.096.000.009\n  externalIPs: [192.000.002.009]\n  \
+         loadBalancerSourceRanges: [192.12.2.8/24, '010.1.0.0/16', ' fd00::1/64']\n"
+    );
+    let (services, problems) = services(&text);
+    let [service] = &services[..] else { panic!("{problems:?}") };
+    let ServiceKind::ClusterIp { requested, .. } = &service.kind else { panic!("{service:?}") };
+    assert_eq!(*requested, ["10.96.0.9".parse::<IpAddr>().unwrap()]);
+    assert_eq!(service.rules.external_ips, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+    let ranges: Vec<String> = service.rules.source_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["192.12.2.0/24", "10.1.0.0/16", "fd00::/64"]);
+    assert_eq!(
+        problems,
+        [
+            "warning: spec.loadBalancerSourceRanges[0]: \"192.12.2.8/24\" has host bits set; the range is 192.12.2.0/24",
+            "warning: spec.loadBalancerSourceRanges[2]: \"fd00::1/64\" has host bits set; the range is fd00::/64"
+        ]
+    );
+}
+
+#[test]
+fn a_mistake_in_what_only_traffic_uses_costs_that_field_and_not_the_service() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\n  annotations: {portolan.dev/balancer: best, portolan.dev/max-connections: many, portolan.dev/proxy-protocol: v1}\nspec:\n  type: LoadBalancer\n  ports: [{port: 80, nodePort: 70000}]\n  internalTrafficPolicy: Near\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 70000\n  sessionAffinity: Cookie\n  externalIPs: [192.0.2.300, 192.0.2.9]\n  loadBalancerSourceRanges: [192.12.2.0]\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.8}]}}\n";
+    let (services, problems) = services(text);
+    let [service] = &services[..] else { panic!("{problems:?}") };
+    assert_eq!(service.ports[0].node_port, None);
+    let external_ips = vec!["192.0.2.9".parse().unwrap()];
+    // Nobody is let in whom a range that cannot be read may have been meant to keep out.
+    let rules = TrafficRules { external_local: true, external_ips, ..TrafficRules::default() };
+    assert_eq!(service.rules, rules);
+    let ignored: Vec<_> = problems.iter().filter(|problem| problem.ends_with("; ignored")).collect();
+    assert_eq!(ignored.len(), 9, "{problems:#?}");
+    assert!(problems.iter().all(|problem| problem.starts_with("warning: ")), "{problems:#?}");
+    assert!(problems.iter().any(|problem| problem.ends_with("the load balancer's addresses are not served")));
+}
+
+#[test]
+fn a_hostname_that_is_no_label_costs_the_endpoint_its_name_and_nothing_else() {
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  labels: {{kubernetes.io/service-name: web}}\naddressType: IPv4\nendpoints:\n- {{addresses: [10.22.0.2], hostname: Web-0}}\n- {{addresses: [10.22.0.3], hostname: {}}}\n- {{addresses: [10.22.0.4], hostname: a.b}}\n",
+        "x".repeat(70)
+    );
+    let event = event(&mut Manifests::new("/nowhere".into()), "web.yaml", slice.as_bytes());
+    let Event::Replace { objects: Some(objects), problems, .. } = event else { panic!("{event:?}") };
+    let Object::EndpointSlice(slice) = &objects[0].object else { panic!("{objects:?}") };
+    let hostnames: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.hostname.as_deref()).collect();
+    assert_eq!(hostnames, [Some("web-0"), None, None]);
+    assert!(problems[0].message.starts_with("endpoints[1].hostname: \"xxx"), "{problems:?}");
+    assert!(
+        problems[1].message.starts_with("endpoints[2].hostname: \"a.b\" is not a DNS label"),
+        "{problems:?}"
+    );
+}
+
 #[test]
 fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
     let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  trafficDistribution: PreferFar\n  ports: [{port: 80}]\n";
@@ -156,6 +226,34 @@ fn hostile_input_is_an_error_and_nothing_worse() {
     let event = event(&mut Manifests::new("/nowhere".into()), "x.yaml", b"a: b\nc: \xff");
     let Event::Replace { problems, .. } = event else { panic!() };
     assert_eq!(problems[0].to_string(), "x.yaml:2: is not UTF-8 text");
+}
+
+#[test]
+fn nesting_has_a_bound_however_it_is_written() {
+    let too_deep = "error: web.yaml:1: is nested more than 100 levels deep";
+    let wide = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    for text in ["- ".repeat(100_000), "? ".repeat(100_000), "- ".repeat(101), wide(101)] {
+        assert_eq!(problems(&text), [too_deep], "{:.40}", text);
+    }
+    // Each alias is as deep as what it stands for.
+    let towers = |levels: usize| {
+        let floor = |n: usize| format!("- &a{n} [[[[[[[[[*a{}]]]]]]]]]\n", n - 1);
+        format!("- &a0 x\n{}", (1..=levels).map(floor).collect::<String>())
+    };
+    assert!(
+        problems(&towers(40))[0].ends_with("is nested more than 100 levels deep"),
+        "{:?}",
+        problems(&towers(40))
+    );
+    for text in ["- ".repeat(100), wide(100), towers(11)] {
+        assert!(problems(&text)[0].contains("is not a mapping"), "{:?}", problems(&text));
+    }
+    let twice = "a: &a 1\n---\nb: *a\n";
+    assert!(
+        problems(twice)[0].contains("is not YAML"),
+        "an anchor ends with its document: {:?}",
+        problems(twice)
+    );
 }
 
 #[test]
