@@ -158,12 +158,20 @@ fn a_server_that_does_not_know_edns_is_asked_without() {
 #[test]
 fn servfail_and_refused_of_one_server_are_not_the_last_word() {
     for code in [2, 5] {
-        let bad = Upstream::start(move |asked| now(reply(&asked.query, code, &[], &[])));
-        let good = Upstream::start(|asked| now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[])));
+        // The probe for a loop is answered, or nobody would ask any further.
+        let bad = Upstream::start(move |asked| {
+            let code = if contains(&asked.query, "test") { code } else { 3 };
+            now(reply(&asked.query, code, &[], &[]))
+        });
+        // The slower of the two, so that the other one is asked first.
+        let good = Upstream::start(|asked| {
+            vec![(Duration::from_millis(20), reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
+        });
         let server = Server::start(&[&format!("--upstream={},{}", bad.address, good.address)]);
         for n in 0..5 {
             assert_eq!(server.short(&format!("n{n}.test A")), "192.0.2.1");
         }
+        assert!(bad.count("test") > 0, "nobody asked the one that answers {code}");
     }
 }
 
