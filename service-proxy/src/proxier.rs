@@ -195,7 +195,7 @@ impl Proxier {
 
     /// Tries again what could not be opened. False if there was nothing to try.
     pub(crate) fn retry_failures(&mut self) -> bool {
-        self.catching.check();
+        self.catching.check(&self.context.metrics);
         if self.failures.is_empty() && self.catching.failure().is_none() {
             return false;
         }
@@ -227,9 +227,9 @@ impl Proxier {
         self.frontends = SharedMap::default();
     }
 
-    /// Takes the rules out of the kernel.
-    pub(crate) fn forget(&mut self) {
-        self.catching.forget();
+    /// Takes the rules out of the kernel; false if they are another proxy's by now.
+    pub(crate) fn forget(&mut self) -> bool {
+        self.catching.forget()
     }
 
     /// Closes what the Service has and `plan` has not, or has for another of its ports.

@@ -192,3 +192,62 @@ fn kube_proxys_metrics_are_there_under_their_names() {
     cluster.delete("web.yaml").unwrap();
     expect_stranded(0.0);
 }
+
+#[test]
+fn a_proxy_that_drains_says_so_and_one_that_was_replaced_says_nothing() {
+    let (mut cluster, client) = cluster();
+    let server = cluster.add_pod("web-1").unwrap();
+    let listener =
+        server.netns.run(|| std::net::TcpListener::bind((server.ip.as_str(), 8080))).unwrap().unwrap();
+    let pod = pod_manifest("web-1", "web", "");
+    cluster.apply("pod-web-1.yaml", &pod).unwrap();
+    let spec = format!(
+        "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32101\n{PORT_80}"
+    );
+    cluster.apply("web.yaml", &service(&spec)).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let connect = || Ok(client.netns.run(|| TcpStream::connect(&address))??);
+    let open = || {
+        let stream: TcpStream = wait_for("the service", connect).unwrap();
+        (stream, listener.accept().unwrap())
+    };
+    let first = open();
+    let check = "http://192.0.2.2:32101/";
+    wait_for("the health check", || {
+        ensure!(page(&cluster, check)?.0 == 200);
+        Ok(())
+    })
+    .unwrap();
+    // The one before has a connection that is open, and knows of no change any more.
+    let mut old = cluster.succeed_proxy().unwrap();
+    cluster.delete("pod-web-1.yaml").unwrap();
+    wait_for("the pod to be gone", || {
+        ensure!(page(&cluster, check)?.0 == 503);
+        Ok(())
+    })
+    .unwrap();
+    for _ in 0..30 {
+        assert_eq!(page(&cluster, check).unwrap().0, 503);
+    }
+    drop(first);
+    assert!(old.wait().unwrap().success());
+    cluster.apply("pod-web-1.yaml", &pod).unwrap();
+    wait_for("the health check", || {
+        ensure!(page(&cluster, check)?.0 == 200);
+        Ok(())
+    })
+    .unwrap();
+    let second = open();
+    cluster.node.shell(&format!("kill {}", cluster.proxy.id())).unwrap();
+    wait_for("the drain", || {
+        ensure!(page(&cluster, HEALTHZ)?.0 == 503);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(page(&cluster, "http://127.0.0.1:10256/readyz").unwrap().0, 503);
+    assert_eq!(page(&cluster, "http://127.0.0.1:10256/livez").unwrap().0, 200, "it lives");
+    let (code, body) = page(&cluster, check).unwrap();
+    assert_eq!((code, &json(&body)["localEndpoints"]), (503, &serde_json::json!(0)));
+    drop(second);
+    assert!(cluster.proxy.wait().unwrap().success());
+}
