@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use daemon::program::Settings;
-use discovery::{Interest, NodeInterest, ServiceInterest};
+use discovery::{Interest, ServiceInterest};
 use ipnetwork::IpNetwork;
 
 use crate::cni_config::CniConfig;
@@ -159,10 +159,7 @@ impl From<(Args, Settings)> for Config {
         let proxy_name = args.service_proxy_name.filter(|name| !name.is_empty());
         let interest = Interest {
             services: ServiceInterest::CarriedBy(proxy_name.clone()),
-            nodes: match args.node_routes {
-                NodeRoutes::Off => NodeInterest::Own(node_name.clone()),
-                NodeRoutes::Auto | NodeRoutes::Direct => NodeInterest::All,
-            },
+            nodes: true,
             namespaces: false,
             pods: false,
             pod_names: false,
