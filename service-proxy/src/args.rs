@@ -84,8 +84,9 @@ pub struct Args {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub poll: u64,
 
-    /// Seconds an endpoint is given to accept at the third attempt; the first gets a quarter, the second half.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    /// Seconds that the last endpoint to be tried is given to accept: more than 1, after which a lost packet is sent again. The
+    /// first of several gets an eighth, the second a quarter.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub connect_timeout: u64,
 
     /// Seconds for which a connection that one side has closed may be quiet, twice that at most; 0 means for ever.

@@ -11,7 +11,7 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// A silent client is asked whether it is still there after this time, so often and so many times: gone after 5 minutes.
+/// A silent client, or endpoint of another node, is asked whether it is still there after this time, so often and so many times: gone after 5 minutes.
 const SILENCE: Duration = Duration::from_secs(180);
 const PROBE_INTERVAL: Duration = Duration::from_secs(20);
 const PROBES: u32 = 6;
@@ -48,10 +48,15 @@ pub(crate) fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
     socket.set_tcp_nodelay(true)?;
     // So do they this: a client that vanished without a word does not hold its connection for ever.
-    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
-    socket.set_tcp_keepalive(&probes)?;
+    notice_silence(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Ends the connection if the other side has gone without a word.
+pub(crate) fn notice_silence(socket: &Socket) -> io::Result<()> {
+    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
+    socket.set_tcp_keepalive(&probes)
 }
 
 /// The one UDP socket of a frontend. Replies sent through it come from the virtual IP. A proxy started beside this one
