@@ -18,23 +18,31 @@ const INTERVAL: Duration = Duration::from_millis(1);
 
 #[test]
 fn no_request_is_lost_while_proxies_follow_each_other() {
-    let mut cluster = Cluster::start().unwrap();
+    let mut cluster = Cluster::start_with(&["--workers", "2"]).unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
     client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
     let _server = NameServer::start(&server, 8080).unwrap();
-    cluster.apply("web.yaml", WEB).unwrap();
-    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-    wait_for("the service", || client.ask(&address)).unwrap();
+    let node_port = WEB
+        .replace("spec: {sel", "spec: {type: NodePort, sel")
+        .replace("{port: 80", "{nodePort: 30080, port: 80");
+    cluster.apply("web.yaml", &node_port).unwrap();
+    let addresses =
+        [format!("{}:80", cluster.virtual_ip("web").unwrap()), format!("{}:30080", cluster.node.address())];
+    for address in &addresses {
+        wait_for("the service", || client.ask(address)).unwrap();
+    }
 
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let requests: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
+            .map(|number| {
+                let (address, client, done) = (&addresses[number % 2], &client, &done);
+                scope.spawn(move || {
                     let mut count = 0_u32;
                     while !done.load(Ordering::Relaxed) {
                         let next = Instant::now() + INTERVAL * 4;
-                        assert_eq!(client.ask(&address).unwrap(), "web-1", "request {count}");
+                        let answer = client.ask(address);
+                        assert_eq!(answer.ok().as_deref(), Some("web-1"), "request {count} to {address}");
                         count += 1;
                         std::thread::sleep(next.saturating_duration_since(Instant::now()));
                     }

@@ -173,3 +173,21 @@ fn the_address_of_another_node_is_left_to_it() {
         expect_refusal(&client, &format!("{NODE}:80"));
     }
 }
+
+/// All workers take them, and the next proxy's too: the socket that keeps the port from others gets none.
+#[test]
+fn connections_to_a_node_port_are_handed_over_as_those_to_virtual_ips_are() {
+    let (cluster, client) = cluster();
+    let spec = "  type: NodePort\n  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]";
+    cluster.apply("web.yaml", &service(spec)).unwrap();
+    let _replica = replica(&cluster, "web-1", "web");
+    let address = format!("{NODE}:30080");
+    expect_answers(&client, &address, &["web-1"]);
+    let count = "nft 'add table inet seen; add chain inet seen in { type filter hook prerouting priority -149; }; add rule inet seen in tcp dport 30080 tcp flags syn / syn,ack meta mark and 0x1000 == 0x1000 counter'";
+    cluster.node.shell(count).unwrap();
+    for _ in 0..20 {
+        client.ask(&address).unwrap();
+    }
+    let seen = cluster.node.shell("nft list table inet seen").unwrap();
+    assert!(seen.contains("counter packets 0"), "those of connections that exist: {seen}");
+}
