@@ -97,8 +97,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub tcp_idle_timeout: u64,
 
-    /// Seconds after which a UDP flow without datagrams is forgotten.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    /// Seconds after which a UDP flow without datagrams is forgotten, at least 1.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub udp_idle_timeout: u64,
 
     /// UDP flows one virtual IP and port may have at a time; the client with the most gives one up for a newer one.
@@ -202,4 +202,17 @@ fn seconds(number: u64) -> Option<Duration> {
 /// Node names are lower case, whatever the host calls itself.
 fn host_name() -> String {
     nix::unistd::gethostname().unwrap_or_default().to_string_lossy().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_of_datagrams_is_kept_for_some_time() {
+        let parsed = |seconds| Args::try_parse_from(["portolan-proxy", "--udp-idle-timeout", seconds]);
+        assert!(parsed("1").is_ok());
+        let refused = parsed("0").unwrap_err().to_string();
+        assert!(refused.contains("--udp-idle-timeout"), "{refused}");
+    }
 }

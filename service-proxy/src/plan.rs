@@ -29,6 +29,11 @@ pub(crate) struct Planned {
     pub(crate) selection: Selection,
 }
 
+/// Whether a Service is this proxy's to carry, as soon as it has endpoints.
+pub(crate) fn is_carried(entry: &ServiceEntry, around: &Surroundings) -> bool {
+    entry.service.has_virtual_ip() && entry.service.rules.carrier.is(around.proxy_name.as_deref())
+}
+
 /// The plan for a Service.
 pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> Plan {
     let mut plan = Plan::default();

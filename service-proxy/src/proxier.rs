@@ -139,7 +139,9 @@ impl Proxier {
             self.retain(name, plan);
             self.note_rules(entry);
             let counts = &self.context.metrics.kube_proxy;
-            self.services.entry(name.clone()).or_default().update(entry, plan, &counts.without_local);
+            let is_carried = plan::is_carried(entry, &self.surroundings);
+            let ports = if is_carried { &entry.service.ports[..] } else { &[] };
+            self.services.entry(name.clone()).or_default().update(ports, plan, &counts.without_local);
             counts.service_changes.inc();
             for slice in entry.slices_since(before.service(name)) {
                 counts.endpoint_changes.inc();

@@ -251,3 +251,24 @@ fn a_proxy_that_drains_says_so_and_one_that_was_replaced_says_nothing() {
     drop(second);
     assert!(cluster.proxy.wait().unwrap().success());
 }
+
+#[test]
+fn the_series_of_a_service_go_when_it_is_one_without_virtual_ip_or_another_proxys() {
+    let (cluster, client) = cluster();
+    let _replica = replica(&cluster, "web-1", "web");
+    let series = r#"portolan_proxy_service_connections_opened_total{namespace="default",port="",protocol="tcp",service="web"}"#;
+    let others = service(PORT_80)
+        .replace("{name: web}", "{name: web, labels: {service.kubernetes.io/service-proxy-name: other}}");
+    let alias = service(&format!("  type: ExternalName\n  externalName: example.com\n{PORT_80}"));
+    for changed in [others, alias] {
+        cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+        expect_answers(&client, &format!("{}:80", cluster.virtual_ip("web").unwrap()), &["web-1"]);
+        assert!(cluster.proxy_metric(series).unwrap() >= 20.0);
+        cluster.apply("web.yaml", &changed).unwrap();
+        wait_for("the series to go", || {
+            ensure!(cluster.proxy_metric(series).is_err());
+            Ok(())
+        })
+        .unwrap();
+    }
+}
