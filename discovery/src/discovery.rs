@@ -32,8 +32,8 @@ pub enum ControlPlane {
 pub struct Interest {
     /// Which Services and EndpointSlices.
     pub services: ServiceInterest,
-    /// Which Nodes.
-    pub nodes: NodeInterest,
+    /// Whether Nodes matter.
+    pub nodes: bool,
     /// Whether it matters that a namespace exists that nothing is in.
     pub namespaces: bool,
     /// Whether every pod's address matters, of whichever node.
@@ -49,17 +49,6 @@ pub enum ServiceInterest {
     All,
     /// Those that a proxy of this name carries, as their labels say; `None` is the cluster's usual one.
     CarriedBy(Option<String>),
-}
-
-/// Which Nodes matter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodeInterest {
-    /// None.
-    None,
-    /// The one of this name.
-    Own(String),
-    /// All.
-    All,
 }
 
 /// Where to look, and what virtual IPs are assigned from.

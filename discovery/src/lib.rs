@@ -26,9 +26,7 @@ mod staleness;
 
 pub use args::Args;
 pub use convert::parse_cidr;
-pub use discovery::{
-    Config, ControlPlane, Discovery, Interest, NodeInterest, ServiceInterest, Snapshots, check, start,
-};
+pub use discovery::{Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshots, check, start};
 pub use event::{Event, Object, Origin, Outage, Resource, Sourced};
 pub use index::Index;
 pub use notice::{Notice, Recorder, Regarding};

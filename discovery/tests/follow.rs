@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portolan_discovery::model::{IpFamily, NamespacedName};
-use portolan_discovery::{
-    Config, ControlPlane, Discovery, Interest, NodeInterest, ServiceInterest, Snapshot,
-};
+use portolan_discovery::{Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshot};
 
 /// Less than the half minute after which a directory is read without being told.
 const SOON: Duration = Duration::from_secs(10);
@@ -25,7 +23,7 @@ fn start(root: &Path, attachments: bool) -> Discovery {
         control_plane: ControlPlane::Manifests(root.join("manifests")),
         interest: Interest {
             services: ServiceInterest::All,
-            nodes: NodeInterest::All,
+            nodes: true,
             namespaces: true,
             pods: false,
             pod_names: false,

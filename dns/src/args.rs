@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
-use discovery::{Interest, NodeInterest, ServiceInterest};
+use discovery::{Interest, ServiceInterest};
 
 use crate::forward;
 use crate::gate::Limits;
@@ -115,7 +115,7 @@ impl From<Args> for Config {
     fn from(args: Args) -> Self {
         let interest = Interest {
             services: ServiceInterest::All,
-            nodes: NodeInterest::None,
+            nodes: false,
             namespaces: true,
             pods: args.names.pods == names::Pods::Verified,
             pod_names: args.names.endpoint_pod_names,

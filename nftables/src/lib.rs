@@ -141,6 +141,11 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Makes the whole batch fail with `NotFound` if the set is not there.
+    pub fn expect_set(&mut self, set: &str) {
+        self.push(NEW_SET_ELEMENT, CREATE, |a| keys(a, set, std::iter::empty()));
+    }
+
     /// Adds elements; those that are in the set already are fine.
     pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
         // An attribute's length has 16 bits, and an element takes some 60 to 300 bytes.
@@ -163,7 +168,11 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// The kernel's first: `NotFound` for a table, chain, set or element that is not there.
-    pub fn commit(self, netfilter: &Netfilter) -> io::Result<()> {
+    pub fn commit(mut self, netfilter: &Netfilter) -> io::Result<()> {
+        // Errors are told anyway, and an answer to each message may be more than a socket holds.
+        if let Some(last) = self.messages.last_mut() {
+            last.flags |= message::ACK;
+        }
         let mut bytes = message::batch_begin();
         for (message, sequence) in self.messages.iter().zip(1..) {
             message.write(&mut bytes, sequence);

@@ -9,9 +9,9 @@ const SUBSYSTEM: u8 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
-/// `NLM_F_REQUEST | NLM_F_ACK`.
+/// `NLM_F_REQUEST`, `NLM_F_ACK`.
 const REQUEST: u16 = 1;
-const ACK: u16 = 4;
+pub(super) const ACK: u16 = 4;
 
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Attributes {
 impl Message {
     pub(super) fn write(&self, bytes: &mut Vec<u8>, sequence: u32) {
         let kind = u16::from_be_bytes([SUBSYSTEM, self.kind]);
-        header(bytes, kind, self.flags | REQUEST | ACK, sequence, self.family as u8, 0, &self.attributes.0);
+        header(bytes, kind, self.flags | REQUEST, sequence, self.family as u8, 0, &self.attributes.0);
     }
 }
 

@@ -4,13 +4,21 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::message::{self, Attributes, Message};
 use super::{Element, Family, Key, write_elements};
 
 /// Message types of `linux/netfilter/nf_tables.h`.
 const GET_TABLE: u8 = 1;
+const GET_SET: u8 = 10;
 const GET_SET_ELEMENT: u8 = 13;
+
+/// The datagram is larger than the socket's buffer.
+const EMSGSIZE: i32 = 90;
+
+/// Answers have found no room.
+const ENOBUFS: i32 = 105;
 
 /// A socket in the network namespace it was opened in.
 ///
@@ -28,6 +36,8 @@ impl Netfilter {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
+        // An error need not quote its message, which may be large.
+        socket.set_cap_ack(true)?;
         Ok(Self(socket))
     }
 
@@ -48,6 +58,14 @@ impl Netfilter {
         self.has(GET_TABLE, Family::Inet, Attributes::default().text(1, table))
     }
 
+    /// Whether the set of a table of family `inet` is there.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn has_set(&self, table: &str, set: &str) -> io::Result<bool> {
+        self.has(GET_SET, Family::Inet, Attributes::default().text(1, table).text(2, set))
+    }
+
     fn has(&self, kind: u8, family: Family, attributes: Attributes) -> io::Result<bool> {
         let mut bytes = Vec::new();
         Message { kind, flags: 0, family, attributes }.write(&mut bytes, 1);
@@ -58,16 +76,29 @@ impl Netfilter {
         }
     }
 
-    /// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there afterwards.
+    /// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there afterwards, but for
+    /// those of many errors that found no room: the first one did.
     pub(super) fn exchange(&self, bytes: &[u8]) -> io::Result<()> {
-        self.0.send(bytes, 0)?;
-        let mut result = Ok(());
+        self.send(bytes)?;
+        let (mut result, mut overflow) = (Ok(()), Ok(()));
         loop {
             match self.0.recv_from_full() {
                 Ok((datagram, _)) => result = result.and_then(|()| message::first_error(&datagram)),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return result,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return result.and(overflow),
+                Err(e) if e.raw_os_error() == Some(ENOBUFS) => overflow = Err(e),
                 Err(e) => return Err(e),
             }
+        }
+    }
+
+    /// A batch is one datagram, and has to fit into the socket's buffer (`net.core.wmem_default`).
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.send(bytes, 0) {
+            Err(e) if e.raw_os_error() == Some(EMSGSIZE) => {
+                setsockopt(&self.0, sockopt::SndBufForce, &bytes.len())?;
+                self.0.send(bytes, 0)
+            }
+            other => other,
         }
     }
 }

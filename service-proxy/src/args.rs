@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use daemon::program::Settings;
-use discovery::{Interest, NodeInterest, ServiceInterest};
+use discovery::{Interest, ServiceInterest};
 use ipnetwork::IpNetwork;
 
 use crate::cni_config::CniConfig;
@@ -84,8 +84,9 @@ pub struct Args {
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub poll: u64,
 
-    /// Seconds an endpoint is given to accept at the third attempt; the first gets a quarter, the second half.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1)]
+    /// Seconds that the last endpoint to be tried is given to accept: more than 1, after which a lost packet is sent again. The
+    /// first of several gets an eighth, the second a quarter.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub connect_timeout: u64,
 
     /// Seconds for which a connection that one side has closed may be quiet, twice that at most; 0 means for ever.
@@ -96,8 +97,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub tcp_idle_timeout: u64,
 
-    /// Seconds after which a UDP flow without datagrams is forgotten.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    /// Seconds after which a UDP flow without datagrams is forgotten, at least 1.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub udp_idle_timeout: u64,
 
     /// UDP flows one virtual IP and port may have at a time; the client with the most gives one up for a newer one.
@@ -159,10 +160,7 @@ impl From<(Args, Settings)> for Config {
         let proxy_name = args.service_proxy_name.filter(|name| !name.is_empty());
         let interest = Interest {
             services: ServiceInterest::CarriedBy(proxy_name.clone()),
-            nodes: match args.node_routes {
-                NodeRoutes::Off => NodeInterest::Own(node_name.clone()),
-                NodeRoutes::Auto | NodeRoutes::Direct => NodeInterest::All,
-            },
+            nodes: true,
             namespaces: false,
             pods: false,
             pod_names: false,
@@ -204,4 +202,17 @@ fn seconds(number: u64) -> Option<Duration> {
 /// Node names are lower case, whatever the host calls itself.
 fn host_name() -> String {
     nix::unistd::gethostname().unwrap_or_default().to_string_lossy().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_of_datagrams_is_kept_for_some_time() {
+        let parsed = |seconds| Args::try_parse_from(["portolan-proxy", "--udp-idle-timeout", seconds]);
+        assert!(parsed("1").is_ok());
+        let refused = parsed("0").unwrap_err().to_string();
+        assert!(refused.contains("--udp-idle-timeout"), "{refused}");
+    }
 }

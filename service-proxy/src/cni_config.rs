@@ -9,14 +9,20 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use discovery::Snapshots;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 /// Marks a configuration as this program's.
 const WRITTEN_BY: &str = "portolan-proxy";
+
+/// How often a file that could not be written is tried again: a disk that is full, or a file that somebody else has there, may
+/// not stay so.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is written, and where.
 #[derive(Clone, Debug)]
@@ -34,25 +40,34 @@ pub(crate) async fn follow(
     healthz: SocketAddr,
     mut snapshots: Snapshots,
 ) {
-    let mut known = None;
+    let mut written = None;
+    let mut told = None;
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let node = snapshot.nodes.get(node_name.as_str()).filter(|_| snapshot.synced);
         // A Node that is gone may come back: pods that run keep what they have.
-        if let Some(node) = node.filter(|node| !node.pod_cidrs.is_empty())
-            && known.as_ref() != Some(&node.pod_cidrs)
-        {
-            let written = write(&config.file, &contents(&node.pod_cidrs, &config.cluster_cidrs, healthz));
-            match written {
+        let wanted = node.map(|node| &node.pod_cidrs).filter(|cidrs| !cidrs.is_empty());
+        let mut retry = None;
+        if let Some(cidrs) = wanted.filter(|cidrs| written.as_ref() != Some(*cidrs)) {
+            match write(&config.file, &contents(cidrs, &config.cluster_cidrs, healthz)) {
                 Ok(()) => {
-                    info!(file = %config.file.display(), ranges = ?node.pod_cidrs, "CNI configuration written")
+                    info!(file = %config.file.display(), ranges = ?cidrs, "CNI configuration written");
+                    (written, told) = (Some(cidrs.clone()), None);
                 }
-                Err(error) => warn!(file = %config.file.display(), %error, "no CNI configuration"),
+                Err(error) => {
+                    retry = Some(RETRY_INTERVAL);
+                    // Said once, not with every try.
+                    let message = error.to_string();
+                    if told.as_ref() != Some(&message) {
+                        warn!(file = %config.file.display(), %error, "no CNI configuration, trying again");
+                        told = Some(message);
+                    }
+                }
             }
-            known = Some(node.pod_cidrs.clone());
         }
-        if snapshots.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            () = sleep(retry.unwrap_or_default()), if retry.is_some() => {}
         }
     }
 }
@@ -145,6 +160,35 @@ mod tests {
         assert_eq!(plugin["ipam"]["ranges"], ranges);
         assert_eq!(plugin["nonMasqueradeCIDRs"], json!(["10.244.0.0/16"]));
         assert_eq!(plugin["serviceProxy"], "127.0.0.1:10256");
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("net.d/10-portolan.conflist");
+        std::fs::write(directory.path().join("net.d"), "no directory").unwrap();
+        let node = discovery::model::Node {
+            name: "n1".into(),
+            labels: BTreeMap::new(),
+            addresses: vec![],
+            external_addresses: vec![],
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            leaving: false,
+        };
+        let mut snapshot = discovery::Snapshot::empty();
+        (snapshot.synced, snapshot.nodes) = (true, Arc::new([("n1".into(), Arc::new(node))].into()));
+        let (_publisher, snapshots) = tokio::sync::watch::channel(Arc::new(snapshot));
+        let config = CniConfig { file: file.clone(), cluster_cidrs: vec![] };
+        let following = follow(config, "n1".to_owned(), "127.0.0.1:1".parse().unwrap(), snapshots);
+        let mending = async {
+            sleep(RETRY_INTERVAL / 2).await;
+            std::fs::remove_file(directory.path().join("net.d")).unwrap();
+            sleep(RETRY_INTERVAL).await;
+        };
+        tokio::select! {
+            () = following => panic!("the snapshots go on"),
+            () = mending => assert!(file.exists()),
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod plan;
 mod proxier;
 mod run;
 mod service_port;
+mod serving;
 mod succession;
 mod surroundings;
 mod tcp;

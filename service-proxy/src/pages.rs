@@ -34,6 +34,8 @@ pub(crate) struct Shown {
     pub(crate) stuck_since: Option<Instant>,
     /// The node is about to go.
     pub(crate) leaving: bool,
+    /// The proxy is about to go.
+    pub(crate) draining: bool,
 }
 
 /// Where the pages are, and what they show beside the proxier.
@@ -51,6 +53,11 @@ pub(crate) struct Pages {
 impl Status {
     pub(crate) fn set(&self, shown: Shown) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+    }
+
+    /// The proxy is about to go.
+    pub(crate) fn drain(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).draining = true;
     }
 
     fn with<T>(&self, read: impl FnOnce(&Shown) -> T) -> T {
@@ -93,7 +100,7 @@ pub(crate) async fn serve(tasks: &mut JoinSet<()>, pages: Pages) -> anyhow::Resu
     Ok(())
 }
 
-/// Not ready before the first state is in force; a frontend that cannot be opened is told but harms no other.
+/// Not ready before the first state is in force, and while it drains; a frontend that cannot be opened is told but harms no other.
 fn readiness(snapshots: Snapshots, status: Status) -> Readiness {
     let readiness = Readiness::default();
     readiness.add("sources", move || {
@@ -107,7 +114,10 @@ fn readiness(snapshots: Snapshots, status: Status) -> Readiness {
                 detail.push_str("; ");
                 detail.push_str(failure);
             }
-            Condition { ready: shown.updated.is_some(), detail }
+            if shown.draining {
+                detail.push_str("; draining");
+            }
+            Condition { ready: shown.updated.is_some() && !shown.draining, detail }
         })
     });
     readiness

@@ -29,6 +29,11 @@ pub(crate) struct Planned {
     pub(crate) selection: Selection,
 }
 
+/// Whether a Service is this proxy's to carry, as soon as it has endpoints.
+pub(crate) fn is_carried(entry: &ServiceEntry, around: &Surroundings) -> bool {
+    entry.service.has_virtual_ip() && entry.service.rules.carrier.is(around.proxy_name.as_deref())
+}
+
 /// The plan for a Service.
 pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> Plan {
     let mut plan = Plan::default();
@@ -60,7 +65,8 @@ pub(crate) fn addresses(entry: &ServiceEntry, around: &Surroundings) -> BTreeSet
     if !rules.carrier.is(around.proxy_name.as_deref()) {
         return BTreeSet::new();
     }
-    entry.cluster_ips.iter().chain(&rules.external_ips).chain(&rules.load_balancer_ips).copied().collect()
+    let (external, balanced) = (around.not_of_others(&rules.external_ips), &rules.load_balancer_ips);
+    entry.cluster_ips.iter().chain(external).chain(around.not_of_others(balanced)).copied().collect()
 }
 
 /// How many endpoints on this node are ready.
@@ -76,6 +82,8 @@ pub(crate) fn depends_on_surroundings(entry: &ServiceEntry) -> bool {
     let rules = &entry.service.rules;
     rules.internal_local
         || rules.external_local
+        || !rules.external_ips.is_empty()
+        || !rules.load_balancer_ips.is_empty()
         || entry.service.ports.iter().any(|port| port.node_port.is_some())
         || entry.slices.iter().flat_map(|slice| &slice.endpoints).any(|endpoint| endpoint.hints.is_some())
 }
@@ -84,8 +92,9 @@ fn entrances(entry: &ServiceEntry, port: &ServicePort, around: &Surroundings) ->
     let rules = &entry.service.rules;
     let at = |number: u16, scope: Scope| move |ip: &IpAddr| (SocketAddr::new(*ip, number), scope);
     let mut entrances: Vec<_> = entry.cluster_ips.iter().map(at(port.port, Scope::Internal)).collect();
-    entrances.extend(rules.external_ips.iter().map(at(port.port, Scope::External)));
-    entrances.extend(rules.load_balancer_ips.iter().map(at(port.port, Scope::LoadBalancer)));
+    let (external, balanced) = (&rules.external_ips, &rules.load_balancer_ips);
+    entrances.extend(around.not_of_others(external).map(at(port.port, Scope::External)));
+    entrances.extend(around.not_of_others(balanced).map(at(port.port, Scope::LoadBalancer)));
     if let Some(number) = port.node_port {
         entrances.extend(around.node_port_addresses.iter().map(at(number, Scope::External)));
     }

@@ -139,7 +139,9 @@ impl Proxier {
             self.retain(name, plan);
             self.note_rules(entry);
             let counts = &self.context.metrics.kube_proxy;
-            self.services.entry(name.clone()).or_default().update(entry, plan, &counts.without_local);
+            let is_carried = plan::is_carried(entry, &self.surroundings);
+            let ports = if is_carried { &entry.service.ports[..] } else { &[] };
+            self.services.entry(name.clone()).or_default().update(ports, plan, &counts.without_local);
             counts.service_changes.inc();
             for slice in entry.slices_since(before.service(name)) {
                 counts.endpoint_changes.inc();
@@ -195,7 +197,7 @@ impl Proxier {
 
     /// Tries again what could not be opened. False if there was nothing to try.
     pub(crate) fn retry_failures(&mut self) -> bool {
-        self.catching.check();
+        self.catching.check(&self.context.metrics);
         if self.failures.is_empty() && self.catching.failure().is_none() {
             return false;
         }
@@ -227,9 +229,9 @@ impl Proxier {
         self.frontends = SharedMap::default();
     }
 
-    /// Takes the rules out of the kernel.
-    pub(crate) fn forget(&mut self) {
-        self.catching.forget();
+    /// Takes the rules out of the kernel; false if they are another proxy's by now.
+    pub(crate) fn forget(&mut self) -> bool {
+        self.catching.forget()
     }
 
     /// Closes what the Service has and `plan` has not, or has for another of its ports.

@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use daemon::drain::Drain;
 use daemon::program::Settings;
-use discovery::{Notice, Recorder, Regarding, Snapshot, Snapshots, Staleness};
-use tokio::signal::unix::{SignalKind, signal};
+use discovery::{Notice, Recorder, Regarding, Staleness};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -21,15 +21,13 @@ use crate::kernel::local_route::LocalRoutes;
 use crate::metrics::Metrics;
 use crate::node_routes::{self, NodeRoutes};
 use crate::pages::health_check::HealthChecks;
-use crate::pages::{self, Pages, Shown, Status};
+use crate::pages::{self, Pages, Status};
 use crate::proxier::Proxier;
+use crate::serving::Serving;
 use crate::succession::Succession;
 use crate::surroundings::Place;
 use crate::worker::patience::Patience;
 use crate::worker::{Context, Worker};
-
-/// How often a frontend that could not be opened is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Files that connections leave for everything else.
 const SPARE_FILES: u64 = 1024;
@@ -85,7 +83,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let divert = if config.borrow_addresses { divert().await } else { None };
     let context = Arc::new(context(&config, limits.soft, divert.is_some(), &metrics));
     let (status, mut tasks) = (Status::default(), JoinSet::new());
-    let mut health_checks = health_checks(&config, &status, &mut tasks);
+    let health_checks = health_checks(&config, &status, &mut tasks);
     let place = config.place.clone();
     let workers = (0..config.workers)
         .map(|number| Worker::start(number, config.poll, config.patience.tick()))
@@ -93,7 +91,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         .context("start the workers")?;
     let service_cidrs = config.discovery.service_cidrs.clone();
     let proxier = Proxier::new(workers, Arc::clone(&context), config.place, service_cidrs.clone());
-    let mut proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
+    let proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
     let is_in_pod = config.discovery.is_in_pod();
     let discovery = discovery::start(config.discovery);
     let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
@@ -118,42 +116,23 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         node_routes::Keeper::start(config.node_routes, place, service_cidrs.clone(), snapshots, metrics);
     let nodes = nodes.context("keep routes to other nodes")?;
 
-    let mut succession = Succession::new();
-    if succession.predecessor().is_none() {
+    let succession = Succession::new();
+    if succession.other().is_none() {
         // Whoever waits for it need not wait for the first state: /readyz tells about that.
         daemon::service_manager::ready();
     }
     let mut successor = signal(SignalKind::user_defined2()).context("wait for SIGUSR2")?;
-    let mut routes = LocalRoutes::ensure(&service_cidrs).await?;
-    let snapshots = discovery.snapshots.clone();
-    let serving =
-        serve(&mut proxier, &mut routes, &mut health_checks, &mut succession, snapshots, &status, &drain);
-    let replaced = tokio::select! {
-        () = serving => false,
+    let routes = LocalRoutes::ensure(&service_cidrs).await?;
+    let mut serving = Serving { proxier, routes, divert, health_checks, succession, status, updated: None };
+    let mut replaced = tokio::select! {
+        () = serving.follow(discovery.snapshots.clone(), &drain) => false,
         _ = successor.recv() => true,
     };
 
     // The routes themselves stay.
     drop(nodes);
-    if replaced {
-        info!("another proxy has taken over: open connections may finish");
-        // Its pages have to be found, not ours.
-        tasks.shutdown().await;
-    } else {
-        info!("draining: no new connections are accepted");
-        proxier.stop_catching();
-    }
-    proxier.close_all();
-    wait_for_connections(&context.tasks, config.drain_timeout).await;
-    if !replaced {
-        // The routes come last: without them, not even open connections work.
-        proxier.forget();
-        routes.remove().await;
-        if let Some(divert) = divert {
-            divert.remove().await;
-        }
-        succession.end();
-    }
+    let finished = wait_for_connections(&context.tasks, config.drain_timeout);
+    let proxier = finish(serving, &mut tasks, &mut successor, finished, &mut replaced).await;
     if replaced && is_in_pod {
         info!(
             "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
@@ -167,20 +146,51 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Lets open connections finish, and gives everything up but what is another proxy's: one that has taken over, or does so meanwhile.
+async fn finish(
+    mut serving: Serving,
+    tasks: &mut JoinSet<()>,
+    successor: &mut Signal,
+    finished: impl Future<Output = ()>,
+    replaced: &mut bool,
+) -> Proxier {
+    tokio::pin!(finished);
+    if !*replaced {
+        info!("draining: no new connections are accepted");
+        serving.stop_accepting();
+        serving.proxier.close_all();
+        *replaced = tokio::select! {
+            () = &mut finished => false,
+            _ = successor.recv() => true,
+        };
+    }
+    if !*replaced {
+        return serving.clean_up().await;
+    }
+    info!("another proxy has taken over: open connections may finish");
+    let Serving { mut proxier, health_checks, .. } = serving;
+    // Its pages have to be found, not ours.
+    drop(health_checks);
+    tasks.shutdown().await;
+    proxier.close_all();
+    finished.await;
+    proxier
+}
+
 /// Takes away all that a proxy has left on the node, however it ended.
 ///
 /// # Errors
 /// When a proxy runs here, which would put it back; what the kernel says to the routes to other nodes; the rest is best effort.
 pub async fn clean_up(config: Config) -> anyhow::Result<()> {
     let succession = Succession::new();
-    if let Some(running) = succession.predecessor() {
+    if let Some(running) = succession.other() {
         anyhow::bail!("a proxy runs on this node, process {running}: end it first");
     }
     LocalRoutes::ensure(&config.discovery.service_cidrs).await?.remove().await;
     if let Ok(divert) = Divert::ensure().await {
         divert.remove().await;
     }
-    Catcher::new(Vec::new()).remove().context("delete the nft table")?;
+    Catcher::clean_up().context("delete the nft table")?;
     if let Some(cni) = &config.cni {
         cni_config::remove(&cni.file).with_context(|| format!("remove {}", cni.file.display()))?;
     }
@@ -237,59 +247,4 @@ async fn divert() -> Option<Divert> {
     diverted
         .inspect_err(|error| warn!(%error, "endpoints will see the node's address, not the client's; --source-address node says so on purpose"))
         .ok()
-}
-
-/// Follows the snapshots until the drain begins.
-async fn serve(
-    proxier: &mut Proxier,
-    routes: &mut LocalRoutes,
-    health_checks: &mut HealthChecks,
-    succession: &mut Succession,
-    mut snapshots: Snapshots,
-    status: &Status,
-    drain: &Drain,
-) {
-    let mut retry = tokio::time::interval(RETRY_INTERVAL);
-    let mut updated = None;
-    snapshots.mark_changed();
-    loop {
-        tokio::select! {
-            () = drain.started() => return,
-            changed = snapshots.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-            }
-            _ = retry.tick() => {
-                health_checks.listen().await;
-                let has_moved = updated.is_some() && proxier.node_has_moved();
-                if !has_moved {
-                    if proxier.retry_failures() {
-                        status.set(shown(proxier, &snapshots.borrow(), updated));
-                    }
-                    continue;
-                }
-                info!("the node has other addresses now");
-            }
-        }
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        proxier.apply(&snapshot);
-        routes.set_singles(proxier.outside()).await;
-        health_checks.set(proxier.health_checks(), proxier.node_port_addresses()).await;
-        if snapshot.synced {
-            updated = Some(SystemTime::now());
-            succession.take();
-        }
-        status.set(shown(proxier, &snapshot, updated));
-    }
-}
-
-fn shown(proxier: &Proxier, snapshot: &Snapshot, updated: Option<SystemTime>) -> Shown {
-    Shown {
-        frontends: proxier.frontends(),
-        failures: proxier.failures(),
-        updated,
-        stuck_since: proxier.stuck_since(),
-        leaving: proxier.is_leaving(snapshot),
-    }
 }

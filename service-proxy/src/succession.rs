@@ -26,18 +26,20 @@ impl Succession {
         Self { file: PID_FILE.into(), taken: false }
     }
 
-    /// The proxy that runs on this node, which this one is to take over from.
-    pub(crate) fn predecessor(&self) -> Option<Pid> {
+    /// The other proxy that runs on this node: the one to take over from, or in the end the one that has.
+    pub(crate) fn other(&self) -> Option<Pid> {
         read(&self.file).filter(|pid| is_proxy_of_this_node(*pid))
     }
 
-    /// New connections are ours from now on: the first time, the proxy before is told.
+    /// Whether this proxy is the one that new connections are for.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken
+    }
+
+    /// New connections are ours from now on: the proxy before is told.
     pub(crate) fn take(&mut self) {
-        if self.taken {
-            return;
-        }
         self.taken = true;
-        let predecessor = self.predecessor();
+        let predecessor = self.other();
         if let Err(error) = write(&self.file) {
             warn!(%error, file = %self.file.display(), "a later proxy will not find this one");
         }
@@ -52,7 +54,7 @@ impl Succession {
 
     /// Takes away what a proxy has left that was killed.
     pub(crate) fn forget(&self) {
-        if self.predecessor().is_none() {
+        if self.other().is_none() {
             drop(fs::remove_file(&self.file));
         }
     }

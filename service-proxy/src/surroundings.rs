@@ -1,5 +1,6 @@
 //! What is known of the node and the cluster around a Service.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -36,6 +37,8 @@ pub(crate) struct Surroundings {
     pub(crate) locality: Locality,
     /// Addresses of the node that node ports are opened on.
     pub(crate) node_port_addresses: Vec<IpAddr>,
+    /// Addresses of the other nodes, which are reached there, whatever a Service says.
+    pub(crate) other_nodes: BTreeSet<IpAddr>,
 }
 
 impl Surroundings {
@@ -46,6 +49,11 @@ impl Surroundings {
             None => self.locality.is_local(endpoint.address),
         }
     }
+
+    /// Those of a Service's addresses that are not another node's.
+    pub(crate) fn not_of_others<'a>(&self, addresses: &'a [IpAddr]) -> impl Iterator<Item = &'a IpAddr> {
+        addresses.iter().filter(|address| !self.other_nodes.contains(address))
+    }
 }
 
 impl Place {
@@ -54,10 +62,13 @@ impl Place {
         let node = snapshot.nodes.get(self.node_name.as_str());
         let own = node_address::all();
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
+        let others = snapshot.nodes.values().filter(|other| *other.name != *self.node_name);
+        let others = others.flat_map(|other| other.addresses.iter().chain(&other.external_addresses));
         let local_ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.pod_cidrs);
         Surroundings {
             proxy_name: self.proxy_name.as_deref().map(Arc::from),
             here: Here { node: self.node_name.as_str().into(), zone },
+            other_nodes: others.filter(|address| !own.contains(address)).copied().collect(),
             node_port_addresses: node_address::for_node_ports(&own, &self.node_port_addresses),
             locality: Locality {
                 node: own,

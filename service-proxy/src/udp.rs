@@ -66,7 +66,11 @@ pub(crate) async fn serve(
             _ = sweep.tick() => server.drop_idle(),
             ready = Batch::ready(&shared.socket) => {
                 ready?;
-                Batch::with(shared.frontend.key.address, |batch| server.receive(batch));
+                let address = shared.frontend.key.address;
+                if Batch::with(address, |batch| server.receive(batch)) {
+                    // The socket stays ready, and nothing else would give the worker's other tasks a turn.
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -87,13 +91,14 @@ impl Shared {
 }
 
 impl Server {
-    /// Takes in what waits, and passes on together what one client has sent in a row.
-    fn receive(&mut self, batch: &mut Batch) {
+    /// Takes in what waits, and passes on together what one client has sent in a row. True if there may be more.
+    fn receive(&mut self, batch: &mut Batch) -> bool {
         let received = match batch.receive(&self.shared.socket) {
             Ok(received) => received,
             // An ICMP error for an earlier reply: that client is gone, the others are not.
             Err(error) => {
-                return debug!(frontend = %self.shared.frontend.key, %error, "receiving failed");
+                debug!(frontend = %self.shared.frontend.key, %error, "receiving failed");
+                return true;
             }
         };
         let mut start = 0;
@@ -104,6 +109,7 @@ impl Server {
             self.forward(client, batch, start..end);
             start = end;
         }
+        received == batch::SIZE
     }
 
     fn forward(&mut self, client: SocketAddr, batch: &mut Batch, datagrams: Range<usize>) {

@@ -44,6 +44,11 @@ impl Context {
         if self.borrow_addresses { self.locality.load().source(client, endpoint) } else { None }
     }
 
+    /// Whether an address is a pod's of this node.
+    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
+        self.locality.load().is_local(address)
+    }
+
     /// Whether the client is of this cluster: one of its pods, or this node.
     pub(crate) fn is_inside(&self, client: IpAddr) -> bool {
         self.locality.load().is_inside(client)

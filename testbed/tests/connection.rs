@@ -15,6 +15,7 @@ const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nsp
 struct Path {
     cluster: Cluster,
     client: Pod,
+    server: Pod,
     listener: TcpListener,
     address: String,
 }
@@ -32,13 +33,22 @@ impl Path {
         let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 9090))).unwrap().unwrap();
         cluster.apply("web.yaml", MANIFEST).unwrap();
         let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-        Self { cluster, client, listener, address }
+        Self { cluster, client, server, listener, address }
     }
 
     /// Both ends of a new connection.
     fn open(&self) -> (TcpStream, TcpStream) {
         let connect = || Ok(self.client.netns.run(|| TcpStream::connect(&self.address))??);
-        let client: TcpStream = wait_for("the service", connect).unwrap();
+        self.both_ends(wait_for("the service", connect).unwrap())
+    }
+
+    /// The same, without a second attempt.
+    fn open_at_once(&self) -> (TcpStream, TcpStream) {
+        SockRef::from(&self.listener).set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        self.both_ends(self.client.netns.run(|| TcpStream::connect(&self.address)).unwrap().unwrap())
+    }
+
+    fn both_ends(&self, client: TcpStream) -> (TcpStream, TcpStream) {
         let (server, _) = self.listener.accept().unwrap();
         for end in [&client, &server] {
             end.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -176,4 +186,38 @@ fn a_silent_client_is_asked_whether_it_is_still_there() {
     let sockets = path.cluster.node.shell("ss -Htno state established").unwrap();
     let probed = sockets.lines().find(|line| line.contains(&path.address)).unwrap();
     assert!(probed.contains("timer:(keepalive,"), "{probed}");
+}
+
+#[test]
+fn a_lost_first_packet_to_the_only_endpoint_is_sent_again() {
+    let path = Path::new();
+    drop(path.open());
+    // Every second segment that asks for a connection is lost, beginning with the next one.
+    let lossy = "nft 'add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; add rule ip lossy in tcp flags syn / syn,ack numgen inc mod 2 0 drop'";
+    path.server.shell(&path.cluster.node, lossy).unwrap();
+    for _ in 0..3 {
+        let (client, server) = path.open_at_once();
+        drop(server);
+        assert_eq!(read_all(&client), b"");
+    }
+}
+
+#[test]
+fn an_endpoint_of_elsewhere_is_asked_whether_it_is_still_there() {
+    let path = Path::new();
+    let outside = path.cluster.node.outside_address();
+    let listener = path.cluster.node.outside().run(|| TcpListener::bind((outside, 9090))).unwrap().unwrap();
+    let manifest = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: far}}\nspec: {{clusterIP: 10.96.0.77, ports: [{{port: 80, targetPort: 9090}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: far, labels: {{kubernetes.io/service-name: far}}}}\naddressType: IPv4\nports: [{{port: 9090}}]\nendpoints: [{{addresses: [{outside}]}}]\n"
+    );
+    path.cluster.apply("far.yaml", &manifest).unwrap();
+    let connect = || Ok(path.client.netns.run(|| TcpStream::connect("10.96.0.77:80"))??);
+    let _client: TcpStream = wait_for("the service", connect).unwrap();
+    let _server = listener.accept().unwrap();
+    wait_for("the timer", || {
+        let sockets = path.cluster.node.shell(&format!("ss -Htno state established dst {outside}:9090"))?;
+        anyhow::ensure!(sockets.contains("timer:(keepalive,"), "{sockets}");
+        Ok(())
+    })
+    .unwrap();
 }

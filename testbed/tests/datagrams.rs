@@ -5,10 +5,12 @@
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
-use testbed::{Cluster, Pod, wait_for};
+use nix::sys::socket::{setsockopt, sockopt};
+use testbed::{Cluster, NameServer, Pod, wait_for};
 
 const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: echo}\nspec: {selector: {app: echo}, ports: [{port: 53, targetPort: 5353, protocol: UDP}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: echo}}\nspec: {containers: []}\n";
 
@@ -178,4 +180,37 @@ fn the_series_of_a_service_go_with_it_though_no_other_service_changes() {
         Ok(())
     })
     .unwrap();
+}
+
+/// One worker carries both.
+#[test]
+fn a_flood_of_datagrams_leaves_time_for_everybody_else() {
+    let path = Path::with(&["--workers", "1"]);
+    let _web = NameServer::start(&path.server, 8080).unwrap();
+    let web = MANIFEST
+        .replace("name: echo", "name: web")
+        .replace("targetPort: 5353, protocol: UDP", "targetPort: 8080");
+    let (service, _) = web.split_once("---\n").unwrap();
+    path.cluster.apply("web.yaml", service).unwrap();
+    let address = format!("{}:53", path.cluster.virtual_ip("web").unwrap());
+    wait_for("the other service", || path.client.ask(&address)).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let socket = path.connected();
+            let done = &done;
+            // The kernel makes sixty datagrams of each: quicker than the proxy can take them.
+            setsockopt(&socket, sockopt::UdpGsoSegment, &16).unwrap();
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    // A full queue is what this is about, and a refusal no end of it.
+                    drop(socket.send(&[0; 60 * 16]));
+                }
+            });
+        }
+        let answers: Vec<_> = (0..10).map(|_| path.client.ask(&address)).collect();
+        done.store(true, Ordering::Relaxed);
+        let lost = answers.iter().filter(|answer| answer.is_err()).count();
+        assert_eq!(lost, 0, "{answers:?}");
+    });
 }

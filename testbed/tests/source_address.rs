@@ -29,7 +29,7 @@ fn ask(address: &str) -> anyhow::Result<String> {
 
 /// Without the ports of the listeners, which every run has others of.
 fn node_state(cluster: &Cluster) -> String {
-    let script = "ip rule; ip -6 rule; ip route show table 7061; nft list table inet portolan-proxy | sed 's/:[0-9]* accept/ accept/'";
+    let script = "ip rule; ip -6 rule; ip route show table 7061; nft list table inet portolan-proxy | sed 's/:[0-9]* accept/ accept/; s/set proxy-[0-9]*/set proxy/'";
     cluster.node.shell(script).unwrap()
 }
 

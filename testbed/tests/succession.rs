@@ -5,7 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use testbed::{Cluster, NameServer, wait_for};
+use anyhow::ensure;
+use testbed::{Binaries, Cluster, NameServer, Program, wait_for};
 
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n";
 
@@ -17,23 +18,31 @@ const INTERVAL: Duration = Duration::from_millis(1);
 
 #[test]
 fn no_request_is_lost_while_proxies_follow_each_other() {
-    let mut cluster = Cluster::start().unwrap();
+    let mut cluster = Cluster::start_with(&["--workers", "2"]).unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
     client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
     let _server = NameServer::start(&server, 8080).unwrap();
-    cluster.apply("web.yaml", WEB).unwrap();
-    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-    wait_for("the service", || client.ask(&address)).unwrap();
+    let node_port = WEB
+        .replace("spec: {sel", "spec: {type: NodePort, sel")
+        .replace("{port: 80", "{nodePort: 30080, port: 80");
+    cluster.apply("web.yaml", &node_port).unwrap();
+    let addresses =
+        [format!("{}:80", cluster.virtual_ip("web").unwrap()), format!("{}:30080", cluster.node.address())];
+    for address in &addresses {
+        wait_for("the service", || client.ask(address)).unwrap();
+    }
 
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let requests: Vec<_> = (0..4)
-            .map(|_| {
-                scope.spawn(|| {
+            .map(|number| {
+                let (address, client, done) = (&addresses[number % 2], &client, &done);
+                scope.spawn(move || {
                     let mut count = 0_u32;
                     while !done.load(Ordering::Relaxed) {
                         let next = Instant::now() + INTERVAL * 4;
-                        assert_eq!(client.ask(&address).unwrap(), "web-1", "request {count}");
+                        let answer = client.ask(address);
+                        assert_eq!(answer.ok().as_deref(), Some("web-1"), "request {count} to {address}");
                         count += 1;
                         std::thread::sleep(next.saturating_duration_since(Instant::now()));
                     }
@@ -84,9 +93,129 @@ fn an_open_connection_outlives_the_proxy_that_has_it() {
 }
 
 #[test]
+fn what_the_running_proxy_has_stays_while_the_next_one_knows_nothing_yet() {
+    let cluster = Cluster::start().unwrap();
+    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
+    let _server = NameServer::start(&server, 8080).unwrap();
+    cluster.apply("web.yaml", &WEB.replace("spec: {sel", "spec: {externalIPs: [203.0.113.10], sel")).unwrap();
+    wait_for("the service", || client.ask("203.0.113.10:80")).unwrap();
+    let log = cluster.directory().join("next.log");
+    let flags = ["--manifests", "/nonexistent"];
+    let binary = Binaries::find().unwrap().path("portolan-proxy");
+    let mut next = Program::start(&cluster.node, &binary, &flags, &log).unwrap();
+    wait_for("it to have read the routes", || {
+        let log = std::fs::read_to_string(&log)?;
+        ensure!(log.contains("virtual IPs are local to this node"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    let state = || {
+        cluster.node.shell("ip rule; ip route show table 7061; nft list table inet portolan-proxy").unwrap()
+    };
+    let before = state();
+    for second in [false, true] {
+        for _ in 0..50 {
+            client.ask("203.0.113.10:80").unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if !second {
+            // Nor does it take anything away when it is given up.
+            assert!(next.terminate().unwrap().success());
+            assert_eq!(state(), before);
+        }
+    }
+}
+
+#[test]
+fn a_proxy_whose_rules_the_kernel_refuses_takes_over_once_it_accepts_them() {
+    let mut cluster = Cluster::start().unwrap();
+    // Nobody may change a table that has an owner; it goes with its owner.
+    let mut owner = cluster
+        .node
+        .run(|| std::process::Command::new("nft").arg("-i").stdin(std::process::Stdio::piped()).spawn())
+        .unwrap();
+    let command = b"delete table inet portolan-proxy; add table inet portolan-proxy { flags owner; }\n";
+    owner.stdin.as_mut().unwrap().write_all(command).unwrap();
+    wait_for("the table to be owned", || {
+        let tables = cluster.node.shell("nft list tables; nft -a list table inet portolan-proxy")?;
+        ensure!(tables.contains("flags owner"), "{tables}");
+        Ok(())
+    })
+    .unwrap();
+    let old = cluster.proxy.id().to_string();
+    let log = cluster.directory().join("next.log");
+    let flags = ["--manifests", &cluster.manifests().display().to_string()];
+    let binary = Binaries::find().unwrap().path("portolan-proxy");
+    let next = Program::start(&cluster.node, &binary, &flags, &log).unwrap();
+    wait_for("the kernel to refuse", || {
+        let log = std::fs::read_to_string(&log)?;
+        ensure!(log.contains("cannot catch connections"), "{log}");
+        Ok(())
+    })
+    .unwrap();
+    for _ in 0..50 {
+        assert_eq!(cluster.node.shell("cat /run/portolan/proxy.pid").unwrap().trim(), old);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    assert!(cluster.proxy.wait().unwrap().success(), "it is told once the next one has its rules");
+    assert_eq!(cluster.node.shell("cat /run/portolan/proxy.pid").unwrap().trim(), next.id().to_string());
+    cluster.node.shell("nft list chain inet portolan-proxy divert").unwrap();
+}
+
+#[test]
+fn a_proxy_that_drains_leaves_to_its_successor_what_is_the_nodes() {
+    let mut cluster = Cluster::start().unwrap();
+    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
+    let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 8080))).unwrap().unwrap();
+    cluster.apply("web.yaml", WEB).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let connect = || Ok(client.netns.run(|| TcpStream::connect(&address))??);
+    let stream: TcpStream = wait_for("the service", connect).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    cluster.node.shell(&format!("kill {}", cluster.proxy.id())).unwrap();
+    wait_for("the drain", || {
+        ensure!(cluster.logs().contains("draining: no new connections"), "{}", cluster.logs());
+        Ok(())
+    })
+    .unwrap();
+    let mut old = cluster.succeed_proxy().unwrap();
+    drop((stream, accepted));
+    assert!(old.wait().unwrap().success());
+    let state = || {
+        let rules = cluster.node.shell("ip rule; ip route show table 7061; ip route show table local")?;
+        ensure!(rules.contains("fwmark 0x1000") && rules.contains("local default dev lo"), "{rules}");
+        ensure!(rules.contains("local 10.96.0.0"), "{rules}");
+        cluster.node.shell("nft list chain inet portolan-proxy divert")
+    };
+    state().unwrap();
+    let _stream: TcpStream = connect().unwrap();
+    assert_eq!(listener.accept().unwrap().1.ip().to_string(), client.ip);
+}
+
+#[test]
+fn routes_that_somebody_deletes_come_back() {
+    let cluster = Cluster::start().unwrap();
+    let state = "ip rule; ip route show table 7061; ip route show table local proto 112";
+    let before = cluster.node.shell(state).unwrap();
+    cluster
+        .node
+        .shell("ip rule del pref 100; ip route flush table 7061; ip route flush table local proto 112")
+        .unwrap();
+    assert_ne!(cluster.node.shell(state).unwrap(), before);
+    wait_for("the routes", || {
+        let now = cluster.node.shell(state)?;
+        ensure!(now == before, "{now} is not {before}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_cleanup_beside_a_running_proxy_is_refused_also_with_fewer_powers() {
     let cluster = Cluster::start().unwrap();
-    let binary = testbed::Binaries::find().unwrap().path("portolan-proxy");
+    let binary = Binaries::find().unwrap().path("portolan-proxy");
     for limited in ["", "setpriv --bounding-set=-all,+net_admin --inh-caps=-all "] {
         let refused =
             cluster.node.shell(&format!("{limited}{} --cleanup 2>&1", binary.display())).unwrap_err();

@@ -24,20 +24,19 @@ pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
         }
     }
     let status = node.status.unwrap_or_default();
-    let mut addresses = Vec::new();
+    let (mut addresses, mut external_addresses) = (Vec::new(), Vec::new());
     for (index, found) in status.addresses.iter().flatten().enumerate() {
-        if found.type_ == "InternalIP" {
-            addresses.extend(address(
-                &format!("status.addresses[{index}].address"),
-                &found.address,
-                findings,
-            ));
-        }
+        let wanted = match found.type_.as_str() {
+            "InternalIP" => &mut addresses,
+            "ExternalIP" => &mut external_addresses,
+            _ => continue,
+        };
+        wanted.extend(address(&format!("status.addresses[{index}].address"), &found.address, findings));
     }
     let labels = node.metadata.labels.unwrap_or_default();
     let is_marked = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
     let leaving = is_marked || node.metadata.deletion_timestamp.is_some();
-    Some(Node { name: name.into(), labels, addresses, pod_cidrs, leaving })
+    Some(Node { name: name.into(), labels, addresses, external_addresses, pod_cidrs, leaving })
 }
 
 /// Reads a Namespace.

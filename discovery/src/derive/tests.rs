@@ -131,6 +131,7 @@ fn a_dual_stack_pod_is_in_a_slice_of_each_family_and_knows_its_zone() {
         name: "n1".into(),
         labels: [(ZONE_LABEL.to_owned(), "z1".to_owned())].into(),
         addresses: vec![],
+        external_addresses: vec![],
         pod_cidrs: vec![],
         leaving: false,
     };

@@ -274,8 +274,15 @@ fn any_object() -> Object {
             let zone = ("topology.kubernetes.io/zone".to_owned(), pick(&["a", "b"]).to_owned());
             let name = pick(&["n1", "n2"]).into();
             Object::Node(
-                Node { name, labels: [zone].into(), addresses: vec![], pod_cidrs: vec![], leaving: false }
-                    .into(),
+                Node {
+                    name,
+                    labels: [zone].into(),
+                    addresses: vec![],
+                    external_addresses: vec![],
+                    pod_cidrs: vec![],
+                    leaving: false,
+                }
+                .into(),
             )
         }
         4 => Object::Namespace(Namespace { name: pick(&["default", "other"]).into() }.into()),

@@ -15,6 +15,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// `status.addresses` of type `InternalIP`.
     pub addresses: Vec<IpAddr>,
+    /// Those of type `ExternalIP`.
+    pub external_addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
     /// It is about to go: deleted, or marked by the cluster autoscaler. Load balancers should stop sending to it.

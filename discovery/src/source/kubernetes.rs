@@ -21,7 +21,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::discovery::{Interest, NodeInterest, ServiceInterest};
+use crate::discovery::{Interest, ServiceInterest};
 use crate::event::{Event, Resource};
 use crate::problem::{Location, Problem, Severity};
 pub use access::Access;
@@ -38,7 +38,7 @@ const OF_A_SERVICE: &str = "kubernetes.io/service-name";
 /// What is asked for, on behalf of these.
 pub(crate) fn resources(interest: &Interest) -> Vec<Resource> {
     let mut resources = vec![Resource::Services, Resource::EndpointSlices];
-    if interest.nodes != NodeInterest::None {
+    if interest.nodes {
         resources.push(Resource::Nodes);
     }
     if interest.namespaces {
@@ -69,7 +69,7 @@ pub(crate) fn run(
                 tasks.spawn(follower.keeping_pods(interest.pod_names).run());
             }
             Resource::Nodes => {
-                tasks.spawn(Follower::<Node>::new(access, nodes(&interest.nodes), events).run());
+                tasks.spawn(Follower::<Node>::new(access, Selectors::default(), events).run());
             }
             Resource::Namespaces => {
                 tasks.spawn(Follower::<Namespace>::new(access, Selectors::default(), events).run());
@@ -100,7 +100,7 @@ pub(crate) fn check(access: &Access, interest: &Interest) -> Vec<Problem> {
                 Resource::EndpointSlices => {
                     follower::probe::<EndpointSlice>(client, carried(interest, &[OF_A_SERVICE])).await
                 }
-                Resource::Nodes => follower::probe::<Node>(client, nodes(&interest.nodes)).await,
+                Resource::Nodes => follower::probe::<Node>(client, Selectors::default()).await,
                 Resource::Namespaces => follower::probe::<Namespace>(client, Selectors::default()).await,
                 Resource::Pods => follower::probe::<Pod>(client, Selectors::default()).await,
             };
@@ -123,13 +123,5 @@ fn carried(interest: &Interest, more: &[&str]) -> Selectors {
         );
         labels.push(format!("!{HEADLESS}"));
     }
-    Selectors { labels: labels.join(","), fields: String::new() }
-}
-
-fn nodes(interest: &NodeInterest) -> Selectors {
-    let fields = match interest {
-        NodeInterest::Own(name) => format!("metadata.name={name}"),
-        NodeInterest::All | NodeInterest::None => String::new(),
-    };
-    Selectors { fields, ..Selectors::default() }
+    Selectors { labels: labels.join(",") }
 }

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! table inet portolan-proxy {
+//!     set proxy-<port> { type ipv4_addr . inet_service }
 //!     set frontends-v4 { type ipv4_addr . inet_service }
 //!     set frontends-v6 { type ipv6_addr . inet_service }
 //!     chain divert { type filter hook prerouting priority mangle
@@ -17,7 +18,8 @@
 //! }
 //! ```
 //! The first rule is for connections that exist: see [`crate::kernel::divert`]. A proxy that is started beside another one
-//! writes the table anew with its own ports, in one transaction: from then on new connections are its own.
+//! writes the table anew with its own ports, in one transaction: from then on new connections are its own. The empty set says
+//! whose table it is: a transaction that names it fails once a successor has the table, so that nobody changes another one's.
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,13 +38,16 @@ const V6: &str = "frontends-v6";
 pub(crate) struct Catcher {
     /// Where to hand connections: one listener a family.
     listeners: Vec<SocketAddr>,
+    /// The set that says whose the table is; no two live proxies have the same ports.
+    mark: String,
     installed: bool,
 }
 
 impl Catcher {
     /// Nothing is in the kernel before the first [`Catcher::change`].
     pub(crate) fn new(listeners: Vec<SocketAddr>) -> Self {
-        Self { listeners, installed: false }
+        let mark = format!("proxy-{}", listeners.first().map_or(0, SocketAddr::port));
+        Self { listeners, mark, installed: false }
     }
 
     /// Whether anything is in the kernel, as far as it is known.
@@ -51,7 +56,7 @@ impl Catcher {
     }
 
     /// Catches connections to what was opened and no more to what was closed, all at once. A table that is not there is
-    /// written with `all`.
+    /// written with `all`; one that a successor has by now is left alone.
     ///
     /// # Errors
     /// What the kernel says; then nothing has changed.
@@ -65,15 +70,23 @@ impl Catcher {
             return self.install(&all());
         }
         let mut batch = Batch::new(TABLE);
+        batch.expect_set(&self.mark);
         for (set, v4) in [(V4, true), (V6, false)] {
             batch.delete_socket_addresses(set, &of_family(closed, v4));
             batch.add_socket_addresses(set, &of_family(opened, v4));
         }
         match batch.commit(&Netfilter::open()?) {
-            // Somebody has flushed the ruleset.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.install(&all()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Somebody has flushed the ruleset, unless a successor has the table.
+                if self.is_anothers()? { Ok(()) } else { self.install(&all()) }
+            }
             other => other,
         }
+    }
+
+    fn is_anothers(&self) -> io::Result<bool> {
+        let netfilter = Netfilter::open()?;
+        Ok(netfilter.has_table(TABLE)? && !netfilter.has_set(TABLE, &self.mark)?)
     }
 
     /// Writes the table again, with `all`, if somebody has deleted it.
@@ -87,16 +100,30 @@ impl Catcher {
         Ok(())
     }
 
-    /// Lets go of everything.
+    /// Takes the table away if it is this proxy's; false if another one has it.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn remove(&mut self) -> io::Result<()> {
+    pub(crate) fn remove(&mut self) -> io::Result<bool> {
+        let mut batch = Batch::new(TABLE);
+        batch.expect_set(&self.mark);
+        batch.delete_table();
+        self.installed = false;
+        match batch.commit(&Netfilter::open()?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(!self.is_anothers()?),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Takes the table away, whosever it is.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn clean_up() -> io::Result<()> {
         let mut batch = Batch::new(TABLE);
         // Adding before deleting makes deleting what is not there no error.
         batch.add_table();
         batch.delete_table();
-        self.installed = false;
         batch.commit(&Netfilter::open()?)
     }
 
@@ -106,6 +133,7 @@ impl Catcher {
         batch.add_table();
         batch.delete_table();
         batch.add_table();
+        batch.add_socket_address_set(&self.mark, 3, true);
         batch.add_prerouting_chain(CHAIN);
         batch.add_rule(CHAIN, &Rule::default().for_transparent_socket().set_mark_bit(MARK).accept());
         for (id, set, v4) in [(1, V4, true), (2, V6, false)] {

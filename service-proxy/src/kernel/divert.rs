@@ -74,10 +74,20 @@ impl Divert {
         self.connection.shutdown().await;
     }
 
-    async fn set_up(&mut self) -> io::Result<()> {
+    /// Brings back what somebody has deleted.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) async fn repair(&self) -> io::Result<()> {
+        self.set_up().await
+    }
+
+    async fn set_up(&self) -> io::Result<()> {
         for route in &self.routes {
-            let adding = self.handle.route().add(route.clone()).replace();
-            adding.execute().await.map_err(io::Error::other)?;
+            match self.handle.route().add(route.clone()).execute().await {
+                Err(error) if !is_there_already(&error) => return Err(io::Error::other(error)),
+                _ => {}
+            }
         }
         for rule in &self.rules {
             let mut adding = self.handle.rule().add();
@@ -125,6 +135,6 @@ fn rule(family: AddressFamily) -> RuleMessage {
     rule
 }
 
-fn is_there_already(error: &rtnetlink::Error) -> bool {
+pub(super) fn is_there_already(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.to_io().kind() == io::ErrorKind::AlreadyExists)
 }

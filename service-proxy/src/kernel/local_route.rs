@@ -16,6 +16,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::kernel::divert::is_there_already;
 use crate::kernel::node_address;
 
 /// `RT_TABLE_LOCAL`.
@@ -93,6 +94,27 @@ impl LocalRoutes {
             }
         }
         self.singles = routed;
+    }
+
+    /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone: there may be
+    /// thousands of them.
+    pub(crate) async fn repair(&self) {
+        let mut was_lost = false;
+        for range in &self.ranges {
+            match self.handle.route().add(message(*range)).execute().await {
+                Ok(()) => {
+                    was_lost = true;
+                    warn!(cidr = %range, "somebody has deleted the route that makes virtual IPs local to this node");
+                }
+                Err(error) if is_there_already(&error) => {}
+                Err(error) => warn!(cidr = %range, %error, "cannot make virtual IPs local to this node"),
+            }
+        }
+        for address in self.singles.iter().filter(|_| was_lost) {
+            if let Err(error) = self.add((*address).into()).await {
+                warn!(%address, %error, "cannot make the address local to this node");
+            }
+        }
     }
 
     /// Takes the routes away again. One that is gone already is fine.

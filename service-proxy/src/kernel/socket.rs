@@ -11,7 +11,8 @@ use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// A silent client is asked whether it is still there after this time, so often and so many times: gone after 5 minutes.
+/// A silent client, or endpoint of another node, is asked whether it is still there after this time, so often and so many
+/// times: gone after 5 minutes.
 const SILENCE: Duration = Duration::from_secs(180);
 const PROBE_INTERVAL: Duration = Duration::from_secs(20);
 const PROBES: u32 = 6;
@@ -34,24 +35,39 @@ pub(crate) fn listen_for_others(
     let mut address = SocketAddr::new(loopback, 0);
     let mut listeners = Vec::new();
     for _ in 0..count {
-        let listener = listen_tcp(address)?;
+        let socket = bind(address, Type::STREAM, true)?;
+        serve_any_address(&socket, loopback.is_ipv4())?;
+        let listener = listen(socket)?;
         address = listener.local_addr()?;
         listeners.push(listener);
     }
     Ok((address, listeners))
 }
 
-/// A listener on this address. Another one may be beside it.
+/// A listener on this address. Another one may be beside it. It is not `IP_TRANSPARENT`, or what is to be handed to others would
+/// be taken for its own (see [`crate::kernel::catcher`]).
 pub(crate) fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = bind(address, Type::STREAM, true)?;
-    if address.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }?;
+    listen(bind(address, Type::STREAM, true)?)
+}
+
+fn listen(socket: Socket) -> io::Result<TcpListener> {
     // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
     socket.set_tcp_nodelay(true)?;
     // So do they this: a client that vanished without a word does not hold its connection for ever.
-    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
-    socket.set_tcp_keepalive(&probes)?;
+    notice_silence(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// `IP_TRANSPARENT`.
+fn serve_any_address(socket: &Socket, v4: bool) -> io::Result<()> {
+    if v4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
+}
+
+/// Ends the connection if the other side has gone without a word.
+pub(crate) fn notice_silence(socket: &Socket) -> io::Result<()> {
+    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
+    socket.set_tcp_keepalive(&probes)
 }
 
 /// The one UDP socket of a frontend. Replies sent through it come from the virtual IP. A proxy started beside this one
@@ -97,7 +113,7 @@ pub(crate) fn connect_udp(source: Option<IpAddr>, endpoint: SocketAddr) -> io::R
 
 /// Binds to an address of somebody else and a port below the kernel's own range.
 fn borrow_address(socket: &Socket, source: IpAddr) -> io::Result<()> {
-    if source.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }?;
+    serve_any_address(socket, source.is_ipv4())?;
     let mut attempts = PORT_ATTEMPTS;
     loop {
         match socket.bind(&SocketAddr::new(source, fastrand::u16(BORROWED_PORTS)).into()) {

@@ -14,19 +14,20 @@ use crate::metrics::Metrics;
 /// How long a state that came in may wait to be put into force; kube-proxy's, twice its sync period.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Unhealthy when a state has not been put into force for a minute, or the node is about to go.
+/// Unhealthy when a state has not been put into force for a minute, or the node or the proxy is about to go.
 pub(super) fn healthz(
     status: Status,
     metrics: Arc<Metrics>,
 ) -> impl Fn(&str) -> Response + Send + Sync + 'static {
     move |_| {
-        let (code, response) = status.with(|shown| answer(shown, is_healthy(shown) && !shown.leaving));
+        let is_well = |shown: &Shown| is_healthy(shown) && !shown.leaving && !shown.draining;
+        let (code, response) = status.with(|shown| answer(shown, is_well(shown)));
         metrics.kube_proxy.healthz.with_label_values(&[code.as_str()]).inc();
         response
     }
 }
 
-/// The same, whatever becomes of the node.
+/// The same, whatever becomes of the node, and while the proxy drains.
 pub(super) fn livez(
     status: Status,
     metrics: Arc<Metrics>,
@@ -77,6 +78,9 @@ mod tests {
         assert_eq!(codes(), (200, 200));
         status.set(Shown { stuck_since: ago(61), ..Shown::default() });
         assert_eq!(codes(), (503, 503));
-        assert_eq!(metrics.kube_proxy.healthz.with_label_values(&["503"]).get(), 3);
+        status.set(Shown::default());
+        status.drain();
+        assert_eq!(codes(), (503, 200), "while it drains");
+        assert_eq!(metrics.kube_proxy.healthz.with_label_values(&["503"]).get(), 4);
     }
 }

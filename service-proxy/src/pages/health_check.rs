@@ -69,6 +69,11 @@ impl HealthChecks {
         self.listen().await;
     }
 
+    /// No node port is served from now on: load balancers are to go elsewhere.
+    pub(crate) fn drain(&self) {
+        self.checks.values().for_each(|check| check.local.store(0, Ordering::Relaxed));
+    }
+
     /// Opens what could not be opened before, too.
     pub(crate) async fn listen(&mut self) {
         for check in self.checks.values_mut().filter(|check| !check.missing.is_empty()) {

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use discovery::ServiceEntry;
-use discovery::model::IpFamily;
+use discovery::model::{self, IpFamily};
 use prometheus::IntGaugeVec;
 
 use crate::frontend::FrontendKey;
@@ -23,14 +22,14 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    /// Takes in its new state.
-    pub(super) fn update(&mut self, entry: &ServiceEntry, plan: &Plan, without_local: &IntGaugeVec) {
+    /// Takes in its new state: the ports that are carried.
+    pub(super) fn update(&mut self, ports: &[model::ServicePort], plan: &Plan, without_local: &IntGaugeVec) {
         self.set_without_local(plan.without_local.clone(), without_local);
         self.traffic.retain(|traffic| {
-            let is_same = |port: &&discovery::model::ServicePort| {
+            let is_same = |port: &model::ServicePort| {
                 port.name == traffic.port.name && port.protocol == traffic.port.protocol
             };
-            entry.service.ports.iter().any(|port| is_same(&port))
+            ports.iter().any(is_same)
         });
     }
 

@@ -1,5 +1,6 @@
 //! Which connections the kernel hands over, kept at what is open.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -67,37 +68,43 @@ impl Catching {
                 self.caught = open.clone();
                 self.failure = None;
             }
-            Err(error) => {
-                let since = self.failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
-                let message = format!("cannot catch connections (nft table inet portolan-proxy): {error}");
-                error!("{message}");
-                metrics.kube_proxy.nftables_failures.inc();
-                self.failure = Some(Failure { since, message });
-            }
+            Err(error) => self.failed(&error, metrics),
         }
     }
 
     /// Writes the rules again if somebody has deleted them.
-    pub(super) fn check(&mut self) {
+    pub(super) fn check(&mut self, metrics: &Metrics) {
         let all = || tcp(self.caught.values().map(|frontend| &frontend.key));
         if let Err(error) = self.catcher.check(&all) {
-            error!(%error, "cannot look after nft table inet portolan-proxy");
+            self.failed(&error, metrics);
         }
     }
 
-    /// Catches nothing any more; the rule that open connections need stays.
+    fn failed(&mut self, error: &io::Error, metrics: &Metrics) {
+        let since = self.failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
+        let message = format!("cannot catch connections (nft table inet portolan-proxy): {error}");
+        error!("{message}");
+        metrics.kube_proxy.nftables_failures.inc();
+        self.failure = Some(Failure { since, message });
+    }
+
+    /// Catches nothing any more; the rule that open connections need stays. One that has caught nothing yet has nothing to stop.
     pub(super) fn stop(&mut self) {
+        if !self.catcher.is_installed() {
+            return;
+        }
         let all = tcp(self.caught.values().map(|frontend| &frontend.key));
         if let Err(error) = self.catcher.change(&[], &all, &Vec::new) {
             error!(%error, "cannot empty nft table inet portolan-proxy");
         }
     }
 
-    /// Takes the rules out of the kernel.
-    pub(super) fn forget(&mut self) {
-        if let Err(error) = self.catcher.remove() {
+    /// Takes the rules out of the kernel; false if they are another proxy's by now.
+    pub(super) fn forget(&mut self) -> bool {
+        self.catcher.remove().unwrap_or_else(|error| {
             error!(%error, "cannot delete nft table inet portolan-proxy");
-        }
+            true
+        })
     }
 }
 

@@ -38,8 +38,11 @@ pub(super) async fn connect(
         if attempt > 0 {
             context.metrics.connect_retries.inc();
         }
+        // The last one that is left may have lost a packet; the others need not be waited for as long.
+        let is_last = attempt + 1 == ATTEMPTS || pool.endpoints().iter().filter(untried).take(2).count() < 2;
         tried[attempt] = Some(endpoint.address);
-        let timeout = context.connect_timeout / (1 << (ATTEMPTS - 1 - attempt));
+        let share = if is_last { 1 } else { 1 << (ATTEMPTS - attempt) };
+        let timeout = context.connect_timeout / share;
         match attempt_one(client, endpoint.address, timeout, context, local).await {
             Ok(upstream) => {
                 frontend.remember(&set, client, endpoint.address);
@@ -76,6 +79,10 @@ async fn attempt_one(
         },
         None => socket::connect_tcp(endpoint),
     }?;
+    // The kernel of a pod of this node is this one, and tells.
+    if !context.is_local(endpoint.ip()) {
+        socket::notice_silence(&socket)?;
+    }
     let upstream = TcpStream::from_std(socket.into())?;
     // To a pod of this node the handshake is over by now: its stack has answered on this core.
     if upstream.peer_addr().is_ok() {

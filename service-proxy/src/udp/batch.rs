@@ -13,8 +13,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// Datagrams taken at a time; more wait for the next turn, so that no socket keeps the worker from the others.
-const SIZE: usize = 32;
+/// Datagrams taken at a time; more wait until the worker's other tasks have had their turn.
+pub(super) const SIZE: usize = 32;
 
 /// The largest datagram there is.
 const DATAGRAM: usize = 65_535;

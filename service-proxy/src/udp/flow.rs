@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::net::UdpSocket;
 
 use super::Shared;
-use super::batch::Batch;
+use super::batch::{self, Batch};
 use crate::traffic::Open;
 
 /// A socket whose only peer is the endpoint.
@@ -29,14 +29,19 @@ impl Flow {
                 return self;
             }
             // Port unreachable: the endpoint is gone.
-            if Batch::with(self.client, |batch| self.reply(&shared, batch)).is_err() {
-                shared.tell_refusal(self.client);
-                return self;
+            match Batch::with(self.client, |batch| self.reply(&shared, batch)) {
+                Err(_) => {
+                    shared.tell_refusal(self.client);
+                    return self;
+                }
+                // As the frontend's own socket: see there.
+                Ok(batch::SIZE) => tokio::task::yield_now().await,
+                Ok(_) => {}
             }
         }
     }
 
-    fn reply(&self, shared: &Shared, batch: &mut Batch) -> std::io::Result<()> {
+    fn reply(&self, shared: &Shared, batch: &mut Batch) -> std::io::Result<usize> {
         let received = batch.receive(&self.upstream)?;
         if received > 0 {
             self.last.store(shared.now(), Ordering::Relaxed);
@@ -45,6 +50,6 @@ impl Flow {
             shared.context.metrics.udp_to_client.inc_by(sent as u64);
             shared.poller.active();
         }
-        Ok(())
+        Ok(received)
     }
 }

@@ -86,7 +86,7 @@ fn should_check_kube_proxy_urls() {
     let get = |url: &str| cluster.node.shell(&format!("curl -fsS -m 2 http://{url}")).unwrap();
     assert_eq!(get("127.0.0.1:10249/proxyMode"), "userspace");
     let config: serde_json::Value = serde_json::from_str(&get("127.0.0.1:10249/configz")).unwrap();
-    assert_eq!(config["portolan-proxy"]["connect-timeout"], "1", "{config}");
+    assert_eq!(config["portolan-proxy"]["connect-timeout"], "2", "{config}");
     get("127.0.0.1:10249/healthz");
     get("127.0.0.1:10256/healthz");
     get("192.0.2.2:10256/livez");

@@ -134,3 +134,60 @@ fn should_serve_endpoints_on_same_port_and_different_protocols() {
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     assert_eq!(socket.recv(&mut buffer).unwrap(), 2);
 }
+
+/// As k3s' ServiceLB does: the addresses of all nodes are in the status. Those of others are theirs: packets to them have to leave.
+#[test]
+fn the_address_of_another_node_is_left_to_it() {
+    let (cluster, client) = cluster();
+    let address = cluster.node.outside_address().to_owned();
+    let node = |kind: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: other}}\nstatus: {{addresses: [{{type: {kind}, address: {address}}}]}}\n"
+        )
+    };
+    let spec = format!(
+        "  type: LoadBalancer\n  externalIPs: [{address}]\n{PORT_80}\nstatus: {{loadBalancer: {{ingress: [{{ip: {address}}}, {{ip: {NODE}}}]}}}}"
+    );
+    let local = || cluster.node.shell(&format!("ip route get {address}")).unwrap().starts_with("local");
+    let _replica = replica(&cluster, "web-1", "web");
+    for kind in ["InternalIP", "ExternalIP"] {
+        cluster.apply("node.yaml", &node(kind)).unwrap();
+        cluster.apply("web.yaml", &service(&spec)).unwrap();
+        expect_answers(&client, &format!("{NODE}:80"), &["web-1"]);
+        assert!(!local(), "{kind}");
+        cluster.node.shell(&format!("ping -c1 -W2 {address}")).unwrap();
+        cluster.delete("node.yaml").unwrap();
+        wait_for("it to be nobody's", || {
+            ensure!(local());
+            Ok(())
+        })
+        .unwrap();
+        expect_answers(&client, &format!("{address}:80"), &["web-1"]);
+        cluster.apply("node.yaml", &node(kind)).unwrap();
+        wait_for("it to be the other node's again", || {
+            ensure!(!local());
+            Ok(())
+        })
+        .unwrap();
+        cluster.delete("web.yaml").unwrap();
+        expect_refusal(&client, &format!("{NODE}:80"));
+    }
+}
+
+/// All workers take them, and the next proxy's too: the socket that keeps the port from others gets none.
+#[test]
+fn connections_to_a_node_port_are_handed_over_as_those_to_virtual_ips_are() {
+    let (cluster, client) = cluster();
+    let spec = "  type: NodePort\n  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]";
+    cluster.apply("web.yaml", &service(spec)).unwrap();
+    let _replica = replica(&cluster, "web-1", "web");
+    let address = format!("{NODE}:30080");
+    expect_answers(&client, &address, &["web-1"]);
+    let count = "nft 'add table inet seen; add chain inet seen in { type filter hook prerouting priority -149; }; add rule inet seen in tcp dport 30080 tcp flags syn / syn,ack meta mark and 0x1000 == 0x1000 counter'";
+    cluster.node.shell(count).unwrap();
+    for _ in 0..20 {
+        client.ask(&address).unwrap();
+    }
+    let seen = cluster.node.shell("nft list table inet seen").unwrap();
+    assert!(seen.contains("counter packets 0"), "those of connections that exist: {seen}");
+}

@@ -192,3 +192,83 @@ fn kube_proxys_metrics_are_there_under_their_names() {
     cluster.delete("web.yaml").unwrap();
     expect_stranded(0.0);
 }
+
+#[test]
+fn a_proxy_that_drains_says_so_and_one_that_was_replaced_says_nothing() {
+    let (mut cluster, client) = cluster();
+    let server = cluster.add_pod("web-1").unwrap();
+    let listener =
+        server.netns.run(|| std::net::TcpListener::bind((server.ip.as_str(), 8080))).unwrap().unwrap();
+    let pod = pod_manifest("web-1", "web", "");
+    cluster.apply("pod-web-1.yaml", &pod).unwrap();
+    let spec = format!(
+        "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32101\n{PORT_80}"
+    );
+    cluster.apply("web.yaml", &service(&spec)).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let connect = || Ok(client.netns.run(|| TcpStream::connect(&address))??);
+    let open = || {
+        let stream: TcpStream = wait_for("the service", connect).unwrap();
+        (stream, listener.accept().unwrap())
+    };
+    let first = open();
+    let check = "http://192.0.2.2:32101/";
+    wait_for("the health check", || {
+        ensure!(page(&cluster, check)?.0 == 200);
+        Ok(())
+    })
+    .unwrap();
+    // The one before has a connection that is open, and knows of no change any more.
+    let mut old = cluster.succeed_proxy().unwrap();
+    cluster.delete("pod-web-1.yaml").unwrap();
+    wait_for("the pod to be gone", || {
+        ensure!(page(&cluster, check)?.0 == 503);
+        Ok(())
+    })
+    .unwrap();
+    for _ in 0..30 {
+        assert_eq!(page(&cluster, check).unwrap().0, 503);
+    }
+    drop(first);
+    assert!(old.wait().unwrap().success());
+    cluster.apply("pod-web-1.yaml", &pod).unwrap();
+    wait_for("the health check", || {
+        ensure!(page(&cluster, check)?.0 == 200);
+        Ok(())
+    })
+    .unwrap();
+    let second = open();
+    cluster.node.shell(&format!("kill {}", cluster.proxy.id())).unwrap();
+    wait_for("the drain", || {
+        ensure!(page(&cluster, HEALTHZ)?.0 == 503);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(page(&cluster, "http://127.0.0.1:10256/readyz").unwrap().0, 503);
+    assert_eq!(page(&cluster, "http://127.0.0.1:10256/livez").unwrap().0, 200, "it lives");
+    let (code, body) = page(&cluster, check).unwrap();
+    assert_eq!((code, &json(&body)["localEndpoints"]), (503, &serde_json::json!(0)));
+    drop(second);
+    assert!(cluster.proxy.wait().unwrap().success());
+}
+
+#[test]
+fn the_series_of_a_service_go_when_it_is_one_without_virtual_ip_or_another_proxys() {
+    let (cluster, client) = cluster();
+    let _replica = replica(&cluster, "web-1", "web");
+    let series = r#"portolan_proxy_service_connections_opened_total{namespace="default",port="",protocol="tcp",service="web"}"#;
+    let others = service(PORT_80)
+        .replace("{name: web}", "{name: web, labels: {service.kubernetes.io/service-proxy-name: other}}");
+    let alias = service(&format!("  type: ExternalName\n  externalName: example.com\n{PORT_80}"));
+    for changed in [others, alias] {
+        cluster.apply("web.yaml", &service(PORT_80)).unwrap();
+        expect_answers(&client, &format!("{}:80", cluster.virtual_ip("web").unwrap()), &["web-1"]);
+        assert!(cluster.proxy_metric(series).unwrap() >= 20.0);
+        cluster.apply("web.yaml", &changed).unwrap();
+        wait_for("the series to go", || {
+            ensure!(cluster.proxy_metric(series).is_err());
+            Ok(())
+        })
+        .unwrap();
+    }
+}

@@ -34,7 +34,6 @@ const END_OF_LIST: &str = "k8s.io/initial-events-end";
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selectors {
     pub(super) labels: String,
-    pub(super) fields: String,
 }
 
 /// Follows one resource.
@@ -255,20 +254,22 @@ impl<K: Kind> Follower<K> {
 
 impl Selectors {
     fn list(&self) -> ListParams {
-        let (label_selector, field_selector) = self.texts();
-        ListParams { label_selector, field_selector, ..ListParams::default() }
+        ListParams { label_selector: self.text(), ..ListParams::default() }
     }
 
     /// The server ends each watch after five minutes at most, and so spreads them over its instances.
     fn watch(&self, lists_first: bool) -> WatchParams {
-        let (label_selector, field_selector) = self.texts();
-        let send_initial_events = lists_first;
-        WatchParams { label_selector, field_selector, timeout: None, bookmarks: true, send_initial_events }
+        WatchParams {
+            label_selector: self.text(),
+            field_selector: None,
+            timeout: None,
+            bookmarks: true,
+            send_initial_events: lists_first,
+        }
     }
 
-    fn texts(&self) -> (Option<String>, Option<String>) {
-        let some = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
-        (some(&self.labels), some(&self.fields))
+    fn text(&self) -> Option<String> {
+        Some(self.labels.clone()).filter(|text| !text.is_empty())
     }
 }
 

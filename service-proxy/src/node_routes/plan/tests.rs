@@ -26,6 +26,7 @@ fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Arc<Node> {
         name: name.into(),
         labels: BTreeMap::new(),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
+        external_addresses: vec![],
         pod_cidrs: pod_cidrs.iter().map(|text| cidr(text)).collect(),
     })
 }

@@ -1,0 +1,132 @@
+//! The control loop: what is known is put into force, looked after, and given up in the end.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use daemon::drain::Drain;
+use discovery::{Snapshot, Snapshots};
+use tracing::{info, warn};
+
+use crate::kernel::divert::Divert;
+use crate::kernel::local_route::LocalRoutes;
+use crate::pages::health_check::HealthChecks;
+use crate::pages::{Shown, Status};
+use crate::proxier::Proxier;
+use crate::succession::Succession;
+
+/// How often a frontend that could not be opened is tried again, and the kernel's part is looked after.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What follows the snapshots.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) proxier: Proxier,
+    pub(crate) routes: LocalRoutes,
+    /// If clients' addresses are borrowed.
+    pub(crate) divert: Option<Divert>,
+    pub(crate) health_checks: HealthChecks,
+    pub(crate) succession: Succession,
+    pub(crate) status: Status,
+    /// When the last state was put into force.
+    pub(crate) updated: Option<SystemTime>,
+}
+
+impl Serving {
+    /// Follows the snapshots until the drain begins. Cancel-safe in that the next state makes up for one half done.
+    pub(crate) async fn follow(&mut self, mut snapshots: Snapshots, drain: &Drain) {
+        let mut retry = tokio::time::interval(RETRY_INTERVAL);
+        snapshots.mark_changed();
+        loop {
+            tokio::select! {
+                () = drain.started() => return,
+                changed = snapshots.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                _ = retry.tick() => {
+                    self.health_checks.listen().await;
+                    let has_moved = self.updated.is_some() && self.proxier.node_has_moved();
+                    if !has_moved {
+                        let snapshot = Arc::clone(&snapshots.borrow());
+                        self.look_after(&snapshot).await;
+                        continue;
+                    }
+                    info!("the node has other addresses now");
+                }
+            }
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            self.apply(&snapshot).await;
+        }
+    }
+
+    async fn apply(&mut self, snapshot: &Arc<Snapshot>) {
+        self.proxier.apply(snapshot);
+        // Before the first state nothing is known, and what the proxy before has needs its routes.
+        if snapshot.synced {
+            self.routes.set_singles(self.proxier.outside()).await;
+            let addresses = self.proxier.node_port_addresses();
+            self.health_checks.set(self.proxier.health_checks(), addresses).await;
+        }
+        self.note(snapshot).await;
+    }
+
+    /// Tries again what has failed, and brings back what somebody has deleted.
+    async fn look_after(&mut self, snapshot: &Snapshot) {
+        if self.proxier.retry_failures() {
+            self.note(snapshot).await;
+        }
+        if self.succession.is_taken() {
+            self.repair().await;
+        }
+    }
+
+    /// Notes what is in force: the first time, the proxy before is told, which may have been taking its leave.
+    async fn note(&mut self, snapshot: &Snapshot) {
+        if snapshot.synced && self.proxier.stuck_since().is_none() {
+            self.updated = Some(SystemTime::now());
+            if !self.succession.is_taken() {
+                self.succession.take();
+                self.repair().await;
+            }
+        }
+        self.status.set(Shown {
+            frontends: self.proxier.frontends(),
+            failures: self.proxier.failures(),
+            updated: self.updated,
+            stuck_since: self.proxier.stuck_since(),
+            leaving: self.proxier.is_leaving(snapshot),
+            draining: false,
+        });
+    }
+
+    async fn repair(&mut self) {
+        self.routes.repair().await;
+        if let Some(divert) = &self.divert
+            && let Err(error) = divert.repair().await
+        {
+            warn!(%error, "replies to borrowed addresses may not come back");
+        }
+    }
+
+    /// New connections are refused from now on, and load balancers are told.
+    pub(crate) fn stop_accepting(&mut self) {
+        self.status.drain();
+        self.health_checks.drain();
+        self.proxier.stop_catching();
+    }
+
+    /// Takes everything out of the kernel, unless it is another proxy's by now.
+    pub(crate) async fn clean_up(mut self) -> Proxier {
+        // One that has just taken over may not have said so yet.
+        if self.succession.other().is_none() && self.proxier.forget() {
+            // The routes come last: without them, not even open connections work.
+            self.routes.remove().await;
+            if let Some(divert) = self.divert {
+                divert.remove().await;
+            }
+            self.succession.end();
+        }
+        self.proxier
+    }
+}
