@@ -182,10 +182,11 @@ const TOO_NOISY: f64 = 0.2;
 const TOO_LATE: f64 = 0.1;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn path(name: &str, errors: u64, added: Option<Estimate>) -> PathResult {
+    /// A path that differs from the first one by the same at every percentile.
+    pub(crate) fn path(name: &str, errors: u64, added: Option<Estimate>) -> PathResult {
         let added = added.map(|estimate| Added { p50: estimate, p99: estimate, p999: estimate });
         PathResult {
             path: name.to_owned(),

@@ -12,6 +12,9 @@ use crate::processor;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
+/// Everything is being killed.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
 /// Whether somebody wants the run to end.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
@@ -21,6 +24,14 @@ pub(crate) fn requested() -> bool {
 pub(crate) fn check() -> Result<()> {
     ensure!(!requested(), "interrupted by a signal");
     Ok(())
+}
+
+/// To be called before the process ends by itself: does not return if the second signal has come. What fails then fails because
+/// everything is being killed, and the process must not end before all of it is.
+pub fn leave_to_second_signal() {
+    while ENDING.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
 }
 
 /// From now on SIGINT, SIGTERM and SIGHUP ask for the end; the second one ends the process at once, and all that it has
@@ -57,6 +68,7 @@ fn is_ignored(signal: Signal) -> Result<bool> {
 
 #[expect(clippy::exit, reason = "the second signal means it; namespaces go with the last process in them")]
 fn end_at_once() {
+    ENDING.store(true, Ordering::Relaxed);
     Program::kill_all();
     // And what is waited for at the moment: `kubectl`, once the API server has gone, tries for minutes.
     for process in processor::descendants(std::process::id()).into_iter().skip(1) {

@@ -42,7 +42,7 @@ pub use demo::demo;
 pub use dns::{DNS_PARTS, DnsPart, dns, serve_with_hickory};
 pub use docs::write_docs;
 pub use environment::Environment;
-pub use interrupt::watch as watch_signals;
+pub use interrupt::{leave_to_second_signal, watch as watch_signals};
 pub use latency::latency;
 pub use load::Shape;
 pub use privilege::check as check_privileges;

@@ -171,7 +171,13 @@ fn size(quick: bool) -> Size {
 fn main() -> Result<()> {
     let args = Args::parse();
     portolan_bench::watch_signals()?;
-    match args.command {
+    let ended = run(args.command);
+    portolan_bench::leave_to_second_signal();
+    ended
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Latency(run) => run.measure(portolan_bench::latency, &LATENCY),
         Command::Proxy(run) => run.measure(portolan_bench::proxy, &PROXY),
         Command::Cni { quick, json, out } => {

@@ -1,27 +1,6 @@
 use super::*;
-use crate::comparison::{Added, Comparison, PathResult, Usage};
-
-fn path(name: &str, added: Option<Estimate>) -> PathResult {
-    PathResult {
-        path: name.to_owned(),
-        again: name.ends_with(" again"),
-        requests: 1000,
-        errors: 0,
-        p50: 50.0,
-        p90: 60.0,
-        p99: 70.0,
-        p999: 80.0,
-        max: 90.0,
-        rate: 1.0.into(),
-        added: added.map(|added| Added { p50: added, p99: added, p999: added }),
-        relative_rate: 1.0.into(),
-        usage: Usage::default(),
-        lag: None,
-        rounds: Vec::new(),
-        between_rounds: Vec::new(),
-        busy: None,
-    }
-}
+use crate::comparison::Comparison;
+use crate::comparison::tests::path;
 
 fn found(requests: Estimate, connections: Estimate, rounds: usize) -> String {
     let mut record = Record::new("latency");
@@ -34,9 +13,9 @@ fn found(requests: Estimate, connections: Estimate, rounds: usize) -> String {
             block_ms: 200,
             saturated: false,
             paths: vec![
-                path("direct", None),
-                path("direct again", Some(Estimate::new(-2.0, 0.0, 1.0))),
-                path("virtual IP", Some(added)),
+                path("direct", 0, None),
+                path("direct again", 0, Some(Estimate::new(-2.0, 0.0, 1.0))),
+                path("virtual IP", 0, Some(added)),
             ],
         })
         .into();
