@@ -22,10 +22,6 @@ pub(super) const FLOWS: usize = 128;
 /// Queries a flow sends at once: a resolver asks for A and AAAA together.
 pub(super) const BURST: usize = 2;
 
-/// An answer that takes longer has been lost. Longer than any stall, and a part of a block: a flow that waits asks nothing, which
-/// would make the others faster.
-const LOST: Duration = Duration::from_millis(100);
-
 /// No answer of ours is larger.
 const ANSWER: usize = 1232;
 
@@ -79,6 +75,9 @@ impl<'q> Flows<'q> {
 
     /// Closed loop: a flow whose queries are answered sends the next at once.
     pub(super) fn load(&mut self, block: &mut Block, length: Duration) -> Result<()> {
+        // An answer that takes longer has been lost. A flow that waits asks nothing, which makes the others faster: it must not for a
+        // whole block.
+        let lost = length / 2;
         block.began = Instant::now();
         let end = block.began + length;
         for index in 0..FLOWS {
@@ -97,7 +96,7 @@ impl<'q> Flows<'q> {
                 }
                 block.units += received as f64;
             }
-            if flow.waiting > 0 && now - flow.at > LOST {
+            if flow.waiting > 0 && now - flow.at > lost {
                 block.errors += flow.waiting as u64;
                 flow.waiting = 0;
             }
@@ -107,16 +106,16 @@ impl<'q> Flows<'q> {
             index = (index + 1) % FLOWS;
         }
         block.took = now - block.began;
-        self.drain(now)?;
+        self.drain(now, lost)?;
         block.errors += self.flows.iter().map(|flow| flow.waiting as u64).sum::<u64>();
         Ok(())
     }
 
     /// Takes what is still to come, so that a slow server does not work on it while another one is measured. The block is
     /// over: waiting here for what was lost says nothing about a rate.
-    fn drain(&mut self, since: Instant) -> Result<()> {
+    fn drain(&mut self, since: Instant, lost: Duration) -> Result<()> {
         for index in (0..FLOWS).cycle() {
-            if since.elapsed() > LOST || self.flows.iter().all(|flow| flow.waiting == 0) {
+            if since.elapsed() > lost || self.flows.iter().all(|flow| flow.waiting == 0) {
                 break;
             }
             self.receive(index)?;
