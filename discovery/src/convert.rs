@@ -48,7 +48,7 @@ impl Findings {
         self.0.iter().any(|finding| finding.severity == Severity::Error)
     }
 
-    /// Adds what `read` finds in fields that only traffic uses: a mistake there costs the field, not the object and its name.
+    /// Adds what `read` finds where no API server looks, so that a mistake may come from one: it costs the field, not the object.
     pub(crate) fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
         let mut found = Self::default();
         let value = read(&mut found);

@@ -28,8 +28,7 @@ pub(crate) fn service(service: api::Service, findings: &mut Findings) -> Option<
         spec.publish_not_ready_addresses == Some(true) || tolerate.is_some_and(|v| v == "true");
     let kind = kind(&spec, findings)?;
     let ports = ports(&spec, &kind, findings);
-    let status = service.status.as_ref();
-    let rules = findings.optional(|findings| traffic_rules(&service.metadata, &spec, status, findings));
+    let rules = traffic_rules(&service.metadata, &spec, service.status.as_ref(), findings);
     Some(Service { name, kind, ports, selector: spec.selector.unwrap_or_default(), publish_not_ready, rules })
 }
 
@@ -150,7 +149,7 @@ fn ports(spec: &api::ServiceSpec, kind: &ServiceKind, findings: &mut Findings) -
             if protocol == Protocol::Sctp {
                 findings.warn(&field("protocol"), "SCTP is not carried; its names resolve, its port refuses");
             }
-            let node_port = findings.optional(|findings| node_port(&field("nodePort"), spec, port, findings));
+            let node_port = node_port(&field("nodePort"), spec, port, findings);
             ports.push(ServicePort { name: name.into(), protocol, port: number, target_port, node_port });
         }
     }

@@ -34,8 +34,6 @@ pub(super) fn traffic_rules(
     let internal_local =
         is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), findings);
     let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
-    let source_ranges = if is_load_balancer { source_ranges(spec, findings) } else { Some(Vec::new()) };
-    let serves_load_balancer = is_load_balancer && source_ranges.is_some();
     let check = spec.health_check_node_port.filter(|port| *port != 0 && is_load_balancer && external_local);
     TrafficRules {
         carrier: carrier(metadata),
@@ -44,17 +42,13 @@ pub(super) fn traffic_rules(
         distribution: distribution(spec, findings),
         affinity: affinity(spec, findings),
         external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten(), findings),
-        load_balancer_ips: if serves_load_balancer {
-            load_balancer_ips(status, findings)
-        } else {
-            Vec::new()
-        },
-        source_ranges: source_ranges.unwrap_or_default(),
+        load_balancer_ips: if is_load_balancer { load_balancer_ips(status, findings) } else { Vec::new() },
+        source_ranges: if is_load_balancer { source_ranges(spec, findings) } else { Vec::new() },
         health_check_node_port: check
             .and_then(|port| port_number("spec.healthCheckNodePort", port, findings)),
-        balancer: balancer(metadata, findings),
-        max_connections: max_connections(metadata, findings),
-        proxy_protocol: proxy_protocol(metadata, findings),
+        balancer: findings.optional(|findings| balancer(metadata, findings)),
+        max_connections: findings.optional(|findings| max_connections(metadata, findings)),
+        proxy_protocol: findings.optional(|findings| proxy_protocol(metadata, findings)),
     }
 }
 
@@ -157,17 +151,9 @@ fn load_balancer_ips(status: Option<&api::ServiceStatus>, findings: &mut Finding
     addresses("status.loadBalancer.ingress", ips.filter(|ip| !ip.is_empty()), findings)
 }
 
-/// None where no range of those written can be read: with an empty list everybody would be let in.
-fn source_ranges(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<Vec<IpNetwork>> {
-    let written = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
-    let ranges: Vec<_> =
-        written.iter().enumerate().filter_map(|(index, text)| source_range(index, text, findings)).collect();
-    if ranges.is_empty() && !written.is_empty() {
-        let message = "has no range that can be read: the load balancer's addresses are not served";
-        findings.warn("spec.loadBalancerSourceRanges", message);
-        return None;
-    }
-    Some(ranges)
+fn source_ranges(spec: &api::ServiceSpec, findings: &mut Findings) -> Vec<IpNetwork> {
+    let written = spec.load_balancer_source_ranges.iter().flatten().enumerate();
+    written.filter_map(|(index, text)| source_range(index, text, findings)).collect()
 }
 
 /// Host bits mean nothing, as for kube-proxy.
