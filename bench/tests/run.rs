@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::HashSet;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -55,20 +55,11 @@ fn a_run_becomes_a_page_that_needs_nothing_else() {
 #[test]
 fn an_interrupted_run_keeps_what_it_has_says_so_and_leaves_nothing_running() {
     let directory = tempfile::tempdir().unwrap();
-    let mut child = Command::new(PROGRAM)
-        .args(["latency", "--rounds", "2", "--only", "rr,open", "--out", text(directory.path())])
-        .stderr(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     // Each load is announced; when the second one is, the first is complete.
-    assert!(lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("RR 1 B")));
-    let daemons = children(pid);
-    assert!(daemons.len() >= 6, "a proxy and a DNS server on each of three nodes: {daemons:?}");
-    kill(pid, Signal::SIGINT).unwrap();
-    let said: Vec<String> = lines.map_while(Result::ok).collect();
+    let arguments = ["latency", "--rounds", "2", "--only", "rr,open", "--out", text(directory.path())];
+    let (mut child, said, daemons) = begin(&arguments, "RR 1 B");
+    kill(pid(&child), Signal::SIGINT).unwrap();
+    let said: Vec<String> = said.map_while(Result::ok).collect();
     assert!(!child.wait().unwrap().success());
     assert!(said.iter().any(|line| line.contains("results are partial")), "{said:?}");
     let record = Record::read(&directory.path().join("latency.json")).unwrap();
@@ -82,23 +73,13 @@ fn an_interrupted_run_keeps_what_it_has_says_so_and_leaves_nothing_running() {
 /// The first one, here of a terminal that is closed, would take everything down in order.
 #[test]
 fn a_second_signal_ends_it_at_once_with_everything_it_has_started() {
-    let mut child = Command::new(PROGRAM)
-        .args(["latency", "--rounds", "2", "--only", "rr"])
-        .stderr(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("RR,")));
-    let daemons = children(pid);
-    assert!(daemons.len() >= 6, "a proxy and a DNS server on each of three nodes: {daemons:?}");
+    let (mut child, _said, daemons) = begin(&["latency", "--rounds", "2", "--only", "rr"], "RR,");
     let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
     let networks: HashSet<PathBuf> = daemons.iter().filter_map(|daemon| network(daemon)).collect();
     assert!(networks.len() >= 3 && !networks.contains(&network("self").unwrap()), "{networks:?}");
     // Both are there when it goes on: the first alone might end it before the second comes.
     for signal in [Signal::SIGSTOP, Signal::SIGHUP, Signal::SIGINT, Signal::SIGCONT] {
-        kill(pid, signal).unwrap();
+        kill(pid(&child), signal).unwrap();
     }
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let left = || -> Vec<String> {
@@ -112,6 +93,21 @@ fn a_second_signal_ends_it_at_once_with_everything_it_has_started() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(left(), Vec::<String>::new(), "processes are left in the namespaces of the run");
+}
+
+/// A run that has come as far as saying this, the rest of what it says, and the daemons it has started.
+fn begin(arguments: &[&str], announced: &str) -> (Child, Lines<BufReader<ChildStderr>>, Vec<String>) {
+    let mut run = Command::new(PROGRAM);
+    let mut child = run.args(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.by_ref().map_while(Result::ok).any(|line| line.starts_with(announced)));
+    let daemons = children(pid(&child));
+    assert!(daemons.len() >= 6, "a proxy and a DNS server on each of three nodes: {daemons:?}");
+    (child, lines, daemons)
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
 /// Of all its threads.

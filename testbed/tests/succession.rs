@@ -5,8 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-use testbed::{Binaries, Cluster, NameServer, Program, wait_for};
+use anyhow::{Result, ensure};
+use testbed::{Binaries, Cluster, NameServer, Pod, Program, wait_for};
 
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n";
 
@@ -69,13 +69,18 @@ fn no_request_is_lost_while_proxies_follow_each_other() {
     );
 }
 
+/// A client, a server by hand, and the Service that leads to it.
+fn web(cluster: &Cluster) -> Result<(Pod, TcpListener, String)> {
+    let (client, server) = (cluster.add_pod("client")?, cluster.add_pod("web-1")?);
+    let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 8080)))??;
+    cluster.apply("web.yaml", WEB)?;
+    Ok((client, listener, format!("{}:80", cluster.virtual_ip("web")?)))
+}
+
 #[test]
 fn an_open_connection_outlives_the_proxy_that_has_it() {
     let mut cluster = Cluster::start().unwrap();
-    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
-    let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 8080))).unwrap().unwrap();
-    cluster.apply("web.yaml", WEB).unwrap();
-    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let (client, listener, address) = web(&cluster).unwrap();
     let connect = || Ok(client.netns.run(|| TcpStream::connect(&address))??);
     let mut stream: TcpStream = wait_for("the service", connect).unwrap();
     let (mut accepted, _) = listener.accept().unwrap();
@@ -167,10 +172,7 @@ fn a_proxy_whose_rules_the_kernel_refuses_takes_over_once_it_accepts_them() {
 #[test]
 fn a_proxy_that_drains_leaves_to_its_successor_what_is_the_nodes() {
     let mut cluster = Cluster::start().unwrap();
-    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
-    let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 8080))).unwrap().unwrap();
-    cluster.apply("web.yaml", WEB).unwrap();
-    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    let (client, listener, address) = web(&cluster).unwrap();
     let connect = || Ok(client.netns.run(|| TcpStream::connect(&address))??);
     let stream: TcpStream = wait_for("the service", connect).unwrap();
     let (accepted, _) = listener.accept().unwrap();

@@ -15,6 +15,18 @@ fn contender<'a>(name: &'a str, own: &'a Process, units: impl Fn() -> f64 + 'a) 
     Contender { name, process: Some(own), block: Box::new(block) }
 }
 
+fn requests(rounds: usize) -> Measurement {
+    Measurement {
+        title: "RR".to_owned(),
+        words: String::new(),
+        unit: "requests",
+        length: Duration::from_millis(1),
+        rounds,
+        shows_stalls: true,
+        saturates: false,
+    }
+}
+
 #[test]
 fn a_path_that_answers_nothing_can_be_written_read_and_reported() {
     let (mut record, own) = (Record::new("latency"), Process(std::process::id()));
@@ -26,22 +38,11 @@ fn a_path_that_answers_nothing_can_be_written_read_and_reported() {
         contender("direct again", &own, sometimes),
         contender("virtual IP", &own, || 0.0),
     ];
-    let (title, words) = ("RR".to_owned(), String::new());
-    let length = Duration::from_millis(1);
-    let measurement = Measurement {
-        title,
-        words,
-        unit: "requests",
-        length,
-        rounds: 3,
-        shows_stalls: true,
-        saturates: false,
-    };
-    interleave(&mut record, &measurement, &paths).unwrap();
+    interleave(&mut record, &requests(3), &paths).unwrap();
     // Beside a first path without an answer nothing can be compared either.
     let reversed = [contender("direct", &own, || 0.0), contender("direct again", &own, || 1.0)];
     let title = "CRR".to_owned();
-    interleave(&mut record, &Measurement { title, ..measurement }, &reversed).unwrap();
+    interleave(&mut record, &Measurement { title, ..requests(3) }, &reversed).unwrap();
     record.measured("rr-p50", f64::INFINITY);
     let directory = tempfile::tempdir().unwrap();
     record.write_into(directory.path()).unwrap();
@@ -72,18 +73,7 @@ fn a_path_that_fails_leaves_the_rounds_before_it() {
         measured(length)
     });
     let paths = [contender("direct", &own, || 1.0), failing];
-    let (title, words) = ("RR".to_owned(), String::new());
-    let length = Duration::from_millis(1);
-    let measurement = Measurement {
-        title,
-        words,
-        unit: "requests",
-        length,
-        rounds: 9,
-        shows_stalls: false,
-        saturates: false,
-    };
-    let error = interleave(&mut record, &measurement, &paths).unwrap_err();
+    let error = interleave(&mut record, &requests(9), &paths).unwrap_err();
     assert_eq!(format!("{error:#}"), "RR through virtual IP: refused");
     assert_eq!(record.comparison("RR").unwrap().rounds, 2);
 }

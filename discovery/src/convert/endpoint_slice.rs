@@ -122,11 +122,13 @@ fn endpoint(
 /// What is no label has no place in a name; the endpoint goes by its address then.
 fn hostname(index: usize, name: &str, findings: &mut Findings) -> Option<Arc<str>> {
     let lower = name.to_ascii_lowercase();
-    if !lower.is_empty() && !is_dns_label(&lower) {
-        findings.warn(&format!("endpoints[{index}].hostname"), format!("{name:?} {NOT_A_LABEL}; ignored"));
-        return None;
+    if is_dns_label(&lower) {
+        return Some(lower.into());
     }
-    (!lower.is_empty()).then(|| lower.into())
+    if !name.is_empty() {
+        findings.warn(&format!("endpoints[{index}].hostname"), format!("{name:?} {NOT_A_LABEL}; ignored"));
+    }
+    None
 }
 
 fn hints(hints: api::EndpointHints) -> Option<Arc<Hints>> {

@@ -183,11 +183,16 @@ fn connections_to_a_node_port_are_handed_over_as_those_to_virtual_ips_are() {
     let _replica = replica(&cluster, "web-1", "web");
     let address = format!("{NODE}:30080");
     expect_answers(&client, &address, &["web-1"]);
-    let count = "nft 'add table inet seen; add chain inet seen in { type filter hook prerouting priority -149; }; add rule inet seen in tcp dport 30080 tcp flags syn / syn,ack meta mark and 0x1000 == 0x1000 counter'";
+    let count = "nft 'add table inet seen; add chain inet seen in { type filter hook prerouting priority -149; }; add rule inet seen in tcp dport 30080 tcp flags syn / syn,ack counter meta mark and 0x1000 == 0x1000 counter'";
     cluster.node.shell(count).unwrap();
     for _ in 0..20 {
         client.ask(&address).unwrap();
     }
     let seen = cluster.node.shell("nft list table inet seen").unwrap();
-    assert!(seen.contains("counter packets 0"), "those of connections that exist: {seen}");
+    assert_eq!(seen.matches("counter packets 20 ").count(), 1, "all that were asked for: {seen}");
+    assert_eq!(
+        seen.matches("counter packets 0 ").count(),
+        1,
+        "those taken for connections that exist: {seen}"
+    );
 }
