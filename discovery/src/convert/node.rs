@@ -26,12 +26,14 @@ pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
     let status = node.status.unwrap_or_default();
     let (mut addresses, mut external_addresses) = (Vec::new(), Vec::new());
     for (index, found) in status.addresses.iter().flatten().enumerate() {
-        let wanted = match found.type_.as_str() {
-            "InternalIP" => &mut addresses,
-            "ExternalIP" => &mut external_addresses,
-            _ => continue,
-        };
-        wanted.extend(address(&format!("status.addresses[{index}].address"), &found.address, findings));
+        let field = format!("status.addresses[{index}].address");
+        let read = |findings: &mut Findings| address(&field, &found.address, findings);
+        match found.type_.as_str() {
+            "InternalIP" => addresses.extend(read(findings)),
+            // Nothing leads there: it only has to be known for another node's.
+            "ExternalIP" => external_addresses.extend(findings.optional(read)),
+            _ => {}
+        }
     }
     let labels = node.metadata.labels.unwrap_or_default();
     let is_marked = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);

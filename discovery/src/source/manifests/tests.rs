@@ -211,6 +211,16 @@ fn hostile_input_is_an_error_and_nothing_worse() {
 }
 
 #[test]
+fn an_external_address_that_is_none_does_not_cost_the_node_its_routes() {
+    let text = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.22.0.0/24]}\nstatus: {addresses: [{type: ExternalIP, address: n1.test}]}\n";
+    let event = event(&mut Manifests::new("/nowhere".into()), "node.yaml", text.as_bytes());
+    let Event::Replace { objects, problems, .. } = event else { panic!("{event:?}") };
+    assert!(matches!(objects.unwrap()[..], [Sourced { object: Object::Node(_), .. }]));
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    assert!(problem.to_string().ends_with("\"n1.test\" is not an IP address; ignored"), "{problem}");
+}
+
+#[test]
 fn nesting_has_a_bound_however_it_is_written() {
     let too_deep = "error: web.yaml:1: is nested more than 100 levels deep";
     let wide = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
