@@ -90,6 +90,11 @@ impl<'a> Batch<'a> {
         self.add_base_chain(name, "filter", PREROUTING, PRIORITY_RAW);
     }
 
+    /// A chain in which the node's own packets are looked at before conntrack sees them.
+    pub fn add_raw_output_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "filter", OUTPUT, PRIORITY_RAW);
+    }
+
     /// A chain in which destinations of packets that arrive are translated.
     pub fn add_prerouting_nat_chain(&mut self, name: &str) {
         self.add_base_chain(name, "nat", PREROUTING, PRIORITY_DSTNAT);

@@ -250,6 +250,11 @@ impl Rule {
             .with("tproxy", |a| a.number(1, u32::from(family)).number(2, REGISTER).number(3, next))
     }
 
+    /// `notrack`: conntrack, and with it NAT, passes the packet over.
+    pub fn notrack(self) -> Self {
+        self.with("notrack", |a| a)
+    }
+
     /// `accept`: this chain has nothing more to say.
     pub fn accept(self) -> Self {
         self.verdict(ACCEPT)

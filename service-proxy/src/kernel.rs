@@ -6,3 +6,4 @@ pub(crate) mod local_route;
 pub(crate) mod node_address;
 pub(crate) mod socket;
 pub(crate) mod unreachable;
+pub(crate) mod untracked;

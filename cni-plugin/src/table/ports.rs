@@ -116,6 +116,9 @@ pub(super) fn write_chains(batch: &mut Batch<'_>) {
     }
     batch.add_prerouting_nat_chain(ARRIVING);
     batch.add_output_nat_chain(LEAVING);
+    // Connections that portolan-proxy has intercepted stay with it: a Service has its node port, and its port of an external IP
+    // that is an address of the node.
+    batch.add_rule(ARRIVING, &Rule::default().to_local_address().for_transparent_socket().stop());
     for chain in [ARRIVING, LEAVING] {
         batch.add_rule(chain, &Rule::default().to_local_address().jump(PORTS));
     }

@@ -5,6 +5,7 @@
 //! `src`, a connection from the node would take the virtual IP for its own source.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
@@ -17,7 +18,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::kernel::divert::is_there_already;
-use crate::kernel::node_address;
+use crate::kernel::{node_address, untracked};
 
 /// `RT_TABLE_LOCAL`.
 const LOCAL_TABLE: u32 = 255;
@@ -32,7 +33,7 @@ const LOOPBACK: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("open a netlink socket: {0}")]
-    Socket(#[source] std::io::Error),
+    Socket(#[source] io::Error),
     #[error("make {cidr} local to this node: {source}")]
     Add { cidr: IpNetwork, source: Box<rtnetlink::Error> },
 }
@@ -56,6 +57,8 @@ impl LocalRoutes {
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
         let mut added = Self { handle, ranges: Vec::new(), singles: BTreeSet::new(), connection: tasks };
+        // Before the routes: no packet to a virtual IP is translated.
+        report(untracked::write(cidrs));
         for cidr in cidrs {
             added.add(*cidr).await.map_err(|source| Error::Add { cidr: *cidr, source: Box::new(source) })?;
             info!(%cidr, "virtual IPs are local to this node");
@@ -99,6 +102,7 @@ impl LocalRoutes {
     /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone: there may be
     /// thousands of them.
     pub(crate) async fn repair(&self) {
+        report(untracked::repair(&self.ranges));
         let mut was_lost = false;
         for range in &self.ranges {
             match self.handle.route().add(message(*range)).execute().await {
@@ -123,11 +127,19 @@ impl LocalRoutes {
         for range in self.ranges.drain(..) {
             drop(self.handle.route().del(message(range)).execute().await);
         }
+        report(untracked::remove());
         self.connection.shutdown().await;
     }
 
     async fn add(&self, cidr: IpNetwork) -> Result<(), rtnetlink::Error> {
         self.handle.route().add(message(cidr)).replace().execute().await
+    }
+}
+
+/// Services work all the same, until a program publishes one of their ports on the node.
+fn report(result: io::Result<()>) {
+    if let Err(error) = result {
+        warn!(%error, "cannot keep virtual IPs out of the node's NAT (nft table inet portolan-virtual)");
     }
 }
 

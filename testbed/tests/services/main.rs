@@ -9,6 +9,7 @@ mod datagrams;
 mod entrances;
 mod families;
 mod granular;
+mod host_ports;
 mod lifecycle;
 mod limits;
 mod nodes;
