@@ -17,7 +17,7 @@ use netlink_packet_route::link::{
     BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
 };
 use netlink_packet_route::neighbour::NeighbourAttribute;
-use netlink_packet_route::route::{RouteAttribute, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -172,6 +172,15 @@ impl Netlink {
         match self.one(request::get_route(destination), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(device_of)),
             Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether an interface of the node has the address; not one that is local by a route alone, as virtual IPs are.
+    pub(crate) fn has_own(&mut self, address: IpAddr) -> io::Result<bool> {
+        match self.one(request::get_matching_route(address), NLM_F_ACK) {
+            Ok(answers) => Ok(answers.iter().any(is_of_interface)),
+            Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(false),
             Err(e) => Err(e),
         }
     }
@@ -355,6 +364,12 @@ fn neighbour_of(answer: RouteNetlinkMessage) -> Option<Vec<u8>> {
         NeighbourAttribute::LinkLayerAddress(mac) => Some(mac),
         _ => None,
     })
+}
+
+/// Whether the kernel has made this route, to itself, for an address of an interface.
+fn is_of_interface(answer: &RouteNetlinkMessage) -> bool {
+    let RouteNetlinkMessage::NewRoute(message) = answer else { return false };
+    message.header.kind == RouteType::Local && message.header.protocol == RouteProtocol::Kernel
 }
 
 fn device_of(answer: RouteNetlinkMessage) -> Option<u32> {

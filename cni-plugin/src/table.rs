@@ -30,6 +30,7 @@
 //! removed by GC, of a network that has no attachment any more, and by `portolan-cni cleanup`, of all.
 
 mod elements;
+mod flows;
 mod frames;
 mod network;
 mod ports;
@@ -40,7 +41,6 @@ use std::net::IpAddr;
 
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
-use nftables::conntrack::{self, Flow};
 use nftables::{Family, Netfilter};
 
 use crate::alias::Alias;
@@ -75,6 +75,19 @@ fn join_by(
     netlink: &mut Netlink,
     netfilter: &Netfilter,
 ) -> Result<()> {
+    record(conf, attachment, subnets, netlink, netfilter)?;
+    // Nobody has to wait for it: the lock is given back.
+    span(Span::Nft, || flows::forget_elsewhere(netfilter, netlink, attachment))
+}
+
+/// What of it other commands must not see half done.
+fn record(
+    conf: &NetConf,
+    attachment: &Attachment,
+    subnets: &[IpNetwork],
+    netlink: &mut Netlink,
+    netfilter: &Netfilter,
+) -> Result<()> {
     let _lock = Lock::acquire(&conf.header.state_dir)?;
     let (network, is_news) = span(Span::Store, || {
         let old = Network::read(&conf.header)?;
@@ -100,12 +113,10 @@ fn join_by(
             frames::add(netfilter, &conf.header, attachment)?;
         }
         if is_news {
-            rules::rewrite(netfilter, &conf.header)?;
+            rules::rewrite(netfilter, &conf.header)
         } else {
-            rules::add(netfilter, &conf.header, &network, attachment)?;
+            rules::add(netfilter, &conf.header, &network, attachment)
         }
-        // Also with the first rules: others may have had the node follow connections before.
-        forget_flows(netfilter, &ports::flows(attachment))
     })
 }
 
@@ -118,33 +129,44 @@ pub(crate) fn leave(
     netlink: &mut Netlink,
     netfilter: &Netfilter,
 ) -> Vec<Error> {
-    let mut errors = Vec::new();
     // A DEL before any ADD: nothing is to be made for it.
     if addresses.is_empty() && !header.state_dir.exists() {
-        return errors;
+        return Vec::new();
     }
-    let _lock = match Lock::acquire(&header.state_dir) {
+    let lock = match Lock::acquire(&header.state_dir) {
         Ok(lock) => lock,
         Err(error) => return vec![error],
     };
+    let (owned, mut errors) = unrecord(header, key, addresses, netlink, netfilter);
+    // Nobody has to wait for it.
+    drop(lock);
+    let forgotten = owned.map(|owned| span(Span::Nft, || flows::forget_translated(netfilter, &owned)));
+    errors.extend(forgotten.and_then(Result::err));
+    errors
+}
+
+/// What of it other commands must not see half done. Returns the pod with the ports that it had, for their flows.
+fn unrecord(
+    header: &Header,
+    key: &Key,
+    addresses: &[IpAddr],
+    netlink: &mut Netlink,
+    netfilter: &Netfilter,
+) -> (Option<Attachment>, Vec<Error>) {
+    let mut errors = Vec::new();
     let store = header.attachments();
     let recorded = store.read(key).ok().flatten();
     let mut leaving = recorded.as_ref().map(|record| record.ips.clone()).unwrap_or_default();
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
+    // A port is only ours to give back if we have it: a refused ADD must not take it from its holder.
+    let owned = recorded.as_ref().map(|record| ports::owned(header, record));
     span(Span::Nft, || {
-        let mut flows = Vec::new();
-        // A port is only ours to give back if we have it: a refused ADD must not take it from its holder.
+        errors.extend(owned.iter().flat_map(|owned| ports::remove_pod(netfilter, owned)));
         if let Some(record) = &recorded {
-            let owned = ports::owned(header, record);
-            errors.extend(ports::remove_pod(netfilter, &owned));
-            flows = ports::flows(&owned);
             errors.extend(record.bridge.as_ref().and_then(|_| frames::remove(netfilter, record)));
         }
         errors.extend(rules::remove_pod(netfilter, &header.name, &leaving));
-        // Of addresses that the next pod may get.
-        flows.extend(leaving.iter().flat_map(|address| Flow::of_address(*address)));
-        errors.extend(forget_flows(netfilter, &flows).err());
     });
     if let Some(record) = &recorded {
         errors.extend(ports::release(header, key, &record.port_mappings));
@@ -154,7 +176,7 @@ pub(crate) fn leave(
         errors.extend(withdraw_routes(header, netlink).err());
     }
     errors.extend(span(Span::Nft, || repair::tables(netfilter, header)).err());
-    errors
+    (owned, errors)
 }
 
 /// Whether this kernel and this process can have a table at all: STATUS.
@@ -231,10 +253,6 @@ pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result
     }
     frames::remove_table(netfilter)?;
     rules::remove_table(netfilter)
-}
-
-fn forget_flows(netfilter: &Netfilter, flows: &[Flow]) -> Result<()> {
-    conntrack::forget(netfilter, flows).map_err(kernel("forget connections"))
 }
 
 fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {

@@ -1,9 +1,14 @@
-//! Forgetting connections whose addresses mean something else by now.
-
-mod listed;
+//! Tracked UDP flows: listing those that a change may have made wrong, and forgetting them one by one.
+//!
+//! The kernel looks for them itself (`CTA_FILTER`, since 5.8) and lists what matches. It visits
+//! every bucket of its table for that, 10 ms for 262,144 of them, whatever is in them: so one list a family has to do for a
+//! command. What is listed costs 5 to 10 µs a flow. An older kernel lists everything: callers say in full what they want.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
 use super::Netfilter;
 use super::message::{self, Attributes};
@@ -12,43 +17,94 @@ use super::message::{self, Attributes};
 const GET: u16 = (1 << 8) | 1;
 const DELETE: u16 = (1 << 8) | 2;
 
+/// `NLM_F_REQUEST | NLM_F_DUMP`.
+const DUMP: u16 = 1 | 0x300;
+
+/// `NLMSG_ERROR`, `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+
 /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
-/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_FILTER` and what a filter looks at (`CTA_FILTER_F_*`).
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
+
+/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_ID`, `CTA_ZONE`, `CTA_FILTER`. An id and a zone make with the tuple a connection
+/// this one and no later one.
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
 const FILTER: u16 = 25;
+
+/// What a filter looks at (`CTA_FILTER_F_*`).
 const SOURCE_ADDRESS: u32 = 1;
-const DESTINATION_ADDRESS: u32 = 1 << 1;
 const PROTOCOL: u32 = 1 << 3;
 const DESTINATION_PORT: u32 = 1 << 5;
 
-/// Half a tuple is none, or there is nobody to ask; a deletion has no filter.
+/// `CTA_TUPLE_IP`, `CTA_TUPLE_PROTO`; `CTA_IP_V4_SRC` to `CTA_IP_V6_DST`; `CTA_PROTO_NUM` to `CTA_PROTO_DST_PORT`.
+const TUPLE_ADDRESSES: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const SOURCE_V4: u16 = 1;
+const DESTINATION_V4: u16 = 2;
+const SOURCE_V6: u16 = 3;
+const DESTINATION_V6: u16 = 4;
+const PROTOCOL_NUMBER: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const TO_PORT: u16 = 3;
+
+/// An attribute's kind without its flags.
+const KIND: u16 = 0x3fff;
+
+/// The kernel fills as much as is offered, up to this.
+const DATAGRAM: usize = 32 * 1024;
+
+/// Bytes of `struct nlmsghdr`, and of it with `struct nfgenmsg`.
+const HEADER: usize = 16;
+const PREFIX: usize = HEADER + 4;
+
+/// The filter has no meaning, or there is no conntrack to be asked.
 const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
 
-/// Connections that have a part of their tuple in common: the request that deletes them.
-#[derive(Debug)]
-pub struct Flow(Vec<u8>);
+/// Which UDP flows the kernel lists.
+#[derive(Clone, Debug)]
+pub struct Filter(Vec<u8>);
 
-impl Flow {
-    /// What `address` has begun and what it was asked, translated or not.
-    pub fn of_address(address: IpAddr) -> [Self; 2] {
-        let tuple = |a: Attributes| a.nested(1, |ip| write_address(ip, address, true));
-        [ORIGINAL, REPLY].map(|direction| Self::new(address.is_ipv4(), direction, SOURCE_ADDRESS, tuple))
+/// A tracked UDP flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Where its sender sent the first packet.
+    pub to: SocketAddr,
+    /// Who replies: the same, or what it was translated to.
+    pub replies_from: SocketAddr,
+    /// The request that deletes it.
+    deletion: Vec<u8>,
+}
+
+impl Filter {
+    /// Flows of one family, to `port` or to any.
+    pub fn to_port(v4: bool, port: Option<u16>) -> Self {
+        let flags = PROTOCOL | if port.is_some() { DESTINATION_PORT } else { 0 };
+        let port = |a: Attributes| match port {
+            Some(port) => a.bytes(TO_PORT, &port.to_be_bytes()),
+            None => a,
+        };
+        Self::new(v4, ORIGINAL, flags, |a| {
+            a.nested(TUPLE_PROTOCOL, |proto| port(proto.bytes(PROTOCOL_NUMBER, &[UDP])))
+        })
     }
 
-    /// What goes to a port of this node, at `address` or at any.
-    pub fn to_port(v4: bool, protocol: u8, port: u16, address: Option<IpAddr>) -> Self {
-        let flags = PROTOCOL | DESTINATION_PORT | if address.is_some() { DESTINATION_ADDRESS } else { 0 };
-        Self::new(v4, ORIGINAL, flags, |a| {
-            let a = match address {
-                Some(address) => a.nested(1, |ip| write_address(ip, address, false)),
-                None => a,
-            };
-            a.nested(2, |proto| proto.bytes(1, &[protocol]).bytes(3, &port.to_be_bytes()))
+    /// Flows whose replies come from `address`.
+    pub fn replies_from(address: IpAddr) -> Self {
+        Self::new(address.is_ipv4(), REPLY, SOURCE_ADDRESS | PROTOCOL, |a| {
+            a.nested(TUPLE_ADDRESSES, |ip| match address {
+                IpAddr::V4(address) => ip.bytes(SOURCE_V4, &address.octets()),
+                IpAddr::V6(address) => ip.bytes(SOURCE_V6, &address.octets()),
+            })
+            .nested(TUPLE_PROTOCOL, |proto| proto.bytes(PROTOCOL_NUMBER, &[UDP]))
         })
     }
 
@@ -58,36 +114,108 @@ impl Flow {
         let attributes = Attributes::default()
             .nested(direction, tuple)
             .nested(FILTER, |f| f.bytes(1, &of(ORIGINAL).to_ne_bytes()).bytes(2, &of(REPLY).to_ne_bytes()));
-        Self(message::request(DELETE, if v4 { IPV4 } else { IPV6 }, &attributes))
+        let mut request = message::request(GET, if v4 { IPV4 } else { IPV6 }, &attributes);
+        request[6..8].copy_from_slice(&DUMP.to_ne_bytes());
+        Self(request)
     }
 }
 
-/// Forgets all of `flows`.
-///
-/// The kernel looks for them itself since 6.12 ("ctnetlink: support CTA_FILTER for flush"), in less than a
-/// millisecond where there are few, a quarter of a second among 100,000. Before, all are listed: 10 ms however few there
-/// are, since the kernel takes a lock for each bucket of its table, and half a second for 100,000.
+/// Lists the flows that match, as far as `is_wanted` says.
 ///
 /// # Errors
-/// What the kernel says; one without conntrack has nothing to forget.
-pub fn forget(netfilter: &Netfilter, flows: &[Flow]) -> io::Result<()> {
-    for Flow(deletion) in flows {
-        match netfilter.exchange(deletion) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) if is_unsupported(&e) => return listed::forget(netfilter, flows),
-            other => other?,
+/// What the kernel says. One without conntrack tracks nothing.
+pub fn list(filter: &Filter, is_wanted: impl FnMut(&Flow) -> bool) -> io::Result<Vec<Flow>> {
+    match dump(filter, is_wanted) {
+        Err(e) if matches!(e.raw_os_error(), Some(EINVAL | EOPNOTSUPP)) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+fn dump(filter: &Filter, mut is_wanted: impl FnMut(&Flow) -> bool) -> io::Result<Vec<Flow>> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddress::new(0, 0))?;
+    socket.send(&filter.0, 0)?;
+    let (mut flows, mut datagram) = (Vec::new(), Vec::with_capacity(DATAGRAM));
+    loop {
+        datagram.clear();
+        socket.recv(&mut datagram, 0)?;
+        let mut rest = &*datagram;
+        while let Some((kind, message, next)) = first(rest) {
+            match kind {
+                DONE => return Ok(flows),
+                ERROR => message::first_error(message)?,
+                _ => flows.extend(Flow::parse(message).filter(|flow| is_wanted(flow))),
+            }
+            rest = next;
         }
     }
-    Ok(())
 }
 
-fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(EINVAL | EOPNOTSUPP))
-}
-
-fn write_address(a: Attributes, address: IpAddr, source: bool) -> Attributes {
-    match address {
-        IpAddr::V4(ip) => a.bytes(if source { 1 } else { 2 }, &ip.octets()),
-        IpAddr::V6(ip) => a.bytes(if source { 3 } else { 4 }, &ip.octets()),
+impl Flow {
+    /// Forgets it. One that has ended is fine.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn forget(&self, netfilter: &Netfilter) -> io::Result<()> {
+        match netfilter.exchange(&self.deletion) {
+            // It has ended meanwhile, or a flowtable has it.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => Ok(()),
+            other => other,
+        }
     }
+
+    /// Reads a listed connection; none if it is not UDP.
+    fn parse(message: &[u8]) -> Option<Self> {
+        let tuple = |direction| attribute(message.get(PREFIX..)?, direction);
+        let (original, reply) = (tuple(ORIGINAL)?, tuple(REPLY)?);
+        if attribute(attribute(original, TUPLE_PROTOCOL)?, PROTOCOL_NUMBER)? != [UDP] {
+            return None;
+        }
+        let named = within(message.get(PREFIX..)?);
+        let named = named.filter(|(kind, _)| [ORIGINAL, ID, ZONE].contains(&(kind & KIND)));
+        let named = named.fold(Attributes::default(), |a, (kind, value)| a.bytes(kind, value));
+        Some(Self {
+            to: end(original, DESTINATION_V4, DESTINATION_V6, TO_PORT)?,
+            replies_from: end(reply, SOURCE_V4, SOURCE_V6, SOURCE_PORT)?,
+            deletion: message::request(DELETE, message[HEADER], &named),
+        })
+    }
+}
+
+/// One end of a tuple.
+fn end(tuple: &[u8], v4: u16, v6: u16, port: u16) -> Option<SocketAddr> {
+    let addresses = attribute(tuple, TUPLE_ADDRESSES)?;
+    let address: IpAddr = match attribute(addresses, v4) {
+        Some(bytes) => <[u8; 4]>::try_from(bytes).ok()?.into(),
+        None => <[u8; 16]>::try_from(attribute(addresses, v6)?).ok()?.into(),
+    };
+    let port = attribute(attribute(tuple, TUPLE_PROTOCOL)?, port)?;
+    Some((address, u16::from_be_bytes(port.try_into().ok()?)).into())
+}
+
+/// The first message of a datagram, by its type, and what is behind it.
+fn first(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let header = datagram.get(..HEADER)?;
+    let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let message = datagram.get(..length.max(HEADER))?;
+    let next = message.len().next_multiple_of(4).min(datagram.len());
+    Some((u16::from_ne_bytes([header[4], header[5]]), message, &datagram[next..]))
+}
+
+/// The value of an attribute among others.
+fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    within(attributes).find_map(|(kind, value)| (kind & KIND == wanted).then_some(value))
+}
+
+/// Attributes, one behind the other: their kinds, with flags, and values.
+fn within(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = bytes.get(..4)?;
+        let (length, kind) =
+            (u16::from_ne_bytes([header[0], header[1]]), u16::from_ne_bytes([header[2], header[3]]));
+        let value = bytes.get(4..usize::from(length))?;
+        bytes = bytes.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }

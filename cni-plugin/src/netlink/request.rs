@@ -11,7 +11,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -261,11 +261,22 @@ pub(super) fn new_rule(source: IpAddr, table: u32) -> RouteNetlinkMessage {
 }
 
 pub(super) fn get_route(destination: IpAddr) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetRoute(route_to(destination))
+}
+
+/// Of the table's entry, not of the way that it leads to.
+pub(super) fn get_matching_route(destination: IpAddr) -> RouteNetlinkMessage {
+    let mut message = route_to(destination);
+    message.header.flags = RouteFlags::FibMatch;
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+fn route_to(destination: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination);
     message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
     message.attributes = vec![RouteAttribute::Destination(destination.into())];
-    RouteNetlinkMessage::GetRoute(message)
+    message
 }
 
 pub(super) fn get_routes(family: AddressFamily) -> RouteNetlinkMessage {

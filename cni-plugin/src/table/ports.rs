@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use attachment::{Attachment, Key, PortMapping};
-use nftables::conntrack::Flow;
 use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type};
 use serde::{Deserialize, Serialize};
 
@@ -192,20 +191,6 @@ pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<Str
         }
     }
     Ok(None)
-}
-
-/// Flows that began before the port led to this pod, or that lead to it no longer (UDP has no end of its own).
-pub(super) fn flows(pod: &Attachment) -> Vec<Flow> {
-    let mut flows = Vec::new();
-    for mapping in &pod.port_mappings {
-        for v4 in [true, false] {
-            let at = mapping.host_ip.filter(|ip| !ip.is_unspecified());
-            if at.is_none_or(|ip| ip.is_ipv4() == v4) && pod.ips.iter().any(|ip| ip.is_ipv4() == v4) {
-                flows.push(Flow::to_port(v4, protocol(mapping), mapping.host_port, at));
-            }
-        }
-    }
-    flows
 }
 
 fn translations(pod: &Attachment) -> Vec<Translation> {

@@ -14,7 +14,7 @@ mod killed;
 mod killed_addresses;
 mod limits;
 mod many;
-mod older_kernels;
 mod ports;
 mod recovery;
 mod roles;
+mod tracked;
