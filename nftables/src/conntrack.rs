@@ -4,6 +4,8 @@
 //! every bucket of its table for that, 10 ms for 262,144 of them, whatever is in them: so one list a family has to do for a
 //! command. What is listed costs 5 to 10 µs a flow. An older kernel lists everything: callers say in full what they want.
 
+mod timeout;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +14,8 @@ use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
 use super::Netfilter;
 use super::message::{self, Attributes};
+
+pub use timeout::{State, set_timeout};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8`, and `IPCTNL_MSG_CT_GET`, `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = (1 << 8) | 1;

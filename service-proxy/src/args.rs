@@ -10,6 +10,7 @@ use discovery::{Interest, ServiceInterest};
 use ipnetwork::IpNetwork;
 
 use crate::cni_config::CniConfig;
+use crate::kernel::conntrack;
 use crate::kernel::node_address::NodePortAddress;
 use crate::node_routes::NodeRoutes;
 use crate::run::Config;
@@ -109,6 +110,10 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
 
+    /// What the kernel's connection tracking is set to.
+    #[command(flatten)]
+    pub conntrack: conntrack::Settings,
+
     /// Seconds that open connections are given to finish after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
@@ -186,6 +191,7 @@ impl From<(Args, Settings)> for Config {
             udp_idle_timeout: Duration::from_secs(args.udp_idle_timeout),
             udp_max_flows: args.udp_max_flows,
             max_connections: args.max_connections,
+            conntrack: args.conntrack,
             drain_timeout: Duration::from_secs(args.drain_timeout),
             settings,
             metrics_address: args.metrics_bind_address,

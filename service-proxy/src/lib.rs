@@ -31,6 +31,7 @@ mod worker;
 
 pub use args::{Args, Command, SourceAddress};
 pub use cni_config::CniConfig;
+pub use kernel::conntrack::Settings as ConntrackSettings;
 pub use kernel::node_address::NodePortAddress;
 pub use node_routes::NodeRoutes;
 pub use run::{Config, clean_up, run};

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::cni_config::{self, CniConfig};
 use crate::kernel::catcher::Catcher;
+use crate::kernel::conntrack::{self, Conntrack};
 use crate::kernel::divert::Divert;
 use crate::kernel::local_route::LocalRoutes;
 use crate::metrics::Metrics;
@@ -62,6 +63,8 @@ pub struct Config {
     pub udp_max_flows: usize,
     /// TCP connections carried at a time; half of the open files where nothing is said.
     pub max_connections: Option<usize>,
+    /// What the kernel's connection tracking is set to.
+    pub conntrack: conntrack::Settings,
     /// How long open connections may go on after the drain has begun.
     pub drain_timeout: Duration,
     /// The flags, for `/configz`.
@@ -80,6 +83,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let limits = daemon::file_limit::raise();
     info!(?config, %limits, "starting");
     let metrics = Arc::new(Metrics::new());
+    let conntrack = Conntrack::new(&config.conntrack);
     let divert = if config.borrow_addresses { divert().await } else { None };
     let context = Arc::new(context(&config, limits.soft, divert.is_some(), &metrics));
     let (status, mut tasks) = (Status::default(), JoinSet::new());
@@ -123,7 +127,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     }
     let mut successor = signal(SignalKind::user_defined2()).context("wait for SIGUSR2")?;
     let routes = LocalRoutes::ensure(&service_cidrs).await?;
-    let mut serving = Serving { proxier, routes, divert, health_checks, succession, status, updated: None };
+    let mut serving =
+        Serving { proxier, routes, divert, conntrack, health_checks, succession, status, updated: None };
     let mut replaced = tokio::select! {
         () = serving.follow(discovery.snapshots.clone(), &drain) => false,
         _ = successor.recv() => true,

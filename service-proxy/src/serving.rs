@@ -7,6 +7,7 @@ use daemon::drain::Drain;
 use discovery::{Snapshot, Snapshots};
 use tracing::{info, warn};
 
+use crate::kernel::conntrack::Conntrack;
 use crate::kernel::divert::Divert;
 use crate::kernel::local_route::LocalRoutes;
 use crate::pages::health_check::HealthChecks;
@@ -24,6 +25,7 @@ pub(crate) struct Serving {
     pub(crate) routes: LocalRoutes,
     /// If clients' addresses are borrowed.
     pub(crate) divert: Option<Divert>,
+    pub(crate) conntrack: Conntrack,
     pub(crate) health_checks: HealthChecks,
     pub(crate) succession: Succession,
     pub(crate) status: Status,
@@ -46,6 +48,7 @@ impl Serving {
                 }
                 _ = retry.tick() => {
                     self.health_checks.listen().await;
+                    self.conntrack.apply();
                     let has_moved = self.updated.is_some() && self.proxier.node_has_moved();
                     if !has_moved {
                         let snapshot = Arc::clone(&snapshots.borrow());

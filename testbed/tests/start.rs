@@ -1,13 +1,21 @@
-//! Before the first look at the manifests nothing is served and nothing is denied: a daemon that knows nothing says so.
+//! What the daemons do as they start. Before the first look at the manifests nothing is served and nothing is denied: a daemon
+//! that knows nothing says so.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 
 use anyhow::ensure;
+use tempfile::TempDir;
 use testbed::{Binaries, Node, Program, wait_for};
 
 #[test]
 fn daemons_are_not_ready_and_deny_no_name_until_the_manifests_are_there() {
     let node = Node::new().unwrap();
     let binaries = Binaries::find().unwrap();
-    let directory = tempfile::TempDir::new().unwrap();
+    let directory = TempDir::new().unwrap();
     let manifests = directory.path().join("manifests");
     let arguments = ["--manifests", manifests.to_str().unwrap()];
     let log = |name: &str| directory.path().join(name);
@@ -44,4 +52,101 @@ fn daemons_are_not_ready_and_deny_no_name_until_the_manifests_are_there() {
     }
     let answer = ask().unwrap();
     assert!(answer.contains("status: NXDOMAIN"), "{answer}");
+}
+
+/// kube-proxy's settings of conntrack.
+const CONNTRACK: [&str; 5] = [
+    "tcp_timeout_established",
+    "tcp_timeout_close_wait",
+    "tcp_be_liberal",
+    "udp_timeout",
+    "udp_timeout_stream",
+];
+
+/// What the kernel says of them.
+fn conntrack(node: &Node) -> Vec<String> {
+    let files = CONNTRACK.map(|name| format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
+    let values = node.shell(&format!("cat {}", files.join(" "))).unwrap();
+    values.lines().map(str::to_owned).collect()
+}
+
+/// A proxy with nothing to serve, once it is ready.
+fn proxy(node: &Node, directory: &Path, flags: &[&str]) -> Program {
+    let binary = Binaries::find().unwrap().path("portolan-proxy");
+    let arguments = [&["--manifests", directory.to_str().unwrap()], flags].concat();
+    let proxy = Program::start(node, &binary, &arguments, &directory.join("proxy.log")).unwrap();
+    wait_for("the proxy", || node.shell("curl -fsS http://127.0.0.1:10256/readyz")).unwrap();
+    proxy
+}
+
+#[test]
+fn conntrack_is_set_as_kube_proxy_sets_it() {
+    let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
+    let untouched = conntrack(&node);
+    assert!(untouched[0] != "86400" && untouched[1] != "3600", "the kernel's defaults: {untouched:?}");
+    let mut running = proxy(&node, directory.path(), &[]);
+    let set = conntrack(&node);
+    assert_eq!(set[..2], ["86400", "3600"]);
+    assert_eq!(set[2..], untouched[2..], "left as they are");
+    running.terminate().unwrap();
+    assert_eq!(conntrack(&node), set, "as kube-proxy leaves them");
+}
+
+#[test]
+fn conntrack_is_set_by_flags_and_keys_and_left_alone_with_zeros() {
+    let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
+    let untouched = conntrack(&node);
+    let zeros = [
+        "--conntrack-max-per-core=0",
+        "--conntrack-tcp-timeout-established=0s",
+        "--conntrack-tcp-timeout-close-wait=0",
+    ];
+    let mut running = proxy(&node, directory.path(), &zeros);
+    assert_eq!(conntrack(&node), untouched);
+    running.terminate().unwrap();
+
+    let config = directory.path().join("config");
+    let keys = "conntrack-tcp-timeout-close-wait: 1h30m\nportolan-proxy: {conntrack-tcp-be-liberal: true, conntrack-udp-timeout: 40}\n";
+    std::fs::write(&config, keys).unwrap();
+    let config = format!("--config={}", config.display());
+    let flags = [&config, "--conntrack-tcp-timeout-established=1000", "--conntrack-udp-timeout-stream=2m0s"];
+    let _proxy = proxy(&node, directory.path(), &flags);
+    assert_eq!(conntrack(&node), ["1000", "5400", "1", "40", "120"]);
+}
+
+/// So it is in a container that is not privileged, and in a service with ProtectKernelTunables.
+#[test]
+fn conntrack_timeouts_are_set_where_proc_sys_is_read_only_and_the_rest_is_reported_once() {
+    let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
+    node.shell("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys").unwrap();
+    let udp =
+        ["--conntrack-udp-timeout=40", "--conntrack-udp-timeout-stream=130", "--conntrack-tcp-be-liberal"];
+    let _proxy = proxy(&node, directory.path(), &udp);
+    assert_eq!(conntrack(&node), ["86400", "3600", "0", "40", "130"]);
+    let log = std::fs::read_to_string(directory.path().join("proxy.log")).unwrap();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("cannot set conntrack")).collect();
+    assert!(matches!(warnings[..], [one] if one.contains("nf_conntrack_tcp_be_liberal")), "{log}");
+}
+
+/// Kubernetes' own test of this name looks at a connection of one node to a port of another.
+#[test]
+fn should_set_tcp_close_wait_timeout() {
+    let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
+    let _proxy = proxy(&node, directory.path(), &[]);
+    node.shell("nft 'add table ip x; add chain ip x y { type nat hook postrouting priority 100; }; add rule ip x y masquerade'").unwrap();
+    let listener = node.outside().run(|| TcpListener::bind((node.outside_address(), 0))).unwrap().unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut client = node.run(|| TcpStream::connect(address)).unwrap();
+    drop(listener.accept().unwrap());
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "the server has closed, the client has not");
+    let entry = format!("grep dport={} /proc/net/nf_conntrack", address.port());
+    wait_for("CLOSE_WAIT", || {
+        let entry = node.shell(&entry)?;
+        let fields: Vec<&str> = entry.split_whitespace().collect();
+        ensure!(fields[5] == "CLOSE_WAIT", "{entry}");
+        let seconds: u32 = fields[4].parse()?;
+        ensure!((3540..=3600).contains(&seconds), "{entry}");
+        Ok(())
+    })
+    .unwrap();
 }
