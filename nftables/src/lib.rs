@@ -35,15 +35,17 @@ const TYPE_IPV4_ADDRESS: u32 = 7;
 const TYPE_IPV6_ADDRESS: u32 = 8;
 const TYPE_SERVICE: u32 = 13;
 
-/// `NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_OUT`, `NF_INET_POST_ROUTING`.
+/// `NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_IN`, `NF_INET_LOCAL_OUT`, `NF_INET_POST_ROUTING`.
 const PREROUTING: u32 = 0;
+const INPUT: u32 = 1;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
-/// The priorities nft calls `raw`, `mangle`, `dstnat` and `srcnat`.
+/// The priorities nft calls `raw`, `mangle`, `dstnat`, `filter` and `srcnat`.
 const PRIORITY_RAW: u32 = -300_i32 as u32;
 const PRIORITY_MANGLE: u32 = -150_i32 as u32;
 const PRIORITY_DSTNAT: u32 = -100_i32 as u32;
+const PRIORITY_FILTER: u32 = 0;
 const PRIORITY_SRCNAT: u32 = 100;
 
 /// Changes to one table, applied together.
@@ -105,6 +107,16 @@ impl<'a> Batch<'a> {
         self.add_base_chain(name, "nat", OUTPUT, PRIORITY_DSTNAT);
     }
 
+    /// A chain in which packets for this machine are accepted or refused.
+    pub fn add_input_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "filter", INPUT, PRIORITY_FILTER);
+    }
+
+    /// A chain in which the machine's own packets are looked at; one that changes their mark has them routed again.
+    pub fn add_output_route_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "route", OUTPUT, PRIORITY_MANGLE);
+    }
+
     /// A chain that others jump to.
     pub fn add_chain(&mut self, name: &str) {
         self.push(NEW_CHAIN, CREATE, |a| a.text(3, name));
@@ -162,6 +174,19 @@ impl<'a> Batch<'a> {
     /// Removes an element; the whole batch fails if it is not in the set.
     pub fn delete_element(&mut self, set: &str, key: Key) {
         self.push(DEL_SET_ELEMENT, 0, |a| write_elements(a, set, &[Element::Key(key)]));
+    }
+
+    /// Removes elements by their keys; the whole batch fails if one is not in the set.
+    pub fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Key>) {
+        let elements: Vec<_> = keys.into_iter().map(Element::Key).collect();
+        for chunk in elements.chunks(200) {
+            self.push(DEL_SET_ELEMENT, 0, |a| write_elements(a, set, chunk));
+        }
+    }
+
+    /// Removes every element of a set.
+    pub fn flush_set(&mut self, set: &str) {
+        self.push(DEL_SET_ELEMENT, 0, |a| a.text(2, set));
     }
 
     /// Appends a rule to a chain.

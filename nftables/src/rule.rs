@@ -15,9 +15,11 @@ const META_NFPROTO: u32 = 15;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
-/// `NFT_META_L4PROTO` and the numbers of TCP and ICMPv6.
+/// `NFT_META_L4PROTO` and the numbers of protocols.
 const META_L4PROTO: u32 = 16;
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
 /// `NFT_PAYLOAD_LL_HEADER`; where a frame has the hardware address it comes from.
@@ -45,6 +47,11 @@ const META_MARK: u32 = 3;
 /// `NFT_SOCKET_TRANSPARENT`, `NFT_SOCKET_WILDCARD`.
 const SOCKET_TRANSPARENT: u32 = 0;
 const SOCKET_WILDCARD: u32 = 2;
+
+/// `NFT_REJECT_TCP_RST`, `NFT_REJECT_ICMPX_UNREACH` and `NFT_REJECT_ICMPX_PORT_UNREACH`.
+const REJECT_RESET: u32 = 1;
+const REJECT_UNREACHABLE: u32 = 2;
+const PORT_UNREACHABLE: u8 = 1;
 
 /// `NFT_RETURN`, `NFT_JUMP`, `NF_ACCEPT`, `NF_DROP`.
 const RETURN: u32 = -5_i32 as u32;
@@ -90,6 +97,14 @@ impl Rule {
             self.meta_is(META_NFPROTO, IPV6).payload(REGISTER, NETWORK_HEADER, SOURCE_V6, 16)
         };
         rule.with("lookup", |a| a.text(1, set).number(2, REGISTER))
+    }
+
+    /// `ip daddr @set`, or with `ip6`.
+    pub fn destination_in_set(self, set: &str, v4: bool) -> Self {
+        let (family, offset, length) = if v4 { (IPV4, DESTINATION, 4) } else { (IPV6, DESTINATION_V6, 16) };
+        self.meta_is(META_NFPROTO, family)
+            .payload(REGISTER, NETWORK_HEADER, offset, length)
+            .with("lookup", |a| a.text(1, set).number(2, REGISTER))
     }
 
     /// `ip daddr range`, or with `ip6`.
@@ -237,6 +252,56 @@ impl Rule {
             .payload(REGISTER, NETWORK_HEADER, offset, length)
             .payload(next, TRANSPORT_HEADER, DESTINATION_PORT, 2)
             .with("lookup", |a| a.text(1, set).number(2, REGISTER))
+    }
+
+    /// `meta l4proto tcp`
+    pub fn tcp(self) -> Self {
+        self.meta_is(META_L4PROTO, TCP)
+    }
+
+    /// `meta l4proto udp`
+    pub fn udp(self) -> Self {
+        self.meta_is(META_L4PROTO, UDP)
+    }
+
+    /// `meta l4proto != { tcp, udp, icmp, ipv6-icmp }`
+    pub fn other_protocol(self) -> Self {
+        let rule = self.with("meta", |a| a.number(1, REGISTER).number(2, META_L4PROTO));
+        [TCP, UDP, ICMP, ICMPV6].into_iter().fold(rule, |rule, known| rule.compare(NOT_EQUAL, &[known]))
+    }
+
+    /// `socket wildcard 1`: the packet is for a socket that is bound to every address of the machine.
+    pub fn for_wildcard_socket(self) -> Self {
+        self.socket(SOCKET_WILDCARD, 1)
+    }
+
+    /// `ip daddr . meta l4proto . th dport @set`, or with `ip6`.
+    pub fn destination_port_in_set(self, set: &str, v4: bool) -> Self {
+        self.destination_port(v4).with("lookup", |a| a.text(1, set).number(2, REGISTER))
+    }
+
+    /// `ip daddr . meta l4proto . th dport vmap @map`, or with `ip6`.
+    pub fn verdict_by_destination_port(self, map: &str, v4: bool) -> Self {
+        self.destination_port(v4).with("lookup", |a| a.text(1, map).number(2, REGISTER).number(3, VERDICT))
+    }
+
+    fn destination_port(self, v4: bool) -> Self {
+        let (family, offset, length, next) =
+            if v4 { (IPV4, DESTINATION, 4, BEHIND_IPV4) } else { (IPV6, DESTINATION_V6, 16, BEHIND_IPV6) };
+        self.meta_is(META_NFPROTO, family)
+            .payload(REGISTER, NETWORK_HEADER, offset, length)
+            .with("meta", |a| a.number(1, next).number(2, META_L4PROTO))
+            .payload(next + 1, TRANSPORT_HEADER, DESTINATION_PORT, 2)
+    }
+
+    /// `reject with tcp reset`
+    pub fn reset(self) -> Self {
+        self.with("reject", |a| a.number(1, REJECT_RESET))
+    }
+
+    /// `reject`, with ICMP or ICMPv6 "port unreachable".
+    pub fn reject(self) -> Self {
+        self.with("reject", |a| a.number(1, REJECT_UNREACHABLE).bytes(2, &[PORT_UNREACHABLE]))
     }
 
     /// `tproxy ip to address:port`, or with `ip6`: hands the packet to a local listener without changing it.

@@ -41,6 +41,10 @@ pub enum Data<'a> {
     None,
     /// A value of these types: a map.
     Value(&'a [Type]),
+    /// A verdict: a verdict map.
+    Verdict,
+    /// Nothing, and a key is one end of a range ([`Element::Start`], [`Element::End`]): `flags interval`.
+    Interval,
 }
 
 /// A key or a value: its parts, each padded to a register of four bytes.
@@ -54,10 +58,26 @@ pub enum Element {
     Key(Key),
     /// Of a map.
     Pair(Key, Key),
+    /// Of a verdict map: `goto` the chain.
+    Goto(Key, String),
+    /// The first key of a range.
+    Start(Key),
+    /// The first key behind a range. A range without one reaches to the last key there is.
+    End(Key),
 }
 
-/// `NFT_SET_MAP`.
+/// `NFT_SET_INTERVAL`, `NFT_SET_MAP`.
+const INTERVAL: u32 = 4;
 const MAP: u32 = 8;
+
+/// `NFT_DATA_VERDICT`, the type of a verdict.
+const VERDICT: u32 = 0xffff_ff00;
+
+/// `NFT_GOTO`.
+const GOTO: u32 = -4_i32 as u32;
+
+/// `NFT_SET_ELEM_INTERVAL_END`.
+const INTERVAL_END: u32 = 1;
 
 impl Type {
     /// Bytes in registers.
@@ -73,10 +93,15 @@ impl Type {
 impl Set<'_> {
     pub(super) fn write(&self, a: Attributes) -> Attributes {
         let (kind, length) = concatenation(self.key);
-        let flags = if matches!(self.data, Data::None) { 0 } else { MAP };
+        let flags = match self.data {
+            Data::None => 0,
+            Data::Interval => INTERVAL,
+            Data::Value(_) | Data::Verdict => MAP,
+        };
         let a = a.text(2, self.name).number(3, flags).number(4, kind).number(5, length);
         let a = match self.data {
-            Data::None => a,
+            Data::None | Data::Interval => a,
+            Data::Verdict => a.number(6, VERDICT),
             Data::Value(types) => {
                 let (kind, length) = concatenation(types);
                 a.number(6, kind).number(7, length)
@@ -139,7 +164,10 @@ impl Element {
     pub(super) fn write(&self, element: Attributes) -> Attributes {
         let key = |a: Attributes, key: &Key| a.nested(1, |data| data.bytes(1, &key.0));
         match self {
-            Self::Key(k) => key(element, k),
+            Self::Key(k) | Self::Start(k) => key(element, k),
+            Self::End(k) => key(element, k).number(3, INTERVAL_END),
+            Self::Goto(k, chain) => key(element, k)
+                .nested(2, |data| data.nested(2, |verdict| verdict.number(1, GOTO).text(2, chain))),
             Self::Pair(k, value) => key(element, k).nested(2, |data| data.bytes(1, &value.0)),
         }
     }
