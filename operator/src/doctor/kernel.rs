@@ -19,10 +19,15 @@ const CHAIN: &str = "chain";
 /// What is tried, what it is for, what it needs.
 type Trial = (&'static str, fn() -> io::Result<()>, &'static str);
 
-const TRIALS: [Trial; 6] = [
+const TRIALS: [Trial; 7] = [
     ("veth interfaces (pods)", veth, "CONFIG_VETH, module veth"),
     ("nftables with TPROXY (virtual IPs)", tproxy, "CONFIG_NFT_TPROXY, module nft_tproxy"),
     ("nftables socket match (clients' addresses)", socket_match, "CONFIG_NFT_SOCKET, module nft_socket"),
+    (
+        "nftables reject (other ports of virtual IPs)",
+        reject,
+        "CONFIG_NFT_REJECT_INET, module nft_reject_inet",
+    ),
     ("nftables masquerade (pods to the outside)", masquerade, "CONFIG_NFT_MASQ, module nft_masq"),
     ("IP_TRANSPARENT sockets (clients' addresses)", transparent, "CAP_NET_ADMIN"),
     ("VXLAN (pods of nodes on other links)", vxlan, "CONFIG_VXLAN, module vxlan"),
@@ -77,6 +82,14 @@ fn socket_match() -> io::Result<()> {
     let mut batch = table();
     batch.add_prerouting_chain(CHAIN);
     batch.add_rule(CHAIN, &Rule::default().for_transparent_socket().set_mark_bit(1).accept());
+    batch.commit(&nftables::Netfilter::open()?)
+}
+
+fn reject() -> io::Result<()> {
+    let mut batch = table();
+    batch.add_input_chain(CHAIN);
+    batch.add_rule(CHAIN, &Rule::default().tcp().for_wildcard_socket().reset());
+    batch.add_rule(CHAIN, &Rule::default().reject());
     batch.commit(&nftables::Netfilter::open()?)
 }
 
