@@ -44,9 +44,15 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub service_proxy_name: Option<String>,
 
-    /// Which of the node's addresses node ports are opened on: `primary`, the one towards the rest of the world, or ranges.
-    #[arg(long, value_name = "primary|CIDR", value_delimiter = ',', default_value = "primary")]
+    /// Which of the node's addresses node ports are opened on: `primary`, the one towards the rest of the world, `localhost`, `all`, or
+    /// ranges, in any combination.
+    #[arg(long, value_name = "primary|localhost|all|CIDR", value_delimiter = ',', default_value = "primary")]
     pub node_port_addresses: Vec<NodePortAddress>,
+
+    /// Serve `externalIPs` of Services. They let anybody who may write a Service take traffic for any address (CVE-2020-8554), and
+    /// Kubernetes gives them up (KEP-5707).
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
+    pub allow_service_external_ips: bool,
 
     /// Ranges of the pods of this node, where no CNI plugin of ours records them.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
@@ -102,7 +108,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub udp_idle_timeout: u64,
 
-    /// UDP flows one virtual IP and port may have at a time; the client with the most gives one up for a newer one.
+    /// UDP flows one virtual IP and port may have at a time, an equal share in each event loop; the client with the most gives one
+    /// up for a newer one.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub udp_max_flows: usize,
 
@@ -177,6 +184,7 @@ impl From<(Args, Settings)> for Config {
                 proxy_name,
                 pod_cidrs: args.pod_cidr,
                 node_port_addresses: args.node_port_addresses,
+                allow_external_ips: args.allow_service_external_ips,
             },
             node_routes: args.node_routes,
             cni: args.cni_conflist.map(|file| CniConfig { file, cluster_cidrs: args.cluster_cidr }),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use discovery::model::{NamespacedName, Protocol};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::endpoint::Endpoint;
@@ -27,7 +27,7 @@ pub(crate) struct Frontend {
     pub(crate) key: FrontendKey,
     pub(crate) traffic: Arc<Traffic>,
     endpoints: ArcSwap<EndpointSet>,
-    changed: Notify,
+    changed: watch::Sender<()>,
     closed: CancellationToken,
 }
 
@@ -38,7 +38,7 @@ impl Frontend {
             key,
             traffic,
             endpoints: ArcSwap::from_pointee(endpoints),
-            changed: Notify::new(),
+            changed: watch::Sender::new(()),
             closed: CancellationToken::new(),
         }
     }
@@ -63,7 +63,7 @@ impl Frontend {
         let before = self.endpoints.load();
         if before.selection != selection {
             self.endpoints.store(Arc::new(EndpointSet::new(selection, Some(&before))));
-            self.changed.notify_one();
+            self.changed.send_replace(());
         }
     }
 
@@ -89,9 +89,9 @@ impl Frontend {
         }
     }
 
-    /// Returns when the endpoints have changed. One waiter (the UDP loop); cancel-safe.
-    pub(crate) async fn endpoints_changed(&self) {
-        self.changed.notified().await;
+    /// Sees every change of the endpoints from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Stops accepting. Connections that are open go on.
@@ -99,9 +99,9 @@ impl Frontend {
         self.closed.cancel();
     }
 
-    /// Is cancelled when the frontend is closed.
-    pub(crate) fn closing(&self) -> CancellationToken {
-        self.closed.clone()
+    /// Whether it is closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
     }
 
     /// Returns when the frontend is closed. Cancel-safe.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! discovery ──Snapshot──> Proxier ──plan──> Frontend (an address and port) ──> backend: endpoints, pool, affinity
-//!                            └── kernel: routes, the set of caught addresses ──connections──> tcp, udp on a worker
+//!                            └── kernel: routes, the map of intercepted addresses ──connections──> tcp, udp on a worker
 //! ```
 //!
 //! The main thread watches the world and opens sockets. Workers, one event loop a core, carry the traffic: a

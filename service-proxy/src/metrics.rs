@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     pub(crate) udp_to_client: IntCounter,
     pub(crate) udp_dropped: IntCounter,
     pub(crate) udp_evicted: IntCounter,
+    pub(crate) udp_queue_drops: IntCounter,
     pub(crate) frontends: IntGauge,
     pub(crate) frontend_failures: IntGauge,
     pub(crate) node_routes: IntGauge,
@@ -102,6 +103,10 @@ impl Metrics {
             udp_evicted: counter(
                 "udp_evicted_flows_total",
                 "UDP flows that had to make room for newer ones.",
+            ),
+            udp_queue_drops: counter(
+                "udp_queue_drops_total",
+                "Datagrams of clients and endpoints that found the queue of the proxy's socket full.",
             ),
             frontends: gauge("frontends", "Virtual IPs and ports being served."),
             frontend_failures: gauge("frontend_failures", "Virtual IPs and ports that cannot be opened now."),

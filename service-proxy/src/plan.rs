@@ -14,8 +14,11 @@ use crate::surroundings::Surroundings;
 /// Everywhere a Service is to be served.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    /// Without endpoints there is nothing to listen for: the kernel then refuses, which is what Kubernetes asks for.
+    /// Without endpoints there is no frontend: the kernel then refuses, which is what Kubernetes asks for.
     pub(crate) frontends: BTreeMap<FrontendKey, Planned>,
+    /// External addresses, and ports of the node, of Services without endpoints. Without a rule a packet would go where it
+    /// went before there was the Service.
+    pub(crate) refused: BTreeSet<FrontendKey>,
     /// For each port and family of which a policy of `Local` leaves clients without any endpoint though there are
     /// others: the policy (`internal` or `external`) and the family.
     pub(crate) without_local: Vec<(&'static str, IpFamily)>,
@@ -48,25 +51,29 @@ pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> Plan {
             if selection.without_local {
                 without_local.insert((scope.policy(), family));
             }
+            let key = FrontendKey { protocol: port.protocol, address };
             if !selection.is_empty() {
                 // An address may be named twice; a cluster IP is the most specific and comes first.
                 let planned = Planned { port: Arc::clone(&port.name), selection };
-                plan.frontends.entry(FrontendKey { protocol: port.protocol, address }).or_insert(planned);
+                plan.frontends.entry(key).or_insert(planned);
+            } else if scope != Scope::Internal {
+                plan.refused.insert(key);
             }
         }
         plan.without_local.extend(without_local);
     }
+    let Plan { frontends, refused, .. } = &mut plan;
+    refused.retain(|key| !frontends.contains_key(key));
     plan
 }
 
-/// Addresses that have to be made local for the Service, other than its cluster IPs inside the service ranges.
-pub(crate) fn addresses(entry: &ServiceEntry, around: &Surroundings) -> BTreeSet<IpAddr> {
-    let rules = &entry.service.rules;
-    if !rules.carrier.is(around.proxy_name.as_deref()) {
-        return BTreeSet::new();
+/// The cluster IPs of the Service, which belong to it whole.
+pub(crate) fn cluster_ips(entry: &ServiceEntry, around: &Surroundings) -> BTreeSet<IpAddr> {
+    if entry.service.rules.carrier.is(around.proxy_name.as_deref()) {
+        entry.cluster_ips.iter().copied().collect()
+    } else {
+        BTreeSet::new()
     }
-    let (external, balanced) = (around.not_of_others(&rules.external_ips), &rules.load_balancer_ips);
-    entry.cluster_ips.iter().chain(external).chain(around.not_of_others(balanced)).copied().collect()
 }
 
 /// How many endpoints on this node are ready.
@@ -92,7 +99,8 @@ fn entrances(entry: &ServiceEntry, port: &ServicePort, around: &Surroundings) ->
     let rules = &entry.service.rules;
     let at = |number: u16, scope: Scope| move |ip: &IpAddr| (SocketAddr::new(*ip, number), scope);
     let mut entrances: Vec<_> = entry.cluster_ips.iter().map(at(port.port, Scope::Internal)).collect();
-    let (external, balanced) = (&rules.external_ips, &rules.load_balancer_ips);
+    let external = if around.ignores_external_ips { &[] } else { &rules.external_ips[..] };
+    let balanced = &rules.load_balancer_ips;
     entrances.extend(around.not_of_others(external).map(at(port.port, Scope::External)));
     entrances.extend(around.not_of_others(balanced).map(at(port.port, Scope::LoadBalancer)));
     if let Some(number) = port.node_port {

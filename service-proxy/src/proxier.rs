@@ -1,7 +1,7 @@
-//! Turns a snapshot into open sockets: opens, changes and closes frontends until they match.
+//! Turns a snapshot into frontends: opens, changes and closes them until they match.
 
 mod carried;
-mod catching;
+mod interception;
 mod outlook;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -10,17 +10,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use discovery::model::{NamespacedName, Protocol};
+use discovery::model::NamespacedName;
 use discovery::{ServiceEntry, SharedMap, Snapshot};
 use ipnetwork::IpNetwork;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::carried::Carried;
-use self::catching::Catching;
+use self::interception::{Intercepted, LocalAddresses};
 use crate::frontend::{Frontend, FrontendKey};
-use crate::kernel::catcher::Catcher;
-use crate::kernel::socket;
+use crate::kernel::interception::{Interception, Listeners};
+use crate::kernel::{datagram, socket};
 use crate::plan::{self, Plan, Planned, plan};
 use crate::service_port::ServicePort;
 use crate::surroundings::{Place, Surroundings};
@@ -28,10 +28,14 @@ use crate::tcp::{self, Registry};
 use crate::udp;
 use crate::worker::{Context, Worker};
 
+/// Lanes of UDP sockets, in each family: what fills the queue of one leaves those of the others alone.
+const UDP_LANES: usize = 8;
+
 /// Owns every frontend.
 #[derive(Debug)]
 pub(crate) struct Proxier {
-    workers: Vec<Worker>,
+    /// They end when they are dropped.
+    _workers: Vec<Worker>,
     context: Arc<Context>,
     place: Place,
     service_cidrs: Vec<IpNetwork>,
@@ -39,17 +43,19 @@ pub(crate) struct Proxier {
     /// What is in force.
     snapshot: Arc<Snapshot>,
     services: HashMap<NamespacedName, Carried>,
-    /// Addresses outside the service ranges, of the Services that have any.
+    /// Cluster IPs outside the service ranges, of the Services that have any.
     outside: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
+    /// Addresses and ports of Services without endpoints that the kernel would not refuse by itself.
+    refused: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
     /// Services that load balancers in front ask about.
     health_checked: BTreeSet<NamespacedName>,
     frontends: SharedMap<FrontendKey, Frontend>,
     failures: BTreeMap<FrontendKey, Failure>,
-    catching: Catching,
+    intercepted: Intercepted,
     started: SystemTime,
 }
 
-/// A frontend that could not be opened.
+/// A frontend that another Service has.
 #[derive(Debug)]
 struct Failure {
     service: NamespacedName,
@@ -57,10 +63,10 @@ struct Failure {
 }
 
 impl Proxier {
-    /// Starts the listeners that connections are handed to. They end with their workers.
+    /// Opens the sockets that connections and datagrams are handed to. They end with their workers.
     ///
     /// # Errors
-    /// When a listener cannot be opened, which needs CAP_NET_ADMIN.
+    /// When a socket cannot be opened, which needs CAP_NET_ADMIN and CAP_NET_RAW.
     pub(crate) fn new(
         workers: Vec<Worker>,
         context: Arc<Context>,
@@ -68,24 +74,35 @@ impl Proxier {
         service_cidrs: Vec<IpNetwork>,
     ) -> io::Result<Self> {
         let registry: Arc<Registry> = Arc::default();
-        let mut addresses = Vec::new();
+        let mut listeners = Listeners::default();
+        // Workers open theirs with the first reply. A missing privilege is to show now.
+        drop(datagram::open_reply_socket(true)?);
         for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
             let opened = socket::listen_for_others(loopback, workers.len());
-            let (address, listeners) = match opened {
+            let (address, sockets) = match opened {
                 // A node without IPv6 has no virtual IPs of that family either.
                 Err(_) if loopback.is_ipv6() => continue,
                 opened => opened?,
             };
-            addresses.push(address);
-            for (worker, listener) in workers.iter().zip(listeners) {
+            listeners.tcp.push(address);
+            for (worker, listener) in workers.iter().zip(sockets) {
                 let (registry, context) = (Arc::clone(&registry), Arc::clone(&context));
                 let local = Arc::clone(&worker.local);
                 worker.spawn(tcp::serve(listener, registry, context, local, CancellationToken::new()));
             }
+            for _ in 0..UDP_LANES {
+                let (address, sockets) = datagram::receive_transparent(loopback, workers.len())?;
+                listeners.udp.push(address);
+                for (worker, socket) in workers.iter().zip(sockets) {
+                    let (registry, context) = (Arc::clone(&registry), Arc::clone(&context));
+                    let poller = Arc::clone(&worker.local.poller);
+                    worker.spawn(udp::serve(socket, registry, context, poller));
+                }
+            }
         }
-        let catching = Catching::new(Catcher::new(addresses), registry);
+        let intercepted = Intercepted::new(Interception::new(listeners), registry);
         Ok(Self {
-            workers,
+            _workers: workers,
             context,
             place,
             service_cidrs,
@@ -93,10 +110,11 @@ impl Proxier {
             snapshot: Arc::new(Snapshot::empty()),
             services: HashMap::new(),
             outside: BTreeMap::new(),
+            refused: BTreeMap::new(),
             health_checked: BTreeSet::new(),
             frontends: SharedMap::default(),
             failures: BTreeMap::new(),
-            catching,
+            intercepted,
             started: SystemTime::now(),
         })
     }
@@ -125,7 +143,7 @@ impl Proxier {
             self.end(name);
         }
         let happened = self.put_into_force(changed, &before);
-        self.catching.follow(&self.frontends, &self.context.metrics);
+        self.intercept();
         self.note(snapshot, started, &happened);
     }
 
@@ -137,7 +155,7 @@ impl Proxier {
         for (entry, plan) in changed.iter().zip(&plans) {
             let name = &entry.service.name;
             self.retain(name, plan);
-            self.note_rules(entry);
+            self.note_rules(entry, plan);
             let counts = &self.context.metrics.kube_proxy;
             let is_carried = plan::is_carried(entry, &self.surroundings);
             let ports = if is_carried { &entry.service.ports[..] } else { &[] };
@@ -160,6 +178,7 @@ impl Proxier {
     fn end(&mut self, name: &NamespacedName) {
         self.retain(name, &Plan::default());
         self.outside.remove(name);
+        self.refused.remove(name);
         self.health_checked.remove(name);
         if let Some(mut carried) = self.services.remove(name) {
             carried.set_without_local(Vec::new(), &self.context.metrics.kube_proxy.without_local);
@@ -167,14 +186,19 @@ impl Proxier {
     }
 
     /// Notes what few Services ask for, so that finding those does not mean to look at all.
-    fn note_rules(&mut self, entry: &ServiceEntry) {
+    fn note_rules(&mut self, entry: &ServiceEntry, plan: &Plan) {
         let name = &entry.service.name;
-        let mut outside = plan::addresses(entry, &self.surroundings);
+        let mut outside = plan::cluster_ips(entry, &self.surroundings);
         outside.retain(|ip| !self.service_cidrs.iter().any(|range| range.contains(*ip)));
         if outside.is_empty() {
             self.outside.remove(name);
         } else {
             self.outside.insert(name.clone(), outside);
+        }
+        if plan.refused.is_empty() {
+            self.refused.remove(name);
+        } else {
+            self.refused.insert(name.clone(), plan.refused.clone());
         }
         if entry.service.rules.health_check_node_port.is_some() {
             self.health_checked.insert(name.clone());
@@ -183,11 +207,22 @@ impl Proxier {
         }
     }
 
+    /// Makes the rules in the kernel match what is open.
+    fn intercept(&mut self) {
+        let refused = self.refused.values().flatten().copied().collect();
+        let singles = self.outside().into_iter().map(IpNetwork::from);
+        let addresses = LocalAddresses {
+            virtual_ips: self.service_cidrs.iter().copied().chain(singles).collect(),
+            node: self.surroundings.locality.node.clone(),
+        };
+        self.intercepted.follow(&self.frontends, &refused, addresses, &self.context.metrics);
+    }
+
     fn note(&self, snapshot: &Snapshot, started: Instant, happened: &[SystemTime]) {
         let metrics = &self.context.metrics;
         metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         self.count_frontends();
-        if self.catching.failure().is_none() {
+        if self.intercepted.failure().is_none() {
             metrics.kube_proxy.synced(started.elapsed());
             // As kube-proxy: what happened before it started says nothing about it.
             let recent = happened.iter().filter(|happened| **happened >= self.started);
@@ -197,8 +232,8 @@ impl Proxier {
 
     /// Tries again what could not be opened. False if there was nothing to try.
     pub(crate) fn retry_failures(&mut self) -> bool {
-        self.catching.check(&self.context.metrics);
-        if self.failures.is_empty() && self.catching.failure().is_none() {
+        self.intercepted.check(&self.context.metrics);
+        if self.failures.is_empty() && self.intercepted.failure().is_none() {
             return false;
         }
         let failures = std::mem::take(&mut self.failures);
@@ -209,21 +244,21 @@ impl Proxier {
                 Some(_) if self.frontends.get(&key).is_some() => {
                     self.failures.insert(key, failure);
                 }
-                Some(planned) => self.open(key, &failure.service, planned, Some(failure.message)),
+                Some(planned) => self.open(key, &failure.service, planned),
                 None => {}
             }
         }
-        self.catching.follow(&self.frontends, &self.context.metrics);
+        self.intercept();
         self.count_frontends();
         true
     }
 
     /// New connections are refused from now on; the rule that open ones need stays.
-    pub(crate) fn stop_catching(&mut self) {
-        self.catching.stop();
+    pub(crate) fn stop_intercepting(&mut self) {
+        self.intercepted.stop();
     }
 
-    /// Closes every socket of a frontend.
+    /// Closes every frontend.
     pub(crate) fn close_all(&mut self) {
         self.frontends.values().for_each(|frontend| frontend.close());
         self.frontends = SharedMap::default();
@@ -231,7 +266,7 @@ impl Proxier {
 
     /// Takes the rules out of the kernel; false if they are another proxy's by now.
     pub(crate) fn forget(&mut self) -> bool {
-        self.catching.forget()
+        self.intercepted.remove()
     }
 
     /// Closes what the Service has and `plan` has not, or has for another of its ports.
@@ -262,76 +297,24 @@ impl Proxier {
                 self.failures.insert(key, Failure { service: service.clone(), message });
             }
             None => {
-                let earlier = self.failures.remove(&key).map(|failure| failure.message);
-                self.open(key, service, planned, earlier);
+                self.failures.remove(&key);
+                self.open(key, service, planned);
             }
         }
     }
 
-    fn open(
-        &mut self,
-        key: FrontendKey,
-        service: &NamespacedName,
-        planned: Planned,
-        earlier_failure: Option<String>,
-    ) {
-        match self.start(key, service, planned) {
-            Ok(frontend) => {
-                info!(frontend = %key, %service, "serving");
-                self.services.entry(service.clone()).or_default().keys.push(key);
-                self.frontends.insert(key, frontend);
-            }
-            Err(cause) => {
-                let message = format!("cannot serve {key} of Service {service}: {}", explain(&cause));
-                // Said once, not with every retry.
-                if earlier_failure.as_ref() != Some(&message) {
-                    error!("{message}");
-                }
-                self.failures.insert(key, Failure { service: service.clone(), message });
-            }
-        }
-    }
-
-    fn start(
-        &mut self,
-        key: FrontendKey,
-        service: &NamespacedName,
-        planned: Planned,
-    ) -> io::Result<Arc<Frontend>> {
-        let FrontendKey { protocol, address } = key;
-        let port = ServicePort { service: service.clone(), name: planned.port, protocol };
-        let traffic = self.services.entry(service.clone()).or_default().traffic(port, &self.context.metrics);
-        let frontend = Arc::new(Frontend::new(key, traffic, planned.selection));
-        let worker = &self.workers[usize::from(address.port()) % self.workers.len()];
-        if protocol == Protocol::Udp {
-            let socket = socket::bind_udp(address)?;
-            let (frontend, context) = (Arc::clone(&frontend), Arc::clone(&self.context));
-            worker.spawn(udp::serve(socket, frontend, context, Arc::clone(&worker.local.poller)));
-        } else if self.surroundings.locality.node.contains(&address.ip()) {
-            // Connections are caught here too, but nobody else may take the port of the node's own address.
-            let listener = socket::listen_tcp(address)?;
-            let (registry, context) = (Arc::clone(self.catching.registry()), Arc::clone(&self.context));
-            let local = Arc::clone(&worker.local);
-            worker.spawn(tcp::serve(listener, registry, context, local, frontend.closing()));
-        }
-        Ok(frontend)
+    fn open(&mut self, key: FrontendKey, service: &NamespacedName, planned: Planned) {
+        let carried = self.services.entry(service.clone()).or_default();
+        let port = ServicePort { service: service.clone(), name: planned.port, protocol: key.protocol };
+        let traffic = carried.traffic(port, &self.context.metrics);
+        info!(frontend = %key, %service, "serving");
+        carried.keys.push(key);
+        self.frontends.insert(key, Arc::new(Frontend::new(key, traffic, planned.selection)));
     }
 
     fn count_frontends(&self) {
         self.context.metrics.frontends.set(count(self.frontends.len()));
         self.context.metrics.frontend_failures.set(count(self.failures.len()));
-    }
-}
-
-fn explain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("{error}; another process listens there: find it with `ss -lntup`, or change the port")
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            format!("{error}; is the address inside --service-cidr, and the family enabled on this node?")
-        }
-        _ => error.to_string(),
     }
 }
 

@@ -15,9 +15,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::cni_config::{self, CniConfig};
-use crate::kernel::catcher::Catcher;
 use crate::kernel::conntrack::{self, Conntrack};
 use crate::kernel::divert::Divert;
+use crate::kernel::interception::Interception;
 use crate::kernel::local_route::LocalRoutes;
 use crate::metrics::Metrics;
 use crate::node_routes::{self, NodeRoutes};
@@ -33,7 +33,7 @@ use crate::worker::{Context, Worker};
 /// Files that connections leave for everything else.
 const SPARE_FILES: u64 = 1024;
 
-/// How long connections that were caught before the end may take to be accepted.
+/// How long connections that were intercepted before the end may take to be accepted.
 const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 
 /// What the program needs to know, validated.
@@ -84,8 +84,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     info!(?config, %limits, "starting");
     let metrics = Arc::new(Metrics::new());
     let conntrack = Conntrack::new(&config.conntrack);
-    let divert = if config.borrow_addresses { divert().await } else { None };
-    let context = Arc::new(context(&config, limits.soft, divert.is_some(), &metrics));
+    let divert = divert().await;
+    let borrow_addresses = config.borrow_addresses && divert.is_some();
+    let context = Arc::new(context(&config, limits.soft, borrow_addresses, &metrics));
     let (status, mut tasks) = (Status::default(), JoinSet::new());
     let health_checks = health_checks(&config, &status, &mut tasks);
     let place = config.place.clone();
@@ -95,7 +96,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         .context("start the workers")?;
     let service_cidrs = config.discovery.service_cidrs.clone();
     let proxier = Proxier::new(workers, Arc::clone(&context), config.place, service_cidrs.clone());
-    let proxier = proxier.context("listen for connections to virtual IPs (CAP_NET_ADMIN is needed)")?;
+    let proxier = proxier
+        .context("listen for connections to virtual IPs (CAP_NET_ADMIN and CAP_NET_RAW are needed)")?;
     let is_in_pod = config.discovery.is_in_pod();
     let discovery = discovery::start(config.discovery);
     let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
@@ -195,7 +197,7 @@ pub async fn clean_up(config: Config) -> anyhow::Result<()> {
     if let Ok(divert) = Divert::ensure().await {
         divert.remove().await;
     }
-    Catcher::clean_up().context("delete the nft table")?;
+    Interception::clean_up().context("delete the nft table")?;
     if let Some(cni) = &config.cni {
         cni_config::remove(&cni.file).with_context(|| format!("remove {}", cni.file.display()))?;
     }
@@ -210,7 +212,7 @@ fn context(config: &Config, files: u64, borrow_addresses: bool, metrics: &Arc<Me
         connect_timeout: config.connect_timeout,
         patience: config.patience,
         udp_idle_timeout: config.udp_idle_timeout,
-        udp_max_flows: config.udp_max_flows,
+        udp_max_flows: config.udp_max_flows.div_ceil(config.workers),
         max_connections: config.max_connections.unwrap_or_else(|| connections_for(files)),
         locality: ArcSwap::default(),
         borrow_addresses,
@@ -246,10 +248,10 @@ fn health_checks(config: &Config, status: &Status, tasks: &mut JoinSet<()>) -> H
     HealthChecks::new(status.clone(), recorder, node_name)
 }
 
-/// Where replies to borrowed addresses cannot be brought back, endpoints see the node's address.
+/// Without policy routing replies to borrowed addresses cannot be brought back, and external IPs are not routed to the node.
 async fn divert() -> Option<Divert> {
     let diverted = Divert::ensure().await;
     diverted
-        .inspect_err(|error| warn!(%error, "endpoints will see the node's address, not the client's; --source-address node says so on purpose"))
+        .inspect_err(|error| warn!(%error, "no policy routing: endpoints will see the node's address, not the client's, and external IPs are not served"))
         .ok()
 }

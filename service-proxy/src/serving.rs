@@ -23,7 +23,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Serving {
     pub(crate) proxier: Proxier,
     pub(crate) routes: LocalRoutes,
-    /// If clients' addresses are borrowed.
+    /// `None` where the kernel has no policy routing.
     pub(crate) divert: Option<Divert>,
     pub(crate) conntrack: Conntrack,
     pub(crate) health_checks: HealthChecks,
@@ -108,7 +108,7 @@ impl Serving {
         if let Some(divert) = &self.divert
             && let Err(error) = divert.repair().await
         {
-            warn!(%error, "replies to borrowed addresses may not come back");
+            warn!(%error, "replies to borrowed addresses may not come back, and external IPs may not be served");
         }
     }
 
@@ -116,7 +116,7 @@ impl Serving {
     pub(crate) fn stop_accepting(&mut self) {
         self.status.drain();
         self.health_checks.drain();
-        self.proxier.stop_catching();
+        self.proxier.stop_intercepting();
     }
 
     /// Takes everything out of the kernel, unless it is another proxy's by now.

@@ -1,7 +1,7 @@
 //! One proxy after another on the same node, with nothing lost in between.
 //!
 //! A proxy that is started beside a running one sets itself up and, once its first state is in force, has the kernel
-//! hand it all new connections in one transaction (see [`crate::kernel::catcher`]). Then it tells its predecessor, named in the
+//! hand it all new connections in one transaction (see [`crate::kernel::interception`]). Then it tells its predecessor, named in the
 //! pid file, with SIGUSR2: that one takes no more, lets its open connections finish, and leaves rules and routes alone.
 
 use std::fs;

@@ -26,6 +26,8 @@ pub struct Place {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Which of its addresses node ports are opened on.
     pub node_port_addresses: Vec<NodePortAddress>,
+    /// Whether `externalIPs` of Services count (KEP-5707).
+    pub allow_external_ips: bool,
 }
 
 /// The same for all Services; those that depend on it are planned anew when it changes.
@@ -39,6 +41,8 @@ pub(crate) struct Surroundings {
     pub(crate) node_port_addresses: Vec<IpAddr>,
     /// Addresses of the other nodes, which are reached there, whatever a Service says.
     pub(crate) other_nodes: BTreeSet<IpAddr>,
+    /// Whether `externalIPs` of Services are ignored.
+    pub(crate) ignores_external_ips: bool,
 }
 
 impl Surroundings {
@@ -69,6 +73,7 @@ impl Place {
             proxy_name: self.proxy_name.as_deref().map(Arc::from),
             here: Here { node: self.node_name.as_str().into(), zone },
             other_nodes: others.filter(|address| !own.contains(address)).copied().collect(),
+            ignores_external_ips: !self.allow_external_ips,
             node_port_addresses: node_address::for_node_ports(&own, &self.node_port_addresses),
             locality: Locality {
                 node: own,

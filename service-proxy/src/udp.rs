@@ -1,73 +1,103 @@
-//! UDP frontends: a table of flows, each with a connected socket of its own to its endpoint.
+//! UDP: flows between clients and endpoints.
 //!
-//! The table is what conntrack is to kube-proxy, with one difference that users feel: when an endpoint stops serving,
-//! its flows are dropped at once and the next datagram goes to one that does. An endpoint that refuses is told to the
-//! client, as the kernel would if nothing stood in between.
+//! The kernel hands the datagrams for all frontends to a few sockets (see [`crate::kernel::interception`]), each with the
+//! address and port it was sent to. A client's datagrams to a frontend are a flow, which has a connected socket of its own to an endpoint.
+//! Replies leave by a raw socket, from the frontend's address and port: no socket is bound to a port of a virtual IP or of the
+//! node, so no other process is kept from it (`crate::kernel::datagram`).
+//!
+//! The table of flows is what conntrack is to kube-proxy, with one difference that users notice: when an endpoint stops serving,
+//! its flows end at once and the next datagram goes to one that serves. ICMP errors on the way to an endpoint are passed on to the client
+//! as what they are. Only a refusal (port unreachable) ends a flow.
 
 mod batch;
 mod flow;
+mod header;
 mod table;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use discovery::model::Protocol;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::debug;
 
-use crate::frontend::Frontend;
-use crate::kernel::{socket, unreachable};
+use crate::frontend::{Frontend, FrontendKey};
+use crate::kernel::icmp_error::IcmpError;
+use crate::kernel::{datagram, socket};
+use crate::tcp::Registry;
 use crate::worker::Context;
 use crate::worker::poller::Poller;
 use batch::Batch;
-use flow::Flow;
+use flow::{Errors, Flow};
 use table::Table;
 
 /// Flows are looked through so many times within the idle timeout: one lives at most a quarter longer.
 const SWEEPS: u32 = 4;
 
-/// What the flows of a frontend share.
+/// Endpoints that are tried for a flow. It fails at once, without a datagram, where the node has no route to one.
+const ATTEMPTS: usize = 3;
+
+/// What the flows of a socket share.
 struct Shared {
-    socket: UdpSocket,
-    frontend: Arc<Frontend>,
     context: Arc<Context>,
     poller: Arc<Poller>,
     started: Instant,
 }
 
-/// One frontend at work.
+/// A socket at work.
 struct Server {
     shared: Arc<Shared>,
-    flows: Table,
-    /// Each flow's reader; it yields the flow's client when the endpoint refuses.
-    readers: JoinSet<Arc<Flow>>,
+    registry: Arc<Registry>,
+    /// The frontends that have flows here, by address.
+    frontends: HashMap<SocketAddr, Served>,
+    tasks: JoinSet<Event>,
 }
 
-/// Serves a frontend on the current worker until it closes. Its flows end with it.
+/// A frontend with its flows.
+struct Served {
+    frontend: Arc<Frontend>,
+    flows: Table,
+    watcher: AbortHandle,
+}
+
+/// What a task of a server ends with.
+enum Event {
+    /// The endpoint of a flow refuses.
+    Refused(Arc<Flow>),
+    /// A frontend is closed, or has other endpoints.
+    Changed(Arc<Frontend>, watch::Receiver<()>),
+}
+
+/// Serves the datagrams that are handed to a socket, on the current worker, until that ends.
 pub(crate) async fn serve(
     socket: std::net::UdpSocket,
-    frontend: Arc<Frontend>,
+    registry: Arc<Registry>,
     context: Arc<Context>,
     poller: Arc<Poller>,
 ) -> io::Result<()> {
+    let address = socket.local_addr()?;
     let socket = UdpSocket::from_std(socket)?;
     let mut sweep = tokio::time::interval(context.udp_idle_timeout / SWEEPS);
-    let shared = Arc::new(Shared { socket, frontend, context, poller, started: Instant::now() });
-    let mut server = Server { shared: Arc::clone(&shared), flows: Table::default(), readers: JoinSet::new() };
+    let shared = Arc::new(Shared { context, poller, started: Instant::now() });
+    let (frontends, tasks) = (HashMap::new(), JoinSet::new());
+    let mut server = Server { shared: Arc::clone(&shared), registry, frontends, tasks };
+    let drops = AtomicU32::new(0);
     loop {
         tokio::select! {
-            () = shared.frontend.closed() => return Ok(()),
-            () = shared.frontend.endpoints_changed() => server.drop_stale(),
-            Some(refused) = server.readers.join_next() => server.forget(refused.ok()),
+            Some(event) = server.tasks.join_next() => server.handle(event),
             _ = sweep.tick() => server.drop_idle(),
-            ready = Batch::ready(&shared.socket) => {
+            ready = socket.ready(Interest::READABLE) => {
                 ready?;
-                let address = shared.frontend.key.address;
-                if Batch::with(address, |batch| server.receive(batch)) {
+                if Batch::with(address, |batch| server.receive(&socket, batch)) {
+                    count_drops(&shared, &socket, &drops);
                     // The socket stays ready, and nothing else would give the worker's other tasks a turn.
                     tokio::task::yield_now().await;
                 }
@@ -76,130 +106,209 @@ pub(crate) async fn serve(
     }
 }
 
+/// Counts the datagrams that have found the socket's queue full. Called while there is much to read: only then is it full.
+fn count_drops(shared: &Shared, socket: &UdpSocket, counted: &AtomicU32) {
+    let now = datagram::drops(socket);
+    let before = counted.swap(now, Ordering::Relaxed);
+    shared.context.metrics.udp_queue_drops.inc_by(u64::from(now.wrapping_sub(before)));
+}
+
 impl Shared {
-    /// Milliseconds since the frontend was opened.
+    /// Milliseconds since the socket was opened.
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// The endpoint has no such port: the client is told so in its place.
-    fn tell_refusal(&self, client: SocketAddr) {
-        if let Err(error) = unreachable::tell(client, self.frontend.key.address) {
-            debug!(service = %self.frontend.service(), %client, %error, "cannot pass on that the endpoint refuses");
-        }
     }
 }
 
 impl Server {
     /// Takes in what waits, and passes on together what one client has sent in a row. True if there may be more.
-    fn receive(&mut self, batch: &mut Batch) -> bool {
-        let received = match batch.receive(&self.shared.socket) {
+    fn receive(&mut self, socket: &UdpSocket, batch: &mut Batch) -> bool {
+        let received = match batch.receive_from_clients(socket) {
             Ok(received) => received,
-            // An ICMP error for an earlier reply: that client is gone, the others are not.
             Err(error) => {
-                debug!(frontend = %self.shared.frontend.key, %error, "receiving failed");
+                debug!(%error, "receiving failed");
                 return true;
             }
         };
         let mut start = 0;
         while start < received {
-            let Some(client) = batch.sender(start) else { break };
-            let end =
-                (start + 1..received).find(|next| batch.sender(*next) != Some(client)).unwrap_or(received);
-            self.forward(client, batch, start..end);
+            let flow = batch.flow(start);
+            let end = (start + 1..received).find(|next| batch.flow(*next) != flow).unwrap_or(received);
+            match flow {
+                Some((client, address)) => self.forward(client, address, batch, start..end),
+                None => self.shared.context.metrics.udp_dropped.inc_by((end - start) as u64),
+            }
             start = end;
         }
         received == batch::SIZE
     }
 
-    fn forward(&mut self, client: SocketAddr, batch: &mut Batch, datagrams: Range<usize>) {
+    fn forward(
+        &mut self,
+        client: SocketAddr,
+        address: SocketAddr,
+        batch: &mut Batch,
+        datagrams: Range<usize>,
+    ) {
         let shared = Arc::clone(&self.shared);
         let metrics = &shared.context.metrics;
         let count = datagrams.len();
-        let Some(flow) = self.flows.get(client).or_else(|| self.open(client)) else {
+        let known = self.frontends.get(&address).and_then(|served| served.flows.get(client));
+        let Some(flow) = known.or_else(|| self.open(client, address)) else {
             return metrics.udp_dropped.inc_by(count as u64);
         };
         flow.last.store(shared.now(), Ordering::Relaxed);
-        let sent = batch.send(&flow.upstream, datagrams, None);
-        let passed = *sent.as_ref().unwrap_or(&0);
+        let mut sent = batch.send(&flow.upstream, datagrams.clone());
+        let mut refused = false;
+        if let Err(error) = &sent {
+            let (service, endpoint) = (flow.frontend.service(), flow.endpoint);
+            debug!(%service, %endpoint, %error, "sending failed");
+            match flow.pass_on(error) {
+                Errors::Refused => refused = true,
+                // The error was about an earlier datagram, and returned in place of sending this one.
+                Errors::PassedOn => sent = batch.send(&flow.upstream, datagrams),
+                Errors::None => {}
+            }
+        }
+        let passed = sent.unwrap_or(0);
         metrics.udp_to_upstream.inc_by(passed as u64);
         metrics.udp_dropped.inc_by((count - passed) as u64);
         shared.poller.active();
-        if let Err(error) = sent {
-            debug!(service = %shared.frontend.service(), endpoint = %flow.endpoint, %error, "sending failed");
-            if error.kind() == io::ErrorKind::ConnectionRefused {
-                shared.tell_refusal(client);
-            }
+        if refused {
             self.close(&flow);
         }
     }
 
-    /// Opens a flow for a client that has none. `None` when no endpoint can be reached.
-    fn open(&mut self, client: SocketAddr) -> Option<Arc<Flow>> {
+    /// Opens a flow for a client that has none. `None` when no endpoint can be reached; the client is told.
+    fn open(&mut self, client: SocketAddr, address: SocketAddr) -> Option<Arc<Flow>> {
         let shared = Arc::clone(&self.shared);
-        let Shared { frontend, context, .. } = &*shared;
+        let context = &shared.context;
+        let Some(frontend) = self.frontend(address) else {
+            // It was closed a moment ago, or a process of the node has found the socket's own port.
+            drop(IcmpError::refusal(client.is_ipv4()).tell(client, address));
+            return None;
+        };
         let set = frontend.endpoints();
         if !set.admits(client.ip()) {
             return None;
         }
         let pool = set.pool(|| context.is_inside(client.ip()));
-        let endpoint = frontend.candidates(&set, pool, client.ip()).next()?.address;
-        let source = context.source(client.ip(), endpoint.ip());
-        if self.flows.len() >= context.udp_max_flows {
-            self.evict();
+        let flows = self.frontends.get(&address).map_or(0, |served| served.flows.len());
+        if flows >= context.udp_max_flows {
+            self.evict(address);
         }
-        let mut opened = connect(source, endpoint);
-        if opened.as_ref().is_err_and(is_out_of_files) && self.evict() {
-            opened = connect(source, endpoint);
+        let mut failure = None;
+        for endpoint in frontend.candidates(&set, pool, client.ip()).take(ATTEMPTS) {
+            let endpoint = endpoint.address;
+            let source = context.source(client.ip(), endpoint.ip());
+            let mut opened = connect(source, endpoint);
+            if opened.as_ref().is_err_and(is_out_of_files) && self.evict(address) {
+                opened = connect(source, endpoint);
+            }
+            match opened {
+                Ok(upstream) => {
+                    frontend.remember(&set, client.ip(), endpoint);
+                    return self.insert(client, Arc::clone(&frontend), endpoint, upstream);
+                }
+                Err(error) => {
+                    debug!(service = %frontend.service(), %endpoint, %error, "cannot open a flow");
+                    failure = Some(error);
+                }
+            }
         }
-        let upstream = opened
-            .inspect_err(|error| {
-                debug!(service = %frontend.service(), %endpoint, %error, "cannot open a flow");
-            })
-            .ok()?;
-        let open = frontend.traffic.enter(None)?;
-        frontend.remember(&set, client.ip(), endpoint);
-        let last = AtomicU64::new(shared.now());
-        let flow = Arc::new(Flow { client, endpoint, upstream, last, _open: open });
-        let reader = self.readers.spawn(Arc::clone(&flow).read_replies(Arc::clone(&shared)));
-        self.flows.insert(Arc::clone(&flow), reader);
-        context.metrics.udp_flows.inc();
+        let error = failure.and_then(|failure| IcmpError::of_local(client.is_ipv4(), &failure));
+        drop(error.map(|error| error.tell(client, address)));
+        None
+    }
+
+    fn insert(
+        &mut self,
+        client: SocketAddr,
+        frontend: Arc<Frontend>,
+        endpoint: SocketAddr,
+        upstream: UdpSocket,
+    ) -> Option<Arc<Flow>> {
+        let (last, drops) = (AtomicU64::new(self.shared.now()), AtomicU32::new(0));
+        let (open, address) = (frontend.traffic.enter(None)?, frontend.key.address);
+        let flow = Arc::new(Flow { client, frontend, endpoint, upstream, last, drops, _open: open });
+        let (reading, shared) = (Arc::clone(&flow), Arc::clone(&self.shared));
+        let reader = self.tasks.spawn(async move { Event::Refused(reading.read_replies(shared).await) });
+        let served = self.frontends.get_mut(&address)?;
+        served.flows.insert(Arc::clone(&flow), reader);
+        self.shared.context.metrics.udp_flows.inc();
         Some(flow)
     }
 
-    /// Makes room for a flow. False if there was none to take away.
-    fn evict(&mut self) -> bool {
-        let Some(victim) = self.flows.victim() else { return false };
+    /// The frontend at this address, watched from now on.
+    fn frontend(&mut self, address: SocketAddr) -> Option<Arc<Frontend>> {
+        if let Some(served) = self.frontends.get(&address) {
+            return Some(Arc::clone(&served.frontend));
+        }
+        let key = FrontendKey { protocol: Protocol::Udp, address };
+        let frontend = self.registry.load().get(&key).cloned()?;
+        let watcher = self.tasks.spawn(watch(Arc::clone(&frontend), frontend.changes()));
+        let served = Served { frontend: Arc::clone(&frontend), flows: Table::default(), watcher };
+        self.frontends.insert(address, served);
+        Some(frontend)
+    }
+
+    fn handle(&mut self, event: Result<Event, JoinError>) {
+        match event {
+            Ok(Event::Refused(flow)) => self.close(&flow),
+            Ok(Event::Changed(frontend, changes)) => self.changed(&frontend, changes),
+            // A reader or watcher that was stopped with its flow or frontend.
+            Err(_) => {}
+        }
+    }
+
+    /// Ends the flows that may not go on.
+    fn changed(&mut self, frontend: &Arc<Frontend>, changes: watch::Receiver<()>) {
+        let address = frontend.key.address;
+        let Some(served) = self.frontends.get(&address) else { return };
+        if !Arc::ptr_eq(&served.frontend, frontend) {
+            return;
+        }
+        let (is_closed, endpoints) = (frontend.is_closed(), frontend.endpoints());
+        let is_stale = |flow: &&Arc<Flow>| is_closed || !endpoints.may_keep(flow.endpoint);
+        let stale: Vec<_> = served.flows.iter().filter(is_stale).cloned().collect();
+        stale.iter().for_each(|flow| self.close(flow));
+        if is_closed {
+            self.frontends.remove(&address);
+        } else if let Some(served) = self.frontends.get_mut(&address) {
+            served.watcher = self.tasks.spawn(watch(Arc::clone(frontend), changes));
+        }
+    }
+
+    /// Ends a flow of a frontend to make room. False if there was none here.
+    fn evict(&mut self, address: SocketAddr) -> bool {
+        let victim = self.frontends.get_mut(&address).and_then(|served| served.flows.victim());
+        let Some(victim) = victim else { return false };
         self.close(&victim);
         self.shared.context.metrics.udp_evicted.inc();
         true
-    }
-
-    fn drop_stale(&mut self) {
-        let endpoints = self.shared.frontend.endpoints();
-        let stale: Vec<_> =
-            self.flows.iter().filter(|flow| !endpoints.may_keep(flow.endpoint)).cloned().collect();
-        stale.iter().for_each(|flow| self.close(flow));
     }
 
     fn drop_idle(&mut self) {
         let timeout = self.shared.context.udp_idle_timeout;
         let silence = |flow: &Flow| self.shared.now().saturating_sub(flow.last.load(Ordering::Relaxed));
         let is_idle = |flow: &&Arc<Flow>| Duration::from_millis(silence(flow)) >= timeout;
-        let idle: Vec<_> = self.flows.iter().filter(is_idle).cloned().collect();
+        let flows = self.frontends.values().flat_map(|served| served.flows.iter());
+        let idle: Vec<_> = flows.filter(is_idle).cloned().collect();
         idle.iter().for_each(|flow| self.close(flow));
-    }
-
-    /// A reader has ended by itself.
-    fn forget(&mut self, refused: Option<Arc<Flow>>) {
-        if let Some(flow) = refused {
-            self.close(&flow);
-        }
+        self.frontends.retain(|_, served| {
+            let is_used = served.flows.len() > 0;
+            if !is_used {
+                served.watcher.abort();
+            }
+            is_used
+        });
     }
 
     /// Closes this flow; not another one that its client may have by now.
     fn close(&mut self, flow: &Arc<Flow>) {
-        if self.flows.remove(flow) {
+        let Some(served) = self.frontends.get_mut(&flow.frontend.key.address) else { return };
+        if served.flows.remove(flow) {
+            count_drops(&self.shared, &flow.upstream, &flow.drops);
             self.shared.context.metrics.udp_flows.dec();
         }
     }
@@ -207,12 +316,24 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.shared.context.metrics.udp_flows.sub(i64::try_from(self.flows.len()).unwrap_or(0));
+        let flows: usize = self.frontends.values().map(|served| served.flows.len()).sum();
+        self.shared.context.metrics.udp_flows.sub(i64::try_from(flows).unwrap_or(0));
     }
 }
 
+/// Waits until the frontend is closed or has other endpoints.
+async fn watch(frontend: Arc<Frontend>, mut changes: watch::Receiver<()>) -> Event {
+    tokio::select! {
+        () = frontend.closed() => {}
+        _ = changes.changed() => {}
+    }
+    Event::Changed(frontend, changes)
+}
+
 fn connect(source: Option<IpAddr>, endpoint: SocketAddr) -> io::Result<UdpSocket> {
-    UdpSocket::from_std(socket::connect_udp(source, endpoint)?.into())
+    let socket = socket::connect_udp(source, endpoint)?;
+    datagram::prepare_upstream(&socket, endpoint.is_ipv4())?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// `EMFILE`, `ENFILE`.

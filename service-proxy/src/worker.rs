@@ -27,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle_timeout: Duration,
+    /// A worker's share for each frontend.
     pub(crate) udp_max_flows: usize,
     pub(crate) patience: Patience,
     pub(crate) max_connections: usize,

@@ -3,13 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::HashSet;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, IoSliceMut};
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use testbed::{Cluster, NameServer, Pod, wait_for};
 
 const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: echo}\nspec: {selector: {app: echo}, ports: [{port: 53, targetPort: 5353, protocol: UDP}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: echo}}\nspec: {containers: []}\n";
@@ -117,9 +119,128 @@ fn bursts_and_large_datagrams_arrive_whole_and_replies_come_from_the_virtual_ip(
     assert_eq!(path.metric("dropped_datagrams_total"), 0.0);
 }
 
+/// Two thousand at once, each way: as many as there would be without a proxy.
+#[test]
+fn a_burst_of_two_thousand_datagrams_arrives() {
+    const BURST: u16 = 2000;
+    let path = Path::with(&[]);
+    let client = path.connected();
+    for socket in [&client, &path.socket] {
+        setsockopt(socket, sockopt::RcvBufForce, &(16 << 20)).unwrap();
+    }
+    let count = |socket: &UdpSocket| {
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let (mut seen, mut buffer, mut sender) = (HashSet::new(), [0; 800], None);
+        while seen.len() < usize::from(BURST) {
+            let Ok((_, from)) = socket.recv_from(&mut buffer) else { break };
+            seen.insert(u16::from_be_bytes([buffer[0], buffer[1]]));
+            sender = Some(from);
+        }
+        (seen.len(), sender)
+    };
+    let datagram = |number: u16| {
+        let mut datagram = [0; 800];
+        datagram[..2].copy_from_slice(&number.to_be_bytes());
+        datagram
+    };
+    for number in 0..BURST {
+        client.send(&datagram(number)).unwrap();
+    }
+    let (seen, sender) = count(&path.socket);
+    assert_eq!(seen, usize::from(BURST), "{}", path.cluster.logs());
+    for number in 0..BURST {
+        path.socket.send_to(&datagram(number), sender.unwrap()).unwrap();
+    }
+    assert_eq!(count(&client).0, usize::from(BURST));
+    assert_eq!(path.metric("queue_drops_total"), 0.0);
+    assert_eq!(path.metric("dropped_datagrams_total"), 0.0);
+}
+
+/// A proxy that is stopped takes nothing from its queues. What finds no room is counted once it goes on.
+#[test]
+fn datagrams_that_find_no_room_are_counted() {
+    let path = Path::with(&["--workers", "1"]);
+    let client = path.connected();
+    let signal =
+        |name: &str| path.cluster.node.shell(&format!("kill -{name} {}", path.cluster.proxy.id())).unwrap();
+    signal("STOP");
+    for _ in 0..30_000 {
+        client.send(&[0; 800]).unwrap();
+    }
+    signal("CONT");
+    wait_for("the drops to be counted", || {
+        let drops = path.metric("queue_drops_total");
+        ensure!(drops > 1000.0, "{drops}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Type, code and MTU of the next ICMP error that the client's kernel has got.
+fn icmp_error(socket: &UdpSocket) -> anyhow::Result<(u8, u8, u32)> {
+    wait_for("an ICMP error", || {
+        let (mut space, mut datagram) = (cmsg_space!([u8; 64]), [0; 1]);
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let mut slices = [IoSliceMut::new(&mut datagram)];
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+        let error = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::Ipv4RecvErr(error, _) => Some((error.ee_type, error.ee_code, error.ee_info)),
+            _ => None,
+        });
+        error.ok_or_else(|| anyhow::anyhow!("no error"))
+    })
+}
+
+/// An endpoint beyond a router that has no way to it, or a narrow one: the client hears what it would hear without a proxy, and the
+/// flow stays where it is.
+#[test]
+fn icmp_errors_reach_the_client_as_what_they_are_and_only_a_refusal_ends_a_flow() {
+    let path = Path::with(&[]);
+    let router = [
+        "echo 1 > /proc/sys/net/ipv4/ip_forward",
+        "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit",
+        "ip link add narrow type veth peer name sink; ip link set sink up; ip link set narrow mtu 1280 up",
+        "ip route add 198.51.100.9/32 dev narrow; ip neigh add 198.51.100.9 lladdr 02:00:00:00:00:09 dev narrow",
+        "ip route add prohibit 198.51.100.10/32",
+        "ip route add unreachable 198.51.100.11/32",
+    ];
+    let set_up = || std::process::Command::new("sh").args(["-ec", &router.join("; ")]).status();
+    assert!(path.cluster.node.outside().run(set_up).unwrap().unwrap().success());
+    let flows = path.metric("flows");
+    let cases = [("far-9", 9, (3, 4, 1280)), ("far-10", 10, (3, 13, 0)), ("far-11", 11, (3, 1, 0))];
+    for (number, (name, host, expected)) in cases.into_iter().enumerate() {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 53, protocol: UDP}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: 5353, protocol: UDP}}]\nendpoints: [{{addresses: [198.51.100.{host}]}}]\n"
+        );
+        path.cluster.apply(&format!("{name}.yaml"), &text).unwrap();
+        let address = format!("{}:53", path.cluster.virtual_ip(name).unwrap());
+        let client = bind(&path.client, "0.0.0.0:0");
+        client.connect(&address).unwrap();
+        setsockopt(&client, sockopt::Ipv4RecvErr, &true).unwrap();
+        let error = wait_for("the error", || {
+            drop(client.send(&[0; 1400]));
+            let error = icmp_error(&client)?;
+            // Before the proxy knows the Service, the kernel refuses.
+            ensure!(error == expected, "{error:?}");
+            Ok(error)
+        });
+        assert_eq!(error.unwrap(), expected, "{name}");
+        // It stays, whatever it has heard.
+        for _ in 0..3 {
+            drop(client.send(&[0; 100]));
+        }
+        let open = flows + f64::from(u32::try_from(number + 1).unwrap());
+        assert_eq!(path.metric("flows"), open, "{name}");
+        let series = format!(
+            r#"portolan_proxy_service_connections_opened_total{{namespace="default",port="",protocol="udp",service="{name}"}}"#
+        );
+        assert_eq!(path.cluster.proxy_metric(&series).unwrap(), 1.0, "one flow, and never another one");
+    }
+}
+
 #[test]
 fn a_client_that_opens_flows_without_end_does_not_take_those_of_others() {
-    let path = Path::with(&["--udp-max-flows", "8"]);
+    let path = Path::with(&["--workers", "2", "--udp-max-flows", "8"]);
     let modest = path.connected();
     let other = path.cluster.add_pod("greedy").unwrap();
     for _ in 0..30 {

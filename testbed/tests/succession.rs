@@ -154,7 +154,7 @@ fn a_proxy_whose_rules_the_kernel_refuses_takes_over_once_it_accepts_them() {
     let next = Program::start(&cluster.node, &binary, &flags, &log).unwrap();
     wait_for("the kernel to refuse", || {
         let log = std::fs::read_to_string(&log)?;
-        ensure!(log.contains("cannot catch connections"), "{log}");
+        ensure!(log.contains("cannot intercept connections"), "{log}");
         Ok(())
     })
     .unwrap();
@@ -166,7 +166,7 @@ fn a_proxy_whose_rules_the_kernel_refuses_takes_over_once_it_accepts_them() {
     owner.wait().unwrap();
     assert!(cluster.proxy.wait().unwrap().success(), "it is told once the next one has its rules");
     assert_eq!(cluster.node.shell("cat /run/portolan/proxy.pid").unwrap().trim(), next.id().to_string());
-    cluster.node.shell("nft list chain inet portolan-proxy divert").unwrap();
+    cluster.node.shell("nft list chain inet portolan-proxy prerouting").unwrap();
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_proxy_that_drains_leaves_to_its_successor_what_is_the_nodes() {
         let rules = cluster.node.shell("ip rule; ip route show table 7061; ip route show table local")?;
         ensure!(rules.contains("fwmark 0x1000") && rules.contains("local default dev lo"), "{rules}");
         ensure!(rules.contains("local 10.96.0.0"), "{rules}");
-        cluster.node.shell("nft list chain inet portolan-proxy divert")
+        cluster.node.shell("nft list chain inet portolan-proxy prerouting")
     };
     state().unwrap();
     let _stream: TcpStream = connect().unwrap();

@@ -1,11 +1,14 @@
-//! Brings back the replies to connections that borrow their client's address.
+//! Policy routing: packets with the mark are local to the node.
+//!
+//! Two kinds have it: replies to connections that borrow their client's address, and what is sent to the frontends of external IPs,
+//! which are not local (see [`crate::kernel::interception`]).
 //!
 //! A socket bound to an address of somebody else (`IP_TRANSPARENT`) may send, but what comes back is routed to the
 //! owner of the address. So packets that belong to such a socket are marked before routing, and marked packets are
 //! local:
 //!
 //! ```text
-//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000     (see crate::kernel::catcher)
+//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000     (see crate::kernel::interception)
 //! ip rule:  from all fwmark 0x1000/0x1000 lookup 7061
 //! ip route: local default dev lo table 7061
 //! ```

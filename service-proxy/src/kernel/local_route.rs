@@ -44,7 +44,7 @@ pub(crate) struct LocalRoutes {
     handle: Handle,
     /// The service ranges.
     ranges: Vec<IpNetwork>,
-    /// Single addresses outside of them: external IPs, those of load balancers.
+    /// Cluster IPs outside of them.
     singles: BTreeSet<IpAddr>,
     /// Runs the netlink connection.
     connection: JoinSet<()>,

@@ -13,13 +13,22 @@ pub enum NodePortAddress {
     Primary,
     /// Every address of the node in a range.
     Range(IpNetwork),
+    /// The loopback addresses (KEP-6032).
+    Localhost,
+    /// Every address of the node.
+    All,
 }
 
 impl std::str::FromStr for NodePortAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "primary" { Ok(Self::Primary) } else { discovery::parse_cidr(text).map(Self::Range) }
+        match text {
+            "primary" => Ok(Self::Primary),
+            "localhost" => Ok(Self::Localhost),
+            "all" => Ok(Self::All),
+            range => discovery::parse_cidr(range).map(Self::Range),
+        }
     }
 }
 
@@ -40,6 +49,8 @@ pub(crate) fn for_node_ports(own: &HashSet<IpAddr>, wanted: &[NodePortAddress]) 
     for wanted in wanted {
         match wanted {
             NodePortAddress::Primary => found.extend([true, false].into_iter().filter_map(primary)),
+            NodePortAddress::Localhost => found.extend(own.iter().filter(|ip| ip.is_loopback())),
+            NodePortAddress::All => found.extend(own),
             NodePortAddress::Range(range) => found.extend(own.iter().filter(|ip| range.contains(**ip))),
         }
     }

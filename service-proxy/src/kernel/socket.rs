@@ -1,7 +1,7 @@
-//! Listening sockets on addresses that no interface carries, and sockets that borrow a client's address.
+//! TCP listeners that connections to any address can be handed to, and sockets that borrow a client's address.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -44,12 +44,6 @@ pub(crate) fn listen_for_others(
     Ok((address, listeners))
 }
 
-/// A listener on this address. Another one may be beside it. It is not `IP_TRANSPARENT`, or what is to be handed to others would
-/// be taken for its own (see [`crate::kernel::catcher`]).
-pub(crate) fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    listen(bind(address, Type::STREAM, true)?)
-}
-
 fn listen(socket: Socket) -> io::Result<TcpListener> {
     // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
     socket.set_tcp_nodelay(true)?;
@@ -68,12 +62,6 @@ fn serve_any_address(socket: &Socket, v4: bool) -> io::Result<()> {
 pub(crate) fn notice_silence(socket: &Socket) -> io::Result<()> {
     let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
     socket.set_tcp_keepalive(&probes)
-}
-
-/// The one UDP socket of a frontend. Replies sent through it come from the virtual IP. A proxy started beside this one
-/// may have another on the same address.
-pub(crate) fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    Ok(bind(address, Type::DGRAM, true)?.into())
 }
 
 /// Starts connecting from the node's own address.

@@ -14,7 +14,7 @@ use crate::pages::health_check;
 use crate::plan;
 
 impl Proxier {
-    /// Addresses outside the service ranges that have to be local for all this to be reached, those of the node itself left out.
+    /// Cluster IPs outside the service ranges, which are made local one by one, those of the node itself left out.
     pub(crate) fn outside(&self) -> BTreeSet<IpAddr> {
         let wanted = self.outside.values().flatten().copied();
         wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
@@ -33,12 +33,12 @@ impl Proxier {
     /// What cannot be opened now, one line each.
     pub(crate) fn failures(&self) -> Vec<String> {
         let failures = self.failures.values().map(|failure| failure.message.clone());
-        failures.chain(self.catching.failure().map(|failure| failure.message.clone())).collect()
+        failures.chain(self.intercepted.failure().map(|failure| failure.message.clone())).collect()
     }
 
     /// Since when the kernel has not taken the rules, if it does not.
     pub(crate) fn stuck_since(&self) -> Option<Instant> {
-        self.catching.failure().map(|failure| failure.since)
+        self.intercepted.failure().map(|failure| failure.since)
     }
 
     /// Everything that is open.

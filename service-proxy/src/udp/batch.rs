@@ -4,14 +4,20 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
-use socket2::SockRef;
+use nix::cmsg_space;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
+};
+use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+
+use super::header;
+use crate::kernel::datagram;
 
 /// Datagrams taken at a time; more wait until the worker's other tasks have had their turn.
 pub(super) const SIZE: usize = 32;
@@ -20,19 +26,33 @@ pub(super) const SIZE: usize = 32;
 const DATAGRAM: usize = 65_535;
 
 thread_local! {
-    /// One a family: the kernel notes the length of an address in the header, and expects to find room for as much the
-    /// next time.
-    static V4: RefCell<Batch> = RefCell::new(Batch::new());
-    static V6: RefCell<Batch> = RefCell::new(Batch::new());
+    /// One a family: the kernel notes the length of an address, and of control data, in the header, and expects to find
+    /// room for as much the next time.
+    static V4: RefCell<Batch> = RefCell::new(Batch::new(true));
+    static V6: RefCell<Batch> = RefCell::new(Batch::new(false));
 }
 
 /// Datagrams received together, with their senders.
 pub(super) struct Batch {
     /// One after the other. Memory is touched only as far as datagrams reach.
     buffers: Vec<u8>,
-    received: [(usize, Option<SocketAddr>); SIZE],
+    received: [Received; SIZE],
+    /// From endpoints; and from clients, which come with the address that they were sent to.
     receiving: MultiHeaders<SockaddrStorage>,
+    intercepting: MultiHeaders<SockaddrStorage>,
+    /// To endpoints; and to clients, with the address that they are sent from.
     sending: MultiHeaders<SockaddrStorage>,
+    replying: MultiHeaders<SockaddrStorage>,
+    /// Opened with the first reply.
+    replies: Option<Socket>,
+}
+
+/// A datagram in its buffer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Received {
+    length: usize,
+    /// Who sent it to which frontend, if it is a client's.
+    flow: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Batch {
@@ -42,33 +62,37 @@ impl Batch {
         batch.with_borrow_mut(work)
     }
 
-    fn new() -> Self {
+    fn new(v4: bool) -> Self {
+        let (destination, source) = if v4 {
+            (cmsg_space!(libc::sockaddr_in), cmsg_space!(libc::in_pktinfo))
+        } else {
+            (cmsg_space!(libc::sockaddr_in6), cmsg_space!(libc::in6_pktinfo))
+        };
         Self {
             buffers: vec![0; SIZE * DATAGRAM],
-            received: [(0, None); SIZE],
+            received: [Received::default(); SIZE],
             receiving: MultiHeaders::preallocate(SIZE, None),
+            intercepting: MultiHeaders::preallocate(SIZE, Some(destination)),
             sending: MultiHeaders::preallocate(SIZE, None),
+            replying: MultiHeaders::preallocate(SIZE, Some(source)),
+            replies: None,
         }
     }
 
-    /// Returns when there is something to receive, a datagram or an error. Cancel-safe.
-    pub(super) async fn ready(socket: &UdpSocket) -> io::Result<()> {
-        socket.ready(Interest::READABLE | Interest::ERROR).await.map(drop)
+    /// Takes what clients have sent; nothing is 0.
+    pub(super) fn receive_from_clients(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.receive(socket, true)
     }
 
-    /// Takes what waits on the socket; nothing is 0.
-    pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        // An ICMP error makes a socket ready, but not readable; the runtime tries one of the two at a time.
-        match self.try_receive(socket, Interest::READABLE)? {
-            0 => self.try_receive(socket, Interest::ERROR),
-            count => Ok(count),
-        }
+    /// Takes what an endpoint has sent; nothing is 0.
+    pub(super) fn receive_from_endpoint(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.receive(socket, false)
     }
 
-    fn try_receive(&mut self, socket: &UdpSocket, interest: Interest) -> io::Result<usize> {
+    fn receive(&mut self, socket: &UdpSocket, from_clients: bool) -> io::Result<usize> {
         let mut count = 0;
-        let tried = socket.try_io(interest, || {
-            count = self.receive_now(socket)?;
+        let tried = socket.try_io(Interest::READABLE, || {
+            count = self.receive_now(socket, from_clients)?;
             // Fewer than asked for: the queue was empty a moment ago. Saying so spares the call that would find out.
             if count < SIZE { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
@@ -78,28 +102,18 @@ impl Batch {
         }
     }
 
-    /// Who sent the datagram of that number.
-    pub(super) fn sender(&self, number: usize) -> Option<SocketAddr> {
-        self.received[number].1
+    /// The client that sent the datagram of that number, and the frontend it sent it to.
+    pub(super) fn flow(&self, number: usize) -> Option<(SocketAddr, SocketAddr)> {
+        self.received[number].flow
     }
 
-    /// Sends some of what was received; returns how many went out. What the kernel has no room for is left out.
-    pub(super) fn send(
-        &mut self,
-        socket: &UdpSocket,
-        datagrams: Range<usize>,
-        to: Option<SocketAddr>,
-    ) -> io::Result<usize> {
+    /// Sends some of what was received to the socket's peer; returns how many went out. What the kernel has no room for is left out.
+    pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: Range<usize>) -> io::Result<usize> {
         // Not by way of the runtime: it holds a socket for busy until it has heard of it, and waiting is no use anyway.
         let sent = if datagrams.len() == 1 {
-            let (socket, datagram) = (SockRef::from(socket), self.datagram(datagrams.start));
-            match to {
-                Some(to) => socket.send_to(datagram, &to.into()),
-                None => socket.send(datagram),
-            }
-            .map(|_| 1)
+            SockRef::from(socket).send(self.datagram(datagrams.start)).map(|_| 1)
         } else {
-            self.send_now(socket, datagrams, to)
+            self.send_now(socket, datagrams)
         };
         match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
@@ -107,41 +121,99 @@ impl Batch {
         }
     }
 
-    fn datagram(&self, number: usize) -> &[u8] {
-        let start = number * DATAGRAM;
-        &self.buffers[start..start + self.received[number].0]
+    /// Sends the first `count` of what was received to a client, from the address and port of a frontend. As [`Self::send`].
+    pub(super) fn reply(&mut self, count: usize, from: SocketAddr, to: SocketAddr) -> io::Result<usize> {
+        if self.replies.is_none() {
+            self.replies = Some(datagram::open_reply_socket(to.is_ipv4())?);
+        }
+        let Some(socket) = &self.replies else { return Ok(0) };
+        // By field: the system call borrows the message headers beside the buffers.
+        let (buffers, received) = (&self.buffers, &self.received);
+        let datagram = |number: usize| {
+            let start = number * DATAGRAM;
+            &buffers[start..start + received[number].length]
+        };
+        let mut headers = [[0; header::LENGTH]; SIZE];
+        for (number, header) in headers.iter_mut().enumerate().take(count) {
+            *header = header::udp(from, to, datagram(number));
+        }
+        let mut slices = [[IoSlice::new(&[]), IoSlice::new(&[])]; SIZE];
+        for (number, slice) in slices.iter_mut().enumerate().take(count) {
+            *slice = [IoSlice::new(&headers[number]), IoSlice::new(datagram(number))];
+        }
+        let mut peer = to;
+        // The port of a raw socket's peer is a protocol.
+        peer.set_port(0);
+        let (addresses, flags) = ([Some(SockaddrStorage::from(peer)); SIZE], MsgFlags::MSG_DONTWAIT);
+        let (v4, v6);
+        let source = match from.ip() {
+            IpAddr::V4(ip) => {
+                v4 = header::source_v4(ip);
+                [ControlMessage::Ipv4PacketInfo(&v4)]
+            }
+            IpAddr::V6(ip) => {
+                v6 = header::source_v6(ip);
+                [ControlMessage::Ipv6PacketInfo(&v6)]
+            }
+        };
+        match sendmmsg(socket.as_raw_fd(), &mut self.replying, &slices[..count], addresses, source, flags) {
+            Ok(sent) => Ok(sent.count()),
+            Err(nix::errno::Errno::EAGAIN) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    fn receive_now(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+    fn datagram(&self, number: usize) -> &[u8] {
+        let start = number * DATAGRAM;
+        &self.buffers[start..start + self.received[number].length]
+    }
+
+    fn receive_now(&mut self, socket: &UdpSocket, from_clients: bool) -> io::Result<usize> {
         let mut slices = self.buffers.chunks_exact_mut(DATAGRAM).map(|buffer| [IoSliceMut::new(buffer)]);
         let mut slices: [_; SIZE] =
             std::array::from_fn(|_| slices.next().unwrap_or_else(|| [IoSliceMut::new(&mut [])]));
         let flags = MsgFlags::MSG_DONTWAIT;
-        let messages = recvmmsg(socket.as_raw_fd(), &mut self.receiving, slices.iter_mut(), flags, None)?;
+        let headers = if from_clients { &mut self.intercepting } else { &mut self.receiving };
+        let messages = recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), flags, None)?;
         let mut count = 0;
         for message in messages {
-            self.received[count] = (message.bytes, message.address.as_ref().and_then(socket_address));
+            let flow = if from_clients {
+                let client = message.address.as_ref().and_then(socket_address);
+                let destination = message.cmsgs().ok().and_then(|mut all| all.find_map(|m| destination(&m)));
+                client.zip(destination)
+            } else {
+                None
+            };
+            self.received[count] = Received { length: message.bytes, flow };
             count += 1;
         }
         Ok(count)
     }
 
-    fn send_now(
-        &mut self,
-        socket: &UdpSocket,
-        datagrams: Range<usize>,
-        to: Option<SocketAddr>,
-    ) -> io::Result<usize> {
+    fn send_now(&mut self, socket: &UdpSocket, datagrams: Range<usize>) -> io::Result<usize> {
         let mut slices = [[IoSlice::new(&[])]; SIZE];
         let count = datagrams.len();
         for (slice, number) in slices.iter_mut().zip(datagrams) {
             let start = number * DATAGRAM;
-            *slice = [IoSlice::new(&self.buffers[start..start + self.received[number].0])];
+            *slice = [IoSlice::new(&self.buffers[start..start + self.received[number].length])];
         }
-        let addresses = [to.map(SockaddrStorage::from); SIZE];
-        let flags = MsgFlags::MSG_DONTWAIT;
+        let (addresses, flags) = ([None; SIZE], MsgFlags::MSG_DONTWAIT);
         let sent = sendmmsg(socket.as_raw_fd(), &mut self.sending, &slices[..count], addresses, [], flags)?;
         Ok(sent.count())
+    }
+}
+
+fn destination(message: &ControlMessageOwned) -> Option<SocketAddr> {
+    match message {
+        ControlMessageOwned::Ipv4OrigDstAddr(address) => {
+            let ip = u32::from_be(address.sin_addr.s_addr);
+            Some(SocketAddr::new(IpAddr::V4(ip.into()), u16::from_be(address.sin_port)))
+        }
+        ControlMessageOwned::Ipv6OrigDstAddr(address) => {
+            let ip = IpAddr::V6(address.sin6_addr.s6_addr.into());
+            Some(SocketAddr::new(ip, u16::from_be(address.sin6_port)))
+        }
+        _ => None,
     }
 }
 

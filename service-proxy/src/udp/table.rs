@@ -119,22 +119,24 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU32, AtomicU64};
 
     use discovery::model::{NamespacedName, Protocol};
 
     use super::*;
+    use crate::backend::endpoints::Selection;
+    use crate::frontend::{Frontend, FrontendKey};
     use crate::metrics::Metrics;
     use crate::service_port::ServicePort;
     use crate::traffic::Traffic;
 
-    struct Frontend {
+    struct Opened {
         table: Table,
-        traffic: Arc<Traffic>,
+        frontend: Arc<Frontend>,
         runtime: tokio::runtime::Runtime,
     }
 
-    impl Frontend {
+    impl Opened {
         fn new() -> Self {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let port = ServicePort {
@@ -143,7 +145,9 @@ mod tests {
                 protocol: Protocol::Udp,
             };
             let traffic = Arc::new(Traffic::new(port, Arc::clone(&Metrics::new().services)));
-            Self { table: Table::default(), traffic, runtime }
+            let key = FrontendKey { protocol: Protocol::Udp, address: "10.96.0.9:53".parse().unwrap() };
+            let frontend = Arc::new(Frontend::new(key, traffic, Selection::default()));
+            Self { table: Table::default(), frontend, runtime }
         }
 
         fn open(&mut self, client: &str) -> Arc<Flow> {
@@ -152,10 +156,12 @@ mod tests {
             upstream.set_nonblocking(true).unwrap();
             let flow = Arc::new(Flow {
                 client: client.parse().unwrap(),
+                frontend: Arc::clone(&self.frontend),
+                drops: AtomicU32::new(0),
                 endpoint: "127.0.0.1:9".parse().unwrap(),
                 upstream: tokio::net::UdpSocket::from_std(upstream).unwrap(),
                 last: AtomicU64::new(0),
-                _open: self.traffic.enter(None).unwrap(),
+                _open: self.frontend.traffic.enter(None).unwrap(),
             });
             let reader =
                 tokio::task::JoinSet::new().spawn_on(std::future::pending::<()>(), self.runtime.handle());
@@ -172,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_client_that_opens_many_flows_loses_its_own() {
-        let mut frontend = Frontend::new();
+        let mut frontend = Opened::new();
         let modest = frontend.open("10.0.0.9:1");
         for port in 1..=5 {
             frontend.open(&format!("10.0.0.2:{port}"));
@@ -190,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_silent_flow_goes_before_the_one_that_speaks() {
-        let mut frontend = Frontend::new();
+        let mut frontend = Opened::new();
         let speaking = frontend.open("10.0.0.2:1");
         frontend.open("10.0.0.2:2");
         speaking.last.store(7, Ordering::Relaxed);
@@ -200,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_old_handle_does_not_end_the_clients_new_flow() {
-        let mut frontend = Frontend::new();
+        let mut frontend = Opened::new();
         let old = frontend.open("10.0.0.2:1");
         frontend.table.remove(&old);
         frontend.open("10.0.0.2:1");

@@ -1,0 +1,339 @@
+//! Interception: which connections and datagrams the kernel hands to this proxy, and which it refuses.
+//!
+//! TPROXY hands them to the proxy's sockets unchanged. Ten thousand frontends need no socket of their own, opening and
+//! closing one is an element of a map, and neither the proxy nor another process of the node keeps a port from the other.
+//!
+//! ```text
+//! table inet portolan-proxy {
+//!     set proxy-<port> { type ipv4_addr }
+//!     map frontends-v4 { type ipv4_addr . inet_proto . inet_service : verdict
+//!                        elements = { 10.96.0.9 . tcp . 80 : goto tcp-v4, 10.96.0.9 . udp . 53 : goto udp-v4-5 } }
+//!     set virtual-v4   { type ipv4_addr; flags interval }                              # the service ranges
+//!     chain prerouting { type filter hook prerouting priority mangle
+//!         socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000 accept
+//!         ip daddr . meta l4proto . th dport @external-v4 meta mark set meta mark | 0x1000
+//!         ip daddr . meta l4proto . th dport vmap @frontends-v4
+//!     }
+//!     chain tcp-v4   { tproxy ip to 127.0.0.1:<port> accept }
+//!     chain udp-v4-0 { tproxy ip to 127.0.0.1:<port> accept }                          # one chain a lane
+//!     chain refuse   { meta l4proto tcp reject with tcp reset; reject }
+//!     chain input { type filter hook input priority filter
+//!         ip daddr @virtual-v4 meta l4proto tcp socket wildcard 1 reject with tcp reset
+//!         ip daddr @virtual-v4 meta l4proto udp socket wildcard 1 reject
+//!         ip daddr @virtual-v4 meta l4proto != { tcp, udp, icmp, ipv6-icmp } reject
+//!     }
+//!     chain output { type route hook output priority mangle
+//!         ip daddr . meta l4proto . th dport @external-v4 meta mark set meta mark | 0x1000
+//!         ip daddr . meta l4proto . th dport @refused-v4 reject
+//!     }
+//! }
+//! ```
+//! and the same for IPv6.
+//!
+//! - The first rule is for connections that exist: see [`crate::kernel::divert`].
+//! - An address of the service ranges is local to the node (AnyIP). What no frontend of it takes, the kernel refuses, because
+//!   nobody listens; a process that listens on every address of the node would answer, so the chain `input` refuses
+//!   that. A socket that is bound to a virtual IP itself, as that of portolan-dns is, is not concerned. The node's
+//!   own addresses are not in the set, even where they are inside a range (kubernetes#117613).
+//! - An external IP is not local. Only what is sent to a frontend's own port is marked, routed to the node by the mark
+//!   and intercepted; all else takes the route that it took before. The chain `output` does so for the node's own clients. It is
+//!   there only while there is an external IP.
+//! - UDP has several lanes, each with sockets of its own: a flood of datagrams for one frontend fills the queue of its
+//!   lane, not that of all.
+//!
+//! A proxy that is started beside another one writes the table anew with its own ports, in one transaction: from then on new
+//! connections are its own. The empty set names the owner of the table: a transaction that uses it fails once the next
+//! proxy has the table, so that no proxy changes the rules of another one.
+
+mod elements;
+mod virtual_ips;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+
+use discovery::model::Protocol;
+use nftables::{Batch, Data, Netfilter, Rule, Set, Type};
+
+pub(crate) use self::elements::Action;
+use self::elements::{Element, FAMILIES, Family};
+pub(crate) use self::virtual_ips::VirtualIps;
+use crate::frontend::FrontendKey;
+use crate::kernel::divert::MARK;
+
+const TABLE: &str = "portolan-proxy";
+const PREROUTING: &str = "prerouting";
+const INPUT: &str = "input";
+const OUTPUT: &str = "output";
+const REFUSE: &str = "refuse";
+
+/// The sockets that the kernel hands connections and datagrams to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listeners {
+    /// One a family.
+    pub(crate) tcp: Vec<SocketAddr>,
+    /// One a lane and family.
+    pub(crate) udp: Vec<SocketAddr>,
+}
+
+/// The rules in the kernel, as far as they are known.
+#[derive(Debug)]
+pub(crate) struct Interception {
+    listeners: Listeners,
+    /// The set that names the owner of the table; no two live proxies have the same port.
+    owner: String,
+    installed: bool,
+    applied: HashMap<FrontendKey, Action>,
+    virtual_ips: VirtualIps,
+}
+
+impl Interception {
+    /// Nothing is in the kernel before the first [`Interception::change`].
+    pub(crate) fn new(listeners: Listeners) -> Self {
+        let owner = format!("proxy-{}", listeners.tcp.first().map_or(0, SocketAddr::port));
+        let (applied, virtual_ips) = (HashMap::new(), VirtualIps::default());
+        Self { listeners, owner, installed: false, applied, virtual_ips }
+    }
+
+    /// Whether anything is in the kernel, as far as it is known.
+    pub(crate) fn is_installed(&self) -> bool {
+        self.installed
+    }
+
+    /// What is done with each frontend.
+    pub(crate) fn applied(&self) -> &HashMap<FrontendKey, Action> {
+        &self.applied
+    }
+
+    /// Applies changed frontends and virtual IPs, all at once; `None` removes a frontend. A table that is not there is
+    /// written whole. A table that the next proxy has by now is left alone.
+    ///
+    /// # Errors
+    /// The kernel's; then nothing has changed.
+    pub(crate) fn change(
+        &mut self,
+        changes: impl IntoIterator<Item = (FrontendKey, Option<Action>)>,
+        virtual_ips: VirtualIps,
+    ) -> io::Result<()> {
+        let is_changed =
+            |(key, action): &(FrontendKey, Option<Action>)| self.applied.get(key) != action.as_ref();
+        let changes: Vec<_> = changes.into_iter().filter(is_changed).collect();
+        if self.installed && changes.is_empty() && virtual_ips == self.virtual_ips {
+            return Ok(());
+        }
+        let mut wanted = Wanted { applied: &self.applied, changes: &changes, virtual_ips: &virtual_ips };
+        // The rules for external addresses are written when the first one comes.
+        if !self.installed || (!has_external(self.applied.values()) && wanted.adds_external()) {
+            self.install(&wanted)?;
+        } else {
+            self.update(&mut wanted)?;
+        }
+        for (key, action) in changes {
+            match action {
+                Some(action) => drop(self.applied.insert(key, action)),
+                None => drop(self.applied.remove(&key)),
+            }
+        }
+        (self.virtual_ips, self.installed) = (virtual_ips, true);
+        Ok(())
+    }
+
+    /// Writes the table again if another program has deleted it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        if self.installed && !Netfilter::open()?.has_table(TABLE)? {
+            self.install(&Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips })?;
+        }
+        Ok(())
+    }
+
+    /// Refuses new connections. The rules that open ones need stay.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn refuse_all(&mut self) -> io::Result<()> {
+        let refused = |(key, action): (&FrontendKey, &Action)| match action {
+            Action::Intercept => (*key, None),
+            // Its address is not local: the kernel would not refuse it by itself. The mark stays for open connections.
+            Action::InterceptExternal | Action::Drain => (*key, Some(Action::Drain)),
+            Action::Refuse | Action::RefuseExternal => (*key, Some(*action)),
+        };
+        let changes: Vec<_> = self.applied.iter().map(refused).collect();
+        self.change(changes, self.virtual_ips.clone())
+    }
+
+    /// Deletes the table if it is this proxy's; false if another one has it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn remove(&mut self) -> io::Result<bool> {
+        let mut batch = Batch::new(TABLE);
+        batch.expect_set(&self.owner);
+        batch.delete_table();
+        self.installed = false;
+        match batch.commit(&Netfilter::open()?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(!self.is_anothers()?),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Deletes the table, whichever proxy has it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn clean_up() -> io::Result<()> {
+        let mut batch = Batch::new(TABLE);
+        // Adding before deleting makes deleting what is not there no error.
+        batch.add_table();
+        batch.delete_table();
+        batch.commit(&Netfilter::open()?)
+    }
+
+    fn is_anothers(&self) -> io::Result<bool> {
+        let netfilter = Netfilter::open()?;
+        Ok(netfilter.has_table(TABLE)? && !netfilter.has_set(TABLE, &self.owner)?)
+    }
+
+    fn update(&self, wanted: &mut Wanted<'_>) -> io::Result<()> {
+        let mut batch = Batch::new(TABLE);
+        batch.expect_set(&self.owner);
+        let removed = |(key, _): &(FrontendKey, _)| Some(self.element(*key, *self.applied.get(key)?));
+        let removed: Vec<_> = wanted.changes.iter().filter_map(removed).collect();
+        let added = |(key, action): &(FrontendKey, Option<Action>)| Some(self.element(*key, (*action)?));
+        let added: Vec<_> = wanted.changes.iter().filter_map(added).collect();
+        for family in FAMILIES {
+            elements::delete(&mut batch, family, removed.iter().flatten());
+            elements::add(&mut batch, family, added.iter().flatten());
+            if *wanted.virtual_ips != self.virtual_ips {
+                batch.flush_set(family.virtual_ips);
+                batch.add_elements(family.virtual_ips, &wanted.virtual_ips.elements(family.v4));
+            }
+        }
+        match batch.commit(&Netfilter::open()?) {
+            // Another program has flushed the ruleset, unless the next proxy has the table.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.is_anothers()? {
+                    Ok(())
+                } else {
+                    self.install(wanted)
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn install(&self, wanted: &Wanted<'_>) -> io::Result<()> {
+        let mut batch = Batch::new(TABLE);
+        // What another proxy, or an earlier run, has written is removed in the same instant.
+        batch.add_table();
+        batch.delete_table();
+        batch.add_table();
+        let address = |v4| if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
+        batch.add_set(&Set { name: &self.owner, id: 1, key: &[address(true)], data: Data::None });
+        for chain in [PREROUTING, INPUT] {
+            if chain == PREROUTING { batch.add_prerouting_chain(chain) } else { batch.add_input_chain(chain) }
+        }
+        batch.add_rule(PREROUTING, &Rule::default().for_transparent_socket().set_mark_bit(MARK).accept());
+        batch.add_chain(REFUSE);
+        batch.add_rule(REFUSE, &Rule::default().tcp().reset());
+        batch.add_rule(REFUSE, &Rule::default().reject());
+        self.add_listeners(&mut batch);
+        let frontends = wanted.frontends();
+        let has_external = has_external(frontends.values());
+        if has_external {
+            batch.add_output_route_chain(OUTPUT);
+        }
+        let added: Vec<_> =
+            frontends.iter().filter_map(|(key, action)| self.element(*key, *action)).collect();
+        for (family, id) in FAMILIES.into_iter().zip([10, 20]) {
+            let port = [address(family.v4), Type::Protocol, Type::Service];
+            let set = |name, id, data| Set { name, id, key: &port, data };
+            batch.add_set(&set(family.frontends, id, Data::Verdict));
+            batch.add_set(&set(family.external, id + 1, Data::None));
+            batch.add_set(&set(family.refused, id + 2, Data::None));
+            let address = [address(family.v4)];
+            batch.add_set(&Set { name: family.virtual_ips, id: id + 3, key: &address, data: Data::Interval });
+            elements::add(&mut batch, family, added.iter());
+            batch.add_elements(family.virtual_ips, &wanted.virtual_ips.elements(family.v4));
+            if has_external {
+                add_external_rules(&mut batch, family);
+            }
+            let rule = Rule::default().verdict_by_destination_port(family.frontends, family.v4);
+            batch.add_rule(PREROUTING, &rule);
+            add_input_rules(&mut batch, family);
+        }
+        batch.commit(&Netfilter::open()?)
+    }
+
+    fn add_listeners(&self, batch: &mut Batch<'_>) {
+        for (protocol, listeners) in
+            [(Protocol::Tcp, &self.listeners.tcp), (Protocol::Udp, &self.listeners.udp)]
+        {
+            for family in FAMILIES {
+                let of_family = listeners.iter().filter(|listener| listener.is_ipv4() == family.v4);
+                for (lane, listener) in of_family.enumerate() {
+                    let chain = elements::chain(protocol, family.v4, lane);
+                    batch.add_chain(&chain);
+                    batch.add_rule(&chain, &Rule::default().tproxy(*listener).accept());
+                }
+            }
+        }
+    }
+
+    /// `None` where the node does not have the family.
+    fn element(&self, key: FrontendKey, action: Action) -> Option<Element> {
+        let listeners = if key.protocol == Protocol::Udp { &self.listeners.udp } else { &self.listeners.tcp };
+        let v4 = key.address.is_ipv4();
+        let lanes = listeners.iter().filter(|listener| listener.is_ipv4() == v4).count();
+        (lanes > 0).then(|| Element::new(key, action, lanes))
+    }
+}
+
+/// A state of the rules: what is applied, with changes.
+struct Wanted<'a> {
+    applied: &'a HashMap<FrontendKey, Action>,
+    changes: &'a [(FrontendKey, Option<Action>)],
+    virtual_ips: &'a VirtualIps,
+}
+
+impl Wanted<'_> {
+    fn adds_external(&self) -> bool {
+        has_external(self.changes.iter().filter_map(|(_, action)| action.as_ref()))
+    }
+
+    fn frontends(&self) -> HashMap<FrontendKey, Action> {
+        let mut frontends = self.applied.clone();
+        for (key, action) in self.changes {
+            match action {
+                Some(action) => drop(frontends.insert(*key, *action)),
+                None => drop(frontends.remove(key)),
+            }
+        }
+        frontends
+    }
+}
+
+/// Whether there is anything for the chain `output`.
+fn has_external<'a>(mut actions: impl Iterator<Item = &'a Action>) -> bool {
+    actions.any(|action| !matches!(action, Action::Intercept | Action::Refuse))
+}
+
+fn add_external_rules(batch: &mut Batch<'_>, family: Family) {
+    for chain in [PREROUTING, OUTPUT] {
+        let rule = Rule::default().destination_port_in_set(family.external, family.v4);
+        batch.add_rule(chain, &rule.set_mark_bit(MARK));
+    }
+    // Not on arrival: the node has no address that the answer to one of its own could come from by then.
+    let refused = || Rule::default().destination_port_in_set(family.refused, family.v4);
+    batch.add_rule(OUTPUT, &refused().tcp().reset());
+    batch.add_rule(OUTPUT, &refused().reject());
+}
+
+fn add_input_rules(batch: &mut Batch<'_>, family: Family) {
+    let virtual_ip = || Rule::default().destination_in_set(family.virtual_ips, family.v4);
+    batch.add_rule(INPUT, &virtual_ip().tcp().for_wildcard_socket().reset());
+    batch.add_rule(INPUT, &virtual_ip().udp().for_wildcard_socket().reject());
+    batch.add_rule(INPUT, &virtual_ip().other_protocol().reject());
+}

@@ -1,0 +1,382 @@
+//! What the proxy takes, and what it leaves: ports of virtual IPs, of external IPs, of the node.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use netns::NetNs;
+use testbed::{Cluster, NameServer, Pod, wait_for};
+
+/// An address of the service range that no Service has.
+const UNASSIGNED: &str = "10.96.77.77";
+
+/// An address that nobody has.
+const EXTERNAL: &str = "203.0.113.10";
+
+/// Where a client is.
+#[derive(Clone, Copy)]
+enum From<'a> {
+    Pod(&'a Pod),
+    Node(&'a Cluster),
+    Outside(&'a Cluster),
+}
+
+impl From<'_> {
+    fn run<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
+        let within = |network: &NetNs, work| network.run(work).unwrap();
+        match self {
+            Self::Pod(pod) => within(&pod.netns, work),
+            Self::Node(cluster) => cluster.node.run(work),
+            Self::Outside(cluster) => within(cluster.node.outside(), work),
+        }
+    }
+
+    fn connect(self, address: &str) -> std::io::Result<TcpStream> {
+        let address: SocketAddr = address.parse().unwrap();
+        self.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(3)))
+    }
+
+    fn ask(self, address: &str) -> Result<String> {
+        let mut stream = self.connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let mut name = String::new();
+        stream.read_to_string(&mut name)?;
+        Ok(name)
+    }
+
+    fn flow(self, address: &str) -> UdpSocket {
+        let address: SocketAddr = address.parse().unwrap();
+        let socket = self.run(|| {
+            let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(address).map(|()| socket)
+        });
+        let socket = socket.unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket
+    }
+}
+
+/// The kernel says "port unreachable" to one address once a second, after a few: these tests ask more often.
+fn unlimited_icmp(cluster: &Cluster) {
+    let off = "for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit; do echo 0 > /proc/sys/net/$f; done";
+    cluster.node.shell(off).unwrap();
+}
+
+/// Sends a datagram and returns what comes back.
+fn exchange(socket: &UdpSocket) -> std::io::Result<String> {
+    socket.send(b"who?")?;
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// Answers datagrams with its name until the test ends.
+fn answer_datagrams(socket: UdpSocket, name: &str) {
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            drop(socket.send_to(name.as_bytes(), from));
+        }
+    });
+}
+
+/// Answers connections with its name until the test ends.
+fn answer_connections(listener: TcpListener, name: &str) {
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            drop(stream.write_all(name.as_bytes()));
+        }
+    });
+}
+
+fn refused<T: std::fmt::Debug>(result: std::io::Result<T>) -> Result<()> {
+    let is_refused = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    ensure!(is_refused, "{result:?}");
+    Ok(())
+}
+
+fn service(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, {spec}}}\n"
+    )
+}
+
+fn pod_manifest(name: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec: {{containers: []}}\n"
+    )
+}
+
+/// A pod that answers with its name over TCP and UDP on port 8080, and a Service of its name.
+fn serve(cluster: &Cluster, name: &str, spec: &str) -> (Pod, NameServer) {
+    let pod = cluster.add_pod(name).unwrap();
+    let server = NameServer::start(&pod, 8080).unwrap();
+    let socket = pod.netns.run(|| UdpSocket::bind((pod.ip.as_str(), 8080))).unwrap().unwrap();
+    answer_datagrams(socket, name);
+    cluster.apply(&format!("{name}.yaml"), &(service(name, spec) + &pod_manifest(name))).unwrap();
+    (pod, server)
+}
+
+const BOTH: &str =
+    "ports: [{name: t, port: 80, targetPort: 8080}, {name: u, port: 80, targetPort: 8080, protocol: UDP}]";
+
+/// The outside reaches virtual and external IPs by way of the node.
+fn route_outside(cluster: &Cluster, range: &str) {
+    let node = cluster.node.address();
+    let add = || std::process::Command::new("ip").args(["route", "add", range, "via", node]).status();
+    assert!(cluster.node.outside().run(add).unwrap().unwrap().success());
+}
+
+#[test]
+fn processes_of_the_node_do_not_answer_on_virtual_ips() {
+    let cluster = Cluster::start().unwrap();
+    unlimited_icmp(&cluster);
+    let client = cluster.add_pod("client").unwrap();
+    route_outside(&cluster, "10.96.0.0/12");
+    cluster.node.run(|| {
+        answer_connections(TcpListener::bind("0.0.0.0:2222").unwrap(), "node");
+        answer_connections(TcpListener::bind("[::]:2223").unwrap(), "node");
+        answer_datagrams(UdpSocket::bind("0.0.0.0:2222").unwrap(), "node");
+        answer_datagrams(UdpSocket::bind("[::]:2223").unwrap(), "node");
+    });
+    // One with endpoints on another port, and one without endpoints on this one.
+    let _web = serve(&cluster, "web", BOTH);
+    let none = "ports: [{name: t, port: 2222}, {name: u, port: 2222, protocol: UDP}]";
+    cluster.apply("none.yaml", &service("none", none)).unwrap();
+    let (web, none) = (cluster.virtual_ip("web").unwrap(), cluster.virtual_ip("none").unwrap());
+    wait_for("the service", || From::Pod(&client).ask(&format!("{web}:80"))).unwrap();
+    for from in [From::Pod(&client), From::Node(&cluster), From::Outside(&cluster)] {
+        for ip in [web.as_str(), none.as_str(), UNASSIGNED, "10.96.0.10"] {
+            for port in [2222, 2223, 10256] {
+                refused(from.connect(&format!("{ip}:{port}"))).unwrap();
+            }
+            for port in [2222, 2223] {
+                refused(exchange(&from.flow(&format!("{ip}:{port}")))).unwrap();
+            }
+        }
+    }
+    let v6 = "[fd00:10:96::77]:2223";
+    refused(From::Node(&cluster).connect(v6)).unwrap();
+    refused(exchange(&From::Node(&cluster).flow(v6))).unwrap();
+    // The node's own addresses stay its own, inside a range too.
+    cluster
+        .node
+        .shell("ip address add 10.96.5.5/32 dev lo; ip address add fd00:10:96::5/128 dev lo")
+        .unwrap();
+    for address in [&format!("{}:2222", cluster.node.address()), "10.96.5.5:2222"] {
+        for from in [From::Pod(&client), From::Node(&cluster), From::Outside(&cluster)] {
+            wait_for("the node's own address", || {
+                ensure!(from.ask(address)? == "node");
+                // A socket on every address answers from another one than the second that it was asked at.
+                let socket = from.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+                socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+                socket.send_to(b"who?", address)?;
+                ensure!(socket.recv(&mut [0; 64])? == "node".len());
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+    wait_for("the node's own address of IPv6", || From::Node(&cluster).ask("[fd00:10:96::5]:2223")).unwrap();
+    // What is bound to a virtual IP itself is served: portolan-dns. Over TCP too.
+    client
+        .shell(&cluster.node, "dig +tcp +time=2 +tries=1 @10.96.0.10 web.default.svc.cluster.local")
+        .unwrap();
+    refused(From::Pod(&client).connect(&format!("{UNASSIGNED}:2222"))).unwrap();
+}
+
+/// Whichever comes first.
+#[test]
+fn a_process_of_the_node_and_a_service_have_one_udp_port_each() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let listen = || answer_datagrams(cluster.node.run(|| UdpSocket::bind("0.0.0.0:5514")).unwrap(), "node");
+    let spec = "type: NodePort, ports: [{port: 5514, targetPort: 8080, protocol: UDP, nodePort: 30514}]";
+    let _web = serve(&cluster, "web", spec);
+    let address = format!("{}:5514", cluster.virtual_ip("web").unwrap());
+    let served = || {
+        for from in [From::Pod(&client), From::Node(&cluster)] {
+            wait_for("the service", || {
+                let answer = exchange(&from.flow(&address))?;
+                ensure!(answer == "web", "{answer}");
+                Ok(())
+            })
+            .unwrap();
+        }
+    };
+    served();
+    listen();
+    served();
+    assert_eq!(exchange(&From::Pod(&client).flow("192.0.2.2:5514")).unwrap(), "node");
+    // The other order: the process is there, the Service comes.
+    cluster.delete("web.yaml").unwrap();
+    wait_for("the service to be gone", || refused(exchange(&From::Pod(&client).flow(&address)))).unwrap();
+    cluster.apply("web.yaml", &(service("web", spec) + &pod_manifest("web"))).unwrap();
+    let flow = From::Pod(&client).flow(&address);
+    wait_for("the service again", || Ok(exchange(&flow)?)).unwrap();
+    served();
+    // Node ports keep no process from a port either, and are served all the same.
+    let bound = cluster.node.run(|| (UdpSocket::bind("0.0.0.0:30514"), TcpListener::bind("0.0.0.0:30514")));
+    bound.0.unwrap();
+    bound.1.unwrap();
+    for from in [From::Pod(&client), From::Node(&cluster), From::Outside(&cluster)] {
+        assert_eq!(exchange(&from.flow("192.0.2.2:30514")).unwrap(), "web");
+    }
+}
+
+#[test]
+fn only_the_services_ports_of_an_external_ip_are_taken() {
+    let cluster = Cluster::start().unwrap();
+    unlimited_icmp(&cluster);
+    let client = cluster.add_pod("client").unwrap();
+    // A machine outside, with servers of its own.
+    let outside = cluster.node.outside_address().to_owned();
+    cluster
+        .node
+        .outside()
+        .run(|| {
+            for port in [22, 80] {
+                answer_connections(TcpListener::bind(("0.0.0.0", port)).unwrap(), "outside");
+                answer_datagrams(UdpSocket::bind(("0.0.0.0", port)).unwrap(), "outside");
+            }
+        })
+        .unwrap();
+    let from_here = [From::Pod(&client), From::Node(&cluster)];
+    let spec = format!("externalIPs: [{outside}, {EXTERNAL}], {BOTH}");
+    let _web = serve(&cluster, "web", &spec);
+    route_outside(&cluster, EXTERNAL);
+    for from in from_here {
+        for address in [format!("{outside}:80"), format!("{EXTERNAL}:80")] {
+            wait_for("the service", || {
+                let answer = from.ask(&address)?;
+                ensure!(answer == "web", "{answer}");
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(exchange(&from.flow(&address)).unwrap(), "web");
+        }
+        assert_eq!(from.ask(&format!("{outside}:22")).unwrap(), "outside");
+        assert_eq!(exchange(&from.flow(&format!("{outside}:22"))).unwrap(), "outside");
+    }
+    assert_eq!(From::Outside(&cluster).ask(&format!("{EXTERNAL}:80")).unwrap(), "web");
+    assert_eq!(exchange(&From::Outside(&cluster).flow(&format!("{EXTERNAL}:80"))).unwrap(), "web");
+    // Large ones too, and the reply is that of the external IP: the socket is connected.
+    let large = From::Node(&cluster).flow(&format!("{EXTERNAL}:80"));
+    large.send(&[7; 30_000]).unwrap();
+    assert!(large.recv(&mut [0; 64]).is_ok());
+    // Without endpoints it is refused, as by kube-proxy, not let through.
+    cluster.apply("web.yaml", &service("web", &spec)).unwrap();
+    for from in [From::Pod(&client), From::Node(&cluster), From::Outside(&cluster)] {
+        let address = format!("{EXTERNAL}:80");
+        wait_for("refusal", || refused(from.connect(&address))).unwrap();
+        wait_for("refusal of datagrams", || match exchange(&from.flow(&address)) {
+            // Where the node itself sends, the kernel refuses as it does behind kube-proxy.
+            Err(error) if matches!(from, From::Node(_)) && error.kind() == ErrorKind::PermissionDenied => {
+                Ok(())
+            }
+            other => refused(other),
+        })
+        .unwrap();
+    }
+    for from in from_here {
+        refused(from.connect(&format!("{outside}:80"))).unwrap();
+    }
+    // And with the Service everything goes where it went before.
+    cluster.delete("web.yaml").unwrap();
+    for from in from_here {
+        wait_for("the machine outside", || {
+            ensure!(from.ask(&format!("{outside}:80"))? == "outside");
+            ensure!(exchange(&from.flow(&format!("{outside}:80")))? == "outside");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn an_external_ip_that_is_a_pods_address_does_not_cut_the_pod_off() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let pod = cluster.add_pod("victim").unwrap();
+    let _own = [NameServer::start(&pod, 8080).unwrap(), NameServer::start(&pod, 22).unwrap()];
+    let spec = format!("externalIPs: [{}], {BOTH}", pod.ip);
+    let (web, _server) = serve(&cluster, "web", &spec);
+    wait_for("the service", || {
+        let answer = From::Pod(&client).ask(&format!("{}:80", pod.ip))?;
+        ensure!(answer == "web", "{answer}");
+        Ok(())
+    })
+    .unwrap();
+    for from in [From::Pod(&client), From::Node(&cluster)] {
+        assert_eq!(from.ask(&format!("{}:22", pod.ip)).unwrap(), "victim");
+        assert_eq!(from.ask(&format!("{}:8080", pod.ip)).unwrap(), "victim");
+    }
+    assert_eq!(From::Pod(&pod).ask(&format!("{}:8080", web.ip)).unwrap(), "web");
+    pod.shell(&cluster.node, &format!("ping -c1 -W2 {}", cluster.node.outside_address())).unwrap();
+}
+
+#[test]
+fn external_ips_are_ignored_where_the_operator_says_so() {
+    let cluster = Cluster::start_with(&["--allow-service-external-ips", "false"]).unwrap();
+    let outside = cluster.node.outside_address().to_owned();
+    cluster
+        .node
+        .outside()
+        .run(|| answer_connections(TcpListener::bind("0.0.0.0:80").unwrap(), "outside"))
+        .unwrap();
+    let status = format!("\nstatus: {{loadBalancer: {{ingress: [{{ip: {EXTERNAL}}}]}}}}\n");
+    let (_pod, _server) = serve(&cluster, "web", &format!("externalIPs: [{outside}], {BOTH}"));
+    let text = service("web", &format!("type: LoadBalancer, externalIPs: [{outside}], {BOTH}"));
+    cluster.apply("web.yaml", &(text.trim_end().to_owned() + &status + &pod_manifest("web"))).unwrap();
+    wait_for("the load balancer's address", || From::Node(&cluster).ask(&format!("{EXTERNAL}:80"))).unwrap();
+    assert_eq!(From::Node(&cluster).ask(&format!("{outside}:80")).unwrap(), "outside");
+}
+
+#[test]
+fn node_ports_are_served_on_the_loopback_address_where_the_operator_says_so() {
+    let spec = "type: NodePort, ports: [{name: t, port: 80, targetPort: 8080, nodePort: 30080}, {name: u, port: 80, targetPort: 8080, protocol: UDP, nodePort: 30080}]";
+    for (addresses, elsewhere) in [("localhost", false), ("localhost,primary", true), ("all", true)] {
+        let cluster = Cluster::start_with(&["--node-port-addresses", addresses]).unwrap();
+        let _web = serve(&cluster, "web", spec);
+        let node = From::Node(&cluster);
+        wait_for("the node port", || node.ask("127.0.0.1:30080")).unwrap();
+        assert_eq!(exchange(&node.flow("127.0.0.1:30080")).unwrap(), "web");
+        let address = format!("{}:30080", cluster.node.address());
+        for from in [node, From::Outside(&cluster)] {
+            assert_eq!(from.ask(&address).is_ok(), elsewhere, "{addresses}");
+            assert_eq!(exchange(&from.flow(&address)).is_ok(), elsewhere, "{addresses}");
+        }
+    }
+}
+
+/// A host as others set it up: no packet is accepted that its route back would not take, connections are tracked.
+#[test]
+fn strict_reverse_path_filters_and_connection_tracking_do_not_matter() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    cluster
+        .node
+        .shell("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done; nft 'add table ip tracked; add chain ip tracked c { type filter hook forward priority 0; }; add rule ip tracked c ct state invalid drop'; nft 'add table ip6 tracked; add chain ip6 tracked c { type nat hook postrouting priority 0; }'")
+        .unwrap();
+    let spec = format!(
+        "type: NodePort, externalIPs: [{EXTERNAL}], {}",
+        BOTH.replace("targetPort: 8080", "targetPort: 8080, nodePort: 30080")
+    );
+    let _web = serve(&cluster, "web", &spec);
+    route_outside(&cluster, EXTERNAL);
+    let vip = cluster.virtual_ip("web").unwrap();
+    for from in [From::Pod(&client), From::Node(&cluster), From::Outside(&cluster)] {
+        let mut addresses = vec![format!("{EXTERNAL}:80"), "192.0.2.2:30080".to_owned()];
+        addresses.extend((!matches!(from, From::Outside(_))).then(|| format!("{vip}:80")));
+        for address in &addresses {
+            wait_for(address, || from.ask(address)).unwrap();
+            assert_eq!(exchange(&from.flow(address)).unwrap(), "web");
+        }
+    }
+}
