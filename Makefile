@@ -24,7 +24,7 @@ PACKAGE := target/package
 # Builds the Debian package.
 CARGO_DEB := cargo-deb@3.6.2
 
-.PHONY: help setup packages tools build deb image manifests package-files demo check test clean
+.PHONY: help setup packages tools build deb image manifests package-files demo check test conformance clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,9 +47,11 @@ STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL)+$(HELM)+$(CARGO_DEB)
 # Another one for the Kubernetes control plane, which takes ten minutes to build on two cores.
 CONTROL_PLANE := testbed/control-plane
 CONTROL_PLANE_STAMP := $(PORTOLAN_TOOLS)/control-plane-$(shell cat $(CONTROL_PLANE)/* | sha256sum | cut -c1-16)
-KUBERNETES := $(shell sed -n 's|.*k8s.io/kubernetes v||p' $(CONTROL_PLANE)/go.mod)
 
-# And one for CoreDNS with the plugins the benchmark uses: all of them would take longer than everything else together.
+# And for the official end-to-end tests and their images.
+CONFORMANCE_STAMP := $(PORTOLAN_TOOLS)/conformance-$(shell cat $(CONTROL_PLANE)/* bench/coredns/* e2e/build.sh e2e/images.sh | sha256sum | cut -c1-16)
+
+# And one for CoreDNS with the plugins that are used: all of them would take longer than everything else together.
 COREDNS_STAMP := $(PORTOLAN_TOOLS)/coredns-$(shell cat bench/coredns/* | sha256sum | cut -c1-16)
 
 tools: $(STAMP) $(COREDNS_STAMP) $(CONTROL_PLANE_STAMP)
@@ -73,16 +75,18 @@ $(STAMP): | packages
 
 $(COREDNS_STAMP): | packages
 	@$(FIND_GO); echo "building coredns"; \
-	GOTOOLCHAIN=local GOFLAGS=-buildvcs=false $$go build -C bench/coredns -o $(PORTOLAN_TOOLS)/coredns .
+	CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-buildvcs=false $$go build -C bench/coredns -o $(PORTOLAN_TOOLS)/coredns .
 	@touch $@
 
-# Its compiled parts take 4 GB and are of no use afterwards.
 $(CONTROL_PLANE_STAMP): | packages
-	@$(FIND_GO); cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \
-	echo "building the control plane of Kubernetes $(KUBERNETES): about ten minutes, once"; \
-	cd $(CONTROL_PLANE) && GOTOOLCHAIN=local GOFLAGS=-buildvcs=false GOCACHE=$$cache $$go build \
-		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v$(KUBERNETES)" -o $(PORTOLAN_TOOLS)/control-plane .
+	@$(FIND_GO); GO=$$go e2e/build.sh control-plane
 	@touch $@
+
+# With the control plane, unless that is there: they have most packages in common.
+$(CONFORMANCE_STAMP): $(COREDNS_STAMP) | packages
+	@$(FIND_GO); GO=$$go e2e/build.sh $$([ -e $(CONTROL_PLANE_STAMP) ] || echo control-plane) suite
+	e2e/images.sh
+	@touch $(CONTROL_PLANE_STAMP) $@
 
 build: ## release binaries in target/release; portolan-cni is static
 	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench -p portolan-operator
@@ -136,6 +140,12 @@ test: setup check build ## everything; and nothing may be left on the machine
 	@testbed/host-state.sh > target/host-after
 	diff target/host-before target/host-after
 	@echo "the machine is as it was before"
+
+# Portolan's programs: those of target/release are built first.
+PROGRAMS ?= $(RELEASE)
+conformance: PACKAGES += gcc libc6-dev wget
+conformance: packages $(CONFORMANCE_STAMP) $(if $(filter $(RELEASE),$(PROGRAMS)),build) ## the official end-to-end tests of Kubernetes, an hour and more
+	PROGRAMS=$(PROGRAMS) e2e/conformance.sh
 
 clean: ## remove what was built
 	cargo clean

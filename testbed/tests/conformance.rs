@@ -217,3 +217,23 @@ fn the_page_of_the_cni_plugin_names_every_key_of_its_configuration() {
         assert!(is_named, "docs/cni-plugin.md does not name {key}");
     }
 }
+
+#[test]
+fn every_test_that_the_official_suite_is_run_without_is_in_the_documentation_with_its_reason() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let (skips, page) = (read("e2e/skip.txt"), read("docs/testing.md"));
+    let skips = skips.lines().filter(|line| !line.starts_with('#'));
+    let rows: Vec<String> = skips
+        .map(|line| line.split_once('\t').unwrap())
+        .map(|(tests, reason)| format!("| `{tests}` | {reason} |"))
+        .collect();
+    let documented: Vec<&str> = page
+        .lines()
+        .skip_while(|line| *line != "| tests | why |")
+        .skip(2)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    assert_eq!(documented, rows);
+    assert!(!rows.is_empty());
+}
