@@ -41,6 +41,9 @@ const INPUT: u32 = 1;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
+/// Before everything else.
+const PRIORITY_FIRST: u32 = i32::MIN as u32;
+
 /// The priorities nft calls `raw`, `mangle`, `dstnat`, `filter` and `srcnat`.
 const PRIORITY_RAW: u32 = -300_i32 as u32;
 const PRIORITY_MANGLE: u32 = -150_i32 as u32;
@@ -85,6 +88,11 @@ impl<'a> Batch<'a> {
     /// A chain in which packets are looked at before they are routed.
     pub fn add_prerouting_chain(&mut self, name: &str) {
         self.add_base_chain(name, "filter", PREROUTING, PRIORITY_MANGLE);
+    }
+
+    /// A chain in which packets are looked at before they are routed, ahead of every other chain and hook that is there by now.
+    pub fn add_first_prerouting_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "filter", PREROUTING, PRIORITY_FIRST);
     }
 
     /// A chain in which packets are looked at before conntrack sees them.

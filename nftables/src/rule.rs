@@ -67,8 +67,9 @@ const NOT_EQUAL: u32 = 1;
 const SECOND_REGISTER: u32 = 2;
 const FIRST_OF_FOUR_BYTES: u32 = 8;
 
-/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`.
+/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`, `NFT_META_IIFKIND`.
 const META_IIFNAME: u32 = 6;
+const META_IIFKIND: u32 = 26;
 const META_OIFNAME: u32 = 7;
 
 /// `NFT_FIB_RESULT_OIF` and `_ADDRTYPE`, `NFTA_FIB_F_SADDR`, `_DADDR`, `_IIF`, and `RTN_LOCAL`.
@@ -149,6 +150,13 @@ impl Rule {
         let length = name.len().min(15);
         padded[..length].copy_from_slice(&name.as_bytes()[..length]);
         self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME)).compare(EQUAL, &padded)
+    }
+
+    /// `meta iifkind "bridge"`
+    pub fn from_bridge(self) -> Self {
+        let mut kind = [0; 16];
+        kind[..6].copy_from_slice(b"bridge");
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFKIND)).compare(EQUAL, &kind)
     }
 
     /// `iifname @set`

@@ -160,7 +160,7 @@ impl Walk<'_> {
         let reached = if here.is_empty() {
             self.without_frontend(address, port, is_virtual, &served)
         } else {
-            self.frontends(&here, port)
+            self.frontends(&here, address, port, is_virtual)
         };
         self.served = Some(served);
         reached
@@ -214,14 +214,27 @@ impl Walk<'_> {
         !is_local
     }
 
-    /// The ports of a virtual IP.
-    fn frontends(&mut self, here: &[&ServedFrontend], port: Option<u16>) -> bool {
+    /// The ports of an address that is served.
+    fn frontends(
+        &mut self,
+        here: &[&ServedFrontend],
+        address: IpAddr,
+        port: Option<u16>,
+        is_local: bool,
+    ) -> bool {
         let is_asked = |at: &SocketAddr| port.is_none_or(|port| at.port() == port);
         let asked: Vec<(&ServedFrontend, SocketAddr, bool)> = here
             .iter()
             .filter_map(|frontend| socket_of(&frontend.frontend).map(|(at, is_tcp)| (*frontend, at, is_tcp)))
             .filter(|(_, at, _)| is_asked(at))
             .collect();
+        if let Some(port) = port.filter(|_| asked.is_empty() && !is_local) {
+            // An external IP: only the Service's ports are taken.
+            let said =
+                format!("port {port} of {address} is none of a Service's: the proxy is not in the way");
+            self.steps.push(Step::new("frontend", Outcome::Note, said));
+            return self.request(SocketAddr::new(address, port));
+        }
         if asked.is_empty() {
             let served: Vec<&str> = here.iter().map(|frontend| frontend.frontend.as_str()).collect();
             let said =

@@ -253,6 +253,16 @@ impl Proxier {
         true
     }
 
+    /// Whether the rules are written for a node with bridges.
+    pub(crate) fn is_bridged(&self) -> bool {
+        self.intercepted.is_bridged()
+    }
+
+    /// There is a bridge on the node.
+    pub(crate) fn add_bridged(&mut self) {
+        self.intercepted.add_bridged(&self.context.metrics);
+    }
+
     /// New connections are refused from now on; the rule that open ones need stays.
     pub(crate) fn stop_intercepting(&mut self) {
         self.intercepted.stop();

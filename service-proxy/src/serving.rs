@@ -105,6 +105,9 @@ impl Serving {
 
     async fn repair(&mut self) {
         self.routes.repair().await;
+        if !self.proxier.is_bridged() && self.routes.has_bridge().await {
+            self.proxier.add_bridged();
+        }
         if let Some(divert) = &self.divert
             && let Err(error) = divert.repair().await
         {

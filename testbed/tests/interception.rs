@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -22,6 +23,7 @@ enum From<'a> {
     Pod(&'a Pod),
     Node(&'a Cluster),
     Outside(&'a Cluster),
+    Network(&'a NetNs),
 }
 
 impl From<'_> {
@@ -31,6 +33,7 @@ impl From<'_> {
             Self::Pod(pod) => within(&pod.netns, work),
             Self::Node(cluster) => cluster.node.run(work),
             Self::Outside(cluster) => within(cluster.node.outside(), work),
+            Self::Network(network) => within(network, work),
         }
     }
 
@@ -352,6 +355,87 @@ fn node_ports_are_served_on_the_loopback_address_where_the_operator_says_so() {
             assert_eq!(from.ask(&address).is_ok(), elsewhere, "{addresses}");
             assert_eq!(exchange(&from.flow(&address)).is_ok(), elsewhere, "{addresses}");
         }
+    }
+}
+
+/// A node's client of an external IP has no socket of the proxy's on its way out: the mark has to stay until the last connection ends.
+#[test]
+fn a_drain_leaves_open_connections_to_an_external_ip_alone_and_refuses_new_ones() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let pod = cluster.add_pod("web").unwrap();
+    let listener = pod.netns.run(|| TcpListener::bind((pod.ip.as_str(), 8080))).unwrap().unwrap();
+    let spec = format!("externalIPs: [{EXTERNAL}], ports: [{{port: 80, targetPort: 8080}}]");
+    cluster.apply("web.yaml", &(service("web", &spec) + &pod_manifest("web"))).unwrap();
+    let address = format!("{EXTERNAL}:80");
+    let mut open = Vec::new();
+    for from in [From::Pod(&client), From::Node(&cluster)] {
+        let stream = wait_for("the service", || Ok(from.connect(&address)?)).unwrap();
+        open.push((stream, listener.accept().unwrap().0));
+    }
+    cluster.node.shell(&format!("kill {}", cluster.proxy.id())).unwrap();
+    for from in [From::Pod(&client), From::Node(&cluster)] {
+        wait_for("the drain", || refused(from.connect(&address))).unwrap();
+    }
+    for (client, server) in &mut open {
+        let mut buffer = [0; 5];
+        for _ in 0..3 {
+            client.write_all(b"still").unwrap();
+            server.read_exact(&mut buffer).unwrap();
+            server.write_all(b"there").unwrap();
+            client.read_exact(&mut buffer).unwrap();
+        }
+    }
+}
+
+/// Every datagram is one to the previous proxy or to the next.
+#[test]
+fn datagrams_are_answered_while_one_proxy_follows_another() {
+    let mut cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let _web = serve(&cluster, "web", &format!("externalIPs: [{EXTERNAL}], {BOTH}"));
+    let addresses = [format!("{}:80", cluster.virtual_ip("web").unwrap()), format!("{EXTERNAL}:80")];
+    let flows = addresses.each_ref().map(|address| From::Pod(&client).flow(address));
+    for flow in &flows {
+        wait_for("the service", || Ok(exchange(flow)?)).unwrap();
+    }
+    for _ in 0..2 {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let asking = flows.each_ref().map(|flow| {
+                let done = &done;
+                scope.spawn(move || {
+                    let mut lost = 0;
+                    while !done.load(Ordering::Relaxed) {
+                        lost += u32::from(exchange(flow).is_err());
+                    }
+                    lost
+                })
+            });
+            let mut old = cluster.succeed_proxy().unwrap();
+            assert!(old.wait().unwrap().success());
+            done.store(true, Ordering::Relaxed);
+            // One may be under way in the previous proxy when its flows end.
+            let lost: u32 = asking.into_iter().map(|thread| thread.join().unwrap()).sum();
+            assert!(lost <= 2, "{lost}");
+        });
+    }
+}
+
+/// Pods on a bridge whose packets netfilter sees on the bridge already (`br_netfilter`), as kubeadm asks for.
+#[test]
+fn pods_on_a_bridge_are_served_with_br_netfilter() {
+    let cluster = Cluster::start().unwrap();
+    let _web = serve(&cluster, "web", &format!("externalIPs: [{EXTERNAL}], {BOTH}"));
+    cluster
+        .node
+        .shell("ip link add br9 type bridge; ip address add 10.77.0.1/24 dev br9; ip link set br9 up; ip netns add bridged; ip link add veth9 type veth peer name eth0 netns bridged; ip link set veth9 master br9 up; ip netns exec bridged sh -ec 'ip link set lo up; ip address add 10.77.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.77.0.1'; echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
+        .unwrap();
+    let bridged = cluster.node.netns(std::path::Path::new("/run/netns/bridged")).unwrap();
+    let pod = From::Network(&bridged);
+    for address in [format!("{}:80", cluster.virtual_ip("web").unwrap()), format!("{EXTERNAL}:80")] {
+        wait_for("the service", || pod.ask(&address)).unwrap();
+        wait_for("datagrams", || Ok(exchange(&pod.flow(&address))?)).unwrap();
     }
 }
 

@@ -10,6 +10,9 @@
 //!                        elements = { 10.96.0.9 . tcp . 80 : goto tcp-v4, 10.96.0.9 . udp . 53 : goto udp-v4-5 } }
 //!     set virtual-v4   { type ipv4_addr; flags interval }                              # the service ranges
 //!     chain prerouting { type filter hook prerouting priority mangle
+//!         jump intercept
+//!     }
+//!     chain intercept {
 //!         socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000 accept
 //!         ip daddr . meta l4proto . th dport @external-v4 meta mark set meta mark | 0x1000
 //!         ip daddr . meta l4proto . th dport vmap @frontends-v4
@@ -38,6 +41,10 @@
 //! - An external IP is not local. Only what is sent to a frontend's own port is marked, routed to the node by the mark
 //!   and intercepted; all else takes the route that it took before. The chain `output` does so for the node's own clients. It is
 //!   there only while there is an external IP.
+//! - With `br_netfilter` the chain `prerouting` sees packets of a bridge's ports on the bridge. The kernel drops the socket that they
+//!   were handed to, and does not run the chain again when they leave the bridge for the node (`ip_sabotage_in`).
+//!   A chain `bridged` does, which is ahead of that hook: of two with the lowest priority the one registered last comes
+//!   first. It is there as soon as there is a bridge, with which that hook comes.
 //! - UDP has several lanes, each with sockets of its own: a flood of datagrams for one frontend fills the queue of its
 //!   lane, not that of all.
 //!
@@ -63,6 +70,8 @@ use crate::kernel::divert::MARK;
 
 const TABLE: &str = "portolan-proxy";
 const PREROUTING: &str = "prerouting";
+const BRIDGED: &str = "bridged";
+const INTERCEPT: &str = "intercept";
 const INPUT: &str = "input";
 const OUTPUT: &str = "output";
 const REFUSE: &str = "refuse";
@@ -83,6 +92,8 @@ pub(crate) struct Interception {
     /// The set that names the owner of the table; no two live proxies have the same port.
     owner: String,
     installed: bool,
+    /// Whether there is a bridge.
+    bridged: bool,
     applied: HashMap<FrontendKey, Action>,
     virtual_ips: VirtualIps,
 }
@@ -92,7 +103,7 @@ impl Interception {
     pub(crate) fn new(listeners: Listeners) -> Self {
         let owner = format!("proxy-{}", listeners.tcp.first().map_or(0, SocketAddr::port));
         let (applied, virtual_ips) = (HashMap::new(), VirtualIps::default());
-        Self { listeners, owner, installed: false, applied, virtual_ips }
+        Self { listeners, owner, installed: false, bridged: false, applied, virtual_ips }
     }
 
     /// Whether anything is in the kernel, as far as it is known.
@@ -147,6 +158,29 @@ impl Interception {
             self.install(&Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips })?;
         }
         Ok(())
+    }
+
+    /// Whether the rules are written for a node with bridges.
+    pub(crate) fn is_bridged(&self) -> bool {
+        self.bridged
+    }
+
+    /// There is a bridge now: writes the rules for what comes from it.
+    ///
+    /// # Errors
+    /// The kernel's; then it is to be called again.
+    pub(crate) fn add_bridged(&mut self) -> io::Result<()> {
+        if self.bridged {
+            return Ok(());
+        }
+        self.bridged = true;
+        if !self.installed || self.is_anothers()? {
+            return Ok(());
+        }
+        let wanted = Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips };
+        let written = self.install(&wanted);
+        self.bridged = written.is_ok();
+        written
     }
 
     /// Refuses new connections. The rules that open ones need stay.
@@ -232,10 +266,15 @@ impl Interception {
         batch.add_table();
         let address = |v4| if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
         batch.add_set(&Set { name: &self.owner, id: 1, key: &[address(true)], data: Data::None });
-        for chain in [PREROUTING, INPUT] {
-            if chain == PREROUTING { batch.add_prerouting_chain(chain) } else { batch.add_input_chain(chain) }
+        batch.add_prerouting_chain(PREROUTING);
+        batch.add_input_chain(INPUT);
+        batch.add_chain(INTERCEPT);
+        batch.add_rule(PREROUTING, &Rule::default().jump(INTERCEPT));
+        if self.bridged {
+            batch.add_first_prerouting_chain(BRIDGED);
+            batch.add_rule(BRIDGED, &Rule::default().from_bridge().jump(INTERCEPT));
         }
-        batch.add_rule(PREROUTING, &Rule::default().for_transparent_socket().set_mark_bit(MARK).accept());
+        batch.add_rule(INTERCEPT, &Rule::default().for_transparent_socket().set_mark_bit(MARK).accept());
         batch.add_chain(REFUSE);
         batch.add_rule(REFUSE, &Rule::default().tcp().reset());
         batch.add_rule(REFUSE, &Rule::default().reject());
@@ -261,7 +300,7 @@ impl Interception {
                 add_external_rules(&mut batch, family);
             }
             let rule = Rule::default().verdict_by_destination_port(family.frontends, family.v4);
-            batch.add_rule(PREROUTING, &rule);
+            batch.add_rule(INTERCEPT, &rule);
             add_input_rules(&mut batch, family);
         }
         batch.commit(&Netfilter::open()?)
@@ -321,7 +360,7 @@ fn has_external<'a>(mut actions: impl Iterator<Item = &'a Action>) -> bool {
 }
 
 fn add_external_rules(batch: &mut Batch<'_>, family: Family) {
-    for chain in [PREROUTING, OUTPUT] {
+    for chain in [INTERCEPT, OUTPUT] {
         let rule = Rule::default().destination_port_in_set(family.external, family.v4);
         batch.add_rule(chain, &rule.set_mark_bit(MARK));
     }

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use ipnetwork::IpNetwork;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -119,6 +120,15 @@ impl LocalRoutes {
                 warn!(%address, %error, "cannot make the address local to this node");
             }
         }
+    }
+
+    /// Whether there is a bridge on the node.
+    pub(crate) async fn has_bridge(&self) -> bool {
+        let mut request = self.handle.link().get();
+        let kind = LinkInfo::Kind(InfoKind::Bridge);
+        request.message_mut().attributes.push(LinkAttribute::LinkInfo(vec![kind]));
+        let mut bridges = request.execute();
+        matches!(bridges.try_next().await, Ok(Some(_)))
     }
 
     /// Takes the routes away again. One that is gone already is fine.

@@ -120,6 +120,18 @@ impl Intercepted {
         }
     }
 
+    /// Whether the rules are written for a node with bridges.
+    pub(super) fn is_bridged(&self) -> bool {
+        self.kernel.is_bridged()
+    }
+
+    /// There is a bridge now.
+    pub(super) fn add_bridged(&mut self, metrics: &Metrics) {
+        if let Err(error) = self.kernel.add_bridged() {
+            self.failed(&error, metrics);
+        }
+    }
+
     fn failed(&mut self, error: &io::Error, metrics: &Metrics) {
         let since = self.failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
         let message = format!("cannot intercept connections (nft table inet portolan-proxy): {error}");
