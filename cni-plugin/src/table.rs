@@ -41,7 +41,7 @@ use std::net::IpAddr;
 
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
-use nftables::{Family, Netfilter};
+use nftables::{Element, Family, Netfilter};
 
 use crate::alias::Alias;
 use crate::error::{Code, Error, Result, io, kernel};
@@ -50,7 +50,7 @@ use crate::lock::Lock;
 use crate::netconf::{Header, NetConf, parse_mac};
 use crate::netlink::{Link, Netlink, Route, RouteTarget};
 use crate::trace::{Span, span};
-use crate::whole;
+use crate::{veth, whole};
 use network::Network;
 
 const TABLE: &str = "portolan";
@@ -75,9 +75,10 @@ fn join_by(
     netlink: &mut Netlink,
     netfilter: &Netfilter,
 ) -> Result<()> {
+    let holder = ports::Holder::of(attachment)?;
     record(conf, attachment, subnets, netlink, netfilter)?;
     // Nobody has to wait for it: the lock is given back.
-    span(Span::Nft, || flows::forget_elsewhere(netfilter, netlink, attachment))
+    span(Span::Nft, || flows::forget_elsewhere(netfilter, netlink, holder.as_ref()))
 }
 
 /// What of it other commands must not see half done.
@@ -89,7 +90,7 @@ fn record(
     netfilter: &Netfilter,
 ) -> Result<()> {
     let _lock = Lock::acquire(&conf.header.state_dir)?;
-    let (network, is_news) = span(Span::Store, || {
+    let (network, is_news, gone) = span(Span::Store, || {
         let old = Network::read(&conf.header)?;
         let network = Network::of(conf, subnets).with_pools_of(old.as_ref());
         let is_news = old.as_ref() != Some(&network);
@@ -101,14 +102,17 @@ fn record(
         if is_news {
             repair::records(&conf.header, &links(netlink)?)?;
         }
-        ports::reserve(&conf.header, attachment)?;
-        Ok::<_, Error>((network, is_news))
+        let gone = ports::reserve(&conf.header, attachment, |holder| is_gone(netlink, holder))?;
+        Ok::<_, Error>((network, is_news, gone))
     })?;
     for pool in &network.pools {
         let refuse = netlink.replace_route(&unreachable(*pool));
         refuse.map_err(kernel(format!("add route unreachable {pool}")))?;
     }
     span(Span::Nft, || {
+        for holder in &gone {
+            ports::remove(netfilter, Some(holder), None)?;
+        }
         if network.mac_spoof_check {
             frames::add(netfilter, &conf.header, attachment)?;
         }
@@ -137,46 +141,51 @@ pub(crate) fn leave(
         Ok(lock) => lock,
         Err(error) => return vec![error],
     };
-    let (owned, mut errors) = unrecord(header, key, addresses, netlink, netfilter);
+    let (held, mut errors) = unrecord(header, key, addresses, netlink, netfilter);
     // Nobody has to wait for it.
     drop(lock);
-    let forgotten = owned.map(|owned| span(Span::Nft, || flows::forget_translated(netfilter, &owned)));
+    let forgotten = held.map(|held| span(Span::Nft, || flows::forget_translated(netfilter, &held)));
     errors.extend(forgotten.and_then(Result::err));
     errors
 }
 
-/// What of it other commands must not see half done. Returns the pod with the ports that it had, for their flows.
+/// What of it other commands must not see half done. Returns the ports that the pod had, for their flows.
 fn unrecord(
     header: &Header,
     key: &Key,
     addresses: &[IpAddr],
     netlink: &mut Netlink,
     netfilter: &Netfilter,
-) -> (Option<Attachment>, Vec<Error>) {
+) -> (Option<ports::Holder>, Vec<Error>) {
     let mut errors = Vec::new();
     let store = header.attachments();
     let recorded = store.read(key).ok().flatten();
+    let has_ports = recorded.as_ref().is_none_or(|record| !record.port_mappings.is_empty());
     let mut leaving = recorded.as_ref().map(|record| record.ips.clone()).unwrap_or_default();
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
-    // A port is only ours to give back if we have it: a refused ADD must not take it from its holder.
-    let owned = recorded.as_ref().map(|record| ports::owned(header, record));
+    // A refused ADD has no port, and must not take it from its holder.
+    let held = if has_ports { ports::held(header, key) } else { Ok(None) };
+    let held = held.unwrap_or_else(|error| {
+        errors.push(error);
+        None
+    });
     span(Span::Nft, || {
-        errors.extend(owned.iter().flat_map(|owned| ports::remove_pod(netfilter, owned)));
+        errors.extend(ports::remove(netfilter, held.as_ref(), recorded.as_ref()).err());
         if let Some(record) = &recorded {
             errors.extend(record.bridge.as_ref().and_then(|_| frames::remove(netfilter, record)));
         }
         errors.extend(rules::remove_pod(netfilter, &header.name, &leaving));
     });
-    if let Some(record) = &recorded {
-        errors.extend(ports::release(header, key, &record.port_mappings));
+    if held.is_some() {
+        errors.extend(ports::release(header, key).err());
     }
     errors.extend(span(Span::Store, || store.remove(key)).err().map(Error::from));
     if store.remove_network_if_empty(&header.name) {
         errors.extend(withdraw_routes(header, netlink).err());
     }
     errors.extend(span(Span::Nft, || repair::tables(netfilter, header)).err());
-    (owned, errors)
+    (held, errors)
 }
 
 /// Whether this kernel and this process can have a table at all: STATUS.
@@ -194,7 +203,8 @@ pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
     let netfilter = open()?;
     for address in record.ips.iter().filter(|_| conf.masquerade) {
         let set = rules::pods(&conf.header.name, *address);
-        let looked = netfilter.contains(Family::Inet, TABLE, &set, rules::key(*address));
+        let element = Element::Key(rules::key(*address));
+        let looked = netfilter.contains(Family::Inet, TABLE, &set, &element);
         if !looked.map_err(kernel(format!("look {address} up in nft table inet {TABLE}")))? {
             return gone(format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded"));
         }
@@ -240,8 +250,11 @@ pub(crate) fn forget(
     }
     span(Span::Nft, || {
         frames::write(netfilter, &header.attachments(), &others)?;
-        rules::write(netfilter, &header.attachments(), &others)
+        rules::write(netfilter, header, &others)
     })?;
+    if others.is_empty() {
+        ports::forget(header)?;
+    }
     let path = network::path(header);
     whole::remove(&path).map_err(io("remove", &path))
 }
@@ -253,6 +266,13 @@ pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result
     }
     frames::remove_table(netfilter)?;
     rules::remove_table(netfilter)
+}
+
+/// Whether an attachment has no interface any more: with its network namespace the kernel has deleted both ends.
+fn is_gone(netlink: &mut Netlink, key: &Key) -> Result<bool> {
+    let name = veth::host_interface(&key.network, &key.container_id, &key.ifname);
+    let found = netlink.link(&name).map_err(kernel(format!("look for interface {name}")))?;
+    Ok(found.is_none())
 }
 
 fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {

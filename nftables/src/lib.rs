@@ -142,6 +142,11 @@ impl<'a> Batch<'a> {
         self.push(NEW_SET, CREATE, |a| set.write(a));
     }
 
+    /// Creates a set or map whose keys are intervals.
+    pub fn add_interval_set(&mut self, set: &Set<'_>) {
+        self.push(NEW_SET, CREATE, |a| set.write_intervals(a));
+    }
+
     /// A set of addresses with a port: `type ipv4_addr . inet_service`, or that of IPv6. `id` as above.
     pub fn add_socket_address_set(&mut self, name: &str, id: u32, v4: bool) {
         // Each part of a concatenation fills whole registers of 4 bytes, and 6 bits of the type.
@@ -175,21 +180,26 @@ impl<'a> Batch<'a> {
     pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
         // An attribute's length has 16 bits, and an element takes some 60 to 300 bytes.
         for chunk in elements.chunks(200) {
-            self.push(NEW_SET_ELEMENT, CREATE, |a| write_elements(a, set, chunk));
+            self.push(NEW_SET_ELEMENT, CREATE, |a| write_elements(a, set, chunk, Element::write));
+        }
+    }
+
+    /// Removes elements; the whole batch fails if one is not in the set.
+    pub fn delete_elements(&mut self, set: &str, elements: &[Element]) {
+        for chunk in elements.chunks(200) {
+            self.push(DEL_SET_ELEMENT, 0, |a| write_elements(a, set, chunk, Element::write_key));
         }
     }
 
     /// Removes an element; the whole batch fails if it is not in the set.
     pub fn delete_element(&mut self, set: &str, key: Key) {
-        self.push(DEL_SET_ELEMENT, 0, |a| write_elements(a, set, &[Element::Key(key)]));
+        self.delete_elements(set, &[Element::Key(key)]);
     }
 
-    /// Removes elements by their keys; the whole batch fails if one is not in the set.
-    pub fn delete_elements(&mut self, set: &str, keys: impl IntoIterator<Item = Key>) {
+    /// The same by their keys.
+    pub fn delete_keys(&mut self, set: &str, keys: impl IntoIterator<Item = Key>) {
         let elements: Vec<_> = keys.into_iter().map(Element::Key).collect();
-        for chunk in elements.chunks(200) {
-            self.push(DEL_SET_ELEMENT, 0, |a| write_elements(a, set, chunk));
-        }
+        self.delete_elements(set, &elements);
     }
 
     /// Removes every element of a set.
@@ -225,10 +235,15 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn write_elements(attributes: Attributes, set: &str, elements: &[Element]) -> Attributes {
+fn write_elements(
+    attributes: Attributes,
+    set: &str,
+    elements: &[Element],
+    write: impl Fn(&Element, Attributes) -> Attributes,
+) -> Attributes {
     attributes.text(2, set).nested(3, |mut list| {
         for element in elements {
-            list = list.nested(1, |inner| element.write(inner));
+            list = list.nested(1, |inner| write(element, inner));
         }
         list
     })

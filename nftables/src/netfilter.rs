@@ -7,7 +7,7 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::message::{self, Attributes, Message};
-use super::{Element, Family, Key, write_elements};
+use super::{Element, Family, write_elements};
 
 /// Message types of `linux/netfilter/nf_tables.h`.
 const GET_TABLE: u8 = 1;
@@ -41,12 +41,13 @@ impl Netfilter {
         Ok(Self(socket))
     }
 
-    /// Whether the key is in the set.
+    /// Whether the element, by its key, is in the set.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn contains(&self, family: Family, table: &str, set: &str, key: Key) -> io::Result<bool> {
-        let attributes = write_elements(Attributes::default().text(1, table), set, &[Element::Key(key)]);
+    pub fn contains(&self, family: Family, table: &str, set: &str, element: &Element) -> io::Result<bool> {
+        let table = Attributes::default().text(1, table);
+        let attributes = write_elements(table, set, std::slice::from_ref(element), Element::write_key);
         self.has(GET_SET_ELEMENT, family, attributes)
     }
 

@@ -214,6 +214,15 @@ impl Rule {
 
     /// `dnat to [ip daddr .] meta l4proto . th dport map @map`, or with `ip6`: to the address and port of the map.
     pub fn dnat_by(self, map: &str, v4: bool, with_address: bool) -> Self {
+        self.dnat(map, v4, with_address, true)
+    }
+
+    /// The same to the address of the map; the port stays.
+    pub fn dnat_to_address_by(self, map: &str, v4: bool, with_address: bool) -> Self {
+        self.dnat(map, v4, with_address, false)
+    }
+
+    fn dnat(self, map: &str, v4: bool, with_address: bool, to_port: bool) -> Self {
         let (family, offset, length, behind) =
             if v4 { (IPV4, DESTINATION, 4, BEHIND_IPV4) } else { (IPV6, DESTINATION_V6, 16, BEHIND_IPV6) };
         let rule = self.meta_is(META_NFPROTO, family);
@@ -226,10 +235,8 @@ impl Rule {
             .payload(protocol + 1, TRANSPORT_HEADER, DESTINATION_PORT, 2)
             .with("lookup", |a| a.text(1, map).number(2, REGISTER).number(3, REGISTER))
             .with("nat", |a| {
-                a.number(1, NAT_DESTINATION)
-                    .number(2, u32::from(family))
-                    .number(3, REGISTER)
-                    .number(5, behind)
+                let a = a.number(1, NAT_DESTINATION).number(2, u32::from(family)).number(3, REGISTER);
+                if to_port { a.number(5, behind) } else { a }
             })
     }
 

@@ -64,11 +64,14 @@ pub enum Element {
     Start(Key),
     /// The first key behind a range. A range without one reaches to the last key there is.
     End(Key),
+    /// Of a map of intervals: from the first key to the last, and where all of them lead.
+    Range(Key, Key, Key),
 }
 
-/// `NFT_SET_INTERVAL`, `NFT_SET_MAP`.
+/// `NFT_SET_INTERVAL`, `NFT_SET_MAP`, `NFT_SET_CONCAT`.
 const INTERVAL: u32 = 4;
 const MAP: u32 = 8;
+const CONCATENATED: u32 = 0x80;
 
 /// `NFT_DATA_VERDICT`, the type of a verdict.
 const VERDICT: u32 = 0xffff_ff00;
@@ -80,11 +83,13 @@ const GOTO: u32 = -4_i32 as u32;
 const INTERVAL_END: u32 = 1;
 
 impl Type {
-    /// Bytes in registers.
+    /// Bytes.
     fn length(self) -> u32 {
         match self {
-            Self::Ipv4Address | Self::Protocol | Self::Service => 4,
-            Self::HardwareAddress => 8,
+            Self::Protocol => 1,
+            Self::Service => 2,
+            Self::Ipv4Address => 4,
+            Self::HardwareAddress => 6,
             Self::Ipv6Address | Self::InterfaceName => 16,
         }
     }
@@ -92,12 +97,28 @@ impl Type {
 
 impl Set<'_> {
     pub(super) fn write(&self, a: Attributes) -> Attributes {
+        self.write_with(a, 0)
+    }
+
+    /// A set of intervals, which the kernel tells by how long each part of a key is.
+    pub(super) fn write_intervals(&self, a: Attributes) -> Attributes {
+        let fields = |mut list: Attributes| {
+            for part in self.key {
+                list = list.nested(1, |field| field.number(1, part.length()));
+            }
+            list
+        };
+        self.write_with(a, INTERVAL | CONCATENATED).nested(9, |description| description.nested(2, fields))
+    }
+
+    fn write_with(&self, a: Attributes, flags: u32) -> Attributes {
         let (kind, length) = concatenation(self.key);
-        let flags = match self.data {
+        let of_data = match self.data {
             Data::None => 0,
             Data::Interval => INTERVAL,
             Data::Value(_) | Data::Verdict => MAP,
         };
+        let flags = flags | of_data;
         let a = a.text(2, self.name).number(3, flags).number(4, kind).number(5, length);
         let a = match self.data {
             Data::None | Data::Interval => a,
@@ -113,7 +134,9 @@ impl Set<'_> {
 
 /// Each part of a concatenation has 6 bits of the type, and whole registers.
 fn concatenation(types: &[Type]) -> (u32, u32) {
-    types.iter().fold((0, 0), |(kind, length), part| ((kind << 6) | *part as u32, length + part.length()))
+    types.iter().fold((0, 0), |(kind, length), part| {
+        ((kind << 6) | *part as u32, length + part.length().next_multiple_of(4))
+    })
 }
 
 impl Key {
@@ -169,6 +192,19 @@ impl Element {
             Self::Goto(k, chain) => key(element, k)
                 .nested(2, |data| data.nested(2, |verdict| verdict.number(1, GOTO).text(2, chain))),
             Self::Pair(k, value) => key(element, k).nested(2, |data| data.bytes(1, &value.0)),
+            Self::Range(first, last, value) => key(element, first)
+                .nested(2, |data| data.bytes(1, &value.0))
+                .nested(10, |data| data.bytes(1, &last.0)),
+        }
+    }
+
+    /// As [`Element::write`], without what a map leads to: to look it up and to remove it.
+    pub(super) fn write_key(&self, element: Attributes) -> Attributes {
+        let key = |a: Attributes, kind: u16, key: &Key| a.nested(kind, |data| data.bytes(1, &key.0));
+        match self {
+            Self::Key(k) | Self::Pair(k, _) | Self::Goto(k, _) | Self::Start(k) => key(element, 1, k),
+            Self::End(k) => key(element, 1, k).number(3, INTERVAL_END),
+            Self::Range(first, last, _) => key(key(element, 1, first), 10, last),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! What pods add to sets and maps.
 
-use nftables::{Batch, Element};
+use std::io::{ErrorKind, Result};
+
+use nftables::{Batch, Element, Family, Netfilter};
 
 /// Elements by their set, in the order in which the sets were named. The kernel acknowledges every message, and a message
 /// for each element of a full node would be more acknowledgements than a socket holds.
@@ -13,6 +15,34 @@ impl Elements {
             Some((_, elements)) => elements.push(element),
             None => self.0.push((set.to_owned(), vec![element])),
         }
+    }
+
+    /// Removes them from the table, all at once. What is gone already is fine.
+    pub(super) fn delete(&self, netfilter: &Netfilter, table: &str) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        match self.delete_all(netfilter, table) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            other => return other,
+        }
+        let mut there = Self::default();
+        for (set, elements) in &self.0 {
+            for element in elements {
+                if netfilter.contains(Family::Inet, table, set, element)? {
+                    there.add(set, element.clone());
+                }
+            }
+        }
+        if there.0.is_empty() { Ok(()) } else { there.delete_all(netfilter, table) }
+    }
+
+    fn delete_all(&self, netfilter: &Netfilter, table: &str) -> Result<()> {
+        let mut batch = Batch::new(table);
+        for (set, elements) in &self.0 {
+            batch.delete_elements(set, elements);
+        }
+        batch.commit(netfilter)
     }
 
     pub(super) fn write(self, batch: &mut Batch<'_>) {

@@ -5,35 +5,33 @@
 //! connections end by themselves; flows to that port of other machines; what the pod itself has begun.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use attachment::{Attachment, PortMapping};
 use nftables::Netfilter;
 use nftables::conntrack::{self, Filter, Flow};
 
+use super::ports::{Holder, Range};
 use crate::error::{Result, kernel};
 use crate::netlink::Netlink;
 
-/// The ports of a pod's address that UDP ports of the node lead to.
-struct Published<'a> {
-    address: IpAddr,
-    mappings: Vec<&'a PortMapping>,
-}
-
-/// Forgets flows to the pod's ports of this node that lead elsewhere: after the kernel has been told where the ports lead now.
-pub(super) fn forget_elsewhere(netfilter: &Netfilter, netlink: &mut Netlink, pod: &Attachment) -> Result<()> {
+/// Forgets flows to a pod's ports of this node that lead elsewhere: after the kernel has been told where the ports lead now.
+pub(super) fn forget_elsewhere(
+    netfilter: &Netfilter,
+    netlink: &mut Netlink,
+    holder: Option<&Holder>,
+) -> Result<()> {
     let mut own = HashMap::new();
-    for published in published(pod) {
-        let leads_elsewhere = |flow: &Flow| published.has(flow.to) && !published.is_end(flow);
-        let filter = Filter::to_port(published.address.is_ipv4(), published.only_port());
+    for (address, ranges) in holder.into_iter().flat_map(Holder::udp) {
+        let leads_elsewhere = |flow: &Flow| is_to(&ranges, flow) && !leads_to(address, &ranges, flow);
+        let filter = Filter::to_port(address.is_ipv4(), only_port(&ranges));
         for flow in conntrack::list(&filter, leads_elsewhere).map_err(kernel("list tracked flows"))? {
             // Other machines have ports of that number too.
-            let address = flow.to.ip();
-            let is_own = match own.get(&address) {
+            let to = flow.to.ip();
+            let is_own = match own.get(&to) {
                 Some(is_own) => *is_own,
-                None => netlink.has_own(address).map_err(kernel(format!("look for {address}")))?,
+                None => netlink.has_own(to).map_err(kernel(format!("look for {to}")))?,
             };
-            own.insert(address, is_own);
+            own.insert(to, is_own);
             if is_own {
                 flow.forget(netfilter).map_err(kernel("forget a tracked flow"))?;
             }
@@ -42,12 +40,11 @@ pub(super) fn forget_elsewhere(netfilter: &Netfilter, netlink: &mut Netlink, pod
     Ok(())
 }
 
-/// Forgets flows that the pod's ports of this node have led to it.
-pub(super) fn forget_translated(netfilter: &Netfilter, pod: &Attachment) -> Result<()> {
-    for published in published(pod) {
-        let is_translated =
-            |flow: &Flow| flow.to != flow.replies_from && published.has(flow.to) && published.is_end(flow);
-        let filter = Filter::replies_from(published.address);
+/// Forgets flows that a pod's ports of this node have led to it.
+pub(super) fn forget_translated(netfilter: &Netfilter, holder: &Holder) -> Result<()> {
+    for (address, ranges) in holder.udp() {
+        let is_translated = |flow: &Flow| flow.to != flow.replies_from && leads_to(address, &ranges, flow);
+        let filter = Filter::replies_from(address);
         for flow in conntrack::list(&filter, is_translated).map_err(kernel("list tracked flows"))? {
             flow.forget(netfilter).map_err(kernel("forget a tracked flow"))?;
         }
@@ -55,40 +52,19 @@ pub(super) fn forget_translated(netfilter: &Netfilter, pod: &Attachment) -> Resu
     Ok(())
 }
 
-/// What of the pod is published over UDP, for each family.
-fn published(pod: &Attachment) -> impl Iterator<Item = Published<'_>> {
-    let first = |v4: bool| pod.ips.iter().find(|ip| ip.is_ipv4() == v4);
-    [first(true), first(false)].into_iter().flatten().filter_map(|address| {
-        let is_of_family = |at: IpAddr| at.is_ipv4() == address.is_ipv4();
-        let mappings: Vec<&PortMapping> = pod
-            .port_mappings
-            .iter()
-            .filter(|mapping| mapping.protocol == "udp" && mapping.host_ip.is_none_or(is_of_family))
-            .collect();
-        (!mappings.is_empty()).then_some(Published { address: *address, mappings })
-    })
+/// The port of the node, if there is one only: the kernel looks for one, or for all.
+fn only_port(ranges: &[&Range]) -> Option<u16> {
+    if let [range] = ranges { range.only_port() } else { None }
 }
 
-impl Published<'_> {
-    /// The port of the node, if there is one only.
-    fn only_port(&self) -> Option<u16> {
-        let first = self.mappings[0].host_port;
-        self.mappings.iter().all(|mapping| mapping.host_port == first).then_some(first)
-    }
+/// Whether a flow is to one of the ports, if it is to an address of this node.
+fn is_to(ranges: &[&Range], flow: &Flow) -> bool {
+    ranges.iter().any(|range| range.has(flow.to))
+}
 
-    /// Whether an address and port, if it is of this node, is published.
-    fn has(&self, end: SocketAddr) -> bool {
-        self.mappings.iter().any(|mapping| {
-            mapping.host_port == end.port()
-                && mapping.host_ip.is_none_or(|at| at.is_unspecified() || at == end.ip())
-        })
-    }
-
-    /// Whether the pod is where a flow to a published port is to end.
-    fn is_end(&self, flow: &Flow) -> bool {
-        flow.replies_from.ip() == self.address
-            && self.mappings.iter().any(|mapping| {
-                (mapping.host_port, mapping.container_port) == (flow.to.port(), flow.replies_from.port())
-            })
-    }
+/// Whether the pod at `address` is where a flow ends, as one of the ports says.
+fn leads_to(address: IpAddr, ranges: &[&Range], flow: &Flow) -> bool {
+    let is_end =
+        |range: &&Range| range.has(flow.to) && range.port_of_pod(flow.to.port()) == flow.replies_from.port();
+    flow.replies_from.ip() == address && ranges.iter().any(is_end)
 }

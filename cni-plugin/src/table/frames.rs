@@ -87,7 +87,7 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
 /// Whether a pod is held to its address.
 pub(super) fn has(netfilter: &Netfilter, host_interface: &str, mac: [u8; 6]) -> Result<bool> {
     let key = Key::default().interface(host_interface);
-    let look = |set, key| netfilter.contains(Family::Bridge, TABLE, set, key);
+    let look = |set, key| netfilter.contains(Family::Bridge, TABLE, set, &Element::Key(key));
     let found = look(GUARDED, key.clone()).and_then(|it| Ok(it && look(SENDERS, key.hardware_address(mac))?));
     found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))
 }

@@ -24,7 +24,13 @@ pub(super) struct Network {
     pub(super) bridge: Option<String>,
     #[serde(default)]
     pub(super) mac_spoof_check: bool,
+    /// Which version of the table its pods are in: an upgrade writes it anew.
+    #[serde(default)]
+    layout: u32,
 }
+
+/// Changes with every change of chains, sets and rules.
+const LAYOUT: u32 = 1;
 
 impl Network {
     /// `subnets` are those that the pod's addresses are of, which another IPAM plugin may have chosen.
@@ -47,6 +53,7 @@ impl Network {
                 Mode::Routed => None,
             },
             mac_spoof_check: conf.checks_mac(),
+            layout: LAYOUT,
         }
     }
 

@@ -1,21 +1,22 @@
-//! Ports of the node that lead to a pod.
+//! Ports of the node that lead to pods.
 //!
-//! `ports/<protocol>-<port>.json` says who has a port, so that a second one is told so instead of taking it over. In the
-//! table it is an element of a map: `ports-v4` for every address of the node, `ports-at-v4` for one of them.
+//! [`holders`] says who has a port, so that a second pod is refused instead of taking it over. In the table a port is an
+//! element of a map: `ports-v4` for every address of the node, `ports-at-v4` for one of them. Ports in a row that lead to the
+//! same ports of a pod are one element of `ranges-v4` or `ranges-at-v4`, however many they are.
 
-use std::fs;
-use std::net::IpAddr;
-use std::path::PathBuf;
+mod holders;
+mod range;
 
-use attachment::{Attachment, Key, PortMapping};
+use attachment::{Attachment, Key};
 use nftables::{Batch, Data, Element, Family, Netfilter, Rule, Set, Type};
-use serde::{Deserialize, Serialize};
 
 use super::TABLE;
 use super::elements::Elements;
-use crate::error::{Code, Error, Result, io, kernel};
+use crate::error::{Code, Error, Result, kernel};
 use crate::netconf::Header;
-use crate::whole;
+
+pub(super) use holders::{Holder, forget, read};
+pub(super) use range::Range;
 
 const PORTS: &str = "ports";
 const ARRIVING: &str = "ports-prerouting";
@@ -25,93 +26,47 @@ const SAME_INTERFACE: &str = "same-interface";
 /// What packets of the node itself, to localhost, come from.
 const LOCALHOST: &str = "127.0.0.0/8";
 
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Holder {
-    network: String,
-    container_id: String,
-    ifname: String,
-    host_ip: Option<IpAddr>,
-    /// Whether the pod has an address of the family.
-    v4: bool,
-    v6: bool,
-}
-
-/// One element: where it is, and what it says.
-struct Translation {
-    map: &'static str,
-    key: nftables::Key,
-    to: nftables::Key,
-}
-
-/// Takes the ports of an attachment, or none of them and says who has one.
-pub(super) fn reserve(header: &Header, pod: &Attachment) -> Result<()> {
-    let mut files = Vec::new();
-    for mapping in &pod.port_mappings {
-        let path = path(header, mapping);
-        let mut holders = read(&path);
-        let holder = holder(pod, mapping);
-        if let Some(other) = holders.iter().find(|other| collides(other, &holder)) {
-            let port = format!("{}/{}", mapping.host_port, mapping.protocol);
-            let message = format!("port {port} of the node is taken by container {}", other.container_id);
-            return Err(Error::new(Code::Conflict, message));
+/// Takes the ports of an attachment, or none of them and says who has one. A holder of which `is_gone` gives way: those that
+/// did are returned, for the table to forget them.
+pub(super) fn reserve(
+    header: &Header,
+    pod: &Attachment,
+    mut is_gone: impl FnMut(&Key) -> Result<bool>,
+) -> Result<Vec<Holder>> {
+    let Some(own) = Holder::of(pod)? else { return Ok(Vec::new()) };
+    let (mut staying, mut gone) = (Vec::new(), Vec::new());
+    // A killed ADD of the same pod may have left something.
+    for other in holders::read_but(header, Some(&own.key))? {
+        match other.meets(&own) {
+            None => staying.push(other),
+            Some(_) if is_gone(&other.key)? => gone.push(other),
+            Some(port) => {
+                let container = &other.key.container_id;
+                let message = format!("port {port} of the node is taken by container {container}");
+                return Err(Error::new(Code::Conflict, message));
+            }
         }
-        holders.push(holder);
-        files.push((path, holders));
     }
-    for (path, holders) in files {
-        let directory = header.state_dir.join("ports");
-        fs::create_dir_all(&directory).map_err(io("create", &directory))?;
-        let json = serde_json::to_vec(&holders).expect("holders have string keys only");
-        whole::write(&path, &json).map_err(io("write", &path))?;
-    }
-    Ok(())
+    staying.push(own);
+    holders::write(header, &staying)?;
+    Ok(gone)
 }
 
-/// Gives back what the attachment has of them.
-pub(super) fn release(header: &Header, key: &Key, mappings: &[PortMapping]) -> Vec<Error> {
-    let mut errors = Vec::new();
-    for mapping in mappings {
-        let path = path(header, mapping);
-        let mut holders = read(&path);
-        holders.retain(|other| {
-            (&other.network, &other.container_id, &other.ifname)
-                != (&key.network, &key.container_id, &key.ifname)
-        });
-        let written = if holders.is_empty() {
-            whole::remove(&path)
-        } else {
-            whole::write(&path, &serde_json::to_vec(&holders).expect("holders have string keys only"))
-        };
-        errors.extend(written.err().map(io("write", &path)));
-    }
-    errors
+/// What the attachment has of the node's ports.
+pub(super) fn held(header: &Header, key: &Key) -> Result<Option<Holder>> {
+    Ok(read(header)?.into_iter().find(|holder| holder.key == *key))
 }
 
-/// The attachment with those of its ports that it has taken.
-pub(super) fn owned(header: &Header, pod: &Attachment) -> Attachment {
-    let has = |mapping: &&PortMapping| read(&path(header, mapping)).contains(&holder(pod, mapping));
-    let port_mappings = pod.port_mappings.iter().filter(has).cloned().collect();
-    Attachment { port_mappings, ..pod.clone() }
+/// Gives back what the attachment has.
+pub(super) fn release(header: &Header, key: &Key) -> Result<()> {
+    holders::write(header, &holders::read_but(header, Some(key))?)
 }
 
 /// The chains and maps, still empty.
 pub(super) fn write_chains(batch: &mut Batch<'_>) {
-    let destination = |address| [address, Type::Service];
-    for (id, v4, all, at) in [(11, true, "ports-v4", "ports-at-v4"), (13, false, "ports-v6", "ports-at-v6")] {
-        let address = if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
-        let data = destination(address);
-        let key = [address, Type::Protocol, Type::Service];
-        batch.add_set(&Set { name: all, id, key: &key[1..], data: Data::Value(&data) });
-        batch.add_set(&Set { name: at, id: id + 1, key: &key, data: Data::Value(&data) });
-    }
     batch.add_chain(PORTS);
-    for v4 in [true, false] {
-        batch.add_rule(
-            PORTS,
-            &Rule::default().dnat_by(if v4 { "ports-at-v4" } else { "ports-at-v6" }, v4, true),
-        );
-        batch.add_rule(PORTS, &Rule::default().dnat_by(if v4 { "ports-v4" } else { "ports-v6" }, v4, false));
+    for (first_id, v4) in [(11, true), (21, false)] {
+        write_maps(batch, first_id, v4);
     }
     batch.add_prerouting_nat_chain(ARRIVING);
     batch.add_output_nat_chain(LEAVING);
@@ -122,7 +77,21 @@ pub(super) fn write_chains(batch: &mut Batch<'_>) {
         batch.add_rule(chain, &Rule::default().to_local_address().jump(PORTS));
     }
     let pair = [Type::InterfaceName, Type::InterfaceName];
-    batch.add_set(&Set { name: SAME_INTERFACE, id: 15, key: &pair, data: Data::None });
+    batch.add_set(&Set { name: SAME_INTERFACE, id: 31, key: &pair, data: Data::None });
+}
+
+/// The maps of one family, and the rules that look ports up in them: those of one address first.
+fn write_maps(batch: &mut Batch<'_>, first_id: u32, v4: bool) {
+    let address = if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
+    let (end, key) = ([address, Type::Service], [address, Type::Protocol, Type::Service]);
+    for (id, at) in [(first_id, true), (first_id + 2, false)] {
+        let key = if at { &key[..] } else { &key[1..] };
+        let (one, many) = (range::map(v4, at, false), range::map(v4, at, true));
+        batch.add_set(&Set { name: one, id, key, data: Data::Value(&end) });
+        batch.add_interval_set(&Set { name: many, id: id + 1, key, data: Data::Value(&end[..1]) });
+        batch.add_rule(PORTS, &Rule::default().dnat_by(one, v4, at));
+        batch.add_rule(PORTS, &Rule::default().dnat_to_address_by(many, v4, at));
+    }
 }
 
 /// Answers must come back this way: from a pod that reaches itself by the node's port, and to localhost.
@@ -139,12 +108,16 @@ pub(super) fn write_guard(batch: &mut Batch<'_>, chain: &str, from: Rule) {
     batch.add_rule(chain, &from.destination_in(localhost).drop());
 }
 
+pub(super) fn add_holder(elements: &mut Elements, holder: &Holder) {
+    for (map, element) in holder.elements() {
+        elements.add(map, element);
+    }
+}
+
+/// What a pod with ports has beside them.
 pub(super) fn add_pod(elements: &mut Elements, pod: &Attachment) {
     if pod.port_mappings.is_empty() {
         return;
-    }
-    for translation in translations(pod) {
-        elements.add(translation.map, Element::Pair(translation.key, translation.to));
     }
     elements.add(SAME_INTERFACE, Element::Key(same_interface(pod)));
     if let Some(bridge) = &pod.bridge {
@@ -154,109 +127,33 @@ pub(super) fn add_pod(elements: &mut Elements, pod: &Attachment) {
     }
 }
 
-/// Removes them; each on its own, since some may be gone already.
-pub(super) fn remove_pod(netfilter: &Netfilter, pod: &Attachment) -> Vec<Error> {
-    if pod.port_mappings.is_empty() {
-        return Vec::new();
+/// Removes ports, and with them what their pod has beside them, all at once.
+pub(super) fn remove(netfilter: &Netfilter, holder: Option<&Holder>, pod: Option<&Attachment>) -> Result<()> {
+    let mut elements = Elements::default();
+    if let Some(holder) = holder {
+        add_holder(&mut elements, holder);
     }
-    let mut elements: Vec<_> = translations(pod).into_iter().map(|t| (t.map, t.key)).collect();
     // Other pods of a bridge arrive by it too: it goes with the table.
-    if pod.bridge.is_none() {
-        elements.push((SAME_INTERFACE, same_interface(pod)));
+    if let Some(pod) = pod.filter(|pod| pod.bridge.is_none() && !pod.port_mappings.is_empty()) {
+        elements.add(SAME_INTERFACE, Element::Key(same_interface(pod)));
     }
-    let mut errors = Vec::new();
-    for (set, key) in elements {
-        let mut batch = Batch::new(TABLE);
-        batch.delete_element(set, key);
-        match batch.commit(netfilter) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                errors.push(kernel(format!("remove a port from nft map {set}"))(e));
-            }
-            _ => {}
-        }
-    }
-    errors
+    elements.delete(netfilter, TABLE).map_err(kernel("remove ports from nft maps"))
 }
 
 /// A port that does not lead to the pod any more, if there is one.
 pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<String>> {
-    for mapping in &pod.port_mappings {
-        let only = Attachment { port_mappings: vec![mapping.clone()], ..pod.clone() };
-        let port = format!("{}/{}", mapping.host_port, mapping.protocol);
-        for Translation { map, key, .. } in translations(&only) {
-            let found = netfilter.contains(Family::Inet, TABLE, map, key);
-            if !found.map_err(kernel(format!("look port {port} up in nft map {map}")))? {
-                return Ok(Some(port));
-            }
+    let Some(holder) = Holder::of(pod)? else { return Ok(None) };
+    for (range, map, element) in holder.elements_by_range() {
+        let found = netfilter.contains(Family::Inet, TABLE, map, &element);
+        if !found.map_err(kernel(format!("look port {range} up in nft map {map}")))? {
+            return Ok(Some(range.to_string()));
         }
     }
     Ok(None)
-}
-
-fn translations(pod: &Attachment) -> Vec<Translation> {
-    let mut found = Vec::new();
-    for mapping in &pod.port_mappings {
-        let first = |v4: bool| pod.ips.iter().find(|ip| ip.is_ipv4() == v4);
-        let of_family = |ip: &&IpAddr| mapping.host_ip.is_none_or(|at| at.is_ipv4() == ip.is_ipv4());
-        for ip in [first(true), first(false)].into_iter().flatten().filter(of_family) {
-            let at = mapping.host_ip.filter(|at| !at.is_unspecified());
-            let map = match (at.is_some(), ip.is_ipv4()) {
-                (false, true) => "ports-v4",
-                (false, false) => "ports-v6",
-                (true, true) => "ports-at-v4",
-                (true, false) => "ports-at-v6",
-            };
-            let key = at.map_or_else(nftables::Key::default, |at| nftables::Key::default().address(at));
-            found.push(Translation {
-                map,
-                key: key.protocol(protocol(mapping)).port(mapping.host_port),
-                to: nftables::Key::default().address(*ip).port(mapping.container_port),
-            });
-        }
-    }
-    found
 }
 
 /// By which packets of the pod arrive and leave. From one pod of a bridge to another an answer would not pass the node.
 fn same_interface(pod: &Attachment) -> nftables::Key {
     let interface = pod.bridge.as_ref().unwrap_or(&pod.host_interface);
     nftables::Key::default().interface(interface).interface(interface)
-}
-
-/// `IPPROTO_*`; the configuration allows no other.
-fn protocol(mapping: &PortMapping) -> u8 {
-    match &*mapping.protocol {
-        "udp" => 17,
-        "sctp" => 132,
-        _ => 6,
-    }
-}
-
-fn holder(pod: &Attachment, mapping: &PortMapping) -> Holder {
-    let of = |v4: bool| {
-        pod.ips.iter().any(|ip| ip.is_ipv4() == v4) && mapping.host_ip.is_none_or(|at| at.is_ipv4() == v4)
-    };
-    Holder {
-        network: pod.network.clone(),
-        container_id: pod.container_id.clone(),
-        ifname: pod.ifname.clone(),
-        host_ip: mapping.host_ip.filter(|at| !at.is_unspecified()),
-        v4: of(true),
-        v6: of(false),
-    }
-}
-
-/// Two hold one port if they meet in a family, at the same address or one of them at all.
-fn collides(a: &Holder, b: &Holder) -> bool {
-    ((a.v4 && b.v4) || (a.v6 && b.v6))
-        && (a.host_ip.is_none() || b.host_ip.is_none() || a.host_ip == b.host_ip)
-}
-
-fn path(header: &Header, mapping: &PortMapping) -> PathBuf {
-    header.state_dir.join("ports").join(format!("{}-{}.json", mapping.protocol, mapping.host_port))
-}
-
-/// A file that is not there or not whole says that nobody has the port.
-fn read(path: &std::path::Path) -> Vec<Holder> {
-    fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }

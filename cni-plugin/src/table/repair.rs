@@ -22,7 +22,7 @@ pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
         return Ok(());
     }
     frames::write(netfilter, &header.attachments(), &networks)?;
-    rules::write(netfilter, &header.attachments(), &networks)
+    rules::write(netfilter, header, &networks)
 }
 
 /// Records the network's pods that are not, as far as their interfaces tell of them: not by which name, labels and ports

@@ -1,8 +1,9 @@
 //! The nft table itself.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 
-use attachment::{Attachment, Store};
+use attachment::Attachment;
 use ipnetwork::IpNetwork;
 use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type};
 
@@ -44,10 +45,15 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, network: &Network, pod
     let mut batch = Batch::new(TABLE);
     let mut elements = Elements::default();
     add_pod(&mut elements, network, pod);
+    if let Some(holder) = ports::Holder::of(pod)? {
+        ports::add_holder(&mut elements, &holder);
+    }
     elements.write(&mut batch);
     match batch.commit(netfilter) {
-        // Somebody has flushed the ruleset.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => rewrite(netfilter, header),
+        // Somebody has flushed the ruleset, or it has ports of which nobody is known.
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) => {
+            rewrite(netfilter, header)
+        }
         other => other.map_err(kernel(format!("add the pod to nft table inet {TABLE}"))),
     }
 }
@@ -70,7 +76,8 @@ pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAd
     };
     // The kernel waits for RCU, 14 ms, when it undoes a transaction that fails: so what is gone is left out.
     let is_there = |address: &&IpAddr| {
-        let found = netfilter.contains(Family::Inet, TABLE, &pods(network, **address), key(**address));
+        let element = Element::Key(key(**address));
+        let found = netfilter.contains(Family::Inet, TABLE, &pods(network, **address), &element);
         found.unwrap_or(true)
     };
     let addresses: Vec<IpAddr> = addresses.iter().filter(is_there).copied().collect();
@@ -80,7 +87,7 @@ pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAd
     let mut errors = Vec::new();
     for address in &addresses {
         match delete(std::slice::from_ref(address)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
                 errors.push(kernel(format!("remove {address} from nft table inet {TABLE}"))(e));
             }
             _ => {}
@@ -91,7 +98,7 @@ pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAd
 
 /// Writes the whole table anew from what is on disk.
 pub(super) fn rewrite(netfilter: &Netfilter, header: &Header) -> Result<()> {
-    write(netfilter, &header.attachments(), &network::all(&header.state_dir)?)
+    write(netfilter, header, &network::all(&header.state_dir)?)
 }
 
 /// Removes the table, if it is there.
@@ -104,7 +111,7 @@ pub(super) fn remove_table(netfilter: &Netfilter) -> Result<()> {
 }
 
 /// Writes the whole table anew for these networks, or removes it if there is none.
-pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Network]) -> Result<()> {
+pub(super) fn write(netfilter: &Netfilter, header: &Header, networks: &[Network]) -> Result<()> {
     if networks.is_empty() {
         return remove_table(netfilter);
     }
@@ -128,9 +135,12 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
         if network.masquerade {
             write_network(&mut batch, network, id);
         }
-        for pod in attachments.list(&network.name).0 {
+        for pod in header.attachments().list(&network.name).0 {
             add_pod(&mut elements, network, &pod);
         }
+    }
+    for holder in ports::read(header)? {
+        ports::add_holder(&mut elements, &holder);
     }
     elements.write(&mut batch);
     batch.commit(netfilter).map_err(kernel(format!("write nft table inet {TABLE}")))

@@ -15,6 +15,7 @@ mod killed_addresses;
 mod limits;
 mod many;
 mod ports;
+mod ranges;
 mod recovery;
 mod roles;
 mod tracked;

@@ -113,9 +113,9 @@ pub(super) fn delete<'e>(batch: &mut Batch<'_>, family: Family, elements: impl I
     let keys = |belongs: fn(&Element) -> bool| {
         elements.iter().filter(move |element| belongs(element)).map(|element| element.key())
     };
-    batch.delete_elements(family.frontends, keys(|_| true));
-    batch.delete_elements(family.external, keys(Element::is_external));
-    batch.delete_elements(family.refused, keys(Element::is_refused));
+    batch.delete_keys(family.frontends, keys(|_| true));
+    batch.delete_keys(family.external, keys(Element::is_external));
+    batch.delete_keys(family.refused, keys(Element::is_refused));
 }
 
 /// The chain that hands packets to a listener.

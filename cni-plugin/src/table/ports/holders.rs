@@ -1,0 +1,138 @@
+//! Who has which ports of the node: `ports/holders.json`, one holder an attachment. It is an index of the records: where it is
+//! missing or illegible they say the same.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use attachment::{Attachment, Key, Store};
+use nftables::Element;
+use serde::{Deserialize, Serialize};
+
+use super::range::Range;
+use crate::error::{Result, io};
+use crate::netconf::Header;
+use crate::whole;
+
+/// An attachment that has ports of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Holder {
+    #[serde(flatten, with = "KeyFields")]
+    pub(super) key: Key,
+    /// Where its ports lead: the pod's first address of each family.
+    addresses: Vec<IpAddr>,
+    ranges: Vec<Range>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Key", rename_all = "camelCase")]
+struct KeyFields {
+    network: String,
+    container_id: String,
+    ifname: String,
+}
+
+impl Holder {
+    /// What a pod asks for; nothing if that is no port.
+    pub(crate) fn of(pod: &Attachment) -> Result<Option<Self>> {
+        if pod.port_mappings.is_empty() {
+            return Ok(None);
+        }
+        let first = |v4: bool| pod.ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
+        let addresses = [first(true), first(false)].into_iter().flatten().collect();
+        Ok(Some(Self { key: pod.key(), addresses, ranges: Range::all(&pod.port_mappings)? }))
+    }
+
+    /// A port that both have, at one address of the node.
+    pub(super) fn meets(&self, other: &Self) -> Option<String> {
+        let is_of = |holder: &Self, range: &Range, v4: bool| {
+            range.is_of(v4) && holder.addresses.iter().any(|address| address.is_ipv4() == v4)
+        };
+        let meet = |own: &Range, theirs: &Range| {
+            own.meets(theirs)
+                && [true, false].iter().any(|v4| is_of(self, own, *v4) && is_of(other, theirs, *v4))
+        };
+        self.ranges.iter().find_map(|own| {
+            let theirs = other.ranges.iter().find(|theirs| meet(own, theirs))?;
+            Some(own.first_of_both(theirs))
+        })
+    }
+
+    /// Its elements, and the map of each.
+    pub(super) fn elements(&self) -> impl Iterator<Item = (&'static str, Element)> {
+        self.elements_by_range().map(|(_, map, element)| (map, element))
+    }
+
+    pub(super) fn elements_by_range(&self) -> impl Iterator<Item = (&Range, &'static str, Element)> {
+        self.ranges.iter().flat_map(move |range| {
+            let of_family = self.addresses.iter().filter(|address| range.is_of(address.is_ipv4()));
+            of_family.flat_map(move |address| {
+                let (map, elements) = range.elements(*address);
+                elements.into_iter().map(move |element| (range, map, element))
+            })
+        })
+    }
+
+    /// Each address of the pod that UDP ports of the node lead to, with those.
+    pub(crate) fn udp(&self) -> impl Iterator<Item = (IpAddr, Vec<&Range>)> {
+        self.addresses.iter().filter_map(|address| {
+            let is_udp = |range: &&Range| range.protocol == "udp" && range.is_of(address.is_ipv4());
+            let ranges: Vec<&Range> = self.ranges.iter().filter(is_udp).collect();
+            (!ranges.is_empty()).then_some((*address, ranges))
+        })
+    }
+}
+
+/// All holders.
+pub(crate) fn read(header: &Header) -> Result<Vec<Holder>> {
+    read_but(header, None)
+}
+
+/// All holders but one.
+pub(super) fn read_but(header: &Header, except: Option<&Key>) -> Result<Vec<Holder>> {
+    let path = path(header);
+    let bytes = match fs::read(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("read", &path)(e)),
+        found => found.unwrap_or_default(),
+    };
+    let known: Option<Vec<Holder>> = serde_json::from_slice(&bytes).ok();
+    let mut holders = known.unwrap_or_else(|| of_records(&header.attachments(), except));
+    holders.retain(|holder| Some(&holder.key) != except);
+    Ok(holders)
+}
+
+/// Writes all holders. The file stays when there is none: it says so.
+pub(super) fn write(header: &Header, holders: &[Holder]) -> Result<()> {
+    let path = path(header);
+    let directory = path.parent().expect("the file is in a directory");
+    fs::create_dir_all(directory).map_err(io("create", directory))?;
+    let json = serde_json::to_vec(holders).expect("holders have string keys only");
+    whole::write(&path, &json).map_err(io("write", &path))
+}
+
+/// Removes the file, once there is no network left.
+pub(crate) fn forget(header: &Header) -> Result<()> {
+    let path = path(header);
+    whole::remove(&path).map_err(io("remove", &path))
+}
+
+/// What the records of all networks say, but for one that is about to be. Of two that name one port the first has it.
+fn of_records(store: &Store, except: Option<&Key>) -> Vec<Holder> {
+    let mut holders: Vec<Holder> = Vec::new();
+    let mut networks: Vec<_> = fs::read_dir(store.directory()).into_iter().flatten().flatten().collect();
+    networks.sort_by_key(fs::DirEntry::file_name);
+    for network in networks {
+        for record in store.list(&network.file_name().to_string_lossy()).0 {
+            let holder = Holder::of(&record).ok().flatten().filter(|holder| Some(&holder.key) != except);
+            let new = holder.filter(|holder| holders.iter().all(|other| other.meets(holder).is_none()));
+            holders.extend(new);
+        }
+    }
+    holders
+}
+
+fn path(header: &Header) -> PathBuf {
+    header.state_dir.join("ports").join("holders.json")
+}

@@ -1,0 +1,161 @@
+//! Ports in a row.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use attachment::PortMapping;
+use nftables::{Element, Key};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::netconf::invalid;
+
+/// Ports of the node in a row, which lead to as many in a row of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Range {
+    pub(super) protocol: String,
+    /// Of the node: an address, or any of a family, or any.
+    host_ip: Option<IpAddr>,
+    first: u16,
+    last: u16,
+    /// The pod's port for the first.
+    to: u16,
+}
+
+impl Range {
+    /// The ranges that port mappings come to. One that is given twice is fine; one that leads to two ports of the pod is not.
+    pub(super) fn all(mappings: &[PortMapping]) -> Result<Vec<Self>> {
+        let mut single: Vec<Self> = mappings.iter().map(Self::of).collect();
+        single.sort();
+        single.dedup();
+        let mut ranges: Vec<Self> = Vec::new();
+        for next in single {
+            match ranges.last_mut() {
+                Some(range) if range.is_beside(&next) && next.first <= range.last => {
+                    let other = range.port_of_pod(next.first);
+                    let message = format!(
+                        "runtimeConfig.portMappings: port {next} of the node cannot lead to the pod's ports {other} and {}",
+                        next.to
+                    );
+                    return Err(invalid(message));
+                }
+                Some(range) if range.is_continued_by(&next) => range.last = next.last,
+                _ => ranges.push(next),
+            }
+        }
+        Ok(ranges)
+    }
+
+    fn of(mapping: &PortMapping) -> Self {
+        Self {
+            protocol: mapping.protocol.clone(),
+            host_ip: mapping.host_ip,
+            first: mapping.host_port,
+            last: mapping.host_port,
+            to: mapping.container_port,
+        }
+    }
+
+    fn is_beside(&self, other: &Self) -> bool {
+        (&self.protocol, self.host_ip) == (&other.protocol, other.host_ip)
+    }
+
+    fn is_continued_by(&self, next: &Self) -> bool {
+        self.is_beside(next)
+            && self.last.checked_add(1) == Some(next.first)
+            && self.to.checked_add(self.last - self.first).and_then(|to| to.checked_add(1)) == Some(next.to)
+    }
+
+    /// Whether it has ports of addresses of that family.
+    pub(super) fn is_of(&self, v4: bool) -> bool {
+        self.host_ip.is_none_or(|at| at.is_ipv4() == v4)
+    }
+
+    /// The one address whose ports they are.
+    fn at(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|at| !at.is_unspecified())
+    }
+
+    /// Whether both have a port of one address.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        let same_address = self.at().is_none() || other.at().is_none() || self.at() == other.at();
+        self.protocol == other.protocol
+            && self.first <= other.last
+            && other.first <= self.last
+            && same_address
+            && [true, false].iter().any(|v4| self.is_of(*v4) && other.is_of(*v4))
+    }
+
+    /// The first port that both have.
+    pub(super) fn first_of_both(&self, other: &Self) -> String {
+        format!("{}/{}", self.first.max(other.first), self.protocol)
+    }
+
+    /// The port of the node, if it is one only.
+    pub(crate) fn only_port(&self) -> Option<u16> {
+        (self.first == self.last).then_some(self.first)
+    }
+
+    /// Whether an end that is this node's is one of these ports.
+    pub(crate) fn has(&self, end: SocketAddr) -> bool {
+        (self.first..=self.last).contains(&end.port())
+            && self.is_of(end.is_ipv4())
+            && self.at().is_none_or(|at| at == end.ip())
+    }
+
+    /// Where one of these ports leads.
+    pub(crate) fn port_of_pod(&self, port: u16) -> u16 {
+        self.to + (port - self.first)
+    }
+
+    /// The elements that lead to `address`, and the map that has them.
+    pub(super) fn elements(&self, address: IpAddr) -> (&'static str, Vec<Element>) {
+        let key = |port: u16| {
+            let key = self.at().map_or_else(Key::default, |at| Key::default().address(at));
+            key.protocol(self.protocol_number()).port(port)
+        };
+        // The kernel cannot add to a port: a range that leads to other numbers is an element each.
+        let is_one = self.first < self.last && self.to == self.first;
+        let map = map(address.is_ipv4(), self.at().is_some(), is_one);
+        if is_one {
+            let value = Key::default().address(address);
+            return (map, vec![Element::Range(key(self.first), key(self.last), value)]);
+        }
+        let pair =
+            |port| Element::Pair(key(port), Key::default().address(address).port(self.port_of_pod(port)));
+        (map, (self.first..=self.last).map(pair).collect())
+    }
+
+    /// `IPPROTO_*`; the configuration allows no other.
+    fn protocol_number(&self) -> u8 {
+        match &*self.protocol {
+            "udp" => 17,
+            "sctp" => 132,
+            _ => 6,
+        }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.only_port() {
+            Some(port) => write!(f, "{port}/{}", self.protocol),
+            None => write!(f, "{}-{}/{}", self.first, self.last, self.protocol),
+        }
+    }
+}
+
+/// The map of single ports or of ranges: of one address of the node, or of all.
+pub(super) fn map(v4: bool, at: bool, ranges: bool) -> &'static str {
+    match (ranges, at, v4) {
+        (false, false, true) => "ports-v4",
+        (false, false, false) => "ports-v6",
+        (false, true, true) => "ports-at-v4",
+        (false, true, false) => "ports-at-v6",
+        (true, false, true) => "ranges-v4",
+        (true, false, false) => "ranges-v6",
+        (true, true, true) => "ranges-at-v4",
+        (true, true, false) => "ranges-at-v6",
+    }
+}

@@ -1,0 +1,203 @@
+//! Many ports of the node, and holders of ports that no longer exist.
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testbed::wait_for;
+
+use crate::fixture::{Fixture, merge};
+use crate::killed::traced;
+use crate::ports::with_ports;
+use crate::tracked::{TRACKED, track};
+
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// So many TCP and UDP ports in a row, each to the pod's port `to` further on.
+fn range(first: u16, count: u16, to: u16) -> Vec<Value> {
+    let mapping = |protocol: &str, port: u16| json!({ "hostPort": first + port, "containerPort": to + port, "protocol": protocol });
+    ["tcp", "udp"].iter().flat_map(|protocol| (0..count).map(move |port| mapping(protocol, port))).collect()
+}
+
+fn inside<T: Send>(fixture: &Fixture, pod: &str, work: impl FnOnce() -> T + Send) -> T {
+    fixture.node().netns(Path::new(&format!("/run/netns/{pod}"))).unwrap().run(work).unwrap()
+}
+
+/// Says its name and the port to whoever connects to it.
+fn serve(fixture: &Fixture, pod: &'static str, ports: &[u16]) {
+    for port in ports.iter().copied() {
+        let listener = inside(fixture, pod, || TcpListener::bind(("::", port)).unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                std::io::Write::write_all(&mut stream.unwrap(), format!("{pod} {port}").as_bytes()).ok();
+            }
+        });
+    }
+}
+
+/// What answers from outside at a port of the node.
+fn ask(fixture: &Fixture, port: u16) -> Option<String> {
+    let address = SocketAddr::from(([192, 0, 2, 2], port));
+    let answer = || {
+        let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok().map(|_| answer)
+    };
+    fixture.node().outside().run(answer).unwrap()
+}
+
+/// How many elements a map has.
+fn elements(fixture: &Fixture, map: &str) -> usize {
+    let listed = fixture.json(&format!("nft -j list map inet portolan {map}"));
+    listed["nftables"][1]["map"]["elem"].as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn ports_in_a_row_are_one_element_and_lead_to_the_pod_until_del() {
+    let fixture = Fixture::new();
+    let at = json!({ "hostPort": 600, "containerPort": 600, "protocol": "tcp", "hostIP": "192.0.2.2" });
+    let beside = json!({ "hostPort": 601, "containerPort": 601, "protocol": "tcp", "hostIP": "192.0.2.2" });
+    let mappings = [range(20_000, 3000, 20_000), range(500, 10, 700), vec![at, beside]].concat();
+    // One that is given twice is given once.
+    let config = with_ports([&mappings[..], &mappings[..1]].concat().into());
+    let checked = merge(config.clone(), json!({ "prevResult": fixture.add("a", &config) }));
+    serve(&fixture, "a", &[20_000, 21_500, 22_999, 700, 709, 600, 601]);
+    let expect_all = |when: &str| {
+        for (port, to) in [
+            (20_000, 20_000),
+            (21_500, 21_500),
+            (22_999, 22_999),
+            (500, 700),
+            (509, 709),
+            (600, 600),
+            (601, 601),
+        ] {
+            assert_eq!(ask(&fixture, port), Some(format!("a {to}")), "{when}: port {port}");
+        }
+        for port in [19_999, 23_000, 499, 510, 602] {
+            assert_eq!(ask(&fixture, port), None, "{when}: port {port}");
+        }
+    };
+    expect_all("after ADD");
+    for (map, count) in
+        [("ranges-v4", 2), ("ranges-v6", 2), ("ranges-at-v4", 1), ("ports-v4", 20), ("ports-v6", 20)]
+    {
+        assert_eq!(elements(&fixture, map), count, "{map}");
+    }
+    fixture.quiet("CHECK", "a", &checked);
+    fixture.node().shell("nft delete element inet portolan ranges-v4 { tcp . 20000-22999 }").unwrap();
+    let (_, lost) = fixture.refused("CHECK", "a", "/run/netns/a", &checked);
+    assert!(lost.contains("port 20000-22999/tcp of the node no longer leads to it"), "{lost}");
+    fixture.node().shell("nft flush ruleset").unwrap();
+    fixture.add("b", &with_ports(json!([])));
+    expect_all("after a flush");
+    fixture.quiet("DEL", "a", &config);
+    assert_eq!(ask(&fixture, 20_000), None);
+    fixture.quiet("DEL", "b", &config);
+    fixture.assert_nothing_left();
+}
+
+#[test]
+fn a_port_in_a_range_is_taken_and_a_range_that_meets_another_is_refused() {
+    let fixture = Fixture::new();
+    fixture.add("a", &with_ports(range(20_000, 100, 20_000).into()));
+    fixture.netns("b");
+    let refused = |ports: Vec<Value>, told: &str| {
+        let (code, text) = fixture.refused("ADD", "b", "/run/netns/b", &with_ports(ports.into()));
+        assert!(text.contains(told), "{text}");
+        code
+    };
+    refused(range(20_050, 1, 80), "port 20050/tcp of the node is taken by container a");
+    refused(range(19_990, 11, 80), "port 20000/tcp of the node is taken by container a");
+    refused(range(20_099, 50, 80), "port 20099/tcp of the node is taken by container a");
+    // The file that says so is an index of the records.
+    for sabotage in ["rm /run/portolan/ports/holders.json", "truncate -s 40 /run/portolan/ports/holders.json"]
+    {
+        fixture.node().shell(sabotage).unwrap();
+        refused(range(20_050, 1, 80), "port 20050/tcp of the node is taken by container a");
+    }
+    let twice = [range(80, 1, 8080), range(80, 1, 8081)].concat();
+    let code = refused(twice, "port 80/tcp of the node cannot lead to the pod's ports 8080 and 8081");
+    assert_eq!(code, 7);
+    let config = with_ports([range(19_900, 100, 80), range(20_100, 100, 80)].concat().into());
+    fixture.try_call("ADD", "b", "/run/netns/b", &config).unwrap();
+    for pod in ["a", "b"] {
+        fixture.quiet("DEL", pod, &config);
+    }
+    fixture.assert_nothing_left();
+}
+
+/// How many system calls of a command have a text in them.
+fn calls(fixture: &Fixture, command: &str, config: &Value, texts: [&str; 2]) -> [usize; 2] {
+    let plugin = traced(fixture, "-s 100 -e trace=sendto -o /run/trace");
+    plugin.command(command, "a", Path::new("/run/netns/a"), config).unwrap().unwrap();
+    let trace = fixture.node().shell("cat /run/trace").unwrap();
+    // What does not fit into the socket's buffer is sent again, into a larger one.
+    let sent = || trace.lines().filter(|line| !line.contains("EMSGSIZE"));
+    texts.map(|text| sent().filter(|line| line.contains(text)).count())
+}
+
+#[test]
+fn three_thousand_ports_cost_no_more_requests_than_one_beside_tracked_connections() {
+    let fixture = Fixture::new();
+    fixture.add("b", &with_ports(json!([])));
+    track(&fixture, TRACKED);
+    fixture.netns("a");
+    for ports in [range(80, 1, 8080), range(20_000, 3000, 20_000), range(30_000, 3000, 20_000)] {
+        let config = with_ports(ports.into());
+        for command in ["ADD", "DEL"] {
+            let found = calls(&fixture, command, &config, ["IPCTNL_MSG_CT_GET", "NFNL_MSG_BATCH_BEGIN"]);
+            // Flows of each family; the ports, and at DEL the addresses.
+            assert_eq!(found, [2, if command == "ADD" { 1 } else { 2 }], "{command}");
+        }
+    }
+    let without = with_ports(json!([]));
+    for (command, changes) in [("ADD", 1), ("DEL", 1)] {
+        let found = calls(&fixture, command, &without, ["IPCTNL_MSG_CT_GET", "NFNL_MSG_BATCH_BEGIN"]);
+        assert_eq!(found, [0, changes], "{command} of a pod without ports");
+    }
+}
+
+#[test]
+fn a_holder_whose_network_namespace_is_gone_gives_way() {
+    let fixture = Fixture::new();
+    let config = with_ports([range(8080, 1, 80), range(20_000, 10, 20_000)].concat().into());
+    fixture.add("a", &config);
+    let client = fixture.node().outside().run(|| UdpSocket::bind("192.0.2.1:4444").unwrap()).unwrap();
+    assert_eq!(client.send_to(b"x", "192.0.2.2:8080").unwrap(), 1);
+    // The container has crashed, and its runtime calls no DEL. Another one may have its name.
+    fixture.node().shell("ip netns del a; ip netns add a").unwrap();
+    wait_for("the kernel to delete the interface", || {
+        let links = fixture.node().shell("ip -o link")?;
+        anyhow::ensure!(!links.contains("ptl"), "{links}");
+        Ok(())
+    })
+    .unwrap();
+    fixture.add("b", &config);
+    serve(&fixture, "b", &[80, 20_005]);
+    let datagrams = inside(&fixture, "b", || UdpSocket::bind("0.0.0.0:80").unwrap());
+    datagrams.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let expect_b = |when: &str| {
+        assert_eq!(ask(&fixture, 8080), Some("b 80".to_owned()), "{when}");
+        assert_eq!(ask(&fixture, 20_005), Some("b 20005".to_owned()), "{when}");
+        client.send_to(b"x", "192.0.2.2:8080").unwrap();
+        datagrams.recv_from(&mut [0; 8]).unwrap_or_else(|e| panic!("{when}: {e}"));
+    };
+    expect_b("after ADD");
+    fixture.node().shell("nft flush ruleset").unwrap();
+    fixture.add("c", &with_ports(json!([])));
+    expect_b("after a flush, with the record of the first one still there");
+    fixture.quiet("DEL", "a", &config);
+    expect_b("after a late DEL of the first one");
+    // One that is there does not give way.
+    fixture.netns("d");
+    let (_, text) = fixture.refused("ADD", "d", "/run/netns/d", &config);
+    assert!(text.contains("is taken by container b"), "{text}");
+    for id in ["b", "c"] {
+        fixture.quiet("DEL", id, &config);
+    }
+    fixture.assert_nothing_left();
+}
