@@ -8,6 +8,7 @@
 mod burst;
 mod command;
 mod contender;
+mod ports;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
 
 use crate::interrupt;
+use crate::peers;
 use crate::progress::Progress;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, median, paired};
@@ -68,6 +70,9 @@ fn measure(record: &mut Record, extent: Extent) -> Result<()> {
     let memory = (0..20).map(memory).collect::<Result<Vec<_>>>()?;
     record.measured("add-memory", memory.into_iter().fold(0.0, f64::max));
     drop(contenders);
+    let has_portmap =
+        kinds.contains(&Kind::Bridge) && peers::is_there(record, "reference portmap", peers::PORTMAP);
+    ports::measure(record, has_portmap, extent.rounds.min(20))?;
     burst::measure(record, kinds.contains(&Kind::Bridge), extent.pods, extent.bursts)
 }
 

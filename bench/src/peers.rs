@@ -49,6 +49,10 @@ pub(crate) const BRIDGE: Package =
 pub(crate) const PTP: Package =
     (&["/usr/lib/cni/ptp", "/usr/lib/cni/host-local"], "containernetworking-plugins");
 
+/// It starts `iptables`.
+pub(crate) const PORTMAP: Package =
+    (&["/usr/lib/cni/portmap", "/usr/sbin/iptables"], "containernetworking-plugins iptables");
+
 /// Whether a peer is there. Of one that is not, the record says how to get it.
 pub(crate) fn is_there(record: &mut Record, peer: &str, (files, packages): Package) -> bool {
     let is_there = files.iter().all(|file| FilePath::new(file).exists());

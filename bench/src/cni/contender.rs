@@ -95,6 +95,15 @@ impl Contender {
         name(self.kind, self.in_use)
     }
 
+    /// Its configuration.
+    pub(super) fn config(&self) -> &str {
+        &self.config
+    }
+
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self.kind, Kind::Portolan { .. })
+    }
+
     pub(super) fn call<'a>(&'a self, command: &'a str, container: &'a str, netns: &'a Path) -> Call<'a> {
         Call {
             binary: &self.binary,
