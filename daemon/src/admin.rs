@@ -30,6 +30,9 @@ const BACKLOG: i32 = 128;
 /// A client that has not sent its request by then is cut off.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often an address that is taken is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What a page answers.
 #[derive(Clone, Debug)]
 pub struct Response {
@@ -90,6 +93,27 @@ impl Server {
         let listener = listen(address);
         let listener = listener.map_err(|e| io::Error::new(e.kind(), format!("listen on {address}: {e}")))?;
         Ok(Self { listener, pages: BTreeMap::new() })
+    }
+
+    /// As [`Server::bind`], for a page that the daemon can do without: while the address is taken it is tried again. The pages
+    /// are made once it is free; `flag` is where the address comes from.
+    pub async fn serve(address: SocketAddr, flag: &'static str, pages: impl FnOnce(Self) -> Self) {
+        let mut was_told = false;
+        let server = loop {
+            match Self::bind(address).await {
+                Ok(server) => break server,
+                Err(error) if was_told => tracing::debug!(flag, %error, "cannot serve a page yet"),
+                Err(error) => {
+                    tracing::warn!(flag, %error, "cannot serve a page; trying again every second");
+                    was_told = true;
+                }
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        };
+        if was_told {
+            tracing::info!(flag, %address, "the page is served now");
+        }
+        pages(server).run().await;
     }
 
     /// Where it listens.

@@ -95,15 +95,15 @@ pub struct Args {
     pub workers: Option<u16>,
 
     /// Address of /metrics.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9153")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10262")]
     pub metrics_bind_address: SocketAddr,
 
     /// Address of /health.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10263")]
     pub health_bind_address: SocketAddr,
 
     /// Address of /ready.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8181")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10264")]
     pub ready_bind_address: SocketAddr,
 
     /// Shared with the other daemon.

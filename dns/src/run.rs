@@ -115,7 +115,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let (ready, detail) = snapshots.borrow().health();
         Condition { ready, detail }
     });
-    let pages = serve_pages(&config, &metrics, &readiness, &drain).await?;
+    let pages = serve_pages(&config, &metrics, &readiness, &drain);
 
     let synced = Notify::new();
     let (snapshots, of_pods) = (discovery.snapshots.clone(), discovery.snapshots.clone());
@@ -250,13 +250,8 @@ async fn inherit(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Optio
     Ok((secret, Inherited::new(sockets), Some(predecessor)))
 }
 
-/// Serves a page each at these addresses.
-async fn serve_pages(
-    config: &Config,
-    metrics: &Metrics,
-    readiness: &Readiness,
-    drain: &Drain,
-) -> anyhow::Result<JoinSet<()>> {
+/// Serves a page each at these addresses. One that is taken costs its page, and nothing else.
+fn serve_pages(config: &Config, metrics: &Metrics, readiness: &Readiness, drain: &Drain) -> JoinSet<()> {
     daemon::build_info::register(&metrics.registry);
     let mut serving = JoinSet::new();
     for (address, flag, path) in [
@@ -264,15 +259,14 @@ async fn serve_pages(
         (config.health_address, "--health-bind-address", "/health"),
         (config.ready_address, "--ready-bind-address", "/ready"),
     ] {
-        let page = admin::Server::bind(address).await.context(flag)?;
-        let page = match path {
-            "/metrics" => page.route(path, admin::metrics(metrics.registry.clone())),
-            "/health" => page.route(path, health(drain.clone())),
-            _ => page.route(path, admin::readyz(readiness.clone())),
-        };
-        serving.spawn(page.run());
+        let (registry, drain, readiness) = (metrics.registry.clone(), drain.clone(), readiness.clone());
+        serving.spawn(admin::Server::serve(address, flag, move |page| match path {
+            "/metrics" => page.route(path, admin::metrics(registry)),
+            "/health" => page.route(path, health(drain)),
+            _ => page.route(path, admin::readyz(readiness)),
+        }));
     }
-    Ok(serving)
+    serving
 }
 
 /// Healthy until it is told to end, so that others go elsewhere while it still serves.

@@ -16,11 +16,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR:PORT")]
     proxy_metrics: Option<SocketAddr>,
 
-    /// `--metrics-bind-address` of portolan-dns [default: as it was started, else 127.0.0.1:9153].
+    /// `--metrics-bind-address` of portolan-dns [default: as it was started, else 127.0.0.1:10262].
     #[arg(long, value_name = "ADDR:PORT")]
     dns_metrics: Option<SocketAddr>,
 
-    /// `--ready-bind-address` of portolan-dns [default: as it was started, else 127.0.0.1:8181].
+    /// `--ready-bind-address` of portolan-dns [default: as it was started, else 127.0.0.1:10264].
     #[arg(long, value_name = "ADDR:PORT")]
     dns_ready: Option<SocketAddr>,
 }
@@ -41,8 +41,8 @@ impl Args {
             |given: Option<_>, program, flag, port| given.unwrap_or_else(|| set(program, flag, port));
         Pages {
             proxy_metrics: or_set(self.proxy_metrics, proxy, "metrics-bind-address", 10249),
-            dns_metrics: or_set(self.dns_metrics, dns, "metrics-bind-address", 9153),
-            dns_ready: or_set(self.dns_ready, dns, "ready-bind-address", 8181),
+            dns_metrics: or_set(self.dns_metrics, dns, "metrics-bind-address", 10262),
+            dns_ready: or_set(self.dns_ready, dns, "ready-bind-address", 10264),
         }
     }
 }

@@ -187,6 +187,6 @@ fn a_name_server_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_
     node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
     ask().unwrap();
     assert!(old.terminate().unwrap().success());
-    node.shell("curl -fsS -m 2 http://127.0.0.1:8181/ready").unwrap();
+    node.shell("curl -fsS -m 2 http://127.0.0.1:10264/ready").unwrap();
     ask().unwrap();
 }

@@ -120,7 +120,7 @@ fn daemons_are_found_where_their_config_files_and_flags_put_them() {
     let usual = "metrics-bind-address: 127.0.0.1:29153\nready-bind-address: 127.0.0.1:1\n";
     node.shell(&format!("mkdir -p /etc/portolan; printf '{usual}' > /etc/portolan/config.yaml")).unwrap();
     // Whoever asks at the usual places hears nothing.
-    let silent = ["10249", "9153", "8181"].map(|port| {
+    let silent = ["10249", "10262", "10264"].map(|port| {
         Program::start(&node, "/bin/busybox".as_ref(), &["nc", "-l", "-p", port], &path(port)).unwrap()
     });
 
@@ -180,7 +180,7 @@ fn doctor_finds_what_is_wrong_and_its_fix_works() {
     node.shell("nft add table ip nat; nft add chain ip nat KUBE-SERVICES").unwrap();
     let log = tempfile::NamedTempFile::new().unwrap();
     let thief =
-        Program::start(&node, "/bin/busybox".as_ref(), &["nc", "-l", "-p", "9153"], log.path()).unwrap();
+        Program::start(&node, "/bin/busybox".as_ref(), &["nc", "-l", "-p", "10262"], log.path()).unwrap();
     node.shell("mkdir -p /etc/cni/net.d; echo '{\"name\": \"other\", \"plugins\": []}' > /etc/cni/net.d/05-other.conflist").unwrap();
     let ours = r#"{"name": "portolan", "plugins": [{"type": "portolan-cni", "mtu": 9000, "ipam": {"ranges": [[{"subnet": "192.0.2.0/25"}]]}}]}"#;
     node.shell(&format!("echo '{ours}' > /etc/cni/net.d/10-portolan.conflist")).unwrap();
@@ -197,7 +197,7 @@ fn doctor_finds_what_is_wrong_and_its_fix_works() {
         ("firewall", "the policy of ip filter FORWARD is drop"),
         ("conflicts", "rules of kube-proxy are in force: nat KUBE-SERVICES"),
         ("conflicts", "names only 127.0.0.53"),
-        ("ports", "port 9153/tcp, which portolan-dns needs, is taken by busybox"),
+        ("ports", "port 10262/tcp, which portolan-dns needs, is taken by busybox"),
         ("MTU", "pods send packets of up to 9000 bytes, uplink0 carries 1500"),
         ("ranges", "192.0.2.0/24 leads to uplink0"),
         ("runtime", "05-other.conflist comes before"),

@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use anyhow::Context as _;
 use daemon::admin::{self, Response, Server};
 use daemon::program::Settings;
 use daemon::readiness::{Condition, Readiness};
@@ -70,34 +69,33 @@ impl Status {
     }
 }
 
-/// Starts the pages.
-///
-/// # Errors
-/// When an address cannot be listened on.
-pub(crate) async fn serve(tasks: &mut JoinSet<()>, pages: Pages) -> anyhow::Result<()> {
+/// Starts the pages. An address that is taken costs its pages, and nothing else.
+pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
     let Pages { metrics_address, healthz_address, settings, proxy_name, metrics, snapshots, status } = pages;
     let readiness = readiness(snapshots.clone(), status.clone());
     daemon::build_info::register(&metrics.registry);
-    let server = Server::bind(metrics_address).await.context("--metrics-bind-address")?;
-    let server = server
-        .route("/metrics", admin::metrics(metrics.registry.clone()))
-        .route("/readyz", admin::readyz(readiness.clone()))
-        .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
-        // kube-proxy's pages of these names, for whoever asks what runs here and how.
-        .route("/proxyMode", |_| Response::text(StatusCode::OK, "userspace"))
-        .route("/configz", move |_| Response::json(StatusCode::OK, &settings.json("portolan-proxy")))
-        .local_route("/debug/services", {
-            let status = status.clone();
-            move |query| services(query, proxy_name.as_deref(), &snapshots, &status)
-        });
-    tasks.spawn(server.run());
-    let server = Server::bind(healthz_address).await.context("--healthz-bind-address")?;
-    let server = server
-        .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
-        .route("/livez", health::livez(status, metrics))
-        .route("/readyz", admin::readyz(readiness));
-    tasks.spawn(server.run());
-    Ok(())
+    let shown = (status.clone(), Arc::clone(&metrics), readiness.clone());
+    let of_metrics = move |server: Server| {
+        let (status, metrics, readiness) = shown;
+        server
+            .route("/metrics", admin::metrics(metrics.registry.clone()))
+            .route("/readyz", admin::readyz(readiness))
+            .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
+            // kube-proxy's pages of these names, for whoever asks what runs here and how.
+            .route("/proxyMode", |_| Response::text(StatusCode::OK, "userspace"))
+            .route("/configz", move |_| Response::json(StatusCode::OK, &settings.json("portolan-proxy")))
+            .local_route("/debug/services", move |query| {
+                services(query, proxy_name.as_deref(), &snapshots, &status)
+            })
+    };
+    tasks.spawn(Server::serve(metrics_address, "--metrics-bind-address", of_metrics));
+    let of_health = move |server: Server| {
+        server
+            .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
+            .route("/livez", health::livez(status, metrics))
+            .route("/readyz", admin::readyz(readiness))
+    };
+    tasks.spawn(Server::serve(healthz_address, "--healthz-bind-address", of_health));
 }
 
 /// Not ready before the first state is in force, and while it drains; a frontend that cannot be opened is told but harms no other.

@@ -111,7 +111,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         snapshots: discovery.snapshots.clone(),
         status: status.clone(),
     };
-    pages::serve(&mut tasks, shown).await?;
+    pages::serve(&mut tasks, shown);
 
     if let Some(cni) = config.cni {
         let name = place.node_name.clone();

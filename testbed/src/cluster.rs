@@ -151,7 +151,7 @@ impl Cluster {
     }
 
     fn wait_until_ready(&self) -> Result<()> {
-        for address in ["127.0.0.1:10256/readyz", "127.0.0.1:8181/ready"] {
+        for address in ["127.0.0.1:10256/readyz", "127.0.0.1:10264/ready"] {
             let ready = || self.node.shell(&format!("curl -fsS -m 2 http://{address}"));
             wait_for(address, ready).map_err(|error| error.context(self.logs()))?;
         }

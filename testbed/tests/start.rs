@@ -25,7 +25,7 @@ fn daemons_are_not_ready_and_deny_no_name_until_the_manifests_are_there() {
     let _dns = Program::start(&node, &binaries.path("portolan-dns"), &arguments, &log("dns.log")).unwrap();
 
     let page = |url: &str| node.shell(&format!("curl -sS -m 2 -w ' %{{http_code}}' http://{url}"));
-    let pages = ["127.0.0.1:10256/readyz?verbose", "127.0.0.1:8181/ready?verbose"];
+    let pages = ["127.0.0.1:10256/readyz?verbose", "127.0.0.1:10264/ready?verbose"];
     for url in pages {
         let told = wait_for(url, || {
             let text = page(url)?;
@@ -52,6 +52,86 @@ fn daemons_are_not_ready_and_deny_no_name_until_the_manifests_are_there() {
     }
     let answer = ask().unwrap();
     assert!(answer.contains("status: NXDOMAIN"), "{answer}");
+}
+
+/// The addresses of all pages of both daemons.
+const PAGES: [&str; 5] = [
+    "127.0.0.1:10249/metrics",
+    "127.0.0.1:10256/readyz",
+    "127.0.0.1:10262/metrics",
+    "127.0.0.1:10263/health",
+    "127.0.0.1:10264/ready",
+];
+
+/// Both daemons with a Service `web`.
+fn both(node: &Node, directory: &Path) -> [Program; 2] {
+    let manifests = directory.join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+    std::fs::write(manifests.join("web.yaml"), service).unwrap();
+    let manifests = manifests.to_str().unwrap();
+    ["portolan-proxy", "portolan-dns"].map(|program| {
+        let upstream = ["--upstream", node.outside_address()];
+        let more = if program == "portolan-dns" { &upstream[..] } else { &[] };
+        let arguments = [&["--manifests", manifests], more].concat();
+        let log = directory.join(program);
+        Program::start(node, &Binaries::find().unwrap().path(program), &arguments, &log).unwrap()
+    })
+}
+
+fn serves_names(node: &Node) -> anyhow::Result<()> {
+    let answer = node.shell("dig +short +time=1 +tries=1 @10.96.0.10 web.default.svc.cluster.local")?;
+    ensure!(answer.starts_with("10."), "{answer}");
+    Ok(())
+}
+
+#[test]
+fn page_whose_port_is_taken_costs_that_page_until_the_port_is_free() {
+    let node = Node::new().unwrap();
+    let directory = TempDir::new().unwrap();
+    let addresses = PAGES.map(|page| page.split('/').next().unwrap());
+    let taken = node.run(|| addresses.map(|address| TcpListener::bind(address).unwrap()));
+    let mut daemons = both(&node, directory.path());
+    wait_for("an answer without any page", || serves_names(&node)).unwrap();
+    for (program, flag) in
+        [("portolan-proxy", "--healthz-bind-address"), ("portolan-dns", "--ready-bind-address")]
+    {
+        wait_for("the log to say so", || {
+            let log = std::fs::read_to_string(directory.path().join(program))?;
+            ensure!(log.contains("cannot serve a page") && log.contains(flag), "{log}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    drop(taken);
+    for page in PAGES {
+        wait_for(page, || node.shell(&format!("curl -fsS -m 2 http://{page}"))).unwrap();
+    }
+    for daemon in &mut daemons {
+        assert!(daemon.terminate().unwrap().success());
+    }
+}
+
+/// A container's `-p 8080:8080` needs the port for itself.
+#[test]
+fn daemons_listen_on_no_port_that_containers_are_likely_to_publish() {
+    let node = Node::new().unwrap();
+    let directory = TempDir::new().unwrap();
+    let _daemons = both(&node, directory.path());
+    for page in PAGES {
+        wait_for(page, || node.shell(&format!("curl -fsS -m 2 http://{page}"))).unwrap();
+    }
+    wait_for("an answer", || serves_names(&node)).unwrap();
+    let listening = node.shell("ss -ltnH").unwrap();
+    let mut ports: Vec<u16> = listening
+        .lines()
+        .map(|line| line.split_whitespace().nth(3).unwrap().rsplit(':').next().unwrap().parse().unwrap())
+        // Those of the kernel's choice, where the proxy is handed connections.
+        .filter(|port| *port < 32_768)
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports, [53, 10_249, 10_256, 10_262, 10_263, 10_264], "{listening}");
 }
 
 /// kube-proxy's settings of conntrack.

@@ -13,9 +13,9 @@ const CHECK: &str = "ports";
 const PAGES: [(&str, &str, u16); 5] = [
     ("portolan-proxy", "metrics-bind-address", 10249),
     ("portolan-proxy", "healthz-bind-address", 10256),
-    ("portolan-dns", "metrics-bind-address", 9153),
-    ("portolan-dns", "health-bind-address", 8080),
-    ("portolan-dns", "ready-bind-address", 8181),
+    ("portolan-dns", "metrics-bind-address", 10262),
+    ("portolan-dns", "health-bind-address", 10263),
+    ("portolan-dns", "ready-bind-address", 10264),
 ];
 
 /// `TCP_LISTEN` of linux/tcp_states.h, as `/proc/net/tcp` writes it.

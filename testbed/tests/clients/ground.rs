@@ -110,7 +110,7 @@ impl Ground {
 
     /// How many queries the server has counted.
     pub(crate) fn queries(&self) -> u64 {
-        let page = self.node.shell("curl -fsS -m 2 http://127.0.0.1:9153/metrics").unwrap();
+        let page = self.node.shell("curl -fsS -m 2 http://127.0.0.1:10262/metrics").unwrap();
         let lines = page.lines().filter(|line| line.starts_with("coredns_dns_requests_total{"));
         let counts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
         counts.sum()

@@ -9,7 +9,7 @@ use testbed::Program;
 use super::*;
 
 const PROXY: &str = "127.0.0.1:10249";
-const DNS: &str = "127.0.0.1:9153";
+const DNS: &str = "127.0.0.1:10262";
 
 /// A cluster that serves `web`.
 fn serving() -> (Ground, [(Pod, NameServer); 2]) {

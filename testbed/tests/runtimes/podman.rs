@@ -125,7 +125,7 @@ fn a_published_port_leads_to_the_container_also_after_network_reload() {
     let podman = Podman::set_up(&cluster);
     std::fs::write(cluster.directory().join("net.d/10-portolan.conflist"), conflist.to_string()).unwrap();
     podman
-        .run(&format!("run -d --name shop -p 18080:8080 --network portolan local:test /bin/sh -c '{SERVE}'"))
+        .run(&format!("run -d --name shop -p 8080:8080 --network portolan local:test /bin/sh -c '{SERVE}'"))
         .unwrap();
     wait_for("the container by the node's port", || by_port(&cluster)).unwrap();
 
@@ -141,7 +141,7 @@ fn a_published_port_leads_to_the_container_also_after_network_reload() {
 fn a_published_port_needs_no_other_plugin() {
     let cluster = Cluster::start().unwrap();
     let podman = Podman::set_up(&cluster);
-    let run = "run -d --name shop -p 18080:8080 --network portolan local:test";
+    let run = "run -d --name shop -p 8080:8080 --network portolan local:test";
     podman.run(&format!("{run} /bin/sh -c '{SERVE}'")).unwrap();
     wait_for("the container by the node's port", || by_port(&cluster)).unwrap();
     podman.run("rm -f -t 0 shop").unwrap();
@@ -150,7 +150,7 @@ fn a_published_port_needs_no_other_plugin() {
 
 /// From outside, by the node's address. While nothing leads on to the container, podman itself holds the port.
 fn by_port(cluster: &Cluster) -> anyhow::Result<()> {
-    let script = format!("timeout 3 busybox nc -w 2 {} 18080", cluster.node.address());
+    let script = format!("timeout 3 busybox nc -w 2 {} 8080", cluster.node.address());
     let ask = || std::process::Command::new("sh").args(["-ec", &script]).output();
     let output = cluster.node.outside().run(ask)??;
     ensure!(output.stdout == b"hello from the shop\n", "{output:?}");
@@ -229,7 +229,7 @@ fn what_podman_network_create_writes_works_with_ours_by_the_names_of_bridge_and_
     for kind in ["bridge", "host-local", "portmap", "firewall", "tuning"] {
         assert!(written.contains(&format!("\"type\": \"{kind}\"")), "{written}");
     }
-    let run = "run -d --name shop -p 18080:8080 --network made local:test";
+    let run = "run -d --name shop -p 8080:8080 --network made local:test";
     podman.run(&format!("{run} /bin/sh -c '{SERVE}'")).unwrap();
     let addresses = podman.run("exec shop ip -4 address show dev eth0").unwrap();
     assert!(addresses.contains("10.22.77.2/24"), "{addresses}");

@@ -48,6 +48,10 @@ fn is_refused(address: &str) -> bool {
 fn expect_each_at_its_own(cluster: &Cluster, client: &Pod, virtual_ips: &[String; 2]) {
     let node = &cluster.node;
     expect_answers(client, &format!("{EXTERNAL}:80"), &["web-1"]);
+    assert_eq!(node.run(|| ask(&format!("{EXTERNAL}:80"))).unwrap(), "web-1", "from the node");
+    let other = format!("{EXTERNAL}:81");
+    assert!(client.netns.run(|| ask(&other)).unwrap().is_err(), "{other} from a pod");
+    assert!(node.run(|| ask(&other)).is_err(), "{other} from the node");
     let address = &virtual_ips[0];
     expect_answers(client, &format!("{address}:80"), &["web-1"]);
     assert_eq!(node.run(|| ask(&format!("{address}:80"))).unwrap(), "web-1", "from the node");
