@@ -11,7 +11,7 @@
 mod record;
 mod store;
 
-pub use record::{Attachment, Pod, PortMapping};
+pub use record::{Attachment, Pod, PortMapping, PortRange, RESERVED_PORTS};
 pub use store::{Error, Key, Store};
 
 /// Where the records live unless told otherwise. Under `/run`, because pods do not survive a reboot.

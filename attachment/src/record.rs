@@ -36,6 +36,29 @@ pub struct Attachment {
     /// `runtimeConfig.portMappings`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
+    /// Ports that the pod's own kernel does not choose for outgoing connections (`net.ipv4.ip_local_reserved_ports`). The proxy
+    /// uses them for connections with the pod's address. Absent where they could not be reserved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_ports: Option<PortRange>,
+}
+
+/// Ports from the first to the last, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+/// The ports that the plugin reserves in each pod: below 32768, where `net.ipv4.ip_local_port_range` begins unless it was changed.
+pub const RESERVED_PORTS: PortRange = PortRange { first: 10_000, last: 29_999 };
+
+impl std::fmt::Display for PortRange {
+    /// As the kernel writes it: `10000-29999`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
 }
 
 /// The pod an attachment belongs to.

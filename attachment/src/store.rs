@@ -173,6 +173,7 @@ mod tests {
             pod: None,
             labels: [("app".to_owned(), "web".to_owned())].into(),
             port_mappings: Vec::new(),
+            reserved_ports: None,
         }
     }
 

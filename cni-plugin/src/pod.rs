@@ -1,5 +1,9 @@
 //! The way into the pod: its network namespace and a netlink socket there.
 
+use std::fs;
+use std::io;
+
+use attachment::{PortRange, RESERVED_PORTS};
 use netns::NetNs;
 
 use crate::error::{Code, Error, Result, kernel};
@@ -20,4 +24,19 @@ pub(crate) fn open(path: &str) -> Result<(NetNs, Netlink)> {
         let socket = netns.run(Netlink::open).map_err(unknown)?;
         Ok((netns, socket.map_err(kernel("open a netlink socket in the pod"))?))
     })
+}
+
+/// Ports that the kernel leaves out when it chooses one for an outgoing connection.
+const LOCAL_RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// Keeps the ports from which the proxy connects with the pod's address out of what the pod's own kernel chooses, besides those
+/// that are reserved already. `None` where that cannot be done: then the proxy does without.
+pub(crate) fn reserve_ports(netns: &NetNs) -> Option<PortRange> {
+    let reserve = || -> io::Result<()> {
+        let reserved = fs::read_to_string(LOCAL_RESERVED_PORTS)?;
+        let separator = if reserved.trim().is_empty() { "" } else { "," };
+        fs::write(LOCAL_RESERVED_PORTS, format!("{}{separator}{RESERVED_PORTS}", reserved.trim()))
+    };
+    span(Span::Netns, || netns.run(reserve)).ok()?.ok()?;
+    Some(RESERVED_PORTS)
 }

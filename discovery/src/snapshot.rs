@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use attachment::PortRange;
+
 use crate::event::Outage;
 use crate::model::{Endpoint, EndpointSlice, IpFamily, NamespacedName, Node, Service, ServicePort};
 use crate::problem::Problem;
@@ -25,8 +27,8 @@ pub struct Snapshot {
     pub namespaces: Arc<HashSet<Arc<str>>>,
     /// Nodes by name.
     pub nodes: Arc<BTreeMap<Arc<str>, Arc<Node>>>,
-    /// Addresses of the pods the CNI plugin has attached to this node.
-    pub local_pods: Arc<HashSet<IpAddr>>,
+    /// Addresses of the pods the CNI plugin has attached to this node, with the ports it has reserved in each.
+    pub local_pods: Arc<HashMap<IpAddr, Option<PortRange>>>,
     /// The namespace of each of them that the runtime has named.
     pub pod_namespaces: Arc<HashMap<IpAddr, Arc<str>>>,
     /// The namespaces of the pods that have an address, of any node; several pods may have that of their node. Empty

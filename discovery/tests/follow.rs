@@ -185,6 +185,7 @@ async fn an_attachment_gives_a_pod_its_address_and_takes_it_away() {
         pod: Some(attachment::Pod { namespace: "default".into(), name: "web-0".into(), uid: None }),
         labels: [].into(),
         port_mappings: vec![],
+        reserved_ports: None,
     };
     store.write(&attachment).unwrap();
     until(&discovery, "the pod is an endpoint", |s| endpoints(s) == ["10.22.0.2:8080"]).await;

@@ -10,6 +10,7 @@ mod set;
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 pub use message::Family;
 use message::{Attributes, Message};
@@ -29,6 +30,10 @@ const DEL_SET_ELEMENT: u8 = 14;
 /// `NLM_F_CREATE`, `NLM_F_APPEND`.
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
+
+/// `NFT_SET_TIMEOUT`, `NFT_SET_EVAL`: elements end by themselves, and rules add them.
+const SET_TIMEOUT: u32 = 0x10;
+const SET_EVAL: u32 = 0x20;
 
 /// nft's numbers for its data types, so that `nft list` prints addresses and ports.
 const TYPE_IPV4_ADDRESS: u32 = 7;
@@ -125,6 +130,11 @@ impl<'a> Batch<'a> {
         self.add_base_chain(name, "route", OUTPUT, PRIORITY_MANGLE);
     }
 
+    /// A chain that can have the node's own packets routed anew, by another mark, before conntrack sees them.
+    pub fn add_raw_output_route_chain(&mut self, name: &str) {
+        self.add_base_chain(name, "route", OUTPUT, PRIORITY_RAW);
+    }
+
     /// A chain that others jump to.
     pub fn add_chain(&mut self, name: &str) {
         self.push(NEW_CHAIN, CREATE, |a| a.text(3, name));
@@ -154,6 +164,24 @@ impl<'a> Batch<'a> {
         let kind = (address << 6) | TYPE_SERVICE;
         self.push(NEW_SET, CREATE, |a| {
             a.text(2, name).number(3, 0).number(4, kind).number(5, length).number(10, id)
+        });
+    }
+
+    /// A set of flows of TCP and UDP that rules fill: `type ipv4_addr . inet_service . ipv4_addr . inet_service . inet_proto`, or
+    /// that of IPv6. A flow is forgotten when no rule has updated it for `timeout`, and there are `size` at most.
+    pub fn add_flow_set(&mut self, name: &str, id: u32, v4: bool, timeout: Duration, size: u32) {
+        let address = if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
+        let key = [address, Type::Service, address, Type::Service, Type::Protocol];
+        let (kind, length) = set::concatenation(&key);
+        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.push(NEW_SET, CREATE, |a| {
+            a.text(2, name)
+                .number(3, SET_TIMEOUT | SET_EVAL)
+                .number(4, kind)
+                .number(5, length)
+                .nested(9, |description| description.number(1, size))
+                .number(10, id)
+                .bytes(11, &milliseconds.to_be_bytes())
         });
     }
 

@@ -36,6 +36,10 @@ const DESTINATION_V6: u32 = 24;
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`; where TCP and UDP have the destination port.
 const TRANSPORT_HEADER: u32 = 2;
 const DESTINATION_PORT: u32 = 2;
+const SOURCE_PORT: u32 = 0;
+
+/// `NFT_DYNSET_OP_UPDATE`
+const DYNSET_UPDATE: u32 = 1;
 
 /// The registers of 4 bytes behind an IPv4 and an IPv6 address in register 1 (`NFT_REG32_01`, `NFT_REG32_04`).
 const BEHIND_IPV4: u32 = 9;
@@ -67,10 +71,14 @@ const NOT_EQUAL: u32 = 1;
 const SECOND_REGISTER: u32 = 2;
 const FIRST_OF_FOUR_BYTES: u32 = 8;
 
-/// `NFT_META_IIFNAME`, `NFT_META_OIFNAME`, `NFT_META_IIFKIND`.
+/// `NFT_META_OIF`, `NFT_META_IIFNAME`, `NFT_META_OIFNAME`, `NFT_META_IIFKIND`.
+const META_OIF: u32 = 5;
 const META_IIFNAME: u32 = 6;
 const META_IIFKIND: u32 = 26;
 const META_OIFNAME: u32 = 7;
+
+/// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
+const LOOPBACK_INDEX: u32 = 1;
 
 /// `NFT_FIB_RESULT_OIF` and `_ADDRTYPE`, `NFTA_FIB_F_SADDR`, `_DADDR`, `_IIF`, and `RTN_LOCAL`.
 const FIB_OIF: u32 = 1;
@@ -84,6 +92,13 @@ const LOCAL: u32 = 2;
 const CT_STATUS: u32 = 2;
 const STATUS_DNAT: u32 = 1 << 5;
 const NAT_DESTINATION: u32 = 1;
+
+/// Whether a flow is that of the packet or of the answer to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Forward,
+    Reverse,
+}
 
 /// A rule, as a list of expressions that each let a packet go on or not.
 #[derive(Debug, Default)]
@@ -189,6 +204,18 @@ impl Rule {
     pub fn to_local_address(self) -> Self {
         self.with("fib", |a| a.number(1, REGISTER).number(2, FIB_TYPE).number(3, FIB_DESTINATION))
             .compare(EQUAL, &LOCAL.to_ne_bytes())
+    }
+
+    /// `fib saddr type != local`
+    pub fn from_foreign_address(self) -> Self {
+        self.with("fib", |a| a.number(1, REGISTER).number(2, FIB_TYPE).number(3, FIB_SOURCE))
+            .compare(NOT_EQUAL, &LOCAL.to_ne_bytes())
+    }
+
+    /// `oif lo`: the packet stays on this node.
+    pub fn to_loopback(self) -> Self {
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_OIF))
+            .compare(EQUAL, &LOOPBACK_INDEX.to_ne_bytes())
     }
 
     /// `icmpv6 type number`
@@ -351,6 +378,56 @@ impl Rule {
                     .nested(5, |xor| xor.bytes(1, &bit.to_ne_bytes()))
             })
             .with("meta", |a| a.number(3, REGISTER).number(2, META_MARK))
+    }
+
+    /// `meta mark & bit == bit`
+    pub fn with_mark_bit(self, bit: u32) -> Self {
+        self.with("meta", |a| a.number(1, REGISTER).number(2, META_MARK))
+            .with("bitwise", |a| {
+                a.number(1, REGISTER)
+                    .number(2, REGISTER)
+                    .number(3, 4)
+                    .nested(4, |mask| mask.bytes(1, &bit.to_ne_bytes()))
+                    .nested(5, |xor| xor.bytes(1, &[0; 4]))
+            })
+            .compare(EQUAL, &bit.to_ne_bytes())
+    }
+
+    /// `ip saddr . th sport . ip daddr . th dport . meta l4proto @set update @set { the same }`, or with `ip6`: the packet is of
+    /// a flow in the set, which stays there for another while.
+    pub fn of_flow_in_set(self, set: &str, v4: bool) -> Self {
+        self.flow(v4, Direction::Forward)
+            .with("lookup", |a| a.text(1, set).number(2, FIRST_OF_FOUR_BYTES))
+            .update_set(set)
+    }
+
+    /// `update @set { ip daddr . th dport . ip saddr . th sport . meta l4proto }`, or with `ip6`: notes the flow of the answers.
+    pub fn note_reverse_flow(self, set: &str, v4: bool) -> Self {
+        self.flow(v4, Direction::Reverse).update_set(set)
+    }
+
+    /// Loads what makes a flow of TCP or UDP into registers.
+    fn flow(self, v4: bool, direction: Direction) -> Self {
+        let (family, source, destination, length) =
+            if v4 { (IPV4, SOURCE, DESTINATION, 4) } else { (IPV6, SOURCE_V6, DESTINATION_V6, 16) };
+        let (from, to) = ((source, SOURCE_PORT), (destination, DESTINATION_PORT));
+        let (first, second) = if direction == Direction::Forward { (from, to) } else { (to, from) };
+        let mut register = FIRST_OF_FOUR_BYTES;
+        let mut rule = self.meta_is(META_NFPROTO, family);
+        for (address, port) in [first, second] {
+            rule = rule.payload(register, NETWORK_HEADER, address, length).payload(
+                register + length / 4,
+                TRANSPORT_HEADER,
+                port,
+                2,
+            );
+            register += length / 4 + 1;
+        }
+        rule.with("meta", |a| a.number(1, register).number(2, META_L4PROTO))
+    }
+
+    fn update_set(self, set: &str) -> Self {
+        self.with("dynset", |a| a.text(1, set).number(3, DYNSET_UPDATE).number(4, FIRST_OF_FOUR_BYTES))
     }
 
     /// `return`

@@ -133,7 +133,7 @@ impl Set<'_> {
 }
 
 /// Each part of a concatenation has 6 bits of the type, and whole registers.
-fn concatenation(types: &[Type]) -> (u32, u32) {
+pub(super) fn concatenation(types: &[Type]) -> (u32, u32) {
     types.iter().fold((0, 0), |(kind, length), part| {
         ((kind << 6) | *part as u32, length + part.length().next_multiple_of(4))
     })

@@ -1,21 +1,26 @@
 //! Where addresses are, and so which one an endpoint sees as its client's.
 //!
 //! The client's own, wherever the replies to it come back through this node: then they can be diverted to the socket
-//! that borrowed it (see [`crate::kernel::divert`]). Otherwise the node's.
+//! that has it (see [`crate::kernel::divert`]). Otherwise the node's.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use attachment::PortRange;
 use ipnetwork::IpNetwork;
+
+use crate::kernel::source_ports::{Owner, Source};
 
 /// What is known about where addresses are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Locality {
     /// This node's own addresses.
     pub(crate) node: HashSet<IpAddr>,
-    /// Pods of this node.
-    pub(crate) local_pods: Arc<HashSet<IpAddr>>,
+    /// Addresses of the other nodes.
+    pub(crate) other_nodes: Arc<BTreeSet<IpAddr>>,
+    /// Pods of this node, with the ports reserved in each.
+    pub(crate) local_pods: Arc<HashMap<IpAddr, Option<PortRange>>>,
     /// Ranges of pods of this node.
     pub(crate) local_ranges: Vec<IpNetwork>,
     /// Ranges of pods of any node.
@@ -23,14 +28,28 @@ pub(crate) struct Locality {
 }
 
 impl Locality {
-    /// The address to borrow for a connection from `client` to `endpoint`; `None` means the node's own.
-    pub(crate) fn source(&self, client: IpAddr, endpoint: IpAddr) -> Option<IpAddr> {
+    /// The address to preserve for a connection from `client` to `endpoint`; `None` means the node's own.
+    pub(crate) fn source(&self, client: SocketAddr, endpoint: IpAddr) -> Option<Source> {
+        let ip = client.ip();
         // A pod that is sent back to itself would drop a packet from its own address.
-        if client == endpoint || client.is_loopback() {
+        if ip == endpoint || ip.is_loopback() {
             return None;
         }
-        let through_here = self.is_local(endpoint) || (self.is_local(client) && self.is_pod(endpoint));
-        through_here.then_some(client)
+        let ends_here = self.is_local(endpoint) || self.node.contains(&endpoint);
+        let comes_back = self.is_local(ip) && (self.is_pod(endpoint) || self.other_nodes.contains(&endpoint));
+        (ends_here || comes_back).then(|| Source { client, owner: self.owner(ip) })
+    }
+
+    fn owner(&self, client: IpAddr) -> Owner {
+        if self.node.contains(&client) {
+            return Owner::Node;
+        }
+        self.local_pods.get(&client).copied().flatten().map_or(Owner::Other, Owner::Pod)
+    }
+
+    /// Whether an endpoint may lead back to a proxy: what is no pod may be a virtual IP, or a node port.
+    pub(crate) fn may_come_back(&self, endpoint: IpAddr) -> bool {
+        !self.is_pod(endpoint)
     }
 
     /// Whether it is of this cluster: a pod of any node, or this node itself.
@@ -40,7 +59,8 @@ impl Locality {
 
     /// Whether it is a pod of this node.
     pub(crate) fn is_local(&self, address: IpAddr) -> bool {
-        self.local_pods.contains(&address) || self.local_ranges.iter().any(|range| range.contains(address))
+        self.local_pods.contains_key(&address)
+            || self.local_ranges.iter().any(|range| range.contains(address))
     }
 
     /// Pods answer each other directly, without translation in between.
@@ -51,6 +71,8 @@ impl Locality {
 
 #[cfg(test)]
 mod tests {
+    use attachment::RESERVED_PORTS;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -58,21 +80,34 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_borrowed_only_where_its_replies_come_back() {
+    fn source_is_preserved_only_where_replies_come_back() {
         let locality = Locality {
-            node: HashSet::new(),
-            local_pods: Arc::new([ip("10.22.0.2"), ip("10.22.0.3")].into()),
+            node: [ip("192.0.2.2")].into(),
+            other_nodes: Arc::new([ip("192.0.2.3")].into()),
+            local_pods: Arc::new([(ip("10.22.0.2"), Some(RESERVED_PORTS)), (ip("10.22.0.3"), None)].into()),
             local_ranges: vec![],
             cluster_ranges: vec!["10.22.0.0/16".parse().unwrap(), "10.23.0.0/16".parse().unwrap()],
         };
         let (pod, other, remote) = (ip("10.22.0.2"), ip("10.22.0.3"), ip("10.23.0.9"));
-        let outside = ip("198.51.100.7");
-        assert_eq!(locality.source(pod, other), Some(pod));
-        assert_eq!(locality.source(pod, remote), Some(pod));
-        assert_eq!(locality.source(outside, pod), Some(outside));
-        assert_eq!(locality.source(pod, pod), None, "hairpin");
-        assert_eq!(locality.source(outside, remote), None, "the reply would not pass this node");
-        assert_eq!(locality.source(pod, outside), None, "nobody out there knows the way to a pod");
-        assert_eq!(locality.source(ip("127.0.0.1"), pod), None);
+        let (outside, node, other_node) = (ip("198.51.100.7"), ip("192.0.2.2"), ip("192.0.2.3"));
+        let source = |client: IpAddr, endpoint: IpAddr| {
+            let found = locality.source(SocketAddr::new(client, 40_000), endpoint)?;
+            assert_eq!(found.client, SocketAddr::new(client, 40_000));
+            Some(found.owner)
+        };
+        let reserved = Owner::Pod(RESERVED_PORTS);
+        assert_eq!(source(pod, other), Some(reserved));
+        assert_eq!(source(pod, remote), Some(reserved));
+        assert_eq!(source(other, pod), Some(Owner::Other), "its record is older");
+        assert_eq!(source(outside, pod), Some(Owner::Other));
+        assert_eq!(source(node, pod), Some(Owner::Node));
+        assert_eq!(source(pod, node), Some(reserved), "a server of the node");
+        assert_eq!(source(outside, node), Some(Owner::Other));
+        assert_eq!(source(pod, other_node), Some(reserved));
+        assert_eq!(source(outside, other_node), None, "the reply would not pass this node");
+        assert_eq!(source(pod, pod), None, "hairpin");
+        assert_eq!(source(outside, remote), None, "the reply would not pass this node");
+        assert_eq!(source(pod, outside), None, "nobody out there knows the way to a pod");
+        assert_eq!(source(ip("127.0.0.1"), pod), None);
     }
 }

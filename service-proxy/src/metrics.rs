@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     pub(crate) clients_refused: IntCounter,
     pub(crate) quiet_ended: IntCounter,
     pub(crate) source_fallbacks: IntCounter,
+    pub(crate) loops_refused: IntCounter,
     pub(crate) connect_seconds: Histogram,
     pub(crate) sent_bytes: IntCounter,
     pub(crate) received_bytes: IntCounter,
@@ -85,7 +86,11 @@ impl Metrics {
             ),
             source_fallbacks: counter(
                 "source_fallbacks_total",
-                "Connections that could not borrow their client's address.",
+                "Connections whose client's address could not be preserved, because every port was taken.",
+            ),
+            loops_refused: counter(
+                "loops_refused_total",
+                "Attempts to connect to an endpoint that leads back to a proxy: its own virtual IP, or in circles.",
             ),
             connect_seconds: register(
                 &registry,

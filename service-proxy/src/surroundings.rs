@@ -1,6 +1,5 @@
 //! What is known of the node and the cluster around a Service.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -36,11 +35,10 @@ pub(crate) struct Surroundings {
     /// The proxy's own name, if it is not the usual one.
     pub(crate) proxy_name: Option<Arc<str>>,
     pub(crate) here: Here,
+    /// Where addresses are. Those of the other nodes are reached there, whatever a Service says.
     pub(crate) locality: Locality,
     /// Addresses of the node that node ports are opened on.
     pub(crate) node_port_addresses: Vec<IpAddr>,
-    /// Addresses of the other nodes, which are reached there, whatever a Service says.
-    pub(crate) other_nodes: BTreeSet<IpAddr>,
     /// Whether `externalIPs` of Services are ignored.
     pub(crate) ignores_external_ips: bool,
 }
@@ -56,7 +54,7 @@ impl Surroundings {
 
     /// Those of a Service's addresses that are not another node's.
     pub(crate) fn not_of_others<'a>(&self, addresses: &'a [IpAddr]) -> impl Iterator<Item = &'a IpAddr> {
-        addresses.iter().filter(|address| !self.other_nodes.contains(address))
+        addresses.iter().filter(|address| !self.locality.other_nodes.contains(address))
     }
 }
 
@@ -72,10 +70,10 @@ impl Place {
         Surroundings {
             proxy_name: self.proxy_name.as_deref().map(Arc::from),
             here: Here { node: self.node_name.as_str().into(), zone },
-            other_nodes: others.filter(|address| !own.contains(address)).copied().collect(),
             ignores_external_ips: !self.allow_external_ips,
             node_port_addresses: node_address::for_node_ports(&own, &self.node_port_addresses),
             locality: Locality {
+                other_nodes: Arc::new(others.filter(|address| !own.contains(address)).copied().collect()),
                 node: own,
                 local_pods: Arc::clone(&snapshot.local_pods),
                 local_ranges: local_ranges.copied().collect(),

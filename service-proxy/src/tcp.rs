@@ -87,7 +87,8 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     metrics.connections_opened.inc();
     let started = Instant::now();
     local.poller.active();
-    match connect::connect(address.ip(), &frontend, context, local).await {
+    let from = connect::Client { stream: &client, address };
+    match connect::connect(from, &frontend, registry, context, local).await {
         Some((mut upstream, _in_use)) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
             if frontend.wants(|selection| selection.proxy_protocol) {
@@ -104,6 +105,7 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
             let result = tokio::select! {
                 biased;
                 result = relay::relay(&mut client, &mut upstream, &local.poller, &progress, count) => result,
+                () = progress.request_checks(&local.check_clock) => Ok(()),
                 () = context.patience.exhausted(&progress, &local.slow_clock) => {
                     metrics.quiet_ended.inc();
                     Err(ErrorKind::TimedOut.into())

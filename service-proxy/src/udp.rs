@@ -16,13 +16,14 @@ mod table;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use discovery::model::Protocol;
+use socket2::Type;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
@@ -30,8 +31,10 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::debug;
 
 use crate::frontend::{Frontend, FrontendKey};
+use crate::kernel::datagram;
 use crate::kernel::icmp_error::IcmpError;
-use crate::kernel::{datagram, socket};
+use crate::kernel::socket::{self, Departure};
+use crate::kernel::source_ports::Source;
 use crate::tcp::Registry;
 use crate::worker::Context;
 use crate::worker::poller::Poller;
@@ -200,7 +203,7 @@ impl Server {
         let mut failure = None;
         for endpoint in frontend.candidates(&set, pool, client.ip()).take(ATTEMPTS) {
             let endpoint = endpoint.address;
-            let source = context.source(client.ip(), endpoint.ip());
+            let source = context.source(client, endpoint.ip());
             let mut opened = connect(source, endpoint);
             if opened.as_ref().is_err_and(is_out_of_files) && self.evict(address) {
                 opened = connect(source, endpoint);
@@ -330,8 +333,15 @@ async fn watch(frontend: Arc<Frontend>, mut changes: watch::Receiver<()>) -> Eve
     Event::Changed(frontend, changes)
 }
 
-fn connect(source: Option<IpAddr>, endpoint: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = socket::connect_udp(source, endpoint)?;
+fn connect(source: Option<Source>, endpoint: SocketAddr) -> io::Result<UdpSocket> {
+    let departure = Departure { source, hops: None };
+    let socket = match socket::connect(Type::DGRAM, endpoint, departure) {
+        // As for a connection, the node's address is better than none.
+        Err(error) if socket::is_taken(&error) => {
+            socket::connect(Type::DGRAM, endpoint, Departure::default())
+        }
+        other => other,
+    }?;
     datagram::prepare_upstream(&socket, endpoint.is_ipv4())?;
     UdpSocket::from_std(socket.into())
 }

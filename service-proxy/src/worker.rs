@@ -5,7 +5,7 @@ pub(crate) mod patience;
 pub(crate) mod poller;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::kernel::source_ports::Source;
 use crate::locality::Locality;
 use crate::metrics::Metrics;
 use crate::worker::clock::Clock;
@@ -40,14 +41,19 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// The address to borrow for a connection; `None` means the node's own.
-    pub(crate) fn source(&self, client: IpAddr, endpoint: IpAddr) -> Option<IpAddr> {
+    /// The address to preserve for a connection; `None` means the node's own.
+    pub(crate) fn source(&self, client: SocketAddr, endpoint: IpAddr) -> Option<Source> {
         if self.borrow_addresses { self.locality.load().source(client, endpoint) } else { None }
     }
 
-    /// Whether an address is a pod's of this node.
-    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
-        self.locality.load().is_local(address)
+    /// Whether an address is this node's own.
+    pub(crate) fn is_node(&self, address: IpAddr) -> bool {
+        self.locality.load().node.contains(&address)
+    }
+
+    /// Whether an endpoint may lead back to a proxy.
+    pub(crate) fn may_come_back(&self, endpoint: IpAddr) -> bool {
+        self.locality.load().may_come_back(endpoint)
     }
 
     /// Whether the client is of this cluster: one of its pods, or this node.
@@ -63,6 +69,8 @@ pub(crate) struct Local {
     pub(crate) clock: Arc<Clock>,
     /// For connections that are quiet for minutes and hours.
     pub(crate) slow_clock: Arc<Clock>,
+    /// For looking after idle connections.
+    pub(crate) check_clock: Arc<Clock>,
 }
 
 /// One single-threaded runtime on a thread of its own.
@@ -80,11 +88,13 @@ impl Worker {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (clock, slow_clock) = (Arc::new(Clock::new(clock::CONNECT_TICK)), Arc::new(Clock::new(tick)));
-        let local = Arc::new(Local { poller: Poller::new(poll), clock, slow_clock });
+        let check_clock = Arc::new(Clock::new(clock::CHECK_TICK));
+        let local = Arc::new(Local { poller: Poller::new(poll), clock, slow_clock, check_clock });
         let poller = Arc::clone(&local.poller);
         drop(handle.spawn(async move { poller.run().await }));
         drop(handle.spawn(Arc::clone(&local.clock).run()));
         drop(handle.spawn(Arc::clone(&local.slow_clock).run()));
+        drop(handle.spawn(Arc::clone(&local.check_clock).run()));
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let thread = std::thread::Builder::new()

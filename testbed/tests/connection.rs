@@ -4,9 +4,9 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use testbed::{Cluster, Pod, wait_for};
 
 const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 9090}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: web}}\nspec: {containers: []}\n";
@@ -117,6 +117,63 @@ fn a_reset_travels_on_as_a_reset_from_either_side() {
     }
 }
 
+/// How many of 30 clients that send a long request get the whole reply of a server that replies after the first bytes of it.
+/// `reply` is sent and then the connection is closed, with most of the request unread.
+fn whole_early_replies(path: &Path, address: &str, reply: &[u8]) -> usize {
+    let exchange = |listener: &TcpListener| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut server, _) = listener.accept().unwrap();
+                server.read_exact(&mut [0; 1000]).unwrap();
+                server.write_all(reply).unwrap();
+            });
+            let mut client = path.client.netns.run(|| TcpStream::connect(address)).unwrap().unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let block = [b'x'; 16 << 10];
+            // A reset is what tells such a client that the server has stopped reading.
+            while client.write_all(&block).is_ok() {}
+            let mut received = Vec::new();
+            drop(client.read_to_end(&mut received));
+            received == reply
+        })
+    };
+    (0..30).filter(|_| exchange(&path.listener)).count()
+}
+
+#[test]
+fn reply_before_the_end_of_the_request_arrives_whole() {
+    let path = Path::new();
+    drop(path.open());
+    let direct = format!("{}:9090", path.server.ip);
+    // What fits into the first round trip: the server's kernel discards the rest when it resets.
+    for length in [100, 10_000] {
+        let reply = vec![b'r'; length];
+        assert_eq!(
+            whole_early_replies(&path, &direct, &reply),
+            30,
+            "{length} bytes over a direct connection"
+        );
+        assert_eq!(whole_early_replies(&path, &path.address, &reply), 30, "{length} bytes");
+    }
+}
+
+#[test]
+fn bytes_before_a_reset_arrive_from_either_side() {
+    let path = Path::new();
+    for from_server in [true, false] {
+        for _ in 0..30 {
+            let (client, server) = path.open();
+            let (mut sender, mut receiver) = if from_server { (server, client) } else { (client, server) };
+            sender.write_all(&[7; 5000]).unwrap();
+            SockRef::from(&sender).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(sender);
+            let mut received = Vec::new();
+            let end = receiver.read_to_end(&mut received).map_err(|error| error.kind());
+            assert_eq!((end, received.len()), (Err(ErrorKind::ConnectionReset), 5000), "{from_server}");
+        }
+    }
+}
+
 #[test]
 fn every_byte_arrives_in_order_both_ways_at_once() {
     const TOTAL: usize = 64 << 20;
@@ -186,6 +243,53 @@ fn a_silent_client_is_asked_whether_it_is_still_there() {
     let sockets = path.cluster.node.shell("ss -Htno state established").unwrap();
     let probed = sockets.lines().find(|line| line.contains(&path.address)).unwrap();
     assert!(probed.contains("timer:(keepalive,"), "{probed}");
+}
+
+#[test]
+fn endpoint_of_this_node_is_asked_whether_it_is_still_there() {
+    let path = Path::new();
+    let _open = path.open();
+    let script = format!("ss -Htno state established dst {}:9090", path.server.ip);
+    let sockets = path.cluster.node.shell(&script).unwrap();
+    assert!(sockets.contains("timer:(keepalive,"), "{sockets}");
+}
+
+/// Opens a connection of a client that probes every second, cuts the endpoint's network, and returns after how long the client
+/// notices.
+fn noticed_after(path: &Path, ask: bool) -> Duration {
+    let (mut client, mut server) = path.open();
+    client.write_all(b"x").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+    let second = Duration::from_secs(1);
+    let probes = TcpKeepalive::new().with_time(second).with_interval(second).with_retries(3);
+    SockRef::from(&client).set_tcp_keepalive(&probes).unwrap();
+    let cut =
+        "nft 'add table ip cut; add chain ip cut in { type filter hook input priority 0; policy drop; }'";
+    path.server.shell(&path.cluster.node, cut).unwrap();
+    let started = Instant::now();
+    if ask {
+        client.write_all(b"is anybody there?").unwrap();
+    }
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let end = client.read(&mut [0]).unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::ConnectionReset);
+    started.elapsed()
+}
+
+/// Over a direct connection it would be 4 seconds.
+#[test]
+fn client_that_probes_notices_an_endpoint_that_is_gone_without_a_word() {
+    let path = Path::new();
+    let after = noticed_after(&path, false);
+    assert!(after < Duration::from_secs(40), "{after:?}");
+}
+
+/// Over a direct connection it would be a quarter of an hour: probes do not go beside what is sent again.
+#[test]
+fn client_that_probes_and_waits_for_an_answer_notices_it_too() {
+    let path = Path::new();
+    let after = noticed_after(&path, true);
+    assert!(after < Duration::from_secs(50), "{after:?}");
 }
 
 #[test]

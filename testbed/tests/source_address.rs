@@ -45,7 +45,7 @@ fn should_preserve_source_pod_ip_for_traffic_through_service_cluster_ip() {
     let said = wait_for("the service", || client.netns.run(|| ask(&address))?).unwrap();
     let (ip, port) = said.split_once(':').unwrap();
     assert_eq!(ip, client.ip, "a pod client");
-    assert!(port.parse::<u16>().unwrap() < 32768, "{port} may be one of the pod's own");
+    assert!((10_000..30_000).contains(&port.parse::<u16>().unwrap()), "{port} may be one of the pod's own");
     for _ in 0..200 {
         assert!(client.netns.run(|| ask(&address)).unwrap().unwrap().starts_with(&client.ip));
     }
@@ -91,4 +91,123 @@ fn an_endpoint_that_asks_for_the_proxy_protocol_gets_a_header_before_the_first_b
     let port = u16::from_be_bytes([bytes[24], bytes[25]]);
     assert_eq!(port, stream.local_addr().unwrap().port(), "the client's own port");
     assert_eq!(&bytes[28..], b"hello");
+}
+
+/// Where a server of a test keeps what it has accepted, and answers each byte with itself.
+struct Echo {
+    address: String,
+}
+
+impl Echo {
+    fn in_pod(pod: &Pod) -> Self {
+        let listener = pod.netns.run(|| TcpListener::bind((pod.ip.as_str(), 9090))).unwrap().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, from)) = listener.accept() {
+                drop(stream.write_all(&from.port().to_be_bytes()));
+                std::thread::Builder::new()
+                    .stack_size(64 << 10)
+                    .spawn(move || {
+                        let mut byte = [0];
+                        while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+                    })
+                    .unwrap();
+            }
+        });
+        Self { address: format!("{}:9090", pod.ip) }
+    }
+}
+
+/// A connection, and its port as the server sees it.
+fn open(client: &Pod, address: &str) -> (TcpStream, u16) {
+    let timeout = std::time::Duration::from_secs(2);
+    let connect = || TcpStream::connect_timeout(&address.parse().unwrap(), timeout);
+    let mut stream = client.netns.run(connect).unwrap().unwrap();
+    stream.set_read_timeout(Some(timeout)).unwrap();
+    let mut port = [0; 2];
+    stream.read_exact(&mut port).unwrap();
+    (stream, u16::from_be_bytes(port))
+}
+
+fn expect_alive(mut stream: &TcpStream) {
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+}
+
+/// kubernetes#90042, cilium#11810: the client's kernel may choose nearly every port for itself.
+#[test]
+fn preserved_source_never_collides_with_the_clients_own_connections() {
+    const OWN: usize = 1500;
+    let limit = format!("prlimit --pid {} --nofile=10000:20000", std::process::id());
+    assert!(std::process::Command::new("sh").args(["-c", &limit]).status().unwrap().success());
+    let cluster = Cluster::start().unwrap();
+    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("server").unwrap());
+    client.shell(&cluster.node, "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let direct = Echo::in_pod(&server).address;
+    cluster.apply("web.yaml", WEB).unwrap();
+    let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
+    wait_for("the service", || client.netns.run(|| ask_first(&address))?).unwrap();
+    let own: Vec<_> = (0..OWN).map(|_| open(&client, &direct)).collect();
+    let proxied: Vec<_> = (0..300).map(|_| open(&client, &address)).collect();
+    own.iter().chain(&proxied).for_each(|(stream, _)| expect_alive(stream));
+    // Those that are open, and those that have just been.
+    let mut ports: Vec<u16> = proxied.iter().map(|(_, port)| *port).collect();
+    for _ in 0..300 {
+        ports.push(open(&client, &address).1);
+    }
+    let more: Vec<_> = (0..OWN).map(|_| open(&client, &direct)).collect();
+    own.iter().chain(&proxied).chain(&more).for_each(|(stream, _)| expect_alive(stream));
+    let reserved = client.shell(&cluster.node, "cat /proc/sys/net/ipv4/ip_local_reserved_ports").unwrap();
+    assert_eq!(reserved.trim(), "10000-29999");
+    assert!(ports.iter().all(|port| (10_000..30_000).contains(port)), "{ports:?}");
+    let chosen: std::collections::HashSet<u16> = own.iter().chain(&more).map(|(_, port)| *port).collect();
+    assert!(ports.iter().all(|port| !chosen.contains(port)));
+    assert!(chosen.iter().any(|port| *port < 32_768), "the client's kernel has been given more ports");
+}
+
+/// Asks one that speaks first.
+fn ask_first(address: &str) -> anyhow::Result<()> {
+    Ok(TcpStream::connect(address)?.read_exact(&mut [0; 2])?)
+}
+
+/// What is reserved for the pod already stays reserved.
+#[test]
+fn ports_are_reserved_in_a_pod_besides_those_that_are_reserved_already() {
+    let cluster = Cluster::start().unwrap();
+    let path = cluster.node.add_netns("pod").unwrap();
+    let netns = cluster.node.netns(&path).unwrap();
+    let file = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    netns.run(|| std::fs::write(file, "8080,40000-40010")).unwrap().unwrap();
+    let network = &cluster.network;
+    let plugin = testbed::Plugin {
+        binary: testbed::Binaries::find().unwrap().path("portolan-cni"),
+        node: cluster.node.clone(),
+    };
+    plugin.command("ADD", "pod", &path, network.config()).unwrap().unwrap();
+    let reserved = netns.run(|| std::fs::read_to_string(file)).unwrap().unwrap();
+    assert_eq!(reserved.trim(), "8080,10000-29999,40000-40010");
+}
+
+/// The record of its attachment says nothing of ports, as with another CNI plugin and a pod that was attached by an older one.
+#[test]
+fn source_of_a_pod_of_another_plugin_is_preserved_from_ports_that_no_kernel_chooses() {
+    let cluster = Cluster::start_with(&["--pod-cidr", "10.22.0.0/16"]).unwrap();
+    let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("server").unwrap());
+    cluster.node.shell("rm -r /run/portolan/attachments/pods/client-eth0.json").unwrap();
+    let endpoint = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{clusterIP: 10.96.0.80, ports: [{{port: 80}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 9090}}]\nendpoints: [{{addresses: [{}]}}]\n",
+        server.ip
+    );
+    tell_addresses(&server);
+    cluster.apply("web.yaml", &endpoint).unwrap();
+    wait_for("the service, and the record to be forgotten", || {
+        let said = client.netns.run(|| ask("10.96.0.80:80"))??;
+        let (ip, port) = said.split_once(':').unwrap();
+        ensure!(ip == client.ip && (512..1024).contains(&port.parse::<u16>()?), "{said}");
+        Ok(())
+    })
+    .unwrap();
+    for _ in 0..600 {
+        let said = client.netns.run(|| ask("10.96.0.80:80")).unwrap().unwrap();
+        assert!(said.starts_with(&client.ip), "{said}");
+    }
 }

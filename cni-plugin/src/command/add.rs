@@ -66,7 +66,10 @@ fn attach<'a>(
         bandwidth::limit(&mut host, &host_name, &detour, &alias, &conf.bandwidth)?;
     }
     set_node(conf, &mut host, &host_name, &addresses)?;
-    let attachment = record(args, conf, &host_name, &pair, &addresses);
+    let attachment = Attachment {
+        reserved_ports: pod::reserve_ports(netns),
+        ..record(args, conf, &host_name, &pair, &addresses)
+    };
     leave_on_failure(conf, &attachment, rollback);
     table::join(conf, &attachment, &subnets, &mut host)?;
     Ok(result::result(conf, &attached))
@@ -162,6 +165,7 @@ fn record(args: &Args, conf: &NetConf, host_name: &str, pair: &Veth<'_>, address
         }),
         labels: conf.labels.clone(),
         port_mappings: conf.port_mappings.clone(),
+        reserved_ports: None,
     }
 }
 

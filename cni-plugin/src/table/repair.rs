@@ -48,6 +48,7 @@ pub(super) fn records(header: &Header, links: &[Link]) -> Result<()> {
             pod: None,
             labels: std::collections::BTreeMap::new(),
             port_mappings: Vec::new(),
+            reserved_ports: None,
         })?;
     }
     Ok(())

@@ -32,6 +32,7 @@ fn record_pods(fixture: &Fixture, network: &str, bridge: Option<&str>) {
                     pod: None,
                     labels: std::collections::BTreeMap::new(),
                     port_mappings: vec![port],
+                    reserved_ports: None,
                 })
                 .unwrap();
         }

@@ -44,6 +44,7 @@ fn attachment(network: &str, pod: Option<&str>, ip: &str) -> Arc<Attachment> {
         pod: pod.map(|name| attachment::Pod { namespace: "shop".into(), name: name.into(), uid: None }),
         labels: [("app".to_owned(), "db".to_owned())].into(),
         port_mappings: vec![],
+        reserved_ports: None,
     })
 }
 

@@ -1,10 +1,10 @@
 //! Pods with their addresses: manifests joined with attachment records, and records that speak for themselves.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use attachment::Attachment;
+use attachment::{Attachment, PortRange};
 
 use super::claims::Claims;
 use crate::derive;
@@ -89,8 +89,9 @@ impl Pods {
     }
 
     /// Every address that is attached to this node.
-    pub(super) fn attached_addresses(&self) -> HashSet<IpAddr> {
-        self.attachments.values().flat_map(BTreeMap::values).flat_map(|a| a.ips.iter().copied()).collect()
+    pub(super) fn attached_addresses(&self) -> HashMap<IpAddr, Option<PortRange>> {
+        let attachments = self.attachments.values().flat_map(BTreeMap::values);
+        attachments.flat_map(|a| a.ips.iter().map(|ip| (*ip, a.reserved_ports))).collect()
     }
 
     /// The namespace of every such address whose pod the runtime has named.

@@ -245,6 +245,7 @@ fn attachment(address: &str) -> Attachment {
         pod: None,
         labels: [].into(),
         port_mappings: vec![],
+        reserved_ports: None,
     }
 }
 

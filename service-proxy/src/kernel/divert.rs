@@ -26,6 +26,10 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// A bit of its own: kube-proxy has 0x4000 and 0x8000, portmap and netavark 0x2000, Cilium 0xf00, Calico the upper half.
 pub(crate) const MARK: u32 = 0x1000;
 
+/// On what the proxy sends to endpoints. Where such a packet meets the proxy again, on a virtual IP, it is not proxied a second
+/// time (see [`crate::kernel::interception`]). It does not leave the node: network namespaces and wires do not keep marks.
+pub(crate) const PROXIED: u32 = 0x40;
+
 /// The routing table, and the priority of the rule that leads there: before `main` (32766), behind `local` (0).
 const ROUTES: u32 = 7061;
 const PRIORITY: u32 = 100;

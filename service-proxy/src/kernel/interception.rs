@@ -14,6 +14,7 @@
 //!     }
 //!     chain intercept {
 //!         socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000 accept
+//!         meta mark & 0x40 == 0x40 accept
 //!         ip daddr . meta l4proto . th dport @external-v4 meta mark set meta mark | 0x1000
 //!         ip daddr . meta l4proto . th dport vmap @frontends-v4
 //!     }
@@ -26,6 +27,7 @@
 //!         ip daddr @virtual-v4 meta l4proto != { tcp, udp, icmp, ipv6-icmp } reject
 //!     }
 //!     chain output { type route hook output priority mangle
+//!         meta mark & 0x40 == 0x40 accept
 //!         ip daddr . meta l4proto . th dport @external-v4 meta mark set meta mark | 0x1000
 //!         ip daddr . meta l4proto . th dport @refused-v4 reject
 //!     }
@@ -34,6 +36,9 @@
 //! and the same for IPv6.
 //!
 //! - The first rule is for connections that exist: see [`crate::kernel::divert`].
+//! - The mark 0x40 is on what this proxy sends to endpoints, and comes back here only if an endpoint is an address of this node. Then
+//!   it is for the server that has the address, if any, but not for this proxy again: an endpoint that is a virtual IP would make
+//!   one connection thousands.
 //! - An address of the service ranges is local to the node (AnyIP). What no frontend of it takes, the kernel refuses, because
 //!   nobody listens; a process that listens on every address of the node would answer, so the chain `input` refuses
 //!   that. A socket that is bound to a virtual IP itself, as that of portolan-dns is, is not concerned. The node's
@@ -66,7 +71,8 @@ pub(crate) use self::elements::Action;
 use self::elements::{Element, FAMILIES, Family};
 pub(crate) use self::virtual_ips::VirtualIps;
 use crate::frontend::FrontendKey;
-use crate::kernel::divert::MARK;
+use crate::kernel::divert::{MARK, PROXIED};
+use crate::kernel::local_replies;
 
 const TABLE: &str = "portolan-proxy";
 const PREROUTING: &str = "prerouting";
@@ -154,7 +160,8 @@ impl Interception {
     /// # Errors
     /// The kernel's.
     pub(crate) fn check(&self) -> io::Result<()> {
-        if self.installed && !Netfilter::open()?.has_table(TABLE)? {
+        let netfilter = Netfilter::open()?;
+        if self.installed && !(netfilter.has_table(TABLE)? && local_replies::is_installed(&netfilter)?) {
             self.install(&Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips })?;
         }
         Ok(())
@@ -207,10 +214,15 @@ impl Interception {
         batch.expect_set(&self.owner);
         batch.delete_table();
         self.installed = false;
-        match batch.commit(&Netfilter::open()?) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(!self.is_anothers()?),
-            other => other.map(|()| true),
+        let netfilter = Netfilter::open()?;
+        let is_removed = match batch.commit(&netfilter) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => !self.is_anothers()?,
+            other => other.map(|()| true)?,
+        };
+        if is_removed {
+            local_replies::remove(&netfilter)?;
         }
+        Ok(is_removed)
     }
 
     /// Deletes the table, whichever proxy has it.
@@ -222,7 +234,9 @@ impl Interception {
         // Adding before deleting makes deleting what is not there no error.
         batch.add_table();
         batch.delete_table();
-        batch.commit(&Netfilter::open()?)
+        let netfilter = Netfilter::open()?;
+        batch.commit(&netfilter)?;
+        local_replies::remove(&netfilter)
     }
 
     fn is_anothers(&self) -> io::Result<bool> {
@@ -275,6 +289,8 @@ impl Interception {
             batch.add_rule(BRIDGED, &Rule::default().from_bridge().jump(INTERCEPT));
         }
         batch.add_rule(INTERCEPT, &Rule::default().for_transparent_socket().set_mark_bit(MARK).accept());
+        let proxied = || Rule::default().with_mark_bit(PROXIED).accept();
+        batch.add_rule(INTERCEPT, &proxied());
         batch.add_chain(REFUSE);
         batch.add_rule(REFUSE, &Rule::default().tcp().reset());
         batch.add_rule(REFUSE, &Rule::default().reject());
@@ -283,6 +299,7 @@ impl Interception {
         let has_external = has_external(frontends.values());
         if has_external {
             batch.add_output_route_chain(OUTPUT);
+            batch.add_rule(OUTPUT, &proxied());
         }
         let added: Vec<_> =
             frontends.iter().filter_map(|(key, action)| self.element(*key, *action)).collect();
@@ -303,7 +320,9 @@ impl Interception {
             batch.add_rule(INTERCEPT, &rule);
             add_input_rules(&mut batch, family);
         }
-        batch.commit(&Netfilter::open()?)
+        let netfilter = Netfilter::open()?;
+        batch.commit(&netfilter)?;
+        local_replies::install(&netfilter)
     }
 
     fn add_listeners(&self, batch: &mut Batch<'_>) {

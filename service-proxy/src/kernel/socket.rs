@@ -1,27 +1,47 @@
-//! TCP listeners that connections to any address can be handed to, and sockets that borrow a client's address.
+//! TCP listeners that connections to any address can be handed to, and sockets that preserve a client's address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use daemon::socket::bind;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::kernel::divert::PROXIED;
+use crate::kernel::source_ports::Source;
 
 /// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// A silent client, or endpoint of another node, is asked whether it is still there after this time, so often and so many
-/// times: gone after 5 minutes.
-const SILENCE: Duration = Duration::from_secs(180);
-const PROBE_INTERVAL: Duration = Duration::from_secs(20);
-const PROBES: u32 = 6;
+/// What is asked of an idle peer, client or endpoint, to learn whether it is still there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probes {
+    /// Idle for so long before the first one.
+    idle: Duration,
+    interval: Duration,
+    /// Without an answer to so many it is gone.
+    count: u32,
+}
 
-/// Ports from which connections with a borrowed address leave: below 32768, where `ip_local_port_range` begins.
-const BORROWED_PORTS: RangeInclusive<u16> = 10_000..=29_999;
+/// Gone after 5 minutes.
+pub(crate) const USUAL_PROBES: Probes =
+    Probes { idle: Duration::from_secs(180), interval: Duration::from_secs(20), count: 6 };
 
-/// How many ports are tried before giving up.
-const PORT_ATTEMPTS: usize = 8;
+impl Probes {
+    /// As often as somebody who probes at this interval.
+    pub(crate) fn every(interval: Duration) -> Self {
+        let at_least = Duration::from_secs(1);
+        Self { idle: interval.max(at_least), interval: (interval / 2).max(at_least), count: 4 }
+    }
+
+    /// After how long without an answer a peer is gone.
+    pub(crate) fn limit(self) -> Duration {
+        self.idle + self.interval * self.count
+    }
+}
 
 /// Connecting goes on in the background.
 const EINPROGRESS: i32 = 115;
@@ -47,8 +67,10 @@ pub(crate) fn listen_for_others(
 fn listen(socket: Socket) -> io::Result<TcpListener> {
     // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
     socket.set_tcp_nodelay(true)?;
-    // So do they this: a client that vanished without a word does not hold its connection for ever.
-    notice_silence(&socket)?;
+    // So do they this: an urgent byte stays in its place in the stream, or it would be lost here (RFC 6093 §6).
+    socket.set_out_of_band_inline(true)?;
+    // And this: a client that vanished without a word does not hold its connection for ever.
+    probe(&socket, USUAL_PROBES)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -59,64 +81,81 @@ fn serve_any_address(socket: &Socket, v4: bool) -> io::Result<()> {
 }
 
 /// Ends the connection if the other side has gone without a word.
-pub(crate) fn notice_silence(socket: &Socket) -> io::Result<()> {
-    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE_INTERVAL).with_retries(PROBES);
-    socket.set_tcp_keepalive(&probes)
+pub(crate) fn probe(socket: &impl AsFd, probes: Probes) -> io::Result<()> {
+    let Probes { idle, interval, count } = probes;
+    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
-/// Starts connecting from the node's own address.
-pub(crate) fn connect_tcp(endpoint: SocketAddr) -> io::Result<Socket> {
-    let socket = upstream(endpoint, Type::STREAM)?;
-    start_connect(&socket, endpoint)?;
-    Ok(socket)
+/// How a connection leaves for its endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Departure {
+    /// Whose address it has, if not the node's.
+    pub(crate) source: Option<Source>,
+    /// How many routers and proxies may still be on its way, if that matters.
+    pub(crate) hops: Option<u32>,
 }
 
-/// Starts connecting from `source`, which may be an address of somebody else.
+/// Starts connecting.
 ///
-/// The port is ours to choose: one from below the range that the kernel takes for outgoing connections, so that it is
-/// never one that the owner of the address uses itself.
-pub(crate) fn connect_from(source: IpAddr, endpoint: SocketAddr) -> io::Result<Socket> {
-    let mut attempts = PORT_ATTEMPTS;
-    loop {
-        let socket = upstream(endpoint, Type::STREAM)?;
-        // Several connections may share a port as long as they lead to different endpoints.
-        socket.set_reuse_address(true)?;
-        borrow_address(&socket, source)?;
-        match start_connect(&socket, endpoint) {
-            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && attempts > 1 => attempts -= 1,
+/// # Errors
+/// What the kernel says; `AddrInUse` or `AddrNotAvailable` where every port of the source is taken towards this endpoint.
+pub(crate) fn connect(kind: Type, endpoint: SocketAddr, departure: Departure) -> io::Result<Socket> {
+    let Some(source) = departure.source else {
+        let socket = upstream(kind, endpoint, departure)?;
+        return start_connect(&socket, endpoint).map(|()| socket);
+    };
+    let mut taken = io::ErrorKind::AddrInUse.into();
+    for port in source.ports() {
+        let socket = upstream(kind, endpoint, departure)?;
+        let address = SocketAddr::new(source.client.ip(), port);
+        match bind_source(&socket, kind, address).and_then(|()| start_connect(&socket, endpoint)) {
+            Err(error) if is_taken(&error) => taken = error,
             other => return other.map(|()| socket),
         }
     }
+    Err(taken)
 }
 
-/// A UDP socket whose only peer is `endpoint`, with the address of `source` if that can be had.
-pub(crate) fn connect_udp(source: Option<IpAddr>, endpoint: SocketAddr) -> io::Result<Socket> {
-    let socket = upstream(endpoint, Type::DGRAM)?;
-    if let Some(source) = source {
-        borrow_address(&socket, source)?;
-    }
-    start_connect(&socket, endpoint)?;
-    Ok(socket)
+/// Whether the port of a source is in use.
+pub(crate) fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
-/// Binds to an address of somebody else and a port below the kernel's own range.
-fn borrow_address(socket: &Socket, source: IpAddr) -> io::Result<()> {
-    serve_any_address(socket, source.is_ipv4())?;
-    let mut attempts = PORT_ATTEMPTS;
-    loop {
-        match socket.bind(&SocketAddr::new(source, fastrand::u16(BORROWED_PORTS)).into()) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 1 => attempts -= 1,
-            other => return other,
+/// Binds to the client's address. Port 0 is for an address of the node's own.
+fn bind_source(socket: &Socket, kind: Type, address: SocketAddr) -> io::Result<()> {
+    if address.port() == 0 {
+        // The kernel chooses when it knows the endpoint: a port may lead to several.
+        setsockopt(socket, IpBindAddressNoPort, &true)?;
+    } else {
+        serve_any_address(socket, address.is_ipv4())?;
+        if kind == Type::STREAM {
+            // Several connections may share a port as long as they lead to different endpoints.
+            socket.set_reuse_address(true)?;
         }
     }
+    socket.bind(&address.into())
 }
 
-fn upstream(endpoint: SocketAddr, kind: Type) -> io::Result<Socket> {
+fn upstream(kind: Type, endpoint: SocketAddr, departure: Departure) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(endpoint), kind.nonblocking().cloexec(), None)?;
     if kind == Type::STREAM {
         socket.set_tcp_nodelay(true)?;
+        socket.set_out_of_band_inline(true)?;
+    }
+    socket.set_mark(PROXIED)?;
+    match departure.hops {
+        Some(hops) if endpoint.is_ipv4() => socket.set_ttl_v4(hops)?,
+        Some(hops) => socket.set_unicast_hops_v6(hops)?,
+        None => {}
     }
     Ok(socket)
+}
+
+/// How many hops the client's packets had left (TTL, hop limit). The kernel notes it for each connection that it accepts.
+pub(crate) fn hops_left(client: &tokio::net::TcpStream, v4: bool) -> io::Result<u32> {
+    let client = SockRef::from(client);
+    if v4 { client.multicast_ttl_v4() } else { client.multicast_hops_v6() }
 }
 
 fn start_connect(socket: &Socket, endpoint: SocketAddr) -> io::Result<()> {

@@ -1,40 +1,52 @@
 //! Finding an endpoint that accepts.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use discovery::model::Protocol;
+use socket2::{SockRef, Type};
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
 use crate::backend::endpoint::{Endpoint, InUse};
-use crate::frontend::Frontend;
-use crate::kernel::socket;
+use crate::frontend::{Frontend, FrontendKey};
+use crate::kernel::socket::{self, Departure, USUAL_PROBES};
+use crate::tcp::Registry;
 use crate::worker::{Context, Local};
 
 /// How many endpoints one connection tries before it gives up.
 const ATTEMPTS: usize = 3;
 
+/// What is to be connected.
+pub(super) struct Client<'a> {
+    pub(super) stream: &'a TcpStream,
+    pub(super) address: SocketAddr,
+}
+
 /// Connects to an endpoint, or to the next one if that fails: nothing has been sent, so trying again is safe.
 /// `None` when every attempt failed, or the client may not come.
 pub(super) async fn connect(
-    client: IpAddr,
+    client: Client<'_>,
     frontend: &Frontend,
+    registry: &Registry,
     context: &Context,
     local: &Local,
 ) -> Option<(TcpStream, InUse)> {
     let mut tried: [Option<SocketAddr>; ATTEMPTS] = [None; ATTEMPTS];
+    let ip = client.address.ip();
     for attempt in 0..ATTEMPTS {
         // Looked up anew each time: while one attempt waited for its end, all the others may have gone.
         let set = frontend.endpoints();
-        if !set.admits(client) {
+        if !set.admits(ip) {
             context.metrics.clients_refused.inc();
             return None;
         }
-        let pool = set.pool(|| context.is_inside(client));
+        let pool = set.pool(|| context.is_inside(ip));
         let untried = |endpoint: &&Arc<Endpoint>| !tried.contains(&Some(endpoint.address));
-        let Some(endpoint) = frontend.candidates(&set, pool, client).find(untried) else { break };
+        let Some(endpoint) = frontend.candidates(&set, pool, ip).find(untried) else { break };
         if attempt > 0 {
             context.metrics.connect_retries.inc();
         }
@@ -43,14 +55,15 @@ pub(super) async fn connect(
         tried[attempt] = Some(endpoint.address);
         let share = if is_last { 1 } else { 1 << (ATTEMPTS - attempt) };
         let timeout = context.connect_timeout / share;
-        match attempt_one(client, endpoint.address, timeout, context, local).await {
+        match attempt_one(&client, endpoint.address, timeout, context, local).await {
             Ok(upstream) => {
-                frontend.remember(&set, client, endpoint.address);
+                frontend.remember(&set, ip, endpoint.address);
                 return Some((upstream, endpoint.succeeded()));
             }
             Err(error) => {
                 pool.failed(endpoint);
                 let endpoint = endpoint.address;
+                note_loop(endpoint, frontend, registry, context);
                 debug!(service = %frontend.service(), %endpoint, %error, "connect failed, trying another endpoint");
             }
         }
@@ -60,29 +73,50 @@ pub(super) async fn connect(
     None
 }
 
+/// An endpoint that is a virtual IP of this proxy refuses: what has been proxied is not proxied again (see [`crate::kernel::interception`]).
+fn note_loop(endpoint: SocketAddr, frontend: &Frontend, registry: &Registry, context: &Context) {
+    let key = FrontendKey { protocol: Protocol::Tcp, address: endpoint };
+    if let Some(other) = registry.load().get(&key) {
+        context.metrics.loops_refused.inc();
+        warn!(service = %frontend.service(), %endpoint, of = %other.service(), "an endpoint is itself served by this proxy");
+    }
+}
+
 async fn attempt_one(
-    client: IpAddr,
+    client: &Client<'_>,
     endpoint: SocketAddr,
     timeout: Duration,
     context: &Context,
     local: &Local,
 ) -> io::Result<TcpStream> {
     let deadline = Instant::now() + timeout;
-    let socket = match context.source(client, endpoint.ip()) {
-        Some(source) => match socket::connect_from(source, endpoint) {
-            // Every port to this endpoint is taken; serving it from the node's address is better than not.
-            Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable) => {
-                context.metrics.source_fallbacks.inc();
-                socket::connect_tcp(endpoint)
-            }
-            other => other,
-        },
-        None => socket::connect_tcp(endpoint),
-    }?;
-    // The kernel of a pod of this node is this one, and tells.
-    if !context.is_local(endpoint.ip()) {
-        socket::notice_silence(&socket)?;
+    let departure = Departure {
+        source: context.source(client.address, endpoint.ip()),
+        hops: hops(client, endpoint, context)?,
+    };
+    let without_source = Departure { source: None, ..departure };
+    match open(endpoint, departure, deadline, local).await {
+        // Every port to this endpoint is taken; serving it from the node's address is better than not.
+        Err(error) if socket::is_taken(&error) && departure.source.is_some() => {
+            context.metrics.source_fallbacks.inc();
+            open(endpoint, without_source, deadline, local).await
+        }
+        // No server of the node itself has the port; a host port leads to a pod, but not what is not tracked.
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused && context.is_node(endpoint.ip()) => {
+            open(endpoint, without_source, deadline, local).await
+        }
+        other => other,
     }
+}
+
+async fn open(
+    endpoint: SocketAddr,
+    departure: Departure,
+    deadline: Instant,
+    local: &Local,
+) -> io::Result<TcpStream> {
+    let socket = socket::connect(Type::STREAM, endpoint, departure)?;
+    socket::probe(&socket, USUAL_PROBES)?;
     let upstream = TcpStream::from_std(socket.into())?;
     // To a pod of this node the handshake is over by now: its stack has answered on this core.
     if upstream.peer_addr().is_ok() {
@@ -93,5 +127,25 @@ async fn attempt_one(
         ready = upstream.writable() => ready?,
         () = local.clock.passed(deadline) => return Err(ErrorKind::TimedOut.into()),
     }
-    upstream.take_error()?.map_or(Ok(upstream), Err)
+    // One that has accepted, replied and reset by now is not connected any more, but its reply is there to be read.
+    if upstream.peer_addr().is_err() && SockRef::from(&upstream).peek(&mut [MaybeUninit::uninit()])? == 0 {
+        return Err(ErrorKind::ConnectionReset.into());
+    }
+    Ok(upstream)
+}
+
+/// One hop less than the client's packets had left, where the endpoint may be a virtual IP of another node, whose endpoint may be
+/// one of ours, and so on: as a router, the proxy lets such a circle end. A pod is the end of the way.
+fn hops(client: &Client<'_>, endpoint: SocketAddr, context: &Context) -> io::Result<Option<u32>> {
+    if !context.may_come_back(endpoint.ip()) {
+        return Ok(None);
+    }
+    match socket::hops_left(client.stream, client.address.is_ipv4())? {
+        0 | 1 => {
+            context.metrics.loops_refused.inc();
+            warn!(%endpoint, "a connection has gone in circles: its hops are used up");
+            Err(ErrorKind::HostUnreachable.into())
+        }
+        left => Ok(Some(left - 1)),
+    }
 }

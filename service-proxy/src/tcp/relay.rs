@@ -3,7 +3,11 @@
 //! One task polls both directions, and what was read is written at once, in the same poll: a small message costs two
 //! system calls and no hop between tasks. It needs no buffer of its own either, but only the one that all connections of a
 //! worker share; a connection has its own while a write has left something, and once a read has filled the shared one. A
-//! half-close travels on as a half-close; an error on either side is an error of the whole, which the caller turns into a reset of both.
+//! half-close travels on as a half-close. When one side fails, what it has sent before is delivered to the other one first (see
+//! [`linger`]); then the caller resets both.
+
+mod linger;
+mod liveness;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -18,6 +22,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use crate::worker::patience::Progress;
 use crate::worker::poller::Poller;
+use liveness::Liveness;
 
 /// What all connections of a worker share: enough for a small request or answer.
 const SHARED_BUFFER: usize = 4 * 1024;
@@ -51,10 +56,15 @@ pub(super) async fn relay(
     let mut request = Direction::new(from_client, to_upstream);
     let mut response = Direction::new(from_upstream, to_client);
     let mut account = Account { count, counted: Sent::default() };
-    poll_fn(|cx| {
+    let mut liveness = Liveness::default();
+    let ended = poll_fn(|cx| {
         let before = request.carried + response.carried;
+        if progress.check_due.load(Ordering::Relaxed) {
+            progress.check_due.store(false, Ordering::Relaxed);
+            liveness.check(request.from.as_ref(), response.from.as_ref(), before)?;
+        }
         let result = poll_both(&mut request, &mut response, cx);
-        let sent = Sent { to_upstream: request.carried, to_client: response.carried };
+        let sent = sent(&request, &response);
         let carried = sent.to_upstream + sent.to_client;
         // In bulk the next bytes are there already.
         if (1..=SHARED_BUFFER as u64).contains(&(carried - before)) {
@@ -65,7 +75,21 @@ pub(super) async fn relay(
         account.note(sent, result.is_ready());
         result
     })
-    .await
+    .await;
+    let Err((failed, error)) = ended else { return Ok(()) };
+    match failed {
+        Side::Client => linger::deliver(&mut request, &mut response).await,
+        Side::Upstream => linger::deliver(&mut response, &mut request).await,
+    }
+    account.note(sent(&request, &response), true);
+    Err(error)
+}
+
+/// The two sockets of a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Upstream,
 }
 
 /// An error in one direction does not wait for the other. The end of the last one is passed on by closing both sockets.
@@ -73,13 +97,19 @@ fn poll_both(
     request: &mut Direction<'_>,
     response: &mut Direction<'_>,
     cx: &mut Context<'_>,
-) -> Poll<io::Result<()>> {
-    let one = request.poll(cx, response.finished)?;
-    let other = response.poll(cx, request.finished)?;
+) -> Poll<Result<(), (Side, io::Error)>> {
+    let one =
+        request.poll(cx, response.finished).map_err(|error| error.side(Side::Client, Side::Upstream))?;
+    let other =
+        response.poll(cx, request.finished).map_err(|error| error.side(Side::Upstream, Side::Client))?;
     match (one, other) {
         (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
         _ => Poll::Pending,
     }
+}
+
+fn sent(request: &Direction<'_>, response: &Direction<'_>) -> Sent {
+    Sent { to_upstream: request.carried, to_client: response.carried }
 }
 
 /// Tells what was carried, not with every message.
@@ -97,6 +127,22 @@ impl<F: Fn(Sent)> Account<F> {
         if is_over || new.to_upstream + new.to_client >= COUNT_EVERY {
             (self.count)(new);
             self.counted = sent;
+        }
+    }
+}
+
+/// What went wrong with a direction, and with which of its sockets.
+enum Error {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+impl Error {
+    /// The failed socket of a direction from one side to the other.
+    fn side(self, from: Side, to: Side) -> (Side, io::Error) {
+        match self {
+            Self::Read(error) => (from, error),
+            Self::Write(error) => (to, error),
         }
     }
 }
@@ -119,7 +165,7 @@ impl<'a> Direction<'a> {
     }
 
     /// Moves what can be moved. Ready once the end has been passed on, or come if this is the last direction.
-    fn poll(&mut self, cx: &mut Context<'_>, is_last: bool) -> Poll<io::Result<()>> {
+    fn poll(&mut self, cx: &mut Context<'_>, is_last: bool) -> Poll<Result<(), Error>> {
         if self.finished {
             return Poll::Ready(Ok(()));
         }
@@ -145,10 +191,10 @@ impl<'a> Direction<'a> {
         }
     }
 
-    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         while self.start < self.end {
             let rest = &self.buffer[self.start..self.end];
-            let written = ready!(Pin::new(&mut self.to).poll_write(cx, rest))?;
+            let written = ready!(Pin::new(&mut self.to).poll_write(cx, rest)).map_err(Error::Write)?;
             self.start += written;
             self.carried += written as u64;
         }
@@ -157,17 +203,17 @@ impl<'a> Direction<'a> {
 
     /// Reads into the shared buffer, and leaves nothing in it: what cannot be written yet is kept, as the first message often is,
     /// since the event loop has not heard of the new connection.
-    fn pass_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn pass_on(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::new(shared);
-            ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer))?;
+            ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer)).map_err(Error::Read)?;
             let message = buffer.filled();
             if message.is_empty() {
                 self.at_end = true;
                 return Poll::Ready(Ok(()));
             }
             let written = match Pin::new(&mut self.to).poll_write(cx, message) {
-                Poll::Ready(written) => written?,
+                Poll::Ready(written) => written.map_err(Error::Write)?,
                 Poll::Pending => 0,
             };
             self.carried += written as u64;
@@ -180,10 +226,10 @@ impl<'a> Direction<'a> {
     }
 
     /// After a read that did not fill the buffer the runtime waits for word of more instead of trying again.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.make_room();
         let mut buffer = ReadBuf::new(&mut self.buffer);
-        ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer))?;
+        ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer)).map_err(Error::Read)?;
         let read = buffer.filled().len();
         (self.start, self.end, self.at_end) = (0, read, read == 0);
         Poll::Ready(Ok(()))

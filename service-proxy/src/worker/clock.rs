@@ -12,6 +12,9 @@ use tokio::sync::Notify;
 /// How late it may be noticed that an endpoint does not accept.
 pub(crate) const CONNECT_TICK: Duration = Duration::from_millis(25);
 
+/// How often it is looked whether the peers of idle connections are still there.
+pub(crate) const CHECK_TICK: Duration = Duration::from_secs(2);
+
 /// One worker's clock.
 #[derive(Debug)]
 pub(crate) struct Clock {
@@ -38,15 +41,25 @@ impl Clock {
         }
     }
 
+    /// Returns at the next tick. Cancel-safe.
+    pub(crate) async fn next_tick(&self) {
+        let _leaving = self.enter();
+        self.tick.notified().await;
+    }
+
     /// Returns once `deadline` has passed, or a tick later. Cancel-safe.
     pub(crate) async fn passed(&self, deadline: Instant) {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.started.notify_one();
-        }
-        let _leaving = Leaving(&self.waiting);
+        let _leaving = self.enter();
         while Instant::now() < deadline {
             self.tick.notified().await;
         }
+    }
+
+    fn enter(&self) -> Leaving<'_> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.started.notify_one();
+        }
+        Leaving(&self.waiting)
     }
 }
 

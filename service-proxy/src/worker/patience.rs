@@ -25,6 +25,8 @@ pub struct Patience {
 pub(crate) struct Progress {
     pub(crate) carried: AtomicU64,
     pub(crate) half_closed: AtomicBool,
+    /// It is time to look whether both sides are still there.
+    pub(crate) check_due: AtomicBool,
 }
 
 impl Patience {
@@ -54,6 +56,15 @@ impl Patience {
 }
 
 impl Progress {
+    /// Has the relay, which is polled with it, look after the connection at every tick. Never returns.
+    pub(crate) async fn request_checks(&self, clock: &Clock) {
+        loop {
+            clock.next_tick().await;
+            self.check_due.store(true, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn now(&self) -> (u64, bool) {
         (self.carried.load(Ordering::Relaxed), self.half_closed.load(Ordering::Relaxed))
     }

@@ -51,8 +51,10 @@ fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, Serv
 
 fn set(endpoints: &[(&str, &str)], rules: TrafficRules, scope: Scope) -> EndpointSet {
     let (entry, port) = entry(endpoints, rules);
-    let locality =
-        Locality { local_pods: Arc::new(["10.22.0.2".parse().unwrap()].into()), ..Locality::default() };
+    let locality = Locality {
+        local_pods: Arc::new([("10.22.0.2".parse().unwrap(), None)].into()),
+        ..Locality::default()
+    };
     let around = Surroundings { locality, ..Surroundings::default() };
     let selection = Selection::of(&entry, &port, IpFamily::V4, scope, &around);
     EndpointSet::new(selection, None)

@@ -23,6 +23,10 @@ async fn run(mut client: TcpStream, mut upstream: TcpStream) -> (Sent, io::Resul
         total.to_client += sent.to_client;
     };
     let result = relay(&mut client, &mut upstream, &POLLER, &Progress::default(), count).await;
+    if result.is_err() {
+        crate::kernel::socket::reset_on_close(&client);
+        crate::kernel::socket::reset_on_close(&upstream);
+    }
     (total.into_inner().unwrap(), result)
 }
 
@@ -62,6 +66,63 @@ async fn a_reset_of_one_side_ends_the_relay_with_an_error() {
     let (_, result) = run(accepted, upstream).await;
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     drop(server);
+}
+
+/// Sends and then resets, once the relay's side has acknowledged everything.
+async fn send_and_reset(mut sender: TcpStream, bytes: &[u8]) {
+    sender.write_all(bytes).await.unwrap();
+    while crate::kernel::tcp_info::read(&sender).unwrap().has_unacknowledged() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    crate::kernel::socket::reset_on_close(&sender);
+}
+
+#[tokio::test]
+async fn bytes_before_a_reset_reach_a_slow_reader_from_either_side() {
+    const LENGTH: usize = 300_000;
+    for from_client in [true, false] {
+        let (client, accepted, upstream, server) = chain().await;
+        let (sender, mut receiver) = if from_client { (client, server) } else { (server, client) };
+        let (reset, was_reset) = tokio::sync::oneshot::channel();
+        let peers = async {
+            let send = async {
+                send_and_reset(sender, &vec![7; LENGTH]).await;
+                reset.send(()).unwrap();
+            };
+            let receive = async {
+                was_reset.await.unwrap();
+                let mut received = Vec::new();
+                let end = receiver.read_to_end(&mut received).await;
+                (end.unwrap_err().kind(), received.len())
+            };
+            tokio::join!(send, receive).1
+        };
+        let ((_, result), received) = tokio::join!(run(accepted, upstream), peers);
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(received, (io::ErrorKind::ConnectionReset, LENGTH), "from the client: {from_client}");
+    }
+}
+
+#[tokio::test]
+async fn reply_to_a_client_that_only_writes_is_delivered() {
+    let (mut client, accepted, upstream, mut server) = chain().await;
+    let peers = async {
+        let serve = async {
+            server.read_exact(&mut [0; 10]).await.unwrap();
+            server.write_all(&[b'r'; 10_000]).await.unwrap();
+            drop(server);
+        };
+        let request = async {
+            while client.write_all(&[b'x'; 16_384]).await.is_ok() {}
+            let mut reply = Vec::new();
+            drop(client.read_to_end(&mut reply).await);
+            reply.len()
+        };
+        tokio::join!(serve, request).1
+    };
+    let ((sent, result), reply) = tokio::join!(run(accepted, upstream), peers);
+    assert!(result.is_err());
+    assert_eq!((reply, sent.to_client), (10_000, 10_000));
 }
 
 #[tokio::test]

@@ -1,0 +1,54 @@
+//! What the kernel knows of a TCP connection (`TCP_INFO`).
+#![expect(unsafe_code, reason = "neither nix nor socket2 reads this option")]
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::time::Duration;
+
+use nix::libc;
+
+/// Of one connection, at one moment. What an older kernel does not know is 0.
+#[derive(Debug)]
+pub(crate) struct TcpInfo(libc::tcp_info);
+
+/// Asks the kernel.
+///
+/// # Errors
+/// When the socket is not a TCP socket.
+pub(crate) fn read(socket: &impl AsFd) -> io::Result<TcpInfo> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).expect("some hundred bytes");
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of what both pointers point to.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is made of integers, all of which are zero where the kernel has written nothing.
+    Ok(TcpInfo(unsafe { info.assume_init() }))
+}
+
+impl TcpInfo {
+    /// Whether the peer's kernel has yet to acknowledge something that was written, or the end.
+    pub(crate) fn has_unacknowledged(&self) -> bool {
+        self.0.tcpi_unacked > 0 || self.0.tcpi_notsent_bytes > 0
+    }
+
+    /// Segments that have arrived: with data, acknowledgements, and keepalive probes.
+    pub(crate) fn segments_received(&self) -> u32 {
+        self.0.tcpi_segs_in
+    }
+
+    /// How long ago the peer's kernel acknowledged something, be it a probe.
+    pub(crate) fn since_acknowledgement(&self) -> Duration {
+        Duration::from_millis(self.0.tcpi_last_ack_recv.into())
+    }
+}
