@@ -97,6 +97,9 @@ outside_up() {
 		ip address add ${net6}1/64 dev br0 nodad
 		for address in 8.8.8.8/32 93.184.215.14/32; do ip address add \$address dev lo; done
 		for address in 2001:4860:4860::8888/128 2606:2800::14/128; do ip -6 address add \$address dev lo; done
+		# Packets for a load balancer's address that leads to no node are lost, without an error: their gateway does not exist.
+		ip neighbour add ${net}254 lladdr 02:00:00:00:00:fe dev br0 nud permanent
+		ip route add 172.19.0.0/16 via ${net}254 src 8.8.8.8
 		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.fib_multipath_hash_policy=1
 		touch $CLUSTER/outside.up
 		exec sleep infinity"

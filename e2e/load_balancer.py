@@ -111,18 +111,16 @@ class Balancer:
         return nodes[:1] if spec.get("sessionAffinity") == "ClientIP" else nodes
 
     def route(self, wanted):
+        # Packets for an address without a route of its own are lost: cluster.sh sees to it.
+        wanted = {address: nodes for address, nodes in wanted.items() if nodes}
         for address in set(self.routes) - set(wanted):
             ip_route("del", address + "/32")
             del self.routes[address]
         for address, nodes in wanted.items():
-            if self.routes.get(address) == nodes:
-                continue
-            hops = [word for node in nodes for word in ("nexthop", "via", node)]
-            if nodes:
+            if self.routes.get(address) != nodes:
+                hops = [word for node in nodes for word in ("nexthop", "via", node)]
                 ip_route("replace", address + "/32", "src", CLIENT, *hops)
-            else:
-                ip_route("replace", "blackhole", address + "/32")
-            self.routes[address] = nodes
+                self.routes[address] = nodes
 
     def sync(self):
         nodes = [
