@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::log::RateLimit;
 use crate::readiness::Readiness;
 
 /// Connections served at a time; the next ones wait in the backlog.
@@ -157,13 +158,16 @@ impl Server {
         let pages = Arc::new(self.pages);
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
+        let warnings = RateLimit::default();
         loop {
             let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
             while connections.try_join_next().is_some() {}
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept an HTTP connection");
+                    if let Some(suppressed) = warnings.admit() {
+                        tracing::warn!(%error, suppressed, "cannot accept an HTTP connection");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }

@@ -1,6 +1,34 @@
-//! Logging to standard error.
+//! Logging to standard error, which never makes the program wait.
+//!
+//! A line goes into a bounded queue and a thread of its own writes it. Where nothing reads standard error, the thread waits, the
+//! queue fills up, further lines are dropped and counted, and traffic goes on.
+//!
+//! `tracing-appender` does much the same and was tried first. At the end of the program it reports a full queue with
+//! `println!`, which blocks for ever where standard output is the same pipe. It bounds lines, not bytes. It does not count a line
+//! that could not be written.
 
+mod writer;
+
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, Registry};
 use tracing_subscriber::EnvFilter;
+
+use writer::Writer;
+
+/// How long the end of the program waits for the reader of the log.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A warning that repeats itself is logged once in so long.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The one writer of this process.
+static WRITER: OnceLock<Writer> = OnceLock::new();
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -11,16 +39,121 @@ pub enum Format {
     Json,
 }
 
+/// Writes what is still queued when it is dropped, at the end of `main`.
+#[must_use = "the last lines are lost unless this lives as long as the program"]
+#[derive(Debug)]
+pub struct Guard(());
+
 /// Starts logging. `PORTOLAN_LOG` filters (`debug`, `portolan_proxy=debug,info`); the default is `info`.
-pub fn init(format: Format) {
+pub fn init(format: Format) -> Guard {
     let filter = EnvFilter::try_from_env("PORTOLAN_LOG").unwrap_or_else(|_| {
         // hickory logs every answer at info.
         EnvFilter::new("info,hickory_server=warn,hickory_proto=warn,hickory_net=warn")
     });
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let writer = WRITER.get_or_init(|| Writer::start(writer::standard_error()));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || writer);
     // A second initialisation (tests in one process) changes nothing.
     drop(match format {
         Format::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         Format::Json => subscriber.json().try_init(),
     });
+    // The hook of the standard library writes to standard error itself, and would wait for its reader.
+    std::panic::set_hook(Box::new(log_panic));
+    Guard(())
+}
+
+fn log_panic(info: &PanicHookInfo<'_>) {
+    let backtrace = std::backtrace::Backtrace::capture();
+    tracing::error!(%backtrace, "a bug: {info}");
+}
+
+/// Waits up to a second until everything is written that was logged so far.
+pub fn flush() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(FLUSH_TIMEOUT);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
+/// Adds `<prefix>_log_dropped_lines_total`.
+///
+/// # Panics
+/// When the prefix makes no name of a metric.
+pub fn register(registry: &Registry, prefix: &str) {
+    let help = "Log lines dropped because nothing read standard error.";
+    let counter = IntCounter::new(format!("{prefix}_log_dropped_lines_total"), help);
+    let counter = counter.expect("metric names are valid constants");
+    registry.register(Box::new(DroppedLines(counter))).expect("each metric is registered once");
+}
+
+/// Looks at the writer's count when somebody asks.
+struct DroppedLines(IntCounter);
+
+impl Collector for DroppedLines {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let dropped = WRITER.get().map_or(0, Writer::dropped);
+        self.0.inc_by(dropped.saturating_sub(self.0.get()));
+        self.0.collect()
+    }
+}
+
+/// Limits a warning that can repeat itself without end: one in ten seconds, with the number of those left out.
+#[derive(Debug)]
+pub struct RateLimit {
+    started: Instant,
+    /// Milliseconds after `started` until which nothing is logged.
+    quiet_until: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self { started: Instant::now(), quiet_until: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+    }
+}
+
+impl RateLimit {
+    /// Returns how many were left out since the last one, if this one is to be logged.
+    pub fn admit(&self) -> Option<u64> {
+        self.admit_at(self.started.elapsed())
+    }
+
+    fn admit_at(&self, now: Duration) -> Option<u64> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let until = self.quiet_until.load(Ordering::Relaxed);
+        let next = millis(now + REPEAT_INTERVAL);
+        // Of several threads that come at once, one logs.
+        let is_due = millis(now) >= until
+            && self.quiet_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if is_due {
+            return Some(self.suppressed.swap(0, Ordering::Relaxed));
+        }
+        self.suppressed.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_warning_is_logged_once_in_ten_seconds_with_the_number_left_out() {
+        let limit = RateLimit::default();
+        let at = |seconds: u64| limit.admit_at(Duration::from_secs(seconds));
+        assert_eq!(at(0), Some(0));
+        assert_eq!([at(1), at(9)], [None, None]);
+        assert_eq!(at(10), Some(2));
+        assert_eq!(at(11), None);
+        assert_eq!(at(100), Some(1));
+    }
 }

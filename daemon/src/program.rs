@@ -133,6 +133,7 @@ async fn watch_signals(drain: Drain) -> std::io::Error {
             }
             if drain.is_started() {
                 tracing::warn!("second signal, stopping at once");
+                crate::log::flush();
                 abort();
             }
             drain.start();

@@ -24,6 +24,9 @@ const CHUNK: usize = 128;
 /// The other process does nothing else while it talks to us.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often a name is tried again that another process has.
+const HOLD_INTERVAL: Duration = Duration::from_millis(200);
+
 /// A note is a key or a counter, no more.
 const MAX_NOTE: usize = 4096;
 
@@ -64,6 +67,17 @@ pub async fn inherit(name: &str) -> io::Result<Option<Inheritance>> {
     check_owner(&stream)?;
     let (note, sockets) = timeout(PATIENCE, receive(&mut stream)).await??;
     Ok(Some(Inheritance { note, sockets, predecessor: Predecessor(stream) }))
+}
+
+/// Holds a name for as long as this runs; as soon as the process that has it gives it up. Cancel-safe: the name is free then.
+pub async fn hold(name: &str) {
+    loop {
+        let taken = SocketAddr::from_abstract_name(name).and_then(|address| StdListener::bind_addr(&address));
+        if let Ok(_held) = taken {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(HOLD_INTERVAL).await;
+    }
 }
 
 impl Predecessor {

@@ -7,7 +7,7 @@ use portolan_dns::{Args, Config};
 fn main() -> ExitCode {
     keep_memory_together();
     let args: Args = daemon::program::parse();
-    daemon::log::init(args.program.log_format);
+    let _log = daemon::log::init(args.program.log_format);
     let check = args.program.check_config;
     let config = Config::from(args);
     if check {

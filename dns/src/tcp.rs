@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daemon::drain::Drain;
+use daemon::log::RateLimit;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -50,6 +51,7 @@ pub(crate) async fn serve(
     drain: Drain,
 ) {
     let mut connections = JoinSet::new();
+    let warnings = RateLimit::default();
     loop {
         let accepted = tokio::select! {
             () = drain.started() => break,
@@ -69,7 +71,9 @@ pub(crate) async fn serve(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if let Some(suppressed) = warnings.admit() {
+                    tracing::warn!(%error, suppressed, "cannot accept a connection");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -8,7 +8,7 @@ use portolan_proxy::{Args, Command, Config};
 
 fn main() -> ExitCode {
     let (args, settings): (Args, _) = daemon::program::parse_with_settings();
-    daemon::log::init(args.program.log_format);
+    let _log = daemon::log::init(args.program.log_format);
     if let Some(Command::Status { service, json }) = args.command {
         return status(args.metrics_bind_address, service.as_deref(), json);
     }

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use daemon::log::RateLimit;
+
 use crate::backend::affinity::Affinity;
 use crate::metrics::services::{Counters, Services};
 use crate::service_port::ServicePort;
@@ -19,6 +21,8 @@ pub(crate) struct Traffic {
     services: Arc<Services>,
     /// Made when there is something to count.
     counters: OnceLock<Counters>,
+    /// A Service whose endpoints do not accept must not fill the log.
+    pub(crate) no_endpoint_warnings: RateLimit,
 }
 
 /// Counts as open while it lives.
@@ -33,6 +37,7 @@ impl Traffic {
             open: AtomicUsize::new(0),
             services,
             counters: OnceLock::new(),
+            no_endpoint_warnings: RateLimit::default(),
         }
     }
 

@@ -135,7 +135,10 @@ impl Intercepted {
     fn failed(&mut self, error: &io::Error, metrics: &Metrics) {
         let since = self.failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
         let message = format!("cannot intercept connections (nft table inet portolan-proxy): {error}");
-        error!("{message}");
+        // Said once, not with every retry.
+        if self.failure.as_ref().is_none_or(|failure| failure.message != message) {
+            error!("{message}");
+        }
         metrics.kube_proxy.nftables_failures.inc();
         self.failure = Some(Failure { since, message });
     }

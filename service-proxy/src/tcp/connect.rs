@@ -69,7 +69,9 @@ pub(super) async fn connect(
         }
     }
     context.metrics.connect_failures.inc();
-    warn!(service = %frontend.service(), frontend = %frontend.key, "no endpoint accepts connections");
+    if let Some(suppressed) = frontend.traffic.no_endpoint_warnings.admit() {
+        warn!(service = %frontend.service(), frontend = %frontend.key, suppressed, "no endpoint accepts connections");
+    }
     None
 }
 
