@@ -8,8 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use attachment::PortRange;
 
-use crate::event::Outage;
-use crate::model::{Endpoint, EndpointSlice, IpFamily, NamespacedName, Node, Service, ServicePort};
+use crate::event::{Origin, Outage};
+use crate::model::{
+    Conditions, Endpoint, EndpointSlice, IpFamily, NamespacedName, Node, Service, ServicePort,
+};
 use crate::problem::Problem;
 use crate::shared_map::SharedMap;
 
@@ -62,7 +64,14 @@ pub struct ServiceEntry {
     pub cluster_ips: Vec<IpAddr>,
     /// Its EndpointSlices: those that name it, else derived from its selector.
     pub slices: Vec<Arc<EndpointSlice>>,
+    /// Which of two Services comes first where both claim something.
+    pub precedence: Precedence,
 }
+
+/// Orders Services as the index does where two define the same: by the name of the file and the place in it, or by namespace and
+/// name on a cluster. It follows from the objects alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Precedence(pub(crate) Option<(Arc<Origin>, usize)>);
 
 impl Snapshot {
     /// The state before anything was read.
@@ -149,8 +158,10 @@ impl ServiceEntry {
 
     /// Where `port` of this Service leads for a family: every distinct address and port, whatever its conditions, of the
     /// slices that are meant for `proxy` (`None`: the usual one).
-    /// Where several slices name the same one, the first wins, unless a later one is preferred (an endpoint may be in two
-    /// while it moves between slices).
+    ///
+    /// An address may be there twice, in one slice or in two, while an endpoint moves between slices or a new pod has the
+    /// address of one that is being deleted. The entry that is ready wins over one that is not, then the one that serves,
+    /// then the preferred one, then the first, wherever they stand (kubernetes#135266).
     pub fn endpoints(
         &self,
         port: &ServicePort,
@@ -158,6 +169,10 @@ impl ServiceEntry {
         proxy: Option<&str>,
         prefer: impl Fn(&Endpoint) -> bool,
     ) -> Vec<(SocketAddr, &Endpoint)> {
+        let rank = |endpoint: &Endpoint| {
+            let Conditions { ready, serving, terminating } = endpoint.conditions;
+            (ready, serving, !terminating, prefer(endpoint))
+        };
         let mut places = HashMap::new();
         let mut found: Vec<(SocketAddr, &Endpoint)> = Vec::new();
         for slice in self.slices.iter().filter(|s| s.family == family && s.carrier.is(proxy)) {
@@ -169,8 +184,12 @@ impl ServiceEntry {
                             place.insert(found.len());
                             found.push((address, endpoint));
                         }
-                        Entry::Occupied(place) if prefer(endpoint) => found[*place.get()].1 = endpoint,
-                        Entry::Occupied(_) => {}
+                        Entry::Occupied(place) => {
+                            let known = &mut found[*place.get()].1;
+                            if rank(endpoint) > rank(known) {
+                                *known = endpoint;
+                            }
+                        }
                     }
                 }
             }

@@ -195,6 +195,40 @@ fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
 }
 
 #[test]
+fn of_an_address_that_is_there_twice_the_best_entry_counts_wherever_it_stands() {
+    let conditions = |ready, serving, terminating| Conditions { ready, serving, terminating };
+    let worst_first = [
+        conditions(false, false, true),
+        conditions(false, false, false),
+        conditions(false, true, true),
+        conditions(false, true, false),
+        conditions(true, true, true),
+        Conditions::READY,
+    ];
+    for (one, other) in (0..6).flat_map(|one| (0..6).map(move |other| (one, other))) {
+        // In one slice, and in two.
+        for in_one in [true, false] {
+            let mut first = slice("s1", "web", "10.22.0.2");
+            first.endpoints[0].conditions = worst_first[one];
+            let mut second = slice("s2", "web", "10.22.0.2");
+            second.endpoints[0].conditions = worst_first[other];
+            if in_one {
+                first.endpoints.append(&mut second.endpoints);
+            }
+            let mut index = index();
+            let objects = [Object::Service(service("web", None).into())].into_iter();
+            let objects = objects.chain([first, second].map(|slice| Object::EndpointSlice(slice.into())));
+            index.apply(replace("web.yaml", objects.collect()));
+            index.publish();
+            let entry = entry(&index, "web");
+            let found = entry.endpoints(&entry.service.ports[0], crate::model::IpFamily::V4, None, |_| false);
+            let found: Vec<_> = found.iter().map(|(_, endpoint)| endpoint.conditions).collect();
+            assert_eq!(found, [worst_first[one.max(other)]], "{one}, {other}, in one slice: {in_one}");
+        }
+    }
+}
+
+#[test]
 fn nothing_counts_as_synced_before_every_source_has_spoken() {
     let mut index = index();
     index.expect_source(ATTACHMENTS);

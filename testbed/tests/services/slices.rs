@@ -88,6 +88,40 @@ fn an_endpoint_that_two_slices_name_counts_once_and_as_local_if_one_says_so() {
     test.expect(&["web-1"]);
 }
 
+/// kubernetes#135266: a new pod has the address of one that is being deleted.
+#[test]
+fn an_address_that_is_there_twice_serves_if_one_entry_is_ready_wherever_it_stands() {
+    let test = Slices::start();
+    let [one, _] = test.ips();
+    const GONE: &str = "conditions: {ready: false, serving: false, terminating: true}";
+    let headless = service(&format!("  clusterIP: None\n{PORT_80}")).replace("{name: web}", "{name: names}");
+    test.cluster.apply("names.yaml", &headless).unwrap();
+    for (first, second) in [(READY, GONE), (GONE, READY)] {
+        for (a, b) in [(vec![(one, first), (one, second)], vec![]), (vec![(one, first)], vec![(one, second)])]
+        {
+            test.apply("web-a", &a);
+            test.apply("web-b", &b);
+            for (name, endpoints) in [("names-a", &a), ("names-b", &b)] {
+                let text = slice(name, endpoints).replace("service-name: web", "service-name: names");
+                test.cluster.apply(&format!("{name}.yaml"), &text).unwrap();
+            }
+            test.expect(&["web-1"]);
+            let name = "names.default.svc.cluster.local";
+            wait_for(name, || {
+                let found =
+                    test.cluster.node.shell(&format!("dig +short +time=1 +tries=1 @10.96.0.10 {name}"))?;
+                ensure!(found.trim() == one, "{found:?}");
+                Ok(())
+            })
+            .unwrap();
+            for name in ["web-a", "web-b", "names-a", "names-b"] {
+                test.apply(name, &[]);
+            }
+            expect_refused(Place::Pod(&test.client), Way::Http, &test.address);
+        }
+    }
+}
+
 #[test]
 fn conditions_that_nobody_wrote_mean_ready_serving_and_not_terminating() {
     let test = Slices::start();
