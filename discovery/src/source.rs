@@ -43,14 +43,22 @@ pub(crate) fn read_manifests_once(path: &Path) -> Vec<Event> {
 }
 
 async fn follow(mut reader: impl Reader, events: mpsc::Sender<Vec<Event>>) {
-    let mut watch = None;
+    let (mut watch, mut told) = (None, None);
     let mut look = Look::Everywhere;
     loop {
         if watch.is_none() {
             watch = match Watch::new() {
-                Ok(watch) => Some(watch),
+                Ok(watch) => {
+                    told = None;
+                    Some(watch)
+                }
                 Err(error) => {
-                    tracing::error!(%error, "cannot watch for changes, reading the directory every second");
+                    // Said once, not with every try.
+                    let message = error.to_string();
+                    if told.as_ref() != Some(&message) {
+                        tracing::error!(%error, "cannot watch for changes, reading the directory every second");
+                        told = Some(message);
+                    }
                     None
                 }
             };

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -192,4 +193,40 @@ async fn an_attachment_gives_a_pod_its_address_and_takes_it_away() {
     store.remove(&attachment.key()).unwrap();
     until(&discovery, "the pod is none any more", |s| s.synced && endpoints(s).is_empty()).await;
     discovery.stop().await;
+}
+
+/// Root may read everything, so the threads that read files are another user's.
+#[test]
+fn a_file_or_directory_that_may_not_be_read_is_read_within_seconds_once_it_may() {
+    let root = tempfile::tempdir().unwrap();
+    let (manifests, web) = (root.path().join("manifests"), root.path().join("manifests/web.yaml"));
+    let allow = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    allow(root.path(), 0o755);
+    fs::create_dir(&manifests).unwrap();
+    fs::write(&web, WEB).unwrap();
+    allow(&web, 0o600);
+    fs::write(manifests.join("pod.yaml"), POD).unwrap();
+    let nobody = || {
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+    };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().on_thread_start(nobody).build().unwrap();
+    runtime.block_on(async {
+        let discovery = start(root.path(), false);
+        let unread = |s: &Snapshot| s.synced && s.health().1.contains("web.yaml: cannot be read");
+        until(&discovery, "the file that may not be read is told", unread).await;
+        allow(&web, 0o644);
+        let read = until(&discovery, "it may be read now", has_web).await;
+        assert!(read.problems.is_empty(), "{:?}", read.problems);
+        // A directory whose files cannot be listed: what they said stays.
+        allow(&manifests, 0o700);
+        fs::create_dir(manifests.join("folder")).unwrap();
+        let stale = until(&discovery, "the directory that may not be listed is told", is_unreadable).await;
+        assert!(has_web(&stale));
+        let shop = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+        fs::write(manifests.join("shop.yaml"), shop).unwrap();
+        allow(&manifests, 0o755);
+        let is_whole = |s: &Snapshot| s.namespaces.contains("shop") && s.problems.is_empty();
+        until(&discovery, "it may be listed now", is_whole).await;
+    });
 }

@@ -57,7 +57,6 @@ use hosts::Hosts;
 use loops::Probes;
 use metrics::Metrics;
 use pending::{First, Outcome, Pending, Place, Waiting};
-use resolv_conf::ResolvConf;
 use routes::{Builder, Forbidden, Routes};
 use server::Exchange;
 use ttl::Limits;
@@ -146,8 +145,8 @@ impl Forwarder {
         for upstream in config.stubs.iter().flat_map(|stub| &stub.upstreams) {
             forbidden.check("--stub", upstream)?;
         }
-        let files = Files::new(&config);
-        let node = ResolvConf::read(&config.resolv_conf, &forbidden);
+        let mut files = Files::new(&config);
+        let node = files.read_resolv_conf(&config, &forbidden);
         let upstreams = if config.upstreams.is_empty() { node.upstreams } else { config.upstreams.clone() };
         let hosts = match &config.hosts {
             None => Hosts::default(),

@@ -88,19 +88,22 @@ impl Certificate {
         loop {
             ticks.tick().await;
             // Both are looked at each time: one of them may change first.
-            let changed = self.watched.each_mut().map(Watched::has_changed);
-            if !changed.contains(&true) {
+            let due = self.watched.each_mut().map(Watched::is_due);
+            if !due.contains(&true) {
                 continue;
             }
-            match read(&self.config) {
+            let read = read(&self.config);
+            let is_news = self.watched[0].note(read.as_ref().err().map(ToString::to_string));
+            match read {
                 Ok(new) => {
                     self.current.0.store(Arc::new(new));
                     tracing::info!(file = %self.config.certificate.display(), "the certificate has changed");
                 }
-                Err(error) => {
+                Err(error) if is_news => {
                     failures.inc();
                     tracing::error!(%error, "the certificate has changed and cannot be used; the last one stays");
                 }
+                Err(_) => {}
             }
         }
     }

@@ -5,7 +5,7 @@
 //! of events, no overflow of their queue and no swap of a symlinked directory (a mounted ConfigMap) can leave a stale
 //! file behind, and one changed file among ten thousand costs one look.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -28,6 +28,11 @@ pub(crate) struct Directory {
     /// new one. Zero where files are only ever renamed into place.
     settling: Duration,
     seen: HashMap<PathBuf, Fingerprint>,
+    /// Files that could not be read, and why. They look the same when descriptors are free again or a folder may be
+    /// entered, so each scan tries them again.
+    unread: BTreeMap<PathBuf, String>,
+    /// Whether the last attempt to list all files failed.
+    is_unlisted: bool,
 }
 
 /// Changes when a file does. The default is that of one that cannot be looked at.
@@ -74,7 +79,15 @@ impl Directory {
         extensions: &'static [&'static str],
         settling: Duration,
     ) -> Self {
-        Self { path, nested, extensions, settling, seen: HashMap::new() }
+        Self {
+            path,
+            nested,
+            extensions,
+            settling,
+            seen: HashMap::new(),
+            unread: BTreeMap::new(),
+            is_unlisted: false,
+        }
     }
 
     /// Looks, and reads what is new. Waits if it finds what may last for a moment only.
@@ -83,9 +96,8 @@ impl Directory {
     /// When the directory itself cannot be listed; what was seen before stays.
     pub(crate) fn scan(&mut self, look: &Look) -> io::Result<Changes> {
         let files = match look {
-            // Also at those that may be gone.
-            Look::Everywhere => self.files()?.into_iter().chain(self.seen.keys().cloned()).collect(),
-            Look::At(files) => files.clone(),
+            Look::At(files) if !self.is_unlisted => files.iter().chain(self.unread.keys()).cloned().collect(),
+            _ => self.everything()?,
         };
         let mut changes = Changes::default();
         let is_final = self.settling.is_zero();
@@ -100,7 +112,25 @@ impl Directory {
         Ok(changes)
     }
 
-    /// Reads the file if it is not as it was. Does nothing and returns false where a second look has to decide.
+    /// Whether something could not be read or listed, so that another scan is due although nothing has changed.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.is_unlisted || !self.unread.is_empty()
+    }
+
+    /// Whether the last attempt to list all files succeeded.
+    pub(super) fn is_listed(&self) -> bool {
+        !self.is_unlisted
+    }
+
+    /// The files there are, and those that were seen and may be gone.
+    fn everything(&mut self) -> io::Result<BTreeSet<PathBuf>> {
+        let listed = self.files();
+        // A directory that does not exist is made one day, which the watch sees.
+        self.is_unlisted = listed.as_ref().is_err_and(|error| error.kind() != ErrorKind::NotFound);
+        Ok(listed?.into_iter().chain(self.seen.keys().cloned()).collect())
+    }
+
+    /// Reads the file if it is not as it was, or could not be read. Does nothing and returns false where a second look has to decide.
     fn look_at(&mut self, file: &Path, is_final: bool, changes: &mut Changes) -> bool {
         let found = find(file);
         let before = self.seen.get(file).copied();
@@ -108,8 +138,9 @@ impl Directory {
         if !is_final && is_empty && before.is_some_and(|before| before.size > 0) {
             return false;
         }
+        let failed_before = self.unread.remove(file);
         let (now, contents) = match found {
-            Ok(Some(now)) if Some(now) == before => return true,
+            Ok(Some(now)) if Some(now) == before && failed_before.is_none() => return true,
             Ok(Some(now)) => (now, read(file, now.size)),
             Ok(None) => {
                 if self.seen.remove(file).is_some() {
@@ -117,16 +148,24 @@ impl Directory {
                 }
                 return true;
             }
-            Err(_) if before == Some(Fingerprint::default()) => return true,
             Err(error) => (Fingerprint::default(), Err(error)),
         };
         self.seen.insert(file.to_owned(), now);
+        if let Err(error) = &contents {
+            let error = error.to_string();
+            let is_known = failed_before.as_ref() == Some(&error);
+            self.unread.insert(file.to_owned(), error);
+            if is_known {
+                return true;
+            }
+        }
         changes.changed.push((file.to_owned(), contents));
         true
     }
 
     /// Forgets what was seen and says which files that were.
     pub(crate) fn forget(&mut self) -> Vec<PathBuf> {
+        self.unread.clear();
         self.seen.drain().map(|(file, _)| file).collect()
     }
 

@@ -17,6 +17,9 @@ use super::directory::{Directory, Look};
 /// A look without being told to, should a file system not tell (network mounts).
 const SAFETY_SCAN: Duration = Duration::from_secs(30);
 
+/// The same where something could not be read: permissions and free descriptors come without an event.
+const RETRY_SCAN: Duration = Duration::from_secs(1);
+
 /// What is worth a look. A file being written is looked at once it is closed.
 const MASK: WatchMask = WatchMask::CLOSE_WRITE
     .union(WatchMask::MOVED_TO)
@@ -30,6 +33,8 @@ const MASK: WatchMask = WatchMask::CLOSE_WRITE
 pub(crate) struct Watch {
     events: EventStream<[u8; 4096]>,
     folders: HashMap<WatchDescriptor, PathBuf>,
+    /// Folders that cannot be watched, which was logged.
+    unwatched: HashSet<PathBuf>,
     /// When everything is to be looked at again, whatever happens until then.
     due: Instant,
 }
@@ -37,7 +42,8 @@ pub(crate) struct Watch {
 impl Watch {
     pub(crate) fn new() -> io::Result<Self> {
         let events = Inotify::init()?.into_event_stream([0; 4096])?;
-        Ok(Self { events, folders: HashMap::new(), due: Instant::now() + SAFETY_SCAN })
+        let due = Instant::now() + SAFETY_SCAN;
+        Ok(Self { events, folders: HashMap::new(), unwatched: HashSet::new(), due })
     }
 
     /// Watches everything that can be relevant now, before all of it is looked at. Watching something twice is one watch.
@@ -59,13 +65,16 @@ impl Watch {
                 match self.events.watches().add(path, MASK) {
                     Ok(watch) => {
                         self.folders.insert(watch, path.clone());
+                        self.unwatched.remove(path);
                     }
                     // Gone since it was found; its parent tells when it is back.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => tracing::warn!(
+                    // Said once, not with every try.
+                    Err(error) if self.unwatched.insert(path.clone()) => tracing::warn!(
                         path = %path.display(), %error,
                         "cannot watch: a change shows within half a minute; fs.inotify.max_user_watches may be too low"
                     ),
+                    Err(_) => {}
                 }
             }
             covered.extend(found);
@@ -74,9 +83,13 @@ impl Watch {
 
     /// Returns where to look when something may have changed.
     pub(crate) async fn changed(&mut self, directory: &Directory) -> io::Result<Look> {
+        let retry = directory.is_incomplete().then(|| Instant::now() + RETRY_SCAN);
+        let due = retry.map_or(self.due, |retry| retry.min(self.due));
         // Not only where there is no event for so long: in a busy directory there always is one.
-        let event = match timeout_at(self.due, self.events.next()).await {
-            Ok(event) if Instant::now() < self.due => event,
+        let event = match timeout_at(due, self.events.next()).await {
+            Ok(event) if Instant::now() < due => event,
+            // Every scan tries again what could not be read.
+            _ if due < self.due && directory.is_listed() => return Ok(Look::At(BTreeSet::new())),
             _ => return Ok(Look::Everywhere),
         };
         let mut look = self.look(event, directory)?;

@@ -1,10 +1,12 @@
 //! The upstream servers of the node, as its own resolver finds them.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use super::address::Upstream;
 use super::routes::Forbidden;
+use crate::file::read_if_there;
 use crate::message::NameBuf;
 
 /// glibc looks at no more than three.
@@ -24,17 +26,19 @@ pub(super) struct ResolvConf {
 impl ResolvConf {
     /// Reads the file. Servers that would ask us in turn are left out, with a warning; if none is left and
     /// systemd-resolved stands before the real ones, those are taken. Empty if the file is missing.
-    pub(super) fn read(file: &Path, forbidden: &Forbidden) -> Self {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let mut conf = Self::parse(&text);
+    ///
+    /// # Errors
+    /// When a file is there and cannot be read.
+    pub(super) fn read(file: &Path, forbidden: &Forbidden) -> io::Result<Self> {
+        let mut conf = Self::parse(&read_if_there(file)?);
         let named = conf.upstreams.len();
         conf.keep_allowed(forbidden);
         if conf.upstreams.is_empty() && named > 0 {
-            let behind = Self::parse(&std::fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default());
+            let behind = Self::parse(&read_if_there(Path::new(BEHIND_RESOLVED))?);
             conf.upstreams = behind.upstreams;
             conf.keep_allowed(forbidden);
         }
-        conf
+        Ok(conf)
     }
 
     fn keep_allowed(&mut self, forbidden: &Forbidden) {
@@ -106,8 +110,9 @@ mod tests {
             .unwrap();
         let listen = vec!["10.96.0.10:53".parse().unwrap()];
         let forbidden = Forbidden { listen, allow_loopback: false };
-        let found = ResolvConf::read(&file, &forbidden);
+        let found = ResolvConf::read(&file, &forbidden).unwrap();
         assert_eq!(found.upstreams, ["192.0.2.1".parse().unwrap()]);
-        assert_eq!(ResolvConf::read(&directory.path().join("none"), &forbidden), ResolvConf::default());
+        let missing = ResolvConf::read(&directory.path().join("none"), &forbidden).unwrap();
+        assert_eq!(missing, ResolvConf::default());
     }
 }

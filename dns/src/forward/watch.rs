@@ -1,5 +1,6 @@
 //! What the forwarder does beside answering: asks again before answers expire, reads files again, looks for loops.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +12,7 @@ use super::asked::Asked;
 use super::hosts::Hosts;
 use super::loops;
 use super::resolv_conf::{BEHIND_RESOLVED, ResolvConf};
-use super::routes::Builder;
+use super::routes::{Builder, Forbidden};
 use super::server::{Exchange, Server};
 use super::{Config, Inner, Work};
 use crate::file::{LOOK, Watched};
@@ -34,6 +35,12 @@ impl Files {
             hosts: config.hosts.as_deref().map(Watched::new),
         }
     }
+
+    /// What resolv.conf says; nothing where it cannot be read yet, which is tried again.
+    pub(super) fn read_resolv_conf(&mut self, config: &Config, forbidden: &Forbidden) -> ResolvConf {
+        let read = ResolvConf::read(&config.resolv_conf, forbidden);
+        note_resolv_conf(&mut self.resolv_conf[0], read).unwrap_or_default()
+    }
 }
 
 /// Runs for ever.
@@ -50,15 +57,14 @@ pub(super) async fn run(inner: Arc<Inner>, work: Work) {
             }
             _ = files.tick() => {
                 // Each of them has to be looked at.
-                let changed = resolv_conf.each_mut().map(Watched::has_changed);
-                if changed.contains(&true) {
-                    reload_upstreams(&inner, &builder);
+                let due = resolv_conf.each_mut().map(Watched::is_due);
+                if due.contains(&true) && reload_upstreams(&inner, &builder, &mut resolv_conf[0]) {
                     probes.reset_immediately();
                 }
                 if let Some(file) = &mut hosts
-                    && file.has_changed()
+                    && file.is_due()
                 {
-                    reload_hosts(&inner, &file.path);
+                    reload_hosts(&inner, file);
                 }
                 inner.metrics.entries.set(count(inner.cache.entries()));
                 inner.metrics.bytes.set(count(inner.cache.bytes()));
@@ -78,11 +84,22 @@ fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn reload_upstreams(inner: &Inner, builder: &Builder) {
-    let conf = ResolvConf::read(&inner.config.resolv_conf, &inner.forbidden);
+/// What was read; the failure is logged if it is news.
+fn note_resolv_conf(file: &mut Watched, read: io::Result<ResolvConf>) -> Option<ResolvConf> {
+    let is_news = file.note(read.as_ref().err().map(ToString::to_string));
+    if let (Err(error), true) = (&read, is_news) {
+        tracing::warn!(file = %file.path.display(), %error, "resolv.conf cannot be read, trying again; what it said last stays");
+    }
+    read.ok()
+}
+
+/// False if the file cannot be read.
+fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> bool {
+    let read = ResolvConf::read(&inner.config.resolv_conf, &inner.forbidden);
+    let Some(conf) = note_resolv_conf(file, read) else { return false };
     inner.search.store(Arc::new(conf.search));
     if !inner.config.upstreams.is_empty() {
-        return;
+        return true;
     }
     let names: Vec<String> = conf.upstreams.iter().map(ToString::to_string).collect();
     match builder.group(&conf.upstreams) {
@@ -96,17 +113,21 @@ fn reload_upstreams(inner: &Inner, builder: &Builder) {
         }
         Err(error) => tracing::error!(%error, "resolv.conf has changed, and its servers cannot be used"),
     }
+    true
 }
 
-fn reload_hosts(inner: &Inner, path: &Path) {
-    match std::fs::read_to_string(path) {
+fn reload_hosts(inner: &Inner, file: &mut Watched) {
+    let read = std::fs::read_to_string(&file.path);
+    let is_news = file.note(read.as_ref().err().map(ToString::to_string));
+    match read {
         Ok(text) => {
             inner.hosts.store(Arc::new(Hosts::parse(&text, inner.config.hosts_ttl)));
-            tracing::info!(file = %path.display(), "hosts have changed");
+            tracing::info!(file = %file.path.display(), "hosts have changed");
         }
-        Err(error) => {
-            tracing::warn!(file = %path.display(), %error, "hosts cannot be read; the last ones stay");
+        Err(error) if is_news => {
+            tracing::warn!(file = %file.path.display(), %error, "hosts cannot be read, trying again; the last ones stay");
         }
+        Err(_) => {}
     }
 }
 
@@ -133,9 +154,39 @@ async fn probe(inner: &Inner, server: &Arc<Server>) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use clap::Parser as _;
 
     use crate::forward::Forwarder;
+
+    /// The file looks the same before and after it can be read, as after EMFILE.
+    #[tokio::test]
+    async fn a_file_that_could_not_be_read_is_read_as_soon_as_it_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("resolv.conf");
+        let written = std::time::SystemTime::UNIX_EPOCH;
+        let write = |text: &[u8]| {
+            let open = std::fs::File::options().write(true).create(true).truncate(false).open(&file).unwrap();
+            open.write_all_at(text, 0).unwrap();
+            open.set_modified(written).unwrap();
+        };
+        write(b"search \xffirst.test\n");
+        let arguments = ["portolan-dns", "--resolv-conf", file.to_str().unwrap()];
+        let config = crate::Config::from(crate::Args::try_parse_from(arguments).unwrap());
+        let forwarder = Forwarder::new(config.forward, &[], &prometheus::Registry::new()).unwrap();
+        assert!(forwarder.search().is_empty());
+        write(b"search first.test\n\n");
+        let read = async {
+            while forwarder.search().first().is_none_or(|name| name.to_string() != "first.test.") {
+                tokio::time::sleep(super::LOOK / 10).await;
+            }
+        };
+        tokio::select! {
+            () = forwarder.run() => {}
+            found = tokio::time::timeout(super::LOOK * 10, read) => found.unwrap(),
+        }
+    }
 
     #[tokio::test]
     async fn a_file_that_changes_between_its_first_reading_and_the_watch_is_read_again() {
