@@ -113,7 +113,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub udp_max_flows: usize,
 
-    /// TCP connections carried at a time; newer ones are reset and counted [default: half of the files that may be open].
+    /// TCP connections carried at a time; newer ones are reset and counted [default: as many as open files allow].
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
 

@@ -10,6 +10,7 @@
 
 mod args;
 mod backend;
+mod budget;
 mod cni_config;
 mod frontend;
 mod kernel;

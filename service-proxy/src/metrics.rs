@@ -1,5 +1,6 @@
 //! What the proxy counts. Names are listed in docs/metrics.md.
 
+mod descriptors;
 mod kube_proxy;
 pub(crate) mod services;
 
@@ -8,8 +9,10 @@ use std::sync::Arc;
 use daemon::metrics::register;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
+use self::descriptors::Descriptors;
 use self::kube_proxy::KubeProxy;
 use self::services::Services;
+use crate::budget::Budget;
 
 /// Bounds in seconds: from a neighbour on the same node to an endpoint that had to be given up.
 const CONNECT_BUCKETS: [f64; 10] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
@@ -26,6 +29,7 @@ pub(crate) struct Metrics {
     pub(crate) connect_retries: IntCounter,
     pub(crate) connect_failures: IntCounter,
     pub(crate) connections_shed: IntCounter,
+    pub(crate) client_limits: IntCounter,
     pub(crate) clients_refused: IntCounter,
     pub(crate) quiet_ended: IntCounter,
     pub(crate) source_fallbacks: IntCounter,
@@ -48,8 +52,11 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    /// With the descriptors of `budget` as gauges.
+    pub(crate) fn new(budget: &Arc<Budget>) -> Self {
         let registry = Registry::new();
+        let descriptors = Descriptors::new(Arc::clone(budget));
+        registry.register(Box::new(descriptors)).expect("each metric is registered once");
         let counter = |name: &str, help: &str| {
             register(&registry, IntCounter::new(format!("portolan_proxy_{name}"), help))
         };
@@ -74,7 +81,11 @@ impl Metrics {
             ),
             connections_shed: counter(
                 "connections_shed_total",
-                "Connections reset because --max-connections were open, or as many as their Service may have.",
+                "Connections reset because --max-connections were open, as many as their Service may have, or no descriptor was left.",
+            ),
+            client_limits: counter(
+                "client_limits_total",
+                "Connections reset, and UDP flows given up or not opened, because their client had as many descriptors as were free.",
             ),
             clients_refused: counter(
                 "clients_refused_total",

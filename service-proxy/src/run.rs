@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use daemon::drain::Drain;
+use daemon::log::RateLimit;
 use daemon::program::Settings;
 use discovery::{Notice, Recorder, Regarding, Staleness};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::budget::Budget;
 use crate::cni_config::{self, CniConfig};
 use crate::kernel::conntrack::{self, Conntrack};
 use crate::kernel::divert::Divert;
@@ -29,9 +31,6 @@ use crate::succession::Succession;
 use crate::surroundings::Place;
 use crate::worker::patience::Patience;
 use crate::worker::{Context, Worker};
-
-/// Files that connections leave for everything else.
-const SPARE_FILES: u64 = 1024;
 
 /// How long connections that were intercepted before the end may take to be accepted.
 const LAST_ACCEPTS: Duration = Duration::from_millis(100);
@@ -61,7 +60,7 @@ pub struct Config {
     pub udp_idle_timeout: Duration,
     /// UDP flows a frontend may have.
     pub udp_max_flows: usize,
-    /// TCP connections carried at a time; half of the open files where nothing is said.
+    /// TCP connections carried at a time; as many as descriptors allow where nothing is said.
     pub max_connections: Option<usize>,
     /// What the kernel's connection tracking is set to.
     pub conntrack: conntrack::Settings,
@@ -82,11 +81,12 @@ pub struct Config {
 pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let limits = daemon::file_limit::raise();
     info!(?config, %limits, "starting");
-    let metrics = Arc::new(Metrics::new());
+    let budget = Budget::new(limits.soft);
+    let metrics = Arc::new(Metrics::new(&budget));
     let conntrack = Conntrack::new(&config.conntrack);
     let divert = divert().await;
     let borrow_addresses = config.borrow_addresses && divert.is_some();
-    let context = Arc::new(context(&config, limits.soft, borrow_addresses, &metrics));
+    let context = Arc::new(context(&config, &budget, borrow_addresses, &metrics));
     let (status, mut tasks) = (Status::default(), JoinSet::new());
     let health_checks = health_checks(&config, &status, &mut tasks);
     let place = config.place.clone();
@@ -205,24 +205,21 @@ pub async fn clean_up(config: Config) -> anyhow::Result<()> {
     node_routes::clean_up().await.context("delete the routes to other nodes")
 }
 
-/// What connections need to know, with room for as many as there are files.
-fn context(config: &Config, files: u64, borrow_addresses: bool, metrics: &Arc<Metrics>) -> Context {
+/// What connections need to know.
+fn context(config: &Config, budget: &Arc<Budget>, borrow_addresses: bool, metrics: &Arc<Metrics>) -> Context {
     Context {
         metrics: Arc::clone(metrics),
         connect_timeout: config.connect_timeout,
         patience: config.patience,
         udp_idle_timeout: config.udp_idle_timeout,
         udp_max_flows: config.udp_max_flows.div_ceil(config.workers),
-        max_connections: config.max_connections.unwrap_or_else(|| connections_for(files)),
+        max_connections: config.max_connections,
+        budget: Arc::clone(budget),
+        accept_warnings: RateLimit::default(),
         locality: ArcSwap::default(),
         borrow_addresses,
         tasks: TaskTracker::new(),
     }
-}
-
-/// A connection has two sockets; some files are left for flows, pages and watches.
-fn connections_for(files: u64) -> usize {
-    usize::try_from(files.saturating_sub(SPARE_FILES) / 2).unwrap_or(usize::MAX).max(1)
 }
 
 async fn wait_for_connections(connections: &TaskTracker, at_most: Duration) {

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::budget::{Permit, Refusal};
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::socket;
 use crate::worker::patience::Progress;
@@ -25,6 +26,9 @@ use relay::Sent;
 
 /// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The client's socket, and that to the endpoint.
+const CONNECTION_DESCRIPTORS: usize = 2;
 
 /// Every frontend.
 pub(crate) type Registry = ArcSwap<SharedMap<FrontendKey, Frontend>>;
@@ -52,20 +56,37 @@ pub(crate) async fn serve(
             () = closed.cancelled() => return Ok(()),
         };
         match accepted {
-            Ok((client, _)) if scope.context.tasks.len() >= scope.context.max_connections => {
-                scope.context.metrics.connections_shed.inc();
-                socket::reset_on_close(&client);
-            }
-            Ok((client, address)) => {
-                scope.context.tasks.spawn(handle(client, address, Arc::clone(&scope)));
-            }
+            Ok((client, address)) => match admit(address, &scope.context) {
+                Some(permit) => {
+                    let connection = handle(client, address, Arc::clone(&scope));
+                    scope.context.tasks.spawn(permit.cover(connection));
+                }
+                None => socket::reset_on_close(&client),
+            },
             Err(error) => {
                 scope.context.metrics.accept_errors.inc();
-                warn!(%error, "cannot accept connections, trying again");
+                if let Some(suppressed) = scope.context.accept_warnings.admit() {
+                    warn!(%error, suppressed, "cannot accept connections, trying again");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Takes the descriptors of a connection. `None` if there is no room for it.
+fn admit(client: SocketAddr, context: &Context) -> Option<Permit> {
+    let metrics = &context.metrics;
+    if context.max_connections.is_some_and(|limit| context.tasks.len() >= limit) {
+        metrics.connections_shed.inc();
+        return None;
+    }
+    let permit = context.budget.take(client.ip(), CONNECTION_DESCRIPTORS);
+    let refused = |refusal: &Refusal| match refusal {
+        Refusal::ClientLimit => metrics.client_limits.inc(),
+        Refusal::Exhausted => metrics.connections_shed.inc(),
+    };
+    permit.inspect_err(refused).ok()
 }
 
 async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::debug;
 
+use crate::budget::{Permit, Refusal};
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::datagram;
 use crate::kernel::icmp_error::IcmpError;
@@ -200,6 +201,7 @@ impl Server {
         if flows >= context.udp_max_flows {
             self.evict(address);
         }
+        let permit = self.permit(client.ip(), address)?;
         let mut failure = None;
         for endpoint in frontend.candidates(&set, pool, client.ip()).take(ATTEMPTS) {
             let endpoint = endpoint.address;
@@ -211,7 +213,7 @@ impl Server {
             match opened {
                 Ok(upstream) => {
                     frontend.remember(&set, client.ip(), endpoint);
-                    return self.insert(client, Arc::clone(&frontend), endpoint, upstream);
+                    return self.insert(client, Arc::clone(&frontend), endpoint, upstream, permit);
                 }
                 Err(error) => {
                     debug!(service = %frontend.service(), %endpoint, %error, "cannot open a flow");
@@ -230,6 +232,7 @@ impl Server {
         frontend: Arc<Frontend>,
         endpoint: SocketAddr,
         upstream: UdpSocket,
+        permit: Permit,
     ) -> Option<Arc<Flow>> {
         let (last, drops) = (AtomicU64::new(self.shared.now()), AtomicU32::new(0));
         let (open, address) = (frontend.traffic.enter(None)?, frontend.key.address);
@@ -237,7 +240,7 @@ impl Server {
         let (reading, shared) = (Arc::clone(&flow), Arc::clone(&self.shared));
         let reader = self.tasks.spawn(async move { Event::Refused(reading.read_replies(shared).await) });
         let served = self.frontends.get_mut(&address)?;
-        served.flows.insert(Arc::clone(&flow), reader);
+        served.flows.insert(Arc::clone(&flow), reader, permit);
         self.shared.context.metrics.udp_flows.inc();
         Some(flow)
     }
@@ -280,6 +283,22 @@ impl Server {
         } else if let Some(served) = self.frontends.get_mut(&address) {
             served.watcher = self.tasks.spawn(watch(Arc::clone(frontend), changes));
         }
+    }
+
+    /// Takes the descriptor of a flow. A client that has its share gives up a flow of the same frontend.
+    fn permit(&mut self, client: IpAddr, address: SocketAddr) -> Option<Permit> {
+        let context = Arc::clone(&self.shared.context);
+        let refusal = match context.budget.take(client, 1) {
+            Ok(permit) => return Some(permit),
+            Err(refusal) => refusal,
+        };
+        if refusal == Refusal::ClientLimit {
+            context.metrics.client_limits.inc();
+        }
+        let served = self.frontends.get_mut(&address)?;
+        let victim = served.flows.victim_of(client)?;
+        self.close(&victim);
+        context.budget.take(client, 1).ok()
     }
 
     /// Ends a flow of a frontend to make room. False if there was none here.

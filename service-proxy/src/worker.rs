@@ -11,10 +11,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use daemon::log::RateLimit;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Budget;
 use crate::kernel::source_ports::Source;
 use crate::locality::Locality;
 use crate::metrics::Metrics;
@@ -31,7 +33,10 @@ pub(crate) struct Context {
     /// A worker's share for each frontend.
     pub(crate) udp_max_flows: usize,
     pub(crate) patience: Patience,
-    pub(crate) max_connections: usize,
+    /// `--max-connections`.
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) accept_warnings: RateLimit,
     /// Where addresses are.
     pub(crate) locality: ArcSwap<Locality>,
     /// Whether clients' addresses may be borrowed.

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use tokio::task::AbortHandle;
 
 use super::flow::Flow;
+use crate::budget::Permit;
 
 /// Flows of a client that are looked at for a silent one.
 const LOOKS: usize = 16;
@@ -36,6 +37,8 @@ struct Entry {
     /// Its place in the queue, and when it last spoke before it was put there.
     place: u64,
     spoke: u64,
+    /// Given back when the flow leaves the table, a moment before its socket is closed.
+    _permit: Permit,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,12 +61,12 @@ impl Table {
     }
 
     /// Takes in a flow; the client has none.
-    pub(super) fn insert(&mut self, flow: Arc<Flow>, reader: AbortHandle) {
+    pub(super) fn insert(&mut self, flow: Arc<Flow>, reader: AbortHandle, permit: Permit) {
         let client = flow.client;
         let spoke = flow.last.load(Ordering::Relaxed);
         let place = self.enqueue(client);
         self.share(client.ip(), |flows| flows + 1);
-        self.flows.insert(client, Entry { flow, reader, place, spoke });
+        self.flows.insert(client, Entry { flow, reader, place, spoke, _permit: permit });
     }
 
     /// Ends a flow. False if it is not in the table any more.
@@ -81,8 +84,13 @@ impl Table {
     /// The flow that should make room.
     pub(super) fn victim(&mut self) -> Option<Arc<Flow>> {
         let (.., client) = *self.ranks.last()?;
+        self.victim_of(client)
+    }
+
+    /// The flow of a client that should make room: one that is silent, as far as a short look tells.
+    pub(super) fn victim_of(&mut self, client: IpAddr) -> Option<Arc<Flow>> {
         for _ in 0..LOOKS {
-            let (_, first) = self.queues.range((client, 0)..).next()?;
+            let (_, first) = self.queues.range((client, 0)..=(client, u64::MAX)).next()?;
             let entry = self.flows.get(first)?;
             let spoke = entry.flow.last.load(Ordering::Relaxed);
             if spoke == entry.spoke {
@@ -96,7 +104,7 @@ impl Table {
                 (entry.place, entry.spoke) = (place, spoke);
             }
         }
-        let (_, first) = self.queues.range((client, 0)..).next()?;
+        let (_, first) = self.queues.range((client, 0)..=(client, u64::MAX)).next()?;
         self.get(*first)
     }
 
@@ -125,6 +133,7 @@ mod tests {
 
     use super::*;
     use crate::backend::endpoints::Selection;
+    use crate::budget::Budget;
     use crate::frontend::{Frontend, FrontendKey};
     use crate::metrics::Metrics;
     use crate::service_port::ServicePort;
@@ -133,6 +142,7 @@ mod tests {
     struct Opened {
         table: Table,
         frontend: Arc<Frontend>,
+        budget: Arc<Budget>,
         runtime: tokio::runtime::Runtime,
     }
 
@@ -144,18 +154,20 @@ mod tests {
                 name: "".into(),
                 protocol: Protocol::Udp,
             };
-            let traffic = Arc::new(Traffic::new(port, Arc::clone(&Metrics::new().services)));
+            let budget = Budget::new(1_000);
+            let traffic = Arc::new(Traffic::new(port, Arc::clone(&Metrics::new(&budget).services)));
             let key = FrontendKey { protocol: Protocol::Udp, address: "10.96.0.9:53".parse().unwrap() };
             let frontend = Arc::new(Frontend::new(key, traffic, Selection::default()));
-            Self { table: Table::default(), frontend, runtime }
+            Self { table: Table::default(), frontend, budget, runtime }
         }
 
         fn open(&mut self, client: &str) -> Arc<Flow> {
             let _inside = self.runtime.enter();
             let upstream = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             upstream.set_nonblocking(true).unwrap();
+            let client: SocketAddr = client.parse().unwrap();
             let flow = Arc::new(Flow {
-                client: client.parse().unwrap(),
+                client,
                 frontend: Arc::clone(&self.frontend),
                 drops: AtomicU32::new(0),
                 endpoint: "127.0.0.1:9".parse().unwrap(),
@@ -165,7 +177,8 @@ mod tests {
             });
             let reader =
                 tokio::task::JoinSet::new().spawn_on(std::future::pending::<()>(), self.runtime.handle());
-            self.table.insert(Arc::clone(&flow), reader);
+            let permit = self.budget.take(client.ip(), 1).unwrap();
+            self.table.insert(Arc::clone(&flow), reader, permit);
             flow
         }
 
@@ -192,6 +205,19 @@ mod tests {
         assert!(frontend.table.victim().is_none() && frontend.table.len() == 0);
         assert!(!frontend.table.remove(&modest), "gone already");
         assert!(frontend.table.ranks.is_empty() && frontend.table.queues.is_empty());
+    }
+
+    #[test]
+    fn the_victim_of_a_client_is_its_own_flow_and_gives_its_descriptor_back() {
+        let mut frontend = Opened::new();
+        frontend.open("10.0.0.2:1");
+        frontend.open("10.0.0.2:2");
+        frontend.open("10.0.0.9:1");
+        let own = frontend.table.victim_of("10.0.0.9".parse().unwrap()).unwrap();
+        assert_eq!(own.client, "10.0.0.9:1".parse().unwrap());
+        frontend.table.remove(&own);
+        assert_eq!(frontend.budget.used(), 2, "although its reader still has it");
+        assert!(frontend.table.victim_of("10.0.0.9".parse().unwrap()).is_none());
     }
 
     #[test]

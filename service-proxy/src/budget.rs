@@ -1,0 +1,183 @@
+//! How many file descriptors traffic may have, and how many of them one client.
+//!
+//! A connection has two, a UDP flow one, a listener one. The rest of what the process may open is for the control side: the
+//! readers of manifests, the pages, netlink, the API server. Without that, a client with many flows would leave the proxy unable
+//! to read a changed manifest.
+//!
+//! A client may have as many as are free: alone half of all, two clients a third each. So whatever any number of greedy clients
+//! take, one more finds some left (dynamic thresholds, as in switches that share a buffer: Choudhury and Hahne, 1998). A client
+//! that has its share loses its own new connections and nobody else's.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Descriptors that are kept for the control side.
+const RESERVE: usize = 1024;
+
+/// Where fewer may be open at all, one in so many.
+const RESERVE_SHARE: usize = 4;
+
+/// Clients are spread over so many locks: workers seldom meet at one.
+const SHARDS: usize = 64;
+
+/// The descriptors of all traffic.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+    /// Of each client that has any.
+    clients: Vec<Mutex<HashMap<IpAddr, usize>>>,
+    hasher: RandomState,
+}
+
+/// Descriptors that are taken; they are given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    budget: Arc<Budget>,
+    /// `None` for a listener.
+    client: Option<IpAddr>,
+    count: usize,
+}
+
+/// Why there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The client has its share.
+    ClientLimit,
+    /// No descriptor is left.
+    Exhausted,
+}
+
+impl Budget {
+    /// Shares out what is left of `files`, the number that the process may open.
+    pub(crate) fn new(files: u64) -> Arc<Self> {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            limit: files - RESERVE.min(files / RESERVE_SHARE),
+            used: AtomicUsize::new(0),
+            clients: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+        })
+    }
+
+    /// Descriptors that traffic may have.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Descriptors that traffic has.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes `count` descriptors for a client.
+    ///
+    /// # Errors
+    /// When the client has its share, or none are left.
+    pub(crate) fn take(self: &Arc<Self>, client: IpAddr, count: usize) -> Result<Permit, Refusal> {
+        let mut clients = self.shard(client);
+        let has = clients.get(&client).copied().unwrap_or(0);
+        let before = self.used.fetch_add(count, Ordering::Relaxed);
+        let free = self.limit.saturating_sub(before);
+        if count > free || has + count > free {
+            self.used.fetch_sub(count, Ordering::Relaxed);
+            return Err(if has > 0 { Refusal::ClientLimit } else { Refusal::Exhausted });
+        }
+        clients.insert(client, has + count);
+        Ok(Permit { budget: Arc::clone(self), client: Some(client), count })
+    }
+
+    /// Takes one for a listener.
+    ///
+    /// # Errors
+    /// When none is left.
+    pub(crate) fn take_listener(self: &Arc<Self>) -> io::Result<Permit> {
+        if self.used.fetch_add(1, Ordering::Relaxed) >= self.limit {
+            self.used.fetch_sub(1, Ordering::Relaxed);
+            return Err(io::Error::other("connections have all file descriptors there are for traffic"));
+        }
+        Ok(Permit { budget: Arc::clone(self), client: None, count: 1 })
+    }
+
+    fn shard(&self, client: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        #[expect(clippy::cast_possible_truncation, reason = "the low bits choose a shard")]
+        let shard = self.hasher.hash_one(client) as usize % SHARDS;
+        self.clients[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    /// Keeps what is taken until `work` is over.
+    pub(crate) async fn cover<T>(self, work: impl Future<Output = T>) -> T {
+        let result = work.await;
+        drop(self);
+        result
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(client) = self.client {
+            let mut clients = self.budget.shard(client);
+            if let Some(has) = clients.get_mut(&client) {
+                *has -= self.count;
+                if *has == 0 {
+                    clients.remove(&client);
+                }
+            }
+        }
+        self.budget.used.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(number: u8) -> IpAddr {
+        [10, 22, 0, number].into()
+    }
+
+    fn take_all(budget: &Arc<Budget>, client: IpAddr) -> Vec<Permit> {
+        std::iter::from_fn(|| budget.take(client, 1).ok()).collect()
+    }
+
+    #[test]
+    fn some_are_left_whatever_any_number_of_clients_take() {
+        // 300 of 400 are for traffic.
+        let budget = Budget::new(400);
+        let first = take_all(&budget, client(1));
+        assert_eq!(first.len(), 150);
+        assert_eq!(budget.take(client(1), 1).unwrap_err(), Refusal::ClientLimit);
+        let second = take_all(&budget, client(2));
+        assert_eq!(second.len(), 75);
+        let more: Vec<_> = (3..8).map(|number| take_all(&budget, client(number))).collect();
+        assert!(more.iter().all(|permits| !permits.is_empty()), "{more:?}");
+        drop((first, second, more));
+        assert_eq!(budget.used(), 0);
+        assert!(budget.clients.iter().all(|clients| clients.lock().unwrap().is_empty()));
+    }
+
+    #[test]
+    fn no_more_than_there_are_is_taken() {
+        let budget = Budget::new(4);
+        let listeners: Vec<_> = (0..3).map(|_| budget.take_listener().unwrap()).collect();
+        assert!(budget.take_listener().is_err());
+        assert_eq!(budget.take(client(1), 1).unwrap_err(), Refusal::Exhausted);
+        drop(listeners);
+        let _two = budget.take(client(1), 2).unwrap();
+        assert_eq!(budget.take(client(1), 1).unwrap_err(), Refusal::ClientLimit);
+        let _one = budget.take(client(2), 1).unwrap();
+    }
+
+    #[test]
+    fn the_control_side_keeps_a_quarter_or_a_thousand() {
+        assert_eq!(Budget::new(256).limit(), 192);
+        assert_eq!(Budget::new(1_048_576).limit(), 1_048_576 - 1024);
+        assert_eq!(Budget::new(0).limit(), 0);
+    }
+}
