@@ -21,7 +21,7 @@ use crate::event::{Event, Object, Origin, Sourced};
 use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service};
 use crate::problem::Problem;
 use crate::shared_map::SharedMap;
-use crate::snapshot::{ServiceEntry, Snapshot};
+use crate::snapshot::{Precedence, ServiceEntry, Snapshot};
 use addresses::Addresses;
 use claims::{Claim, Claims, Rank};
 use grouping::Grouping;
@@ -288,7 +288,7 @@ impl Index {
     ) -> Option<SharedMap<NamespacedName, ServiceEntry>> {
         let before = &self.published.services;
         let news = stale.into_iter().filter_map(|name| {
-            let entry = self.services.get(&name).map(|claim| self.entry(&claim.value, nodes));
+            let entry = self.services.get(&name).map(|claim| self.entry(claim, nodes));
             // Readers tell by pointer what changed.
             (before.get(&name).map(|old| &**old) != entry.as_ref()).then_some((name, entry))
         });
@@ -306,7 +306,8 @@ impl Index {
         Some(services)
     }
 
-    fn entry(&self, service: &Arc<Service>, nodes: &BTreeMap<Arc<str>, Arc<Node>>) -> ServiceEntry {
+    fn entry(&self, claim: &Claim<Service>, nodes: &BTreeMap<Arc<str>, Arc<Node>>) -> ServiceEntry {
+        let service = &claim.value;
         let slices = match self.grouping.slices_of(&service.name) {
             Some(names) => {
                 let claims = names.iter().filter_map(|name| self.slices.get(name));
@@ -320,7 +321,8 @@ impl Index {
             }
         };
         let cluster_ips = self.addresses.of(&service.name).to_vec();
-        ServiceEntry { service: Arc::clone(service), cluster_ips, slices }
+        let precedence = Precedence(Some(claim.rank.clone()));
+        ServiceEntry { service: Arc::clone(service), cluster_ips, slices, precedence }
     }
 
     fn nodes_in_force(&self) -> BTreeMap<Arc<str>, Arc<Node>> {

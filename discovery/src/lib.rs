@@ -32,7 +32,7 @@ pub use index::Index;
 pub use notice::{Notice, Recorder, Regarding};
 pub use problem::{Location, Problem, Severity};
 pub use shared_map::SharedMap;
-pub use snapshot::{ServiceEntry, Snapshot, SourceState};
+pub use snapshot::{Precedence, ServiceEntry, Snapshot, SourceState};
 #[cfg(feature = "kubernetes")]
 pub use source::Access;
 pub use staleness::Staleness;

@@ -159,6 +159,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         tokio::select! {
             () = ends => false,
             () = &mut upkeep => false,
+            () = hold_names(&config) => false,
             () = succession => true,
         }
     };
@@ -230,6 +231,17 @@ fn succession_name(listen: &[SocketAddr]) -> Option<String> {
     listen.first().filter(|address| address.port() != 0).map(|address| format!("portolan-dns/{address}"))
 }
 
+/// Holds the names by which portolan-proxy finds out where this server listens: there it leaves queries to it. The first
+/// address has its name by [`succession_name`].
+async fn hold_names(config: &Config) {
+    let tls = config.tls.iter().flat_map(|tls| &tls.listen);
+    let others = config.listen.iter().skip(1).chain(tls).filter(|address| address.port() != 0);
+    let names: Vec<String> = others.map(|address| format!("portolan-dns/{address}")).collect();
+    let holding: Vec<_> = names.iter().map(|name| succession::hold(name)).collect();
+    futures_util::future::join_all(holding).await;
+    std::future::pending().await
+}
+
 /// What the process before hands over: the secret of its cookies, and its sockets.
 async fn inherit(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Option<Predecessor>)> {
     let inheritance = match name {
@@ -253,6 +265,7 @@ async fn inherit(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Optio
 /// Serves a page each at these addresses. One that is taken costs its page, and nothing else.
 fn serve_pages(config: &Config, metrics: &Metrics, readiness: &Readiness, drain: &Drain) -> JoinSet<()> {
     daemon::build_info::register(&metrics.registry);
+    daemon::log::register(&metrics.registry, "portolan_dns");
     let mut serving = JoinSet::new();
     for (address, flag, path) in [
         (config.metrics_address, "--metrics-bind-address", "/metrics"),

@@ -1,6 +1,6 @@
 //! How many file descriptors traffic may have, and how many of them one client.
 //!
-//! A connection has two, a UDP flow one, a listener one. The rest of what the process may open is for the control side: the
+//! A connection has two, a UDP flow one. The rest of what the process may open is for the control side: the
 //! readers of manifests, the pages, netlink, the API server. Without that, a client with many flows would leave the proxy unable
 //! to read a changed manifest.
 //!
@@ -10,7 +10,6 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,8 +37,7 @@ pub(crate) struct Budget {
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
-    /// `None` for a listener.
-    client: Option<IpAddr>,
+    client: IpAddr,
     count: usize,
 }
 
@@ -88,19 +86,7 @@ impl Budget {
             return Err(if has > 0 { Refusal::ClientLimit } else { Refusal::Exhausted });
         }
         clients.insert(client, has + count);
-        Ok(Permit { budget: Arc::clone(self), client: Some(client), count })
-    }
-
-    /// Takes one for a listener.
-    ///
-    /// # Errors
-    /// When none is left.
-    pub(crate) fn take_listener(self: &Arc<Self>) -> io::Result<Permit> {
-        if self.used.fetch_add(1, Ordering::Relaxed) >= self.limit {
-            self.used.fetch_sub(1, Ordering::Relaxed);
-            return Err(io::Error::other("connections have all file descriptors there are for traffic"));
-        }
-        Ok(Permit { budget: Arc::clone(self), client: None, count: 1 })
+        Ok(Permit { budget: Arc::clone(self), client, count })
     }
 
     fn shard(&self, client: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -121,15 +107,14 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(client) = self.client {
-            let mut clients = self.budget.shard(client);
-            if let Some(has) = clients.get_mut(&client) {
-                *has -= self.count;
-                if *has == 0 {
-                    clients.remove(&client);
-                }
+        let mut clients = self.budget.shard(self.client);
+        if let Some(has) = clients.get_mut(&self.client) {
+            *has -= self.count;
+            if *has == 0 {
+                clients.remove(&self.client);
             }
         }
+        drop(clients);
         self.budget.used.fetch_sub(self.count, Ordering::Relaxed);
     }
 }
@@ -165,10 +150,7 @@ mod tests {
     #[test]
     fn no_more_than_there_are_is_taken() {
         let budget = Budget::new(4);
-        let listeners: Vec<_> = (0..3).map(|_| budget.take_listener().unwrap()).collect();
-        assert!(budget.take_listener().is_err());
-        assert_eq!(budget.take(client(1), 1).unwrap_err(), Refusal::Exhausted);
-        drop(listeners);
+        assert_eq!(budget.take(client(1), 4).unwrap_err(), Refusal::Exhausted);
         let _two = budget.take(client(1), 2).unwrap();
         assert_eq!(budget.take(client(1), 1).unwrap_err(), Refusal::ClientLimit);
         let _one = budget.take(client(2), 1).unwrap();

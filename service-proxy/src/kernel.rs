@@ -5,6 +5,7 @@ pub(crate) mod datagram;
 pub(crate) mod divert;
 pub(crate) mod icmp_error;
 pub(crate) mod interception;
+pub(crate) mod local_dns;
 pub(crate) mod local_replies;
 pub(crate) mod local_route;
 pub(crate) mod node_address;

@@ -4,6 +4,7 @@ mod health;
 pub(crate) mod health_check;
 mod status;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -11,6 +12,7 @@ use std::time::{Instant, SystemTime};
 use daemon::admin::{self, Response, Server};
 use daemon::program::Settings;
 use daemon::readiness::{Condition, Readiness};
+use discovery::model::NamespacedName;
 use discovery::{SharedMap, Snapshots};
 use hyper::StatusCode;
 use tokio::task::JoinSet;
@@ -27,6 +29,8 @@ pub(crate) struct Status(Arc<Mutex<Shown>>);
 pub(crate) struct Shown {
     pub(crate) frontends: SharedMap<FrontendKey, Frontend>,
     pub(crate) failures: Vec<String>,
+    /// What portolan-dns answers in place of the Services that have it.
+    pub(crate) left_to_dns: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
     /// When the last state was put into force; `None` before the first.
     pub(crate) updated: Option<SystemTime>,
     /// Since when the kernel has not taken the rules, if it does not.
@@ -74,6 +78,7 @@ pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
     let Pages { metrics_address, healthz_address, settings, proxy_name, metrics, snapshots, status } = pages;
     let readiness = readiness(snapshots.clone(), status.clone());
     daemon::build_info::register(&metrics.registry);
+    daemon::log::register(&metrics.registry, "portolan_proxy");
     let shown = (status.clone(), Arc::clone(&metrics), readiness.clone());
     let of_metrics = move |server: Server| {
         let (status, metrics, readiness) = shown;
@@ -112,6 +117,13 @@ fn readiness(snapshots: Snapshots, status: Status) -> Readiness {
                 detail.push_str("; ");
                 detail.push_str(failure);
             }
+            for (service, keys) in &shown.left_to_dns {
+                for key in keys {
+                    detail.push_str(&format!(
+                        "; {key} of Service {service} is left to portolan-dns on this node"
+                    ));
+                }
+            }
             if shown.draining {
                 detail.push_str("; draining");
             }
@@ -131,8 +143,7 @@ fn services(query: &str, proxy_name: Option<&str>, snapshots: &Snapshots, status
         let wanted = all.filter(|f| service.is_none_or(|service| f.service().to_string() == service));
         let mut frontends: Vec<_> = wanted.collect();
         frontends.sort_by_key(|frontend| frontend.key);
-        let view =
-            status::View { snapshot: &snapshot, frontends, failures: &shown.failures, service, proxy_name };
+        let view = status::View { snapshot: &snapshot, frontends, shown, service, proxy_name };
         if value("format") == Some("json") {
             Response::json(StatusCode::OK, &format_args!("{:#}", view.json()))
         } else {

@@ -9,6 +9,7 @@ use discovery::model::{IpFamily, Protocol, ServicePort};
 
 use crate::backend::endpoints::{Scope, Selection};
 use crate::frontend::FrontendKey;
+use crate::proxier::ownership::ClaimKind;
 use crate::surroundings::Surroundings;
 
 /// Everywhere a Service is to be served.
@@ -19,6 +20,8 @@ pub(crate) struct Plan {
     /// External addresses, and ports of the node, of Services without endpoints. Without a rule a packet would go where it
     /// went before there was the Service.
     pub(crate) refused: BTreeSet<FrontendKey>,
+    /// Everything the Service claims, with endpoints or without.
+    pub(crate) claims: BTreeMap<FrontendKey, ClaimKind>,
     /// For each port and family of which a policy of `Local` leaves clients without any endpoint though there are
     /// others: the policy (`internal` or `external`) and the family.
     pub(crate) without_local: Vec<(&'static str, IpFamily)>,
@@ -40,20 +43,22 @@ pub(crate) fn is_carried(entry: &ServiceEntry, around: &Surroundings) -> bool {
 /// The plan for a Service.
 pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> Plan {
     let mut plan = Plan::default();
-    if !entry.service.rules.carrier.is(around.proxy_name.as_deref()) {
+    if !is_carried(entry, around) {
         return plan;
     }
+    plan.claims.extend(health_check_keys(entry, around).map(|key| (key, ClaimKind::NodePort)));
     for port in entry.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
         let mut without_local = BTreeSet::new();
-        for (address, scope) in entrances(entry, port, around) {
+        for (address, scope, kind) in entrances(entry, port, around) {
             let family = IpFamily::of(address.ip());
             let selection = Selection::of(entry, port, family, scope, around);
             if selection.without_local {
                 without_local.insert((scope.policy(), family));
             }
             let key = FrontendKey { protocol: port.protocol, address };
+            // An address may be named twice; a cluster IP is the most specific and comes first.
+            plan.claims.entry(key).and_modify(|known| *known = kind.min(*known)).or_insert(kind);
             if !selection.is_empty() {
-                // An address may be named twice; a cluster IP is the most specific and comes first.
                 let planned = Planned { port: Arc::clone(&port.name), selection };
                 plan.frontends.entry(key).or_insert(planned);
             } else if scope != Scope::Internal {
@@ -95,16 +100,38 @@ pub(crate) fn depends_on_surroundings(entry: &ServiceEntry) -> bool {
         || entry.slices.iter().flat_map(|slice| &slice.endpoints).any(|endpoint| endpoint.hints.is_some())
 }
 
-fn entrances(entry: &ServiceEntry, port: &ServicePort, around: &Surroundings) -> Vec<(SocketAddr, Scope)> {
+/// Where load balancers ask about the Service.
+pub(crate) fn health_check_keys<'a>(
+    entry: &'a ServiceEntry,
+    around: &'a Surroundings,
+) -> impl Iterator<Item = FrontendKey> + 'a {
+    let port = entry.service.rules.health_check_node_port;
+    let addresses = around.node_port_addresses.iter().copied();
+    addresses.filter_map(move |ip| {
+        Some(FrontendKey { protocol: Protocol::Tcp, address: SocketAddr::new(ip, port?) })
+    })
+}
+
+fn entrances(
+    entry: &ServiceEntry,
+    port: &ServicePort,
+    around: &Surroundings,
+) -> Vec<(SocketAddr, Scope, ClaimKind)> {
     let rules = &entry.service.rules;
-    let at = |number: u16, scope: Scope| move |ip: &IpAddr| (SocketAddr::new(*ip, number), scope);
-    let mut entrances: Vec<_> = entry.cluster_ips.iter().map(at(port.port, Scope::Internal)).collect();
+    let at = |number: u16, scope: Scope, kind: ClaimKind| {
+        move |ip: &IpAddr| (SocketAddr::new(*ip, number), scope, kind)
+    };
+    let number = port.port;
+    let cluster_ips = entry.cluster_ips.iter();
+    let mut entrances: Vec<_> = cluster_ips.map(at(number, Scope::Internal, ClaimKind::ClusterIp)).collect();
     let external = if around.ignores_external_ips { &[] } else { &rules.external_ips[..] };
-    let balanced = &rules.load_balancer_ips;
-    entrances.extend(around.not_of_others(external).map(at(port.port, Scope::External)));
-    entrances.extend(around.not_of_others(balanced).map(at(port.port, Scope::LoadBalancer)));
+    let external = around.not_of_others(external);
+    entrances.extend(external.map(at(number, Scope::External, ClaimKind::ExternalIp)));
+    let balanced = around.not_of_others(&rules.load_balancer_ips);
+    entrances.extend(balanced.map(at(number, Scope::LoadBalancer, ClaimKind::LoadBalancerIp)));
     if let Some(number) = port.node_port {
-        entrances.extend(around.node_port_addresses.iter().map(at(number, Scope::External)));
+        let addresses = around.node_port_addresses.iter();
+        entrances.extend(addresses.map(at(number, Scope::External, ClaimKind::NodePort)));
     }
     entrances
 }

@@ -3,24 +3,26 @@
 mod carried;
 mod interception;
 mod outlook;
+pub(crate) mod ownership;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use discovery::model::NamespacedName;
-use discovery::{ServiceEntry, SharedMap, Snapshot};
+use discovery::model::{NamespacedName, Protocol};
+use discovery::{Precedence, ServiceEntry, SharedMap, Snapshot};
 use ipnetwork::IpNetwork;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::carried::Carried;
 use self::interception::{Intercepted, LocalAddresses};
+use self::ownership::Ownership;
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::interception::{Interception, Listeners};
-use crate::kernel::{datagram, socket};
+use crate::kernel::{datagram, local_dns, socket};
 use crate::plan::{self, Plan, Planned, plan};
 use crate::service_port::ServicePort;
 use crate::surroundings::{Place, Surroundings};
@@ -50,16 +52,17 @@ pub(crate) struct Proxier {
     /// Services that load balancers in front ask about.
     health_checked: BTreeSet<NamespacedName>,
     frontends: SharedMap<FrontendKey, Frontend>,
-    failures: BTreeMap<FrontendKey, Failure>,
+    ownership: Ownership,
+    /// What Services claim and others have, with what is said about it.
+    conflicts: BTreeMap<NamespacedName, BTreeMap<FrontendKey, String>>,
+    /// Where portolan-dns listens on this node, which answers there itself.
+    dns_listeners: BTreeSet<SocketAddr>,
+    /// Where that has changed since the last state was applied.
+    dns_moved: BTreeSet<SocketAddr>,
+    /// What Services have and portolan-dns answers for them.
+    left_to_dns: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
     intercepted: Intercepted,
     started: SystemTime,
-}
-
-/// A frontend that another Service has.
-#[derive(Debug)]
-struct Failure {
-    service: NamespacedName,
-    message: String,
 }
 
 impl Proxier {
@@ -113,7 +116,11 @@ impl Proxier {
             refused: BTreeMap::new(),
             health_checked: BTreeSet::new(),
             frontends: SharedMap::default(),
-            failures: BTreeMap::new(),
+            ownership: Ownership::default(),
+            conflicts: BTreeMap::new(),
+            dns_listeners: local_dns::listeners(),
+            dns_moved: BTreeSet::new(),
+            left_to_dns: BTreeMap::new(),
             intercepted,
             started: SystemTime::now(),
         })
@@ -139,34 +146,56 @@ impl Proxier {
             let others = snapshot.services().filter(|entry| is_same(entry));
             changed.extend(others.filter(|entry| plan::depends_on_surroundings(entry)).cloned());
         }
+        let mut affected = BTreeSet::new();
         for name in snapshot.gone_since(&before) {
-            self.end(name);
+            affected.extend(self.end(name));
         }
-        let happened = self.put_into_force(changed, &before);
+        affected.extend(self.moved_to_or_from_dns());
+        let happened = self.put_into_force(changed, affected, &before);
         self.intercept();
         self.note(snapshot, started, &happened);
     }
 
-    /// Returns when that happened which is now in force.
-    fn put_into_force(&mut self, changed: Vec<Arc<ServiceEntry>>, before: &Snapshot) -> Vec<SystemTime> {
+    /// Returns when that happened which is now in force. `affected` are Services that an address has passed to, or may have.
+    fn put_into_force(
+        &mut self,
+        changed: Vec<Arc<ServiceEntry>>,
+        mut affected: BTreeSet<NamespacedName>,
+        before: &Snapshot,
+    ) -> Vec<SystemTime> {
         let mut happened = Vec::new();
-        let plans: Vec<_> = changed.iter().map(|entry| plan(entry, &self.surroundings)).collect();
+        let mut plans: Vec<_> = Vec::with_capacity(changed.len());
+        for entry in changed {
+            let mut plan = plan(&entry, &self.surroundings);
+            let claims = std::mem::take(&mut plan.claims);
+            affected.extend(self.ownership.set(&entry.service.name, &entry.precedence, claims));
+            happened.extend(self.count_changes(&entry, before));
+            plans.push((entry, plan));
+        }
+        for (entry, _) in &plans {
+            affected.remove(&entry.service.name);
+        }
+        for entry in affected.iter().filter_map(|name| self.snapshot.service(name)) {
+            plans.push((Arc::clone(entry), plan(entry, &self.surroundings)));
+        }
         // What a Service no longer serves goes first: its address may have passed to another one.
-        for (entry, plan) in changed.iter().zip(&plans) {
+        for (entry, plan) in &mut plans {
             let name = &entry.service.name;
+            let is_served = |key: &FrontendKey| {
+                self.ownership.owner(key) == Some(name) && !self.dns_listeners.contains(&key.address)
+            };
+            plan.frontends.retain(|key, _| is_served(key));
+            plan.refused.retain(is_served);
+            self.note_conflicts(name);
+            self.note_left_to_dns(name);
             self.retain(name, plan);
             self.note_rules(entry, plan);
-            let counts = &self.context.metrics.kube_proxy;
             let is_carried = plan::is_carried(entry, &self.surroundings);
             let ports = if is_carried { &entry.service.ports[..] } else { &[] };
-            self.services.entry(name.clone()).or_default().update(ports, plan, &counts.without_local);
-            counts.service_changes.inc();
-            for slice in entry.slices_since(before.service(name)) {
-                counts.endpoint_changes.inc();
-                happened.extend(slice.triggered_at);
-            }
+            let without_local = &self.context.metrics.kube_proxy.without_local;
+            self.services.entry(name.clone()).or_default().update(ports, plan, without_local);
         }
-        for (entry, plan) in changed.iter().zip(plans) {
+        for (entry, plan) in plans {
             for (key, planned) in plan.frontends {
                 self.ensure(key, &entry.service.name, planned);
             }
@@ -174,15 +203,66 @@ impl Proxier {
         happened
     }
 
-    /// A Service is no more.
-    fn end(&mut self, name: &NamespacedName) {
+    /// Counts a changed Service as kube-proxy does, and returns when that happened to its endpoints which is news.
+    fn count_changes(&self, entry: &ServiceEntry, before: &Snapshot) -> Vec<SystemTime> {
+        let counts = &self.context.metrics.kube_proxy;
+        counts.service_changes.inc();
+        let slices: Vec<_> = entry.slices_since(before.service(&entry.service.name)).collect();
+        counts.endpoint_changes.inc_by(slices.len() as u64);
+        slices.iter().filter_map(|slice| slice.triggered_at).collect()
+    }
+
+    /// Says what a Service claims and another one has, once.
+    fn note_conflicts(&mut self, service: &NamespacedName) {
+        let known = self.conflicts.remove(service).unwrap_or_default();
+        let lost = self.ownership.lost(service).map(|(key, owner)| {
+            let message =
+                format!("cannot serve {key} of Service {service}: Service {owner} has it, and comes first");
+            (key, message)
+        });
+        let lost: BTreeMap<FrontendKey, String> = lost.collect();
+        for (_, message) in lost.iter().filter(|(key, message)| known.get(key) != Some(message)) {
+            error!("{message}");
+        }
+        if !lost.is_empty() {
+            self.conflicts.insert(service.clone(), lost);
+        }
+    }
+
+    /// Services of addresses at which portolan-dns listens since a moment ago, or does not any more.
+    fn moved_to_or_from_dns(&mut self) -> BTreeSet<NamespacedName> {
+        let moved = std::mem::take(&mut self.dns_moved).into_iter();
+        let keys = moved.flat_map(|address| {
+            [Protocol::Tcp, Protocol::Udp].map(|protocol| FrontendKey { protocol, address })
+        });
+        keys.filter_map(|key| self.ownership.owner(&key).cloned()).collect()
+    }
+
+    /// Says what of a Service portolan-dns answers in its place, once.
+    fn note_left_to_dns(&mut self, service: &NamespacedName) {
+        let known = self.left_to_dns.remove(service).unwrap_or_default();
+        let owned = self.ownership.owned(service);
+        let left: BTreeSet<_> = owned.filter(|key| self.dns_listeners.contains(&key.address)).collect();
+        for key in left.difference(&known) {
+            info!(frontend = %key, %service, "left to portolan-dns, which listens there on this node");
+        }
+        if !left.is_empty() {
+            self.left_to_dns.insert(service.clone(), left);
+        }
+    }
+
+    /// A Service is no more. Returns those that get what it had.
+    fn end(&mut self, name: &NamespacedName) -> BTreeSet<NamespacedName> {
         self.retain(name, &Plan::default());
         self.outside.remove(name);
         self.refused.remove(name);
         self.health_checked.remove(name);
+        self.conflicts.remove(name);
+        self.left_to_dns.remove(name);
         if let Some(mut carried) = self.services.remove(name) {
             carried.set_without_local(Vec::new(), &self.context.metrics.kube_proxy.without_local);
         }
+        self.ownership.set(name, &Precedence::default(), BTreeMap::new())
     }
 
     /// Notes what few Services ask for, so that finding those does not mean to look at all.
@@ -230,26 +310,13 @@ impl Proxier {
         }
     }
 
-    /// Tries again what could not be opened. False if there was nothing to try.
+    /// Tries again what the kernel did not take. False if there was nothing to try.
     pub(crate) fn retry_failures(&mut self) -> bool {
         self.intercepted.check(&self.context.metrics);
-        if self.failures.is_empty() && self.intercepted.failure().is_none() {
+        if self.intercepted.failure().is_none() {
             return false;
         }
-        let failures = std::mem::take(&mut self.failures);
-        for (key, failure) in failures {
-            let entry = self.snapshot.service(&failure.service);
-            let planned = entry.and_then(|entry| plan(entry, &self.surroundings).frontends.remove(&key));
-            match planned {
-                Some(_) if self.frontends.get(&key).is_some() => {
-                    self.failures.insert(key, failure);
-                }
-                Some(planned) => self.open(key, &failure.service, planned),
-                None => {}
-            }
-        }
         self.intercept();
-        self.count_frontends();
         true
     }
 
@@ -281,7 +348,6 @@ impl Proxier {
 
     /// Closes what the Service has and `plan` has not, or has for another of its ports.
     fn retain(&mut self, service: &NamespacedName, plan: &Plan) {
-        self.failures.retain(|key, failure| failure.service != *service || plan.frontends.contains_key(key));
         let Some(carried) = self.services.get_mut(service) else { return };
         let stays = |key: &FrontendKey| {
             let port = self.frontends.get(key).map(|frontend| &frontend.traffic.port.name);
@@ -296,20 +362,11 @@ impl Proxier {
         }
     }
 
+    /// Serves what the Service has: its endpoints may have changed, or it is not open yet.
     fn ensure(&mut self, key: FrontendKey, service: &NamespacedName, planned: Planned) {
         match self.frontends.get(&key) {
-            Some(frontend) if frontend.service() == service => frontend.set_endpoints(planned.selection),
-            Some(other) => {
-                let owner = other.service();
-                let message =
-                    format!("cannot serve {key} of Service {service}: Service {owner} has it already");
-                error!("{message}");
-                self.failures.insert(key, Failure { service: service.clone(), message });
-            }
-            None => {
-                self.failures.remove(&key);
-                self.open(key, service, planned);
-            }
+            Some(frontend) => frontend.set_endpoints(planned.selection),
+            None => self.open(key, service, planned),
         }
     }
 
@@ -324,7 +381,8 @@ impl Proxier {
 
     fn count_frontends(&self) {
         self.context.metrics.frontends.set(count(self.frontends.len()));
-        self.context.metrics.frontend_failures.set(count(self.failures.len()));
+        let conflicts = self.conflicts.values().map(BTreeMap::len).sum();
+        self.context.metrics.frontend_failures.set(count(conflicts));
     }
 }
 

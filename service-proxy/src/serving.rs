@@ -50,12 +50,14 @@ impl Serving {
                     self.health_checks.listen().await;
                     self.conntrack.apply();
                     let has_moved = self.updated.is_some() && self.proxier.node_has_moved();
-                    if !has_moved {
+                    if has_moved {
+                        info!("the node has other addresses now");
+                    }
+                    if !self.proxier.dns_has_moved() && !has_moved {
                         let snapshot = Arc::clone(&snapshots.borrow());
                         self.look_after(&snapshot).await;
                         continue;
                     }
-                    info!("the node has other addresses now");
                 }
             }
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
@@ -96,6 +98,7 @@ impl Serving {
         self.status.set(Shown {
             frontends: self.proxier.frontends(),
             failures: self.proxier.failures(),
+            left_to_dns: self.proxier.left_to_dns(),
             updated: self.updated,
             stuck_since: self.proxier.stuck_since(),
             leaving: self.proxier.is_leaving(snapshot),

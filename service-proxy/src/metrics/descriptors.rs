@@ -22,7 +22,7 @@ impl Descriptors {
         };
         Self {
             budget,
-            used: gauge("descriptors", "File descriptors of connections, UDP flows and listeners."),
+            used: gauge("descriptors", "File descriptors of connections and UDP flows."),
             limit: gauge("descriptors_limit", "File descriptors that these may have together."),
         }
     }

@@ -6,18 +6,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use discovery::model::{Endpoint as Described, IpFamily};
+use discovery::model::{Endpoint as Described, IpFamily, NamespacedName};
 use discovery::{Snapshot, SourceState};
 use serde_json::{Value, json};
 
+use super::Shown;
 use crate::backend::endpoint::Endpoint;
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, FrontendKey};
 
 /// What is shown.
 pub(super) struct View<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) frontends: Vec<&'a Arc<Frontend>>,
-    pub(super) failures: &'a [String],
+    pub(super) shown: &'a Shown,
     /// The only Service that was asked for.
     pub(super) service: Option<&'a str>,
     /// The proxy's own name, if it is not the usual one.
@@ -44,8 +45,11 @@ impl View<'_> {
         for (name, source) in &snapshot.sources {
             writeln!(text, "source {}", source.describe(name)).ok();
         }
-        for failure in self.failures {
+        for failure in &self.shown.failures {
             writeln!(text, "FAILED {failure}").ok();
+        }
+        for (service, key) in self.left_to_dns() {
+            writeln!(text, "LEFT TO PORTOLAN-DNS {service}: {key}").ok();
         }
         for (service, addresses) in self.without_endpoints() {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
@@ -98,6 +102,9 @@ impl View<'_> {
                 "endpoints": endpoints.collect::<Vec<_>>(),
             })
         };
+        let left = self.left_to_dns();
+        let left =
+            left.map(|(service, key)| json!({ "service": service.to_string(), "frontend": key.to_string() }));
         let idle = self.without_endpoints().into_iter();
         let idle = idle.map(|(service, addresses)| json!({ "service": service, "addresses": addresses }));
         json!({
@@ -105,7 +112,8 @@ impl View<'_> {
             "synced": self.snapshot.synced,
             "secondsSinceChange": since_change(self.snapshot),
             "sources": sources(self.snapshot),
-            "failures": self.failures,
+            "failures": self.shown.failures,
+            "leftToDns": left.collect::<Vec<_>>(),
             "withoutEndpoints": idle.collect::<Vec<_>>(),
             "frontends": self.frontends.iter().map(frontend).collect::<Vec<_>>(),
         })
@@ -118,9 +126,17 @@ impl View<'_> {
             let name = &entry.service.name;
             let is_asked = self.service.is_none_or(|service| name.to_string() == service);
             let is_ours = entry.service.rules.carrier.is(self.proxy_name);
-            is_asked && is_ours && !entry.cluster_ips.is_empty() && !served.contains(name)
+            let is_answered = served.contains(name) || self.shown.left_to_dns.contains_key(name);
+            is_asked && is_ours && !entry.cluster_ips.is_empty() && !is_answered
         });
         idle.map(|entry| (entry.service.name.to_string(), &entry.cluster_ips[..])).collect()
+    }
+
+    /// What portolan-dns answers in place of Services.
+    fn left_to_dns(&self) -> impl Iterator<Item = (&NamespacedName, &FrontendKey)> {
+        let all = self.shown.left_to_dns.iter();
+        let wanted = all.filter(|(name, _)| self.service.is_none_or(|service| name.to_string() == service));
+        wanted.flat_map(|(name, keys)| keys.iter().map(move |key| (name, key)))
     }
 
     /// The endpoints of the Service port, those that get no traffic too, in order.

@@ -1,15 +1,16 @@
 //! What others want to know of the proxier.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use discovery::model::NamespacedName;
 use discovery::{ServiceEntry, SharedMap, Snapshot};
 
 use super::Proxier;
 use crate::frontend::{Frontend, FrontendKey};
-use crate::kernel::node_address;
+use crate::kernel::{local_dns, node_address};
 use crate::pages::health_check;
 use crate::plan;
 
@@ -32,8 +33,21 @@ impl Proxier {
 
     /// What cannot be opened now, one line each.
     pub(crate) fn failures(&self) -> Vec<String> {
-        let failures = self.failures.values().map(|failure| failure.message.clone());
-        failures.chain(self.intercepted.failure().map(|failure| failure.message.clone())).collect()
+        let conflicts = self.conflicts.values().flat_map(|lost| lost.values().cloned());
+        conflicts.chain(self.intercepted.failure().map(|failure| failure.message.clone())).collect()
+    }
+
+    /// Whether portolan-dns listens elsewhere than a moment ago.
+    pub(crate) fn dns_has_moved(&mut self) -> bool {
+        let now = local_dns::listeners();
+        self.dns_moved.extend(now.symmetric_difference(&self.dns_listeners));
+        self.dns_listeners = now;
+        !self.dns_moved.is_empty()
+    }
+
+    /// What portolan-dns answers in place of the Services that have it.
+    pub(crate) fn left_to_dns(&self) -> BTreeMap<NamespacedName, BTreeSet<FrontendKey>> {
+        self.left_to_dns.clone()
     }
 
     /// Since when the kernel has not taken the rules, if it does not.
@@ -50,6 +64,12 @@ impl Proxier {
     pub(crate) fn health_checks(&self) -> Vec<health_check::Wanted> {
         let wanted = |entry: &Arc<ServiceEntry>| {
             let port = entry.service.rules.health_check_node_port?;
+            let name = &entry.service.name;
+            // Another one has the port, and answers for itself.
+            let mut keys = plan::health_check_keys(entry, &self.surroundings);
+            if !keys.all(|key| self.ownership.owner(&key) == Some(name)) {
+                return None;
+            }
             let local = plan::local_ready(entry, &self.surroundings);
             Some(health_check::Wanted { port, service: entry.service.name.clone(), local })
         };

@@ -41,7 +41,7 @@ fn should_prevent_nodeport_collisions() {
     cluster.apply("z.yaml", &service(spec).replace("web", "other")).unwrap();
     let told = wait_for("the collision to be told", || {
         let page = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
-        ensure!(page.contains("Service default/web has it already"), "{page}");
+        ensure!(page.contains("Service default/web has it, and comes first"), "{page}");
         Ok(page)
     });
     told.unwrap();
@@ -49,6 +49,75 @@ fn should_prevent_nodeport_collisions() {
     // The first one goes: the other one gets the port.
     cluster.delete("web.yaml").unwrap();
     expect_answers(&client, &format!("{NODE}:30080"), &["other-1"]);
+}
+
+/// Two Services ask for a node port and an external IP. Which one has them follows from the objects alone.
+#[test]
+fn the_owner_of_a_contested_address_and_port_does_not_depend_on_what_happened_before() {
+    let (mut cluster, client) = cluster();
+    let spec = "  type: NodePort\n  externalIPs: [203.0.113.30]\n  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]";
+    let both = [format!("{NODE}:30080"), "203.0.113.30:80".to_owned()];
+    let expect = |name: &str| both.iter().for_each(|address| expect_answers(&client, address, &[name]));
+    let _other = replica(&cluster, "other-1", "other");
+    cluster.apply("z.yaml", &service(spec).replace("web", "other")).unwrap();
+    expect("other-1");
+    let _web = replica(&cluster, "web-1", "web");
+    cluster.apply("b.yaml", &service(spec)).unwrap();
+    expect("web-1");
+    // Whose endpoints come and go does not matter, and neither does a restart.
+    cluster.apply("pod-web-1.yaml", &pod_manifest("web-1", "none", "")).unwrap();
+    both.iter().for_each(|address| expect_refusal(&client, address));
+    cluster.restart_proxy().unwrap();
+    both.iter().for_each(|address| expect_refusal(&client, address));
+    cluster.apply("pod-web-1.yaml", &pod_manifest("web-1", "web", "")).unwrap();
+    expect("web-1");
+    assert_eq!(cluster.proxy_metric("portolan_proxy_frontend_failures").unwrap(), 2.0);
+    cluster.delete("b.yaml").unwrap();
+    expect("other-1");
+    assert_eq!(cluster.proxy_metric("portolan_proxy_frontend_failures").unwrap(), 0.0);
+}
+
+/// Anybody who may write a Service may write an external IP.
+#[test]
+fn a_cluster_ip_is_not_taken_by_an_external_ip_that_comes_first() {
+    let (cluster, client) = cluster();
+    let _tenant = replica(&cluster, "tenant-1", "tenant");
+    let tenant = service(&format!("  externalIPs: [10.96.7.7]\n{PORT_80}")).replace("web", "tenant");
+    cluster.apply("a.yaml", &tenant).unwrap();
+    expect_answers(&client, "10.96.7.7:80", &["tenant-1"]);
+    let _web = replica(&cluster, "web-1", "web");
+    cluster.apply("z.yaml", &service(&format!("  clusterIP: 10.96.7.7\n{PORT_80}"))).unwrap();
+    expect_answers(&client, "10.96.7.7:80", &["web-1"]);
+    let page = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose").unwrap();
+    let told = "cannot serve 10.96.7.7:80/tcp of Service default/tenant: Service default/web has it, and comes first";
+    assert!(page.contains(told), "{page}");
+}
+
+/// The page that a load balancer asks says how many endpoints its own Service has here, whoever else asks for the port.
+#[test]
+fn a_contested_health_check_port_tells_of_the_first_service() {
+    let (cluster, client) = cluster();
+    let spec = "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30090\n  ports: [{port: 80, targetPort: 8080}]";
+    cluster.apply("z.yaml", &service(spec).replace("web", "other")).unwrap();
+    let page = || client.shell(&cluster.node, &format!("curl -sS -m 2 http://{NODE}:30090/"));
+    let expect = |name: &str, count: usize| {
+        wait_for(name, || {
+            let page = page()?;
+            let told = page.contains(&format!("\"name\":\"{name}\""))
+                && page.contains(&format!("\"localEndpoints\":{count}"));
+            ensure!(told, "{page}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    expect("other", 0);
+    cluster.apply("b.yaml", &service(spec)).unwrap();
+    expect("web", 0);
+    let _other = replica(&cluster, "other-1", "other");
+    let _web = replica(&cluster, "web-1", "web");
+    expect("web", 1);
+    cluster.delete("b.yaml").unwrap();
+    expect("other", 1);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod granular;
 mod host_ports;
 mod lifecycle;
 mod limits;
+mod local_dns;
 mod loops;
 mod nodes;
 mod pages;

@@ -46,7 +46,9 @@ fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, Serv
         publish_not_ready: false,
         rules,
     };
-    (ServiceEntry { service: service.into(), cluster_ips: vec![], slices: vec![Arc::new(slice)] }, port)
+    let slices = vec![Arc::new(slice)];
+    let precedence = discovery::Precedence::default();
+    (ServiceEntry { service: service.into(), cluster_ips: vec![], slices, precedence }, port)
 }
 
 fn set(endpoints: &[(&str, &str)], rules: TrafficRules, scope: Scope) -> EndpointSet {

@@ -1,0 +1,72 @@
+//! The Service of the cluster's DNS server and a portolan-dns of the node at one address: the latter answers.
+
+use super::*;
+
+const QUESTION: &str = "+short +time=2 +tries=1 @10.96.0.10 -p 53 web.default.svc.cluster.local";
+
+/// A DNS server of its own kind in a pod, which answers everything with 192.0.2.99.
+fn other_dns(cluster: &Cluster) -> Pod {
+    let pod = cluster.add_pod("coredns").unwrap();
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: kube-dns, namespace: kube-system}\nspec:\n  clusterIP: 10.96.0.10\n  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]\n";
+    let slice = format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: kube-dns-1, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}\naddressType: IPv4\nports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53}}]\nendpoints: [{{addresses: [{}]}}]\n",
+        pod.ip
+    );
+    cluster.apply("kube-dns.yaml", &format!("{service}{slice}")).unwrap();
+    pod
+}
+
+#[test]
+fn portolan_dns_has_the_address_at_which_it_listens_and_the_service_has_it_otherwise() {
+    let (mut cluster, client) = cluster();
+    cluster.apply("web.yaml", &service(&format!("  clusterIP: 10.96.7.8\n{PORT_80}"))).unwrap();
+    assert_eq!(cluster.virtual_ip("web").unwrap(), "10.96.7.8");
+    let pod = other_dns(&cluster);
+    // What stands in for CoreDNS: portolan-dns again, in the pod, with a Service `web` of its own.
+    let manifests = cluster.directory().join("other");
+    std::fs::create_dir(&manifests).unwrap();
+    std::fs::write(manifests.join("web.yaml"), service(&format!("  clusterIP: 10.96.9.9\n{PORT_80}")))
+        .unwrap();
+    let listen = format!("{}:53", pod.ip);
+    let dns = testbed::Binaries::find().unwrap().path("portolan-dns");
+    let flags = ["--manifests", manifests.to_str().unwrap(), "--listen", &listen, "--upstream", "192.0.2.1"];
+    let start = |log: &str, flags: &[&str]| {
+        let arguments = [&["netns", "exec", "coredns", dns.to_str().unwrap()], flags].concat();
+        let log = cluster.directory().join(log);
+        testbed::Program::start(&cluster.node, std::path::Path::new("ip"), &arguments, &log).unwrap()
+    };
+    let _other = start("coredns.log", &flags);
+    let answer = |transport: &str| -> Result<String> {
+        Ok(client.shell(&cluster.node, &format!("dig {transport} {QUESTION}"))?.trim().to_owned())
+    };
+    let expect = |address: &str| {
+        for transport in ["+notcp", "+tcp"] {
+            wait_for(&format!("{address} by {transport}"), || {
+                let found = answer(transport)?;
+                ensure!(found == address, "{found}");
+                Ok(())
+            })
+            .unwrap();
+            // Every one, not some.
+            for _ in 0..20 {
+                assert_eq!(answer(transport).unwrap(), address, "{transport}");
+            }
+        }
+    };
+    let told = "10.96.0.10:53/udp of Service kube-system/kube-dns is left to portolan-dns on this node";
+    let page = || cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose");
+    wait_for("the owner to be told", || {
+        let page = page()?;
+        ensure!(page.contains(told), "{page}");
+        Ok(())
+    })
+    .unwrap();
+    expect("10.96.7.8");
+    let status = cluster.node.shell("curl -fsS http://127.0.0.1:10249/debug/services").unwrap();
+    assert!(status.contains("LEFT TO PORTOLAN-DNS kube-system/kube-dns: 10.96.0.10:53/udp"), "{status}");
+    assert!(!status.contains("NO ENDPOINTS kube-system/kube-dns"), "{status}");
+    assert_eq!(cluster.proxy_metric("portolan_proxy_frontend_failures").unwrap(), 0.0);
+    cluster.dns.kill();
+    expect("10.96.9.9");
+    assert!(!page().unwrap().contains(told));
+}
