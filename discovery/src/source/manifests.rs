@@ -1,6 +1,8 @@
 //! Kubernetes YAML and JSON files.
 
 mod document;
+#[cfg(test)]
+mod fuzz;
 mod kind;
 
 use std::collections::HashMap;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::event::{Event, MANIFESTS, Origin, Outage, Sourced};
 use crate::problem::{Location, Problem, Severity};
 use crate::source::directory::{Changes, Directory, Reader};
+use document::{MAX_DEPTH, Parsed};
 use kind::ObjectKey;
 
 /// The directory of manifests.
@@ -46,6 +49,8 @@ struct Reading {
     /// Objects that are there but wrong.
     rejected: Vec<ObjectKey>,
     problems: Vec<Problem>,
+    /// Whether a document of the file could not be read: nobody knows what it says.
+    is_partial: bool,
 }
 
 impl Manifests {
@@ -67,10 +72,16 @@ impl Manifests {
                 return Event::Replace { origin: Origin::Manifest(file), objects: None, problems };
             }
         };
-        let Reading { objects, rejected, problems } = reading;
+        let Reading { objects, mut rejected, problems, is_partial } = reading;
         let mut good: HashMap<ObjectKey, Sourced> = HashMap::new();
         let mut in_force: Vec<Sourced> = objects.iter().map(|(_, sourced)| sourced.clone()).collect();
         if let Some(before) = self.last_good.get(&file) {
+            if is_partial {
+                let is_there = |key: &ObjectKey| objects.iter().any(|(known, _)| known == key);
+                rejected.extend(before.keys().filter(|key| !is_there(key)).cloned());
+                rejected.sort_unstable();
+                rejected.dedup();
+            }
             for (key, old) in
                 rejected.into_iter().filter_map(|key| Some((key.clone(), before.get(&key)?.clone())))
             {
@@ -156,8 +167,19 @@ fn read_all(files: Vec<File>, size: usize) -> impl Iterator<Item = (PathBuf, Res
 
 fn read((file, contents): &File) -> Result<Reading, Mistake> {
     let contents = contents.as_ref().map_err(|e| (None, format!("cannot be read: {e}")))?;
-    let documents = document::parse(contents)?;
-    let mut reading = Reading::default();
+    let Parsed { documents, mistakes, too_deep } = document::parse(contents)?;
+    let mut reading = Reading { is_partial: !mistakes.is_empty(), ..Reading::default() };
+    let at = |line: Option<usize>| Location::File { file: file.to_owned(), line, document: None };
+    for (line, message) in mistakes {
+        let message = format!("{message}; the other documents count, and what this one said last");
+        let location = at(line);
+        reading.problems.push(Problem { location, severity: Severity::Error, object: None, message });
+    }
+    for line in too_deep {
+        let message = format!("is nested more than {MAX_DEPTH} levels deep; what is deeper is left out");
+        let location = at(Some(line));
+        reading.problems.push(Problem { location, severity: Severity::Warning, object: None, message });
+    }
     for (index, document) in documents.iter().enumerate() {
         let number = (documents.len() > 1).then_some(index + 1);
         let location = |path: &str| Location::File {

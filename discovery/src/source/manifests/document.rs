@@ -3,46 +3,106 @@
 use std::collections::HashMap;
 
 use saphyr::{MarkedYaml, Scalar, ScanError, YamlData, YamlLoader};
-use saphyr_parser::{Event, Parser, SpannedEventReceiver as _};
+use saphyr_parser::{Event, Parser, ScalarStyle, SpannedEventReceiver as _};
 use serde_json::{Map, Number, Value};
 
 use super::Mistake;
 
-/// Collections within each other. A manifest has some ten; whoever walks through them recurses.
-const MAX_DEPTH: usize = 100;
+/// Collections within each other. A manifest has some ten, and what walks through them recurses. What is deeper is left out:
+/// no field that is used is.
+pub(super) const MAX_DEPTH: usize = 100;
 
 /// A parsed document that still knows its lines.
-pub(super) struct Document<'a>(MarkedYaml<'a>);
+pub(super) struct Document<'a> {
+    root: MarkedYaml<'a>,
+    /// Lines of the file before the text that it was parsed from.
+    offset: usize,
+}
 
-/// Parses a file into its documents; those that are empty or comments only are left out. JSON is YAML.
+/// What a file has.
+#[derive(Default)]
+pub(super) struct Parsed<'a> {
+    pub(super) documents: Vec<Document<'a>>,
+    /// Documents that are not YAML, where others are.
+    pub(super) mistakes: Vec<Mistake>,
+    /// Lines at which something is nested too deeply, and is left out.
+    pub(super) too_deep: Vec<usize>,
+}
+
+/// Parses a file into its documents; those that are empty or comments only are left out. JSON is YAML. A document that is not
+/// YAML costs itself alone.
 ///
 /// # Errors
-/// When it is not YAML, or nested too deeply.
-pub(super) fn parse(contents: &[u8]) -> Result<Vec<Document<'_>>, Mistake> {
+/// When nothing in it is YAML.
+pub(super) fn parse(contents: &[u8]) -> Result<Parsed<'_>, Mistake> {
     let text = std::str::from_utf8(contents).map_err(|e| {
         let before = &contents[..e.valid_up_to()];
         let line = before.split(|byte| *byte == b'\n').count();
         (Some(line), "is not UTF-8 text".to_owned())
     })?;
-    let documents = load(text)?;
-    let is_null = |node: &MarkedYaml<'_>| matches!(node.data, YamlData::Value(Scalar::Null));
-    Ok(documents.into_iter().filter(|node| !is_null(node)).map(Document).collect())
+    let mut parsed = Parsed::default();
+    let Err(mistake) = load(text, 0, &mut parsed) else { return Ok(parsed) };
+    parsed = Parsed::default();
+    let mut is_any_whole = false;
+    for (offset, part) in split(text) {
+        match load(part, offset, &mut parsed) {
+            Ok(()) => is_any_whole |= !part.trim().is_empty(),
+            Err(mistake) => parsed.mistakes.push(mistake),
+        }
+    }
+    if is_any_whole { Ok(parsed) } else { Err(mistake) }
 }
 
-/// As the library does, which recurses as far as it is led.
-fn load(text: &str) -> Result<Vec<MarkedYaml<'_>>, Mistake> {
-    let mistake = |e: &ScanError| (Some(e.marker().line()), format!("is not YAML: {}", e.info()));
+/// The text of each document, and the lines before it. A line that begins with `---` begins one, whatever is before it (YAML 1.2
+/// §9.1.2).
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let mut parts = Vec::new();
+    let (mut start, mut offset, mut position) = (0, 0, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        if line.starts_with("---") {
+            parts.push((offset, &text[start..position]));
+            (start, offset) = (position, number);
+        }
+        position += line.len();
+    }
+    parts.push((offset, &text[start..]));
+    parts
+}
+
+/// As the library does, which recurses as far as it is led: what is nested too deeply is null.
+fn load<'a>(text: &'a str, offset: usize, parsed: &mut Parsed<'a>) -> Result<(), Mistake> {
+    let mistake = |e: &ScanError| (Some(e.marker().line() + offset), format!("is not YAML: {}", e.info()));
     let mut loader = YamlLoader::default();
-    let mut depth = Depth::default();
+    let (mut depth, mut too_deep) = (Depth::default(), Vec::new());
+    // Collections that are open in one that is left out.
+    let mut skipped = 0_usize;
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|e| mistake(&e))?;
-        depth.follow(&event).map_err(|message| (Some(span.start.line()), message))?;
+        let is_start = matches!(event, Event::SequenceStart(..) | Event::MappingStart(..));
+        if skipped > 0 {
+            skipped += usize::from(is_start);
+            skipped -= usize::from(matches!(event, Event::SequenceEnd | Event::MappingEnd));
+            continue;
+        }
+        let line = span.start.line() + offset;
+        let event = if depth.exceeds(&event).map_err(|message| (Some(line), message))? {
+            too_deep.push(line);
+            skipped = usize::from(is_start);
+            Event::Scalar("~".into(), ScalarStyle::Plain, 0, None)
+        } else {
+            event
+        };
+        depth.follow(&event);
         loader.on_event(event, span);
         if let Some(error) = loader.error() {
             return Err(mistake(error));
         }
     }
-    Ok(loader.into_documents())
+    let is_null = |node: &MarkedYaml<'_>| matches!(node.data, YamlData::Value(Scalar::Null));
+    let documents = loader.into_documents().into_iter().filter(|node| !is_null(node));
+    parsed.documents.extend(documents.map(|root| Document { root, offset }));
+    parsed.too_deep.extend(too_deep.first());
+    Ok(())
 }
 
 /// How deep a document is.
@@ -55,14 +115,24 @@ struct Depth {
 }
 
 impl Depth {
-    fn follow(&mut self, event: &Event<'_>) -> Result<(), String> {
+    /// Whether this would be nested too deeply.
+    fn exceeds(&self, event: &Event<'_>) -> Result<bool, String> {
+        let height = match event {
+            Event::SequenceStart(..) | Event::MappingStart(..) => 1,
+            Event::Alias(anchor) => self.height_of(*anchor)?,
+            _ => 0,
+        };
+        Ok(self.open.len() + height > MAX_DEPTH)
+    }
+
+    fn follow(&mut self, event: &Event<'_>) {
         let height = match event {
             Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
                 self.open.push((*anchor, 1));
                 0
             }
             Event::SequenceEnd | Event::MappingEnd => {
-                let Some((anchor, height)) = self.open.pop() else { return Ok(()) };
+                let Some((anchor, height)) = self.open.pop() else { return };
                 self.note(anchor, height);
                 height
             }
@@ -70,23 +140,22 @@ impl Depth {
                 self.note(*anchor, 0);
                 0
             }
-            Event::Alias(anchor) => match self.anchored.get(anchor) {
-                Some(height) => *height,
-                None => return Err("is not YAML: an alias of what is not whole before it".to_owned()),
-            },
+            Event::Alias(anchor) => self.height_of(*anchor).unwrap_or_default(),
             Event::DocumentStart(_) => {
                 self.anchored.clear();
                 0
             }
             _ => 0,
         };
-        if self.open.len() + height > MAX_DEPTH {
-            return Err(format!("is nested more than {MAX_DEPTH} levels deep"));
-        }
         if let Some((_, around)) = self.open.last_mut() {
             *around = (*around).max(height + 1);
         }
-        Ok(())
+    }
+
+    /// An anchor ends with its document, where the library would find one of another document.
+    fn height_of(&self, anchor: usize) -> Result<usize, String> {
+        let height = self.anchored.get(&anchor).copied();
+        height.ok_or_else(|| "is not YAML: an alias of what is not whole before it".to_owned())
     }
 
     fn note(&mut self, anchor: usize, height: usize) {
@@ -100,12 +169,12 @@ impl Depth {
 impl Document<'_> {
     /// The document as the Kubernetes API would get it.
     pub(super) fn value(&self) -> Value {
-        to_json(&self.0)
+        to_json(&self.root)
     }
 
     /// The line of a field such as `spec.ports[1].port`, or of the nearest one around it that exists.
     pub(super) fn line_of(&self, path: &str) -> usize {
-        let mut node = &self.0;
+        let mut node = &self.root;
         let mut line = node.span.start.line();
         for step in
             path.split(['.', '[']).map(|step| step.trim_end_matches(']')).filter(|step| !step.is_empty())
@@ -124,7 +193,7 @@ impl Document<'_> {
             let Some((at, next)) = found else { break };
             (line, node) = (at, next);
         }
-        line
+        line + self.offset
     }
 }
 

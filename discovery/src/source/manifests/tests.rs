@@ -199,6 +199,43 @@ fn a_broken_file_keeps_everything_and_a_broken_object_keeps_itself() {
 }
 
 #[test]
+fn a_document_that_is_not_yaml_costs_itself() {
+    let mut manifests = Manifests::new("/nowhere".into());
+    let other = WEB.replace("web", "api");
+    let whole = format!("{WEB}---\n{other}---\n{}", WEB.replace("web", "gone"));
+    read(&mut manifests, &whole);
+    // The second is broken, the third has a mistake of its own, and the first is as it was.
+    let broken = format!(
+        "{}---\na: [b\n---\n{}",
+        WEB.replace("80", "81"),
+        WEB.replace("web", "gone").replace("80", "0")
+    );
+    let (objects, problems) = read(&mut manifests, &broken);
+    let names = ["Service default/web 81", "Service default/api 80", "Service default/gone 80"];
+    assert_eq!(objects, Some(names.map(str::to_owned).into()));
+    assert!(problems[0].starts_with("error: web.yaml:9: is not YAML"), "{problems:?}");
+    assert!(
+        problems[1].starts_with("error: web.yaml:15"),
+        "lines count from the start of the file: {problems:?}"
+    );
+    assert_eq!(problems.len(), 2);
+    // Whole again, it says what there is.
+    assert_eq!(read(&mut manifests, WEB), (Some(vec!["Service default/web 80".to_owned()]), vec![]));
+}
+
+#[test]
+fn what_is_nested_too_deeply_costs_itself() {
+    let deep = "{a: ".repeat(200) + &"}".repeat(200);
+    let fields = format!("metadata: {{name: web, managedFields: [{{fieldsV1: {deep}}}]}}");
+    let (objects, problems) = once(&WEB.replace("metadata: {name: web}", &fields));
+    assert_eq!(objects, Some(vec!["Service default/web 80".to_owned()]));
+    assert_eq!(
+        problems,
+        ["warning: web.yaml:3: is nested more than 100 levels deep; what is deeper is left out"]
+    );
+}
+
+#[test]
 fn hostile_input_is_an_error_and_nothing_worse() {
     let laughs = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nh: [*g,*g,*g,*g,*g,*g,*g,*g,*g]\n";
     let deep = "[".repeat(20_000);
@@ -222,21 +259,20 @@ fn an_external_address_that_is_none_does_not_cost_the_node_its_routes() {
 
 #[test]
 fn nesting_has_a_bound_however_it_is_written() {
-    let too_deep = "error: web.yaml:1: is nested more than 100 levels deep";
+    let too_deep = "web.yaml:1: is nested more than 100 levels deep; what is deeper is left out";
     let wide = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
     for text in ["- ".repeat(100_000), "? ".repeat(100_000), "- ".repeat(101), wide(101)] {
-        assert_eq!(problems(&text), [too_deep], "{:.40}", text);
+        let found = problems(&text);
+        assert_eq!(found[0], format!("warning: {too_deep}"), "{:.40}", text);
+        assert!(found[1].starts_with("error: web.yaml:1: the document "), "{found:?}");
     }
     // Each alias is as deep as what it stands for.
     let towers = |levels: usize| {
         let floor = |n: usize| format!("- &a{n} [[[[[[[[[*a{}]]]]]]]]]\n", n - 1);
         format!("- &a0 x\n{}", (1..=levels).map(floor).collect::<String>())
     };
-    assert!(
-        problems(&towers(40))[0].ends_with("is nested more than 100 levels deep"),
-        "{:?}",
-        problems(&towers(40))
-    );
+    let of_towers = problems(&towers(40));
+    assert!(of_towers[0].contains("is nested more than 100 levels deep"), "{of_towers:?}");
     for text in ["- ".repeat(100), wide(100), towers(11)] {
         assert!(problems(&text)[0].contains("is not a mapping"), "{:?}", problems(&text));
     }
