@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Descriptors that are kept for the control side.
 const RESERVE: usize = 1024;
 
+/// Descriptors that are kept for each worker: its event loop, and the sockets that the kernel hands traffic to.
+const PER_WORKER: usize = 32;
+
 /// Where fewer may be open at all, one in so many.
 const RESERVE_SHARE: usize = 4;
 
@@ -51,11 +54,12 @@ pub(crate) enum Refusal {
 }
 
 impl Budget {
-    /// Shares out what is left of `files`, the number that the process may open.
-    pub(crate) fn new(files: u64) -> Arc<Self> {
+    /// Shares out what is left of `files`, the number that the process may open, beside that of `workers`.
+    pub(crate) fn new(files: u64, workers: usize) -> Arc<Self> {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let reserve = RESERVE + PER_WORKER * workers;
         Arc::new(Self {
-            limit: files - RESERVE.min(files / RESERVE_SHARE),
+            limit: files - reserve.min(files / RESERVE_SHARE),
             used: AtomicUsize::new(0),
             clients: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
@@ -134,7 +138,7 @@ mod tests {
     #[test]
     fn some_are_left_whatever_any_number_of_clients_take() {
         // 300 of 400 are for traffic.
-        let budget = Budget::new(400);
+        let budget = Budget::new(400, 1);
         let first = take_all(&budget, client(1));
         assert_eq!(first.len(), 150);
         assert_eq!(budget.take(client(1), 1).unwrap_err(), Refusal::ClientLimit);
@@ -149,7 +153,7 @@ mod tests {
 
     #[test]
     fn no_more_than_there_are_is_taken() {
-        let budget = Budget::new(4);
+        let budget = Budget::new(4, 1);
         assert_eq!(budget.take(client(1), 4).unwrap_err(), Refusal::Exhausted);
         let _two = budget.take(client(1), 2).unwrap();
         assert_eq!(budget.take(client(1), 1).unwrap_err(), Refusal::ClientLimit);
@@ -158,8 +162,8 @@ mod tests {
 
     #[test]
     fn the_control_side_keeps_a_quarter_or_a_thousand() {
-        assert_eq!(Budget::new(256).limit(), 192);
-        assert_eq!(Budget::new(1_048_576).limit(), 1_048_576 - 1024);
-        assert_eq!(Budget::new(0).limit(), 0);
+        assert_eq!(Budget::new(256, 1).limit(), 192);
+        assert_eq!(Budget::new(1_048_576, 64).limit(), 1_048_576 - 1024 - 64 * 32);
+        assert_eq!(Budget::new(0, 1).limit(), 0);
     }
 }

@@ -81,7 +81,7 @@ pub struct Config {
 pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let limits = daemon::file_limit::raise();
     info!(?config, %limits, "starting");
-    let budget = Budget::new(limits.soft);
+    let budget = Budget::new(limits.soft, config.workers);
     let metrics = Arc::new(Metrics::new(&budget));
     let conntrack = Conntrack::new(&config.conntrack);
     let divert = divert().await;

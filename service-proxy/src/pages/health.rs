@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn a_minute_without_rules_or_a_node_about_to_go_is_unhealthy() {
-        let (status, metrics) = (Status::default(), Arc::new(Metrics::new(&crate::budget::Budget::new(100))));
+        let (status, metrics) =
+            (Status::default(), Arc::new(Metrics::new(&crate::budget::Budget::new(100, 1))));
         let (healthz, livez) =
             (healthz(status.clone(), Arc::clone(&metrics)), livez(status.clone(), Arc::clone(&metrics)));
         let codes = || (healthz("").status.as_u16(), livez("").status.as_u16());

@@ -154,7 +154,7 @@ mod tests {
                 name: "".into(),
                 protocol: Protocol::Udp,
             };
-            let budget = Budget::new(1_000);
+            let budget = Budget::new(1_000, 1);
             let traffic = Arc::new(Traffic::new(port, Arc::clone(&Metrics::new(&budget).services)));
             let key = FrontendKey { protocol: Protocol::Udp, address: "10.96.0.9:53".parse().unwrap() };
             let frontend = Arc::new(Frontend::new(key, traffic, Selection::default()));
