@@ -72,11 +72,11 @@ fn full_pipe(cluster: &Cluster, name: &str) -> (PathBuf, File) {
     (path, pipe)
 }
 
-/// Has the daemons log lines of 200 KB until this one has dropped some.
+/// Has the daemons log lines of 1 MB until this one has dropped some.
 fn drop_lines(cluster: &Cluster, port: u16, name: &str) {
     let mut round = 0;
     wait_for("dropped lines", || {
-        let value = format!("{round}{}", "x".repeat(200_000));
+        let value = format!("{round}{}", "x".repeat(1_000_000));
         cluster.apply(
             "wrong.yaml",
             &service("wrong", "TCP").replace("{selector", &format!("{{type: {value}, selector")),
