@@ -144,8 +144,8 @@ fn a_log_that_is_not_read_holds_up_no_query() {
     let (path, pipe) = full_pipe(&cluster, "dns.pipe");
     let upstream = cluster.node.outside_address().to_owned();
     cluster.dns = restart(&cluster, &[], "portolan-dns", &["--upstream", &upstream], &path);
-    wait_for_page(&cluster, "8181/ready");
-    drop_lines(&cluster, 9153, DROPPED);
+    wait_for_page(&cluster, "10264/ready");
+    drop_lines(&cluster, 10262, DROPPED);
     for transport in ["+notcp", "+tcp"] {
         let question =
             format!("dig +short +time=2 +tries=1 {transport} @10.96.0.10 web.default.svc.cluster.local");
@@ -171,7 +171,7 @@ fn files_that_could_not_be_read_for_want_of_descriptors_are_read_once_there_are_
     cluster.dns.kill();
     let flags = ["--upstream", cluster.node.outside_address(), "--hosts", hosts.to_str().unwrap()];
     cluster.dns = restart(&cluster, &[], "portolan-dns", &flags, &log);
-    wait_for_page(&cluster, "8181/ready");
+    wait_for_page(&cluster, "10264/ready");
     let daemons = [cluster.proxy.id(), cluster.dns.id()];
     for daemon in daemons {
         limit_files(&cluster, daemon, 0);
