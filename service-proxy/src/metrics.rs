@@ -17,6 +17,8 @@ use crate::budget::Budget;
 /// Bounds in seconds: from a neighbour on the same node to an endpoint that had to be given up.
 const CONNECT_BUCKETS: [f64; 10] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
 
+const CLIENT_LIMITS: &str = "Connections reset, and UDP flows given up or not opened, because their client had as many descriptors as were free.";
+
 /// One struct for the whole program: the data path pays one atomic addition a count.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -55,8 +57,8 @@ impl Metrics {
     /// With the descriptors of `budget` as gauges.
     pub(crate) fn new(budget: &Arc<Budget>) -> Self {
         let registry = Registry::new();
-        let descriptors = Descriptors::new(Arc::clone(budget));
-        registry.register(Box::new(descriptors)).expect("each metric is registered once");
+        let descriptors = Box::new(Descriptors::new(Arc::clone(budget)));
+        registry.register(descriptors).expect("each metric is registered once");
         let counter = |name: &str, help: &str| {
             register(&registry, IntCounter::new(format!("portolan_proxy_{name}"), help))
         };
@@ -83,10 +85,7 @@ impl Metrics {
                 "connections_shed_total",
                 "Connections reset because --max-connections were open, as many as their Service may have, or no descriptor was left.",
             ),
-            client_limits: counter(
-                "client_limits_total",
-                "Connections reset, and UDP flows given up or not opened, because their client had as many descriptors as were free.",
-            ),
+            client_limits: counter("client_limits_total", CLIENT_LIMITS),
             clients_refused: counter(
                 "clients_refused_total",
                 "Connections from outside loadBalancerSourceRanges.",
