@@ -61,6 +61,30 @@ fn endpoint_that_is_a_virtual_ip_is_refused_and_no_connection_multiplies() {
 }
 
 #[test]
+fn datagram_to_an_endpoint_that_is_a_virtual_ip_is_refused_and_does_not_multiply() {
+    let (cluster, client) = cluster();
+    let udp = |name: &str, ip: &str, to: &str| {
+        let spec = format!("clusterIP: {ip}, ports: [{{port: 80, protocol: UDP}}]");
+        manual(name, &spec, to, 80).replace("ports: [{port: 80}]", "ports: [{port: 80, protocol: UDP}]")
+    };
+    let own = udp("own", "10.96.0.71", "10.96.0.71");
+    let one = udp("one", "10.96.0.72", "10.96.0.73");
+    let other = udp("other", "10.96.0.73", "10.96.0.72");
+    cluster.apply("loops.yaml", &[own, one, other].join("---\n")).unwrap();
+    let sent = "portolan_proxy_udp_sent_datagrams_total";
+    for (address, count) in ["10.96.0.71:80", "10.96.0.72:80", "10.96.0.73:80"].iter().zip(1_u8..) {
+        wait_until_served(&cluster, address);
+        let socket = client.netns.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        socket.connect(address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.send(b"x").unwrap();
+        let end = socket.recv(&mut [0]).unwrap_err();
+        assert_eq!(end.kind(), ErrorKind::ConnectionRefused, "{address}");
+        assert_eq!(cluster.proxy_metric(sent).unwrap(), f64::from(count), "{address}");
+    }
+}
+
+#[test]
 fn external_ip_that_is_the_nodes_address_leads_to_a_server_of_the_node() {
     let spec = "externalIPs: [192.0.2.2], clusterIP: 10.96.0.65, ports: [{port: 8080}]";
     let status = "status: {loadBalancer: {ingress: [{ip: 192.0.2.2}]}}\n---\n";
