@@ -8,6 +8,7 @@ mod netfilter;
 mod rule;
 mod set;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -62,6 +63,7 @@ pub struct Batch<'a> {
     family: Family,
     table: &'a str,
     messages: Vec<Message>,
+    rules: BTreeMap<String, usize>,
 }
 
 impl<'a> Batch<'a> {
@@ -72,7 +74,7 @@ impl<'a> Batch<'a> {
 
     /// An empty transaction on `table` of that family.
     pub fn of(family: Family, table: &'a str) -> Self {
-        Self { family, table, messages: Vec::new() }
+        Self { family, table, messages: Vec::new(), rules: BTreeMap::new() }
     }
 
     /// Creates the table unless it is there.
@@ -237,7 +239,13 @@ impl<'a> Batch<'a> {
 
     /// Appends a rule to a chain.
     pub fn add_rule(&mut self, chain: &str, rule: &Rule) {
+        *self.rules.entry(chain.to_owned()).or_default() += 1;
         self.push(NEW_RULE, CREATE | APPEND, |a| a.text(2, chain).nested(4, |list| rule.write(list)));
+    }
+
+    /// How many rules it appends, by their chains.
+    pub fn rules(&self) -> &BTreeMap<String, usize> {
+        &self.rules
     }
 
     /// Applies everything, or nothing.

@@ -28,6 +28,9 @@ const NESTED: u16 = 0x8000;
 /// `NLMSG_ERROR`, which is also the acknowledgement, with code 0.
 const ERROR: u16 = 2;
 
+/// `NLMSG_DONE`, the end of a dump.
+const DONE: u16 = 3;
+
 /// Bytes of `struct nlmsghdr` and `struct nfgenmsg`.
 const HEADER: usize = 16;
 const GENERIC: usize = 4;
@@ -120,6 +123,34 @@ fn header(
     bytes.extend([family, 0]);
     bytes.extend(resource.to_be_bytes());
     bytes.extend(payload);
+}
+
+/// The value of an attribute, a number, in the first message of a datagram of answers.
+pub(super) fn number(datagram: &[u8], wanted: u16) -> Option<u32> {
+    let mut rest = datagram.get(HEADER + GENERIC..)?;
+    while let [low, high, kind_low, kind_high, ..] = *rest {
+        let length = usize::from(u16::from_ne_bytes([low, high])).max(4);
+        if u16::from_ne_bytes([kind_low, kind_high]) == wanted {
+            return rest.get(4..8)?.try_into().ok().map(u32::from_be_bytes);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+/// How many messages of a kind of ours a datagram of answers has, and whether it is the last one.
+pub(super) fn count(mut datagram: &[u8], wanted: u8) -> (usize, bool) {
+    let mut found = 0;
+    while datagram.len() >= HEADER {
+        let length = u32::from_ne_bytes([datagram[0], datagram[1], datagram[2], datagram[3]]) as usize;
+        match u16::from_ne_bytes([datagram[4], datagram[5]]) {
+            DONE | ERROR => return (found, true),
+            kind => found += usize::from(kind == u16::from_be_bytes([SUBSYSTEM, wanted])),
+        }
+        let next = length.next_multiple_of(4).clamp(HEADER, datagram.len());
+        datagram = &datagram[next..];
+    }
+    (found, false)
 }
 
 /// The first error in a datagram of answers.

@@ -11,8 +11,17 @@ use super::{Element, Family, write_elements};
 
 /// Message types of `linux/netfilter/nf_tables.h`.
 const GET_TABLE: u8 = 1;
+const GET_CHAIN: u8 = 4;
+const NEW_RULE: u8 = 6;
+const GET_RULE: u8 = 7;
 const GET_SET: u8 = 10;
 const GET_SET_ELEMENT: u8 = 13;
+
+/// `NFTA_CHAIN_USE`: rules in it, and rules that jump to it.
+const USES: u16 = 6;
+
+/// `NLM_F_DUMP`
+const DUMP: u16 = 0x300;
 
 /// The datagram is larger than the socket's buffer.
 const EMSGSIZE: i32 = 90;
@@ -32,8 +41,8 @@ impl Netfilter {
     /// # Errors
     /// What the kernel says.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
+        let socket = Socket::new(NETLINK_NETFILTER)?;
+        // This gives it an address of its own, too.
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
         // An error need not quote its message, which may be large.
@@ -65,6 +74,45 @@ impl Netfilter {
     /// What the kernel says.
     pub fn has_set(&self, table: &str, set: &str) -> io::Result<bool> {
         self.has(GET_SET, Family::Inet, Attributes::default().text(1, table).text(2, set))
+    }
+
+    /// Whether the chain is there and has rules, or rules that jump to it: `nft flush` leaves chains and sets.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn has_rules(&self, family: Family, table: &str, chain: &str) -> io::Result<bool> {
+        let attributes = Attributes::default().text(1, table).text(3, chain);
+        let mut bytes = Vec::new();
+        Message { kind: GET_CHAIN, flags: 0, family, attributes }.write(&mut bytes, 1);
+        self.send(&bytes)?;
+        // The answer is one datagram: the chain, or an error.
+        let (datagram, _) = self.0.recv_from_full()?;
+        match message::first_error(&datagram) {
+            Ok(()) => Ok(message::number(&datagram, USES).is_some_and(|uses| uses > 0)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// How many rules the chain has; 0 without the chain.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn count_rules(&self, family: Family, table: &str, chain: &str) -> io::Result<usize> {
+        let attributes = Attributes::default().text(1, table).text(2, chain);
+        let mut bytes = Vec::new();
+        Message { kind: GET_RULE, flags: DUMP, family, attributes }.write(&mut bytes, 1);
+        self.send(&bytes)?;
+        let mut total = 0;
+        loop {
+            let (datagram, _) = self.0.recv_from_full()?;
+            message::first_error(&datagram)?;
+            let (found, is_last) = message::count(&datagram, NEW_RULE);
+            total += found;
+            if is_last {
+                return Ok(total);
+            }
+        }
     }
 
     fn has(&self, kind: u8, family: Family, attributes: Attributes) -> io::Result<bool> {
