@@ -17,6 +17,38 @@ pub struct Key {
     pub ifname: String,
 }
 
+/// Longest name of a file (`NAME_MAX`), less the extension that comes behind it.
+const MAX_STEM: usize = 255 - ".json".len();
+
+/// So much of a container's name stays where all of it would be too long.
+const KEPT: usize = 200;
+
+impl Key {
+    /// The name of the attachment's files without their extension: `<containerID>-<ifname>`. With a dash in the interface's
+    /// name two attachments could have one file, so there a colon is between the two, which neither may have in it. A name
+    /// that is too long for a file is cut and has a hash of the whole in it.
+    pub fn file_stem(&self) -> String {
+        let Self { container_id, ifname, .. } = self;
+        let separator = if ifname.contains('-') { ':' } else { '-' };
+        let stem = format!("{container_id}{separator}{ifname}");
+        if stem.len() <= MAX_STEM {
+            return stem;
+        }
+        // FNV-1a. Whoever reads the file compares the name in it.
+        let hash = container_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        format!("{}:{hash:016x}:{ifname}", container_id.get(..KEPT).unwrap_or_default())
+    }
+
+    /// What versions before this one made of a name with a dash.
+    pub fn former_file_stem(&self) -> Option<String> {
+        let Self { container_id, ifname, .. } = self;
+        let stem = format!("{container_id}-{ifname}");
+        (ifname.contains('-') && stem.len() <= MAX_STEM).then_some(stem)
+    }
+}
+
 /// What went wrong with a record, and with which file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -78,7 +110,13 @@ impl Store {
 
     /// Where the record of `key` is kept.
     pub fn path(&self, key: &Key) -> PathBuf {
-        self.directory.join(&key.network).join(format!("{}-{}.json", key.container_id, key.ifname))
+        self.directory.join(&key.network).join(format!("{}.json", key.file_stem()))
+    }
+
+    /// Where versions before this one kept it, if that is another place.
+    fn former_path(&self, key: &Key) -> Option<PathBuf> {
+        let name = format!("{}.json", key.former_file_stem()?);
+        Some(self.directory.join(&key.network).join(name))
     }
 
     /// Writes a record, replacing an older one of the same key in one step.
@@ -111,16 +149,28 @@ impl Store {
 
     /// Reads one record; `None` when there is none.
     pub fn read(&self, key: &Key) -> Result<Option<Attachment>, Error> {
-        read_file(&self.path(key))
+        let is_of_key = |record: &Attachment| record.key() == *key;
+        let found = read_file(&self.path(key))?.filter(is_of_key);
+        match self.former_path(key).filter(|_| found.is_none()) {
+            Some(former) => Ok(read_file(&former)?.filter(is_of_key)),
+            None => Ok(found),
+        }
     }
 
     /// Removes a record. One that is already gone is fine.
     pub fn remove(&self, key: &Key) -> Result<(), Error> {
-        let path = self.path(key);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(e)),
-            _ => Ok(()),
+        // A name of former versions may be another attachment's.
+        let is_of_key = |path: &PathBuf| {
+            let record = read_file(path).ok().flatten();
+            record.is_some_and(|record| record.key() == *key)
+        };
+        for path in [Some(self.path(key)), self.former_path(key).filter(is_of_key)].into_iter().flatten() {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &path)(e)),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Every readable record of a network, and what was wrong with the others.
@@ -190,6 +240,64 @@ mod tests {
         store.remove(&key).unwrap();
         store.remove(&key).unwrap();
         assert_eq!(store.list("pods").0, Vec::new());
+    }
+
+    #[test]
+    fn legal_names_never_share_a_file_and_long_ones_fit() {
+        let key = |container_id: &str, ifname: &str| Key {
+            network: "pods".into(),
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+        };
+        let long = "c".repeat(300);
+        let other = format!("{}d", "c".repeat(299));
+        let keys = [
+            key("a", "b-c"),
+            key("a-b", "c"),
+            key("a", "b-c.json"),
+            key("a", ".new.tmp"),
+            key("a.new", "tmp"),
+            key(&long, "eth0"),
+            key(&other, "eth0"),
+            key(&long, "a-b"),
+        ];
+        let stems: std::collections::HashSet<String> = keys.iter().map(Key::file_stem).collect();
+        assert_eq!(stems.len(), keys.len());
+        assert!(stems.iter().all(|stem| stem.len() <= MAX_STEM && !stem.starts_with('.')), "{stems:?}");
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path());
+        for key in &keys {
+            let (container_id, ifname) = (key.container_id.clone(), key.ifname.clone());
+            store.write(&Attachment { container_id, ifname, ..record() }).unwrap();
+        }
+        assert_eq!(store.list("pods").0.len(), keys.len());
+        for key in &keys {
+            assert_eq!(store.read(key).unwrap().unwrap().key(), *key);
+            store.remove(key).unwrap();
+            assert_eq!(store.read(key).unwrap(), None);
+        }
+        assert_eq!(store.list("pods").0, Vec::new());
+    }
+
+    #[test]
+    fn a_record_under_the_name_of_former_versions_is_found_and_removed_by_its_owner_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path());
+        let of = |container_id: &str, ifname: &str| Attachment {
+            container_id: container_id.into(),
+            ifname: ifname.into(),
+            ..record()
+        };
+        let dashed = of("a", "b-c");
+        store.write(&of("x", "eth0")).unwrap();
+        fs::write(directory.path().join("pods/a-b-c.json"), serde_json::to_vec(&dashed).unwrap()).unwrap();
+        assert_eq!(store.read(&dashed.key()).unwrap(), Some(dashed.clone()));
+        assert_eq!(store.read(&of("a-b", "c").key()).unwrap(), None);
+        store.remove(&dashed.key()).unwrap();
+        assert_eq!(store.list("pods").0, [of("x", "eth0")]);
+        store.write(&of("a-b", "c")).unwrap();
+        store.remove(&dashed.key()).unwrap();
+        assert_eq!(store.list("pods").0.len(), 2);
     }
 
     #[test]
