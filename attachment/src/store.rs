@@ -34,7 +34,7 @@ impl Key {
         if stem.len() <= MAX_STEM {
             return stem;
         }
-        // FNV-1a. Whoever reads the file compares the name in it.
+        // FNV-1a. Readers compare the name in the file.
         let hash = container_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     pub(crate) ifname: String,
     /// Directories to find a delegated plugin in.
     pub(crate) path: Vec<PathBuf>,
-    /// `CNI_ARGS`, as pairs.
+    /// `CNI_ARGS`, as pairs. A key without a value is absent, as the reference plugins have it.
     pub(crate) extra: HashMap<String, String>,
     /// The whole environment, for a delegated plugin.
     pub(crate) environment: Vec<(OsString, OsString)>,
@@ -94,6 +94,15 @@ impl Args {
             let message = format!("required environment variables [{}] are missing", missing.join(","));
             return Err(Error::new(Code::InvalidEnvironment, message));
         }
+        // A lossy conversion would give the interface another name than the requested one.
+        let names = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"];
+        let is_text = |(key, value): &&(OsString, OsString)| {
+            !names.iter().any(|name| key == name) || value.to_str().is_some()
+        };
+        if let Some((key, value)) = environment.iter().find(|variable| !is_text(variable)) {
+            let message = format!("{} {value:?} is not UTF-8", key.to_string_lossy());
+            return Err(Error::new(Code::InvalidEnvironment, message));
+        }
         let args = Self {
             container_id: variable("CNI_CONTAINERID"),
             netns: variable("CNI_NETNS"),
@@ -150,12 +159,19 @@ fn parse_extra(text: &str) -> Result<HashMap<String, String>> {
             _ => return Err(invalid(format!("CNI_ARGS: {pair:?} is not KEY=VALUE"))),
         };
     }
-    let ignore_unknown = extra.get("IgnoreUnknown").is_some_and(|value| value == "1" || value == "true");
+    let ignore_unknown = match extra.get("IgnoreUnknown").map(|value| value.to_ascii_lowercase()).as_deref() {
+        Some("1" | "true") => true,
+        Some("0" | "false") | None => false,
+        Some(other) => return Err(invalid(format!("CNI_ARGS: IgnoreUnknown={other} is not true or false"))),
+    };
     let unknown = extra.keys().find(|key| !KNOWN_EXTRA.contains(&key.as_str()));
     match unknown {
         Some(key) if !ignore_unknown => {
             Err(invalid(format!("CNI_ARGS: unknown key {key:?}; IgnoreUnknown=1 would pass over it")))
         }
-        _ => Ok(extra),
+        _ => {
+            extra.retain(|_, value| !value.is_empty());
+            Ok(extra)
+        }
     }
 }

@@ -16,18 +16,15 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::link::InfoBridgePort;
 use netns::NetNs;
 
+use crate::announce::Advertiser;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{Assignment, Lease};
 use crate::netconf::{self, Bridge};
-use crate::netlink::{Batch, Link, Netlink, NewBridge, Route, RouteTarget, Veth};
+use crate::netlink::{Batch, Link, Netlink, NewBridge, Veth};
 use crate::{routed, veth};
 
 /// The note on a bridge of ours. It is told from those of pods by having no container.
 const ALIAS: &str = "portolan/bridge";
-
-/// A port forwards once the kernel's link watcher has seen both ends up, which takes well under a millisecond. One that never
-/// does so keeps nobody waiting: the reference plugin gives up after 2.5 s.
-const FORWARDING: Duration = Duration::from_secs(1);
 
 /// Duplicate address detection takes 1 to 2 s.
 const DETECTION: Duration = Duration::from_secs(5);
@@ -39,6 +36,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub(crate) struct Bridged {
     pub(crate) mac: Vec<u8>,
     pub(crate) mtu: u32,
+    /// Of the pod's interface in the pod, if that is up.
+    pub(crate) pod_index: Option<u32>,
     pub(crate) assignment: Assignment,
 }
 
@@ -53,25 +52,70 @@ pub(crate) fn attach(
     assignment: Assignment,
 ) -> Result<Bridged> {
     let link = ensure_bridge(host, bridge, veth.mtu)?;
-    let assignment = complete(bridge, assignment)?;
+    let mut assignment = complete(bridge, assignment)?;
+    remove_duplicates(&mut assignment);
     // The gateway first: a pod that is up may use it.
-    if bridge.is_gateway {
-        for lease in &assignment.leases {
-            ensure_gateway(host, &link, bridge, lease)?;
-        }
+    let mut new_gateways = Vec::new();
+    for lease in assignment.leases.iter().filter(|_| bridge.is_gateway) {
+        new_gateways.extend(ensure_gateway(host, &link, bridge, lease)?);
     }
-    veth::create(host, pod, netns, veth, alias, Some(link.index), false)?;
+    let port = veth::create(host, pod, netns, veth, alias, Some(link.index), false)?;
     let options = port_options(bridge);
     if !options.is_empty() {
         let mut batch = Batch::default();
         batch.set_port(veth.host, options);
         batch.commit(host)?;
     }
+    let mut pod_index = None;
     if !bridge.disable_container_interface {
-        configure_pod(pod, veth.pod, bridge, &assignment)?;
-        await_forwarding(host, veth.host)?;
+        let index = veth::peer(&port, pod, veth.pod)?;
+        configure_pod(netns, pod, veth.pod, index, bridge, &assignment)?;
+        // The port first: what it does makes the bridge's carrier.
+        veth::await_carrier(host, &[veth.host, &bridge.name], |link| {
+            link.name != veth.host || link.port.is_forwarding
+        })?;
+        if !bridge.enable_dad {
+            veth::await_ipv6(pod, assignment.addresses())?;
+            veth::await_ipv6(host, new_gateways)?;
+        }
+        pod_index = Some(index);
     }
-    Ok(Bridged { mac: link.mac, mtu: link.mtu, assignment })
+    Ok(Bridged { mac: link.mac, mtu: link.mtu, pod_index, assignment })
+}
+
+/// Announces the pod's addresses on the bridge. A neighbour that has an older entry for an address sends to the hardware
+/// address in it for up to 45 s. After that it asks, so ADD does not fail if the announcement does.
+pub(crate) fn announce(
+    pod: &mut Netlink,
+    advertiser: Option<&Advertiser>,
+    veth: &Veth<'_>,
+    bridged: &Bridged,
+) {
+    let Some(index) = bridged.pod_index else { return };
+    let mut batch = Batch::default();
+    for address in bridged.assignment.addresses() {
+        match address {
+            IpAddr::V4(_) => batch.announce(index, address, veth.pod),
+            IpAddr::V6(address) => {
+                drop(advertiser.map(|advertiser| advertiser.advertise(index, address, veth.pod_mac)));
+            }
+        }
+    }
+    drop(batch.commit(pod));
+}
+
+/// The same route twice is one route; otherwise it would look like one of another network.
+fn remove_duplicates(assignment: &mut Assignment) {
+    let routes = std::mem::take(&mut assignment.routes);
+    for route in &routes {
+        let full = |route: &netconf::Route| (gateway_of(route, assignment), route.options, route.dst);
+        // The one that names its gateway stays, as it is in the result.
+        let is_implied =
+            route.gw.is_none() && routes.iter().any(|other| other.gw.is_some() && full(other) == full(route));
+        if !is_implied && !assignment.routes.contains(route) {
+            assignment.routes.push(route.clone());
+        }
+    }
 }
 
 /// The bridge itself, up.
@@ -85,7 +129,7 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
         batch.set_note(name, ALIAS);
         batch.set_up(name);
         batch.commit(host)?;
-        refuse_advertisements(name)?;
+        configure_ipv6(name, bridge.enable_dad)?;
         found = find(host)?;
     }
     let link = found.ok_or_else(|| conflict(format!("bridge {name} was deleted by somebody else")))?;
@@ -108,13 +152,19 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
     Ok(link)
 }
 
-/// Router advertisements of pods must not give the node a default route (CVE-2020-13401). A node without IPv6 takes none.
-fn refuse_advertisements(name: &str) -> Result<()> {
-    let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join("accept_ra");
-    match std::fs::write(&path, "0") {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(crate::error::io("write", &path)(e)),
-        _ => Ok(()),
+/// Router advertisements of pods must not give the node a default route (CVE-2020-13401). The bridge's link-local address,
+/// from which the node asks for the hardware addresses of pods, is usable at once: no other interface can have it. A node without
+/// IPv6 has neither.
+fn configure_ipv6(name: &str, enable_dad: bool) -> Result<()> {
+    let keys = ["accept_ra", "accept_dad"];
+    for key in &keys[..if enable_dad { 1 } else { 2 }] {
+        let path = Path::new("/proc/sys/net/ipv6/conf").join(name).join(key);
+        match std::fs::write(&path, "0") {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(crate::error::io("write", &path)(e)),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// A kernel without VLAN filtering takes the order for it, and does nothing: so what it has is asked for here.
@@ -138,7 +188,7 @@ fn complete(bridge: &Bridge, mut assignment: Assignment) -> Result<Assignment> {
         let is_of_family = |route: &netconf::Route| route.dst.is_ipv4() == lease.address.is_ipv4();
         let has_default = |route: &netconf::Route| route.dst.prefix() == 0 && route.gw.is_some();
         if !assignment.routes.iter().any(|route| is_of_family(route) && has_default(route)) {
-            assignment.routes.push(netconf::Route { dst: everywhere(lease.address.ip()), gw: lease.gateway });
+            assignment.routes.push(netconf::Route::new(everywhere(lease.address.ip()), lease.gateway));
         }
     }
     Ok(assignment)
@@ -153,14 +203,15 @@ fn first_of(address: IpNetwork) -> Result<IpAddr> {
     first.ok_or_else(|| conflict(format!("{address} has no room for a gateway")))
 }
 
-/// Gives the bridge a gateway's address. A bridge has one subnet of IPv4, and of IPv6 those that do not overlap.
-fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Lease) -> Result<()> {
-    let Some(gateway) = lease.gateway else { return Ok(()) };
+/// Gives the bridge a gateway's address; returns it if it is new. A bridge has one subnet of IPv4, and of IPv6 those that
+/// do not overlap.
+fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Lease) -> Result<Option<IpAddr>> {
+    let Some(gateway) = lease.gateway else { return Ok(None) };
     let wanted = network(gateway, lease.address.prefix());
     let mut batch = Batch::default();
     batch.ensure_address(link.index, wanted, &bridge.name, bridge.enable_dad);
     if batch.commit(host)?.made == [false] {
-        return Ok(());
+        return Ok(None);
     }
     // It is new: what else does the bridge have?
     let others = host.addresses(link.index, gateway).map_err(kernel("look for the bridge's addresses"))?;
@@ -177,7 +228,7 @@ fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Leas
             return Err(conflict(format!("bridge {} has {theirs} and not {wanted}; {way_out}", bridge.name)));
         }
     }
-    Ok(())
+    Ok(Some(gateway))
 }
 
 fn port_options(bridge: &Bridge) -> Vec<InfoBridgePort> {
@@ -186,48 +237,56 @@ fn port_options(bridge: &Bridge) -> Vec<InfoBridgePort> {
     hairpin.into_iter().chain(isolated).collect()
 }
 
-fn configure_pod(pod: &mut Netlink, ifname: &str, bridge: &Bridge, assignment: &Assignment) -> Result<()> {
-    let mut batch = Batch::default();
-    batch.set_up(ifname);
-    batch.get_link(ifname);
-    let index = veth::only(batch.commit(pod)?.links, ifname)?.index;
-    let mut batch = Batch::default();
-    for lease in &assignment.leases {
-        batch.add_address(index, lease.address, ifname, bridge.enable_dad);
-    }
-    batch.commit(pod)?;
+fn configure_pod(
+    netns: &NetNs,
+    pod: &mut Netlink,
+    ifname: &str,
+    index: u32,
+    bridge: &Bridge,
+    assignment: &Assignment,
+) -> Result<()> {
+    let with_gateway =
+        |route: &netconf::Route| netconf::Route { gw: gateway_of(route, assignment), ..route.clone() };
+    let routes: Vec<netconf::Route> = assignment.routes.iter().map(with_gateway).collect();
+    let add_routes = |batch: &mut Batch| {
+        for route in &routes {
+            // The pod may have other networks: the first one to come has the default route.
+            let wording = format!("{} to the pod", routed::worded(route));
+            batch.add_route(&routed::kernel_route(index, route, route.options), &wording);
+        }
+    };
+    let changes = || {
+        let mut batch = Batch::default();
+        batch.set_up(ifname);
+        for lease in &assignment.leases {
+            batch.ensure_address(index, lease.address, ifname, bridge.enable_dad);
+        }
+        if !bridge.enable_dad {
+            add_routes(&mut batch);
+        }
+        batch
+    };
+    let mut outcome = veth::configure(netns, pod, ifname, changes)?;
     if bridge.enable_dad {
         await_addresses(pod, index, assignment)?;
+        let mut batch = Batch::default();
+        add_routes(&mut batch);
+        outcome = batch.commit(pod)?;
     }
-    let mut batch = Batch::default();
-    for route in &assignment.routes {
-        let target = match gateway_of(route, assignment) {
-            Some(gateway) => RouteTarget::Via(index, gateway),
-            None => RouteTarget::Link(index),
-        };
-        // The pod may have other networks: the first one to come has the default route.
-        let wording = format!("{} to the pod", describe(route, assignment));
-        batch.add_route(&Route { destination: route.dst, target, table: None, metric: 0 }, &wording);
-    }
-    if batch.commit(pod)?.made.contains(&false) {
-        let by_gateway = |route: &netconf::Route| Some((route.dst, gateway_of(route, assignment)?));
-        let routes: Vec<_> = assignment.routes.iter().filter_map(by_gateway).collect();
-        routed::answer_where_asked(index, &assignment.addresses(), &routes).commit(pod)?;
+    if outcome.found_route {
+        let addresses = assignment.leases.iter().map(|lease| lease.address);
+        let connected: Vec<IpNetwork> =
+            addresses.map(|address| network(address.network(), address.prefix())).collect();
+        routed::answer_where_asked(index, &assignment.addresses(), &routes, &connected).commit(pod)?;
     }
     Ok(())
 }
 
 /// A route without a gateway goes by the first one of its family.
 fn gateway_of(route: &netconf::Route, assignment: &Assignment) -> Option<IpAddr> {
-    let gateways = assignment.leases.iter().filter_map(|lease| lease.gateway);
-    route.gw.or_else(|| gateways.into_iter().find(|gateway| gateway.is_ipv4() == route.dst.is_ipv4()))
-}
-
-fn describe(route: &netconf::Route, assignment: &Assignment) -> String {
-    match gateway_of(route, assignment) {
-        Some(gateway) => format!("{} via {gateway}", route.dst),
-        None => route.dst.to_string(),
-    }
+    let mut gateways = assignment.leases.iter().filter_map(|lease| lease.gateway);
+    let implied = || gateways.find(|gateway| gateway.is_ipv4() == route.dst.is_ipv4());
+    if route.is_on_link() { None } else { route.gw.or_else(implied) }
 }
 
 /// Waits until nobody has answered that an address is his.
@@ -248,18 +307,6 @@ fn await_addresses(pod: &mut Netlink, index: u32, assignment: &Assignment) -> Re
         }
     }
     Ok(())
-}
-
-/// Waits until the bridge passes on what the pod sends: its first packets are not to be lost.
-fn await_forwarding(host: &mut Netlink, name: &str) -> Result<()> {
-    let deadline = Instant::now() + FORWARDING;
-    loop {
-        let link = veth::required(host, name)?;
-        if link.port.is_forwarding || Instant::now() > deadline {
-            return Ok(());
-        }
-        std::thread::sleep(PAUSE);
-    }
 }
 
 /// Whether an attachment is as [`attach`] left it, by the result of ADD. Additions by others are fine.

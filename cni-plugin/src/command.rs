@@ -11,5 +11,5 @@ pub(crate) use add::add;
 pub(crate) use check::check;
 pub(crate) use cleanup::cleanup;
 pub(crate) use del::del;
-pub(crate) use gc::{gc, valid_attachments};
+pub(crate) use gc::{gc, repaired, valid_attachments};
 pub(crate) use status::status;

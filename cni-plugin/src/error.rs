@@ -19,6 +19,10 @@ pub(crate) enum Code {
     Kernel = 100,
     /// An object is there that must not be, or the other way round.
     Conflict = 101,
+    /// The kernel does not permit it as things are.
+    NotPermitted = 102,
+    /// Another pod was given the address at the same time.
+    AddressTaken = 103,
 }
 
 /// A failure, as it is printed for the runtime.

@@ -13,10 +13,11 @@ use crate::rollback::Rollback;
 /// ADD: an address of each range set, as the result of an IPAM plugin (CNI 1.1 §4).
 pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
     let mut rollback = Rollback::default();
-    let assigned = ipam::assign(args, conf, &mut rollback);
+    // As host-local has it, which does not look at the node.
+    let assigned = ipam::assign(args, conf, &mut |_address| Ok(false), &mut rollback);
     let Assignment { leases, routes, dns } = rollback.finish(assigned)?;
     let ips = leases.iter().map(|lease| result::ip(&conf.version, lease, None)).collect();
-    let routes = routes.iter().map(|route| result::route(&(route.dst, route.gw))).collect();
+    let routes = routes.iter().map(|route| result::route(&conf.version, route)).collect();
     Ok(result::shaped(&conf.version, Value::Null, ips, routes, dns))
 }
 
@@ -46,7 +47,9 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
 pub(crate) fn gc(header: &Header, raw: &Value) -> Result<()> {
     let valid = command::valid_attachments(raw)?;
     let store = header.reservations();
-    let (known, mut errors) = store.owners();
+    let mut errors = command::repaired(&store);
+    let (known, illegible) = store.owners();
+    errors.extend(illegible);
     for owner in known.iter().filter(|owner| !valid.contains(owner)) {
         errors.extend(store.release(owner).err());
     }
@@ -72,7 +75,7 @@ pub(crate) fn run(
         Command::Gc => gc(&header, &raw),
         Command::Status => {
             let conf = parse(header, raw)?;
-            conf.header.reservations().check_available(&conf.ranges)
+            conf.header.reservations().check_available(&conf.ranges, &mut |_address| Ok(false))
         }
         Command::Version => Ok(()),
     }

@@ -8,6 +8,6 @@ mod slots;
 mod store;
 
 pub(crate) use assignment::{Assignment, Lease, assign};
-pub(crate) use delegate::delegate;
+pub(crate) use delegate::{delegate, delegate_check, delegate_del};
 pub(crate) use range::RangeSet;
-pub(crate) use store::{Owner, Store};
+pub(crate) use store::{Delegated, Given, InUse, Owner, Store};

@@ -14,6 +14,7 @@
 //! from the attachment alone, so that it works when the pod, the configuration or half of an ADD is gone.
 
 mod alias;
+mod announce;
 mod args;
 mod bandwidth;
 mod bridged;

@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod bridge;
+mod route;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use attachment::PortMapping;
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::args::is_valid_id;
@@ -20,14 +21,18 @@ use crate::role::Role;
 
 pub(crate) use bandwidth::{Bandwidth, Limit};
 pub(crate) use bridge::Bridge;
+pub(crate) use route::{Route, RouteOptions};
 pub(crate) use wire::WireRange;
-use wire::{Wire, WirePortMapping, lower_field_names};
+use wire::{Wire, WirePortMapping, lower_field_names, without_nulls};
 
 /// Where the state of a boot lives: addresses, records, what the node has been told.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/run/portolan";
 
 /// Seconds an address rests by default: what stale conntrack entries and caches of names live for.
 const DEFAULT_COOLDOWN: u32 = 30;
+
+/// Longest name of a network in bytes: it is part of names of files and of sets in nft, which have 255.
+const MAX_NAME: usize = 200;
 
 /// The part every command needs; DEL and GC need no more, so that they work with a configuration gone wrong.
 #[derive(Clone, Debug)]
@@ -67,7 +72,7 @@ pub(crate) struct NetConf {
     pub(crate) routes: Vec<Route>,
     /// A file that says what the pod's resolv.conf is made of where `dns` does not.
     pub(crate) resolv_conf: Option<PathBuf>,
-    /// Addresses asked for, at most one a range set.
+    /// Requested addresses, at most one a range set.
     pub(crate) requested: Vec<IpAddr>,
     pub(crate) mac: Option<[u8; 6]>,
     pub(crate) dns: Value,
@@ -79,14 +84,6 @@ pub(crate) struct NetConf {
     pub(crate) prev_result: Option<Value>,
     /// The configuration as it came, for a delegated plugin.
     pub(crate) raw: Value,
-}
-
-/// A route of `ipam.routes`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Route {
-    pub(crate) dst: IpNetwork,
-    #[serde(default)]
-    pub(crate) gw: Option<IpAddr>,
 }
 
 impl Header {
@@ -111,6 +108,8 @@ impl Header {
         let data_dir = directory(&raw["ipam"]["dataDir"]).filter(|_| delegate.is_none());
         let ipam_dir = data_dir.unwrap_or(own).join(&name);
         let cooldown = match &raw["ipam"]["cooldown"] {
+            // The reference plugin has none.
+            Value::Null if role == Role::HostLocal => 0,
             Value::Null => DEFAULT_COOLDOWN,
             // A value that is none shows in the whole configuration; DEL and GC go on without.
             value => value.as_u64().and_then(|s| u32::try_from(s).ok()).unwrap_or(DEFAULT_COOLDOWN),
@@ -119,9 +118,24 @@ impl Header {
         Ok(Self { role, cni_version, name, state_dir, ipam_dir, delegate, cooldown })
     }
 
+    /// Whether no pod can be on this network, because its name is too long for files.
+    pub(crate) fn has_impossible_name(&self) -> bool {
+        self.name.len() > MAX_NAME
+    }
+
     /// Who has which address.
     pub(crate) fn reservations(&self) -> Store {
         Store::new(self.ipam_dir.clone(), self.cooldown)
+    }
+
+    /// Who has which address by a former configuration: another `ipam.type`, or another `ipam.dataDir` (`noted`).
+    pub(crate) fn former_reservations(&self, noted: &[PathBuf]) -> Vec<Store> {
+        let own = ["ipam", "delegated"].map(|kind| self.state_dir.join(kind).join(&self.name));
+        let mut directories: Vec<&PathBuf> = own.iter().chain(noted).collect();
+        directories.retain(|directory| **directory != self.ipam_dir);
+        directories.sort();
+        directories.dedup();
+        directories.into_iter().map(|directory| Store::new(directory.clone(), self.cooldown)).collect()
     }
 
     /// The records that ADD leaves for the daemons.
@@ -132,13 +146,15 @@ impl Header {
 
 impl NetConf {
     pub(crate) fn parse(header: Header, raw: Value, version: &str) -> Result<Self> {
-        let mut written = raw.clone();
+        if header.has_impossible_name() {
+            return Err(invalid(format!("name: {:?} has more than {MAX_NAME} bytes", header.name)));
+        }
+        let mut written = without_nulls(&raw);
         if let Some(runtime_config) = written.get_mut("runtimeConfig") {
             lower_field_names(runtime_config);
         }
-        let wire: Wire =
-            serde_json::from_value(written).map_err(|e| invalid(format!("network configuration: {e}")))?;
-        let mode = mode(&header, wire.mode.as_deref(), &raw)?;
+        let wire = Wire::deserialize(&written).map_err(|e| invalid(format!("network configuration: {e}")))?;
+        let mode = mode(&header, wire.mode.as_deref(), &written)?;
         if let Some(mtu) = wire.mtu
             && mtu != 0
             && !(68..=65_535).contains(&mtu)
@@ -147,7 +163,7 @@ impl NetConf {
         }
         if let Mode::Bridge(bridge) = &mode
             && bridge.disable_container_interface
-            && (header.delegate.is_some() || raw["ipam"].as_object().is_some_and(|ipam| !ipam.is_empty()))
+            && (header.delegate.is_some() || written["ipam"].as_object().is_some_and(|ipam| !ipam.is_empty()))
         {
             return Err(invalid("disableContainerInterface: an interface that is down has no use for ipam"));
         }
@@ -157,9 +173,10 @@ impl NetConf {
             exclusions.push(parse_cidr(&format!("nonMasqueradeCIDRs[{index}]"), text)?);
         }
         exclusions.extend(ranges.iter().flat_map(RangeSet::subnets));
-        let mac = wire.runtime_config.mac.as_deref().map(parse_mac).transpose()?;
+        let mac = [&wire.runtime_config.mac, &wire.args.cni.mac].into_iter().flatten();
+        let mac = mac.map(String::as_str).find(|mac| !mac.is_empty()).map(parse_mac).transpose()?;
         let requested = requested(&wire)?;
-        let prev_result = raw.get("prevResult").filter(|previous| !previous.is_null()).cloned();
+        let prev_result = written.get("prevResult").cloned();
         if prev_result.as_ref().is_some_and(|previous| !previous.is_object()) {
             return Err(Error::new(Code::Decode, "prevResult is not a result object"));
         }
@@ -247,10 +264,18 @@ fn ranges(header: &Header, mode: &Mode, wire: &Wire) -> Result<Vec<RangeSet>> {
 fn requested(wire: &Wire) -> Result<Vec<IpAddr>> {
     let of_runtime = wire.runtime_config.ips.iter().map(|ip| ("runtimeConfig.ips", ip));
     let of_args = wire.args.cni.ips.iter().map(|ip| ("args.cni.ips", ip));
-    of_runtime.chain(of_args).map(|(field, text)| parse_requested(field, text)).collect()
+    let mut requested = Vec::new();
+    for (field, text) in of_runtime.chain(of_args) {
+        let address = parse_requested(field, text)?;
+        // The same address by two ways is one request.
+        if !requested.contains(&address) {
+            requested.push(address);
+        }
+    }
+    Ok(requested)
 }
 
-/// An address the runtime asks for, with or without a prefix length.
+/// A requested address, with or without a prefix length.
 pub(crate) fn parse_requested(field: &str, text: &str) -> Result<IpAddr> {
     let address = text.split('/').next().unwrap_or_default();
     address.parse().map_err(|_e| invalid(format!("{field}: {text:?} is not an IP address")))
@@ -288,6 +313,11 @@ fn port_mappings(wire: &[WirePortMapping]) -> Result<Vec<PortMapping>> {
     let mut mappings = Vec::new();
     for (index, mapping) in wire.iter().enumerate() {
         let field = |name: &str| format!("runtimeConfig.portMappings[{index}].{name}");
+        for (name, port) in [("hostPort", mapping.host_port), ("containerPort", mapping.container_port)] {
+            if port == 0 {
+                return Err(invalid(format!("{}: 0 is not a port", field(name))));
+            }
+        }
         let protocol = mapping.protocol.to_ascii_lowercase();
         let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol };
         if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
@@ -334,3 +364,6 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
 pub(crate) fn invalid(message: impl Into<String>) -> Error {
     Error::new(Code::InvalidConfig, message)
 }
+
+#[cfg(test)]
+mod tests;

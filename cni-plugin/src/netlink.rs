@@ -9,20 +9,20 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{
-    BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo,
+    BridgePortState, InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, State,
 };
 use netlink_packet_route::neighbour::NeighbourAttribute;
-use netlink_packet_route::route::{RouteAttribute, RouteProtocol, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-pub(crate) use batch::Batch;
+pub(crate) use batch::{Batch, Outcome};
 pub(crate) use request::{NewBridge, Route, RouteTarget, Veth};
 
 use crate::trace::{Span, span};
@@ -61,6 +61,10 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) mac: Vec<u8>,
     pub(crate) is_up: bool,
+    /// Whether packets leave by it: the kernel has noticed its carrier.
+    pub(crate) is_operational: bool,
+    /// Index of the other end of a veth, in that one's namespace.
+    pub(crate) peer: Option<u32>,
     pub(crate) is_promiscuous: bool,
     pub(crate) is_bridge: bool,
     /// The bridge it is a port of.
@@ -97,8 +101,8 @@ impl Assigned {
 impl Netlink {
     /// Opens a socket in the namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
+        let socket = Socket::new(NETLINK_ROUTE)?;
+        // This gives it an address of its own, too.
         socket.connect(&SocketAddr::new(0, 0))?;
         // The kernel answers within `send`: an answer that is not there by then will never come.
         socket.set_non_blocking(true)?;
@@ -147,12 +151,6 @@ impl Netlink {
         gone_is_false(self.one(request::delete_address(index, address, prefix), NLM_F_ACK))
     }
 
-    /// Adds a route, or replaces the one to the same destination.
-    pub(crate) fn replace_route(&mut self, route: &Route) -> io::Result<()> {
-        let flags = NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK;
-        self.one(request::new_route(route), flags).map(drop)
-    }
-
     /// Deletes a route. False if there is none.
     pub(crate) fn delete_route(&mut self, route: &Route) -> io::Result<bool> {
         gone_is_false(self.one(request::delete_route(route), NLM_F_ACK))
@@ -169,8 +167,29 @@ impl Netlink {
 
     /// The interface by which a packet to `destination` would leave; `None` where it would not.
     pub(crate) fn route_device(&mut self, destination: IpAddr) -> io::Result<Option<u32>> {
-        match self.one(request::get_route(destination), NLM_F_ACK) {
-            Ok(answers) => Ok(answers.into_iter().find_map(device_of)),
+        Ok(self.route(request::get_route(destination))?.and_then(device_of))
+    }
+
+    /// Whether a packet to `address` stays here: the address is one of this namespace, and usable.
+    pub(crate) fn is_local(&mut self, address: IpAddr) -> io::Result<bool> {
+        let is_local = |route: RouteMessage| route.header.kind == RouteType::Local;
+        self.route(request::get_route(address)).map(|route| route.is_some_and(is_local))
+    }
+
+    /// Whether there is a route to this very address: it is one of this namespace, or something is reached by it.
+    pub(crate) fn has_route_to(&mut self, address: IpAddr) -> io::Result<bool> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let route = self.route(request::match_route(address))?;
+        Ok(route.is_some_and(|route| route.header.destination_prefix_length == length))
+    }
+
+    /// The answer of the kernel's routes; `None` where there is none, or one that refuses.
+    fn route(&mut self, question: RouteNetlinkMessage) -> io::Result<Option<RouteMessage>> {
+        match self.one(question, NLM_F_ACK) {
+            Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            })),
             Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(None),
             Err(e) => Err(e),
         }
@@ -178,11 +197,8 @@ impl Netlink {
 
     /// Whether an interface of the node has the address; not one that is local by a route alone, as virtual IPs are.
     pub(crate) fn has_own(&mut self, address: IpAddr) -> io::Result<bool> {
-        match self.one(request::get_matching_route(address), NLM_F_ACK) {
-            Ok(answers) => Ok(answers.iter().any(is_of_interface)),
-            Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(false),
-            Err(e) => Err(e),
-        }
+        self.route(request::match_route(address))
+            .map(|route| route.is_some_and(|route| is_of_interface(&route)))
     }
 
     /// The hardware address to which packets for a neighbour go, if that is known.
@@ -322,6 +338,10 @@ fn link_of(answer: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(value) => link.mtu = value,
             LinkAttribute::Address(value) => link.mac = value,
             LinkAttribute::Controller(value) => link.master = Some(value),
+            LinkAttribute::Link(value) => link.peer = Some(value),
+            LinkAttribute::OperState(state) => {
+                link.is_operational = matches!(state, State::Up | State::Unknown)
+            }
             LinkAttribute::LinkInfo(infos) => {
                 link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                 link.port = port_of(&infos);
@@ -367,13 +387,11 @@ fn neighbour_of(answer: RouteNetlinkMessage) -> Option<Vec<u8>> {
 }
 
 /// Whether the kernel has made this route, to itself, for an address of an interface.
-fn is_of_interface(answer: &RouteNetlinkMessage) -> bool {
-    let RouteNetlinkMessage::NewRoute(message) = answer else { return false };
+fn is_of_interface(message: &RouteMessage) -> bool {
     message.header.kind == RouteType::Local && message.header.protocol == RouteProtocol::Kernel
 }
 
-fn device_of(answer: RouteNetlinkMessage) -> Option<u32> {
-    let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
+fn device_of(message: RouteMessage) -> Option<u32> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }

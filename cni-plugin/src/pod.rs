@@ -1,4 +1,4 @@
-//! The way into the pod: its network namespace and a netlink socket there.
+//! The way into the pod: its network namespace and sockets there.
 
 use std::fs;
 use std::io;
@@ -12,6 +12,14 @@ use crate::trace::{Span, span};
 
 /// Opens the pod's namespace, which must be one and must not be the node's own, and a netlink socket in it.
 pub(crate) fn open(path: &str) -> Result<(NetNs, Netlink)> {
+    open_with(path, || Ok(())).map(|(netns, netlink, ())| (netns, netlink))
+}
+
+/// The same, and one more socket there: each way into a namespace takes a thread.
+pub(crate) fn open_with<T: Send>(
+    path: &str,
+    open: impl FnOnce() -> io::Result<T> + Send,
+) -> Result<(NetNs, Netlink, T)> {
     span(Span::Netns, || {
         let unknown = |e: netns::Error| Error::new(Code::UnknownContainer, format!("CNI_NETNS: {e}"));
         let netns = NetNs::open(path).map_err(unknown)?;
@@ -21,8 +29,9 @@ pub(crate) fn open(path: &str) -> Result<(NetNs, Netlink)> {
             return Err(Error::new(Code::UnknownContainer, message));
         }
         // Entering tells whether it is a namespace of the network kind.
-        let socket = netns.run(Netlink::open).map_err(unknown)?;
-        Ok((netns, socket.map_err(kernel("open a netlink socket in the pod"))?))
+        let sockets = netns.run(|| Netlink::open().and_then(|netlink| Ok((netlink, open()?))));
+        let (netlink, other) = sockets.map_err(unknown)?.map_err(kernel("open a socket in the pod"))?;
+        Ok((netns, netlink, other))
     })
 }
 

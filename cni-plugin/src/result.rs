@@ -1,20 +1,16 @@
 //! The result of ADD, in the shape of the version that was asked for (CNI 1.1 §5).
 
-use std::net::IpAddr;
-
-use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use crate::ipam::Lease;
-use crate::netconf::NetConf;
+use crate::netconf::{NetConf, Route};
 
 /// What ADD has made.
 pub(crate) struct Attached<'a> {
     /// In their order; the pod's is the last.
     pub(crate) interfaces: Vec<Interface<'a>>,
     pub(crate) leases: Vec<Lease>,
-    /// Each with its gateway, if it has one.
-    pub(crate) routes: Vec<(IpNetwork, Option<IpAddr>)>,
+    pub(crate) routes: Vec<Route>,
     /// What IPAM says of names; the configuration's own wins.
     pub(crate) dns: Value,
 }
@@ -42,7 +38,7 @@ pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     }
     let index = interfaces.len().saturating_sub(1);
     ips.extend(attached.leases.iter().map(|lease| ip(&conf.version, lease, Some(index))));
-    routes.extend(attached.routes.iter().map(route));
+    routes.extend(attached.routes.iter().map(|new| route(&conf.version, new)));
     let is_empty = |dns: &Value| dns.as_object().is_none_or(serde_json::Map::is_empty);
     let said = [&conf.dns, &attached.dns, &previous["dns"]];
     let dns = said.into_iter().find(|dns| !is_empty(dns)).cloned().unwrap_or_else(|| json!({}));
@@ -95,10 +91,16 @@ pub(crate) fn ip(version: &str, lease: &Lease, interface: Option<usize>) -> Valu
     ip
 }
 
-/// An item of `routes`.
-pub(crate) fn route((destination, gateway): &(IpNetwork, Option<IpAddr>)) -> Value {
-    match gateway {
-        Some(gateway) => json!({ "dst": destination, "gw": gateway }),
-        None => json!({ "dst": destination }),
+/// An item of `routes`. Its options came with CNI 1.1.
+pub(crate) fn route(version: &str, route: &Route) -> Value {
+    match serde_json::to_value(route) {
+        Ok(all) if version == "1.1.0" => all,
+        _ => {
+            let mut item = json!({ "dst": route.dst });
+            if let Some(gateway) = route.gw {
+                item["gw"] = gateway.to_string().into();
+            }
+            item
+        }
     }
 }

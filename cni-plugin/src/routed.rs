@@ -14,8 +14,8 @@ use ipnetwork::IpNetwork;
 use netns::NetNs;
 
 use crate::error::{Code, Error, Result, io, kernel};
-use crate::ipam::Lease;
-use crate::netconf;
+use crate::ipam::{Assignment, Lease};
+use crate::netconf::{self, NetConf, RouteOptions};
 use crate::netlink::{Batch, Netlink, Route, RouteTarget, Veth};
 use crate::veth::{self, ANYWHERE_V4, ANYWHERE_V6};
 
@@ -66,50 +66,65 @@ pub(crate) fn attach(
     routes: &[netconf::Route],
 ) -> Result<()> {
     let host_link = veth::create(host, pod, netns, veth, alias, None, addresses.iter().any(IpAddr::is_ipv6))?;
-    let mut batch = Batch::default();
-    batch.set_up(veth.pod);
-    batch.get_link(veth.pod);
-    let pod_link = veth::only(batch.commit(pod)?.links, veth.pod)?;
-    let outcome = configure_pod(veth, pod_link.index, addresses, routes).commit(pod)?;
-    if outcome.made.contains(&false) || rank(veth.pod) > 0 {
-        answer_where_asked(pod_link.index, addresses, &pod_routes(routes, addresses)).commit(pod)?;
+    let index = veth::peer(&host_link, pod, veth.pod)?;
+    let changes = || configure_pod(veth, index, addresses, routes);
+    let outcome = veth::configure(netns, pod, veth.pod, changes)?;
+    if outcome.found_route || rank(veth.pod) > 0 {
+        answer_where_asked(index, addresses, &pod_routes(routes, addresses), &[]).commit(pod)?;
     }
     let mut batch = Batch::default();
     for address in addresses {
         batch.add_neighbour(host_link.index, *address, veth.pod_mac, veth.host);
-        let route = Route {
-            destination: alone(*address),
-            target: RouteTarget::Link(host_link.index),
-            table: None,
-            metric: 0,
-        };
-        batch.replace_route(&route, &format!("{address} dev {}", veth.host));
+        let route = Route::new(alone(*address), RouteTarget::Link(host_link.index));
+        // Never in the place of another one: that would be a pod's that lives.
+        batch.add_own_route(&route, &format!("{address} dev {}", veth.host));
     }
-    // The node's end drops packets until the kernel has noticed the carrier, which the pod's end gave it; that is left to
-    // a worker unless somebody asks for the interface.
     batch.get_link(veth.host);
-    batch.commit(host).map(drop)
+    let taken = |error: Error| match error.code == Code::Conflict as u32 {
+        true => Error { code: Code::AddressTaken as u32, ..error },
+        false => error,
+    };
+    let links = batch.commit(host).map_err(taken)?.links;
+    if !links.iter().all(|link| link.is_operational) {
+        veth::await_carrier(host, &[veth.host], |_| true)?;
+    }
+    veth::await_ipv6(pod, addresses.iter().copied())
 }
 
 fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[netconf::Route]) -> Batch {
     let mut batch = Batch::default();
+    batch.set_up(veth.pod);
     for address in addresses {
-        batch.add_address(index, alone(*address), veth.pod, false);
+        batch.ensure_address(index, alone(*address), veth.pod, false);
     }
     for gateway in gateways(addresses) {
         batch.add_neighbour(index, gateway, veth.host_mac, veth.pod);
-        let target = RouteTarget::Link(index);
-        let metric = metric(veth.pod, gateway);
-        let route = Route { destination: alone(gateway), target, table: None, metric };
+        let options = RouteOptions { priority: metric(veth.pod, gateway), ..RouteOptions::default() };
+        let route = Route { options, ..Route::new(alone(gateway), RouteTarget::Link(index)) };
         batch.replace_route(&route, &format!("{gateway} dev {}", veth.pod));
     }
-    for (destination, via) in pod_routes(routes, addresses) {
+    for route in pod_routes(routes, addresses) {
         // The pod may have other networks, and eth0 has the default route whichever was attached first.
-        let metric = metric(veth.pod, via);
-        let route = Route { destination, target: RouteTarget::Via(index, via), table: None, metric };
-        batch.add_route(&route, &format!("{destination} via {via} to the pod"));
+        let metric = metric(veth.pod, route.dst.network());
+        let priority = if route.options.priority > 0 { route.options.priority } else { metric };
+        let options = RouteOptions { priority, ..route.options };
+        batch.add_route(&kernel_route(index, &route, options), &format!("{} to the pod", worded(&route)));
     }
     batch
+}
+
+/// The route as the kernel takes it.
+pub(crate) fn kernel_route(index: u32, route: &netconf::Route, options: RouteOptions) -> Route {
+    let target = route.gw.map_or(RouteTarget::Link(index), |gateway| RouteTarget::Via(index, gateway));
+    Route { destination: route.dst, target, options }
+}
+
+/// For messages.
+pub(crate) fn worded(route: &netconf::Route) -> String {
+    match route.gw {
+        Some(gateway) => format!("{} via {gateway}", route.dst),
+        None => route.dst.to_string(),
+    }
 }
 
 /// The number at the end of an interface's name: eth0 comes before eth1. Runtimes attach a pod's networks in any order
@@ -128,16 +143,25 @@ fn metric(ifname: &str, gateway: IpAddr) -> u32 {
 }
 
 /// Another network has the default route. What comes to an address of this interface is to be answered by this
-/// interface all the same, so its addresses get a table of their own.
-pub(crate) fn answer_where_asked(index: u32, addresses: &[IpAddr], routes: &[(IpNetwork, IpAddr)]) -> Batch {
-    let table = Some(FIRST_TABLE + index);
+/// interface all the same, so its addresses get a table of their own. `connected` are the subnets on the link, whose
+/// neighbours are answered directly.
+pub(crate) fn answer_where_asked(
+    index: u32,
+    addresses: &[IpAddr],
+    routes: &[netconf::Route],
+    connected: &[IpNetwork],
+) -> Batch {
+    let table = FIRST_TABLE + index;
     let mut batch = Batch::default();
-    for (destination, via) in routes.iter().copied() {
-        let route = Route { destination, target: RouteTarget::Via(index, via), table, metric: 0 };
-        batch.replace_route(&route, &format!("{destination} via {via} table {}", FIRST_TABLE + index));
+    let on_link = connected.iter().map(|subnet| netconf::Route::new(*subnet, None));
+    let elsewhere = |route: &&netconf::Route| route.options.table.is_none();
+    for route in on_link.chain(routes.iter().filter(elsewhere).cloned()) {
+        let options = RouteOptions { table: Some(table), priority: 0, ..route.options };
+        let wording = format!("{} table {table}", worded(&route));
+        batch.replace_route(&kernel_route(index, &route, options), &wording);
     }
     for address in addresses {
-        batch.add_rule(*address, FIRST_TABLE + index);
+        batch.add_rule(*address, table);
     }
     batch
 }
@@ -218,22 +242,42 @@ pub(crate) fn ensure_forwarding(addresses: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
+/// The routes that the configuration or another IPAM plugin names. The gateway of a subnet is ours here, so a route by it is
+/// one by ours.
+pub(crate) fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Route> {
+    let named = if conf.routes.is_empty() { &assignment.routes } else { &conf.routes };
+    let is_replaced =
+        |gateway: &IpAddr| assignment.leases.iter().any(|lease| lease.gateway == Some(*gateway));
+    let by_own = |route: &netconf::Route| netconf::Route {
+        gw: route.gw.filter(|gateway| !is_replaced(gateway)),
+        ..route.clone()
+    };
+    named.iter().map(by_own).collect()
+}
+
 /// The configured routes with their gateways, or the default routes where there are none, for the families the pod has.
-pub(crate) fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<(IpNetwork, IpAddr)> {
+pub(crate) fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<netconf::Route> {
     let has = |address: IpAddr| addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
     if routes.is_empty() {
         let everywhere = |gateway: IpAddr| {
             let any: IpAddr =
                 if gateway.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-            (IpNetwork::new(any, 0).expect("everywhere is a network"), gateway)
+            netconf::Route::new(IpNetwork::new(any, 0).expect("everywhere is a network"), Some(gateway))
         };
         return gateways(addresses).map(everywhere).collect();
     }
     let with_gateway = |route: &netconf::Route| {
-        let gateway = route.gw.unwrap_or_else(|| gateway(route.dst.network()));
-        (route.dst, gateway)
+        let implied = (!route.is_on_link()).then(|| gateway(route.dst.network()));
+        netconf::Route { gw: route.gw.or(implied), ..route.clone() }
     };
-    routes.iter().map(with_gateway).filter(|(destination, _)| has(destination.network())).collect()
+    let mut all: Vec<netconf::Route> = Vec::new();
+    for route in routes.iter().map(with_gateway).filter(|route| has(route.dst.network())) {
+        // Twice the same is once; otherwise it would look like another network's.
+        if !all.contains(&route) {
+            all.push(route);
+        }
+    }
+    all
 }
 
 fn gateways(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {

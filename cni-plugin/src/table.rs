@@ -38,6 +38,7 @@ mod repair;
 mod rules;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use attachment::{Attachment, Key};
 use ipnetwork::IpNetwork;
@@ -48,7 +49,7 @@ use crate::error::{Code, Error, Result, io, kernel};
 use crate::ipam::RangeSet;
 use crate::lock::Lock;
 use crate::netconf::{Header, NetConf, parse_mac};
-use crate::netlink::{Link, Netlink, Route, RouteTarget};
+use crate::netlink::{Batch, Link, Netlink, Route, RouteTarget};
 use crate::trace::{Span, span};
 use crate::{veth, whole};
 use network::Network;
@@ -92,7 +93,7 @@ fn record(
     let _lock = Lock::acquire(&conf.header.state_dir)?;
     let (network, is_news, gone) = span(Span::Store, || {
         let old = Network::read(&conf.header)?;
-        let network = Network::of(conf, subnets).with_pools_of(old.as_ref());
+        let network = Network::of(conf, subnets).with_former(old.as_ref());
         let is_news = old.as_ref() != Some(&network);
         // The note comes first: what it asks for is then found by DEL and GC, whatever happens in between.
         if is_news {
@@ -105,10 +106,11 @@ fn record(
         let gone = ports::reserve(&conf.header, attachment, |holder| is_gone(netlink, holder))?;
         Ok::<_, Error>((network, is_news, gone))
     })?;
+    let mut refuse = Batch::default();
     for pool in &network.pools {
-        let refuse = netlink.replace_route(&unreachable(*pool));
-        refuse.map_err(kernel(format!("add route unreachable {pool}")))?;
+        refuse.replace_route(&unreachable(*pool), &format!("unreachable {pool}"));
     }
+    refuse.commit(netlink)?;
     span(Span::Nft, || {
         for holder in &gone {
             ports::remove(netfilter, Some(holder), None)?;
@@ -197,10 +199,15 @@ pub(crate) fn check_available() -> Result<()> {
 /// Whether the pod is recorded, and the node's tables know it.
 pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
     let gone = |message: String| Err(Error::new(Code::Conflict, message));
-    let Some(record) = conf.header.attachments().read(key)? else {
+    let Some(record) = conf.header.attachments().read(key).ok().flatten() else {
         return gone("its attachment record is gone: Services do not find it".to_owned());
     };
     let netfilter = open()?;
+    if let Some(chain) = rules::lost(&netfilter, &conf.header)? {
+        return gone(format!(
+            "chain {chain} of nft table inet {TABLE} has lost rules: the next ADD writes them"
+        ));
+    }
     for address in record.ips.iter().filter(|_| conf.masquerade) {
         let set = rules::pods(&conf.header.name, *address);
         let element = Element::Key(rules::key(*address));
@@ -217,6 +224,19 @@ pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
         Some(port) => gone(format!("port {port} of the node no longer leads to it")),
         None => Ok(()),
     }
+}
+
+/// Where pods of the network may have reservations by former configurations.
+pub(crate) fn noted_reservations(header: &Header) -> Vec<PathBuf> {
+    Network::read(header).ok().flatten().map(|network| network.reservations).unwrap_or_default()
+}
+
+/// The bridges that pods of the network are or were ports of.
+pub(crate) fn noted_bridges(header: &Header) -> Vec<String> {
+    let network = Network::read(header).ok().flatten();
+    network
+        .map(|network| [network.former_bridges, Vec::from_iter(network.bridge)].concat())
+        .unwrap_or_default()
 }
 
 /// Records the network's pods again where the state directory was emptied.
@@ -288,10 +308,17 @@ pub(crate) fn close(netfilter: Netfilter) {
     span(Span::Nft, || drop(netfilter));
 }
 
-/// The network's last pod has gone: its pools are no longer this node's.
+/// The network's last pod was deleted: its pools are no longer this node's, unless another network with pods has one too.
 fn withdraw_routes(header: &Header, netlink: &mut Netlink) -> Result<()> {
-    let pools = Network::read(header)?.map(|network| network.pools).unwrap_or_default();
-    pools.into_iter().try_for_each(|pool| withdraw(pool, netlink))
+    let (own, others): (Vec<_>, Vec<_>) =
+        network::all(&header.state_dir)?.into_iter().partition(|network| network.name == header.name);
+    let store = header.attachments();
+    let is_kept = |pool: &IpNetwork| {
+        let mut users = others.iter().filter(|network| network.pools.contains(pool));
+        users.any(|network| store.directory().join(&network.name).exists())
+    };
+    let pools = own.into_iter().flat_map(|network| network.pools);
+    pools.filter(|pool| !is_kept(pool)).try_for_each(|pool| withdraw(pool, netlink))
 }
 
 fn withdraw(pool: IpNetwork, netlink: &mut Netlink) -> Result<()> {
@@ -300,5 +327,5 @@ fn withdraw(pool: IpNetwork, netlink: &mut Netlink) -> Result<()> {
 }
 
 fn unreachable(pool: IpNetwork) -> Route {
-    Route { destination: pool, target: RouteTarget::Unreachable, table: None, metric: 0 }
+    Route::new(pool, RouteTarget::Unreachable)
 }

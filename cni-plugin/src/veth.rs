@@ -4,12 +4,13 @@ use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use netns::NetNs;
 
 use crate::error::{Code, Error, Result, io, kernel};
-use crate::netlink::{Batch, Link, Netlink, Route, RouteTarget, Veth};
+use crate::netlink::{Batch, Link, Netlink, Outcome, Route, RouteTarget, Veth};
 
 /// What an interface gets on a node without an uplink.
 const DEFAULT_MTU: u32 = 1500;
@@ -94,6 +95,76 @@ pub(crate) fn create(
     only(created.links, veth.host)
 }
 
+/// The pod's end of a pair, by its index there.
+pub(crate) fn peer(host: &Link, pod: &mut Netlink, ifname: &str) -> Result<u32> {
+    host.peer.map_or_else(|| required(pod, ifname).map(|link| link.index), Ok)
+}
+
+/// Configures the pod's end. Where IPv6 is disabled there (Docker's sandboxes have `default.disable_ipv6=1`) and the pod has
+/// an address of it, IPv6 is enabled on this interface and on `lo`, as the reference plugins do.
+pub(crate) fn configure(
+    netns: &NetNs,
+    pod: &mut Netlink,
+    ifname: &str,
+    changes: impl Fn() -> Batch,
+) -> Result<Outcome> {
+    match changes().commit(pod) {
+        Err(error) if error.code == Code::NotPermitted as u32 => {
+            let enable = || {
+                let set = |name| std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "0");
+                set("lo").and_then(|()| set(ifname))
+            };
+            let enabled = netns.run(enable).unwrap_or_else(|e| Err(std::io::Error::other(e)));
+            enabled.map_err(kernel(format!("enable IPv6 on {ifname}")))?;
+            // The routes of the first attempt go with it.
+            pod.set_down(ifname).map_err(kernel(format!("set {ifname} down")))?;
+            changes().commit(pod)
+        }
+        other => other,
+    }
+}
+
+/// How long the kernel's workers may take for what they do within a millisecond on a node that is not busy.
+const WORKERS: Duration = Duration::from_secs(2);
+
+/// The first pause between two looks at something the kernel does by itself, most often within this time. Each is twice
+/// the one before.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// Waits until `is_done`, but not for ever: a pod that loses its first packets is better than none.
+pub(crate) fn wait_for(mut is_done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + WORKERS;
+    let mut pause = PAUSE;
+    while !is_done()? && Instant::now() < deadline {
+        std::thread::sleep(pause);
+        pause *= 2;
+    }
+    Ok(())
+}
+
+/// Waits until addresses of IPv6 are usable. The kernel leaves to a worker what makes them so: joining the group in which
+/// neighbours ask for them, and the local route, even where there is no duplicate address detection.
+pub(crate) fn await_ipv6(netlink: &mut Netlink, addresses: impl IntoIterator<Item = IpAddr>) -> Result<()> {
+    for address in addresses.into_iter().filter(IpAddr::is_ipv6) {
+        wait_for(|| netlink.is_local(address).map_err(kernel(format!("look for address {address}"))))?;
+    }
+    Ok(())
+}
+
+/// Waits until packets leave by these interfaces: an interface drops them until the kernel has noticed its carrier. From
+/// Linux 6.8 on it does so when the interface is queried, before that a worker does.
+pub(crate) fn await_carrier(
+    netlink: &mut Netlink,
+    names: &[&str],
+    is_ready: impl Fn(&Link) -> bool,
+) -> Result<()> {
+    wait_for(|| {
+        let mut batch = Batch::default();
+        names.iter().for_each(|name| batch.get_link(name));
+        Ok(batch.commit(netlink)?.links.iter().all(|link| link.is_operational && is_ready(link)))
+    })
+}
+
 /// Best effort: with IPv6 everything works too.
 pub(crate) fn disable_ipv6(name: &str) {
     drop(std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1"));
@@ -106,7 +177,7 @@ pub(crate) fn cut_off(host: &mut Netlink, link: &Link, addresses: &[IpAddr]) -> 
     }
     for address in addresses {
         let target = RouteTarget::Link(link.index);
-        let route = Route { destination: IpNetwork::from(*address), target, table: None, metric: 0 };
+        let route = Route::new(IpNetwork::from(*address), target);
         host.delete_route(&route).map_err(kernel(format!("delete route {address} dev {}", link.name)))?;
     }
     Ok(())

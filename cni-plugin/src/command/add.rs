@@ -3,29 +3,41 @@
 use std::net::IpAddr;
 
 use attachment::{Attachment, Pod};
-use ipnetwork::IpNetwork;
 use netns::NetNs;
 use serde_json::Value;
 
 use crate::alias::Alias;
+use crate::announce::Advertiser;
 use crate::args::Args;
 use crate::bridged::{self, Bridged};
 use crate::command::del::Node;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam;
-use crate::netconf::{Bandwidth, Bridge, Mode, NetConf, parse_mac};
+use crate::netconf::{Bandwidth, Bridge, Mode, NetConf, Route, parse_mac};
 use crate::netlink::{Batch, Netlink, Veth};
 use crate::result::{self, Attached, Interface};
 use crate::rollback::Rollback;
 use crate::trace::{Span, span};
 use crate::{bandwidth, pod, routed, table, veth};
 
+/// So often another pod may be given the same address at the same time, by another network of the same ranges.
+const ATTEMPTS: usize = 20;
+
 /// Attaches the container, or leaves everything as it was.
 pub(crate) fn add(args: &Args, conf: &NetConf) -> Result<Value> {
-    let (netns, mut pod) = pod::open(&args.netns)?;
-    let mut rollback = Rollback::default();
-    let result = attach(args, conf, &netns, &mut pod, &mut rollback);
-    rollback.finish(result)
+    let is_bridged = matches!(conf.mode, Mode::Bridge(_));
+    // Without IPv6 on this node there is nothing to advertise.
+    let advertiser = || Ok(if is_bridged { Advertiser::open().ok() } else { None });
+    let (netns, mut pod, advertiser) = pod::open_with(&args.netns, advertiser)?;
+    for attempt in 1.. {
+        let mut rollback = Rollback::default();
+        let result = attach(args, conf, &netns, &mut pod, advertiser.as_ref(), &mut rollback);
+        match rollback.finish(result) {
+            Err(error) if error.code == Code::AddressTaken as u32 && attempt < ATTEMPTS => {}
+            other => return other,
+        }
+    }
+    unreachable!("the last attempt returns")
 }
 
 fn attach<'a>(
@@ -33,12 +45,14 @@ fn attach<'a>(
     conf: &'a NetConf,
     netns: &NetNs,
     pod: &mut Netlink,
+    advertiser: Option<&Advertiser>,
     rollback: &mut Rollback<'a>,
 ) -> Result<Value> {
-    let assignment = span(Span::Store, || ipam::assign(args, conf, rollback))?;
+    let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
+    let mut in_use = |address| host.has_route_to(address);
+    let assignment = span(Span::Store, || ipam::assign(args, conf, &mut in_use, rollback))?;
     let addresses = assignment.addresses();
     let subnets = assignment.leases.iter().map(|lease| lease.address).collect::<Vec<_>>();
-    let mut host = Netlink::open().map_err(kernel("open a netlink socket"))?;
     let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
     let pair = Veth {
         host: &host_name,
@@ -47,6 +61,7 @@ fn attach<'a>(
         pod_mac: pod_mac(args, conf)?,
         mtu: conf.mtu.unwrap_or_else(|| veth::uplink_mtu(&mut host)),
     };
+    leave_on_failure(args, conf, &addresses, rollback);
     let detour = veth::detour_interface(&conf.header.name, &args.container_id, &args.ifname);
     for leftover in [host_name.clone(), detour.clone()] {
         rollback.push(move || drop(Netlink::open().and_then(|mut host| host.delete_link(&leftover))));
@@ -54,11 +69,13 @@ fn attach<'a>(
     let alias = alias(args, conf, &pair, &addresses);
     let attached = match &conf.mode {
         Mode::Routed => {
-            routed::attach(&mut host, pod, netns, &pair, &alias, &addresses, &conf.routes)?;
-            by_routes(conf, ends(args, &pair), &addresses, assignment.dns)
+            let routes = routed::by_own_gateways(conf, &assignment);
+            routed::attach(&mut host, pod, netns, &pair, &alias, &addresses, &routes)?;
+            by_routes(&routes, ends(args, &pair), &addresses, assignment.dns)
         }
         Mode::Bridge(bridge) => {
             let bridged = bridged::attach(&mut host, pod, netns, &pair, &alias, bridge, assignment)?;
+            bridged::announce(pod, advertiser, &pair, &bridged);
             by_bridge(bridge, ends(args, &pair), bridged)
         }
     };
@@ -70,7 +87,6 @@ fn attach<'a>(
         reserved_ports: pod::reserve_ports(netns),
         ..record(args, conf, &host_name, &pair, &addresses)
     };
-    leave_on_failure(conf, &attachment, rollback);
     table::join(conf, &attachment, &subnets, &mut host)?;
     Ok(result::result(conf, &attached))
 }
@@ -89,25 +105,20 @@ fn ends<'a>(args: &'a Args, pair: &Veth<'a>) -> Vec<Interface<'a>> {
 
 /// What a pod behind routes has.
 fn by_routes<'a>(
-    conf: &NetConf,
+    routes: &[Route],
     interfaces: Vec<Interface<'a>>,
     addresses: &[IpAddr],
     dns: Value,
 ) -> Attached<'a> {
-    let routes = with_gateways(routed::pod_routes(&conf.routes, addresses));
+    let routes = routed::pod_routes(routes, addresses);
     Attached { interfaces, leases: routed::leases(addresses), routes, dns }
 }
 
 /// What a pod on a bridge has, with the bridge before its ends.
 fn by_bridge<'a>(bridge: &'a Bridge, mut interfaces: Vec<Interface<'a>>, bridged: Bridged) -> Attached<'a> {
-    let Bridged { mac, mtu, assignment } = bridged;
+    let Bridged { mac, mtu, assignment, .. } = bridged;
     interfaces.insert(0, Interface { name: &bridge.name, mac: veth::format_mac(&mac), mtu, netns: "" });
-    Attached {
-        interfaces,
-        leases: assignment.leases,
-        routes: assignment.routes.iter().map(|route| (route.dst, route.gw)).collect(),
-        dns: assignment.dns,
-    }
+    Attached { interfaces, leases: assignment.leases, routes: assignment.routes, dns: assignment.dns }
 }
 
 /// What the node itself has to be set to, that the pod's packets pass.
@@ -128,19 +139,16 @@ fn set_node(conf: &NetConf, host: &mut Netlink, host_name: &str, addresses: &[Ip
     Ok(())
 }
 
-/// Should ADD fail from here on, the node's rules forget the pod.
-fn leave_on_failure<'a>(conf: &'a NetConf, attachment: &Attachment, rollback: &mut Rollback<'a>) {
-    let (header, key, given) = (&conf.header, attachment.key(), attachment.ips.clone());
+/// Should ADD fail from here on, the node's rules forget the pod. It may be in them before ADD gets there: as soon as its
+/// interface is there, another command that finds records lost writes one for it.
+fn leave_on_failure<'a>(args: &Args, conf: &'a NetConf, addresses: &[IpAddr], rollback: &mut Rollback<'a>) {
+    let (header, key, given) = (&conf.header, args.owner().key(&conf.header.name), addresses.to_vec());
     rollback.push(move || {
         drop(
             Node::open()
                 .map(|mut node| table::leave(header, &key, &given, &mut node.netlink, &node.netfilter)),
         );
     });
-}
-
-fn with_gateways(routes: Vec<(IpNetwork, IpAddr)>) -> Vec<(IpNetwork, Option<IpAddr>)> {
-    routes.into_iter().map(|(destination, gateway)| (destination, Some(gateway))).collect()
 }
 
 fn record(args: &Args, conf: &NetConf, host_name: &str, pair: &Veth<'_>, addresses: &[IpAddr]) -> Attachment {

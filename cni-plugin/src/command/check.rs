@@ -21,7 +21,7 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
         Mode::Routed => {
             routed::check(&mut host, &mut pod, &host_name, &args.ifname, &addresses)?;
             let routes = routed::pod_routes(&conf.routes, &addresses);
-            routed::check_routes(&mut pod, routes.into_iter().map(|(destination, _)| destination))?;
+            routed::check_routes(&mut pod, routes.into_iter().map(|route| route.dst))?;
         }
         Mode::Bridge(bridge) => {
             bridged::check(&mut host, &mut pod, &host_name, &args.ifname, bridge, &ours)?;
@@ -32,7 +32,8 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     bandwidth::check(&mut host, &host_name, &detour, &conf.bandwidth)?;
     let owner = args.owner();
     if let Some(kind) = &conf.header.delegate {
-        ipam::delegate(kind, "CHECK", args, &conf.raw)?;
+        let given = conf.header.reservations().given(&owner).delegated;
+        ipam::delegate_check(kind, given.as_ref(), args, &conf.raw)?;
     } else {
         let reserved = conf.header.reservations().addresses(&owner)?;
         if let Some(lost) = addresses.iter().find(|address| !reserved.contains(address)) {

@@ -1,12 +1,14 @@
 //! DEL: take back all that ADD gave, whatever is left of it.
 
+use std::net::IpAddr;
+
 use nftables::Netfilter;
 use serde_json::Value;
 
 use crate::alias::Alias;
 use crate::args::Args;
 use crate::error::{Error, Result, kernel};
-use crate::ipam::{self, Owner};
+use crate::ipam::{self, Given, Owner, Store};
 use crate::netconf::Header;
 use crate::netlink::Netlink;
 use crate::trace::{Span, span};
@@ -14,9 +16,12 @@ use crate::{table, veth};
 
 /// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
 pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
+    if header.has_impossible_name() {
+        return Ok(());
+    }
     let owner = args.owner();
     let detach = |mut node: Node| {
-        let errors = node.detach(header, &owner);
+        let errors = node.detach(header, &owner, args, Some(raw));
         node.close();
         errors
     };
@@ -50,7 +55,16 @@ impl Node {
     /// meanwhile what was removed from the rules. Without its routes a routed pod is cut off by then: nothing reaches
     /// it, and what it sends has no way back and is dropped, so that nothing leaves from it unmasqueraded. A bridged
     /// one has no routes of its own; its port is set down.
-    pub(super) fn detach(&mut self, header: &Header, owner: &Owner) -> Vec<Error> {
+    ///
+    /// Reservations may be elsewhere than the configuration says, if it has changed since ADD. Another IPAM plugin that ADD
+    /// has called gets its DEL by the configuration of then, unless `current`, that of this DEL, is the same for it.
+    pub(super) fn detach(
+        &mut self,
+        header: &Header,
+        owner: &Owner,
+        args: &Args,
+        current: Option<&Value>,
+    ) -> Vec<Error> {
         let mut errors = Vec::new();
         let host_name = veth::host_interface(&header.name, &owner.container_id, &owner.ifname);
         let found = self.netlink.link(&host_name);
@@ -64,9 +78,9 @@ impl Node {
             errors.extend(veth::cut_off(&mut self.netlink, link, &noted).err());
         }
         let key = owner.key(&header.name);
-        let store = header.reservations();
-        // An illegible reservation does not keep the rest from being taken back.
-        let mut addresses = store.addresses(owner).unwrap_or_default();
+        let stores = stores(header, owner);
+        let given: Vec<Given> = stores.iter().map(|store| store.given(owner)).collect();
+        let mut addresses: Vec<IpAddr> = given.iter().flat_map(|given| given.addresses.clone()).collect();
         if addresses.is_empty() {
             addresses = noted;
         }
@@ -76,7 +90,20 @@ impl Node {
             let deleted = self.netlink.delete_link(&name);
             errors.extend(deleted.err().map(kernel(format!("delete interface {name}"))));
         }
-        errors.extend(span(Span::Store, || store.release(owner)).err());
+        for (store, given) in stores.iter().zip(given) {
+            let delegated = given.delegated.filter(|delegated| !delegated.is_of(current));
+            errors.extend(delegated.and_then(|delegated| ipam::delegate_del(&delegated, owner, args).err()));
+            errors.extend(span(Span::Store, || store.release(owner)).err());
+        }
         errors
     }
+}
+
+/// Where the owner has reservations: where the configuration says, and wherever former ones have put them.
+fn stores(header: &Header, owner: &Owner) -> Vec<Store> {
+    let current = header.reservations();
+    let is_there = current.knows(owner);
+    let noted = if is_there { Vec::new() } else { table::noted_reservations(header) };
+    let former = header.former_reservations(&noted).into_iter().filter(|store| store.knows(owner));
+    [current].into_iter().chain(former).collect()
 }

@@ -7,8 +7,8 @@ use serde_json::Value;
 use crate::alias::Alias;
 use crate::args::Args;
 use crate::command::del::Node;
-use crate::error::{Error, Result, kernel};
-use crate::ipam::{self, Owner};
+use crate::error::{Code, Error, Result, io, kernel};
+use crate::ipam::{self, Owner, Store};
 use crate::netconf::{Header, Mode, NetConf, invalid};
 use crate::{bridged, table};
 
@@ -19,7 +19,14 @@ const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     let valid = valid_attachments(raw)?;
     let store = header.reservations();
-    let (mut known, mut errors) = store.owners();
+    let mut errors = Vec::new();
+    let mut known = Vec::new();
+    let former = header.former_reservations(&table::noted_reservations(header));
+    for store in [&store].into_iter().chain(&former) {
+        errors.extend(repaired(store));
+        known.extend(store.owners().0);
+    }
+    let bridges = table::noted_bridges(header);
     let mut node = Node::open()?;
     match node.netlink.links() {
         Ok(links) => {
@@ -30,11 +37,17 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
         Err(e) => errors.push(kernel("list interfaces")(e)),
     }
     let (records, unreadable) = header.attachments().list(&header.name);
-    errors.extend(unreadable.into_iter().map(Error::from));
+    for error in unreadable {
+        // The records of living pods were written again above: this one has no pod.
+        if let attachment::Error::Parse { path, .. } = &error {
+            errors.extend(std::fs::remove_file(path).err().map(io("remove", path)));
+        }
+        errors.push(error.into());
+    }
     known.extend(records.into_iter().map(|r| Owner { container_id: r.container_id, ifname: r.ifname }));
     let known: HashSet<Owner> = known.into_iter().collect();
     for owner in known.difference(&valid) {
-        errors.extend(node.detach(header, owner));
+        errors.extend(node.detach(header, owner, args, None));
     }
     let conf = NetConf::parse(header.clone(), raw.clone(), "1.1.0").ok();
     let ranges = conf.as_ref().map(|conf| &*conf.ranges).unwrap_or_default();
@@ -42,14 +55,30 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     if let Some(kind) = &header.delegate {
         errors.extend(ipam::delegate(kind, "GC", args, raw).err());
     }
+    let mut bridges = bridges;
     if let Some(conf) = &conf {
         errors.extend(store.recount(&conf.ranges).err());
         if let Mode::Bridge(bridge) = &conf.mode {
-            errors.extend(bridged::collect(&mut node.netlink, Some(&bridge.name)).err());
+            bridges.push(bridge.name.clone());
         }
+    }
+    for bridge in bridges {
+        errors.extend(bridged::collect(&mut node.netlink, Some(&bridge)).err());
     }
     node.close();
     Error::combined(errors).map_or(Ok(()), Err)
+}
+
+/// Repairs the reservations, and says which files were not legible.
+pub(crate) fn repaired(store: &Store) -> Vec<Error> {
+    match store.repair() {
+        Ok(removed) => {
+            let removed = removed.iter().map(|path| path.display());
+            let removal = |path| Error::new(Code::Io, format!("{path} was not a reservation and is removed"));
+            removed.map(removal).collect()
+        }
+        Err(error) => vec![error],
+    }
 }
 
 /// An empty list or null means that nothing is valid. No list at all is refused: taking that for an empty one would

@@ -16,12 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Fails with code 50 when ADD would fail for everybody, and with 51 when pods would be without Services.
 pub(crate) fn status(args: &Args, conf: &NetConf) -> Result<()> {
-    let netlink = Netlink::open().map(drop);
-    netlink.map_err(|e| Error::new(Code::NotAvailable, format!("open a netlink socket: {e}")))?;
+    let unavailable = |e| Error::new(Code::NotAvailable, format!("open a netlink socket: {e}"));
+    let mut netlink = Netlink::open().map_err(unavailable)?;
     table::check_available().map_err(|e| Error { code: Code::NotAvailable as u32, ..e })?;
     match &conf.header.delegate {
         Some(kind) => ipam::delegate(kind, "STATUS", args, &conf.raw).map(drop)?,
-        None => conf.header.reservations().check_available(&conf.ranges)?,
+        None => {
+            let mut in_use = |address| netlink.has_route_to(address);
+            conf.header.reservations().check_available(&conf.ranges, &mut in_use)?;
+        }
     }
     let Some(address) = conf.service_proxy else { return Ok(()) };
     let ready = is_ready(address).unwrap_or_else(|error| Err(error.to_string()));

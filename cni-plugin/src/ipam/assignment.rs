@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{delegate, resolv_conf};
+use super::{Delegated, InUse, delegate, resolv_conf};
 use crate::args::Args;
 use crate::error::{Code, Error, Result};
 use crate::netconf::{NetConf, Route, parse_requested};
@@ -67,14 +67,15 @@ impl Lease {
 pub(crate) fn assign<'a>(
     args: &'a Args,
     conf: &'a NetConf,
+    in_use: InUse<'_>,
     rollback: &mut Rollback<'a>,
 ) -> Result<Assignment> {
     let owner = args.owner();
     let reservations = conf.header.reservations();
     if let Some(kind) = &conf.header.delegate {
         // Without addresses of ours: GC finds what a killed ADD has left by it.
-        reservations.reserve(&owner, &[], &[])?;
-        rollback.push(move || drop(conf.header.reservations().release(&owner)));
+        reservations.reserve(&owner, &[], &[], in_use)?;
+        rollback.push(move || drop(conf.header.reservations().release(&args.owner())));
         // Even a failed delegate may have reserved something (CNI 1.1 §4).
         rollback.push(move || drop(delegate(kind, "DEL", args, &conf.raw)));
         let result = delegate(kind, "ADD", args, &conf.raw)?.unwrap_or_default();
@@ -82,13 +83,18 @@ pub(crate) fn assign<'a>(
         if given.leases.is_empty() {
             return Err(Error::new(Code::InvalidConfig, format!("IPAM plugin {kind} gave no address")));
         }
+        let delegated = Delegated { kind: kind.clone(), config: conf.raw.clone(), result };
+        reservations.note_delegated(&owner, delegated)?;
         return Ok(given);
     }
     let mut requested = conf.requested.clone();
-    if let Some(ip) = args.extra.get("IP").filter(|_| requested.is_empty()) {
-        requested.push(parse_requested("CNI_ARGS IP", ip)?);
+    if let Some(ip) = args.extra.get("IP") {
+        let address = parse_requested("CNI_ARGS IP", ip)?;
+        if !requested.contains(&address) {
+            requested.push(address);
+        }
     }
-    let addresses = reservations.reserve(&owner, &conf.ranges, &requested)?;
+    let addresses = reservations.reserve(&owner, &conf.ranges, &requested, in_use)?;
     rollback.push(move || drop(conf.header.reservations().release(&owner)));
     let lease = |address: &IpAddr| {
         let lease = conf.ranges.iter().find_map(|set| set.lease(*address));

@@ -1,11 +1,13 @@
 //! Another IPAM plugin, run as the specification has it (CNI 1.1 §4).
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::{Delegated, Owner};
 use crate::args::Args;
 use crate::error::{Code, Error, Result};
 use crate::trace::{Span, span};
@@ -18,14 +20,61 @@ pub(crate) fn delegate(kind: &str, command: &str, args: &Args, config: &Value) -
     span(Span::Delegate, || run(kind, command, args, config))
 }
 
+/// CHECK by the plugin that an ADD has called. It compares with its own result, which mode `routed` has made another one of:
+/// the address as a network of its own, and our gateway.
+pub(crate) fn delegate_check(
+    kind: &str,
+    given: Option<&Delegated>,
+    args: &Args,
+    config: &Value,
+) -> Result<()> {
+    let mut config = config.clone();
+    let Some(result) = given.map(|given| &given.result).filter(|result| result["ips"].is_array()) else {
+        return delegate(kind, "CHECK", args, &config).map(drop);
+    };
+    let mut ips = result["ips"].as_array().cloned().unwrap_or_default();
+    let ours = config["prevResult"]["ips"].as_array().cloned().unwrap_or_default();
+    let address = |ip: &Value| {
+        let text = ip["address"].as_str().unwrap_or_default();
+        text.split('/').next().unwrap_or_default().to_owned()
+    };
+    for ip in &mut ips {
+        let same = ours.iter().find(|other| address(other) == address(ip));
+        if let Some(interface) = same.map(|other| &other["interface"]).filter(|index| !index.is_null()) {
+            ip["interface"] = interface.clone();
+        }
+    }
+    config["prevResult"]["ips"] = ips.into();
+    config["prevResult"]["routes"] = result["routes"].as_array().cloned().unwrap_or_default().into();
+    delegate(kind, "CHECK", args, &config).map(drop)
+}
+
+/// DEL by the plugin that an ADD has called, with the configuration of that ADD. A plugin that is no longer installed does
+/// not make DEL fail.
+pub(crate) fn delegate_del(given: &Delegated, owner: &Owner, args: &Args) -> Result<()> {
+    if find(&given.kind, args).is_none() {
+        return Ok(());
+    }
+    // GC has no container in its environment.
+    let mut args = args.clone();
+    for (key, value) in [("CNI_CONTAINERID", &owner.container_id), ("CNI_IFNAME", &owner.ifname)] {
+        args.environment.retain(|(other, _)| other != key);
+        args.environment.push((key.into(), value.into()));
+    }
+    delegate(&given.kind, "DEL", &args, &given.config).map(drop)
+}
+
+fn find(kind: &str, args: &Args) -> Option<PathBuf> {
+    args.path.iter().map(|directory| directory.join(kind)).find(|path| path.is_file())
+}
+
 fn run(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<Value>> {
     let failed =
         |message: String| Error::new(Code::Kernel, format!("IPAM plugin {kind} {command}: {message}"));
     if kind.contains('/') {
         return Err(Error::new(Code::InvalidConfig, format!("ipam.type: {kind:?} is not a plugin's name")));
     }
-    let program = args.path.iter().map(|directory| directory.join(kind)).find(|path| path.is_file());
-    let Some(program) = program else {
+    let Some(program) = find(kind, args) else {
         let searched: Vec<_> = args.path.iter().map(|path| path.display().to_string()).collect();
         return Err(failed(format!("not found in CNI_PATH ({})", searched.join(":"))));
     };

@@ -153,7 +153,7 @@ impl Range {
         if first > last {
             return Err(invalid(format!("{}: lies after rangeEnd", field("rangeStart"))));
         }
-        Ok(Self { subnet, first, last, gateway: inside("gateway", &wire.gateway)? })
+        Ok(Self { subnet, first, last, gateway: gateway(&field("gateway"), wire, subnet)? })
     }
 
     fn is_v4(&self) -> bool {
@@ -180,6 +180,14 @@ impl Range {
             Ipv6Addr::from_bits(number).into()
         }
     }
+}
+
+/// A gateway need not be of the subnet: a pod may have a route to it, as `host-local` has it.
+fn gateway(field: &str, wire: &WireRange, subnet: IpNetwork) -> Result<Option<IpAddr>> {
+    let Some(text) = wire.gateway.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
+    let address = text.parse().ok().filter(|address: &IpAddr| address.is_ipv4() == subnet.is_ipv4());
+    let family = if subnet.is_ipv4() { "IPv4" } else { "IPv6" };
+    address.map(Some).ok_or_else(|| invalid(format!("{field}: {text:?} is not an address of {family}")))
 }
 
 fn number(address: IpAddr) -> u128 {
@@ -254,8 +262,12 @@ mod tests {
                 "ipam.ranges[0]: mixes IPv4 and IPv6; put each family into a set of its own: [[{v4}], [{v6}]]",
             ),
             (
-                r#"[{"subnet": "10.1.0.0/24", "gateway": "10.2.0.1"}]"#,
-                "ipam.ranges[0].gateway: \"10.2.0.1\" is not an address of 10.1.0.0/24",
+                r#"[{"subnet": "10.1.0.0/24", "gateway": "10.2.0"}]"#,
+                "ipam.ranges[0].gateway: \"10.2.0\" is not an address of IPv4",
+            ),
+            (
+                r#"[{"subnet": "10.1.0.0/24", "gateway": "fd00::1"}]"#,
+                "ipam.ranges[0].gateway: \"fd00::1\" is not an address of IPv4",
             ),
             (
                 r#"[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}]"#,

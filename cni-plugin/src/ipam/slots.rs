@@ -1,4 +1,4 @@
-//! Which addresses of a range set are taken or at rest: four bytes each.
+//! Which addresses of a range set are taken or in cooldown: four bytes each.
 
 use std::fs::{self, File};
 use std::io;
@@ -26,15 +26,6 @@ const WINDOW: u32 = 256;
 pub(super) struct Slots {
     file: File,
     size: u32,
-}
-
-/// What a search has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Search {
-    Found(u32),
-    /// Some are free, but at rest: the first will be ready in so many seconds.
-    AtRest(u32),
-    Full,
 }
 
 impl Slots {
@@ -70,15 +61,16 @@ impl Slots {
         Ok(Self { file, size: u32::try_from(slots).unwrap_or(u32::MAX) })
     }
 
-    /// The next position behind the one taken last that is free and has rested for `cooldown` seconds at second `now`.
+    /// The next position behind the one taken last that is free, `is_usable` and out of its cooldown of `cooldown`
+    /// seconds at second `now`. If all free ones are in cooldown it is the one that was given back first.
     pub(super) fn search(
         &self,
         now: u32,
         cooldown: u32,
-        is_reserved: impl Fn(u32) -> bool,
-    ) -> io::Result<Search> {
+        mut is_usable: impl FnMut(u32) -> io::Result<bool>,
+    ) -> io::Result<Option<u32>> {
         let start = self.next()?;
-        let mut shortest_rest = None;
+        let mut in_cooldown = Vec::new();
         // First to the end, then from the beginning.
         for (from, to) in [(start, self.size), (0, start)] {
             let mut position = from;
@@ -88,19 +80,26 @@ impl Slots {
                 self.file.read_exact_at(&mut bytes, offset(position))?;
                 for (slot, position) in bytes.chunks_exact(SLOT).zip(position..) {
                     let slot = u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]);
-                    if slot == TAKEN || is_reserved(position) {
+                    if slot == TAKEN {
                         continue;
                     }
-                    let rest = slot.saturating_add(cooldown).saturating_sub(now);
-                    if slot == FREE || rest == 0 {
-                        return Ok(Search::Found(position));
+                    if slot != FREE && slot.saturating_add(cooldown) > now {
+                        in_cooldown.push((slot, position));
+                    } else if is_usable(position)? {
+                        return Ok(Some(position));
                     }
-                    shortest_rest = Some(shortest_rest.map_or(rest, |shortest: u32| shortest.min(rest)));
                 }
                 position += count;
             }
         }
-        Ok(shortest_rest.map_or(Search::Full, Search::AtRest))
+        // A stable sort: of two that were given back in one second the next one in turn comes first.
+        in_cooldown.sort_by_key(|(given_back, _)| *given_back);
+        for (_, position) in in_cooldown {
+            if is_usable(position)? {
+                return Ok(Some(position));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes this very position, unless it is taken.
@@ -119,12 +118,12 @@ impl Slots {
         self.file.write_all_at(&((position + 1) % self.size).to_le_bytes(), 0)
     }
 
-    /// Puts an address to rest from second `now` on.
+    /// The cooldown of an address begins at second `now`.
     pub(super) fn give_back(&self, position: u32, now: u32) -> io::Result<()> {
         if position < self.size { self.write(position, now.clamp(FREE + 1, TAKEN - 1)) } else { Ok(()) }
     }
 
-    /// Makes exactly these positions taken; what rests goes on to rest.
+    /// Makes exactly these positions taken. A cooldown goes on.
     pub(super) fn rebuild(&self, taken: impl Iterator<Item = u32>) -> io::Result<()> {
         let mut bytes = vec![0; self.size as usize * SLOT];
         self.file.read_exact_at(&mut bytes, HEADER)?;

@@ -3,9 +3,9 @@
 //! ```text
 //! /run/portolan/ipam/<network>/lock            held while anything below changes
 //!                              boot            the boot these reservations belong to
-//!                              slots-<ranges>  four bytes an address: free, taken, or at rest since
+//!                              slots-<ranges>  four bytes an address: free, taken, or in cooldown since
 //!                              far/<address>   a requested address beyond the first million of its range
-//!                              owners/<containerID>-<ifname>   the addresses of one attachment
+//!                              owners/<containerID>-<ifname>   the addresses of one attachment (see `Key::file_stem`)
 //! ```
 //! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same however many
 //! addresses are out. The owners are the truth and the slots follow: ADD takes the slot first and then writes the owner,
@@ -24,12 +24,12 @@ use std::path::PathBuf;
 use nix::time::{ClockId, clock_gettime};
 
 use far::Far;
-pub(crate) use reservations::Owner;
+pub(crate) use reservations::{Delegated, Owner};
 use reservations::{Reservation, Reservations, Reserved};
 
 use super::RangeSet;
-use super::slots::{self, Search, Slots};
-use crate::error::{Code, Error, Result, io};
+use super::slots::{self, Slots};
+use crate::error::{Code, Error, Result, io, kernel};
 
 /// What was taken over from another plugin, and what could not be.
 pub(crate) struct Adopted {
@@ -37,14 +37,25 @@ pub(crate) struct Adopted {
     pub(crate) refused: Vec<Error>,
 }
 
+/// What one attachment has.
+#[derive(Default)]
+pub(crate) struct Given {
+    pub(crate) addresses: Vec<IpAddr>,
+    /// By another IPAM plugin.
+    pub(crate) delegated: Option<Delegated>,
+}
+
 /// The reservations of one network.
 pub(crate) struct Store {
     directory: PathBuf,
     reservations: Reservations,
     far: Far,
-    /// Seconds that an address rests before it is given out again.
+    /// Seconds for which an address is given out again only if no other is free.
     cooldown: u32,
 }
+
+/// Whether something on the node uses an address that has no owner here: the node itself, or a pod of another network.
+pub(crate) type InUse<'a> = &'a mut dyn FnMut(IpAddr) -> std::io::Result<bool>;
 
 impl Store {
     pub(crate) fn new(directory: PathBuf, cooldown: u32) -> Self {
@@ -59,6 +70,7 @@ impl Store {
         owner: &Owner,
         sets: &[RangeSet],
         requested: &[IpAddr],
+        in_use: InUse<'_>,
     ) -> Result<Vec<IpAddr>> {
         let _lock = self.open()?;
         if self.reservations.read(owner)?.is_some() {
@@ -72,9 +84,12 @@ impl Store {
             let message = format!("the requested address {stray} is in none of the network's ranges");
             return Err(Error::new(Code::InvalidConfig, message));
         }
+        check_one_of_each_set(sets, requested)?;
         let mut reserved: Vec<Reserved> = Vec::new();
-        let result = self.take_all(owner, sets, requested, &mut reserved).and_then(|()| {
-            self.reservations.write(&Reservation { owner: owner.clone(), addresses: reserved.clone() })
+        let result = self.take_all(owner, sets, requested, in_use, &mut reserved).and_then(|()| {
+            let delegated = None;
+            let addresses = reserved.clone();
+            self.reservations.write(&Reservation { owner: owner.clone(), addresses, delegated })
         });
         if let Err(error) = result {
             self.give_back(&reserved);
@@ -107,7 +122,8 @@ impl Store {
             for far in reserved.iter().filter(|reserved| reserved.slot.is_none()) {
                 self.far.note(far.address)?;
             }
-            self.reservations.write(&Reservation { owner: owner.clone(), addresses: reserved })?;
+            let delegated = None;
+            self.reservations.write(&Reservation { owner: owner.clone(), addresses: reserved, delegated })?;
             adopted.extend(addresses.into_iter().map(|address| (address, owner.clone())));
         }
         for set in sets {
@@ -121,16 +137,25 @@ impl Store {
         Ok(Adopted { addresses: adopted, refused: errors })
     }
 
-    /// Gives back what `owner` has. Nothing to give back is fine.
+    /// Notes what another IPAM plugin has given `owner`, who is noted already.
+    pub(crate) fn note_delegated(&self, owner: &Owner, delegated: Delegated) -> Result<()> {
+        let _lock = self.open()?;
+        let reservation =
+            Reservation { owner: owner.clone(), addresses: Vec::new(), delegated: Some(delegated) };
+        self.reservations.write(&reservation)
+    }
+
+    /// Gives back what `owner` has. Nothing to give back is fine. The addresses of an illegible file are free after the
+    /// next recount.
     pub(crate) fn release(&self, owner: &Owner) -> Result<()> {
         if !self.directory.exists() {
             return Ok(());
         }
         let _lock = self.open()?;
         self.remove_temporary();
-        let Some(reservation) = self.reservations.read(owner)? else { return Ok(()) };
+        let reservation = self.reservations.read(owner)?;
         self.reservations.remove(owner)?;
-        self.give_back(&reservation.addresses);
+        self.give_back(&reservation.map(|reservation| reservation.addresses).unwrap_or_default());
         Ok(())
     }
 
@@ -140,10 +165,33 @@ impl Store {
         Ok(reservation.into_iter().flat_map(|r| r.addresses).map(|reserved| reserved.address).collect())
     }
 
+    /// All that `owner` has. What cannot be read does not keep the rest from being taken back.
+    pub(crate) fn given(&self, owner: &Owner) -> Given {
+        let Ok(Some(reservation)) = self.reservations.read(owner) else { return Given::default() };
+        let addresses = reservation.addresses.iter().map(|reserved| reserved.address).collect();
+        Given { addresses, delegated: reservation.delegated }
+    }
+
+    /// Whether `owner` has a file here, legible or not.
+    pub(crate) fn knows(&self, owner: &Owner) -> bool {
+        self.reservations.has(owner)
+    }
+
     /// Everybody who has an address, and the files that do not say so legibly.
     pub(crate) fn owners(&self) -> (Vec<Owner>, Vec<Error>) {
         let (reservations, errors) = self.reservations.all();
         (reservations.into_iter().map(|reservation| reservation.owner).collect(), errors)
+    }
+
+    /// Repairs illegible files: interfaces say which addresses the pods have that are there. What stays illegible has no
+    /// pod, and is removed. Returns the files that were.
+    pub(crate) fn repair(&self) -> Result<Vec<PathBuf>> {
+        if !self.directory.exists() || self.reservations.all().1.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _lock = self.open()?;
+        self.restore()?;
+        self.reservations.remove_illegible()
     }
 
     /// Counts the owners again, so that slots without an owner are free.
@@ -159,10 +207,11 @@ impl Store {
     }
 
     /// Whether the store can be written and every set has a free address: STATUS.
-    pub(crate) fn check_available(&self, sets: &[RangeSet]) -> Result<()> {
+    pub(crate) fn check_available(&self, sets: &[RangeSet], in_use: InUse<'_>) -> Result<()> {
         let unavailable = |error: Error| Error { code: Code::NotAvailable as u32, ..error };
         let _lock = self.open().map_err(unavailable)?;
-        sets.iter().try_for_each(|set| self.search(set, sets).map(drop)).map_err(unavailable)
+        let search = |set| self.search(set, sets, in_use).map(drop);
+        sets.iter().try_for_each(search).map_err(unavailable)
     }
 
     fn take_all(
@@ -170,15 +219,25 @@ impl Store {
         owner: &Owner,
         sets: &[RangeSet],
         requested: &[IpAddr],
+        in_use: InUse<'_>,
         taken: &mut Vec<Reserved>,
     ) -> Result<()> {
         for set in sets {
             let failed = || io("write", &self.directory);
             if let Some(address) = requested.iter().copied().find(|ip| set.contains(*ip)) {
+                if set.is_gateway(address) {
+                    let message = format!("the requested address {address} is the gateway's");
+                    return Err(Error::new(Code::Conflict, message));
+                }
+                if in_use(address).map_err(kernel(format!("look for {address} on the node")))? {
+                    let by = "the node or a pod of another network; ip route get shows by which";
+                    let message = format!("the requested address {address} is in use by {by}");
+                    return Err(Error::new(Code::Conflict, message));
+                }
                 taken.push(self.take_requested(owner, set, sets, address)?);
                 continue;
             }
-            let (slots, position) = self.search(set, sets)?;
+            let (slots, position) = self.search(set, sets, in_use)?;
             slots.take(position).map_err(failed())?;
             slots.go_on_behind(position).map_err(failed())?;
             let address = set.nth(position).expect("a set has an address for each of its slots");
@@ -187,7 +246,7 @@ impl Store {
         Ok(())
     }
 
-    /// Whoever asks for an address knows what he does: it need not have rested.
+    /// The user who requests an address means this one: its cooldown does not matter.
     fn take_requested(
         &self,
         owner: &Owner,
@@ -215,42 +274,39 @@ impl Store {
     }
 
     /// A free position, after counting again if there seems to be none.
-    fn search(&self, set: &RangeSet, sets: &[RangeSet]) -> Result<(Slots, u32)> {
-        let is_gateway = |position| set.nth(position).is_some_and(|ip| set.is_gateway(ip));
+    fn search(&self, set: &RangeSet, sets: &[RangeSet], in_use: InUse<'_>) -> Result<(Slots, u32)> {
         let slots = self.slots(set, sets)?;
-        let search = |slots: &Slots| {
-            slots.search(now(), self.cooldown, is_gateway).map_err(io("read", &self.directory))
+        let mut search = |slots: &Slots| {
+            let found = slots.search(now(), self.cooldown, |position| match set.nth(position) {
+                Some(address) => Ok(!set.is_gateway(address) && !in_use(address)?),
+                None => Ok(false),
+            });
+            found.map_err(io("search", &self.directory))
         };
         let mut found = search(&slots)?;
-        if !matches!(found, Search::Found(_)) {
+        if found.is_none() {
             self.recount_set(&slots, set)?;
             found = search(&slots)?;
         }
-        match found {
-            Search::Found(position) => Ok((slots, position)),
-            Search::AtRest(seconds) => {
-                let why =
-                    format!("all free addresses of {set} rest for {} s after their last use", self.cooldown);
-                let way_out = "widen ipam.ranges or lower ipam.cooldown";
-                let message = format!("{why}; the next is ready in {seconds} s; {way_out}");
-                Err(Error::new(Code::TryAgainLater, message))
-            }
-            Search::Full => {
-                let message = format!("all addresses of {set} are taken; widen ipam.ranges or remove pods");
-                Err(Error::new(Code::NotAvailable, message))
-            }
-        }
+        found.map(|position| (slots, position)).ok_or_else(|| {
+            let message = format!("all addresses of {set} are taken; widen ipam.ranges or remove pods");
+            Error::new(Code::NotAvailable, message)
+        })
     }
 
     fn recount_set(&self, slots: &Slots, set: &RangeSet) -> Result<()> {
-        slots.rebuild(self.taken(set).into_iter()).map_err(io("write", &self.directory))
+        slots.rebuild(self.taken(set)?.into_iter()).map_err(io("write", &self.directory))
     }
 
     /// The positions that have an owner.
-    fn taken(&self, set: &RangeSet) -> Vec<u32> {
-        let (reservations, _) = self.reservations.all();
+    fn taken(&self, set: &RangeSet) -> Result<Vec<u32>> {
+        let (mut reservations, illegible) = self.reservations.all();
+        if !illegible.is_empty() {
+            self.restore()?;
+            reservations = self.reservations.all().0;
+        }
         let addresses = reservations.iter().flat_map(|reservation| &reservation.addresses);
-        addresses.filter_map(|reserved| set.position(reserved.address)).collect()
+        Ok(addresses.filter_map(|reserved| set.position(reserved.address)).collect())
     }
 
     /// What killed writers may have left; most often there is nothing.
@@ -281,7 +337,7 @@ impl Store {
         }
         let current: Vec<String> = sets.iter().map(slots_name).collect();
         self.remove_slots(|name| !current.iter().any(|current| current == name))?;
-        Slots::create(&path, set, self.taken(set).into_iter()).map_err(io("create", &path))
+        Slots::create(&path, set, self.taken(set)?.into_iter()).map_err(io("create", &path))
     }
 
     fn remove_slots(&self, is_former: impl Fn(&str) -> bool) -> Result<()> {
@@ -294,6 +350,18 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// One range set gives one address: a second request of the same set could not be served.
+fn check_one_of_each_set(sets: &[RangeSet], requested: &[IpAddr]) -> Result<()> {
+    for set in sets {
+        let mut of_set = requested.iter().filter(|address| set.contains(**address));
+        if let (Some(one), Some(other)) = (of_set.next(), of_set.next()) {
+            let message = format!("{one} and {other} are requested, and {set} gives a pod one address");
+            return Err(Error::new(Code::InvalidConfig, message));
+        }
+    }
+    Ok(())
 }
 
 /// Seconds since the boot.

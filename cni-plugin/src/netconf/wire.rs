@@ -24,6 +24,20 @@ pub(super) fn lower_field_names(value: &mut Value) {
     }
 }
 
+/// The value without the keys that are null. Go's encoding/json takes null for an absent key, and runtimes written in Go
+/// send null for an empty list: containerd 1.6 sends `"options": null` for a pod without DNS options. A null in a list
+/// stays: a list has no absent items.
+pub(super) fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        Value::Object(fields) => {
+            let present = fields.iter().filter(|(_, value)| !value.is_null());
+            present.map(|(name, value)| (name.clone(), without_nulls(value))).collect()
+        }
+        other => other.clone(),
+    }
+}
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Wire {
@@ -78,6 +92,7 @@ pub(super) struct WireArgs {
 pub(super) struct WireCniArgs {
     pub(super) labels: Vec<WireLabel>,
     pub(super) ips: Vec<String>,
+    pub(super) mac: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -14,8 +14,9 @@ use super::{Link, Netlink, link_of};
 use crate::error::{Code, Error, Result, kernel};
 use crate::netconf::Limit;
 
-/// `EEXIST`
+/// `EEXIST`, `EACCES`
 const EXISTS: i32 = 17;
+const NOT_PERMITTED: i32 = 13;
 
 /// Requests in their order, each with what it is for.
 #[derive(Default)]
@@ -28,6 +29,7 @@ struct Purpose {
     action: String,
     /// Finding it made already is fine.
     may_exist: bool,
+    is_route: bool,
 }
 
 /// What a batch has found out.
@@ -37,6 +39,8 @@ pub(crate) struct Outcome {
     pub(crate) links: Vec<Link>,
     /// For each change, whether it was new.
     pub(crate) made: Vec<bool>,
+    /// Whether a route of [`Batch::add_route`] was there.
+    pub(crate) found_route: bool,
 }
 
 impl Batch {
@@ -96,16 +100,12 @@ impl Batch {
         self.push(request::proxy_arp(name), 0, format!("answer ARP on {name}"));
     }
 
-    /// Adds an address to the interface `name`. With `detect` the kernel first asks whether another has it (IPv6).
-    pub(crate) fn add_address(&mut self, index: u32, address: IpNetwork, name: &str, detect: bool) {
+    /// Adds an address to the interface `name`, which may have it already. With `detect` the kernel first asks whether
+    /// another interface has it (IPv6).
+    pub(crate) fn ensure_address(&mut self, index: u32, address: IpNetwork, name: &str, detect: bool) {
         let action = format!("add address {address} to {name}");
         let request = request::new_address(index, address.ip(), address.prefix(), detect);
         self.push(request, NLM_F_CREATE | NLM_F_EXCL, action);
-    }
-
-    /// Adds an address, which the interface may have already.
-    pub(crate) fn ensure_address(&mut self, index: u32, address: IpNetwork, name: &str, detect: bool) {
-        self.add_address(index, address, name, detect);
         self.purposes.last_mut().expect("pushed above").may_exist = true;
     }
 
@@ -113,6 +113,18 @@ impl Batch {
     pub(crate) fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: [u8; 6], name: &str) {
         let action = format!("add neighbour {address} to {name}");
         self.push(request::new_neighbour(index, address, mac), NLM_F_CREATE | NLM_F_REPLACE, action);
+    }
+
+    /// Broadcasts which hardware address belongs to `address`, one of the interface's own. No entry stays.
+    pub(crate) fn announce(&mut self, index: u32, address: IpAddr, name: &str) {
+        let action = format!("announce {address} on {name}");
+        self.push(request::ask_neighbour(index, address), NLM_F_CREATE, action.clone());
+        self.push(request::delete_neighbour(index, address), 0, action);
+    }
+
+    /// Adds a route, which must not be there.
+    pub(crate) fn add_own_route(&mut self, route: &Route, wording: &str) {
+        self.push(request::new_route(route), NLM_F_CREATE | NLM_F_EXCL, format!("add route {wording}"));
     }
 
     /// Adds a route, or replaces the one to the same destination.
@@ -123,7 +135,8 @@ impl Batch {
     /// Adds a route unless there is one to that destination.
     pub(crate) fn add_route(&mut self, route: &Route, wording: &str) {
         self.push(request::new_route(route), NLM_F_CREATE | NLM_F_EXCL, format!("add route {wording}"));
-        self.purposes.last_mut().expect("pushed above").may_exist = true;
+        let purpose = self.purposes.last_mut().expect("pushed above");
+        (purpose.may_exist, purpose.is_route) = (true, true);
     }
 
     /// Has packets from `source` look into `table` first.
@@ -159,9 +172,15 @@ impl Batch {
                     outcome.links.extend(answers.into_iter().filter_map(link_of));
                     outcome.made.push(true);
                 }
-                Err(e) if purpose.may_exist && e.raw_os_error() == Some(EXISTS) => outcome.made.push(false),
+                Err(e) if purpose.may_exist && e.raw_os_error() == Some(EXISTS) => {
+                    outcome.made.push(false);
+                    outcome.found_route |= purpose.is_route;
+                }
                 Err(e) if e.raw_os_error() == Some(EXISTS) => {
                     return Err(Error::new(Code::Conflict, format!("{}: {e}", purpose.action)));
+                }
+                Err(e) if e.raw_os_error() == Some(NOT_PERMITTED) => {
+                    return Err(Error::new(Code::NotPermitted, format!("{}: {e}", purpose.action)));
                 }
                 Err(e) => return Err(kernel(purpose.action)(e)),
             }
@@ -171,6 +190,6 @@ impl Batch {
 
     fn push(&mut self, message: RouteNetlinkMessage, flags: u16, action: String) {
         self.requests.push((message, flags | NLM_F_ACK));
-        self.purposes.push(Purpose { action, may_exist: false });
+        self.purposes.push(Purpose { action, may_exist: false, is_route: false });
     }
 }

@@ -9,12 +9,15 @@ use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoBridgePort, InfoData, InfoKind,
     InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::netconf::RouteOptions;
 
 /// A route only has to lose against any other to the same destination, so it gets the worst metric but one.
 const LAST_RESORT: u32 = u32::MAX - 1;
@@ -42,10 +45,15 @@ pub(crate) struct NewBridge<'a> {
 pub(crate) struct Route {
     pub(crate) destination: IpNetwork,
     pub(crate) target: RouteTarget,
-    /// `None`: the main table.
-    pub(crate) table: Option<u32>,
-    /// Of two routes to one destination the one with less is used; 0 is the kernel's default.
-    pub(crate) metric: u32,
+    /// Without a table it is the main one; `priority` is the metric.
+    pub(crate) options: RouteOptions,
+}
+
+impl Route {
+    /// A route without options.
+    pub(crate) fn new(destination: IpNetwork, target: RouteTarget) -> Self {
+        Self { destination, target, options: RouteOptions::default() }
+    }
 }
 
 /// Where a route leads.
@@ -264,19 +272,19 @@ pub(super) fn get_route(destination: IpAddr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(route_to(destination))
 }
 
-/// Of the table's entry, not of the way that it leads to.
-pub(super) fn get_matching_route(destination: IpAddr) -> RouteNetlinkMessage {
-    let mut message = route_to(destination);
-    message.header.flags = RouteFlags::FibMatch;
-    RouteNetlinkMessage::GetRoute(message)
-}
-
 fn route_to(destination: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(destination);
     message.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
     message.attributes = vec![RouteAttribute::Destination(destination.into())];
     message
+}
+
+/// Asks for the route that matches, as it is in its table.
+pub(super) fn match_route(destination: IpAddr) -> RouteNetlinkMessage {
+    let mut message = route_to(destination);
+    message.header.flags = RouteFlags::FibMatch;
+    RouteNetlinkMessage::GetRoute(message)
 }
 
 pub(super) fn get_routes(family: AddressFamily) -> RouteNetlinkMessage {
@@ -315,13 +323,29 @@ pub(super) fn new_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> RouteN
     RouteNetlinkMessage::NewNeighbour(message)
 }
 
+/// Has the kernel ask for the hardware address of `address`. For one of the interface's own that is an ARP announcement
+/// (RFC 5227 §3): a broadcast from this address for this address.
+pub(super) fn ask_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    let mut message = neighbour_message(index, address);
+    message.header.flags = NeighbourFlags::Use;
+    RouteNetlinkMessage::NewNeighbour(message)
+}
+
+pub(super) fn delete_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::DelNeighbour(neighbour_message(index, address))
+}
+
 /// What is known of one neighbour.
 pub(super) fn get_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetNeighbour(neighbour_message(index, address))
+}
+
+fn neighbour_message(index: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family(address);
     message.header.ifindex = index;
     message.attributes = vec![NeighbourAttribute::Destination(address.into())];
-    RouteNetlinkMessage::GetNeighbour(message)
+    message
 }
 
 fn route_message(route: &Route) -> RouteMessage {
@@ -329,7 +353,8 @@ fn route_message(route: &Route) -> RouteMessage {
     let destination = route.destination.network();
     message.header.address_family = family(destination);
     message.header.destination_prefix_length = route.destination.prefix();
-    match route.table {
+    let RouteOptions { mtu, advmss, priority, table, scope } = route.options;
+    match table {
         None => message.header.table = RouteHeader::RT_TABLE_MAIN,
         Some(table) => message.attributes.push(RouteAttribute::Table(table)),
     }
@@ -339,8 +364,13 @@ fn route_message(route: &Route) -> RouteMessage {
     if route.destination.prefix() > 0 {
         message.attributes.push(RouteAttribute::Destination(destination.into()));
     }
-    if route.metric > 0 {
-        message.attributes.push(RouteAttribute::Priority(route.metric));
+    if priority > 0 {
+        message.attributes.push(RouteAttribute::Priority(priority));
+    }
+    let sizes = [(mtu, RouteMetric::Mtu(mtu)), (advmss, RouteMetric::Advmss(advmss))];
+    let sizes: Vec<_> = sizes.into_iter().filter(|(size, _)| *size > 0).map(|(_, metric)| metric).collect();
+    if !sizes.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(sizes));
     }
     match route.target {
         RouteTarget::Link(index) => {
@@ -355,6 +385,9 @@ fn route_message(route: &Route) -> RouteMessage {
             message.header.kind = RouteType::Unreachable;
             message.attributes.push(RouteAttribute::Priority(LAST_RESORT));
         }
+    }
+    if let Some(scope) = scope {
+        message.header.scope = scope.into();
     }
     message
 }

@@ -24,8 +24,17 @@ const OWN_ADDRESSES: &str = "own-hardware-addresses";
 const GUARDED: &str = "guarded";
 const SENDERS: &str = "senders";
 
+/// Whether the table has its rules, as [`super::rules::are_there`] has it.
+fn are_there(netfilter: &Netfilter) -> Result<bool> {
+    let found = netfilter.has_rules(Family::Bridge, TABLE, OWN_ADDRESSES);
+    found.map_err(kernel(format!("look for the rules of nft table bridge {TABLE}")))
+}
+
 /// Holds a pod to its address.
 pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> Result<()> {
+    if !are_there(netfilter)? {
+        return write(netfilter, &header.attachments(), &network::all(&header.state_dir)?);
+    }
     let mut batch = Batch::of(Family::Bridge, TABLE);
     let mut elements = Elements::default();
     add_pod(&mut elements, pod);
@@ -89,7 +98,8 @@ pub(super) fn has(netfilter: &Netfilter, host_interface: &str, mac: [u8; 6]) -> 
     let key = Key::default().interface(host_interface);
     let look = |set, key| netfilter.contains(Family::Bridge, TABLE, set, &Element::Key(key));
     let found = look(GUARDED, key.clone()).and_then(|it| Ok(it && look(SENDERS, key.hardware_address(mac))?));
-    found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))
+    let found = found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))?;
+    Ok(found && are_there(netfilter)?)
 }
 
 fn add_pod(elements: &mut Elements, pod: &Attachment) {

@@ -17,11 +17,17 @@ pub(super) struct Network {
     pub(super) name: String,
     pub(super) masquerade: bool,
     pub(super) exclusions: Vec<IpNetwork>,
+    /// Directories in which its pods have had reservations.
+    #[serde(default)]
+    pub(super) reservations: Vec<PathBuf>,
     /// Ranges whose addresses are unreachable while no pod has them; bridged ones are the bridge's.
     pub(super) pools: Vec<IpNetwork>,
     /// The bridge its pods are ports of.
     #[serde(default)]
     pub(super) bridge: Option<String>,
+    /// Bridges that its pods were ports of before.
+    #[serde(default)]
+    pub(super) former_bridges: Vec<String>,
     #[serde(default)]
     pub(super) mac_spoof_check: bool,
     /// Which version of the table its pods are in: an upgrade writes it anew.
@@ -47,6 +53,8 @@ impl Network {
             name: conf.header.name.clone(),
             masquerade: conf.masquerade,
             exclusions,
+            reservations: vec![conf.header.ipam_dir.clone()],
+            former_bridges: Vec::new(),
             pools: pools.filter(|_| conf.mode == Mode::Routed).collect(),
             bridge: match &conf.mode {
                 Mode::Bridge(bridge) => Some(bridge.name.clone()),
@@ -57,12 +65,17 @@ impl Network {
         }
     }
 
-    /// Keeps an eye on the ranges it had before, so that what was told about them is taken back with the rest.
-    pub(super) fn with_pools_of(mut self, old: Option<&Self>) -> Self {
-        let old = old.map(|old| &*old.pools).unwrap_or_default();
-        let more: Vec<_> = old.iter().filter(|pool| !self.pools.contains(pool)).copied().collect();
-        self.pools.extend(more);
+    /// Keeps what former configurations have left on the node: pools, bridges and directories are removed with the rest.
+    pub(super) fn with_former(mut self, old: Option<&Self>) -> Self {
+        let Some(old) = old else { return self };
+        extend(&mut self.pools, &old.pools);
         self.pools.sort();
+        extend(&mut self.reservations, &old.reservations);
+        self.reservations.sort();
+        extend(&mut self.former_bridges, &old.former_bridges);
+        extend(&mut self.former_bridges, old.bridge.as_slice());
+        self.former_bridges.retain(|bridge| self.bridge.as_ref() != Some(bridge));
+        self.former_bridges.sort();
         self
     }
 
@@ -76,6 +89,14 @@ impl Network {
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let json = serde_json::to_vec(self).map_err(|e| Error::new(Code::Io, e.to_string()))?;
         whole::write(&path, &json).map_err(io("write", &path))
+    }
+}
+
+fn extend<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
+    for item in more {
+        if !list.contains(item) {
+            list.push(item.clone());
+        }
     }
 }
 

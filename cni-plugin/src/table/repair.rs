@@ -4,17 +4,16 @@ use attachment::Attachment;
 use nftables::Netfilter;
 
 use super::network;
-use super::{TABLE, frames, rules};
+use super::{frames, rules};
 use crate::alias::Alias;
-use crate::error::{Result, kernel};
+use crate::error::Result;
 use crate::netconf::Header;
 use crate::netlink::Link;
 use crate::veth::HOST_PREFIX;
 
 /// Writes the tables anew, for whom is recorded, if they are gone.
 pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
-    let is_there = netfilter.has_table(TABLE);
-    if is_there.map_err(kernel(format!("look for nft table inet {TABLE}")))? {
+    if rules::are_there(netfilter)? {
         return Ok(());
     }
     let networks = network::all(&header.state_dir)?;
@@ -32,7 +31,8 @@ pub(super) fn records(header: &Header, links: &[Link]) -> Result<()> {
     for link in links.iter().filter(|link| link.name.starts_with(HOST_PREFIX)) {
         let Some(alias) = Alias::of(link).filter(|alias| alias.network == header.name) else { continue };
         let key = alias.owner.key(&header.name);
-        if store.read(&key)?.is_some() {
+        // One that is not legible is none.
+        if store.read(&key).is_ok_and(|record| record.is_some()) {
             continue;
         }
         let bridge = links.iter().find(|other| link.master == Some(other.index));

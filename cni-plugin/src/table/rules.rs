@@ -40,8 +40,32 @@ pub(super) fn key(address: IpAddr) -> Key {
     Key::default().address(address)
 }
 
+/// Whether the table has its rules: `nft flush ruleset` takes all of it, `nft flush table` the rules alone.
+pub(super) fn are_there(netfilter: &Netfilter) -> Result<bool> {
+    let found = netfilter.has_rules(Family::Inet, TABLE, OWN_ADDRESSES);
+    found.map_err(kernel(format!("look for the rules of nft table inet {TABLE}")))
+}
+
+/// The first chain that has fewer rules than were written. It may have more where the notes of networks are gone.
+pub(super) fn lost(netfilter: &Netfilter, header: &Header) -> Result<Option<String>> {
+    let networks = network::all(&header.state_dir)?;
+    let mut batch = Batch::new(TABLE);
+    write_rules(&mut batch, &networks);
+    for (chain, written) in batch.rules() {
+        let found = netfilter.count_rules(Family::Inet, TABLE, chain);
+        let failed = kernel(format!("list the rules of {chain} in nft table inet {TABLE}"));
+        if found.map_err(failed)? < *written {
+            return Ok(Some(chain.clone()));
+        }
+    }
+    Ok(None)
+}
+
 /// Adds a pod to the table.
 pub(super) fn add(netfilter: &Netfilter, header: &Header, network: &Network, pod: &Attachment) -> Result<()> {
+    if !are_there(netfilter)? {
+        return rewrite(netfilter, header);
+    }
     let mut batch = Batch::new(TABLE);
     let mut elements = Elements::default();
     add_pod(&mut elements, network, pod);
@@ -118,23 +142,9 @@ pub(super) fn write(netfilter: &Netfilter, header: &Header, networks: &[Network]
     let mut batch = Batch::new(TABLE);
     batch.add_table();
     batch.delete_table();
-    batch.add_table();
-    batch.add_raw_prerouting_chain(OWN_ADDRESSES);
-    batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
-    let advertisement = Rule::default().from_interfaces(HOST_PREFIX).icmpv6_type(ROUTER_ADVERTISEMENT);
-    batch.add_rule(OWN_ADDRESSES, &advertisement.drop());
-    ports::write_guard(&mut batch, OWN_ADDRESSES, Rule::default().from_interfaces(HOST_PREFIX));
-    for bridge in networks.iter().filter_map(|network| network.bridge.as_deref()) {
-        ports::write_guard(&mut batch, OWN_ADDRESSES, Rule::default().from_interface(bridge));
-    }
-    ports::write_chains(&mut batch);
-    batch.add_postrouting_nat_chain(MASQUERADE);
-    ports::write_masquerade(&mut batch, MASQUERADE);
+    write_rules(&mut batch, networks);
     let mut elements = Elements::default();
-    for (network, id) in networks.iter().zip((FIRST_SET..).step_by(2)) {
-        if network.masquerade {
-            write_network(&mut batch, network, id);
-        }
+    for network in networks {
         for pod in header.attachments().list(&network.name).0 {
             add_pod(&mut elements, network, &pod);
         }
@@ -144,6 +154,27 @@ pub(super) fn write(netfilter: &Netfilter, header: &Header, networks: &[Network]
     }
     elements.write(&mut batch);
     batch.commit(netfilter).map_err(kernel(format!("write nft table inet {TABLE}")))
+}
+
+/// The table with its chains and sets, and no pod.
+fn write_rules(batch: &mut Batch<'_>, networks: &[Network]) {
+    batch.add_table();
+    batch.add_raw_prerouting_chain(OWN_ADDRESSES);
+    batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
+    let advertisement = Rule::default().from_interfaces(HOST_PREFIX).icmpv6_type(ROUTER_ADVERTISEMENT);
+    batch.add_rule(OWN_ADDRESSES, &advertisement.drop());
+    ports::write_guard(batch, OWN_ADDRESSES, Rule::default().from_interfaces(HOST_PREFIX));
+    for bridge in networks.iter().filter_map(|network| network.bridge.as_deref()) {
+        ports::write_guard(batch, OWN_ADDRESSES, Rule::default().from_interface(bridge));
+    }
+    ports::write_chains(batch);
+    batch.add_postrouting_nat_chain(MASQUERADE);
+    ports::write_masquerade(batch, MASQUERADE);
+    for (network, id) in networks.iter().zip((FIRST_SET..).step_by(2)) {
+        if network.masquerade {
+            write_network(batch, network, id);
+        }
+    }
 }
 
 /// The network's sets and its chain. A verdict map for all networks would be one rule, but the kernel looks through all of

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testbed::Plugin;
 
-use crate::fixture::{Fixture, address, config, merge};
+use crate::fixture::{Fixture, address, addresses, config, merge};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -30,11 +30,6 @@ fn bridged(patch: Value) -> Value {
 
 fn open(fixture: &Fixture, name: &str) -> netns::NetNs {
     fixture.node().netns(Path::new(&format!("/run/netns/{name}"))).unwrap()
-}
-
-fn addresses(result: &Value) -> Vec<IpAddr> {
-    let ips = result["ips"].as_array().unwrap().iter();
-    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
 }
 
 /// Whom a listener in `to` sees when `from` connects to it; nobody when it cannot.
@@ -116,12 +111,15 @@ fn a_configuration_of_bridge_and_host_local_does_the_same_with_the_type_changed_
         "ranges": [[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]] });
     let far = json!({ "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.22.0.0/24", "rangeStart": "10.22.0.9",
         "gateway": "10.22.0.254", "routes": [{ "dst": "10.99.0.0/16" }, { "dst": "10.98.0.0/16", "gw": "10.22.0.3" }] });
+    let outside = json!({ "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.22.0.0/24", "gateway": "10.99.0.1" });
     for patch in [
         json!({ "isGateway": true, "ipMasq": true, "ipam": dual }),
         json!({ "isDefaultGateway": true, "hairpinMode": true, "dns": { "nameservers": ["10.96.0.10"] } }),
         json!({ "isGateway": true, "promiscMode": true, "mtu": 1400, "ipam": far }),
         json!({ "isGateway": false }),
         json!({ "ipam": {} }),
+        json!({ "isGateway": null, "mtu": null, "vlan": null, "dns": { "options": null, "nameservers": ["10.96.0.10"] } }),
+        json!({ "isGateway": true, "ipam": outside }),
     ] {
         let reference = reference(patch);
         let ours = merge(reference.clone(), json!({ "type": "portolan-cni" }));

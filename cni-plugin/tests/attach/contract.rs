@@ -268,6 +268,7 @@ fn check_passes_after_add_and_notices_each_loss() {
         ("f", "nft flush set inet portolan pods-v4-pods", "not masqueraded"),
         ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
         ("i", "rm /run/portolan/attachments/pods/i-eth0.json", "record is gone"),
+        ("j", "nft flush table inet portolan", "chain masquerade"),
         ("h", "ip -n h link set eth0 address 02:00:00:00:00:07", "another hardware address"),
     ] {
         let result = fixture.add(id, &config("1.1.0"));
@@ -286,6 +287,57 @@ fn check_passes_after_add_and_notices_each_loss() {
         let (_, text) = fixture.refused("CHECK", id, &format!("/run/netns/{id}"), &config);
         assert!(text.contains(expected), "{sabotage}: {text}");
     }
+}
+
+/// P34, P35: another IPAM plugin is asked about what it gave, which mode `routed` has made something else of.
+#[test]
+fn check_by_the_plugin_static_passes_in_both_modes() {
+    let fixture = Fixture::new();
+    let address = json!({ "address": "10.30.0.5/24", "gateway": "10.30.0.1" });
+    let routes = json!([{ "dst": "0.0.0.0/0" }, { "dst": "10.9.0.0/16", "gw": "10.30.0.1" }]);
+    let fixed = json!({ "ipam": { "type": "static", "addresses": [address], "routes": routes } });
+    for (id, mode) in [("routed", json!({})), ("bridged", json!({ "bridge": "br0", "isGateway": true }))] {
+        let config = merge(merge(config("1.0.0"), fixed.clone()), mode);
+        let result = fixture.add(id, &config);
+        let checked = merge(config.clone(), json!({ "prevResult": result }));
+        fixture.quiet("CHECK", id, &checked);
+        let other = json!([{ "address": "10.30.0.5/24", "gateway": "10.30.0.9" }]);
+        let changed = json!({ "ipam": { "type": "static", "addresses": other } });
+        let (_, text) = fixture.refused("CHECK", id, &format!("/run/netns/{id}"), &merge(checked, changed));
+        assert!(text.contains("IPAM plugin static CHECK"), "{text}");
+        fixture.quiet("DEL", id, &config);
+    }
+    fixture.node().shell("ip link del br0").unwrap();
+    fixture.assert_nothing_left();
+}
+
+/// P34: `nft flush table` leaves chains, sets and what is in them.
+#[test]
+fn check_notices_rules_that_are_gone_and_the_next_add_writes_them() {
+    let fixture = Fixture::new();
+    let guarded = json!({ "name": "guarded", "bridge": "br0", "isGateway": true, "ipMasq": true, "macspoofchk": true,
+        "ipam": { "ranges": [[{ "subnet": "10.23.0.0/24" }]] } });
+    let networks = [config("1.1.0"), merge(config("1.1.0"), guarded)];
+    let [a, b] = ["a", "b"].map(|id| {
+        let config = &networks[usize::from(id == "b")];
+        merge(config.clone(), json!({ "prevResult": fixture.add(id, config) }))
+    });
+    let flushes = ["table inet portolan", "table bridge portolan", "chain inet portolan own-addresses"];
+    for (number, flush) in flushes.iter().enumerate() {
+        fixture.node().shell(&format!("nft flush {flush}")).unwrap();
+        let (_, text) = fixture.refused("CHECK", "b", "/run/netns/b", &b);
+        assert!(text.contains("has lost rules") || text.contains("macspoofchk"), "{flush}: {text}");
+        fixture.add(&format!("c{number}"), &networks[1]);
+        fixture.quiet("CHECK", "b", &b);
+        fixture.quiet("CHECK", "a", &a);
+    }
+    // A DEL repairs it too.
+    fixture.node().shell("nft flush table inet portolan").unwrap();
+    fixture.quiet("DEL", "c0", &networks[1]);
+    fixture.quiet("CHECK", "a", &a);
+    fixture.node().shell("nft flush chain inet portolan network-pods").unwrap();
+    let (_, text) = fixture.refused("CHECK", "a", "/run/netns/a", &a);
+    assert!(text.contains("chain network-pods of nft table inet portolan has lost rules"), "{text}");
 }
 
 /// P36, P37, P38
@@ -313,6 +365,8 @@ fn gc_removes_what_is_not_listed_in_this_network_only() {
             .1
             .contains("broken-eth0")
     );
+    // Told once: the file is gone.
+    fixture.quiet("GC", "x", &merge(config("1.1.0"), json!({ "cni.dev/valid-attachments": null })));
     assert_eq!(links(), "1\n");
     fixture.node().shell("ip -n c link show eth0").unwrap();
 }

@@ -73,9 +73,18 @@ fn a_delegate_gets_all_of_the_input_and_environment_with_each_command() {
         config.clone(),
         json!({ "cni.dev/valid-attachments": [{ "containerID": "a", "ifname": "eth0" }] }),
     );
-    for (command, input) in [("CHECK", &checked), ("STATUS", &config), ("GC", &collected), ("DEL", &config)] {
+    // CHECK is about what the delegate gave, and not about what mode `routed` made of it.
+    let mut own = checked.clone();
+    own["prevResult"]["ips"] = json!([{ "address": "10.30.0.5/24", "gateway": "10.30.0.1", "interface": 1 }]);
+    own["prevResult"]["routes"] = json!([]);
+    for (command, input, given) in [
+        ("CHECK", &checked, &own),
+        ("STATUS", &config, &config),
+        ("GC", &collected, &collected),
+        ("DEL", &config, &config),
+    ] {
         assert_eq!(call(&fixture, command, input), Ok(Value::Null), "{command}");
-        assert_eq!(stdin(&fixture, command), *input, "{command}");
+        assert_eq!(stdin(&fixture, command), *given, "{command}");
     }
     assert_eq!(stdin(&fixture, "ADD"), config);
     for command in ["ADD", "DEL"] {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, address, config, merge};
+use crate::fixture::{Fixture, address, addresses, config, merge};
 
 fn dual() -> Value {
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
@@ -16,11 +16,6 @@ fn dual() -> Value {
 
 fn v6(prefix: &str) -> Value {
     merge(config("1.1.0"), json!({ "ipam": { "ranges": [[{ "subnet": prefix }]] } }))
-}
-
-fn addresses(result: &Value) -> Vec<IpAddr> {
-    let ips = result["ips"].as_array().unwrap().iter();
-    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
 }
 
 /// Whom a listener in `to` sees when `from` connects to it.

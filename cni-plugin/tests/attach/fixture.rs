@@ -1,5 +1,6 @@
 //! A node and the plugin in it.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -122,3 +123,8 @@ pub(crate) fn address(result: &Value) -> String {
 }
 
 pub(crate) const NOTHING: &str = "0\n";
+
+pub(crate) fn addresses(result: &Value) -> Vec<IpAddr> {
+    let ips = result["ips"].as_array().unwrap().iter();
+    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
+}

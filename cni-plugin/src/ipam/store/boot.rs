@@ -19,7 +19,8 @@ impl Store {
         let lock = Lock::acquire(&self.directory)?;
         let boot = fs::read(BOOT_ID).unwrap_or_default();
         let path = self.directory.join("boot");
-        let noted = fs::read(&path).ok();
+        // An empty file says nothing of any boot.
+        let noted = fs::read(&path).ok().filter(|noted| !noted.is_empty());
         if noted.as_ref() == Some(&boot) {
             return Ok(lock);
         }
@@ -41,16 +42,16 @@ impl Store {
         Ok(lock)
     }
 
-    /// The store is new. If pods are there all the same, somebody has emptied the directory: their interfaces tell who
-    /// has which address.
-    fn restore(&self) -> Result<()> {
+    /// Notes the addresses of living pods that have no legible file, because the directory or a file in it was emptied:
+    /// their interfaces say which pod has which address.
+    pub(super) fn restore(&self) -> Result<()> {
         let network = self.directory.file_name().unwrap_or_default().to_string_lossy();
         let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel("list interfaces"))?;
         for alias in links.iter().filter_map(Alias::of).filter(|alias| alias.network == network) {
             if self.reservations.read(&alias.owner)?.is_none() {
                 let addresses = alias.addresses.into_iter().map(|address| Reserved { address, slot: None });
-                self.reservations
-                    .write(&Reservation { owner: alias.owner, addresses: addresses.collect() })?;
+                let addresses = addresses.collect();
+                self.reservations.write(&Reservation { owner: alias.owner, addresses, delegated: None })?;
             }
         }
         Ok(())

@@ -1,15 +1,18 @@
 //! Who has which addresses: a file an attachment.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use attachment::Key;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::error::{Code, Error, Result, io};
 
-/// Under the lock there is one writer, so one name for files that are not whole yet is enough.
+/// Under the lock there is one writer, so one name for files that are not whole yet is enough. No container's name begins
+/// with a dot.
 const TEMPORARY: &str = ".new.tmp";
 
 /// One attachment.
@@ -38,11 +41,32 @@ pub(super) struct Reservation {
     #[serde(flatten)]
     pub(super) owner: Owner,
     pub(super) addresses: Vec<Reserved>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) delegated: Option<Delegated>,
 }
 
 impl Reservation {
     pub(super) fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|reserved| reserved.address == address)
+    }
+}
+
+/// An ADD of another IPAM plugin: what DEL needs to take it back by whatever configuration it is called, and CHECK to ask
+/// that plugin about its own result and not about ours.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Delegated {
+    /// `ipam.type`.
+    pub(crate) kind: String,
+    /// The configuration that it was called with.
+    pub(crate) config: Value,
+    /// Its result.
+    pub(crate) result: Value,
+}
+
+impl Delegated {
+    /// Whether the configuration calls the same plugin for the same.
+    pub(crate) fn is_of(&self, config: Option<&Value>) -> bool {
+        config.is_some_and(|config| config["ipam"] == self.config["ipam"])
     }
 }
 
@@ -62,10 +86,7 @@ impl Reservations {
     /// All of them, and the files that are not legible.
     pub(super) fn all(&self) -> (Vec<Reservation>, Vec<Error>) {
         let (mut found, mut errors) = (Vec::new(), Vec::new());
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        for path in
-            entries.map(|entry| entry.path()).filter(|path| path.extension().is_none_or(|e| e != "tmp"))
-        {
+        for path in self.paths() {
             match fs::read(&path).map_err(io("read", &path)).and_then(|bytes| parse(&path, &bytes)) {
                 Ok(reservation) => found.push(reservation),
                 Err(error) => errors.push(error),
@@ -74,14 +95,26 @@ impl Reservations {
         (found, errors)
     }
 
-    /// What `owner` has.
+    /// What `owner` has. A file that is not legible says nothing.
     pub(super) fn read(&self, owner: &Owner) -> Result<Option<Reservation>> {
-        let path = self.path(owner);
-        match fs::read(&path) {
-            Ok(bytes) => parse(&path, &bytes).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(io("read", &path)(e)),
+        for path in self.possible_paths(owner) {
+            match fs::read(&path) {
+                Ok(bytes) => {
+                    let found = parse(&path, &bytes).ok().filter(|found| found.owner == *owner);
+                    if found.is_some() {
+                        return Ok(found);
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(io("read", &path)(e)),
+            }
         }
+        Ok(None)
+    }
+
+    /// Whether `owner` has a file.
+    pub(super) fn has(&self, owner: &Owner) -> bool {
+        self.possible_paths(owner).any(|path| path.exists())
     }
 
     pub(super) fn write(&self, reservation: &Reservation) -> Result<()> {
@@ -96,9 +129,29 @@ impl Reservations {
         written.map_err(io("write", &path))
     }
 
+    /// Removes what `owner` has, legible or not. Nothing to remove is fine.
     pub(super) fn remove(&self, owner: &Owner) -> Result<()> {
-        let path = self.path(owner);
-        fs::remove_file(&path).map_err(io("remove", &path))
+        for path in self.possible_paths(owner) {
+            // A name of former versions may be another owner's.
+            if path != self.path(owner) && !is_of(&path, owner) {
+                continue;
+            }
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("remove", &path)(e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the files that are not legible, and says which.
+    pub(super) fn remove_illegible(&self) -> Result<Vec<PathBuf>> {
+        let is_legible = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| parse(path, &bytes).is_ok());
+        let illegible: Vec<PathBuf> = self.paths().filter(|path| !is_legible(path)).collect();
+        for path in &illegible {
+            fs::remove_file(path).map_err(io("remove", path))?;
+        }
+        Ok(illegible)
     }
 
     /// A writer that was killed may have left it; most often there is none.
@@ -106,9 +159,24 @@ impl Reservations {
         drop(fs::remove_file(self.0.join(TEMPORARY)));
     }
 
-    fn path(&self, owner: &Owner) -> PathBuf {
-        self.0.join(format!("{}-{}", owner.container_id, owner.ifname))
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name() != TEMPORARY).map(|entry| entry.path())
     }
+
+    fn path(&self, owner: &Owner) -> PathBuf {
+        self.0.join(owner.key("").file_stem())
+    }
+
+    /// Where the file is, and where former versions had it.
+    fn possible_paths(&self, owner: &Owner) -> impl Iterator<Item = PathBuf> {
+        let key = owner.key("");
+        [Some(key.file_stem()), key.former_file_stem()].into_iter().flatten().map(|name| self.0.join(name))
+    }
+}
+
+fn is_of(path: &Path, owner: &Owner) -> bool {
+    fs::read(path).is_ok_and(|bytes| parse(path, &bytes).is_ok_and(|found| found.owner == *owner))
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<Reservation> {

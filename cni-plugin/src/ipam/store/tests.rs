@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// Nothing on the node uses an address.
+fn none(_address: IpAddr) -> std::io::Result<bool> {
+    Ok(false)
+}
+
 fn owner(id: &str) -> Owner {
     Owner { container_id: id.into(), ifname: "eth0".into() }
 }
@@ -18,19 +23,19 @@ fn fixture(cooldown: u32) -> (tempfile::TempDir, Store, Vec<RangeSet>) {
 #[test]
 fn addresses_go_round_before_one_comes_back() {
     let (_directory, store, sets) = fixture(0);
-    let take = |id: &str| store.reserve(&owner(id), &sets, &[]).unwrap()[0].to_string();
+    let take = |id: &str| store.reserve(&owner(id), &sets, &[], &mut none).unwrap()[0].to_string();
     assert_eq!([take("a"), take("b")], ["10.22.0.2", "10.22.0.3"]);
     store.release(&owner("a")).unwrap();
     assert_eq!(
         [take("c"), take("d"), take("e"), take("f")],
         ["10.22.0.4", "10.22.0.5", "10.22.0.6", "10.22.0.2"]
     );
-    let full = store.reserve(&owner("g"), &sets, &[]).unwrap_err();
+    let full = store.reserve(&owner("g"), &sets, &[], &mut none).unwrap_err();
     assert_eq!(full.code, Code::NotAvailable as u32);
-    assert_eq!(store.check_available(&sets).unwrap_err().code, Code::NotAvailable as u32);
+    assert_eq!(store.check_available(&sets, &mut none).unwrap_err().code, Code::NotAvailable as u32);
     store.release(&owner("c")).unwrap();
     store.release(&owner("c")).unwrap();
-    store.check_available(&sets).unwrap();
+    store.check_available(&sets, &mut none).unwrap();
     assert_eq!(take("g"), "10.22.0.4");
 }
 
@@ -38,9 +43,15 @@ fn addresses_go_round_before_one_comes_back() {
 fn a_requested_address_is_given_once_and_a_second_add_is_refused() {
     let (_directory, store, sets) = fixture(0);
     let wanted = "10.22.0.5".parse().unwrap();
-    assert_eq!(store.reserve(&owner("a"), &sets, &[wanted]).unwrap(), [wanted]);
-    assert!(store.reserve(&owner("b"), &sets, &[wanted]).unwrap_err().message.contains("10.22.0.5 is taken"));
-    assert!(store.reserve(&owner("a"), &sets, &[]).unwrap_err().message.contains("already"));
+    assert_eq!(store.reserve(&owner("a"), &sets, &[wanted], &mut none).unwrap(), [wanted]);
+    assert!(
+        store
+            .reserve(&owner("b"), &sets, &[wanted], &mut none)
+            .unwrap_err()
+            .message
+            .contains("10.22.0.5 is taken")
+    );
+    assert!(store.reserve(&owner("a"), &sets, &[], &mut none).unwrap_err().message.contains("already"));
     assert_eq!(store.addresses(&owner("a")).unwrap(), [wanted]);
 }
 
@@ -51,32 +62,113 @@ fn a_bit_that_a_killed_add_left_behind_is_found_again() {
         fs::create_dir_all(&store.directory).unwrap();
         assert!(store.slots(&sets[0], &sets).unwrap().take(position).unwrap());
     }
-    assert_eq!(store.reserve(&owner("a"), &sets, &[]).unwrap()[0].to_string(), "10.22.0.2");
+    assert_eq!(store.reserve(&owner("a"), &sets, &[], &mut none).unwrap()[0].to_string(), "10.22.0.2");
 }
 
 #[test]
-fn an_address_rests_before_it_is_given_out_again_unless_it_is_asked_for() {
-    let (_directory, store, sets) = fixture(1000);
-    for id in ["a", "b", "c", "d", "e"] {
-        store.reserve(&owner(id), &sets, &[]).unwrap();
-    }
+fn an_address_in_cooldown_is_given_out_only_if_it_is_requested_or_no_other_is_free() {
+    // More seconds than any node has been up.
+    let (_directory, store, sets) = fixture(1_000_000_000);
+    let take = |id: &str| store.reserve(&owner(id), &sets, &[], &mut none).unwrap()[0].to_string();
+    assert_eq!(
+        [take("a"), take("b"), take("c"), take("d")],
+        ["10.22.0.2", "10.22.0.3", "10.22.0.4", "10.22.0.5"]
+    );
+    store.release(&owner("c")).unwrap();
+    store.release(&owner("a")).unwrap();
+    // The last one that was never given out.
+    assert_eq!(take("e"), "10.22.0.6");
+    // c's was given back long before a's.
+    let slots = store.slots(&sets[0], &sets).unwrap();
+    slots.give_back(sets[0].position("10.22.0.4".parse().unwrap()).unwrap(), 1).unwrap();
+    slots.give_back(sets[0].position("10.22.0.2".parse().unwrap()).unwrap(), 2).unwrap();
+    store.check_available(&sets, &mut none).unwrap();
+    assert_eq!([take("f"), take("g")], ["10.22.0.4", "10.22.0.2"]);
+    let full = store.reserve(&owner("h"), &sets, &[], &mut none).unwrap_err();
+    assert_eq!(full.code, Code::NotAvailable as u32);
     let address = store.addresses(&owner("b")).unwrap();
     store.release(&owner("b")).unwrap();
-    let resting = store.reserve(&owner("f"), &sets, &[]).unwrap_err();
-    assert_eq!(resting.code, Code::TryAgainLater as u32);
-    assert!(resting.message.contains("the next is ready in 1000 s"), "{}", resting.message);
-    assert_eq!(store.check_available(&sets).unwrap_err().code, Code::NotAvailable as u32);
-    assert_eq!(store.reserve(&owner("b"), &sets, &address).unwrap(), address);
+    assert_eq!(store.reserve(&owner("h"), &sets, &address, &mut none).unwrap(), address);
+}
+
+#[test]
+fn an_address_that_the_node_uses_otherwise_is_passed_over_and_refused_on_request() {
+    let (_directory, store, sets) = fixture(0);
+    let mut in_use = |address: IpAddr| Ok(["10.22.0.2", "10.22.0.4"].contains(&&*address.to_string()));
+    let mut take = |id: &str, requested: &[IpAddr]| {
+        let taken = store.reserve(&owner(id), &sets, requested, &mut in_use);
+        taken.map(|addresses| addresses[0].to_string()).map_err(|e| e.message)
+    };
+    assert_eq!(take("a", &[]).unwrap(), "10.22.0.3");
+    for (requested, expected) in [
+        (&["10.22.0.4"][..], "10.22.0.4 is in use by the node or a pod"),
+        (&["10.22.0.1"], "10.22.0.1 is the gateway's"),
+        (&["10.22.0.5", "10.22.0.6"], "10.22.0.5 and 10.22.0.6 are requested"),
+    ] {
+        let requested: Vec<IpAddr> = requested.iter().map(|address| address.parse().unwrap()).collect();
+        let error = take("b", &requested).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    assert_eq!(take("b", &[]).unwrap(), "10.22.0.5");
+    assert_eq!(take("c", &[]).unwrap(), "10.22.0.6");
+    take("d", &[]).unwrap_err();
+}
+
+#[test]
+fn an_illegible_file_blocks_neither_release_nor_repair() {
+    let (_directory, store, sets) = fixture(0);
+    for bytes in ["", "{", "null"] {
+        store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
+        let path = store.directory.join("owners/a-eth0");
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(store.owners().1.len(), 1);
+        store.release(&owner("a")).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(store.repair().unwrap(), [path]);
+        assert_eq!(store.owners().1, []);
+        store.recount(&sets).unwrap();
+    }
+}
+
+#[test]
+fn legal_names_do_not_collide_with_each_other_or_with_files_of_ours() {
+    let (_directory, store, sets) = fixture(0);
+    let owner = |id: &str, ifname: &str| Owner { container_id: id.into(), ifname: ifname.into() };
+    let owners =
+        [owner("a", "b-c"), owner("a-b", "c"), owner("x", "eth0.tmp"), owner(&"l".repeat(300), "eth0")];
+    for owner in &owners {
+        store.reserve(owner, &sets, &[], &mut none).unwrap();
+    }
+    store.recount(&sets).unwrap();
+    assert_eq!(store.owners().0.len(), owners.len());
+    let mut given: Vec<IpAddr> = owners.iter().flat_map(|owner| store.addresses(owner).unwrap()).collect();
+    given.sort();
+    given.dedup();
+    assert_eq!(given.len(), owners.len());
+    for owner in &owners {
+        store.release(owner).unwrap();
+        assert_eq!(store.addresses(owner).unwrap(), Vec::<IpAddr>::new());
+    }
+    assert_eq!(store.owners().0, Vec::new());
+}
+
+#[test]
+fn an_empty_boot_file_is_no_reason_to_forget_who_is_there() {
+    let (_directory, store, sets) = fixture(0);
+    store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
+    fs::write(store.directory.join("boot"), "").unwrap();
+    assert_eq!(store.reserve(&owner("b"), &sets, &[], &mut none).unwrap()[0].to_string(), "10.22.0.3");
 }
 
 #[test]
 fn when_ranges_change_nobody_gets_an_address_that_is_in_use() {
     let (_directory, store, sets) = fixture(0);
-    store.reserve(&owner("a"), &sets, &[]).unwrap();
+    store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
     let wire: Vec<crate::netconf::WireRange> =
         serde_json::from_str(r#"[{"subnet": "10.22.0.0/24", "gateway": "10.22.0.1"}]"#).unwrap();
     let wider = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];
-    assert_eq!(store.reserve(&owner("b"), &wider, &[]).unwrap()[0].to_string(), "10.22.0.3");
+    assert_eq!(store.reserve(&owner("b"), &wider, &[], &mut none).unwrap()[0].to_string(), "10.22.0.3");
 }
 
 #[test]
@@ -85,7 +177,8 @@ fn when_ranges_change_back_nobody_gets_an_address_that_is_in_use() {
     let wire: Vec<crate::netconf::WireRange> =
         serde_json::from_str(r#"[{"subnet": "10.22.0.0/24", "gateway": "10.22.0.1"}]"#).unwrap();
     let wide = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];
-    let take = |id: &str, sets: &[RangeSet]| store.reserve(&owner(id), sets, &[]).unwrap()[0].to_string();
+    let take =
+        |id: &str, sets: &[RangeSet]| store.reserve(&owner(id), sets, &[], &mut none).unwrap()[0].to_string();
     let taken = [take("a", &narrow), take("b", &wide), take("c", &narrow), take("d", &wide)];
     assert_eq!(taken, ["10.22.0.2", "10.22.0.3", "10.22.0.4", "10.22.0.5"]);
 }
@@ -93,9 +186,9 @@ fn when_ranges_change_back_nobody_gets_an_address_that_is_in_use() {
 #[test]
 fn what_an_earlier_boot_left_means_nothing() {
     let (_directory, store, sets) = fixture(1000);
-    store.reserve(&owner("a"), &sets, &[]).unwrap();
+    store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
     fs::write(store.directory.join("boot"), "another").unwrap();
-    assert_eq!(store.reserve(&owner("a"), &sets, &[]).unwrap()[0].to_string(), "10.22.0.2");
+    assert_eq!(store.reserve(&owner("a"), &sets, &[], &mut none).unwrap()[0].to_string(), "10.22.0.2");
 }
 
 #[test]
@@ -104,10 +197,10 @@ fn a_requested_address_beyond_the_slots_is_given_once() {
     let wire: Vec<crate::netconf::WireRange> = serde_json::from_str(r#"[{"subnet": "fd00::/64"}]"#).unwrap();
     let sets = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];
     let far = "fd00::1:2:3:4".parse().unwrap();
-    assert_eq!(store.reserve(&owner("a"), &sets, &[far]).unwrap(), [far]);
-    store.reserve(&owner("b"), &sets, &[far]).unwrap_err();
+    assert_eq!(store.reserve(&owner("a"), &sets, &[far], &mut none).unwrap(), [far]);
+    store.reserve(&owner("b"), &sets, &[far], &mut none).unwrap_err();
     store.recount(&sets).unwrap();
-    store.reserve(&owner("b"), &sets, &[far]).unwrap_err();
+    store.reserve(&owner("b"), &sets, &[far], &mut none).unwrap_err();
     store.release(&owner("a")).unwrap();
-    assert_eq!(store.reserve(&owner("b"), &sets, &[far]).unwrap(), [far]);
+    assert_eq!(store.reserve(&owner("b"), &sets, &[far], &mut none).unwrap(), [far]);
 }
