@@ -9,6 +9,7 @@ mod network;
 mod ports;
 mod runtime;
 mod setting;
+pub(crate) mod sources;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -84,6 +85,7 @@ pub(crate) fn examine(args: &Args) -> Report {
     findings.extend(conflicts::examine());
     findings.extend(ports::examine(args.dns));
     findings.extend(runtime::examine(args));
+    findings.extend(sources::examine());
     findings.sort_by_key(|finding| finding.level);
     Report { findings }
 }

@@ -6,6 +6,12 @@ pub(crate) fn sum(page: &str, metric: &str) -> Option<f64> {
     values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
+/// The largest value of all series of a metric, `None` when it has none.
+pub(crate) fn max(page: &str, metric: &str) -> Option<f64> {
+    let values = series(page, metric).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    values.reduce(f64::max)
+}
+
 /// The value of a label of the first series of a metric.
 pub(crate) fn label<'a>(page: &'a str, metric: &'a str, label: &str) -> Option<&'a str> {
     let line = series(page, metric).next()?;
@@ -26,6 +32,7 @@ mod tests {
     #[test]
     fn series_of_one_metric_are_summed_and_others_are_not() {
         assert_eq!(sum(PAGE, "a"), Some(5.0));
+        assert_eq!((max(PAGE, "a"), max(PAGE, "b")), (Some(3.0), None));
         assert_eq!(sum(PAGE, "ab"), Some(7.0));
         assert_eq!(sum(PAGE, "b"), None);
         assert_eq!(label(PAGE, "portolan_build_info", "version"), Some("0.1.0"));

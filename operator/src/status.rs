@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use daemon::page;
 use serde::{Deserialize, Serialize};
 
+use crate::doctor::sources::STALE;
 use crate::pages::{self, Pages};
 use crate::table::Table;
 use crate::{attached, exposition, process};
@@ -26,7 +27,7 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Status {
-    /// Both daemons are ready and nothing failed.
+    /// Both daemons are ready, follow their sources, and nothing failed.
     pub(crate) healthy: bool,
     programs: Vec<Program>,
     services: Vec<Service>,
@@ -55,6 +56,8 @@ struct Program {
 #[serde(rename_all = "kebab-case")]
 enum State {
     Ready,
+    /// It serves, but a source has said nothing for longer than passing trouble takes.
+    Stale,
     NotReady,
     /// A process is there, its pages are not.
     Silent,
@@ -172,7 +175,10 @@ fn program(
     let pids: Vec<u32> = process::named(name).iter().map(|process| process.pid).collect();
     let ready = page::get(ready_at, &format!("{ready_path}?verbose"));
     let metrics = page::get(metrics_at, "/metrics").map(|page| page.body).unwrap_or_default();
+    let prefix = name.replace('-', "_");
+    let stale = exposition::max(&metrics, &format!("{prefix}_source_stale_seconds"));
     let (state, conditions) = match ready {
+        Ok(page) if page.is_ok() && stale > Some(STALE) => (State::Stale, conditions(&page.body)),
         Ok(page) if page.is_ok() => (State::Ready, conditions(&page.body)),
         Ok(page) => (State::NotReady, conditions(&page.body)),
         Err(error) if !pids.is_empty() => (State::Silent, vec![error.to_string()]),
@@ -180,7 +186,7 @@ fn program(
     };
     let counter =
         |(what, metric): &(&'static str, &str)| Some((*what, whole(exposition::sum(&metrics, metric)?)));
-    let generation = format!("{}_snapshot_generation", name.replace('-', "_"));
+    let generation = format!("{prefix}_snapshot_generation");
     Program {
         name,
         state,
@@ -241,6 +247,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ready => "ready",
+            Self::Stale => "STALE",
             Self::NotReady => "NOT READY",
             Self::Silent => "SILENT",
             Self::Stopped => "STOPPED",
