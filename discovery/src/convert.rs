@@ -7,12 +7,14 @@ mod endpoint_slice;
 mod node;
 mod pod;
 mod service;
+mod service_cidr;
 mod traffic;
+pub(crate) mod wire;
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Deserializer};
 
 use crate::model::{NamespacedName, Protocol};
 use crate::problem::Severity;
@@ -21,6 +23,8 @@ pub(crate) use endpoint_slice::endpoint_slice;
 pub(crate) use node::{namespace, node};
 pub(crate) use pod::pod;
 pub(crate) use service::service;
+pub(crate) use service_cidr::service_cidr;
+use wire::ObjectMeta;
 
 /// Something about one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +33,35 @@ pub(crate) struct Finding {
     /// Path such as `spec.ports[0].port`; empty for the object as a whole.
     pub(crate) field: String,
     pub(crate) message: String,
+}
+
+/// Reads the fields that the data plane uses.
+///
+/// # Errors
+/// When one of them has another type than the API says; the finding has its path.
+pub(crate) fn decode<'de, T: Deserialize<'de>>(deserializer: impl Deserializer<'de>) -> Result<T, Finding> {
+    serde_path_to_error::deserialize(deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { String::new() } else { path };
+        let mut message = error.into_inner().to_string();
+        // Positions are those of a text that nobody has seen.
+        message.truncate(message.rfind(" at line ").unwrap_or(message.len()));
+        Finding { severity: Severity::Error, field, message: shortened(message) }
+    })
+}
+
+/// Findings of one object that are told; it may have thousands of fields.
+const FINDINGS: usize = 20;
+
+/// Bytes of a message, which may quote a value of any length.
+const MESSAGE: usize = 300;
+
+fn shortened(mut message: String) -> String {
+    if message.len() > MESSAGE {
+        message.truncate(message.floor_char_boundary(MESSAGE));
+        message.push('…');
+    }
+    message
 }
 
 /// All that was found in one object.
@@ -63,7 +96,10 @@ impl Findings {
     }
 
     fn add(&mut self, severity: Severity, field: &str, message: String) {
-        self.0.push(Finding { severity, field: field.to_owned(), message });
+        let is_first_error = severity == Severity::Error && !self.has_errors();
+        if self.0.len() < FINDINGS || is_first_error {
+            self.0.push(Finding { severity, field: field.to_owned(), message: shortened(message) });
+        }
     }
 }
 
@@ -84,8 +120,10 @@ pub fn parse_cidr(text: &str) -> Result<IpNetwork, String> {
 
 fn namespaced_name(metadata: &ObjectMeta, findings: &mut Findings) -> Option<NamespacedName> {
     let name = name(metadata, findings)?;
-    let namespace =
-        metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    let namespace = match metadata.namespace.as_str() {
+        "" => "default",
+        namespace => namespace,
+    };
     if !is_dns_label(namespace) {
         findings.error("metadata.namespace", format!("{namespace:?} {NOT_A_LABEL}"));
         return None;
@@ -94,11 +132,11 @@ fn namespaced_name(metadata: &ObjectMeta, findings: &mut Findings) -> Option<Nam
 }
 
 fn name(metadata: &ObjectMeta, findings: &mut Findings) -> Option<String> {
-    let name = metadata.name.as_deref().filter(|name| !name.is_empty());
-    if name.is_none() {
+    if metadata.name.is_empty() {
         findings.error("metadata.name", "is missing");
+        return None;
     }
-    name.map(str::to_owned)
+    Some(metadata.name.clone())
 }
 
 const NOT_A_LABEL: &str =

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::event::{ATTACHMENTS, Event, MANIFESTS};
 use crate::index::Index;
+use crate::notice::Recorder;
 use crate::problem::{Problem, Severity};
 use crate::snapshot::Snapshot;
 use crate::source;
@@ -88,6 +89,12 @@ pub struct Discovery {
 
 /// Starts the sources and the index on the current runtime.
 pub fn start(config: Config) -> Discovery {
+    start_with(config, &Recorder::default())
+}
+
+/// As [`start`]; says as Events which objects of a cluster cannot be used.
+#[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "there is nobody to tell"))]
+pub fn start_with(config: Config, recorder: &Recorder) -> Discovery {
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
     let mut index = Index::new(config.service_cidrs);
     let mut tasks = JoinSet::new();
@@ -102,7 +109,7 @@ pub fn start(config: Config) -> Discovery {
             for resource in source::resources(&config.interest) {
                 index.expect_source(resource.source());
             }
-            source::run_kubernetes(&access, &config.interest, &events, &mut tasks);
+            source::run_kubernetes(&access, &config.interest, recorder, &events, &mut tasks);
         }
     }
     if let Some(directory) = config.attachments {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use attachment::Attachment;
 
-use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service};
+use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service, ServiceCidr};
 use crate::problem::{Location, Problem};
 
 /// The source of Kubernetes YAML.
@@ -40,6 +40,8 @@ pub enum Resource {
     Namespaces,
     /// `v1/pods`.
     Pods,
+    /// `networking.k8s.io/v1/servicecidrs`.
+    ServiceCidrs,
 }
 
 impl Resource {
@@ -51,7 +53,39 @@ impl Resource {
             Self::Nodes => "kubernetes/nodes",
             Self::Namespaces => "kubernetes/namespaces",
             Self::Pods => "kubernetes/pods",
+            Self::ServiceCidrs => "kubernetes/servicecidrs",
         }
+    }
+
+    /// The kind of its objects.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Services => "Service",
+            Self::EndpointSlices => "EndpointSlice",
+            Self::Nodes => "Node",
+            Self::Namespaces => "Namespace",
+            Self::Pods => "Pod",
+            Self::ServiceCidrs => "ServiceCIDR",
+        }
+    }
+
+    /// The API group; empty for the core. The version is `v1` for all of them.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::EndpointSlices => "discovery.k8s.io",
+            Self::ServiceCidrs => "networking.k8s.io",
+            _ => "",
+        }
+    }
+
+    /// Whether an API server may be without it, or without the right to it.
+    pub fn is_optional(self) -> bool {
+        self == Self::ServiceCidrs
+    }
+
+    /// The name in paths of the API.
+    pub fn plural(self) -> &'static str {
+        self.source().trim_start_matches("kubernetes/")
     }
 }
 
@@ -79,6 +113,8 @@ pub enum Object {
     Node(Arc<Node>),
     /// `v1/Namespace`.
     Namespace(Arc<Namespace>),
+    /// `networking.k8s.io/v1/ServiceCIDR`.
+    ServiceCidr(Arc<ServiceCidr>),
     /// A record of the CNI plugin.
     Attachment(Arc<Attachment>),
 }

@@ -18,7 +18,7 @@ use ipnetwork::IpNetwork;
 
 use crate::derive;
 use crate::event::{Event, Object, Origin, Sourced};
-use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service};
+use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service, ServiceCidr};
 use crate::problem::Problem;
 use crate::shared_map::SharedMap;
 use crate::snapshot::{Precedence, ServiceEntry, Snapshot};
@@ -32,7 +32,10 @@ use population::Population;
 /// The state of every origin, and the snapshot made of it.
 #[derive(Debug)]
 pub struct Index {
-    service_cidrs: Vec<IpNetwork>,
+    /// Those that the flags name.
+    configured_cidrs: Vec<IpNetwork>,
+    /// Those, and the ranges of ServiceCIDR objects.
+    service_cidrs: Arc<Vec<IpNetwork>>,
     /// Whether Services without slices get some from their selector. A cluster has a controller for that.
     derives_slices: bool,
     /// Whether snapshots have every pod's address.
@@ -43,6 +46,7 @@ pub struct Index {
     pod_manifests: Claims<NamespacedName, Pod>,
     nodes: Claims<Arc<str>, Node>,
     namespaces: Claims<Arc<str>, Namespace>,
+    cidr_objects: Claims<Arc<str>, ServiceCidr>,
     pods: Pods,
     addresses: Addresses,
     grouping: Grouping,
@@ -58,13 +62,16 @@ struct Touched {
     slices: BTreeSet<NamespacedName>,
     nodes: bool,
     attachments: bool,
+    service_cidrs: bool,
 }
 
 impl Index {
     /// An empty index that assigns virtual IPs from these ranges, and derives EndpointSlices where there are none.
     pub fn new(service_cidrs: Vec<IpNetwork>) -> Self {
+        let cidrs = Arc::new(service_cidrs.clone());
         Self {
-            service_cidrs,
+            service_cidrs: Arc::clone(&cidrs),
+            configured_cidrs: service_cidrs,
             derives_slices: true,
             keeps_pod_addresses: false,
             origins: Origins::default(),
@@ -73,12 +80,13 @@ impl Index {
             pod_manifests: Claims::new("Pod"),
             nodes: Claims::new("Node"),
             namespaces: Claims::new("Namespace"),
+            cidr_objects: Claims::new("ServiceCIDR"),
             pods: Pods::default(),
             addresses: Addresses::default(),
             grouping: Grouping::default(),
             population: Population::default(),
             touched: Touched::default(),
-            published: Arc::new(Snapshot::empty()),
+            published: Arc::new(Snapshot { service_cidrs: cidrs, ..Snapshot::empty() }),
         }
     }
 
@@ -121,7 +129,10 @@ impl Index {
         let before = Arc::clone(&self.published);
         let touched = std::mem::take(&mut self.touched);
         let nodes = if touched.nodes { Arc::new(self.nodes_in_force()) } else { Arc::clone(&before.nodes) };
-        let stale = self.stale_services(touched.services, touched.slices, nodes != before.nodes);
+        let mut stale = self.stale_services(touched.services, touched.slices, nodes != before.nodes);
+        if touched.service_cidrs {
+            stale.extend(self.take_service_cidrs());
+        }
         let services = self.rebuild(stale, &nodes);
         let (local_pods, pod_namespaces) = if touched.attachments {
             (Arc::new(self.pods.attached_addresses()), Arc::new(self.pods.attached_namespaces()))
@@ -140,6 +151,7 @@ impl Index {
             changed_at: SystemTime::now(),
             namespaces: self.population.namespaces(),
             nodes,
+            service_cidrs: Arc::clone(&self.service_cidrs),
             local_pods,
             pod_namespaces,
             pods,
@@ -153,6 +165,7 @@ impl Index {
             || next.sources != before.sources
             || next.namespaces != before.namespaces
             || next.nodes != before.nodes
+            || next.service_cidrs != before.service_cidrs
             || next.local_pods != before.local_pods
             || next.pod_namespaces != before.pod_namespaces
             || next.pods != before.pods;
@@ -202,6 +215,12 @@ impl Index {
                 self.namespaces.insert(Arc::clone(&name), Claim { rank, value, location });
                 Named::Namespace(name)
             }
+            Object::ServiceCidr(value) => {
+                let name = Arc::clone(&value.name);
+                self.touched.service_cidrs = true;
+                self.cidr_objects.insert(Arc::clone(&name), Claim { rank, value, location });
+                Named::ServiceCidr(name)
+            }
             Object::Attachment(value) => {
                 let name = derive::pod_name(&value);
                 self.population.add(&name.namespace);
@@ -239,6 +258,10 @@ impl Index {
                     self.namespaces.remove(&name, &rank);
                     self.population.remove(&name);
                 }
+                Named::ServiceCidr(name) => {
+                    self.cidr_objects.remove(&name, &rank);
+                    self.touched.service_cidrs = true;
+                }
                 Named::Attachment(name) => {
                     self.population.remove(&name.namespace);
                     self.pods.detach(origin, name);
@@ -246,6 +269,21 @@ impl Index {
                 }
             }
         }
+    }
+
+    /// Takes in that ServiceCIDR objects have changed, and returns the Services that have other addresses now.
+    fn take_service_cidrs(&mut self) -> Vec<NamespacedName> {
+        let mut cidrs = self.configured_cidrs.clone();
+        for cidr in self.cidr_objects.iter().flat_map(|(_, claim)| &claim.value.cidrs) {
+            if !cidrs.contains(cidr) {
+                cidrs.push(*cidr);
+            }
+        }
+        if cidrs == *self.service_cidrs {
+            return Vec::new();
+        }
+        self.service_cidrs = Arc::new(cidrs);
+        self.addresses.settle_anew(&self.services, &self.service_cidrs)
     }
 
     /// Services whose entry may have to change.
@@ -335,6 +373,7 @@ impl Index {
         problems.extend(self.slices.conflicts());
         problems.extend(self.pod_manifests.conflicts());
         problems.extend(self.nodes.conflicts());
+        problems.extend(self.cidr_objects.conflicts());
         // Saying twice that a namespace exists is no conflict.
         problems.extend(self.addresses.problems.iter().cloned());
         problems.extend(self.origins.outages().cloned());

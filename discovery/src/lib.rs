@@ -26,7 +26,9 @@ mod staleness;
 
 pub use args::Args;
 pub use convert::parse_cidr;
-pub use discovery::{Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshots, check, start};
+pub use discovery::{
+    Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshots, check, start, start_with,
+};
 pub use event::{Event, Object, Origin, Outage, Resource, Sourced};
 pub use index::Index;
 pub use notice::{Notice, Recorder, Regarding};

@@ -5,6 +5,7 @@ mod name;
 mod node;
 mod pod;
 mod service;
+mod service_cidr;
 mod traffic;
 
 pub use endpoint::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints};
@@ -12,4 +13,5 @@ pub use name::NamespacedName;
 pub use node::{Namespace, Node};
 pub use pod::{Pod, PodPort};
 pub use service::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};
+pub use service_cidr::ServiceCidr;
 pub use traffic::{BalancerKind, Carrier, Distribution, TrafficRules};

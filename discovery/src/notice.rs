@@ -3,6 +3,7 @@
 use tokio::task::JoinSet;
 
 use crate::discovery::ControlPlane;
+use crate::event::Resource;
 use crate::model::NamespacedName;
 
 /// Notices that wait to be written; more are dropped.
@@ -26,15 +27,29 @@ pub struct Notice {
 
 /// An object of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Regarding {
-    /// The Node of this name.
-    Node(String),
-    /// A Service.
-    Service(NamespacedName),
+pub struct Regarding {
+    /// What it is.
+    pub resource: Resource,
+    /// Its name; the namespace is empty where the resource has none.
+    pub name: NamespacedName,
+    /// Its uid. That of a Service is looked up where it is not known.
+    pub uid: Option<String>,
 }
 
-/// Records notices as Events of the cluster. Never waits, and may lose some: the log has them all.
-#[derive(Clone, Debug)]
+impl Regarding {
+    /// The Node of this name. In Events its uid is its name, as kubelet and kube-proxy write it.
+    pub fn node(name: &str) -> Self {
+        Self { resource: Resource::Nodes, name: NamespacedName::new("", name), uid: Some(name.to_owned()) }
+    }
+
+    /// A Service.
+    pub fn service(name: NamespacedName) -> Self {
+        Self { resource: Resource::Services, name, uid: None }
+    }
+}
+
+/// Records notices as Events of the cluster. Never waits, and may lose some: the log has them all. The default one drops all.
+#[derive(Clone, Debug, Default)]
 pub struct Recorder {
     #[cfg(feature = "kubernetes")]
     queue: Option<tokio::sync::mpsc::Sender<Notice>>,

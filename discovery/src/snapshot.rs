@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use attachment::PortRange;
+use ipnetwork::IpNetwork;
 
 use crate::event::{Origin, Outage};
 use crate::model::{
@@ -29,6 +30,8 @@ pub struct Snapshot {
     pub namespaces: Arc<HashSet<Arc<str>>>,
     /// Nodes by name.
     pub nodes: Arc<BTreeMap<Arc<str>, Arc<Node>>>,
+    /// Ranges of virtual IPs: those that the flags name, then those of ServiceCIDR objects.
+    pub service_cidrs: Arc<Vec<IpNetwork>>,
     /// Addresses of the pods the CNI plugin has attached to this node, with the ports it has reserved in each.
     pub local_pods: Arc<HashMap<IpAddr, Option<PortRange>>>,
     /// The namespace of each of them that the runtime has named.
@@ -50,6 +53,8 @@ pub struct SourceState {
     pub synced: bool,
     /// How many files it has now, or objects if it is the Kubernetes API.
     pub size: usize,
+    /// How many of them have an error; what they said before it stays.
+    pub invalid: usize,
     /// Why it cannot be followed, if so. What it said before stays in force.
     pub outage: Option<Outage>,
 }
@@ -82,6 +87,7 @@ impl Snapshot {
             changed_at: SystemTime::UNIX_EPOCH,
             namespaces: Arc::default(),
             nodes: Arc::default(),
+            service_cidrs: Arc::default(),
             local_pods: Arc::default(),
             pod_namespaces: Arc::default(),
             pods: Arc::default(),
@@ -134,13 +140,17 @@ impl SourceState {
     /// A line for people; `name` is that of the source.
     pub fn describe(&self, name: &str) -> String {
         let unit = if name.starts_with("kubernetes/") { "objects" } else { "files" };
+        let size = match self.invalid {
+            0 => format!("{} {unit}", self.size),
+            invalid => format!("{} {unit}, {invalid} invalid", self.size),
+        };
         match &self.outage {
             Some(outage) if self.synced => {
                 let seconds = self.staleness().as_secs();
-                format!("{name}: {} {unit}, {seconds} s old: {}", self.size, outage.problem)
+                format!("{name}: {size}, {seconds} s old: {}", outage.problem)
             }
             Some(outage) => format!("{name}: {}", outage.problem),
-            None if self.synced => format!("{name}: {} {unit}", self.size),
+            None if self.synced => format!("{name}: {size}"),
             None => format!("{name}: not read yet"),
         }
     }

@@ -6,10 +6,11 @@ use prometheus::{GaugeVec, Opts};
 
 use crate::discovery::Snapshots;
 
-/// `<program>_source_objects{source}` and `<program>_source_stale_seconds{source}`.
+/// `<program>_source_objects{source}`, `<program>_source_invalid_objects{source}` and `<program>_source_stale_seconds{source}`.
 pub struct Staleness {
     snapshots: Snapshots,
     objects: GaugeVec,
+    invalid: GaugeVec,
     stale: GaugeVec,
 }
 
@@ -25,6 +26,10 @@ impl Staleness {
         Ok(Self {
             snapshots,
             objects: gauge("objects", "Files or API objects a source has.")?,
+            invalid: gauge(
+                "invalid_objects",
+                "Files or API objects with an error; what they said before it stays.",
+            )?,
             stale: gauge("stale_seconds", "For how long a source could not be followed; 0 while it can.")?,
         })
     }
@@ -32,16 +37,16 @@ impl Staleness {
 
 impl Collector for Staleness {
     fn desc(&self) -> Vec<&Desc> {
-        [self.objects.desc(), self.stale.desc()].concat()
+        [self.objects.desc(), self.invalid.desc(), self.stale.desc()].concat()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         for (name, source) in &self.snapshots.borrow().sources {
-            self.objects
-                .with_label_values(&[name])
-                .set(f64::from(u32::try_from(source.size).unwrap_or(u32::MAX)));
+            let number = |size: usize| f64::from(u32::try_from(size).unwrap_or(u32::MAX));
+            self.objects.with_label_values(&[name]).set(number(source.size));
+            self.invalid.with_label_values(&[name]).set(number(source.invalid));
             self.stale.with_label_values(&[name]).set(source.staleness().as_secs_f64());
         }
-        [self.objects.collect(), self.stale.collect()].concat()
+        [self.objects.collect(), self.invalid.collect(), self.stale.collect()].concat()
     }
 }

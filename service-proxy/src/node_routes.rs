@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use discovery::{Snapshot, Snapshots};
-use ipnetwork::IpNetwork;
 use rtnetlink::Handle;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -61,7 +60,6 @@ impl Keeper {
     pub(crate) fn start(
         mode: NodeRoutes,
         place: Place,
-        service_cidrs: Vec<IpNetwork>,
         snapshots: Snapshots,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
@@ -69,7 +67,7 @@ impl Keeper {
         if mode != NodeRoutes::Off {
             let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
             tasks.spawn(connection);
-            tasks.spawn(follow(Follower { handle, mode, place, service_cidrs, metrics }, snapshots));
+            tasks.spawn(follow(Follower { handle, mode, place, metrics }, snapshots));
         }
         Ok(Self { _tasks: tasks })
     }
@@ -93,7 +91,6 @@ struct Follower {
     handle: Handle,
     mode: NodeRoutes,
     place: Place,
-    service_cidrs: Vec<IpNetwork>,
     metrics: Arc<Metrics>,
 }
 
@@ -113,7 +110,9 @@ async fn follow(follower: Follower, mut snapshots: Snapshots) {
         }
         // Most snapshots are about Services.
         let is_news = |next: &Arc<Snapshot>| {
-            next.synced != snapshot.synced || !Arc::ptr_eq(&next.nodes, &snapshot.nodes)
+            next.synced != snapshot.synced
+                || !Arc::ptr_eq(&next.nodes, &snapshot.nodes)
+                || !Arc::ptr_eq(&next.service_cidrs, &snapshot.service_cidrs)
         };
         tokio::select! {
             changed = snapshots.wait_for(is_news) => if changed.is_err() { return },
@@ -154,7 +153,7 @@ impl Follower {
             name: self.place.node_name.clone(),
             addresses: node_address::all(),
             pod_cidrs: ranges.copied().collect(),
-            service_cidrs: self.service_cidrs.clone(),
+            service_cidrs: snapshot.service_cidrs.to_vec(),
             underlay: [true, false].into_iter().find_map(node_address::primary),
         }
     }

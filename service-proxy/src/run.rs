@@ -88,7 +88,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let borrow_addresses = config.borrow_addresses && divert.is_some();
     let context = Arc::new(context(&config, &budget, borrow_addresses, &metrics));
     let (status, mut tasks) = (Status::default(), JoinSet::new());
-    let health_checks = health_checks(&config, &status, &mut tasks);
+    let recorder = recorder(&config, &mut tasks);
+    let health_checks = HealthChecks::new(status.clone(), recorder.clone(), config.place.node_name.clone());
     let place = config.place.clone();
     let workers = (0..config.workers)
         .map(|number| Worker::start(number, config.poll, config.patience.tick()))
@@ -99,7 +100,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let proxier = proxier
         .context("listen for connections to virtual IPs (CAP_NET_ADMIN and CAP_NET_RAW are needed)")?;
     let is_in_pod = config.discovery.is_in_pod();
-    let discovery = discovery::start(config.discovery);
+    let discovery = discovery::start_with(config.discovery, &recorder);
     let staleness = Staleness::new("portolan_proxy", discovery.snapshots.clone())?;
     metrics.registry.register(Box::new(staleness))?;
     let shown = Pages {
@@ -118,8 +119,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         tasks.spawn(cni_config::follow(cni, name, config.healthz_address, discovery.snapshots.clone()));
     }
     let snapshots = discovery.snapshots.clone();
-    let nodes =
-        node_routes::Keeper::start(config.node_routes, place, service_cidrs.clone(), snapshots, metrics);
+    let nodes = node_routes::Keeper::start(config.node_routes, place, snapshots, metrics);
     let nodes = nodes.context("keep routes to other nodes")?;
 
     let succession = Succession::new();
@@ -231,18 +231,18 @@ async fn wait_for_connections(connections: &TaskTracker, at_most: Duration) {
     }
 }
 
-/// Says of the Node what kube-proxy does; the health checks have more to say, of Services.
-fn health_checks(config: &Config, status: &Status, tasks: &mut JoinSet<()>) -> HealthChecks {
-    let node_name = config.place.node_name.clone();
-    let recorder = Recorder::start(&config.discovery.control_plane, "portolan-proxy", &node_name, tasks);
+/// Records Events, the first of them about the Node, as kube-proxy does.
+fn recorder(config: &Config, tasks: &mut JoinSet<()>) -> Recorder {
+    let node_name = &config.place.node_name;
+    let recorder = Recorder::start(&config.discovery.control_plane, "portolan-proxy", node_name, tasks);
     recorder.record(Notice {
-        regarding: Regarding::Node(node_name.clone()),
+        regarding: Regarding::node(node_name),
         is_warning: false,
         reason: "Starting",
         action: "StartPortolanProxy",
         note: format!("portolan-proxy {}", env!("CARGO_PKG_VERSION")),
     });
-    HealthChecks::new(status.clone(), recorder, node_name)
+    recorder
 }
 
 /// Without policy routing replies to borrowed addresses cannot be brought back, and external IPs are not routed to the node.

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::discovery::v1 as api;
 
-use super::traffic::{annotation, carrier};
-use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol};
+use super::traffic::carrier;
+use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol, wire};
 use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName};
 
 /// The label that says whose endpoints these are.
@@ -15,9 +14,9 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Reads an EndpointSlice.
-pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings) -> Option<EndpointSlice> {
+pub(crate) fn endpoint_slice(slice: wire::EndpointSlice, findings: &mut Findings) -> Option<EndpointSlice> {
     let name = namespaced_name(&slice.metadata, findings)?;
-    let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+    let label = slice.metadata.labels.get(SERVICE_NAME);
     let Some(service) = label.filter(|service| !service.is_empty()) else {
         findings.error(
             "metadata.labels",
@@ -37,16 +36,16 @@ pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings)
             return None;
         }
     };
-    let ports = ports(slice.ports.unwrap_or_default(), findings);
+    let ports = ports(slice.ports, findings);
     let endpoints = slice.endpoints.into_iter().enumerate();
     let mut endpoints: Vec<_> =
         endpoints.filter_map(|(index, e)| endpoint(index, e, family, findings)).collect();
     // They were collected into the room of the API's own, which are three times as large.
     endpoints.shrink_to_fit();
-    let service = NamespacedName::new(Arc::clone(&name.namespace), service.as_str());
+    let service = NamespacedName::new(Arc::clone(&name.namespace), service);
     // Whoever wrote nonsense there loses a measurement, no traffic.
-    let triggered_at =
-        annotation(&slice.metadata, TRIGGER_TIME).and_then(|text| text.parse::<Timestamp>().ok());
+    let triggered_at = slice.metadata.annotations.get(TRIGGER_TIME);
+    let triggered_at = triggered_at.and_then(|text| text.parse::<Timestamp>().ok());
     Some(EndpointSlice {
         name,
         service,
@@ -58,19 +57,17 @@ pub(crate) fn endpoint_slice(slice: api::EndpointSlice, findings: &mut Findings)
     })
 }
 
-fn ports(ports: Vec<api::EndpointPort>, findings: &mut Findings) -> Vec<EndpointPort> {
+fn ports(ports: wire::List<wire::EndpointPort>, findings: &mut Findings) -> Vec<EndpointPort> {
     let mut found = Vec::new();
     for (index, port) in ports.into_iter().enumerate() {
         // A port without a number stands for all ports, which a Service cannot use. 0 is what Go leaves there.
-        let Some(number) = port.port.filter(|number| *number != 0) else { continue };
-        let number = port_number(&format!("ports[{index}].port"), number, findings);
+        if port.port == 0 {
+            continue;
+        }
+        let number = port_number(&format!("ports[{index}].port"), port.port, findings);
         let protocol = protocol(&format!("ports[{index}].protocol"), port.protocol.as_deref(), findings);
         if let (Some(port_number), Some(protocol)) = (number, protocol) {
-            found.push(EndpointPort {
-                name: port.name.unwrap_or_default().into(),
-                protocol,
-                port: port_number,
-            });
+            found.push(EndpointPort { name: port.name.into(), protocol, port: port_number });
         }
     }
     found
@@ -78,7 +75,7 @@ fn ports(ports: Vec<api::EndpointPort>, findings: &mut Findings) -> Vec<Endpoint
 
 fn endpoint(
     index: usize,
-    endpoint: api::Endpoint,
+    endpoint: wire::Endpoint,
     family: IpFamily,
     findings: &mut Findings,
 ) -> Option<Endpoint> {
@@ -96,7 +93,7 @@ fn endpoint(
         );
         return None;
     }
-    let conditions = endpoint.conditions.unwrap_or_default();
+    let conditions = endpoint.conditions;
     // The API's defaults: unknown is to be taken for ready, and serving follows ready.
     let ready = conditions.ready.unwrap_or(true);
     let conditions = Conditions {
@@ -108,14 +105,10 @@ fn endpoint(
         address,
         conditions,
         hostname: endpoint.hostname.and_then(|name| hostname(index, &name, findings)),
-        pod: endpoint
-            .target_ref
-            .filter(|target| target.kind.as_deref() == Some("Pod"))
-            .and_then(|target| target.name)
-            .map(Into::into),
+        pod: endpoint.target_ref.name.filter(|_| endpoint.target_ref.kind == "Pod").map(Into::into),
         node_name: endpoint.node_name.map(Into::into),
         zone: endpoint.zone.map(Into::into),
-        hints: endpoint.hints.and_then(hints),
+        hints: hints(endpoint.hints),
     })
 }
 
@@ -131,9 +124,9 @@ fn hostname(index: usize, name: &str, findings: &mut Findings) -> Option<Arc<str
     None
 }
 
-fn hints(hints: api::EndpointHints) -> Option<Arc<Hints>> {
-    let nodes = hints.for_nodes.unwrap_or_default().into_iter().map(|node| node.name.into());
-    let zones = hints.for_zones.unwrap_or_default().into_iter().map(|zone| zone.name.into());
+fn hints(hints: wire::EndpointHints) -> Option<Arc<Hints>> {
+    let nodes = hints.for_nodes.into_iter().map(|node| node.name.into());
+    let zones = hints.for_zones.into_iter().map(|zone| zone.name.into());
     let hints = Hints { nodes: nodes.collect(), zones: zones.collect() };
     (hints != Hints::default()).then(|| Arc::new(hints))
 }

@@ -1,20 +1,19 @@
 //! `v1/Node` and `v1/Namespace`.
 
-use k8s_openapi::api::core::v1 as api;
-
-use super::{Findings, NOT_A_LABEL, address, is_dns_label, name, parse_cidr};
+use super::{Findings, NOT_A_LABEL, address, is_dns_label, name, parse_cidr, wire};
 use crate::model::{Namespace, Node};
 
 /// The taint of a node that the cluster autoscaler is about to take away.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Reads a Node.
-pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
+pub(crate) fn node(node: wire::Node, findings: &mut Findings) -> Option<Node> {
     let name = name(&node.metadata, findings)?;
-    let spec = node.spec.unwrap_or_default();
+    let spec = node.spec;
     let mut pod_cidrs = Vec::new();
-    let single = spec.pod_cidr.iter().map(|cidr| ("spec.podCIDR".to_owned(), cidr));
-    let many = spec.pod_cidrs.iter().flatten().enumerate();
+    let single =
+        spec.pod_cidr.iter().filter(|cidr| !cidr.is_empty()).map(|cidr| ("spec.podCIDR".to_owned(), cidr));
+    let many = spec.pod_cidrs.iter().enumerate();
     let many = many.map(|(index, cidr)| (format!("spec.podCIDRs[{index}]"), cidr));
     for (field, text) in single.chain(many) {
         match parse_cidr(text) {
@@ -23,9 +22,8 @@ pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
             Err(message) => findings.error(&field, message),
         }
     }
-    let status = node.status.unwrap_or_default();
     let (mut addresses, mut external_addresses) = (Vec::new(), Vec::new());
-    for (index, found) in status.addresses.iter().flatten().enumerate() {
+    for (index, found) in node.status.addresses.iter().enumerate() {
         let field = format!("status.addresses[{index}].address");
         let read = |findings: &mut Findings| address(&field, &found.address, findings);
         match found.type_.as_str() {
@@ -35,14 +33,14 @@ pub(crate) fn node(node: api::Node, findings: &mut Findings) -> Option<Node> {
             _ => {}
         }
     }
-    let labels = node.metadata.labels.unwrap_or_default();
-    let is_marked = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
+    let labels = node.metadata.labels.into_inner();
+    let is_marked = spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED);
     let leaving = is_marked || node.metadata.deletion_timestamp.is_some();
     Some(Node { name: name.into(), labels, addresses, external_addresses, pod_cidrs, leaving })
 }
 
 /// Reads a Namespace.
-pub(crate) fn namespace(namespace: api::Namespace, findings: &mut Findings) -> Option<Namespace> {
+pub(crate) fn namespace(namespace: wire::Namespace, findings: &mut Findings) -> Option<Namespace> {
     let name = name(&namespace.metadata, findings)?;
     if !is_dns_label(&name) {
         findings.error("metadata.name", format!("{name:?} {NOT_A_LABEL}"));

@@ -1,43 +1,38 @@
 //! `v1/Pod`.
 
-use k8s_openapi::api::core::v1 as api;
-
-use super::{Findings, address, is_dns_label, namespaced_name, port_number, protocol};
+use super::{Findings, address, is_dns_label, namespaced_name, port_number, protocol, wire};
 use crate::model::{Pod, PodPort};
 
 /// Reads a Pod.
-pub(crate) fn pod(pod: api::Pod, findings: &mut Findings) -> Option<Pod> {
+pub(crate) fn pod(pod: wire::Pod, findings: &mut Findings) -> Option<Pod> {
     let name = namespaced_name(&pod.metadata, findings)?;
     let Some(spec) = pod.spec else {
         findings.error("spec", "is missing");
         return None;
     };
-    let status = pod.status.unwrap_or_default();
+    let status = pod.status;
     let ready = is_ready(&spec, &status);
     let mut ips = Vec::new();
-    let single = status.pod_ip.iter().map(|ip| ("status.podIP".to_owned(), ip));
-    let many = status.pod_ips.iter().flatten().enumerate();
+    let single = status.pod_ip.iter().filter(|ip| !ip.is_empty()).map(|ip| ("status.podIP".to_owned(), ip));
+    let many = status.pod_ips.iter().enumerate();
     let many = many.map(|(index, ip)| (format!("status.podIPs[{index}].ip"), &ip.ip));
     for (field, text) in single.chain(many) {
         ips.extend(address(&field, text, findings).filter(|ip| !ips.contains(ip)));
     }
     for (field, value) in [("spec.hostname", &spec.hostname), ("spec.subdomain", &spec.subdomain)] {
-        if let Some(value) = value
-            && !value.is_empty()
-            && !is_dns_label(value)
-        {
+        if !value.is_empty() && !is_dns_label(value) {
             findings.error(field, format!("{value:?} {}", super::NOT_A_LABEL));
         }
     }
-    let text = |value: Option<String>| value.filter(|value| !value.is_empty()).map(Into::into);
+    let text = |value: String| (!value.is_empty()).then(|| value.into());
     Some(Pod {
         name,
-        labels: pod.metadata.labels.unwrap_or_default(),
+        labels: pod.metadata.labels.into_inner(),
         ports: ports(&spec, findings),
         ips,
         ready,
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+        finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         hostname: text(spec.hostname),
         subdomain: text(spec.subdomain),
         node_name: text(spec.node_name),
@@ -45,25 +40,23 @@ pub(crate) fn pod(pod: api::Pod, findings: &mut Findings) -> Option<Pod> {
 }
 
 /// A pod whose runtime reports nothing is ready once it is attached; what is reported counts.
-fn is_ready(spec: &api::PodSpec, status: &api::PodStatus) -> bool {
-    let conditions = status.conditions.as_deref().unwrap_or_default();
-    let find = |name: &str| conditions.iter().find(|condition| condition.type_ == name);
-    let is_true = |condition: &api::PodCondition| condition.status == "True";
-    let gates = spec.readiness_gates.as_deref().unwrap_or_default();
-    gates.iter().all(|gate| find(&gate.condition_type).is_some_and(is_true))
+fn is_ready(spec: &wire::PodSpec, status: &wire::PodStatus) -> bool {
+    let find = |name: &str| status.conditions.iter().find(|condition| condition.type_ == name);
+    let is_true = |condition: &wire::PodCondition| condition.status == "True";
+    spec.readiness_gates.iter().all(|gate| find(&gate.condition_type).is_some_and(is_true))
         && find("Ready").is_none_or(is_true)
 }
 
-fn ports(spec: &api::PodSpec, findings: &mut Findings) -> Vec<PodPort> {
+fn ports(spec: &wire::PodSpec, findings: &mut Findings) -> Vec<PodPort> {
     // Init containers that are restarted are sidecars: they run beside the others and may serve (KEP-753).
-    let sidecars = spec.init_containers.iter().flatten().enumerate();
+    let sidecars = spec.init_containers.iter().enumerate();
     let sidecars = sidecars.filter(|(_, c)| c.restart_policy.as_deref() == Some("Always"));
     let sidecars = sidecars.map(|(index, c)| (format!("spec.initContainers[{index}]"), c));
     let containers = spec.containers.iter().enumerate();
     let containers = containers.map(|(index, c)| (format!("spec.containers[{index}]"), c));
     let mut found = Vec::new();
     for (at, container) in containers.chain(sidecars) {
-        for (index, port) in container.ports.iter().flatten().enumerate() {
+        for (index, port) in container.ports.iter().enumerate() {
             let field = |name: &str| format!("{at}.ports[{index}].{name}");
             let number = port_number(&field("containerPort"), port.container_port, findings);
             let protocol = protocol(&field("protocol"), port.protocol.as_deref(), findings);

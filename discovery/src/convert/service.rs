@@ -3,18 +3,17 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1 as api;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::traffic::{node_port, traffic_rules};
-use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol};
+use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol, wire};
 use crate::model::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};
 
 /// The annotation that came before `publishNotReadyAddresses`, still found in old manifests.
 const TOLERATE_UNREADY: &str = "service.alpha.kubernetes.io/tolerate-unready-endpoints";
 
 /// Reads a Service.
-pub(crate) fn service(service: api::Service, findings: &mut Findings) -> Option<Service> {
+pub(crate) fn service(service: wire::Service, findings: &mut Findings) -> Option<Service> {
     let name = namespaced_name(&service.metadata, findings)?;
     if !is_dns_label(&name.name) {
         findings.error("metadata.name", format!("{:?} {NOT_A_LABEL}", name.name));
@@ -23,18 +22,17 @@ pub(crate) fn service(service: api::Service, findings: &mut Findings) -> Option<
         findings.error("spec", "is missing");
         return None;
     };
-    let tolerate = service.metadata.annotations.as_ref().and_then(|a| a.get(TOLERATE_UNREADY));
-    let publish_not_ready =
-        spec.publish_not_ready_addresses == Some(true) || tolerate.is_some_and(|v| v == "true");
+    let publish_not_ready = spec.publish_not_ready_addresses
+        || service.metadata.annotations.get(TOLERATE_UNREADY) == Some("true");
     let kind = kind(&spec, findings)?;
     let ports = ports(&spec, &kind, findings);
-    let rules = traffic_rules(&service.metadata, &spec, service.status.as_ref(), findings);
-    Some(Service { name, kind, ports, selector: spec.selector.unwrap_or_default(), publish_not_ready, rules })
+    let rules = traffic_rules(&service.metadata, &spec, &service.status, findings);
+    Some(Service { name, kind, ports, selector: spec.selector.into_inner(), publish_not_ready, rules })
 }
 
-fn kind(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<ServiceKind> {
+fn kind(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<ServiceKind> {
     match spec.type_.as_deref().unwrap_or("ClusterIP") {
-        "ExternalName" => external_name(spec.external_name.as_deref(), findings),
+        "ExternalName" => external_name(&spec.external_name, findings),
         "ClusterIP" | "NodePort" | "LoadBalancer" => cluster_ip(spec, findings),
         other => {
             let known = "ClusterIP, NodePort, LoadBalancer or ExternalName";
@@ -44,8 +42,8 @@ fn kind(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<ServiceKind>
     }
 }
 
-fn external_name(name: Option<&str>, findings: &mut Findings) -> Option<ServiceKind> {
-    let name = name.unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+fn external_name(name: &str, findings: &mut Findings) -> Option<ServiceKind> {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
     if name.is_empty() {
         findings.error("spec.externalName", "is missing");
     } else if name.parse::<IpAddr>().is_ok() {
@@ -61,12 +59,12 @@ fn external_name(name: Option<&str>, findings: &mut Findings) -> Option<ServiceK
     Some(ServiceKind::ExternalName(name.into()))
 }
 
-fn cluster_ip(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<ServiceKind> {
+fn cluster_ip(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<ServiceKind> {
     let mut written: Vec<(String, &str)> = Vec::new();
-    if let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty()) {
-        written.push(("spec.clusterIP".to_owned(), ip));
+    if !spec.cluster_ip.is_empty() {
+        written.push(("spec.clusterIP".to_owned(), &spec.cluster_ip));
     }
-    for (index, ip) in spec.cluster_ips.iter().flatten().enumerate() {
+    for (index, ip) in spec.cluster_ips.iter().enumerate() {
         // The first of clusterIPs repeats clusterIP.
         if !written.iter().any(|(_, known)| known == ip) {
             written.push((format!("spec.clusterIPs[{index}]"), ip));
@@ -85,7 +83,7 @@ fn cluster_ip(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<Servic
         let family = IpFamily::of(ip);
         if requested.iter().any(|other| IpFamily::of(*other) == family) {
             findings.error(field, format!("{ip} is a second {family} address; there is one a family"));
-        } else if let Some(wanted) = spec.ip_families.as_ref().and_then(|f| f.get(requested.len()))
+        } else if let Some(wanted) = spec.ip_families.get(requested.len())
             && *wanted != family.to_string()
         {
             let position = requested.len();
@@ -97,9 +95,9 @@ fn cluster_ip(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<Servic
 }
 
 /// The families for which an address is assigned when none is written.
-fn families(spec: &api::ServiceSpec, findings: &mut Findings) -> Vec<IpFamily> {
+fn families(spec: &wire::ServiceSpec, findings: &mut Findings) -> Vec<IpFamily> {
     let mut families = Vec::new();
-    for (index, text) in spec.ip_families.iter().flatten().enumerate() {
+    for (index, text) in spec.ip_families.iter().enumerate() {
         match text.as_str() {
             "IPv4" => families.push(IpFamily::V4),
             "IPv6" => families.push(IpFamily::V6),
@@ -122,8 +120,8 @@ fn families(spec: &api::ServiceSpec, findings: &mut Findings) -> Vec<IpFamily> {
     if both { vec![first, second] } else { vec![first] }
 }
 
-fn ports(spec: &api::ServiceSpec, kind: &ServiceKind, findings: &mut Findings) -> Vec<ServicePort> {
-    let written = spec.ports.as_deref().unwrap_or_default();
+fn ports(spec: &wire::ServiceSpec, kind: &ServiceKind, findings: &mut Findings) -> Vec<ServicePort> {
+    let written = &spec.ports;
     if written.is_empty() && matches!(kind, ServiceKind::ClusterIp { .. }) {
         findings.error("spec.ports", "is empty; only a headless or ExternalName Service may have no port");
     }
@@ -131,7 +129,7 @@ fn ports(spec: &api::ServiceSpec, kind: &ServiceKind, findings: &mut Findings) -
     let mut ports = Vec::new();
     for (index, port) in written.iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{index}].{name}");
-        let name = port.name.clone().unwrap_or_default();
+        let name = port.name.clone();
         if name.is_empty() && written.len() > 1 {
             findings.error(&field("name"), "is missing; every port needs one where there are several");
         } else if !name.is_empty() && !is_dns_label(&name) {
@@ -158,7 +156,7 @@ fn ports(spec: &api::ServiceSpec, kind: &ServiceKind, findings: &mut Findings) -
 
 fn target_port(
     field: &str,
-    port: &api::ServicePort,
+    port: &wire::ServicePort,
     default: u16,
     findings: &mut Findings,
 ) -> Option<TargetPort> {

@@ -4,9 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1 as api;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::wire::{self, ObjectMeta};
 use super::{Findings, address, parse_address, port_number};
 use crate::model::{BalancerKind, Carrier, Distribution, TrafficRules};
 
@@ -25,8 +24,8 @@ const DEFAULT_AFFINITY: i32 = 10_800;
 
 pub(super) fn traffic_rules(
     metadata: &ObjectMeta,
-    spec: &api::ServiceSpec,
-    status: Option<&api::ServiceStatus>,
+    spec: &wire::ServiceSpec,
+    status: &wire::ServiceStatus,
     findings: &mut Findings,
 ) -> TrafficRules {
     let external_local =
@@ -34,18 +33,20 @@ pub(super) fn traffic_rules(
     let internal_local =
         is_local("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), findings);
     let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
-    let check = spec.health_check_node_port.filter(|port| *port != 0 && is_load_balancer && external_local);
+    let check = spec.health_check_node_port;
+    let checks = check != 0 && is_load_balancer && external_local;
     TrafficRules {
         carrier: carrier(metadata),
         internal_local,
         external_local,
         distribution: distribution(spec, findings),
         affinity: affinity(spec, findings),
-        external_ips: addresses("spec.externalIPs", spec.external_ips.iter().flatten(), findings),
+        external_ips: addresses("spec.externalIPs", spec.external_ips.iter(), findings),
         load_balancer_ips: if is_load_balancer { load_balancer_ips(status, findings) } else { Vec::new() },
         source_ranges: if is_load_balancer { source_ranges(spec, findings) } else { Vec::new() },
-        health_check_node_port: check
-            .and_then(|port| port_number("spec.healthCheckNodePort", port, findings)),
+        health_check_node_port: checks
+            .then(|| port_number("spec.healthCheckNodePort", check, findings))
+            .flatten(),
         balancer: findings.optional(|findings| balancer(metadata, findings)),
         max_connections: findings.optional(|findings| max_connections(metadata, findings)),
         proxy_protocol: findings.optional(|findings| proxy_protocol(metadata, findings)),
@@ -54,10 +55,9 @@ pub(super) fn traffic_rules(
 
 /// Who is to carry a Service, or use an EndpointSlice. Only the presence of `headless` counts, as for kube-proxy.
 pub(super) fn carrier(metadata: &ObjectMeta) -> Carrier {
-    let label = |name: &str| metadata.labels.as_ref().and_then(|labels| labels.get(name));
-    match label(PROXY_NAME) {
-        _ if label(HEADLESS).is_some() => Carrier::Nobody,
-        Some(name) => Carrier::Named(name.as_str().into()),
+    match metadata.labels.get(PROXY_NAME) {
+        _ if metadata.labels.get(HEADLESS).is_some() => Carrier::Nobody,
+        Some(name) => Carrier::Named(name.into()),
         None => Carrier::Usual,
     }
 }
@@ -65,13 +65,13 @@ pub(super) fn carrier(metadata: &ObjectMeta) -> Carrier {
 /// `nodePort` of one port, which only some types have. 0 is what Go leaves where nothing was written.
 pub(super) fn node_port(
     field: &str,
-    spec: &api::ServiceSpec,
-    port: &api::ServicePort,
+    spec: &wire::ServiceSpec,
+    port: &wire::ServicePort,
     findings: &mut Findings,
 ) -> Option<u16> {
     let opens_node_ports = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
     match port.node_port {
-        Some(number) if number != 0 && opens_node_ports => {
+        number if number != 0 && opens_node_ports => {
             let port = port_number(field, number, findings)?;
             if !NODE_PORTS.contains(&port) {
                 findings.warn(field, format!("{port} is not from 30000 to 32767: an API server would refuse it, and something else of the node may want it"));
@@ -98,7 +98,7 @@ fn is_local(field: &str, policy: Option<&str>, findings: &mut Findings) -> bool 
 }
 
 /// A value that is not known is a preference nobody has to meet, so it is no error (KEP-4444).
-fn distribution(spec: &api::ServiceSpec, findings: &mut Findings) -> Distribution {
+fn distribution(spec: &wire::ServiceSpec, findings: &mut Findings) -> Distribution {
     match spec.traffic_distribution.as_deref() {
         None | Some("") => Distribution::Anywhere,
         Some("PreferClose" | "PreferSameZone") => Distribution::SameZone,
@@ -111,7 +111,7 @@ fn distribution(spec: &api::ServiceSpec, findings: &mut Findings) -> Distributio
     }
 }
 
-fn affinity(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<Duration> {
+fn affinity(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<Duration> {
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => return None,
         Some("ClientIP") => {}
@@ -120,8 +120,7 @@ fn affinity(spec: &api::ServiceSpec, findings: &mut Findings) -> Option<Duration
             return None;
         }
     }
-    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(DEFAULT_AFFINITY);
+    let seconds = spec.session_affinity_config.client_ip.timeout_seconds.unwrap_or(DEFAULT_AFFINITY);
     match u64::try_from(seconds) {
         Ok(seconds @ 1..=86_400) => Some(Duration::from_secs(seconds)),
         _ => {
@@ -144,15 +143,14 @@ fn addresses<'a>(
 }
 
 /// An entry with a hostname, or with `ipMode: Proxy`, is served by something in front of the node (KEP-1860).
-fn load_balancer_ips(status: Option<&api::ServiceStatus>, findings: &mut Findings) -> Vec<IpAddr> {
-    let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
-    let is_vip = |entry: &&api::LoadBalancerIngress| entry.ip_mode.as_deref() != Some("Proxy");
-    let ips = ingress.into_iter().flatten().filter(is_vip).filter_map(|entry| entry.ip.as_ref());
+fn load_balancer_ips(status: &wire::ServiceStatus, findings: &mut Findings) -> Vec<IpAddr> {
+    let is_vip = |entry: &&wire::LoadBalancerIngress| entry.ip_mode.as_deref() != Some("Proxy");
+    let ips = status.load_balancer.ingress.iter().filter(is_vip).map(|entry| &entry.ip);
     addresses("status.loadBalancer.ingress", ips.filter(|ip| !ip.is_empty()), findings)
 }
 
-fn source_ranges(spec: &api::ServiceSpec, findings: &mut Findings) -> Vec<IpNetwork> {
-    let written = spec.load_balancer_source_ranges.iter().flatten().enumerate();
+fn source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Vec<IpNetwork> {
+    let written = spec.load_balancer_source_ranges.iter().enumerate();
     written.filter_map(|(index, text)| source_range(index, text, findings)).collect()
 }
 
@@ -175,7 +173,7 @@ fn source_range(index: usize, text: &str, findings: &mut Findings) -> Option<IpN
 }
 
 fn balancer(metadata: &ObjectMeta, findings: &mut Findings) -> BalancerKind {
-    match annotation(metadata, BALANCER) {
+    match metadata.annotations.get(BALANCER) {
         None | Some("random") => BalancerKind::Random,
         Some("round-robin") => BalancerKind::RoundRobin,
         Some("least-connections") => BalancerKind::LeastConnections,
@@ -189,7 +187,7 @@ fn balancer(metadata: &ObjectMeta, findings: &mut Findings) -> BalancerKind {
 }
 
 fn max_connections(metadata: &ObjectMeta, findings: &mut Findings) -> Option<usize> {
-    let text = annotation(metadata, MAX_CONNECTIONS)?;
+    let text = metadata.annotations.get(MAX_CONNECTIONS)?;
     let number = text.parse().ok().filter(|number| *number > 0);
     if number.is_none() {
         findings.error(
@@ -201,7 +199,7 @@ fn max_connections(metadata: &ObjectMeta, findings: &mut Findings) -> Option<usi
 }
 
 fn proxy_protocol(metadata: &ObjectMeta, findings: &mut Findings) -> bool {
-    match annotation(metadata, PROXY_PROTOCOL) {
+    match metadata.annotations.get(PROXY_PROTOCOL) {
         None => false,
         Some("v2") => true,
         Some(other) => {
@@ -209,8 +207,4 @@ fn proxy_protocol(metadata: &ObjectMeta, findings: &mut Findings) -> bool {
             false
         }
     }
-}
-
-pub(super) fn annotation<'a>(metadata: &'a ObjectMeta, name: &str) -> Option<&'a str> {
-    metadata.annotations.as_ref().and_then(|all| all.get(name)).map(String::as_str)
 }

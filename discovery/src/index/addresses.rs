@@ -79,6 +79,11 @@ impl Addresses {
         if !is_contested && changed.iter().all(&mut concerns_nobody_else) {
             return Vec::new();
         }
+        self.settle_anew(services, cidrs)
+    }
+
+    /// Settles everything anew and returns the Services that have other addresses for it.
+    pub(super) fn settle_anew(&mut self, services: &Services, cidrs: &[IpNetwork]) -> Vec<NamespacedName> {
         let settled = Self::settle(services, cidrs);
         let moved = settled.moved(self).cloned().collect();
         *self = settled;

@@ -16,6 +16,7 @@ pub(super) enum Named {
     Pod(NamespacedName),
     Node(Arc<str>),
     Namespace(Arc<str>),
+    ServiceCidr(Arc<str>),
     Attachment(NamespacedName),
 }
 
@@ -31,8 +32,11 @@ pub(super) struct Origins {
 impl Origins {
     /// Forgets an origin and returns what it said.
     pub(super) fn take(&mut self, origin: &Origin) -> Vec<Named> {
-        self.problems.remove(origin);
+        let problems = self.problems.remove(origin).unwrap_or_default();
         let names = self.names.remove(origin);
+        if let Some(source) = self.sources.get_mut(origin.source()).filter(|_| has_error(&problems)) {
+            source.invalid -= 1;
+        }
         if let Some(source) = self.sources.get_mut(origin.source()).filter(|_| names.is_some()) {
             source.size -= 1;
         }
@@ -46,6 +50,7 @@ impl Origins {
         }
         if let Some(source) = self.sources.get_mut(origin.source()) {
             source.size += 1;
+            source.invalid += usize::from(has_error(&problems));
         }
         if !problems.is_empty() {
             self.problems.insert(Arc::clone(&origin), problems);
@@ -80,4 +85,8 @@ impl Origins {
     pub(super) fn outages(&self) -> impl Iterator<Item = &Problem> {
         self.sources.values().filter_map(|source| source.outage.as_ref()).map(|outage| &outage.problem)
     }
+}
+
+fn has_error(problems: &[Problem]) -> bool {
+    problems.iter().any(Problem::is_error)
 }

@@ -1,32 +1,33 @@
-//! The Kubernetes API server: each resource is listed and watched by a follower of its own.
+//! The Kubernetes API server: each resource is listed and watched by itself, by [`kube::runtime::watcher`].
 //!
 //! ```text
-//! list, streamed (WatchList) or in pages ──> Replica, buffered ──one batch──> index
-//!   └─> watch: events, bookmarks ──> Replica ──what has changed──> index
-//!         ├─ closed, broken, silent, 429, 500 ──> watch again from the last version, after a pause
-//!         └─ 410, or a history that is not ours ──> list again; what has not changed stays as it is
+//! watcher ──objects, decoded one by one──> Replica ──what has changed──> index
+//!    └─> kube::Client ──> ApiServer (connects anew, confirms versions, sees bookmarks)
 //! ```
-//! What was said last stays in force, however long the server is away.
+//! The last state is kept however long the server is away. An object that cannot be read keeps its own last state.
 
 mod access;
+mod api_server;
+mod decoded;
 mod event_writer;
 mod follower;
 mod interner;
 mod kind;
-mod pause;
 mod replica;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::convert::wire;
 use crate::discovery::{Interest, ServiceInterest};
 use crate::event::{Event, Resource};
+use crate::notice::Recorder;
 use crate::problem::{Location, Problem, Severity};
 pub use access::Access;
+use api_server::ApiServer;
 pub(crate) use event_writer::EventWriter;
-use follower::{Follower, Selectors};
+use follower::{Follower, probe};
+use kind::Kind;
 
 /// The labels that say which proxy is meant, and that none is.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -37,7 +38,7 @@ const OF_A_SERVICE: &str = "kubernetes.io/service-name";
 
 /// What is asked for, on behalf of these.
 pub(crate) fn resources(interest: &Interest) -> Vec<Resource> {
-    let mut resources = vec![Resource::Services, Resource::EndpointSlices];
+    let mut resources = vec![Resource::Services, Resource::EndpointSlices, Resource::ServiceCidrs];
     if interest.nodes {
         resources.push(Resource::Nodes);
     }
@@ -54,29 +55,27 @@ pub(crate) fn resources(interest: &Interest) -> Vec<Resource> {
 pub(crate) fn run(
     access: &Access,
     interest: &Interest,
+    recorder: &Recorder,
     events: &mpsc::Sender<Vec<Event>>,
     tasks: &mut JoinSet<()>,
 ) {
+    fn start<K: Kind>(
+        (access, interest, recorder, events): (&Access, &Interest, &Recorder, &mpsc::Sender<Vec<Event>>),
+        tasks: &mut JoinSet<()>,
+    ) {
+        let labels = labels(K::RESOURCE, interest);
+        let (access, recorder, events) = (access.clone(), recorder.clone(), events.clone());
+        tasks.spawn(Follower::<K>::new(access, labels, recorder, interest.pod_names, events).run());
+    }
+    let with = (access, interest, recorder, events);
     for resource in resources(interest) {
-        let (access, events) = (access.clone(), events.clone());
         match resource {
-            Resource::Services => {
-                tasks.spawn(Follower::<Service>::new(access, carried(interest, &[]), events).run());
-            }
-            Resource::EndpointSlices => {
-                let selectors = carried(interest, &[OF_A_SERVICE]);
-                let follower = Follower::<EndpointSlice>::new(access, selectors, events);
-                tasks.spawn(follower.keeping_pods(interest.pod_names).run());
-            }
-            Resource::Nodes => {
-                tasks.spawn(Follower::<Node>::new(access, Selectors::default(), events).run());
-            }
-            Resource::Namespaces => {
-                tasks.spawn(Follower::<Namespace>::new(access, Selectors::default(), events).run());
-            }
-            Resource::Pods => {
-                tasks.spawn(Follower::<Pod>::new(access, Selectors::default(), events).run());
-            }
+            Resource::Services => start::<wire::Service>(with, tasks),
+            Resource::EndpointSlices => start::<wire::EndpointSlice>(with, tasks),
+            Resource::Nodes => start::<wire::Node>(with, tasks),
+            Resource::Namespaces => start::<wire::Namespace>(with, tasks),
+            Resource::Pods => start::<wire::Pod>(with, tasks),
+            Resource::ServiceCidrs => start::<wire::ServiceCidr>(with, tasks),
         }
     }
 }
@@ -85,43 +84,47 @@ pub(crate) fn run(
 pub(crate) fn check(access: &Access, interest: &Interest) -> Vec<Problem> {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return vec![trouble("the event loop".into(), error.to_string())],
+        Err(error) => return vec![problem(Severity::Error, "the event loop", error.to_string())],
     };
     runtime.block_on(async {
-        let client = match access.client().await {
-            Ok(client) => client,
-            Err(error) => return vec![trouble("the API server".into(), follower::explain(&error))],
-        };
+        let server = ApiServer::new(access.clone());
         let mut problems = Vec::new();
         for resource in resources(interest) {
-            let client = client.clone();
+            let labels = &labels(resource, interest);
             let found = match resource {
-                Resource::Services => follower::probe::<Service>(client, carried(interest, &[])).await,
-                Resource::EndpointSlices => {
-                    follower::probe::<EndpointSlice>(client, carried(interest, &[OF_A_SERVICE])).await
-                }
-                Resource::Nodes => follower::probe::<Node>(client, Selectors::default()).await,
-                Resource::Namespaces => follower::probe::<Namespace>(client, Selectors::default()).await,
-                Resource::Pods => follower::probe::<Pod>(client, Selectors::default()).await,
+                Resource::Services => probe::<wire::Service>(&server, labels).await,
+                Resource::EndpointSlices => probe::<wire::EndpointSlice>(&server, labels).await,
+                Resource::Nodes => probe::<wire::Node>(&server, labels).await,
+                Resource::Namespaces => probe::<wire::Namespace>(&server, labels).await,
+                Resource::Pods => probe::<wire::Pod>(&server, labels).await,
+                Resource::ServiceCidrs => probe::<wire::ServiceCidr>(&server, labels).await,
             };
-            problems.extend(found.err().map(|error| trouble(resource.source().into(), error)));
+            problems.extend(found.err().map(|(message, is_optional)| {
+                let severity = if is_optional { Severity::Warning } else { Severity::Error };
+                problem(severity, resource.source(), message)
+            }));
         }
         problems
     })
 }
 
-fn trouble(object: String, message: String) -> Problem {
-    Problem { location: Location::Api, severity: Severity::Error, object: Some(object), message }
+fn problem(severity: Severity, object: &str, message: String) -> Problem {
+    Problem { location: Location::Api, severity, object: Some(object.to_owned()), message }
 }
 
-/// Those of Services and EndpointSlices; with `more` besides.
-fn carried(interest: &Interest, more: &[&str]) -> Selectors {
-    let mut labels: Vec<String> = more.iter().map(|label| (*label).to_owned()).collect();
-    if let ServiceInterest::CarriedBy(name) = &interest.services {
+/// The label selector of a resource; empty means all objects.
+fn labels(resource: Resource, interest: &Interest) -> String {
+    let mut labels = Vec::new();
+    if resource == Resource::EndpointSlices {
+        labels.push(OF_A_SERVICE.to_owned());
+    }
+    if let (Resource::Services | Resource::EndpointSlices, ServiceInterest::CarriedBy(name)) =
+        (resource, &interest.services)
+    {
         labels.push(
             name.as_ref().map_or_else(|| format!("!{PROXY_NAME}"), |name| format!("{PROXY_NAME}={name}")),
         );
         labels.push(format!("!{HEADLESS}"));
     }
-    Selectors { labels: labels.join(",") }
+    labels.join(",")
 }

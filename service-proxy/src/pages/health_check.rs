@@ -84,7 +84,7 @@ impl HealthChecks {
                 let (service, port) = (&check.service, check.port);
                 warn!(%service, %error, "no health check for the load balancer, trying again");
                 self.recorder.record(Notice {
-                    regarding: Regarding::Service(service.clone()),
+                    regarding: Regarding::service(service.clone()),
                     is_warning: true,
                     reason: "FailedToStartServiceHealthcheck",
                     action: "Listen",

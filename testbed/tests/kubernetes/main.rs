@@ -7,6 +7,7 @@ mod events;
 mod failures;
 mod names;
 mod nodes;
+mod objects;
 mod serving;
 
 use std::fmt::Write as _;

@@ -3,13 +3,13 @@
 use super::*;
 use testbed::{Binaries, Program};
 
-const ROLES: &str = include_str!("../../../deploy/kubernetes/rbac.yaml");
+pub(super) const ROLES: &str = include_str!("../../../deploy/kubernetes/rbac.yaml");
 
 /// Beside the one of the cluster.
 const ADDRESS: &str = "127.0.0.1";
 const PORT: &str = "5300";
 
-fn start(ground: &Ground, flags: &[&str]) -> Program {
+pub(super) fn start(ground: &Ground, flags: &[&str]) -> Program {
     let kubeconfig = ground.control_plane.kubeconfig("portolan-dns").unwrap().display().to_string();
     let listen = format!("--listen={ADDRESS}:{PORT}");
     let own = [
@@ -37,7 +37,7 @@ fn look_up(ground: &Ground, server: (&str, &str), name: &str) -> Result<(String,
     Ok((code.to_owned(), addresses.join(" ")))
 }
 
-fn expect(ground: &Ground, name: &str, code: &str, address: &str) {
+pub(super) fn expect(ground: &Ground, name: &str, code: &str, address: &str) {
     wait(&format!("{name} to be {code} {address}"), ground, || {
         let found = look_up(ground, (ADDRESS, PORT), name)?;
         ensure!(found == (code.to_owned(), address.to_owned()), "{found:?}");

@@ -1,354 +1,283 @@
 //! Follows one resource for ever.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::pin::Pin;
+use std::time::Duration;
 
+use backon::ExponentialBuilder;
 use futures_util::{Stream, StreamExt as _};
-use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::api::{Api, ListParams};
 use kube::core::Status;
+use kube::runtime::utils::{Backoff as _, ResetTimerBackoff};
+use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
 use tokio::sync::mpsc;
 
-use super::access::{self, Access};
+use super::access::Access;
+use super::api_server::ApiServer;
+use super::decoded::Decoded;
 use super::kind::Kind;
-use super::pause::Pause;
 use super::replica::{Listing, Replica};
 use crate::event::{Event, Outage};
+use crate::notice::Recorder;
 use crate::problem::{Location, Problem, Severity};
 
-/// How long the server may take to begin an answer.
-const ANSWER: Duration = Duration::from_secs(30);
+/// How often a source that cannot be followed is looked at.
+const TICK: Duration = Duration::from_secs(1);
 
-/// A watch without a word for so long is dead, though its connection may look alive: bookmarks come every minute.
-const SILENCE: Duration = Duration::from_secs(90);
+/// A server without an optional resource, or without the right to it, is asked again after this.
+const OPTIONAL: Duration = Duration::from_secs(60);
 
-/// A watch that lasted so long was in order; others that end are not begun again at once.
-const STEADY: Duration = Duration::from_secs(10);
-
-/// Objects a page, where the list cannot be streamed.
-const PAGE: u32 = 500;
-
-/// Marks the bookmark that ends a streamed list.
-const END_OF_LIST: &str = "k8s.io/initial-events-end";
-
-/// Which objects are meant; empty means all.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Selectors {
-    pub(super) labels: String,
-}
+pub(super) type Pause = ResetTimerBackoff<ExponentialBackoff>;
+type Events<K> = Pin<Box<dyn Stream<Item = watcher::Result<watcher::Event<Decoded<K>>>> + Send>>;
 
 /// Follows one resource.
 pub(super) struct Follower<K> {
-    access: Access,
-    selectors: Selectors,
+    server: ApiServer,
+    /// Label selector; empty means all objects.
+    labels: String,
     events: mpsc::Sender<Vec<Event>>,
     replica: Replica<K>,
-    /// Where to go on; `None` means that everything has to be listed.
-    version: Option<String>,
+    /// A list under way.
+    listing: Option<Listing>,
     /// Whether the server can stream a list.
     streams_lists: bool,
-    /// When the server was heard last.
-    heard: Instant,
+    /// Whether the index knows that the source cannot be followed.
+    is_out: bool,
+    /// Whether the log says that an optional resource is not there.
+    is_missing: bool,
 }
 
-/// Why a watch is over, or a request has failed.
+/// The index is gone.
+struct Gone;
+
+/// Why a request has failed, or a watch.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// Nothing can be said any more: the index has gone.
-    Unheard,
-    /// The version is no longer known, or was never one of this server's.
-    Expired(String),
-    Access(access::Error),
-    Api(kube::Error),
-    Silence(Duration),
-}
+pub(super) struct Failure(pub(super) kube::Error);
 
 impl<K: Kind> Follower<K> {
-    pub(super) fn new(access: Access, selectors: Selectors, events: mpsc::Sender<Vec<Event>>) -> Self {
+    pub(super) fn new(
+        access: Access,
+        labels: String,
+        recorder: Recorder,
+        keeps_pods: bool,
+        events: mpsc::Sender<Vec<Event>>,
+    ) -> Self {
         Self {
-            access,
-            selectors,
+            server: ApiServer::new(access),
+            labels,
             events,
-            replica: Replica::new(),
-            version: None,
+            replica: Replica::new(recorder, keeps_pods),
+            listing: None,
             streams_lists: true,
-            heard: Instant::now(),
+            is_out: false,
+            is_missing: false,
         }
     }
 
-    /// Keeps the names of endpoints' pods as well, or not.
-    pub(super) fn keeping_pods(mut self, keeps: bool) -> Self {
-        self.replica.keep_pods(keeps);
-        self
-    }
-
-    /// Never ends before the index does.
+    /// Ends with the index.
     pub(super) async fn run(mut self) {
-        let source = K::RESOURCE.source();
-        let mut pause = Pause::default();
-        let mut client = None;
+        let mut pause = pause();
+        let mut stream = self.watch();
         loop {
-            let started = Instant::now();
-            let outcome = self.session(&mut client).await;
-            if started.elapsed() > STEADY {
-                pause.reset();
-            }
-            let failure = match outcome {
-                Ok(()) if started.elapsed() > STEADY => continue,
-                Ok(()) => {
-                    tokio::time::sleep(pause.next(Duration::ZERO)).await;
-                    continue;
+            let wait = if self.is_out { TICK } else { Duration::MAX };
+            let told = match tokio::time::timeout(wait, stream.next()).await {
+                Ok(Some(Ok(event))) => {
+                    if !matches!(event, watcher::Event::Init) {
+                        pause.reset();
+                    }
+                    self.take(event).await
                 }
-                Err(Failure::Unheard) => return,
-                Err(failure) => failure,
+                Ok(Some(Err(error))) => {
+                    let lists_again = self.fail(error, &mut pause).await;
+                    lists_again.map(|again| {
+                        if again {
+                            stream = self.watch()
+                        }
+                    })
+                }
+                Ok(None) => return,
+                Err(_elapsed) if self.server.is_watched() && self.listing.is_none() => self.tell(None).await,
+                Err(_elapsed) => Ok(()),
             };
-            if let Failure::Expired(why) = &failure {
-                tracing::info!(source, why, "listing everything again");
-                self.version = None;
-            } else if self.heard > started && self.version.is_some() {
-                tracing::info!(source, error = %failure, "the watch broke, watching again");
-            } else if self.tell(Some(&failure)).await.is_err() {
+            if told.is_err() {
                 return;
             }
-            // The next one reads the certificates and tokens that are there then.
-            client = None;
-            tokio::time::sleep(pause.next(failure.asks_for())).await;
         }
     }
 
-    /// Lists if need be, then watches until that ends.
-    async fn session(&mut self, client: &mut Option<kube::Client>) -> Result<(), Failure> {
-        let client = match client {
-            Some(client) => client,
-            None => client.insert(self.access.client().await.map_err(Failure::Access)?),
+    /// Lists, then watches, then watches again.
+    fn watch(&self) -> Events<K> {
+        let config = watcher::Config::default();
+        let config = if self.streams_lists { config.streaming_lists() } else { config };
+        let config = if self.labels.is_empty() { config } else { config.labels(&self.labels) };
+        Box::pin(watcher(Api::all(self.server.client()), config))
+    }
+
+    async fn take(&mut self, event: watcher::Event<Decoded<K>>) -> Result<(), Gone> {
+        let change = match event {
+            watcher::Event::Init => {
+                self.listing = Some(Listing::default());
+                return Ok(());
+            }
+            watcher::Event::InitApply(object) => {
+                if let Some(listing) = &mut self.listing {
+                    self.replica.collect(listing, object);
+                }
+                return Ok(());
+            }
+            watcher::Event::InitDone => {
+                let source = K::RESOURCE.source();
+                let mut events = self.replica.replace(self.listing.take().unwrap_or_default());
+                tracing::info!(source, changes = events.len(), "listed");
+                events.push(Event::Source { name: source, outage: None });
+                events.push(Event::Synced(source));
+                (self.is_out, self.is_missing) = (false, false);
+                return self.send(events).await;
+            }
+            watcher::Event::Apply(object) => self.replica.update(object),
+            watcher::Event::Delete(object) => self.replica.remove(&object),
         };
-        let api: Api<K> = Api::all(client.clone());
-        if self.version.is_none() && !self.streams_lists {
-            self.list_pages(&api).await?;
-        }
-        if self.version.is_some() {
-            self.confirm(&api).await?;
-        }
-        let mut listing = self.version.is_none().then(Listing::default);
-        let params = self.selectors.watch(listing.is_some());
-        let version = self.version.clone().unwrap_or_default();
-        let opened = answered(api.watch(&params, &version)).await;
-        if listing.is_some() && opened.as_ref().is_err_and(Failure::is_about_the_request) {
-            tracing::info!(
-                source = K::RESOURCE.source(),
-                "the server does not stream lists: listing in pages"
-            );
-            self.streams_lists = false;
-            return Ok(());
-        }
-        let mut stream = std::pin::pin!(opened?);
-        self.heard = Instant::now();
-        if listing.is_none() {
+        if self.is_out {
             self.tell(None).await?;
         }
-        while let Some(event) = next(&mut stream).await? {
-            self.heard = Instant::now();
-            let change = match event {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => match &mut listing {
-                    Some(listing) => {
-                        self.replica.collect(listing, object);
-                        continue;
-                    }
-                    None => {
-                        self.reach(object.meta().resource_version.as_deref())?;
-                        self.replica.update(object)
-                    }
-                },
-                WatchEvent::Deleted(object) => {
-                    self.reach(object.meta().resource_version.as_deref())?;
-                    self.replica.remove(&object)
-                }
-                WatchEvent::Bookmark(bookmark) => {
-                    if bookmark.metadata.annotations.get(END_OF_LIST).is_some_and(|end| end == "true")
-                        && let Some(listing) = listing.take()
-                    {
-                        self.replace(listing, bookmark.metadata.resource_version).await?;
-                    } else {
-                        self.reach(Some(&bookmark.metadata.resource_version))?;
-                    }
-                    continue;
-                }
-                WatchEvent::Error(status) => return Err(Failure::of_status(status)),
-            };
-            if let Some(change) = change {
-                self.send(vec![change]).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether the server has come as far as we have. A store that was restored from a backup has not, and a watch from a
-    /// version in its future would say nothing until it has: not even bookmarks come (`cacheWatcher.process`).
-    async fn confirm(&self, api: &Api<K>) -> Result<(), Failure> {
-        let page = answered(api.list_metadata(&self.selectors.list().limit(1))).await?;
-        self.compare(page.metadata.resource_version.as_deref().unwrap_or_default())
-    }
-
-    async fn list_pages(&mut self, api: &Api<K>) -> Result<(), Failure> {
-        let mut listing = Listing::default();
-        let mut params = self.selectors.list().limit(PAGE);
-        loop {
-            let page = answered(api.list(&params)).await?;
-            self.heard = Instant::now();
-            for object in page.items {
-                self.replica.collect(&mut listing, object);
-            }
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => {
-                    return self.replace(listing, page.metadata.resource_version.unwrap_or_default()).await;
-                }
-            }
+        match change {
+            Some(change) => self.send(vec![change]).await,
+            None => Ok(()),
         }
     }
 
-    /// A list is complete: all of it at once, and the source is in order.
-    async fn replace(&mut self, listing: Listing, version: String) -> Result<(), Failure> {
+    /// Says what is wrong and waits. Returns whether everything has to be listed again.
+    async fn fail(&mut self, error: watcher::Error, pause: &mut Pause) -> Result<bool, Gone> {
         let source = K::RESOURCE.source();
-        let mut events = self.replica.replace(listing);
-        tracing::info!(source, changes = events.len(), version, "listed");
-        events.push(Event::Source { name: source, outage: None });
-        events.push(Event::Synced(source));
-        self.version = Some(version);
-        self.send(events).await
-    }
-
-    /// Notes how far the watch has come.
-    fn reach(&mut self, version: Option<&str>) -> Result<(), Failure> {
-        let Some(version) = version else { return Ok(()) };
-        self.compare(version)?;
-        self.version = Some(version.to_owned());
-        Ok(())
-    }
-
-    /// A version before the one we have is another history: the server's data was restored from a backup, and what we know
-    /// of it may never have been.
-    fn compare(&self, version: &str) -> Result<(), Failure> {
-        let number = |text: &str| text.parse::<u64>().ok();
-        let before = self.version.as_deref().and_then(number);
-        if number(version).zip(before).is_some_and(|(now, before)| now < before) {
-            return Err(Failure::Expired(format!("version {version} comes after {:?}", self.version)));
+        let is_start = matches!(error, watcher::Error::WatchStartFailed(_));
+        let is_break = matches!(error, watcher::Error::WatchFailed(_));
+        let failure = Failure::of(error);
+        let mut wait = pause.next().unwrap_or(OPTIONAL).max(failure.asks_for());
+        let mut lists_again = false;
+        if let (true, Some(listing)) = (failure.is_unreadable(), &mut self.listing) {
+            tracing::error!(source, error = %failure, "a line of the list is left out");
+            listing.is_incomplete = true;
+            return Ok(false);
         }
-        Ok(())
+        if failure.is_unreadable() {
+            // What it was about is in the list.
+            self.tell(Some(&failure)).await?;
+            lists_again = true;
+        } else if failure.code() == Some(410) {
+            tracing::info!(source, why = %failure, "listing everything again");
+            lists_again = is_start;
+        } else if is_start && self.streams_lists && matches!(failure.code(), Some(400 | 422)) {
+            tracing::info!(source, "the server does not stream lists: listing in pages");
+            self.streams_lists = false;
+            lists_again = true;
+        } else if K::RESOURCE.is_optional() && matches!(failure.code(), Some(403 | 404)) {
+            if !std::mem::replace(&mut self.is_missing, true) {
+                tracing::warn!(source, error = %failure, "not followed: going on without");
+            }
+            wait = wait.max(OPTIONAL);
+            self.is_out = false;
+            self.send(vec![Event::Source { name: source, outage: None }, Event::Synced(source)]).await?;
+        } else if is_break && self.listing.is_none() && self.server.was_useful() {
+            tracing::info!(source, error = %failure, "the watch broke, watching again");
+        } else {
+            self.tell(Some(&failure)).await?;
+        }
+        tokio::time::sleep(wait).await;
+        Ok(lists_again)
     }
 
     /// The source cannot be followed, or can be again.
-    async fn tell(&self, failure: Option<&Failure>) -> Result<(), Failure> {
+    async fn tell(&mut self, failure: Option<&Failure>) -> Result<(), Gone> {
+        self.is_out = failure.is_some();
         let outage = failure.map(|failure| {
             let message = format!("cannot be followed: {failure}; the last known state stays in force");
             let object = Some(K::RESOURCE.source().to_owned());
             let problem = Problem { location: Location::Api, severity: Severity::Error, object, message };
-            Outage { problem, since: self.heard }
+            Outage { problem, since: self.server.heard() }
         });
         self.send(vec![Event::Source { name: K::RESOURCE.source(), outage }]).await
     }
 
-    async fn send(&self, events: Vec<Event>) -> Result<(), Failure> {
-        self.events.send(events).await.map_err(|_gone| Failure::Unheard)
+    async fn send(&self, events: Vec<Event>) -> Result<(), Gone> {
+        self.events.send(events).await.map_err(|_closed| Gone)
     }
 }
 
-impl Selectors {
-    fn list(&self) -> ListParams {
-        ListParams { label_selector: self.text(), ..ListParams::default() }
-    }
-
-    /// The server ends each watch after five minutes at most, and so spreads them over its instances.
-    fn watch(&self, lists_first: bool) -> WatchParams {
-        WatchParams {
-            label_selector: self.text(),
-            field_selector: None,
-            timeout: None,
-            bookmarks: true,
-            send_initial_events: lists_first,
-        }
-    }
-
-    fn text(&self) -> Option<String> {
-        Some(self.labels.clone()).filter(|text| !text.is_empty())
-    }
-}
-
-/// An answer that begins in time.
-pub(super) async fn answered<T>(answer: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
-    match tokio::time::timeout(ANSWER, answer).await {
-        Ok(answer) => answer.map_err(Failure::of_error),
-        Err(_elapsed) => Err(Failure::Silence(ANSWER)),
-    }
-}
-
-/// The next event, in time; `None` if the server has closed the watch.
-async fn next<K>(
-    stream: &mut (impl Stream<Item = kube::Result<WatchEvent<K>>> + Unpin),
-) -> Result<Option<WatchEvent<K>>, Failure> {
-    match tokio::time::timeout(SILENCE, stream.next()).await {
-        Ok(event) => event.transpose().map_err(Failure::of_error),
-        Err(_elapsed) => Err(Failure::Silence(SILENCE)),
-    }
+/// Doubles from 0.2 s to 10 s. Half of it is left to chance, so that the nodes of a cluster do not all ask at once.
+pub(super) fn pause() -> Pause {
+    let bounds = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(5))
+        .with_factor(2.0)
+        .with_jitter()
+        .without_max_times();
+    // What fails again after so long is another failure.
+    ResetTimerBackoff::new(bounds.into(), Duration::from_secs(30))
 }
 
 impl Failure {
-    fn of_error(error: kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => Self::of_status(status),
-            error => Self::Api(error),
-        }
+    fn of(error: watcher::Error) -> Self {
+        Self(match error {
+            watcher::Error::InitialListFailed(error)
+            | watcher::Error::WatchStartFailed(error)
+            | watcher::Error::WatchFailed(error) => error,
+            watcher::Error::WatchError(status) => kube::Error::Api(status),
+            error @ watcher::Error::NoResourceVersion => kube::Error::Service(error.into()),
+        })
     }
 
-    fn of_status(status: Box<Status>) -> Self {
-        let is_expired = status.code == 410 || status.message.contains("Too large resource version");
-        if is_expired { Self::Expired(status.message.clone()) } else { Self::Api(kube::Error::Api(status)) }
+    fn status(&self) -> Option<&Status> {
+        if let kube::Error::Api(status) = &self.0 { Some(status) } else { None }
     }
 
     /// What the server has answered.
-    pub(super) fn code(&self) -> Option<u16> {
-        if let Self::Api(kube::Error::Api(status)) = self { Some(status.code) } else { None }
+    fn code(&self) -> Option<u16> {
+        self.status().map(|status| status.code)
     }
 
-    /// The server understood the request and will never do it.
-    fn is_about_the_request(&self) -> bool {
-        matches!(self.code(), Some(400 | 422))
+    /// A line is no event at all. The library takes an object without any known field for a status.
+    fn is_unreadable(&self) -> bool {
+        matches!(self.0, kube::Error::SerdeError(_)) || self.code() == Some(0)
     }
 
-    /// Asking again, with the credentials there are then, will not help.
+    /// The same request, with the credentials there are then, will fail again.
     pub(super) fn is_final(&self) -> bool {
-        self.code().is_some_and(|code| (400..500).contains(&code) && !matches!(code, 401 | 429))
+        self.code().is_some_and(|code| (400..500).contains(&code) && !matches!(code, 401 | 404 | 429))
     }
 
-    /// How long the server wants to be left alone.
+    /// How long the server wants to be left alone; some is added, so that not all clients come back at once.
     pub(super) fn asks_for(&self) -> Duration {
-        let Self::Api(kube::Error::Api(status)) = self else { return Duration::ZERO };
-        let seconds = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
-        Duration::from_secs(u64::from(seconds))
+        let details = self.status().and_then(|status| status.details.as_ref());
+        let seconds = details.map_or(0, |details| details.retry_after_seconds);
+        Duration::from_secs(u64::from(seconds)).mul_f64(1.0 + fastrand::f64() / 2.0)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unheard => f.write_str("nobody listens"),
-            Self::Expired(why) => f.write_str(why),
-            Self::Silence(time) => write!(f, "no word from the server for {} s", time.as_secs()),
-            Self::Api(kube::Error::Api(status)) => write!(f, "{} ({})", status.message, status.code),
-            Self::Access(error) => f.write_str(&explain(error)),
-            Self::Api(error) => f.write_str(&explain(error)),
+        match self.status() {
+            Some(status) => write!(f, "{} ({})", status.message, status.code),
+            None => f.write_str(&explain(&self.0)),
         }
     }
 }
 
-/// Asks for one object, to see whether that is allowed; says what is wrong.
-pub(super) async fn probe<K: Kind>(client: kube::Client, selectors: Selectors) -> Result<(), String> {
-    let params = selectors.list().limit(1);
-    let answer = answered(Api::<K>::all(client).list(&params)).await;
-    answer.map(drop).map_err(|failure| failure.to_string())
+/// Asks for one object, to see whether that is allowed.
+///
+/// # Errors
+/// What is wrong, and whether a cluster may be like that.
+pub(super) async fn probe<K: Kind>(server: &ApiServer, labels: &str) -> Result<(), (String, bool)> {
+    let params =
+        ListParams { limit: Some(1), label_selector: Some(labels.to_owned()), ..ListParams::default() };
+    let answer = Api::<Decoded<K>>::all(server.client()).list(&params).await.map_err(Failure);
+    answer.map(drop).map_err(|failure| {
+        let is_optional = K::RESOURCE.is_optional() && matches!(failure.code(), Some(403 | 404));
+        (failure.to_string(), is_optional)
+    })
 }
 
 /// An error with all its causes; many say nothing themselves.
-pub(super) fn explain(error: &dyn std::error::Error) -> String {
+fn explain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

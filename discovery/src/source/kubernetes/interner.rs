@@ -13,7 +13,7 @@ const SMALL: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Interner {
     /// Whether the names of pods are worth their room.
-    pub(super) keeps_pods: bool,
+    keeps_pods: bool,
     texts: Shared<str>,
     hints: Shared<Hints>,
 }
@@ -26,6 +26,11 @@ struct Shared<T: ?Sized> {
 }
 
 impl Interner {
+    /// Keeps the names of pods, or not.
+    pub(super) fn new(keeps_pods: bool) -> Self {
+        Self { keeps_pods, ..Self::default() }
+    }
+
     /// Puts shared copies in the place of the slice's own.
     pub(super) fn share(&mut self, slice: &mut EndpointSlice) {
         let texts = &mut self.texts;

@@ -3,30 +3,19 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 
 use super::interner::Interner;
+use crate::convert::wire::{EndpointSlice, Namespace, Node, Pod, Service, ServiceCidr};
 use crate::convert::{self, Findings};
 use crate::event::{Object, Resource};
 
-/// An API type that is followed.
-pub(super) trait Kind:
-    kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static
-{
+/// The fields of an API type that is followed.
+pub(super) trait Kind: Clone + Debug + DeserializeOwned + Send + 'static {
     const RESOURCE: Resource;
 
     /// Keeps what the data plane needs of it.
     fn object(self, findings: &mut Findings, interner: &mut Interner) -> Option<Object>;
-}
-
-impl Kind for Service {
-    const RESOURCE: Resource = Resource::Services;
-
-    fn object(self, findings: &mut Findings, _: &mut Interner) -> Option<Object> {
-        convert::service(self, findings).map(|service| Object::Service(Arc::new(service)))
-    }
 }
 
 impl Kind for EndpointSlice {
@@ -39,26 +28,22 @@ impl Kind for EndpointSlice {
     }
 }
 
-impl Kind for Node {
-    const RESOURCE: Resource = Resource::Nodes;
+macro_rules! kinds {
+    ($($kind:ident: $resource:ident by $convert:ident,)*) => {$(
+        impl Kind for $kind {
+            const RESOURCE: Resource = Resource::$resource;
 
-    fn object(self, findings: &mut Findings, _: &mut Interner) -> Option<Object> {
-        convert::node(self, findings).map(|node| Object::Node(Arc::new(node)))
-    }
+            fn object(self, findings: &mut Findings, _: &mut Interner) -> Option<Object> {
+                convert::$convert(self, findings).map(|object| Object::$kind(Arc::new(object)))
+            }
+        }
+    )*};
 }
 
-impl Kind for Pod {
-    const RESOURCE: Resource = Resource::Pods;
-
-    fn object(self, findings: &mut Findings, _: &mut Interner) -> Option<Object> {
-        convert::pod(self, findings).map(|pod| Object::Pod(Arc::new(pod)))
-    }
-}
-
-impl Kind for Namespace {
-    const RESOURCE: Resource = Resource::Namespaces;
-
-    fn object(self, findings: &mut Findings, _: &mut Interner) -> Option<Object> {
-        convert::namespace(self, findings).map(|namespace| Object::Namespace(Arc::new(namespace)))
-    }
+kinds! {
+    Service: Services by service,
+    Node: Nodes by node,
+    Namespace: Namespaces by namespace,
+    Pod: Pods by pod,
+    ServiceCidr: ServiceCidrs by service_cidr,
 }

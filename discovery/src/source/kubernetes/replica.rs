@@ -2,19 +2,26 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::time::{Duration, Instant};
 
+use super::decoded::Decoded;
 use super::interner::Interner;
 use super::kind::Kind;
 use crate::convert::{Finding, Findings};
 use crate::event::{Event, Object, Origin, Sourced};
 use crate::model::NamespacedName;
+use crate::notice::{Notice, Recorder, Regarding};
 use crate::problem::{Location, Problem};
+
+/// An Event about an object that cannot be used is written no more often, however often the object changes.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The objects of a resource. They are shared with the index: here, they cost a name and a pointer each.
 #[derive(Debug)]
 pub(super) struct Replica<K> {
     known: Objects,
     interner: Interner,
+    recorder: Recorder,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -23,6 +30,8 @@ pub(super) struct Replica<K> {
 pub(super) struct Listing {
     objects: Objects,
     changes: Vec<Event>,
+    /// A line of it could not be read at all: what is not in it may be there.
+    pub(super) is_incomplete: bool,
 }
 
 type Objects = HashMap<NamespacedName, Known>;
@@ -32,72 +41,88 @@ type Objects = HashMap<NamespacedName, Known>;
 struct Known {
     /// `None` if it was never right.
     object: Option<Object>,
-    /// Whether there is something to be said about it.
-    has_findings: bool,
+    problems: Vec<Problem>,
+    /// When an Event was written about it.
+    noticed: Option<Instant>,
 }
 
 impl<K: Kind> Replica<K> {
-    pub(super) fn new() -> Self {
-        Self { known: HashMap::new(), interner: Interner::default(), kind: PhantomData }
-    }
-
     /// Keeps the names of endpoints' pods as well, or not.
-    pub(super) fn keep_pods(&mut self, keeps: bool) {
-        self.interner.keeps_pods = keeps;
+    pub(super) fn new(recorder: Recorder, keeps_pods: bool) -> Self {
+        let interner = Interner::new(keeps_pods);
+        Self { known: HashMap::new(), interner, recorder, kind: PhantomData }
     }
 
     /// Takes an object into a list. What has not changed is not kept twice.
-    pub(super) fn collect(&mut self, listing: &mut Listing, object: K) {
-        let name = name(&object);
-        let (known, event) = understand(&name, object, self.known.get(&name), &mut self.interner);
+    pub(super) fn collect(&mut self, listing: &mut Listing, object: Decoded<K>) {
+        let (name, known, event) = self.read(object);
         listing.objects.insert(name, known);
         listing.changes.extend(event);
     }
 
-    /// Makes a complete list the state in force; what is not in it is gone.
+    /// Makes a complete list the present state; what is not in it was deleted.
     pub(super) fn replace(&mut self, listing: Listing) -> Vec<Event> {
         let mut before = std::mem::replace(&mut self.known, listing.objects);
         before.retain(|name, _| !self.known.contains_key(name));
-        let gone = before.into_keys().map(gone::<K>);
-        gone.chain(listing.changes).collect()
+        if listing.is_incomplete {
+            self.known.extend(before.drain());
+        }
+        before.into_keys().map(gone::<K>).chain(listing.changes).collect()
     }
 
     /// An object was added or has changed. `None` if nothing of it matters.
-    pub(super) fn update(&mut self, object: K) -> Option<Event> {
-        let name = name(&object);
-        let (known, event) = understand(&name, object, self.known.get(&name), &mut self.interner);
+    pub(super) fn update(&mut self, object: Decoded<K>) -> Option<Event> {
+        let (name, known, event) = self.read(object);
         self.known.insert(name, known);
         event
     }
 
-    /// An object is gone.
-    pub(super) fn remove(&mut self, object: &K) -> Option<Event> {
+    /// An object was deleted.
+    pub(super) fn remove(&mut self, object: &Decoded<K>) -> Option<Event> {
         let name = name(object);
         self.known.remove(&name).map(|_| gone::<K>(name))
     }
+
+    /// What an object says, and the event if that is something else than before. An object that cannot be used keeps its last good
+    /// state.
+    fn read(&mut self, object: Decoded<K>) -> (NamespacedName, Known, Option<Event>) {
+        let (name, uid) = (name(&object), object.metadata.uid);
+        let mut findings = Findings::default();
+        let read = object.object.map_err(|finding| findings.0.push(finding)).ok();
+        let now = read.and_then(|object| object.object(&mut findings, &mut self.interner));
+        let now = now.filter(|_| !findings.has_errors());
+        let is_error = findings.has_errors();
+        let problems: Vec<_> = findings.0.into_iter().map(|finding| problem::<K>(&name, finding)).collect();
+        let (before, said, mut noticed) = match self.known.get(&name) {
+            Some(known) => (known.object.clone(), Some(&known.problems), known.noticed),
+            None => (None, None, None),
+        };
+        let is_news = said != Some(&problems);
+        if !is_news && (now.is_none() || now == before) {
+            // The one that the index has too, and not another one like it.
+            return (name, Known { object: before, problems, noticed }, None);
+        }
+        if is_error && is_news && noticed.is_none_or(|at| at.elapsed() > NOTICE_INTERVAL) {
+            noticed = Some(Instant::now());
+            self.recorder.record(notice::<K>(&name, uid, &problems));
+        }
+        let objects = now.clone().map(|object| vec![Sourced { object, location: Location::Api }]);
+        let origin = Origin::Api(K::RESOURCE, name.clone());
+        let event = Event::Replace { origin, objects, problems: problems.clone() };
+        (name, Known { object: now.or(before), problems, noticed }, Some(event))
+    }
 }
 
-/// What an object says, and the event if that is something else than before.
-fn understand<K: Kind>(
-    name: &NamespacedName,
-    object: K,
-    before: Option<&Known>,
-    interner: &mut Interner,
-) -> (Known, Option<Event>) {
-    let mut findings = Findings::default();
-    let now = object.object(&mut findings, interner).filter(|_| !findings.has_errors());
-    let has_findings = !findings.0.is_empty();
-    let same = before.filter(|known| !known.has_findings && !has_findings && known.object == now);
-    // The one that the index has too, and not another one like it.
-    let before = before.and_then(|known| known.object.clone());
-    if same.is_some() && now.is_some() {
-        return (Known { object: before, has_findings }, None);
+fn notice<K: Kind>(name: &NamespacedName, uid: Option<String>, problems: &[Problem]) -> Notice {
+    let error = problems.iter().find(|problem| problem.is_error());
+    let error = error.map_or("", |problem| &problem.message);
+    Notice {
+        regarding: Regarding { resource: K::RESOURCE, name: name.clone(), uid },
+        is_warning: true,
+        reason: "InvalidObject",
+        action: "ReadObject",
+        note: format!("cannot be used, its last good state is kept: {error}"),
     }
-    let problems = findings.0.into_iter().map(|finding| problem::<K>(name, finding)).collect();
-    let objects = now.clone().map(|object| vec![Sourced { object, location: Location::Api }]);
-    let origin = Origin::Api(K::RESOURCE, name.clone());
-    // An object with a mistake keeps its last good self.
-    (Known { object: now.or(before), has_findings }, Some(Event::Replace { origin, objects, problems }))
 }
 
 fn gone<K: Kind>(name: NamespacedName) -> Event {
@@ -105,17 +130,21 @@ fn gone<K: Kind>(name: NamespacedName) -> Event {
     Event::Replace { origin, objects: Some(Vec::new()), problems: Vec::new() }
 }
 
-fn name<K: Kind>(object: &K) -> NamespacedName {
-    let metadata = object.meta();
+fn name<K>(object: &Decoded<K>) -> NamespacedName {
     let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
-    NamespacedName { namespace: text(&metadata.namespace), name: text(&metadata.name) }
+    NamespacedName { namespace: text(&object.metadata.namespace), name: text(&object.metadata.name) }
 }
 
 fn problem<K: Kind>(name: &NamespacedName, finding: Finding) -> Problem {
     let Finding { severity, field, message } = finding;
     let message = if field.is_empty() { message } else { format!("{field}: {message}") };
     let name = if name.namespace.is_empty() { name.name.to_string() } else { name.to_string() };
-    Problem { location: Location::Api, severity, object: Some(format!("{} {name}", K::kind(&()))), message }
+    Problem {
+        location: Location::Api,
+        severity,
+        object: Some(format!("{} {name}", K::RESOURCE.kind())),
+        message,
+    }
 }
 
 #[cfg(test)]

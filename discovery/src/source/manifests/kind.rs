@@ -77,6 +77,10 @@ pub(super) fn read(value: &Value, at: &str, location: &dyn Fn(&str) -> Location,
         "Service" => object(value, "v1", at, location, reading, convert::service, Object::Service),
         "Pod" => object(value, "v1", at, location, reading, convert::pod, Object::Pod),
         "Node" => object(value, "v1", at, location, reading, convert::node, Object::Node),
+        "ServiceCIDR" => {
+            let version = "networking.k8s.io/v1";
+            object(value, version, at, location, reading, convert::service_cidr, Object::ServiceCidr);
+        }
         "Namespace" => object(value, "v1", at, location, reading, convert::namespace, Object::Namespace),
         "EndpointSlice" => {
             let version = "discovery.k8s.io/v1";
@@ -140,7 +144,7 @@ fn object<A: DeserializeOwned, M>(
     }
 }
 
-/// Reads the API type as the API server would, so that what it refuses is refused here.
+/// Reads the fields we use as the API server would, so that what it refuses is refused here.
 fn parse<A: DeserializeOwned>(value: &Value, api_version: &str, findings: &mut Findings) -> Option<A> {
     match value.get("apiVersion").and_then(Value::as_str) {
         Some(version) if version == api_version => {}
@@ -150,15 +154,7 @@ fn parse<A: DeserializeOwned>(value: &Value, api_version: &str, findings: &mut F
             return None;
         }
     }
-    match serde_path_to_error::deserialize(value) {
-        Ok(api) => Some(api),
-        Err(e) => {
-            let path = e.path().to_string();
-            let path = if path == "." { String::new() } else { path };
-            findings.error(&path, e.into_inner().to_string());
-            None
-        }
-    }
+    convert::decode(value).map_err(|finding| findings.0.push(finding)).ok()
 }
 
 fn key(value: &Value) -> ObjectKey {
@@ -166,7 +162,7 @@ fn key(value: &Value) -> ObjectKey {
     let kind = text(&value["kind"]);
     let metadata = &value["metadata"];
     let namespace = match (kind.as_str(), metadata["namespace"].as_str()) {
-        ("Node" | "Namespace", _) => "",
+        ("Node" | "Namespace" | "ServiceCIDR", _) => "",
         (_, None | Some("")) => "default",
         (_, Some(namespace)) => namespace,
     };

@@ -19,6 +19,7 @@ fn read(manifests: &mut Manifests, text: &str) -> (Option<Vec<String>>, Vec<Stri
         Object::Pod(pod) => format!("Pod {}", pod.name),
         Object::Node(node) => format!("Node {}", node.name),
         Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
+        Object::ServiceCidr(cidr) => format!("ServiceCIDR {}", cidr.name),
         Object::Attachment(_) => unreachable!(),
     };
     let objects = objects.map(|objects| objects.iter().map(|sourced| name(&sourced.object)).collect());
@@ -346,4 +347,28 @@ fn many_files_are_read_as_each_of_them_alone() {
     let number = 3 * (2 * BATCH / padding.len()) + 9;
     let alone: Vec<_> = (0..number).map(|one| events(one..one + 1).remove(0)).collect();
     assert_eq!(shown(&events(0..number)[..number]), shown(&alone));
+}
+
+/// KEP-5311: names are labels as RFC 1123 has them.
+#[test]
+fn service_names_may_begin_with_a_digit() {
+    for name in ["1web", "8080", "0"] {
+        let (objects, problems) = once(&WEB.replace("name: web", &format!("name: '{name}'")));
+        assert_eq!((objects, problems), (Some(vec![format!("Service default/{name} 80")]), vec![]));
+    }
+}
+
+#[test]
+fn a_service_cidr_is_read_and_host_bits_are_refused() {
+    let text = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\nspec: {cidrs: [10.200.0.0/24]}\n";
+    assert_eq!(once(text), (Some(vec!["ServiceCIDR more".to_owned()]), vec![]));
+    let problems = problems(&text.replace("10.200.0.0", "10.200.0.1"));
+    assert!(problems[0].contains("spec.cidrs[0]: \"10.200.0.1/24\" has host bits set"), "{problems:?}");
+}
+
+/// `null` is what Go writes, and reads as nothing.
+#[test]
+fn null_is_an_absent_field() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web, labels: null, creationTimestamp: null}\nspec:\n  ports: [{port: 80, name: null, targetPort: null}]\n  selector: null\n  externalIPs: null\nstatus: {loadBalancer: null, conditions: [{lastTransitionTime: null}]}\n";
+    assert_eq!(once(text), (Some(vec!["Service default/web 80".to_owned()]), vec![]));
 }

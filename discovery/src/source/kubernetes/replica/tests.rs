@@ -1,16 +1,20 @@
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::convert::wire::EndpointSlice;
 
-fn slice(name: &str, endpoints: Value) -> EndpointSlice {
-    serde_json::from_value(json!({
+fn slice(name: &str, endpoints: Value) -> Decoded<EndpointSlice> {
+    let object = json!({
         "metadata": {"namespace": "default", "name": name, "labels": {"kubernetes.io/service-name": "web"}},
         "addressType": "IPv4",
         "ports": [{"name": "http", "port": 8080}],
         "endpoints": endpoints,
-    }))
-    .unwrap()
+    });
+    serde_json::from_str(&object.to_string()).unwrap()
+}
+
+fn replica() -> Replica<EndpointSlice> {
+    Replica::new(Recorder::default(), false)
 }
 
 fn endpoint(address: &str) -> Value {
@@ -45,7 +49,7 @@ fn told(events: &[Event]) -> Vec<String> {
 
 #[test]
 fn a_list_tells_what_is_new_changed_and_gone_and_nothing_else() {
-    let mut replica = Replica::new();
+    let mut replica = replica();
     let first = list(&mut replica, &[("a", endpoint("10.0.0.1")), ("b", endpoint("10.0.0.2"))]);
     assert_eq!(told(&first), ["+a", "+b"]);
     let second = list(&mut replica, &[("a", endpoint("10.0.0.1")), ("c", endpoint("10.0.0.3"))]);
@@ -58,7 +62,7 @@ fn a_list_tells_what_is_new_changed_and_gone_and_nothing_else() {
 
 #[test]
 fn a_list_that_breaks_off_changes_nothing() {
-    let mut replica = Replica::new();
+    let mut replica = replica();
     list(&mut replica, &[("a", endpoint("10.0.0.1")), ("b", endpoint("10.0.0.2"))]);
     let mut broken = Listing::default();
     replica.collect(&mut broken, slice("a", endpoint("10.0.0.9")));
@@ -69,7 +73,7 @@ fn a_list_that_breaks_off_changes_nothing() {
 
 #[test]
 fn what_was_known_already_is_kept_once() {
-    let mut replica = Replica::new();
+    let mut replica = replica();
     list(&mut replica, &[("a", endpoint("10.0.0.1"))]);
     let of = |replica: &Replica<EndpointSlice>| match &replica.known.values().next().unwrap().object {
         Some(Object::EndpointSlice(slice)) => std::sync::Arc::clone(slice),
@@ -84,7 +88,7 @@ fn what_was_known_already_is_kept_once() {
 
 #[test]
 fn a_mistake_is_told_as_long_as_it_lasts_and_the_last_good_self_stays() {
-    let mut replica = Replica::new();
+    let mut replica = replica();
     let good = endpoint("10.0.0.1");
     list(&mut replica, &[("a", good.clone())]);
     let wrong = replica.update(slice("a", endpoint("nonsense"))).unwrap();
@@ -94,6 +98,8 @@ fn a_mistake_is_told_as_long_as_it_lasts_and_the_last_good_self_stays() {
     );
     let mended = replica.update(slice("a", good)).unwrap();
     assert!(matches!(&mended, Event::Replace { objects: Some(_), problems, .. } if problems.is_empty()));
+    assert!(replica.update(slice("a", json!([{"addresses": "wrong"}]))).is_some());
+    assert!(replica.update(slice("a", json!([{"addresses": "wrong"}]))).is_none(), "said already");
     assert_eq!(told(&[replica.remove(&slice("a", json!([]))).unwrap()]), ["-a"]);
     assert!(replica.remove(&slice("a", json!([]))).is_none());
 }

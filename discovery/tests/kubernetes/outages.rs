@@ -1,0 +1,134 @@
+//! A server that is odd as a whole.
+
+use super::*;
+
+/// How old the worst source is, and why.
+fn stale(snapshot: &Snapshot, resource: Resource) -> Option<(Duration, String)> {
+    let source = snapshot.sources.get(resource.source())?;
+    source.outage.as_ref().map(|outage| (source.staleness(), outage.problem.to_string()))
+}
+
+#[tokio::test]
+async fn watch_that_never_says_anything_is_stale_and_says_so() {
+    let server = Server::start();
+    put_good(&server, 1);
+    let ground = Ground::start(&server);
+    ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
+    server.change(|state| state.ends_watches = true);
+    let is_stale = |snapshot: &Snapshot| {
+        stale(snapshot, Resource::Services).is_some_and(|(_, why)| why.contains("without a word"))
+    };
+    ground.until("the services to be stale", is_stale).await;
+    // Each further watch is accepted, and worth nothing.
+    let before = server.watches(Resource::Services);
+    while server.watches(Resource::Services) < before + 3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let snapshot = Arc::clone(&ground.discovery.snapshots.borrow());
+        assert!(is_stale(&snapshot) && has_all(&snapshot, &[1]), "{:?}", snapshot.health());
+    }
+    let (age, _) = stale(&ground.discovery.snapshots.borrow(), Resource::Services).unwrap();
+    assert!(age > Duration::from_secs(1), "{age:?}: its age is counted from what was heard last");
+    server.change(|state| state.ends_watches = false);
+    put_good(&server, 2);
+    ground.until("a watch that works", |snapshot| has_all(snapshot, &[1, 2]) && !snapshot.is_stale()).await;
+}
+
+#[tokio::test]
+async fn server_that_comes_back_without_news_is_followed_again() {
+    let server = Server::start();
+    put_good(&server, 1);
+    let ground = Ground::start(&server);
+    ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
+    server.change(|state| ALL.iter().for_each(|r| state.refuse(r.plural(), 500, "the store is away")));
+    let is_stale = |snapshot: &Snapshot| {
+        ALL.iter().all(|r| stale(snapshot, *r).is_some_and(|(_, why)| why.contains("500")))
+    };
+    ground.until("all sources to be stale", is_stale).await;
+    server.change(|state| state.refusals.clear());
+    ground
+        .until("all sources to be followed", |snapshot| has_all(snapshot, &[1]) && !snapshot.is_stale())
+        .await;
+}
+
+#[tokio::test]
+async fn history_that_begins_again_is_listed_again() {
+    let server = Server::start();
+    put_good(&server, 1);
+    let ground = Ground::start(&server);
+    ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
+    server.restore(Resource::Services, "good-2", &good(Resource::Services, 2).to_string());
+    let is_so =
+        |s: &Snapshot| has(s, Resource::Services, 2) && ALL.iter().all(|r| !has(s, *r, 1)) && !s.is_stale();
+    ground.until("the other history", is_so).await;
+    put_good(&server, 3);
+    ground.until("what comes then", |snapshot| has_all(snapshot, &[3])).await;
+}
+
+#[tokio::test]
+async fn forgotten_version_is_listed_again() {
+    let server = Server::start();
+    put_good(&server, 1);
+    let ground = Ground::start(&server);
+    ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
+    for resource in ALL {
+        let mut state = server.state();
+        state.version += 1;
+        let gone = "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"status\":\"Failure\",\"message\":\"too old\",\"reason\":\"Expired\",\"code\":410}}";
+        server.say(state, resource, gone.to_owned());
+    }
+    put_good(&server, 2);
+    ground.until("what was missed", |snapshot| has_all(snapshot, &[1, 2]) && !snapshot.is_stale()).await;
+}
+
+#[tokio::test]
+async fn server_without_service_cidrs_or_without_the_right_to_them_costs_only_them() {
+    for (code, message) in
+        [(404, "the server could not find the requested resource"), (403, "servicecidrs is forbidden")]
+    {
+        let server = Server::start();
+        server.change(|state| state.refuse(Resource::ServiceCidrs.plural(), code, message));
+        put_good(&server, 1);
+        let ground = Ground::start(&server);
+        let others = [
+            Resource::Services,
+            Resource::EndpointSlices,
+            Resource::Nodes,
+            Resource::Namespaces,
+            Resource::Pods,
+        ];
+        let is_so = |snapshot: &Snapshot| {
+            others.iter().all(|resource| has(snapshot, *resource, 1)) && snapshot.synced
+        };
+        let snapshot = ground.until("the others", is_so).await;
+        assert!(!snapshot.is_stale() && errors(&snapshot).is_empty(), "{:?}", snapshot.health());
+        assert_eq!(snapshot.service_cidrs.len(), 1, "that of the flags");
+        // Without the right to another one the daemon is not ready.
+        server.change(|state| state.refuse("nodes", 403, "nodes is forbidden"));
+        let again = discovery(&ground.access, &Recorder::default());
+        let snapshot =
+            until(&again, "the refusal", |snapshot| stale(snapshot, Resource::Nodes).is_some()).await;
+        assert!(!snapshot.synced);
+    }
+}
+
+#[tokio::test]
+async fn service_cidr_adds_a_range_as_long_as_it_is_there() {
+    let server = Server::start();
+    let service = good(Resource::Services, 1).to_string().replace("10.96.0.1", "10.2.7.1");
+    server.put(Resource::Services, "good-1", &service);
+    let ground = Ground::start(&server);
+    let is_outside = |snapshot: &Snapshot| {
+        snapshot.problems.iter().any(|problem| problem.message.contains("outside the service ranges"))
+    };
+    ground.until("a Service outside the ranges", |snapshot| snapshot.synced && is_outside(snapshot)).await;
+    server.put(Resource::ServiceCidrs, "more", &good(Resource::ServiceCidrs, 7).to_string());
+    ground
+        .until("its range", |snapshot| has(snapshot, Resource::ServiceCidrs, 7) && !is_outside(snapshot))
+        .await;
+    server.delete(Resource::ServiceCidrs, "more");
+    ground
+        .until("its range to go", |snapshot| {
+            !has(snapshot, Resource::ServiceCidrs, 7) && is_outside(snapshot)
+        })
+        .await;
+}
