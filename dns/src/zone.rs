@@ -252,7 +252,8 @@ impl Zone {
 
     fn find_reverse(&self, lower: Name<'_>) -> Found<'_> {
         let Some(asked) = Asked::parse(lower) else { return Found::Elsewhere };
-        let cidr = self.settings.service_cidrs.iter().find(|cidr| asked.is_within(cidr));
+        let mut cidrs = self.settings.service_cidrs.iter().chain(self.snapshot.service_cidrs.iter());
+        let cidr = cidrs.find(|cidr| asked.is_within(cidr));
         let known = asked.address().filter(|ip| self.reverse.contains(*ip));
         if !self.synced && (cidr.is_some() || asked.address().is_some()) {
             // While nothing is known, an endpoint's address may be anybody's.

@@ -126,6 +126,22 @@ impl Proxier {
         })
     }
 
+    /// Ranges that belong to Services alone: those of the flags, and those of ServiceCIDR objects. One of these that a Node or its pods
+    /// are in would cut them off: each cluster IP in it is local by itself.
+    pub(crate) fn ranges(&self) -> Vec<IpNetwork> {
+        let overlaps = |a: &IpNetwork, b: &IpNetwork| a.contains(b.network()) || b.contains(a.network());
+        let nodes = &self.snapshot.nodes;
+        let is_free = |range: &IpNetwork| {
+            let mut addresses =
+                nodes.values().flat_map(|node| &node.addresses).chain(&self.surroundings.locality.node);
+            let mut pods = nodes.values().flat_map(|node| &node.pod_cidrs);
+            !addresses.any(|ip| range.contains(*ip)) && !pods.any(|pods| overlaps(range, pods))
+        };
+        let added = self.snapshot.service_cidrs.iter();
+        let added = added.filter(|range| !self.service_cidrs.contains(range) && is_free(range));
+        self.service_cidrs.iter().chain(added).copied().collect()
+    }
+
     /// Makes the frontends match the snapshot. A partial snapshot changes nothing.
     pub(crate) fn apply(&mut self, snapshot: &Arc<Snapshot>) {
         self.context.metrics.discovery_problems.set(count(snapshot.problems.len()));
@@ -292,7 +308,7 @@ impl Proxier {
         let refused = self.refused.values().flatten().copied().collect();
         let singles = self.outside().into_iter().map(IpNetwork::from);
         let addresses = LocalAddresses {
-            virtual_ips: self.service_cidrs.iter().copied().chain(singles).collect(),
+            virtual_ips: self.ranges().into_iter().chain(singles).collect(),
             node: self.surroundings.locality.node.clone(),
         };
         self.intercepted.follow(&self.frontends, &refused, addresses, &self.context.metrics);

@@ -69,6 +69,7 @@ impl Serving {
         self.proxier.apply(snapshot);
         // Before the first state nothing is known, and what the proxy before has needs its routes.
         if snapshot.synced {
+            self.routes.set_ranges(self.proxier.ranges()).await;
             self.routes.set_singles(self.proxier.outside()).await;
             let addresses = self.proxier.node_port_addresses();
             self.health_checks.set(self.proxier.health_checks(), addresses).await;

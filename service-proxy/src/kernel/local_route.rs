@@ -43,7 +43,7 @@ pub(crate) enum Error {
 #[derive(Debug)]
 pub(crate) struct LocalRoutes {
     handle: Handle,
-    /// The service ranges.
+    /// The service ranges: those of the flags, then those that ServiceCIDR objects add.
     ranges: Vec<IpNetwork>,
     /// Cluster IPs outside of them.
     singles: BTreeSet<IpAddr>,
@@ -58,28 +58,56 @@ impl LocalRoutes {
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
         let mut added = Self { handle, ranges: Vec::new(), singles: BTreeSet::new(), connection: tasks };
+        let ranges = added.adopt(cidrs).await;
         // Before the routes: no packet to a virtual IP is translated.
-        report(untracked::write(cidrs));
-        for cidr in cidrs {
+        report(untracked::write(&ranges));
+        for cidr in &ranges {
             added.add(*cidr).await.map_err(|source| Error::Add { cidr: *cidr, source: Box::new(source) })?;
             info!(%cidr, "virtual IPs are local to this node");
             added.ranges.push(*cidr);
         }
-        added.adopt().await;
         Ok(added)
     }
 
-    /// Takes over the single addresses of a run that was killed, so that they go when nobody wants them.
-    async fn adopt(&mut self) {
+    /// Takes over the single addresses of a run that was killed, so that they go when nobody wants them. Returns its ranges, after
+    /// these.
+    async fn adopt(&mut self, cidrs: &[IpNetwork]) -> Vec<IpNetwork> {
+        let mut ranges = cidrs.to_vec();
         for family in
             [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
         {
             let mut routes = self.handle.route().get(family).execute();
             while let Ok(Some(route)) = routes.try_next().await {
                 let ours = route.header.protocol == OURS && route.header.kind == RouteType::Local;
-                self.singles.extend(single(&route).filter(|_| ours));
+                let Some(range) = destination(&route).filter(|_| ours) else { continue };
+                if range == IpNetwork::from(range.ip()) {
+                    self.singles.insert(range.ip());
+                } else if !ranges.contains(&range) {
+                    ranges.push(range);
+                }
             }
         }
+        ranges
+    }
+
+    /// Makes exactly these ranges local.
+    pub(crate) async fn set_ranges(&mut self, wanted: Vec<IpNetwork>) {
+        if self.ranges == wanted {
+            return;
+        }
+        report(untracked::write(&wanted));
+        for range in self.ranges.iter().filter(|range| !wanted.contains(range)) {
+            drop(self.handle.route().del(message(*range)).execute().await);
+            info!(cidr = %range, "virtual IPs are no longer local to this node");
+        }
+        for range in wanted.iter().filter(|range| !self.ranges.contains(range)) {
+            // Repaired if it fails.
+            match self.add(*range).await {
+                Ok(()) => info!(cidr = %range, "virtual IPs are local to this node"),
+                Err(error) => warn!(cidr = %range, %error, "cannot make virtual IPs local to this node"),
+            }
+        }
+        self.ranges = wanted;
     }
 
     /// Makes exactly these addresses local besides the ranges.
@@ -153,21 +181,14 @@ fn report(result: io::Result<()>) {
     }
 }
 
-/// The address of a route to a single one.
-fn single(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(ip))
-            if route.header.destination_prefix_length == 32 =>
-        {
-            Some(IpAddr::V4(*ip))
-        }
-        RouteAttribute::Destination(RouteAddress::Inet6(ip))
-            if route.header.destination_prefix_length == 128 =>
-        {
-            Some(IpAddr::V6(*ip))
-        }
+/// Where a route leads to.
+fn destination(route: &RouteMessage) -> Option<IpNetwork> {
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
         _ => None,
-    })
+    })?;
+    IpNetwork::new(address, route.header.destination_prefix_length).ok()
 }
 
 fn message(cidr: IpNetwork) -> RouteMessage {

@@ -118,7 +118,7 @@ fn changes_are_served_soon_after_they_are_applied() {
     println!("from kubectl's end to the new endpoint: median {:?}, p99 {:?}", times[50], times[98]);
 }
 
-/// A range that the cluster got later, of which the daemons were not told: each address in it gets a route of its own.
+/// The daemons follow the ServiceCIDR: the range is local as a whole, and has reverse names.
 #[test]
 fn a_service_in_a_range_that_was_added_to_the_cluster_is_served() {
     let ground = Ground::new();
@@ -129,10 +129,19 @@ fn a_service_in_a_range_that_was_added_to_the_cluster_is_served() {
     });
     ground.expect("web", "web-1");
     assert_eq!(ground.client.ask("10.200.0.7:80").unwrap(), "web-1");
+    let name = ground.cluster.node.shell("dig +short @10.96.0.10 -x 10.200.0.7").unwrap();
+    assert_eq!(name.trim(), "web.default.svc.cluster.local.");
+    // Its other addresses are refused, and have no name, as in any service range.
+    ground.expect_refusal("10.200.0.8:80");
+    let answer = ground.cluster.node.shell("dig @10.96.0.10 -x 10.200.0.8").unwrap();
+    assert!(answer.contains("status: NXDOMAIN") && answer.contains("200.10.in-addr.arpa."), "{answer}");
     ground.control_plane.kubectl(&["delete", "service", "web"], "").unwrap();
-    wait("the route to go", &ground, || {
+    ground.control_plane.kubectl(&["delete", "servicecidr", "more", "--wait=false"], "").unwrap();
+    let finalize = r#"{"metadata": {"finalizers": null}}"#;
+    drop(ground.control_plane.kubectl(&["patch", "servicecidr", "more", "-p", finalize], ""));
+    wait("the routes to go", &ground, || {
         let routes = ground.cluster.node.shell("ip route show table local")?;
-        ensure!(!routes.contains("10.200.0.7"), "{routes}");
+        ensure!(!routes.contains("10.200.0."), "{routes}");
         Ok(())
     });
 }
