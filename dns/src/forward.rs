@@ -3,8 +3,8 @@
 //! ```text
 //! query ──> Hosts ──> Cache ──hit──> answer, on the core that got the query
 //!                       │ miss
-//!                       └─> Pending (like queries wait for one) ──> Routes ──> race ──> Server (UDP, TCP, TLS)
-//!                                             cache, failures <── Answer (only what answers the question) <─┘
+//!                       └─> Pending (like queries wait for one) ──> Routes ──> Group (hickory-resolver's NameServerPool)
+//!                                 cache, failures <── Answer (only what answers the question) <── Server ─┘
 //! ```
 //!
 //! Nothing a client sent goes on but its question and two bits; nothing a server sent is kept but what answers it.
@@ -14,51 +14,55 @@ mod answer;
 mod args;
 mod asked;
 mod cache;
+mod clients;
 mod entry;
 mod failure;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod group;
 mod hosts;
-mod latency;
 mod loops;
 mod metrics;
+mod old_types;
 mod pending;
-mod race;
 mod random;
 mod resolv_conf;
 mod routes;
-mod server;
-mod stream;
+mod runtime;
+mod streams;
 mod tls;
 mod ttl;
+mod upstream;
 mod watch;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use prometheus::Registry;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 pub use address::{Stub, Upstream};
 pub use args::Args;
+pub use group::Policy;
 pub use ttl::Limit;
 
-use crate::message::{Ede, NameBuf, Query, kind, rcode};
+use crate::message::{Ede, Name, NameBuf, Query, kind, rcode};
 use asked::{Asked, Key, Wanted};
 use cache::Cache;
+use clients::Clients;
 use entry::{Age, Entry};
 use failure::{Cause, Failures};
+use group::Group;
 use hosts::Hosts;
 use loops::Probes;
 use metrics::Metrics;
 use pending::{First, Outcome, Pending, Place, Waiting};
 use routes::{Builder, Forbidden, Routes};
-use server::Exchange;
 use ttl::Limits;
 use watch::Files;
 
@@ -86,6 +90,8 @@ pub struct Config {
     limits: Limits,
     serve_stale: u32,
     max_concurrent: usize,
+    max_concurrent_per_client: usize,
+    policy: Policy,
     random_case: bool,
     hosts_ttl: u32,
 }
@@ -106,7 +112,7 @@ struct Inner {
     failures: Failures,
     pending: Pending,
     probes: Probes,
-    room: Arc<Semaphore>,
+    clients: Clients,
     tasks: TaskTracker,
     refreshes: mpsc::Sender<Wanted>,
     metrics: Arc<Metrics>,
@@ -157,7 +163,15 @@ impl Forwarder {
             }
         };
         let (metrics, tasks) = (Arc::new(Metrics::new(registry)), TaskTracker::new());
-        let builder = Builder { ca: config.ca.clone(), tasks: tasks.clone(), metrics: Arc::clone(&metrics) };
+        let builder = Builder {
+            ca: config.ca.clone(),
+            policy: config.policy,
+            random_case: config.random_case,
+            limit: config.max_concurrent,
+            runtime: runtime::Runtime::default(),
+            tasks: tasks.clone(),
+            metrics: Arc::clone(&metrics),
+        };
         let routes = Routes::new(&builder, &upstreams, &config.stubs)?;
         tracing::info!(?upstreams, "forwarding");
         let (refreshes, queue) = mpsc::channel(MAX_REFRESHES);
@@ -172,7 +186,7 @@ impl Forwarder {
             failures: Failures::default(),
             pending: Pending::default(),
             probes: Probes::default(),
-            room: Arc::new(Semaphore::new(config.max_concurrent)),
+            clients: Clients::default(),
             tasks,
             refreshes,
             metrics,
@@ -193,6 +207,19 @@ impl Forwarder {
             watch::run(Arc::clone(&self.0), work).await;
         }
         std::future::pending().await
+    }
+
+    /// Whether a name, in lower case, is ours though it may be the cluster's: the hosts file has it, or a stub domain below the
+    /// cluster's does.
+    pub(crate) fn overrides(&self, lower: Name<'_>, domain: Name<'_>) -> bool {
+        let inner = &*self.0;
+        let is_below = |stub: &Stub| {
+            let stub = stub.domain.as_name();
+            stub.wire().len() > domain.wire().len() && lower.is_within(stub)
+        };
+        let hosts = inner.hosts.load();
+        !inner.config.stubs.is_empty() && inner.config.stubs.iter().any(is_below)
+            || !hosts.is_empty() && hosts.has(lower)
     }
 
     /// Appends the reply to a query (without EDNS) if it is known already. Waits for nothing and allocates nothing but
@@ -224,7 +251,7 @@ impl Forwarder {
 
     /// The reply to a query, without EDNS, and the Extended DNS Error to go with it; asks upstream servers if it must.
     /// Ends within 4 s.
-    pub(crate) async fn resolve(&self, query: &Query<'_>) -> Result<Reply, Failure> {
+    pub(crate) async fn resolve(&self, query: &Query<'_>, client: IpAddr) -> Result<Reply, Failure> {
         let inner = &self.0;
         let asked = Asked::by(query);
         if inner.probes.is_returned(asked.name) {
@@ -239,6 +266,11 @@ impl Forwarder {
             return Ok(Reply { message, explanation: None });
         }
         inner.metrics.misses.inc();
+        let Some(_waiting) = inner.clients.enter(client, inner.config.max_concurrent_per_client) else {
+            inner.metrics.rejects.inc();
+            inner.metrics.failed(Cause::ClientOverload);
+            return Err(Cause::ClientOverload.into());
+        };
         let (outcome, is_stale) = inner.outcome(&asked).await;
         let entry = outcome.inspect_err(|failure| inner.metrics.failed(failure.cause))?;
         let now = inner.clock.now();
@@ -316,7 +348,8 @@ impl Inner {
 
     /// Asks on a task of its own: who asked first may go away before the answer comes.
     fn begin(self: &Arc<Self>, asked: &Asked<'_>, key: Key, first: First) {
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+        let group = self.routes.load().group(asked.name).clone();
+        let Ok(permit) = Arc::clone(group.limit()).try_acquire_owned() else {
             self.metrics.rejects.inc();
             self.pending.finish(&key, first, Err(Cause::Overload.into()));
             return;
@@ -324,7 +357,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let wanted = asked.to_wanted();
         self.tasks.spawn(async move {
-            let outcome = inner.ask(&wanted.asked()).await;
+            let outcome = inner.ask(&wanted.asked(), &group).await;
             match &outcome {
                 Ok(_) => inner.failures.remove(&key),
                 Err(failure) => inner.failures.put(key.clone(), *failure, inner.clock.now()),
@@ -334,11 +367,11 @@ impl Inner {
         });
     }
 
-    async fn ask(&self, asked: &Asked<'_>) -> Outcome {
-        let routes = self.routes.load_full();
-        let exchange =
-            Exchange { asked: *asked, limits: &self.config.limits, random_case: self.config.random_case };
-        let answered = race::race(routes.servers(asked.name), exchange, || self.metrics.hedges.inc()).await;
+    async fn ask(&self, asked: &Asked<'_>, group: &Group) -> Outcome {
+        let (response, attempts) = group.ask(asked).await;
+        self.metrics.hedges.inc_by(attempts.saturating_sub(1));
+        let answered = response
+            .and_then(|response| answer::read(response, asked, &self.config.limits).map_err(Cause::Invalid));
         let refreshed = self.cache.get(asked);
         let old = refreshed.as_ref().and_then(|found| found.as_ref());
         let mut entry = match answered {

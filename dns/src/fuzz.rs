@@ -59,7 +59,7 @@ pub fn query(message: &[u8]) {
         let step = SERVER.now(message, (protocol, &client), Instant::now(), &mut lower, &mut out);
         if step == Step::Wait {
             assert_eq!(out, b"before");
-            SERVER.refuse(message, protocol, &mut out);
+            SERVER.refuse(message, (protocol, &client), &mut out);
         }
         let reply = out.strip_prefix(b"before").expect("the buffer's own bytes");
         if step == Step::Silence {

@@ -33,7 +33,7 @@ mod udp;
 mod zone;
 
 pub use args::Args;
-pub use forward::{Args as ForwardArgs, Config as ForwardConfig, Limit, Stub, Upstream};
+pub use forward::{Args as ForwardArgs, Config as ForwardConfig, Limit, Policy, Stub, Upstream};
 pub use gate::Limits;
 pub use names::{Compat, Names, Pods};
 pub use run::{Config, Domain, run};

@@ -45,6 +45,7 @@ pub(crate) mod rcode {
     pub(crate) const NXDOMAIN: u16 = 3;
     pub(crate) const NOTIMP: u16 = 4;
     pub(crate) const REFUSED: u16 = 5;
+    pub(crate) const YXDOMAIN: u16 = 6;
     pub(crate) const BADVERS: u16 = 16;
     pub(crate) const BADCOOKIE: u16 = 23;
 }

@@ -40,14 +40,15 @@ impl QueryLog {
     pub(crate) fn note(
         &self,
         (protocol, client): (Protocol, impl FnOnce() -> Option<SocketAddr>),
-        question: Question<'_>,
+        question: Option<Question<'_>>,
         code: u16,
         took: Duration,
     ) {
         if fastrand::u32(..self.every) > 0 {
             return;
         }
-        let (name, kind) = (question.name.to_string(), question.kind);
+        let name = question.map_or_else(String::new, |question| question.name.to_string());
+        let kind = question.map_or(0, |question| question.kind);
         self.lines.put(Line { client: client(), protocol, name, kind, code, took });
     }
 }

@@ -69,33 +69,23 @@ impl Responder {
     pub(crate) fn now(
         &self,
         message: &[u8],
-        (protocol, client): (Protocol, Client<'_>),
+        from: (Protocol, Client<'_>),
         now: Instant,
         lower: &mut Vec<u8>,
         out: &mut Vec<u8>,
     ) -> Step {
         let start = out.len();
-        let step = self.try_now(message, (protocol, client), now, lower, out);
-        if step == Step::Done
-            && let Some(dnstap) = &self.dnstap
-        {
-            dnstap.note((protocol, client()), message, &out[start..], now);
-        }
-        step
-    }
-
-    fn try_now(
-        &self,
-        message: &[u8],
-        (protocol, client): (Protocol, Client<'_>),
-        now: Instant,
-        lower: &mut Vec<u8>,
-        out: &mut Vec<u8>,
-    ) -> Step {
-        let query = match Query::parse(message) {
-            Ok(query) => query,
+        let (question, code) = match Query::parse(message) {
+            Ok(query) => match self.try_now(&query, message, from, now, lower, out) {
+                Some(code) => (Some(query.question), code),
+                None => {
+                    out.truncate(start);
+                    return Step::Wait;
+                }
+            },
             Err(Invalid::Ignore) => return Step::Silence,
             Err(Invalid::Reply { header, rcode, question, edns }) => {
+                let (protocol, client) = from;
                 let granted = self.options.grant(edns, protocol, client);
                 let way = Way { protocol, granted: granted.as_ref() };
                 let (code, why) = match self.refusal(client, now) {
@@ -103,24 +93,54 @@ impl Responder {
                     None => (rcode, reason(rcode)),
                 };
                 Reply::new(out, message, header, question, edns, way).finish(code, why);
-                let kind = question.map_or(0, |question| question.kind);
-                self.metrics.count(protocol, kind, code, now);
-                return Step::Done;
+                (question, code)
             }
         };
-        let start = out.len();
+        self.account(from, (message, question), (code, &out[start..]), now);
+        Step::Done
+    }
+
+    fn try_now(
+        &self,
+        query: &Query<'_>,
+        message: &[u8],
+        (protocol, client): (Protocol, Client<'_>),
+        now: Instant,
+        lower: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Option<u16> {
         let granted = self.options.grant(query.edns, protocol, client);
         let way = Way { protocol, granted: granted.as_ref() };
-        let code = match self.refusal(client, now) {
-            Some(reason) => Some(Reply::to(&query, message, out, way).finish(rcode::REFUSED, Some(reason))),
-            None => self.known(&query, message, (way, client), now, lower, out),
-        };
-        let Some(code) = code else {
-            out.truncate(start);
-            return Step::Wait;
-        };
-        self.note((protocol, client), query.question, code, now);
-        Step::Done
+        match self.refusal(client, now) {
+            Some(reason) => Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason))),
+            None => self.known(query, message, (way, client), now, lower, out),
+        }
+    }
+
+    /// Where every reply leaves: it is counted, logged if that is wanted, and handed to the collector.
+    fn account(
+        &self,
+        (protocol, client): (Protocol, Client<'_>),
+        (message, question): (&[u8], Option<Question<'_>>),
+        (code, reply): (u16, &[u8]),
+        since: Instant,
+    ) {
+        self.metrics.count(protocol, question.map_or(0, |question| question.kind), code, since);
+        if let Some(log) = &self.log {
+            log.note((protocol, client), question, code, since.elapsed());
+        }
+        if let Some(dnstap) = &self.dnstap {
+            dnstap.note((protocol, client()), message, reply, since);
+        }
+    }
+
+    /// Looks a name up, in lower case. A name of the cluster's domain that `--hosts` has, or a `--stub` below the domain, is
+    /// the forwarder's, as with a plugin or a server block of CoreDNS.
+    fn find<'z>(&self, zone: &'z Zone, lower: Name<'z>) -> Found<'z> {
+        if self.forwarder.overrides(lower, zone.settings.domain.as_name()) {
+            return Found::Elsewhere;
+        }
+        zone.find(lower)
     }
 
     /// Why the client gets no answer, if there are limits and it is beyond them.
@@ -133,20 +153,6 @@ impl Responder {
             Refusal::Rate => "this client asks too often",
         };
         Some(Reason(Ede::Prohibited as u16, text))
-    }
-
-    /// Counts a query that has its reply, and logs it if that is wanted.
-    fn note(
-        &self,
-        (protocol, client): (Protocol, Client<'_>),
-        question: Question<'_>,
-        code: u16,
-        since: Instant,
-    ) {
-        self.metrics.count(protocol, question.kind, code, since);
-        if let Some(log) = &self.log {
-            log.note((protocol, client), question, code, since.elapsed());
-        }
     }
 
     fn known(
@@ -169,7 +175,7 @@ impl Responder {
             return Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason)));
         }
         let name = lowered(query.question.name, lower);
-        match zone.find(name) {
+        match self.find(&zone, name) {
             Found::NotReady => {
                 let reason = Reason(Ede::NotReady as u16, "the cluster's state has not been read yet");
                 Some(Reply::to(query, message, out, way).finish(rcode::SERVFAIL, Some(reason)))
@@ -231,22 +237,28 @@ impl Responder {
         let zone = self.zone.load_full();
         let granted = self.options.grant(query.edns, protocol, || Some(client));
         let way = Way { protocol, granted: granted.as_ref() };
-        let code = match zone.find(name) {
-            Found::Elsewhere => self.forward(&query, message, way, out).await,
+        let code = match self.find(&zone, name) {
+            Found::Elsewhere => self.forward(&query, message, (way, client.ip()), out).await,
             Found::Missing(apex) => match self.complete(&zone, &query, (way, client.ip()), out).await {
                 Some(code) => code,
                 None => missing(Reply::to(&query, message, out, way), apex, &zone),
             },
-            _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], way, out).await,
+            _ => {
+                self.follow(&zone, &query, vec![query.question.name.to_buf()], (way, client.ip()), out).await
+            }
         };
-        self.note((protocol, &|| Some(client)), query.question, code, now);
-        if let Some(dnstap) = &self.dnstap {
-            dnstap.note((protocol, Some(client)), message, &out[start..], now);
-        }
+        let asked = (message, Some(query.question));
+        self.account((protocol, &|| Some(client)), asked, (code, &out[start..]), now);
     }
 
-    async fn forward(&self, query: &Query<'_>, message: &[u8], way: Way<'_>, out: &mut Vec<u8>) -> u16 {
-        match self.forwarder.resolve(query).await {
+    async fn forward(
+        &self,
+        query: &Query<'_>,
+        message: &[u8],
+        (way, client): (Way<'_>, IpAddr),
+        out: &mut Vec<u8>,
+    ) -> u16 {
+        match self.forwarder.resolve(query, client).await {
             Ok(answer) => {
                 let start = out.len();
                 out.extend_from_slice(&answer.message);
@@ -260,13 +272,14 @@ impl Responder {
     }
 
     /// The reply to a query that there is no room to wait for.
-    pub(crate) fn refuse(&self, message: &[u8], protocol: Protocol, out: &mut Vec<u8>) {
-        let now = Instant::now();
+    pub(crate) fn refuse(&self, message: &[u8], from: (Protocol, Client<'_>), out: &mut Vec<u8>) {
+        let (now, start) = (Instant::now(), out.len());
         let Ok(query) = Query::parse(message) else { return };
         let reason = Reason(Ede::Other as u16, "too many queries are waiting for upstream servers");
-        let way = Way { protocol, granted: None };
+        let granted = self.options.grant(query.edns, from.0, from.1);
+        let way = Way { protocol: from.0, granted: granted.as_ref() };
         let code = Reply::to(&query, message, out, way).finish(rcode::SERVFAIL, Some(reason));
-        self.metrics.count(protocol, query.question.kind, code, now);
+        self.account(from, (message, Some(query.question)), (code, &out[start..]), now);
     }
 }
 
@@ -305,6 +318,9 @@ fn write_node(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, apex: usize, k
         }
         true
     });
+    if reply.is_cut() && reply.is_stream() {
+        write_first(reply, zone, node, kind);
+    }
     if reply.is_empty() {
         reply.soa(apex, zone);
     }
@@ -314,4 +330,16 @@ fn write_node(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, apex: usize, k
             reply.addresses(target, &addresses, ttl);
         }
     }
+}
+
+/// As many records as fit a message, always the same: there is no larger message to ask for.
+fn write_first(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, kind: u16) {
+    let mut contents = Vec::new();
+    zone.visit(node, kind, &mut |content, _| {
+        contents.push(content.to_vec());
+        true
+    });
+    contents.sort_unstable();
+    reply.begin_again();
+    contents.iter().all(|content| reply.answer(kind, zone.settings.ttl, content).is_some());
 }

@@ -97,11 +97,11 @@ fn serve(
             if step != Step::Wait {
                 return;
             }
-            let Some(client) = client() else { return };
-            let waiting = Waiting { message: message.into(), client, socket: Arc::clone(socket) };
+            let Some(address) = client() else { return };
+            let waiting = Waiting { message: message.into(), client: address, socket: Arc::clone(socket) };
             if queue.try_send(waiting).is_err() {
                 responder.metrics.shed.inc();
-                responder.refuse(message, Protocol::Udp, out);
+                responder.refuse(message, (Protocol::Udp, client), out);
             }
         });
         batch.send(socket);

@@ -278,8 +278,11 @@ impl Zone {
             (Node::Apex, kind::NS) => drop(each(self.name_server().as_name().wire(), &[])),
             (Node::Version, kind::TXT) => drop(each(SPECIFICATION, &[])),
             (Node::NameServer, kind::A | kind::AAAA) => {
-                for listen in self.settings.listen.iter().filter(|listen| !listen.ip().is_unspecified()) {
-                    match listen.ip() {
+                let mut addresses: Vec<IpAddr> = self.settings.listen.iter().map(SocketAddr::ip).collect();
+                addresses.sort_unstable();
+                addresses.dedup();
+                for address in addresses.into_iter().filter(|ip| !ip.is_unspecified()) {
+                    match address {
                         IpAddr::V4(ip) if kind == kind::A => drop(each(&ip.octets(), &[])),
                         IpAddr::V6(ip) if kind == kind::AAAA => drop(each(&ip.octets(), &[])),
                         _ => {}

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::address::{Stub, Upstream};
+use super::group::Policy;
 use super::ttl::Limit;
 
 /// How names that are not the cluster's are answered.
@@ -48,9 +49,17 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     pub serve_stale: u32,
 
-    /// Queries that may wait for upstream servers; one more is turned away.
+    /// Which of several servers is asked first.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    pub upstream_policy: Policy,
+
+    /// Queries that may wait for the servers of one domain; one more is turned away.
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=5000))]
     pub max_concurrent: u32,
+
+    /// Queries of one client that may wait for upstream servers; one more is turned away.
+    #[arg(long, value_name = "NUMBER", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    pub max_concurrent_per_client: u32,
 
     /// Spell names at random in queries to upstream servers, which makes answers harder to forge (0x20).
     #[arg(long)]
@@ -70,6 +79,8 @@ impl From<Args> for super::Config {
             limits: args.cache_ttl.into_iter().collect(),
             serve_stale: args.serve_stale,
             max_concurrent: usize::try_from(args.max_concurrent).unwrap_or(usize::MAX),
+            max_concurrent_per_client: usize::try_from(args.max_concurrent_per_client).unwrap_or(usize::MAX),
+            policy: args.upstream_policy,
             random_case: args.random_case,
             hosts_ttl: 5,
         }

@@ -181,11 +181,8 @@ mod tests {
     }
 
     fn entry(name: &NameBuf) -> Arc<Entry> {
-        let mut message = vec![0, 0, 0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-        message.extend(name.as_name().wire());
-        message.extend([0, 1, 0, 1]);
         let contents = Contents { code: 0, is_authentic: false, is_positive: true, reason: None, ttl: 60 };
-        Arc::new(Entry::new(message, &asked(name), contents).unwrap())
+        Arc::new(Entry::new(&asked(name), [].into_iter(), [].into_iter(), contents).unwrap())
     }
 
     #[test]

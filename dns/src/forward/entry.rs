@@ -2,8 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
+use hickory_resolver::proto::ProtoError;
+use hickory_resolver::proto::op::{Header, HeaderCounts, MessageType, Metadata, OpCode, Query as Question};
+use hickory_resolver::proto::rr::{Name, Record, RecordType};
+use hickory_resolver::proto::serialize::binary::{BinDecodable as _, BinEncodable as _, BinEncoder};
+
 use super::asked::Asked;
-use crate::message::{Header, Malformed, Query, flag, records};
+use crate::message::{self, Query, flag};
 
 /// TTL of an answer that has outlived its own, in seconds (RFC 8767 §4).
 const STALE_TTL: u32 = 30;
@@ -67,17 +72,39 @@ pub(super) enum Age {
 }
 
 impl Entry {
-    pub(super) fn new(message: Vec<u8>, asked: &Asked<'_>, contents: Contents) -> Result<Self, Malformed> {
-        let name = asked.name.wire().len();
-        let header = Header::parse(&message)?;
-        let mut ttls = Vec::new();
-        for record in records(&message, header, Header::LENGTH + name + 4) {
-            ttls.push(u16::try_from(record?.ttl_at).map_err(|_too_long| Malformed)?);
-        }
+    /// Made of records, each with the TTL that it gets.
+    ///
+    /// # Errors
+    /// When it is longer than a message can be.
+    pub(super) fn new<'r>(
+        asked: &Asked<'_>,
+        mut answers: impl Iterator<Item = (&'r Record, u32)>,
+        mut authorities: impl Iterator<Item = (&'r Record, u32)>,
+        contents: Contents,
+    ) -> Result<Self, ProtoError> {
+        let (mut message, mut ttls) = (Vec::with_capacity(512), Vec::new());
+        let name = Name::from_bytes(asked.name.wire())?;
+        let question = Question::query(name, RecordType::from(asked.kind));
+        let mut encoder = BinEncoder::new(&mut message);
+        let header = encoder.place::<Header>()?;
+        question.emit(&mut encoder)?;
+        let mut put = |records: &mut dyn Iterator<Item = (&'r Record, u32)>| {
+            let before = ttls.len();
+            for (record, ttl) in records {
+                ttls.push(emit(&mut encoder, &question, record, ttl)?);
+            }
+            u16::try_from(ttls.len() - before).map_err(|_many| ProtoError::Message("too many records"))
+        };
+        let mut counts = HeaderCounts { queries: 1, ..HeaderCounts::default() };
+        counts.answers = put(&mut answers)?;
+        counts.authorities = put(&mut authorities)?;
+        // The rest of the header is the client's.
+        let metadata = Metadata::new(0, MessageType::Response, OpCode::Query);
+        encoder.emit_at(header, Header { metadata, counts })?;
         Ok(Self {
             message: message.into(),
             ttls: ttls.into(),
-            name: u16::try_from(name).map_err(|_too_long| Malformed)?,
+            name: u16::try_from(asked.name.wire().len()).unwrap_or_default(),
             kind: asked.kind,
             dnssec_ok: asked.dnssec_ok,
             checking_disabled: asked.checking_disabled,
@@ -112,8 +139,8 @@ impl Entry {
 
     /// Whether it answers this question.
     pub(super) fn is_for(&self, asked: &Asked<'_>) -> bool {
-        let end = Header::LENGTH + usize::from(self.name);
-        let name = self.message.get(Header::LENGTH..end).unwrap_or_default();
+        let end = message::Header::LENGTH + usize::from(self.name);
+        let name = self.message.get(message::Header::LENGTH..end).unwrap_or_default();
         self.kind == asked.kind
             && self.dnssec_ok == asked.dnssec_ok
             && self.checking_disabled == asked.checking_disabled
@@ -201,8 +228,8 @@ impl Entry {
         reply[..2].copy_from_slice(&query.header.id.to_be_bytes());
         reply[2..4].copy_from_slice(&self.flags(query).to_be_bytes());
         let name = query.question.name.wire();
-        let behind_name = Header::LENGTH + name.len();
-        reply[Header::LENGTH..behind_name].copy_from_slice(name);
+        let behind_name = message::Header::LENGTH + name.len();
+        reply[message::Header::LENGTH..behind_name].copy_from_slice(name);
         // One entry may stand for all types that a name does not have.
         reply[behind_name..behind_name + 2].copy_from_slice(&query.question.kind.to_be_bytes());
         let age = now.saturating_sub(self.stored);
@@ -225,4 +252,31 @@ impl Entry {
         let echoed = query.header.flags & (flag::RD | flag::CD);
         flag::QR | flag::RA | authentic | echoed | (self.contents.code & 0xF)
     }
+}
+
+/// Where the question's name begins.
+const QUESTION: u16 = 0xc000 | 12;
+
+/// Writes a record and returns where its TTL is. hickory's own way compresses 120 names and no more, which is too few for a
+/// large answer: the name of the question, which most records have, is compressed here.
+fn emit(
+    encoder: &mut BinEncoder<'_>,
+    question: &Question,
+    record: &Record,
+    ttl: u32,
+) -> Result<u16, ProtoError> {
+    if record.name == *question.name() {
+        encoder.emit_u16(QUESTION)?;
+    } else {
+        record.name.emit(encoder)?;
+    }
+    record.record_type().emit(encoder)?;
+    record.dns_class.emit(encoder)?;
+    let at = encoder.offset();
+    encoder.emit_u32(ttl)?;
+    let length = encoder.place::<u16>()?;
+    record.data.emit(encoder)?;
+    let written = u16::try_from(encoder.len_since_place(&length));
+    encoder.emit_at(length, written.map_err(|_long| ProtoError::Message("record is too long"))?)?;
+    u16::try_from(at).map_err(|_long| ProtoError::Message("message is too long"))
 }

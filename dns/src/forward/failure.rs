@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::answer::Useless;
+use super::answer::InvalidReply;
 use super::asked::Key;
 use crate::message::{Ede, rcode};
 
@@ -29,14 +29,16 @@ pub(super) enum Cause {
     NoUpstream,
     /// Every server asks us in turn.
     Loop,
-    /// As many queries are under way as may be.
+    /// As many queries wait for these servers as may.
     Overload,
+    /// As many queries of this client wait as may.
+    ClientOverload,
     /// None has answered in time.
     Timeout,
     /// None could be reached.
     Network,
     /// One has answered, but of no use.
-    Useless(Useless),
+    Invalid(InvalidReply),
 }
 
 impl From<Cause> for Failure {
@@ -46,10 +48,13 @@ impl From<Cause> for Failure {
 }
 
 impl Failure {
-    /// The response code for the client. Without any upstream server the name is none of our business.
+    /// The response code for the client: the server's where one has answered. Without any upstream server the name is none of
+    /// our business.
     pub(crate) fn rcode(&self) -> u16 {
         match self.cause {
             Cause::NoUpstream => rcode::REFUSED,
+            // What EDNS adds to codes means something between that server and us.
+            Cause::Invalid(InvalidReply::Code(code, _)) if code <= 0xf => code,
             _ => rcode::SERVFAIL,
         }
     }
@@ -63,22 +68,25 @@ impl Failure {
             Cause::NoUpstream => (Ede::NotSupported as u16, "no upstream server is configured"),
             Cause::Loop => (Ede::Other as u16, "the upstream servers ask this one: a forwarding loop"),
             Cause::Overload => (Ede::Other as u16, "too many queries are waiting for upstream servers"),
+            Cause::ClientOverload => {
+                (Ede::Other as u16, "too many queries of this client are waiting for upstream servers")
+            }
             Cause::Timeout => (Ede::NoReachableAuthority as u16, "no upstream server has answered in time"),
             Cause::Network => (Ede::NetworkError as u16, "no upstream server can be reached"),
-            Cause::Useless(Useless::Code(_, Some(reason))) => (reason, "said by the upstream server"),
-            Cause::Useless(Useless::Code(..)) => {
+            Cause::Invalid(InvalidReply::Code(_, Some(reason))) => (reason, "said by the upstream server"),
+            Cause::Invalid(InvalidReply::Code(..)) => {
                 (Ede::NoReachableAuthority as u16, "the upstream servers failed or refused")
             }
-            Cause::Useless(Useless::Referral) => {
+            Cause::Invalid(InvalidReply::Referral) => {
                 (Ede::NoReachableAuthority as u16, "the upstream server is no resolver")
             }
-            Cause::Useless(_) => (Ede::InvalidData as u16, "the upstream server's answer is malformed"),
+            Cause::Invalid(_) => (Ede::InvalidData as u16, "the upstream server's answer is malformed"),
         }
     }
 
     /// Whether it says something about the question or the servers, and not about us right now.
     fn is_for_keeping(&self) -> bool {
-        !matches!(self.cause, Cause::Overload | Cause::NoUpstream)
+        !matches!(self.cause, Cause::Overload | Cause::ClientOverload | Cause::NoUpstream)
     }
 }
 

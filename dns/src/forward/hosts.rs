@@ -5,9 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use hickory_resolver::proto::rr::rdata::{A, AAAA, PTR};
+use hickory_resolver::proto::rr::{self as message, RData, Record};
+use hickory_resolver::proto::serialize::binary::BinDecodable as _;
+
 use super::asked::Asked;
 use super::entry::{Contents, Entry};
-use crate::message::{Encoder, Name, NameBuf, Question, Section, flag, kind, rcode};
+use crate::message::{Name, NameBuf, kind, rcode};
+
+/// Records of one name and type: with the longest names that many fit a message.
+const MAX_RECORDS: usize = 240;
 
 /// What one name has, by type.
 #[derive(Debug, Default)]
@@ -37,9 +44,9 @@ impl Hosts {
                 name.make_lower();
                 // The first is the canonical one.
                 if at == 0 {
-                    hosts.entry(reverse_name(ip)).or_default().pointers.push(name.clone());
+                    put(&mut hosts.entry(reverse_name(ip)).or_default().pointers, name.clone());
                 }
-                hosts.entry(name).or_default().addresses.push(ip);
+                put(&mut hosts.entry(name).or_default().addresses, ip);
             }
         }
         let answers = hosts.into_iter().map(|(name, host)| {
@@ -53,6 +60,11 @@ impl Hosts {
         self.0.is_empty()
     }
 
+    /// Whether a name, in lower case, is here.
+    pub(super) fn has(&self, lower: Name<'_>) -> bool {
+        self.0.contains_key(&lower.to_buf())
+    }
+
     /// The answer to a question about a name that is here.
     pub(super) fn get(&self, asked: &Asked<'_>) -> Option<&Arc<Entry>> {
         let mut name = asked.name.to_buf();
@@ -62,17 +74,23 @@ impl Hosts {
     }
 }
 
+/// A record is in a set once (RFC 2181 §5).
+fn put<T: PartialEq>(set: &mut Vec<T>, new: T) {
+    if set.len() < MAX_RECORDS && !set.contains(&new) {
+        set.push(new);
+    }
+}
+
 /// The answer for a name that is the same everywhere.
 pub(super) fn special(asked: &Asked<'_>) -> Option<Entry> {
     let top = asked.name.labels().last()?.to_ascii_lowercase();
-    let localhost: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let localhost: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     match top.as_slice() {
         b"localhost" => {
             let addresses = localhost.into_iter().filter(|ip| kind_of(*ip) == asked.kind);
-            let data: Vec<Vec<u8>> = addresses.map(octets).collect();
-            Some(answer(asked.name, asked.kind, rcode::NOERROR, &data, u32::MAX >> 8))
+            Some(answer(asked.name, asked.kind, rcode::NOERROR, addresses.map(address), u32::MAX >> 8))
         }
-        b"invalid" => Some(answer(asked.name, asked.kind, rcode::NXDOMAIN, &[], 0)),
+        b"invalid" => Some(nothing(asked.name, asked.kind, rcode::NXDOMAIN)),
         b"arpa" => {
             let labels: Vec<&[u8]> = asked.name.labels().collect();
             let [.., net, zone, _] = labels.as_slice() else { return None };
@@ -86,27 +104,30 @@ pub(super) fn special(asked: &Asked<'_>) -> Option<Entry> {
 
 fn reverse_special(asked: &Asked<'_>, labels: &[&[u8]]) -> Entry {
     let is_localhost = labels.len() == 6 && labels[..4] == [&b"1"[..], b"0", b"0", b"127"];
-    let data = b"\x09localhost\0".to_vec();
     match (is_localhost, asked.kind) {
-        (true, kind::PTR) => answer(asked.name, kind::PTR, rcode::NOERROR, &[data], 86_400),
-        (true, kind) => answer(asked.name, kind, rcode::NOERROR, &[], 0),
-        (false, kind) => answer(asked.name, kind, rcode::NXDOMAIN, &[], 0),
+        (true, kind::PTR) => {
+            let localhost = NameBuf::from_text("localhost").expect("a label");
+            answer(asked.name, kind::PTR, rcode::NOERROR, [pointer(&localhost)].into_iter(), 86_400)
+        }
+        (true, kind) => nothing(asked.name, kind, rcode::NOERROR),
+        (false, kind) => nothing(asked.name, kind, rcode::NXDOMAIN),
     }
 }
 
 impl Answers {
     fn of(name: &NameBuf, host: &Host, ttl: u32) -> Self {
-        let mut data: BTreeMap<u16, Vec<Vec<u8>>> = BTreeMap::new();
-        for ip in &host.addresses {
-            data.entry(kind_of(*ip)).or_default().push(octets(*ip));
-        }
-        for pointer in &host.pointers {
-            data.entry(kind::PTR).or_default().push(pointer.as_name().wire().to_vec());
-        }
-        let make =
-            |kind: u16, data: &[Vec<u8>]| Arc::new(answer(name.as_name(), kind, rcode::NOERROR, data, ttl));
-        let by_type = data.iter().map(|(kind, data)| (*kind, make(*kind, data))).collect();
-        Self { by_type, nothing: make(kind::A, &[]) }
+        let make = |kind: u16, data: Vec<RData>| {
+            (!data.is_empty()).then(|| {
+                (kind, Arc::new(answer(name.as_name(), kind, rcode::NOERROR, data.into_iter(), ttl)))
+            })
+        };
+        let of_kind = |kind| {
+            let addresses = host.addresses.iter().filter(|ip| kind_of(**ip) == kind);
+            make(kind, addresses.map(|ip| address(*ip)).collect())
+        };
+        let pointers = make(kind::PTR, host.pointers.iter().map(pointer).collect());
+        let by_type = [of_kind(kind::A), of_kind(kind::AAAA), pointers].into_iter().flatten().collect();
+        Self { by_type, nothing: Arc::new(nothing(name.as_name(), kind::A, rcode::NOERROR)) }
     }
 }
 
@@ -114,30 +135,35 @@ fn kind_of(ip: IpAddr) -> u16 {
     if ip.is_ipv4() { kind::A } else { kind::AAAA }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+fn address(ip: IpAddr) -> RData {
     match ip {
-        IpAddr::V4(ip) => ip.octets().into(),
-        IpAddr::V6(ip) => ip.octets().into(),
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
     }
 }
 
+fn pointer(name: &NameBuf) -> RData {
+    RData::PTR(PTR(message_name(name.as_name())))
+}
+
+fn message_name(name: Name<'_>) -> message::Name {
+    message::Name::from_bytes(name.wire()).expect("a name is a name")
+}
+
+fn nothing(name: Name<'_>, kind: u16, code: u16) -> Entry {
+    answer(name, kind, code, [].into_iter(), 0)
+}
+
 /// An answer of our own making; what does not fit a message is left out.
-fn answer(name: Name<'_>, kind: u16, code: u16, data: &[Vec<u8>], ttl: u32) -> Entry {
-    let mut message = Vec::new();
-    let mut encoder = Encoder::new(&mut message, usize::from(u16::MAX), 0, flag::QR);
-    encoder
-        .question(Question { name, kind, class: crate::message::CLASS_IN })
-        .expect("a question fits any message");
-    for data in data {
-        let put = |encoder: &mut Encoder<'_>| encoder.put(data);
-        if encoder.record(Section::Answer, name, (kind, crate::message::CLASS_IN, ttl), put).is_err() {
-            break;
-        }
-    }
-    encoder.finish();
-    let contents = Contents { code, is_authentic: false, is_positive: !data.is_empty(), reason: None, ttl };
+fn answer(name: Name<'_>, kind: u16, code: u16, data: impl Iterator<Item = RData>, ttl: u32) -> Entry {
+    let owner = message_name(name);
+    let records: Vec<Record> =
+        data.take(MAX_RECORDS).map(|data| Record::from_rdata(owner.clone(), ttl, data)).collect();
+    let contents =
+        Contents { code, is_authentic: false, is_positive: !records.is_empty(), reason: None, ttl };
     let asked = Asked { name, kind, dnssec_ok: false, checking_disabled: false };
-    Entry::new(message, &asked, contents).expect("the encoder writes what can be read")
+    let with_ttl = records.iter().map(|record| (record, ttl));
+    Entry::new(&asked, with_ttl, [].into_iter(), contents).expect("so many records fit a message")
 }
 
 fn reverse_name(ip: IpAddr) -> NameBuf {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::random;
-use super::server::Server;
+use super::upstream::Server;
 use crate::message::{Name, NameBuf};
 
 /// The type CoreDNS's `loop` asks for as well: nobody else does.

@@ -71,9 +71,10 @@ impl Metrics {
             Cause::NoUpstream => "no_upstream",
             Cause::Loop => "loop",
             Cause::Overload => "overload",
+            Cause::ClientOverload => "client_overload",
             Cause::Timeout => "timeout",
             Cause::Network => "network",
-            Cause::Useless(_) => "answer",
+            Cause::Invalid(_) => "answer",
         };
         self.failures.with_label_values(&[cause]).inc();
     }

@@ -7,14 +7,12 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 use super::address::{Stub, Transport, Upstream};
+use super::group::{Group, Policy};
 use super::metrics::Metrics;
-use super::server::Server;
-use super::stream::Stream;
+use super::runtime::Runtime;
 use super::tls;
+use super::upstream::Server;
 use crate::message::{Name, NameBuf};
-
-/// Servers that stand for each other.
-pub(super) type Group = Vec<Arc<Server>>;
 
 /// A server that cannot be one.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +37,6 @@ pub(super) struct Forbidden {
 }
 
 /// The servers for all names, and those for some.
-#[derive(Default)]
 pub(super) struct Routes {
     default: Group,
     stubs: Vec<(NameBuf, Group)>,
@@ -48,6 +45,11 @@ pub(super) struct Routes {
 /// Makes servers.
 pub(super) struct Builder {
     pub(super) ca: Option<PathBuf>,
+    pub(super) policy: Policy,
+    pub(super) random_case: bool,
+    /// Queries that may wait for one group.
+    pub(super) limit: usize,
+    pub(super) runtime: Runtime,
     pub(super) tasks: TaskTracker,
     pub(super) metrics: Arc<Metrics>,
 }
@@ -69,30 +71,32 @@ impl Routes {
     }
 
     /// Whom to ask for a name.
-    pub(super) fn servers(&self, name: Name<'_>) -> &Group {
+    pub(super) fn group(&self, name: Name<'_>) -> &Group {
         let stub = self.stubs.iter().find(|(domain, _)| name.is_within(domain.as_name()));
-        stub.map_or(&self.default, |(_, servers)| servers)
+        stub.map_or(&self.default, |(_, group)| group)
     }
 
     /// Every server.
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Server>> {
-        self.default.iter().chain(self.stubs.iter().flat_map(|(_, servers)| servers))
+        let stubs = self.stubs.iter().flat_map(|(_, group)| group.servers());
+        self.default.servers().iter().chain(stubs)
     }
 }
 
 impl Builder {
     pub(super) fn group(&self, upstreams: &[Upstream]) -> Result<Group, tls::Error> {
-        upstreams.iter().map(|upstream| self.server(upstream)).collect()
+        let servers =
+            upstreams.iter().map(|upstream| self.server(upstream)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Group::new(servers, (self.policy, self.random_case, self.limit), self.runtime.clone()))
     }
 
     fn server(&self, upstream: &Upstream) -> Result<Arc<Server>, tls::Error> {
         let tls = match &upstream.transport {
-            Transport::Tls(name) => Some(tls::to(&tls::connector(self.ca.as_deref())?, name)?),
+            Transport::Tls(name) => Some(tls::to(tls::config(self.ca.as_deref())?, name)?),
             Transport::Plain | Transport::Tcp => None,
         };
-        let stream = Stream::new(upstream.address, tls, self.tasks.clone());
         let durations = self.metrics.upstream(&upstream.to_string());
-        Ok(Arc::new(Server::new(upstream.clone(), stream, durations)))
+        Ok(Arc::new(Server::new(upstream.clone(), tls, self.runtime.clone(), durations)))
     }
 }
 

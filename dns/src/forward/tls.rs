@@ -3,13 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::stream::Tls;
+/// What TLS needs to know.
+#[derive(Clone)]
+pub(super) struct Tls {
+    pub(super) config: ClientConfig,
+    pub(super) name: ServerName<'static>,
+}
 
 /// Why TLS cannot be spoken.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +28,8 @@ pub(crate) enum Error {
     Name(String, #[source] InvalidDnsNameError),
 }
 
-/// A connector that trusts the certificates of a file, or those the machine trusts.
-pub(super) fn connector(ca: Option<&Path>) -> Result<TlsConnector, Error> {
+/// A configuration that trusts the certificates of a file, or those the machine trusts.
+pub(super) fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(file) => {
@@ -46,16 +50,15 @@ pub(super) fn connector(ca: Option<&Path>) -> Result<TlsConnector, Error> {
             }
         }
     }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("ring offers what the default versions need")
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+        .with_no_client_auth())
 }
 
 /// The way to a server whose certificate must be for `name`.
-pub(super) fn to(connector: &TlsConnector, name: &str) -> Result<Tls, Error> {
+pub(super) fn to(config: ClientConfig, name: &str) -> Result<Tls, Error> {
     let name = ServerName::try_from(name.to_owned()).map_err(|error| Error::Name(name.to_owned(), error))?;
-    Ok(Tls { connector: connector.clone(), name })
+    Ok(Tls { config, name })
 }

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::address::Transport;
 use super::asked::Asked;
+use super::group;
 use super::hosts::Hosts;
 use super::loops;
 use super::resolv_conf::{BEHIND_RESOLVED, ResolvConf};
 use super::routes::{Builder, Forbidden};
-use super::server::{Exchange, Server};
+use super::upstream::{BUDGET, Server};
 use super::{Config, Inner, Work};
 use crate::file::{LOOK, Watched};
 
@@ -64,7 +66,7 @@ pub(super) async fn run(inner: Arc<Inner>, work: Work) {
                 if let Some(file) = &mut hosts
                     && file.is_due()
                 {
-                    reload_hosts(&inner, file);
+                    reload_hosts(&inner, file).await;
                 }
                 inner.metrics.entries.set(count(inner.cache.entries()));
                 inner.metrics.bytes.set(count(inner.cache.bytes()));
@@ -104,7 +106,7 @@ fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> boo
     let names: Vec<String> = conf.upstreams.iter().map(ToString::to_string).collect();
     match builder.group(&conf.upstreams) {
         // A file that is just being written anew, or a network that is away: what worked may work again.
-        Ok(group) if group.is_empty() => {
+        Ok(group) if group.servers().is_empty() => {
             tracing::warn!(file = %inner.config.resolv_conf.display(), "names no upstream server; the last ones stay");
         }
         Ok(group) => {
@@ -116,12 +118,15 @@ fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> boo
     true
 }
 
-fn reload_hosts(inner: &Inner, file: &mut Watched) {
-    let read = std::fs::read_to_string(&file.path);
+/// Reads on a thread of its own: a long list takes a second, which queries would wait for.
+async fn reload_hosts(inner: &Inner, file: &mut Watched) {
+    let (path, ttl) = (file.path.clone(), inner.config.hosts_ttl);
+    let read = move || std::fs::read_to_string(path).map(|text| Hosts::parse(&text, ttl));
+    let read = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other).flatten();
     let is_news = file.note(read.as_ref().err().map(ToString::to_string));
     match read {
-        Ok(text) => {
-            inner.hosts.store(Arc::new(Hosts::parse(&text, inner.config.hosts_ttl)));
+        Ok(hosts) => {
+            inner.hosts.store(Arc::new(hosts));
             tracing::info!(file = %file.path.display(), "hosts have changed");
         }
         Err(error) if is_news => {
@@ -136,9 +141,11 @@ async fn probe(inner: &Inner, server: &Arc<Server>) {
     let name = inner.probes.begin(server);
     let asked = Asked { name: name.as_name(), kind: loops::KIND, dnssec_ok: false, checking_disabled: false };
     let was_looping = server.is_looping();
-    let exchange = Exchange { asked, limits: &inner.config.limits, random_case: false };
     // Whatever it answers is fine, as long as it does not have it from us.
-    drop(tokio::time::timeout(super::race::BUDGET, server.ask(exchange)).await);
+    if let Some(request) = group::request(&asked, false) {
+        let by_udp = server.upstream.transport == Transport::Plain;
+        drop(tokio::time::timeout(BUDGET, server.ask(request, by_udp)).await);
+    }
     server.is_looping.store(inner.probes.end(&name), Relaxed);
     match (was_looping, server.is_looping()) {
         (false, true) => tracing::error!(

@@ -1,5 +1,7 @@
 //! ExternalName Services: an alias, and what it leads to.
 
+use std::net::IpAddr;
+
 use super::options::Way;
 use super::reply::{self, Reason};
 use super::{Responder, lowered, stale};
@@ -27,14 +29,14 @@ impl Responder {
         zone: &Zone,
         query: &Query<'_>,
         mut aliases: Vec<NameBuf>,
-        way: Way<'_>,
+        (way, client): (Way<'_>, IpAddr),
         out: &mut Vec<u8>,
     ) -> u16 {
         let mut lower = Vec::new();
         let end = loop {
             let Some(last) = aliases.last() else { return rcode::SERVFAIL };
             lower.clear();
-            let found = zone.find(lowered(last.as_name(), &mut lower));
+            let found = self.find(zone, lowered(last.as_name(), &mut lower));
             match found {
                 Found::Here(Node::Service(service), _) if service.alias().is_some() => {
                     if aliases.len() > MAX_ALIASES {
@@ -45,12 +47,12 @@ impl Responder {
                 Found::Here(..) => break End::Missing,
                 Found::Missing(_) => break End::Missing,
                 Found::NotReady => break End::Failed(rcode::SERVFAIL, Reason(Ede::NotReady as u16, "")),
-                Found::Elsewhere => break self.elsewhere(&last.clone(), query).await,
+                Found::Elsewhere => break self.elsewhere(&last.clone(), query, client).await,
             }
         };
         let mut lower = Vec::new();
         let end = match (end, aliases.last()) {
-            (End::Missing, Some(last)) => match zone.find(lowered(last.as_name(), &mut lower)) {
+            (End::Missing, Some(last)) => match self.find(zone, lowered(last.as_name(), &mut lower)) {
                 Found::Here(node, _) => End::Here(node),
                 _ => End::Missing,
             },
@@ -59,7 +61,7 @@ impl Responder {
         write(zone, query, &aliases, &end, way, out)
     }
 
-    async fn elsewhere<'z>(&self, target: &NameBuf, query: &Query<'_>) -> End<'z> {
+    async fn elsewhere<'z>(&self, target: &NameBuf, query: &Query<'_>, client: IpAddr) -> End<'z> {
         let mut message = Vec::new();
         let mut encoder =
             Encoder::new(&mut message, usize::from(u16::MAX), 0, query.header.flags & (flag::RD | flag::CD));
@@ -68,7 +70,7 @@ impl Responder {
         let Ok(query) = Query::parse(&message) else {
             return End::Failed(rcode::SERVFAIL, Reason(Ede::Other as u16, ""));
         };
-        match self.forwarder.resolve(&query).await {
+        match self.forwarder.resolve(&query, client).await {
             Ok(reply) => End::Elsewhere(reply.message),
             Err(failure) => {
                 let (code, text) = failure.explain();

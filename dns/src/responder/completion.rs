@@ -27,17 +27,17 @@ impl Responder {
         let kind = query.question.kind;
         let mut lower = Vec::new();
         for name in autopath.walk(client, query, &self.forwarder.search())? {
-            match zone.find(lowered(name.as_name(), &mut lower)) {
+            match self.find(zone, lowered(name.as_name(), &mut lower)) {
                 Found::NotReady => return None,
                 Found::Here(node, _) if has_addresses(zone, node) => {
                     let aliases = vec![query.question.name.to_buf(), name];
-                    return Some(self.follow(zone, query, aliases, way, out).await);
+                    return Some(self.follow(zone, query, aliases, (way, client), out).await);
                 }
                 Found::Here(..) | Found::Missing(_) => {}
                 Found::Elsewhere => {
                     let resolve = async |kind| {
                         let query = autopath::ask(query, name.as_name(), kind);
-                        self.forwarder.resolve(&query).await.ok().map(|reply| reply.message)
+                        self.forwarder.resolve(&query, client).await.ok().map(|reply| reply.message)
                     };
                     let answer = resolve(kind).await?;
                     let other = autopath::other(kind);

@@ -107,6 +107,18 @@ impl<'o> Reply<'o> {
         self.header.answers == 0 && !self.is_cut()
     }
 
+    /// Whether there is no other way that takes more.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.way.protocol != Protocol::Udp
+    }
+
+    /// Takes the answers back.
+    pub(crate) fn begin_again(&mut self) {
+        self.out.truncate(self.start + Header::LENGTH + self.question);
+        self.header.flags &= !flag::TC;
+        self.header.answers = 0;
+    }
+
     /// Whether an answer did not fit.
     pub(crate) fn is_cut(&self) -> bool {
         self.header.has(flag::TC)
@@ -209,14 +221,15 @@ pub(crate) fn complete(
     let opt = way.needs(query.edns);
     if length + opt > limit {
         let whole = out.split_off(start);
-        cut(&whole, out, limit, opt);
+        let dnssec_ok = query.edns.is_some_and(|edns| edns.dnssec_ok);
+        cut(&whole, out, dnssec_ok, limit, opt);
     }
     close(out, start, query.edns, way, (code, reason));
     code
 }
 
 /// Writes as much as fits: first ADDITIONAL goes, then AUTHORITY; only if ANSWER is cut too, TC is set (RFC 2181 §9).
-fn cut(whole: &[u8], out: &mut Vec<u8>, limit: usize, reserved: usize) {
+fn cut(whole: &[u8], out: &mut Vec<u8>, dnssec_ok: bool, limit: usize, reserved: usize) {
     let Ok(answer) = Answer::parse(whole) else { return };
     let mut encoder =
         Encoder::new(out, limit.saturating_sub(reserved), answer.header.id, answer.header.flags);
@@ -224,7 +237,8 @@ fn cut(whole: &[u8], out: &mut Vec<u8>, limit: usize, reserved: usize) {
     for record in answer.records().filter(|record| record.kind != kind::OPT) {
         fits = fits && matches!(encoder.copy(record.section, &record, record.ttl), Ok(Ok(())));
         if !fits {
-            if record.section == Section::Answer {
+            // One who validates cannot do without the proofs (RFC 4035 §3.1.1).
+            if record.section == Section::Answer || dnssec_ok && record.section == Section::Authority {
                 encoder.set(flag::TC);
             }
             break;

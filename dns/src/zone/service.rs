@@ -199,7 +199,15 @@ impl Service {
                 })
         };
         if !self.is_headless() {
-            for port in self.entry.service.ports.iter().filter(|port| is_wanted(&port.name, port.protocol)) {
+            let ports = &self.entry.service.ports;
+            let wanted = ports.iter().filter(|port| is_wanted(&port.name, port.protocol));
+            // A port of two protocols has one record at the Service's name (RFC 2181 §5).
+            let mut numbers: Vec<u16> = Vec::new();
+            for port in wanted {
+                if numbers.contains(&port.port) {
+                    continue;
+                }
+                numbers.push(port.port);
                 if !each(&srv(1, port.port, None, &self.name), &self.cluster_ips) {
                     return;
                 }

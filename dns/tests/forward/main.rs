@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod behaviour;
+mod dnssec;
 mod hostile;
 mod real;
+mod replies;
 mod resolv_conf;
 mod server;
 mod upstream;

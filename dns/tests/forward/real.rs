@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use crate::server::Server;
 
 /// Killed when dropped.
-struct Daemon(Child);
+pub(crate) struct Daemon(Child);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
@@ -16,7 +16,7 @@ impl Drop for Daemon {
     }
 }
 
-fn run(program: &str, arguments: &[&str], port: u16) -> Daemon {
+pub(crate) fn run(program: &str, arguments: &[&str], port: u16) -> Daemon {
     let mut command = Command::new(program);
     let child = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let daemon = Daemon(child);

@@ -75,5 +75,5 @@ fn complaint_7_a_flood_waits_in_no_queue_without_end_and_the_cluster_zone_goes_o
     assert!(refused > 10_000, "only {refused} were turned away");
     let more = server.memory("VmHWM") - memory;
     assert!(more < 32 * 1024, "{more} KiB");
-    assert_eq!(server.memory("Threads"), threads);
+    assert!(server.memory("Threads") <= threads);
 }

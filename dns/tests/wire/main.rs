@@ -13,5 +13,6 @@ mod operations;
 mod protocol;
 mod reflection;
 mod server;
+mod sets;
 mod succession;
 mod tls;

@@ -1,0 +1,84 @@
+//! Names inside the data of old record types, written out (RFC 3597 §4).
+//!
+//! These types may come with compressed names. hickory passes them on as the bytes they are, pointers included, which in another
+//! message lead elsewhere.
+
+use hickory_resolver::proto::op::{Header, Message, Query};
+use hickory_resolver::proto::rr::rdata::NULL;
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use hickory_resolver::proto::serialize::binary::{
+    BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder, NameEncoding,
+};
+
+use super::answer::InvalidReply;
+
+/// Bytes before the names in the data of a type, and the number of names. Behind them may be more.
+fn layout(kind: RecordType) -> Option<(usize, usize)> {
+    match u16::from(kind) {
+        // MD, MF; MB, MG, MR; NXT; DNAME
+        3 | 4 | 7..=9 | 30 | 39 => Some((0, 1)),
+        // MINFO, RP
+        14 | 17 => Some((0, 2)),
+        // AFSDB, RT, KX
+        18 | 21 | 36 => Some((2, 1)),
+        // SIG, PX
+        24 => Some((18, 1)),
+        26 => Some((2, 2)),
+        _ => None,
+    }
+}
+
+fn is_old(record: &Record) -> bool {
+    matches!(record.data, RData::Unknown { .. }) && layout(record.record_type()).is_some()
+}
+
+/// Writes out the names in ANSWER and AUTHORITY of a message that was read from `wire`.
+///
+/// # Errors
+/// When the data of a record is not what its type says.
+pub(super) fn expand(message: &mut Message, wire: &[u8]) -> Result<(), InvalidReply> {
+    let Message { queries, answers, authorities, .. } = message;
+    if !answers.iter().chain(authorities.iter()).any(is_old) {
+        return Ok(());
+    }
+    let mut decoder = BinDecoder::new(wire);
+    Header::read(&mut decoder)?;
+    for _ in queries {
+        Query::read(&mut decoder)?;
+    }
+    for record in answers.iter_mut().chain(authorities) {
+        Name::read(&mut decoder)?;
+        // Type, class, TTL.
+        decoder.read_slice(8)?;
+        let length = usize::from(decoder.read_u16()?.unverified());
+        let end = decoder.index() + length;
+        match layout(record.record_type()).filter(|_| is_old(record)) {
+            None => drop(decoder.read_slice(length)?),
+            Some(layout) => {
+                let data = NULL::with(written_out(&mut decoder, layout, end)?);
+                record.data = RData::Unknown { code: record.record_type(), rdata: data };
+            }
+        }
+    }
+    Ok(())
+}
+
+fn written_out(
+    decoder: &mut BinDecoder<'_>,
+    (before, names): (usize, usize),
+    end: usize,
+) -> Result<Vec<u8>, InvalidReply> {
+    let mut data = decoder.read_vec(before)?.unverified();
+    for _ in 0..names {
+        let name = Name::read(decoder)?;
+        let mut bytes = Vec::new();
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.set_name_encoding(NameEncoding::Uncompressed);
+        // A name that was read fits a message.
+        drop(name.emit(&mut encoder));
+        data.extend(bytes);
+    }
+    let rest = end.checked_sub(decoder.index()).ok_or(InvalidReply::Malformed)?;
+    data.extend(decoder.read_slice(rest)?.unverified());
+    Ok(data)
+}

@@ -1,0 +1,295 @@
+//! Upstream servers, as connections of hickory-resolver's [`NameServerPool`](hickory_resolver::NameServerPool).
+//!
+//! The pool chooses the server, asks several at a time and goes to TCP for what is cut. What it takes for an answer is decided
+//! here, because hickory ends a query with the first SERVFAIL or REFUSED, and keeps of a negative answer neither its flags nor all of
+//! its records: a reply that can be passed on gets a code the pool does not look into (see [`shield`]), and a reply of no use is an
+//! error after which the pool tries the next server.
+
+use std::cell::Cell;
+use std::future::{Future, ready};
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use futures_util::Stream;
+use futures_util::stream::once;
+use hickory_resolver::ConnectionProvider;
+use hickory_resolver::PoolContext;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ProtocolConfig};
+use hickory_resolver::net::udp::UdpClientStream;
+use hickory_resolver::net::xfer::{DnsRequestSender as _, FirstAnswer as _};
+use hickory_resolver::net::{DnsHandle, NetError};
+use hickory_resolver::proto::op::{DnsRequest, DnsResponse, ResponseCode};
+use prometheus::Histogram;
+
+use super::address::{Transport, Upstream};
+use super::answer::{self, InvalidReply};
+use super::runtime::Runtime;
+use super::streams::Streams;
+use super::tls::Tls;
+
+/// All attempts together: less than the 5 s after which clients turn away, with time left to say why.
+pub(super) const BUDGET: Duration = Duration::from_secs(4);
+
+/// A server that does not know EDNS is asked without it for so long (RFC 6891 §7 lets us remember).
+const PLAIN: Duration = Duration::from_secs(300);
+
+/// A server that has not answered this many times in a row is not asked for a while, if there is another one. Twice as long each time.
+const MAX_TIMEOUTS: u32 = 2;
+const FIRST_EJECTION: Duration = Duration::from_secs(5);
+const MAX_DOUBLINGS: u32 = 3;
+
+tokio::task_local! {
+    /// The query that this task has under way.
+    pub(super) static ATTEMPTS: Attempts;
+}
+
+/// What becomes of one query.
+#[derive(Default)]
+pub(super) struct Attempts {
+    /// How many servers were asked.
+    pub(super) count: Cell<u64>,
+    /// What was wrong with the last reply that was of no use.
+    pub(super) invalid: Cell<Option<InvalidReply>>,
+}
+
+/// A server.
+pub(super) struct Server {
+    pub(super) upstream: Upstream,
+    streams: Streams,
+    runtime: Runtime,
+    durations: Histogram,
+    started: Instant,
+    /// What we asked it has come back to us.
+    pub(super) is_looping: AtomicBool,
+    /// Until when it is asked without EDNS, and not at all; milliseconds since `started`.
+    plain_until: AtomicU64,
+    ejected_until: AtomicU64,
+    timeouts: AtomicU32,
+}
+
+impl Server {
+    pub(super) fn new(upstream: Upstream, tls: Option<Tls>, runtime: Runtime, durations: Histogram) -> Self {
+        let streams = Streams::new(upstream.address, tls, runtime.clone());
+        Self {
+            upstream,
+            streams,
+            runtime,
+            durations,
+            started: Instant::now(),
+            is_looping: AtomicBool::new(false),
+            plain_until: AtomicU64::new(0),
+            ejected_until: AtomicU64::new(0),
+            timeouts: AtomicU32::new(0),
+        }
+    }
+
+    /// How the pool knows it.
+    pub(super) fn config(&self) -> NameServerConfig {
+        let ip = self.upstream.address.ip();
+        let mut config = match &self.upstream.transport {
+            Transport::Plain => NameServerConfig::udp_and_tcp(ip),
+            Transport::Tcp => NameServerConfig::tcp(ip),
+            Transport::Tls(name) => NameServerConfig::tls(ip, name.as_str().into()),
+        };
+        for connection in &mut config.connections {
+            connection.port = self.upstream.address.port();
+        }
+        config
+    }
+
+    fn is(&self, ip: IpAddr, config: &ConnectionConfig) -> bool {
+        let address = self.upstream.address;
+        let same_transport = match (&self.upstream.transport, &config.protocol) {
+            (Transport::Plain, ProtocolConfig::Udp | ProtocolConfig::Tcp) => true,
+            (Transport::Tcp, ProtocolConfig::Tcp) => true,
+            (Transport::Tls(name), ProtocolConfig::Tls { server_name }) => **server_name == **name,
+            _ => false,
+        };
+        (address.ip(), address.port()) == (ip, config.port) && same_transport
+    }
+
+    /// Whether it leads back to us.
+    pub(super) fn is_looping(&self) -> bool {
+        self.is_looping.load(Relaxed)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn until(&self, duration: Duration) -> u64 {
+        self.now() + u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn is_ejected(&self) -> bool {
+        self.now() < self.ejected_until.load(Relaxed)
+    }
+
+    fn note(&self, result: &Result<DnsResponse, NetError>, took: Duration) {
+        match result {
+            Ok(_) => {
+                self.durations.observe(took.as_secs_f64());
+                self.timeouts.store(0, Relaxed);
+            }
+            Err(error) => {
+                tracing::debug!(upstream = %self.upstream, %error, "no answer");
+                let is_silent = matches!(error, NetError::Timeout | NetError::NoConnections);
+                if !is_silent {
+                    return;
+                }
+                let timeouts = self.timeouts.fetch_add(1, Relaxed) + 1;
+                if let Some(more) = timeouts.checked_sub(MAX_TIMEOUTS) {
+                    let ejection = FIRST_EJECTION * 2_u32.pow(more.min(MAX_DOUBLINGS));
+                    self.ejected_until.store(self.until(ejection), Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Asks without regard to whether it is in use.
+    pub(super) async fn ask(&self, request: DnsRequest, by_udp: bool) -> Result<DnsResponse, NetError> {
+        let wants_dnssec = request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
+        let is_plain = !wants_dnssec && self.now() < self.plain_until.load(Relaxed);
+        let mut plain = request.clone();
+        plain.edns = None;
+        if is_plain {
+            return self.send(plain, by_udp).await;
+        }
+        let response = self.send(request, by_udp).await?;
+        let code = response.response_code;
+        if !knows_no_edns(code) || response.edns.is_some() {
+            return Ok(response);
+        }
+        let response = self.send(plain, by_udp).await?;
+        if !knows_no_edns(response.response_code) {
+            self.plain_until.store(self.until(PLAIN), Relaxed);
+        }
+        Ok(response)
+    }
+
+    async fn send(&self, request: DnsRequest, by_udp: bool) -> Result<DnsResponse, NetError> {
+        if !by_udp {
+            return self.streams.ask(&request).await;
+        }
+        let mut client = UdpClientStream::builder(self.upstream.address, self.runtime.clone())
+            .with_timeout(Some(BUDGET))
+            .build();
+        match client.send_message(request.clone()).first_answer().await {
+            // It is from the server, and cannot be read; over TCP it may be whole.
+            Err(NetError::Proto(_)) => self.streams.ask(&request).await,
+            result => result,
+        }
+    }
+}
+
+/// Whether a server that answers so may not know EDNS (RFC 6891 §7).
+fn knows_no_edns(code: ResponseCode) -> bool {
+    matches!(code, ResponseCode::FormErr | ResponseCode::NotImp)
+}
+
+/// The servers of a group, for the pool.
+#[derive(Clone)]
+pub(super) struct Provider {
+    pub(super) servers: Arc<[Arc<Server>]>,
+    /// What one server gets before the pool turns to the next.
+    pub(super) patience: Duration,
+    pub(super) runtime: Runtime,
+}
+
+impl ConnectionProvider for Provider {
+    type Conn = Connection;
+    type FutureConn = std::future::Ready<Result<Connection, NetError>>;
+    type RuntimeProvider = Runtime;
+
+    fn new_connection(
+        &self,
+        ip: IpAddr,
+        config: &ConnectionConfig,
+        _context: &PoolContext,
+    ) -> Result<Self::FutureConn, NetError> {
+        let server = self.servers.iter().find(|server| server.is(ip, config));
+        let server = Arc::clone(server.ok_or(NetError::NoConnections)?);
+        let by_udp = matches!(config.protocol, ProtocolConfig::Udp);
+        Ok(ready(Ok(Connection { server, by_udp, provider: self.clone() })))
+    }
+
+    fn runtime_provider(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
+/// The way to one server by one transport. It opens sockets only when it is asked.
+#[derive(Clone)]
+pub(super) struct Connection {
+    server: Arc<Server>,
+    by_udp: bool,
+    provider: Provider,
+}
+
+impl DnsHandle for Connection {
+    type Response = Pin<Box<dyn Stream<Item = Result<DnsResponse, NetError>> + Send>>;
+    type Runtime = Runtime;
+
+    fn send(&self, request: DnsRequest) -> Self::Response {
+        let connection = self.clone();
+        Box::pin(once(async move { connection.answer(request).await }))
+    }
+}
+
+impl Connection {
+    fn is_left_out(&self) -> bool {
+        let others = || self.provider.servers.iter().filter(|server| !server.is_looping());
+        self.server.is_looping() || self.server.is_ejected() && others().any(|server| !server.is_ejected())
+    }
+
+    async fn answer(self, request: DnsRequest) -> Result<DnsResponse, NetError> {
+        if self.is_left_out() {
+            return Err(NetError::NoConnections);
+        }
+        let count = |attempts: &Attempts| attempts.count.set(attempts.count.get() + 1);
+        ATTEMPTS.try_with(count).ok();
+        let started = Instant::now();
+        let asking = self.server.ask(request.clone(), self.by_udp);
+        let result = within(self.provider.patience, asking).await;
+        self.server.note(&result, started.elapsed());
+        let mut response = result?;
+        if response.truncation {
+            return Ok(response);
+        }
+        match answer::check(&response, &request) {
+            Ok(()) => {
+                response.metadata.response_code = shield(response.response_code);
+                Ok(response)
+            }
+            Err(invalid) => {
+                tracing::debug!(upstream = %self.server.upstream, ?invalid, "reply of no use");
+                ATTEMPTS.try_with(|attempts| attempts.invalid.set(Some(invalid))).ok();
+                // An error after which the pool expects less of this server, and tries the next.
+                Err(std::io::Error::other("reply of no use").into())
+            }
+        }
+    }
+}
+
+async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, NetError>>,
+) -> Result<T, NetError> {
+    tokio::time::timeout(patience, work).await.unwrap_or(Err(NetError::Timeout))
+}
+
+/// Codes that no server sends.
+const SHIELD: u16 = 0x0f00;
+
+/// Makes a code one that hickory passes on with the whole message.
+fn shield(code: ResponseCode) -> ResponseCode {
+    ResponseCode::Unknown(SHIELD | u16::from(code))
+}
+
+/// The code as the server sent it.
+pub(super) fn unshield(code: ResponseCode) -> u16 {
+    u16::from(code) & !SHIELD
+}
