@@ -61,11 +61,11 @@ impl Front {
         }
         let (drain, mut servers) = (Drain::default(), JoinSet::new());
         // systemd gives 1,024 unless asked.
-        let room = tcp::room(daemon::file_limit::raise().soft);
+        let open = tcp::Connections::new(daemon::file_limit::raise().soft);
         for (tcp, tls) in streams {
             info!(address = %tcp.local_addr()?, tls = tls.is_some(), "answering");
             let listener = tokio::net::TcpListener::from_std(tcp)?;
-            servers.spawn(tcp::serve(listener, tls, Arc::clone(&room), Arc::clone(responder), drain.clone()));
+            servers.spawn(tcp::serve(listener, tls, Arc::clone(&open), Arc::clone(responder), drain.clone()));
         }
         let (workers, waiting) = udp::Workers::start(datagrams, responder).context("start the workers")?;
         servers.spawn(udp::answer_waiting(Arc::clone(responder), waiting));

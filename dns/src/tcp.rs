@@ -1,7 +1,10 @@
 //! Queries over TCP (RFC 7766) and TLS (RFC 7858): as many at a time as the client likes, answered in the order in which answers come.
 //!
 //! Not hickory's server, which answers the queries of a connection one after the other, takes any number of connections,
-//! and encodes each reply anew, within limits on compression that large answers do not survive.
+//! and encodes each reply anew, within limits on compression that large answers do not survive. Nor hickory's stream, which takes
+//! memory for a whole message when it has read its length.
+
+mod connections;
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +15,14 @@ use daemon::drain::Drain;
 use daemon::log::RateLimit;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Protocol;
 use crate::responder::{IDLE, Responder, Step};
+pub(crate) use connections::Connections;
+use connections::Place;
 
 /// While the program ends, a client that says nothing for so long has its answers.
 const LINGER: Duration = Duration::from_millis(500);
@@ -26,81 +30,79 @@ const LINGER: Duration = Duration::from_millis(500);
 /// A client that takes no answers for so long is, too, and one that does not get on with its TLS handshake.
 const WRITE: Duration = Duration::from_secs(5);
 
-/// Connections at a time, over all listeners; the next ones wait in the backlog.
-const MAX_CONNECTIONS: usize = 4096;
-
 /// Queries of one connection that may wait for upstream servers; meanwhile it is not read.
 const MAX_WAITING: usize = 128;
 
-/// Bytes read at a time, and answers gathered before they are written.
+/// Answers gathered before they are written.
 const CHUNK: usize = 16 * 1024;
 
-/// Room for as many connections as there may be: half of the files that may be open, the other half is for upstream
-/// servers.
-pub(crate) fn room(open_files: u64) -> Arc<Semaphore> {
-    let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
-    Arc::new(Semaphore::new(half.clamp(1, MAX_CONNECTIONS)))
-}
+/// What every connection has room for: any query that is not padded to death.
+const INPUT: usize = 4 * 1024;
 
 /// Accepts until the drain begins, then lets connections finish what they have.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    room: Arc<Semaphore>,
+    open: Arc<Connections>,
     responder: Arc<Responder>,
     drain: Drain,
 ) {
     let mut connections = JoinSet::new();
     let warnings = RateLimit::default();
+    let mut arrived = None;
     loop {
-        let accepted = tokio::select! {
+        let permit = tokio::select! {
             () = drain.started() => break,
-            accepted = accept(&listener, &room) => accepted,
             Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
-            Ok((stream, client, permit)) => {
-                let (tls, responder, drain) = (tls.clone(), Arc::clone(&responder), drain.clone());
-                connections.spawn(async move {
-                    // What a client does to its connection is none of our trouble.
-                    drop(match tls {
-                        Some(tls) => greet(&tls, stream, client, &responder, &drain).await,
-                        None => converse(stream, (Protocol::Tcp, client), &responder, &drain).await,
-                    });
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                if let Some(suppressed) = warnings.admit() {
-                    tracing::warn!(%error, suppressed, "cannot accept a connection");
+            accepted = listener.accept(), if arrived.is_none() => {
+                match accepted {
+                    Ok(connection) => arrived = Some(connection),
+                    Err(error) => {
+                        if let Some(suppressed) = warnings.admit() {
+                            tracing::warn!(%error, suppressed, "cannot accept a connection");
+                        }
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
                 }
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
             }
-        }
+            // With a client there, so that no connection has to go for none.
+            permit = open.permit(), if arrived.is_some() => permit,
+        };
+        let Some((stream, client)) = arrived.take() else { continue };
+        let mut place = open.enter(client.ip(), permit);
+        let (tls, responder, drain) = (tls.clone(), Arc::clone(&responder), drain.clone());
+        connections.spawn(async move {
+            let evicted = place.evicted.clone();
+            let place = &mut place;
+            let serve = async {
+                stream.set_nodelay(true)?;
+                match tls {
+                    Some(tls) => greet(&tls, stream, client, place, &responder, &drain).await,
+                    None => converse(stream, (Protocol::Tcp, client), place, &responder, &drain).await,
+                }
+            };
+            // What a client does to its connection concerns no other.
+            tokio::select! {
+                ended = serve => drop(ended),
+                () = evicted.cancelled() => {}
+            }
+        });
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
-}
-
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, client) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, client, permit))
 }
 
 async fn greet(
     tls: &TlsAcceptor,
     stream: TcpStream,
     client: SocketAddr,
+    place: &mut Place,
     responder: &Arc<Responder>,
     drain: &Drain,
 ) -> io::Result<()> {
     let mut stream = timeout(WRITE, tls.accept(stream)).await??;
-    converse(&mut stream, (Protocol::Tls, client), responder, drain).await?;
+    converse(&mut stream, (Protocol::Tls, client), place, responder, drain).await?;
     // So that the client can tell the end from a connection that was cut.
     timeout(WRITE, stream.shutdown()).await?
 }
@@ -108,10 +110,13 @@ async fn greet(
 async fn converse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     from: (Protocol, SocketAddr),
+    place: &mut Place,
     responder: &Arc<Responder>,
     drain: &Drain,
 ) -> io::Result<()> {
-    let (mut input, mut output) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
+    let (mut input, mut output) = (Vec::with_capacity(INPUT), Vec::new());
+    // A query has to come whole within the time that a silent connection has.
+    let mut heard = tokio::time::Instant::now();
     let mut lower = Vec::with_capacity(256);
     let mut waiting: JoinSet<Vec<u8>> = JoinSet::new();
     let mut is_open = true;
@@ -142,13 +147,20 @@ async fn converse(
         }
         input.drain(..read);
         write(&mut stream, &mut output).await?;
+        if read > 0 || !waiting.is_empty() {
+            heard = tokio::time::Instant::now();
+        }
+        give_back(&mut input, &mut output);
+        if !place.may_keep(input.len().saturating_sub(INPUT)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         if waiting.is_empty() && frame(&input).is_none() && !is_open {
             return Ok(());
         }
         let draining = drain.is_started();
         let patience = if draining { LINGER } else { IDLE };
         tokio::select! {
-            read = timeout(patience, stream.read_buf(&mut input)), if is_open && waiting.len() < MAX_WAITING => {
+            read = timeout_at(heard + patience, stream.read_buf(&mut input)), if is_open && waiting.len() < MAX_WAITING => {
                 match read {
                     Ok(read) => is_open = read? > 0,
                     Err(_idle) if waiting.is_empty() => return Ok(()),
@@ -160,9 +172,18 @@ async fn converse(
                 output.extend_from_slice(&framed);
                 close_frame(&mut output, start);
             }
-            () = drain.started(), if !draining => {}
+            // What is on its way has the whole of the last patience.
+            () = drain.started(), if !draining => heard = tokio::time::Instant::now(),
         }
     }
+}
+
+/// Memory that a long query or answer has taken.
+fn give_back(input: &mut Vec<u8>, output: &mut Vec<u8>) {
+    if input.len() <= INPUT && input.capacity() > INPUT {
+        input.shrink_to(INPUT);
+    }
+    output.shrink_to(CHUNK);
 }
 
 /// The first whole message: what follows its length (RFC 1035 §4.2.2).

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::server::Server;
 
@@ -232,5 +232,58 @@ fn an_endpoint_that_comes_and_goes_takes_its_names_along() {
         Ok(())
     })
     .unwrap();
+    assert_eq!(server.dig("+short web.default.svc.cluster.local A").trim(), "10.96.0.9");
+}
+
+/// RFC 7766 §10: one client's slow connections do not keep others out.
+#[test]
+fn client_that_holds_every_connection_loses_the_oldest_to_another_client() {
+    daemon::file_limit::raise();
+    let server = Server::start(&[("web.yaml", WEB)], &[]);
+    let slow: Vec<TcpStream> = (0..4096)
+        .map(|_| {
+            let mut stream = connect(&server);
+            // The length of a query, and never the query.
+            stream.write_all(&[0]).unwrap();
+            stream
+        })
+        .collect();
+    let reply = server.dig("-b 127.0.0.2 +tcp +short web.default.svc.cluster.local A");
+    assert_eq!(reply.trim(), "10.96.0.9");
+    drop(slow);
+}
+
+/// A query has to come whole within the time of a silent connection, however many bytes of it come.
+#[test]
+fn query_that_comes_a_byte_at_a_time_without_end_is_given_up() {
+    let server = Server::start(&[("web.yaml", WEB)], &[]);
+    let mut slow = connect(&server);
+    let started = Instant::now();
+    slow.write_all(&[255, 255]).unwrap();
+    slow.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    while slow.write_all(&[0]).is_ok() && !matches!(slow.read(&mut [0]), Ok(0)) {
+        assert!(started.elapsed() < Duration::from_secs(40), "still open");
+    }
+    assert!(started.elapsed() > Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[test]
+fn half_sent_queries_do_not_take_memory_without_end() {
+    daemon::file_limit::raise();
+    let server = Server::start(&[("web.yaml", WEB)], &[]);
+    let before = server.memory("VmRSS");
+    let half = [&[255, 255][..], &[0; 60_000]].concat();
+    let crowd: Vec<TcpStream> = (0..1500)
+        .map(|_| {
+            let mut stream = connect(&server);
+            stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+            // The server may have closed it.
+            drop(stream.write_all(&half));
+            stream
+        })
+        .collect();
+    let taken = server.memory("VmRSS").saturating_sub(before);
+    assert!(taken < 48 << 10, "{taken} KiB");
+    drop(crowd);
     assert_eq!(server.dig("+short web.default.svc.cluster.local A").trim(), "10.96.0.9");
 }

@@ -1,0 +1,99 @@
+//! How many connections there may be, and whose has to go when there are as many.
+//!
+//! A client may have as many as it likes while there is room. Without room, the client with the most connections loses its oldest
+//! one: so no client can keep the others out, however slowly it writes (RFC 7766 §10).
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// Connections at a time, over all listeners; the next ones wait in the backlog.
+const MAX_CONNECTIONS: usize = 4096;
+
+/// Bytes of queries that have not come whole, over all connections, beyond what each has anyway.
+const MAX_UNREAD: usize = 16 << 20;
+
+/// Everything that is open.
+pub(crate) struct Connections {
+    permits: Arc<Semaphore>,
+    unread: AtomicUsize,
+    open: Mutex<HashMap<IpAddr, VecDeque<(u64, CancellationToken)>>>,
+    next: AtomicU64,
+}
+
+/// One connection, until it is dropped.
+pub(super) struct Place {
+    connections: Arc<Connections>,
+    client: IpAddr,
+    number: u64,
+    unread: usize,
+    /// Another connection needs the place.
+    pub(super) evicted: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connections {
+    /// For half of the files that may be open, the other half is for upstream servers.
+    pub(crate) fn new(open_files: u64) -> Arc<Self> {
+        let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+        let permits = Arc::new(Semaphore::new(half.clamp(1, MAX_CONNECTIONS)));
+        let (unread, open, next) = (AtomicUsize::new(0), Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { permits, unread, open, next })
+    }
+
+    /// Waits for room, for which another connection has to go if there is none.
+    pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
+        if self.permits.available_permits() == 0 {
+            self.evict();
+        }
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        permit.expect("the semaphore is never closed")
+    }
+
+    /// Notes a connection.
+    pub(super) fn enter(self: &Arc<Self>, client: IpAddr, permit: OwnedSemaphorePermit) -> Place {
+        let number = self.next.fetch_add(1, Relaxed);
+        let evicted = CancellationToken::new();
+        self.lock().entry(client).or_default().push_back((number, evicted.clone()));
+        Place { connections: Arc::clone(self), client, number, unread: 0, evicted, _permit: permit }
+    }
+
+    fn evict(&self) {
+        let open = self.lock();
+        let most = open.values().max_by_key(|of_client| of_client.len());
+        if let Some((_, oldest)) = most.and_then(|of_client| of_client.front()) {
+            oldest.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, VecDeque<(u64, CancellationToken)>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Whether so many bytes of a query may wait for the rest of it.
+    pub(super) fn may_keep(&mut self, bytes: usize) -> bool {
+        let unread = &self.connections.unread;
+        unread.fetch_sub(self.unread, Relaxed);
+        self.unread = bytes;
+        unread.fetch_add(bytes, Relaxed) + bytes <= MAX_UNREAD || bytes == 0
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.unread.fetch_sub(self.unread, Relaxed);
+        let mut open = self.connections.lock();
+        if let Some(of_client) = open.get_mut(&self.client) {
+            of_client.retain(|(number, _)| *number != self.number);
+            if of_client.is_empty() {
+                open.remove(&self.client);
+            }
+        }
+    }
+}
