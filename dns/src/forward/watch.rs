@@ -122,7 +122,7 @@ fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> boo
 async fn reload_hosts(inner: &Inner, file: &mut Watched) {
     let (path, ttl) = (file.path.clone(), inner.config.hosts_ttl);
     let read = move || std::fs::read_to_string(path).map(|text| Hosts::parse(&text, ttl));
-    let read = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other).flatten();
+    let read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other).flatten();
     let is_news = file.note(read.as_ref().err().map(ToString::to_string));
     match read {
         Ok(hosts) => {
