@@ -28,7 +28,7 @@ run_set() {
 	one) run one 1 ipv4 '\[sig-network\]' "$elsewhere" ;;
 	two) run two 2 ipv4 '\[sig-network\]' "$elsewhere" ;;
 	dual) run dual 2 dual '\[sig-network\].*\[Feature:(IPv6DualStack|Networking-IPv6)\]' NONE ;;
-	topology) run topology 6 ipv4 '\[sig-network\] Traffic Distribution' NONE ;;
+	topology) run topology 6 ipv4 '\[sig-network\] (Traffic Distribution|Topology Hints)|NodePort and HealthCheckNodePort correctly' NONE ;;
 	localhost) run localhost 2 ipv4 '\[Feature:LocalhostNodePorts\]' NONE "--node-port-addresses 127.0.0.0/8,172.18.0.0/16" ;;
 	*) echo "$0: there is no set $1" >&2; return 2 ;;
 	esac
