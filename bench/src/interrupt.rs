@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use testbed::Program;
 
@@ -47,9 +48,12 @@ pub fn watch() -> Result<()> {
         signals.add(Signal::SIGHUP);
     }
     signals.thread_block()?;
+    let pending = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK)?;
     std::thread::spawn(move || {
         while signals.wait().is_ok() {
-            if REQUESTED.swap(true, Ordering::Relaxed) {
+            // The run must not end by the first signal while the second one is pending.
+            let is_second = matches!(pending.read_signal(), Ok(Some(_)));
+            if REQUESTED.swap(true, Ordering::Relaxed) || is_second {
                 end_at_once();
             }
             say("interrupted: what has been measured is kept; once more ends it at once");

@@ -168,11 +168,14 @@ fn a_flood_of_noise_leaves_no_memory_behind() {
         }
         while ask(&socket, &query()).is_none_or(|reply| reply[..2] != [0x12, 0x34]) {}
     };
-    flood();
+    // The allocator's arenas and the tables of connections reach their size within the first floods.
+    for _ in 0..4 {
+        flood();
+    }
     let before = server.memory("VmRSS");
     for _ in 0..5 {
         flood();
     }
     let grown = server.memory("VmRSS").saturating_sub(before);
-    assert!(grown < 4096, "{grown} KiB more than after the first flood ({before} KiB)");
+    assert!(grown < 2048, "{grown} KiB more than after the first floods ({before} KiB)");
 }
