@@ -72,15 +72,17 @@ fn full_pipe(cluster: &Cluster, name: &str) -> (PathBuf, File) {
     (path, pipe)
 }
 
-/// Has the daemons log lines of 1 MB until this one has dropped some.
+/// Has the daemons report 2,000 wrong Services at a time until this one has dropped lines.
 fn drop_lines(cluster: &Cluster, port: u16, name: &str) {
     let mut round = 0;
     wait_for("dropped lines", || {
-        let value = format!("{round}{}", "x".repeat(1_000_000));
-        cluster.apply(
-            "wrong.yaml",
-            &service("wrong", "TCP").replace("{selector", &format!("{{type: {value}, selector")),
-        )?;
+        let value = format!("{round}{}", "x".repeat(250));
+        let wrong = |n| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: wrong-{n}}}\nspec: {{type: {value}, ports: [{{port: 80}}]}}\n"
+            )
+        };
+        cluster.apply("wrong.yaml", &(0..2000).map(wrong).collect::<String>())?;
         round += 1;
         let dropped = metric(cluster, port, name);
         ensure!(dropped > 0.0, "{dropped} after {round} rounds");
