@@ -78,7 +78,7 @@ fn join_by(
 ) -> Result<()> {
     let holder = ports::Holder::of(attachment)?;
     record(conf, attachment, subnets, netlink, netfilter)?;
-    // Nobody has to wait for it: the lock is given back.
+    // No other command waits for it: the lock is released first.
     span(Span::Nft, || flows::forget_elsewhere(netfilter, netlink, holder.as_ref()))
 }
 
@@ -144,7 +144,7 @@ pub(crate) fn leave(
         Err(error) => return vec![error],
     };
     let (held, mut errors) = unrecord(header, key, addresses, netlink, netfilter);
-    // Nobody has to wait for it.
+    // No other command waits for it.
     drop(lock);
     let forgotten = held.map(|held| span(Span::Nft, || flows::forget_translated(netfilter, &held)));
     errors.extend(forgotten.and_then(Result::err));

@@ -93,7 +93,7 @@ pub fn register(registry: &Registry, prefix: &str) {
     registry.register(Box::new(DroppedLines(counter))).expect("each metric is registered once");
 }
 
-/// Looks at the writer's count when somebody asks.
+/// Reads the writer's count when metrics are scraped.
 struct DroppedLines(IntCounter);
 
 impl Collector for DroppedLines {

@@ -44,13 +44,13 @@ pub(crate) fn decode<'de, T: Deserialize<'de>>(deserializer: impl Deserializer<'
         let path = error.path().to_string();
         let field = if path == "." { String::new() } else { path };
         let mut message = error.into_inner().to_string();
-        // Positions are those of a text that nobody has seen.
+        // Positions refer to a text that the user has not seen.
         message.truncate(message.rfind(" at line ").unwrap_or(message.len()));
         Finding { severity: Severity::Error, field, message: shortened(message) }
     })
 }
 
-/// Findings of one object that are told; it may have thousands of fields.
+/// Findings reported for one object; it may have thousands of fields.
 const FINDINGS: usize = 20;
 
 /// Bytes of a message, which may quote a value of any length.

@@ -93,7 +93,7 @@ pub fn start(config: Config) -> Discovery {
 }
 
 /// As [`start`]; says as Events which objects of a cluster cannot be used.
-#[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "there is nobody to tell"))]
+#[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "Events need the API server"))]
 pub fn start_with(config: Config, recorder: &Recorder) -> Discovery {
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
     let mut index = Index::new(config.service_cidrs);

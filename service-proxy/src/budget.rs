@@ -6,7 +6,7 @@
 //!
 //! A client may have as many as are free: alone half of all, two clients a third each. So whatever any number of greedy clients
 //! take, one more finds some left (dynamic thresholds, as in switches that share a buffer: Choudhury and Hahne, 1998). A client
-//! that has its share loses its own new connections and nobody else's.
+//! that has its share loses only its own new connections.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};

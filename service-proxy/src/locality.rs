@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(source(outside, other_node), None, "the reply would not pass this node");
         assert_eq!(source(pod, pod), None, "hairpin");
         assert_eq!(source(outside, remote), None, "the reply would not pass this node");
-        assert_eq!(source(pod, outside), None, "nobody out there knows the way to a pod");
+        assert_eq!(source(pod, outside), None, "an outside host has no route to a pod");
         assert_eq!(source(ip("127.0.0.1"), pod), None);
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
             .route("/metrics", admin::metrics(metrics.registry.clone()))
             .route("/readyz", admin::readyz(readiness))
             .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
-            // kube-proxy's pages of these names, for whoever asks what runs here and how.
+            // kube-proxy's pages of these names, for tools that ask for the mode and the configuration.
             .route("/proxyMode", |_| Response::text(StatusCode::OK, "userspace"))
             .route("/configz", move |_| Response::json(StatusCode::OK, &settings.json("portolan-proxy")))
             .local_route("/debug/services", move |query| {

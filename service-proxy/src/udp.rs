@@ -183,7 +183,7 @@ impl Server {
         }
     }
 
-    /// Opens a flow for a client that has none. `None` when no endpoint can be reached; the client is told.
+    /// Opens a flow for a client that has none. `None` when no endpoint can be reached; the client then gets an ICMP error.
     fn open(&mut self, client: SocketAddr, address: SocketAddr) -> Option<Arc<Flow>> {
         let shared = Arc::clone(&self.shared);
         let context = &shared.context;

@@ -14,7 +14,7 @@ use testbed::{Cluster, NameServer, Pod, wait_for};
 /// An address of the service range that no Service has.
 const UNASSIGNED: &str = "10.96.77.77";
 
-/// An address that nobody has.
+/// An address without a host.
 const EXTERNAL: &str = "203.0.113.10";
 
 /// Where a client is.

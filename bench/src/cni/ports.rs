@@ -155,7 +155,7 @@ fn beside(contender: &Contender, ports: u16) -> Result<f64> {
     })
 }
 
-/// Has the node track connections: datagrams from outside to ports where nobody listens.
+/// Has the node track connections: datagrams from outside to ports where nothing listens.
 fn track(contender: &Contender) -> Result<()> {
     contender.node.shell("echo 3600 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout")?;
     let to = contender.node.address().to_owned();
@@ -163,7 +163,7 @@ fn track(contender: &Contender) -> Result<()> {
         for _ in 0..SOURCES {
             let socket = UdpSocket::bind(("0.0.0.0", 0))?;
             for port in 0..TRACKED {
-                // ICMP says that nobody listens.
+                // ICMP port unreachable: nothing listens.
                 drop(socket.send_to(b"x", (&*to, port + 10_000)));
             }
         }

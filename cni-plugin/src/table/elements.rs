@@ -17,7 +17,7 @@ impl Elements {
         }
     }
 
-    /// Removes them from the table, all at once. What is gone already is fine.
+    /// Removes them from the table, all at once. An element that was removed already is no error.
     pub(super) fn delete(&self, netfilter: &Netfilter, table: &str) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());

@@ -74,7 +74,7 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, network: &Network, pod
     }
     elements.write(&mut batch);
     match batch.commit(netfilter) {
-        // Somebody has flushed the ruleset, or it has ports of which nobody is known.
+        // The ruleset was flushed, or it has ports without a known holder.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) => {
             rewrite(netfilter, header)
         }

@@ -365,7 +365,7 @@ fn gc_removes_what_is_not_listed_in_this_network_only() {
             .1
             .contains("broken-eth0")
     );
-    // Told once: the file is gone.
+    // Passed once: the file was removed.
     fixture.quiet("GC", "x", &merge(config("1.1.0"), json!({ "cni.dev/valid-attachments": null })));
     assert_eq!(links(), "1\n");
     fixture.node().shell("ip -n c link show eth0").unwrap();

@@ -25,7 +25,7 @@ fn inside<T: Send>(fixture: &Fixture, pod: &str, work: impl FnOnce() -> T + Send
     fixture.node().netns(Path::new(&format!("/run/netns/{pod}"))).unwrap().run(work).unwrap()
 }
 
-/// Says its name and the port to whoever connects to it.
+/// Says its name and the port to each client that connects.
 fn serve(fixture: &Fixture, pod: &'static str, ports: &[u16]) {
     for port in ports.iter().copied() {
         let listener = inside(fixture, pod, || TcpListener::bind(("::", port)).unwrap());

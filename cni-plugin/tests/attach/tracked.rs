@@ -34,7 +34,7 @@ fn udp(address: &str) -> UdpSocket {
     socket
 }
 
-/// Lets the node track so many flows, of datagrams from outside to ports of the node where nobody listens.
+/// Lets the node track so many flows, of datagrams from outside to ports of the node where nothing listens.
 pub(crate) fn track(fixture: &Fixture, count: u32) {
     // Masquerading has the node track; unanswered flows are forgotten after 30 s otherwise.
     fixture.node().shell("echo 600 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout").unwrap();
@@ -45,7 +45,7 @@ pub(crate) fn track(fixture: &Fixture, count: u32) {
                 let socket = UdpSocket::bind(("192.0.2.1", 0)).unwrap();
                 for port in 0..30_000.min(count - source * 30_000) {
                     let port = u16::try_from(20_000 + port).unwrap();
-                    // ICMP says that nobody listens.
+                    // ICMP port unreachable: nothing listens.
                     drop(socket.send_to(b"x", ("192.0.2.2", port)));
                 }
             }

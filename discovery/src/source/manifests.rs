@@ -49,7 +49,7 @@ struct Reading {
     /// Objects that are there but wrong.
     rejected: Vec<ObjectKey>,
     problems: Vec<Problem>,
-    /// Whether a document of the file could not be read: nobody knows what it says.
+    /// Whether a document of the file could not be read, so its content is unknown.
     is_partial: bool,
 }
 

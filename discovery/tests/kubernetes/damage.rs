@@ -27,7 +27,7 @@ fn odd(resource: Resource, number: u8) -> Value {
     good(resource, number)
 }
 
-/// What tenants and tests of conformance have put into fields that nobody here uses.
+/// What tenants and tests of conformance have put into fields that Portolan does not use.
 #[tokio::test]
 async fn odd_value_in_an_unused_field_changes_nothing() {
     let server = Server::start();

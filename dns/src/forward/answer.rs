@@ -93,7 +93,7 @@ pub(super) fn read(response: DnsResponse, asked: &Asked<'_>, limits: &Limits) ->
     let limited = |ttl: u32| ttl.clamp(*limit.start(), *limit.end());
     let mut ttl = found.answers.iter().map(|record| limited(record.ttl)).min().unwrap_or(u32::MAX);
     if !found.is_positive {
-        // Without a SOA it is true now, but nobody said for how long (RFC 2308 §5).
+        // Without a SOA it is true now, but no TTL says for how long (RFC 2308 §5).
         ttl = ttl.min(found.negative_ttl.map_or(0, limited));
     }
     let answers = found.answers.iter().map(|record| (*record, limited(record.ttl)));

@@ -21,7 +21,7 @@ use hickory_resolver::proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::UdpSocket;
 
-/// Datagrams that are not the answer, before we conclude that somebody is guessing and ask by TCP, where guessing
+/// Datagrams that are not the answer, before we conclude that an attacker is guessing and query over TCP, where guessing
 /// does not help (RFC 5452 §9.3 speaks of this defence).
 const MAX_FORGERIES: usize = 8;
 
@@ -78,7 +78,7 @@ enum Datagram {
     Reply,
     /// For hickory's client, in place of what came.
     Replaced(Vec<u8>),
-    /// Not an answer to our query: somebody may be guessing.
+    /// Not an answer to our query: an attacker may be guessing.
     Forged,
 }
 
@@ -132,7 +132,7 @@ impl DnsUdpSocket for Datagrams {
 }
 
 impl Datagrams {
-    /// Ends with the error that the kernel has for the socket: that nobody is there, say.
+    /// Ends with the error that the kernel has for the socket: connection refused, for example.
     async fn error<T>(&self) -> io::Result<T> {
         let take = || Err(self.socket.take_error()?.unwrap_or_else(|| io::ErrorKind::WouldBlock.into()));
         self.socket.async_io(Interest::ERROR, take).await

@@ -78,7 +78,7 @@ pub(crate) fn open_reply_socket(v4: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Prepares the socket of a flow to its endpoint: bursts find room, and ICMP errors are told apart.
+/// Prepares the socket of a flow to its endpoint: buffers for bursts, and ICMP errors with their type and code.
 pub(crate) fn prepare_upstream(socket: &Socket, v4: bool) -> io::Result<()> {
     enlarge_queues(socket);
     if v4 {

@@ -24,7 +24,7 @@ pub(crate) struct IcmpError {
 }
 
 impl IcmpError {
-    /// Port unreachable: nobody listens.
+    /// Port unreachable: nothing listens.
     pub(crate) fn refusal(v4: bool) -> Self {
         if v4 { Self::new(3, 3) } else { Self::new(1, 4) }
     }

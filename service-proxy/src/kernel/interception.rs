@@ -40,7 +40,7 @@
 //!   it is for the server that has the address, if any, but not for this proxy again: an endpoint that is a virtual IP would make
 //!   one connection thousands.
 //! - An address of the service ranges is local to the node (AnyIP). What no frontend of it takes, the kernel refuses, because
-//!   nobody listens; a process that listens on every address of the node would answer, so the chain `input` refuses
+//!   nothing listens; a process that listens on every address of the node would answer, so the chain `input` refuses
 //!   that. A socket that is bound to a virtual IP itself, as that of portolan-dns is, is not concerned. The node's
 //!   own addresses are not in the set, even where they are inside a range (kubernetes#117613).
 //! - An external IP is not local. Only what is sent to a frontend's own port is marked, routed to the node by the mark

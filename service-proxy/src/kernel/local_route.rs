@@ -69,7 +69,7 @@ impl LocalRoutes {
         Ok(added)
     }
 
-    /// Takes over the single addresses of a run that was killed, so that they go when nobody wants them. Returns its ranges, after
+    /// Takes over the single addresses of a run that was killed, so that they are removed when no Service has them. Returns its ranges, after
     /// these.
     async fn adopt(&mut self, cidrs: &[IpNetwork]) -> Vec<IpNetwork> {
         let mut ranges = cidrs.to_vec();

@@ -22,7 +22,7 @@ pub(crate) struct Probes {
     /// Idle for so long before the first one.
     idle: Duration,
     interval: Duration,
-    /// Without an answer to so many it is gone.
+    /// Probes without an answer after which the peer counts as dead.
     count: u32,
 }
 
@@ -31,13 +31,13 @@ pub(crate) const USUAL_PROBES: Probes =
     Probes { idle: Duration::from_secs(180), interval: Duration::from_secs(20), count: 6 };
 
 impl Probes {
-    /// As often as somebody who probes at this interval.
+    /// Probes at the interval at which the other side probes.
     pub(crate) fn every(interval: Duration) -> Self {
         let at_least = Duration::from_secs(1);
         Self { idle: interval.max(at_least), interval: (interval / 2).max(at_least), count: 4 }
     }
 
-    /// After how long without an answer a peer is gone.
+    /// The time without an answer after which the peer counts as dead.
     pub(crate) fn limit(self) -> Duration {
         self.idle + self.interval * self.count
     }

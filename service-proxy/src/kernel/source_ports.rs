@@ -21,7 +21,7 @@ use attachment::{PortRange, RESERVED_PORTS};
 /// Privileged ports (`net.ipv4.ip_unprivileged_port_start`) without the lower half, where the well-known servers are.
 const PRIVILEGED: PortRange = PortRange { first: 512, last: 1023 };
 
-/// Where the range of a kernel begins whose configuration nobody has changed.
+/// The first port of the kernel's default `ip_local_port_range`.
 const FIRST_EPHEMERAL: u16 = 32_768;
 
 /// How many ports of a range are tried before giving up.
@@ -69,7 +69,7 @@ impl Source {
         kernel.into_iter().chain(first.into_iter().chain(second).flat_map(of_range))
     }
 
-    /// Whether the client's kernel chooses ports below those of a kernel that nobody has configured, as far as this worker has
+    /// Whether the client's kernel chooses ports below the default range, as far as this worker has
     /// seen.
     fn chooses_low_ports(&self) -> bool {
         LOW_CLIENTS.with_borrow_mut(|clients| {

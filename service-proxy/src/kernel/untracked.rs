@@ -54,7 +54,7 @@ pub(crate) fn repair(ranges: &[IpNetwork]) -> io::Result<()> {
     if Netfilter::open()?.has_table(TABLE)? { Ok(()) } else { write(ranges) }
 }
 
-/// Removes the table. One that is gone already is fine.
+/// Removes the table. A table that was removed already is no error.
 ///
 /// # Errors
 /// What the kernel says.

@@ -1,4 +1,4 @@
-//! The descriptors of traffic as metrics: looked at when somebody asks.
+//! The descriptors of traffic as metrics, read when they are scraped.
 
 use std::sync::Arc;
 

@@ -36,7 +36,7 @@ pub(super) enum Errors {
     None,
     /// Passed on to the client; the flow goes on.
     PassedOn,
-    /// The endpoint refuses; the client is told.
+    /// The endpoint refuses; the client gets port unreachable.
     Refused,
 }
 

@@ -93,7 +93,7 @@ fn a_cluster_ip_is_not_taken_by_an_external_ip_that_comes_first() {
     assert!(page.contains(told), "{page}");
 }
 
-/// The page that a load balancer asks says how many endpoints its own Service has here, whoever else asks for the port.
+/// The page that a load balancer asks says how many endpoints its own Service has here, whichever other Service claims the port.
 #[test]
 fn a_contested_health_check_port_tells_of_the_first_service() {
     let (cluster, client) = cluster();

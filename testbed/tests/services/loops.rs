@@ -147,7 +147,7 @@ fn server_of_the_node_sees_the_address_of_its_client() {
     assert_eq!(cluster.proxy_metric("portolan_proxy_source_fallbacks_total").unwrap(), 0.0);
 }
 
-/// As routers do with packets: what has gone from proxy to proxy too often is dropped.
+/// As routers do with packets: what passed too many proxies is dropped.
 #[test]
 fn services_of_two_nodes_that_name_each_other_let_a_connection_end() {
     let fleet = Fleet::start(&[0, 0]).unwrap();

@@ -47,7 +47,7 @@ pub(super) struct Follower<K> {
     is_missing: bool,
 }
 
-/// The index is gone.
+/// The index no longer receives events.
 struct Gone;
 
 /// Why a request has failed, or a watch.

@@ -1,4 +1,4 @@
-//! Noticing a side that has gone without a word: the network is cut, the sandbox frozen, the node lost.
+//! Detects a peer that no longer answers: the network is cut, the sandbox frozen, the node lost.
 //!
 //! The kernel probes a connection that is idle (`SO_KEEPALIVE`), at an interval that suits most. A client that probes on its own
 //! expects to notice sooner, but its probes are answered by this node's kernel, not by the endpoint. They show in the number of
@@ -89,7 +89,7 @@ impl Liveness {
         let interval = since.elapsed() / probes;
         if interval <= LONGEST_INTERVAL {
             self.interval = Some(interval);
-            // It can fail only if the socket is gone, which shows by itself.
+            // It fails only on a closed socket, which the relay sees by itself.
             drop(socket::probe(upstream, Probes::every(interval)));
         }
     }
