@@ -7,9 +7,6 @@ use super::Finding;
 
 const CHECK: &str = "settings";
 
-/// Ports from which the proxy connects with the client's address.
-const BORROWED_PORTS: (u32, u32) = (10_000, 29_999);
-
 /// Fuller than this many per cent, conntrack is about to drop connections.
 const CONNTRACK_PERCENT: u64 = 80;
 
@@ -17,7 +14,7 @@ const CONNTRACK_PERCENT: u64 = 80;
 const FILES: u64 = 16_384;
 
 pub(super) fn examine() -> Vec<Finding> {
-    let mut findings = vec![forwarding(), ephemeral_ports()];
+    let mut findings = vec![forwarding()];
     findings.extend(router_advertisements());
     findings.extend(conntrack());
     findings.extend(files());
@@ -33,23 +30,6 @@ fn forwarding() -> Finding {
             "portolan-cni sets it with the first pod; to keep it: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-portolan.conf && sysctl --system",
         ),
         Err(error) => Finding::warning(CHECK, format!("net.ipv4.ip_forward: {error}"), "mount /proc"),
-    }
-}
-
-/// The node's own connections must not take the ports that the proxy borrows addresses with.
-fn ephemeral_ports() -> Finding {
-    let text = read("net/ipv4/ip_local_port_range").unwrap_or_default();
-    let bounds: Vec<u32> = text.split_whitespace().filter_map(|bound| bound.parse().ok()).collect();
-    let (low, high) = BORROWED_PORTS;
-    match bounds[..] {
-        [from, to] if from <= high && to >= low => Finding::warning(
-            CHECK,
-            format!(
-                "net.ipv4.ip_local_port_range {from}-{to} meets {low}-{high}, from which the proxy connects with its clients' addresses"
-            ),
-            "sysctl -w net.ipv4.ip_local_port_range='32768 60999'",
-        ),
-        _ => Finding::ok(CHECK, format!("net.ipv4.ip_local_port_range is clear of {low}-{high}")),
     }
 }
 
