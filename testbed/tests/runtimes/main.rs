@@ -14,13 +14,13 @@ use std::path::Path;
 
 use testbed::{Binaries, Node};
 
-/// What no attachment may leave behind: interfaces, elements of the nft table, routes, records, reservations. The table
+/// What no attachment may leave behind: interfaces, elements of the plugin's nft tables, routes, records, reservations. The table
 /// itself goes with `portolan-cni cleanup`.
 fn assert_nothing_left(node: &Node) {
     let plugin = Binaries::find().unwrap().path("portolan-cni");
     let left = node
         .shell(&format!(
-            "ip -o link | grep -E 'ptl|ptb|veth|bwp' || true; nft list ruleset | grep -A3 elements || true; \
+            "ip -o link | grep -E 'ptl|ptb|veth|bwp' || true; for table in 'inet portolan' 'bridge portolan'; do nft list table $table 2>/dev/null | grep -A3 elements || true; done; \
              (ip route; ip -6 route) | grep -E '10.22|10.40|fd00:22' || true; tc qdisc show | grep -E 'tbf|ingress' || true; find /run/portolan/attachments /run/portolan/ipam -type f -name '*-eth*' || true; \
              (iptables-save; ip6tables-save) 2>/dev/null | grep -E 'CNI-(DN|SN)|10.22|10.40|fd00:22' || true; \
              {} cleanup; nft list tables | grep 'inet portolan$' || true",
