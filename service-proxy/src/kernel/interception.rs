@@ -140,8 +140,10 @@ impl Interception {
         }
         let mut wanted = Wanted { applied: &self.applied, changes: &changes, virtual_ips: &virtual_ips };
         // The rules for external addresses are written when the first one comes.
-        if !self.installed || (!has_external(self.applied.values()) && wanted.adds_external()) {
-            self.install(&wanted)?;
+        if !self.installed {
+            self.install(&wanted, false)?;
+        } else if !has_external(self.applied.values()) && wanted.adds_external() {
+            self.rewrite(&wanted)?;
         } else {
             self.update(&mut wanted)?;
         }
@@ -155,15 +157,25 @@ impl Interception {
         Ok(())
     }
 
-    /// Writes the table again if another program has deleted it.
+    /// Writes the table again if another program has deleted or flushed it.
     ///
     /// # Errors
-    /// The kernel's.
-    pub(crate) fn check(&self) -> io::Result<()> {
+    /// The kernel's; then [`Interception::change`] writes the table whole, whatever has changed.
+    pub(crate) fn check(&mut self) -> io::Result<()> {
         let netfilter = Netfilter::open()?;
-        if self.installed && !(netfilter.has_table(TABLE)? && local_replies::is_installed(&netfilter)?) {
-            self.install(&Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips })?;
+        let is_whole = || {
+            Ok::<_, io::Error>(
+                netfilter.has_rules(nftables::Family::Inet, TABLE, PREROUTING)?
+                    && local_replies::is_installed(&netfilter)?,
+            )
+        };
+        if !self.installed || is_whole()? || self.is_anothers()? {
+            return Ok(());
         }
+        self.installed = false;
+        let wanted = Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips };
+        self.install(&wanted, false)?;
+        self.installed = true;
         Ok(())
     }
 
@@ -185,7 +197,7 @@ impl Interception {
             return Ok(());
         }
         let wanted = Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips };
-        let written = self.install(&wanted);
+        let written = self.rewrite(&wanted);
         self.bridged = written.is_ok();
         written
     }
@@ -265,15 +277,36 @@ impl Interception {
                 if self.is_anothers()? {
                     Ok(())
                 } else {
-                    self.install(wanted)
+                    self.install(wanted, false)
                 }
             }
             other => other,
         }
     }
 
-    fn install(&self, wanted: &Wanted<'_>) -> io::Result<()> {
+    /// Writes this proxy's table anew. A table that the next proxy has by now is left alone.
+    fn rewrite(&self, wanted: &Wanted<'_>) -> io::Result<()> {
+        match self.install(wanted, true) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.is_anothers()? {
+                    Ok(())
+                } else {
+                    self.install(wanted, false)
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Writes the table whole; fails with `NotFound` if it is `expected` to be this proxy's and is not.
+    fn install(&self, wanted: &Wanted<'_>, expected: bool) -> io::Result<()> {
+        let netfilter = Netfilter::open()?;
+        // First, so that a kernel that refuses these rules leaves the table as it is.
+        local_replies::install(&netfilter)?;
         let mut batch = Batch::new(TABLE);
+        if expected {
+            batch.expect_set(&self.owner);
+        }
         // What another proxy, or an earlier run, has written is removed in the same instant.
         batch.add_table();
         batch.delete_table();
@@ -320,9 +353,7 @@ impl Interception {
             batch.add_rule(INTERCEPT, &rule);
             add_input_rules(&mut batch, family);
         }
-        let netfilter = Netfilter::open()?;
-        batch.commit(&netfilter)?;
-        local_replies::install(&netfilter)
+        batch.commit(&netfilter)
     }
 
     fn add_listeners(&self, batch: &mut Batch<'_>) {

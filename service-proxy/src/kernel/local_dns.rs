@@ -9,6 +9,10 @@ use std::net::SocketAddr;
 /// Abstract names are shown with this in place of their first byte, which is 0.
 const PREFIX: &str = "@portolan-dns/";
 
+/// The ports that a name may claim, DNS and DNS over TLS. Abstract names have no owner that the kernel shows here, so a process without
+/// privileges can hold one: it must not be able to take any other port from a Service, nor bind what it took.
+const PORTS: [u16; 2] = [53, 853];
+
 /// The addresses and ports of every portolan-dns in this network namespace.
 pub(crate) fn listeners() -> BTreeSet<SocketAddr> {
     parse(&std::fs::read_to_string("/proc/net/unix").unwrap_or_default())
@@ -19,7 +23,7 @@ fn parse(table: &str) -> BTreeSet<SocketAddr> {
     let names = table.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix(PREFIX));
     names
         .filter_map(|name| name.parse().ok())
-        .filter(|address: &SocketAddr| !address.ip().is_unspecified())
+        .filter(|address: &SocketAddr| !address.ip().is_unspecified() && PORTS.contains(&address.port()))
         .collect()
 }
 
@@ -33,6 +37,7 @@ mod tests {
             ffff0001: 00000002 00000000 00010000 0001 01 1234 @portolan-dns/10.96.0.10:53\n\
             ffff0002: 00000002 00000000 00010000 0001 01 1235 @portolan-dns/[fd00:10:96::a]:53\n\
             ffff0003: 00000002 00000000 00010000 0001 01 1236 @portolan-dns/0.0.0.0:53\n\
+            ffff0006: 00000002 00000000 00010000 0001 01 1239 @portolan-dns/10.96.3.4:8080\n\
             ffff0004: 00000002 00000000 00010000 0001 01 1237 /run/portolan-dns/10.96.0.11:53\n\
             ffff0005: 00000003 00000000 00000000 0001 03 1238\n";
         let expected = ["10.96.0.10:53", "[fd00:10:96::a]:53"].map(|address| address.parse().unwrap());

@@ -21,7 +21,7 @@
 use std::io;
 
 use ipnetwork::IpNetwork;
-use nftables::{Batch, Netfilter, Rule};
+use nftables::{Batch, Family, Netfilter, Rule};
 
 const TABLE: &str = "portolan-virtual";
 const ARRIVING: &str = "arriving";
@@ -46,12 +46,13 @@ pub(crate) fn write(ranges: &[IpNetwork]) -> io::Result<()> {
     batch.commit(&Netfilter::open()?)
 }
 
-/// Writes the table again if another program has deleted it.
+/// Writes the table again if another program has deleted or flushed it.
 ///
 /// # Errors
 /// What the kernel says.
 pub(crate) fn repair(ranges: &[IpNetwork]) -> io::Result<()> {
-    if Netfilter::open()?.has_table(TABLE)? { Ok(()) } else { write(ranges) }
+    let is_whole = ranges.is_empty() || Netfilter::open()?.has_rules(Family::Inet, TABLE, ARRIVING)?;
+    if is_whole { Ok(()) } else { write(ranges) }
 }
 
 /// Removes the table. A table that was removed already is no error.

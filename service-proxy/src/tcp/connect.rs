@@ -145,7 +145,8 @@ fn hops(client: &Client<'_>, endpoint: SocketAddr, context: &Context) -> io::Res
     match socket::hops_left(client.stream, client.address.is_ipv4())? {
         0 | 1 => {
             context.metrics.loops_refused.inc();
-            warn!(%endpoint, "connection refused: it loops between proxies, its hop limit is used up");
+            // A client can cause these as often as it likes.
+            debug!(%endpoint, "connection refused: it loops between proxies, its hop limit is used up");
             Err(ErrorKind::HostUnreachable.into())
         }
         left => Ok(Some(left - 1)),
