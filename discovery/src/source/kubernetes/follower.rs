@@ -151,10 +151,12 @@ impl<K: Kind> Follower<K> {
         let source = K::RESOURCE.source();
         let is_start = matches!(error, watcher::Error::WatchStartFailed(_));
         let is_break = matches!(error, watcher::Error::WatchFailed(_));
+        let is_list = matches!(error, watcher::Error::InitialListFailed(_));
         let failure = Failure::of(error);
         let mut wait = pause.next().unwrap_or(OPTIONAL).max(failure.asks_for());
         let mut lists_again = false;
-        if let (true, Some(listing)) = (failure.is_unreadable(), &mut self.listing) {
+        // A page that cannot be read fails the whole list, which is then requested again: after a pause.
+        if let (true, Some(listing)) = (failure.is_unreadable() && !is_list, &mut self.listing) {
             tracing::error!(source, error = %failure, "a line of the list is left out");
             listing.is_incomplete = true;
             return Ok(false);
