@@ -51,6 +51,14 @@ struct Relevant<'m> {
     negative_ttl: Option<u32>,
 }
 
+/// Servers that fail may leave out the question. Any other answer has to repeat it, or a forged one would need only port and ID.
+pub(super) fn need_no_question(code: ResponseCode) -> bool {
+    matches!(
+        code,
+        ResponseCode::FormErr | ResponseCode::ServFail | ResponseCode::NotImp | ResponseCode::Refused
+    )
+}
+
 /// Whether the reply is of use, before anything is made of it.
 ///
 /// # Errors
@@ -59,7 +67,7 @@ pub(super) fn check(response: &DnsResponse, request: &DnsRequest) -> Result<(), 
     let code = u16::from(response.response_code);
     // A server that fails need not say at what.
     let is_ours = response.queries == request.queries
-        || response.queries.is_empty() && response.response_code != ResponseCode::NoError;
+        || response.queries.is_empty() && need_no_question(response.response_code);
     if !is_ours || response.op_code != OpCode::Query {
         return Err(InvalidReply::Malformed);
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use hickory_resolver::net::runtime::{
     DnsUdpSocket, RuntimeProvider, TokioHandle, TokioRuntimeProvider, TokioTime,
 };
-use hickory_resolver::proto::op::{Header, Message, MessageType, Query, ResponseCode};
+use hickory_resolver::proto::op::{Header, Message, MessageType, Query};
 use hickory_resolver::proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::UdpSocket;
@@ -147,7 +147,7 @@ impl Datagrams {
         let header = header.filter(|h| h.id == query.id && h.message_type == MessageType::Response);
         // In any case: whether it has to be the same is for hickory's client to say.
         let is_ours = |header: &Header| match header.counts.queries {
-            0 => header.response_code != ResponseCode::NoError,
+            0 => super::answer::need_no_question(header.response_code),
             1 => Query::read(&mut decoder).is_ok_and(|question| query.queries.first() == Some(&question)),
             _ => false,
         };

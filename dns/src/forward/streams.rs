@@ -101,9 +101,9 @@ impl Streams {
         if let Some(active) = idlest {
             return Ok(active);
         }
-        self.opening.fetch_add(1, Relaxed);
+        let opening = Opening::new(&self.opening);
         let opened = tokio::time::timeout(PATIENCE, self.connect()).await;
-        self.opening.fetch_sub(1, Relaxed);
+        drop(opening);
         let exchange = opened.map_err(|_elapsed| NetError::Timeout)??;
         let (active, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let stream = Arc::new(Stream { exchange, active, answered, used: Mutex::new(Instant::now()) });
@@ -133,6 +133,22 @@ impl Streams {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Stream>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a connection that is being opened, also if the query that wanted it is dropped meanwhile.
+struct Opening<'a>(&'a AtomicUsize);
+
+impl<'a> Opening<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
