@@ -92,7 +92,12 @@ impl Node {
         }
         for (store, given) in stores.iter().zip(given) {
             let delegated = given.delegated.filter(|delegated| !delegated.is_of(current));
-            errors.extend(delegated.and_then(|delegated| ipam::delegate_del(&delegated, owner, args).err()));
+            let refused = delegated.and_then(|delegated| ipam::delegate_del(&delegated, owner, args).err());
+            if let Some(error) = refused {
+                errors.push(error);
+                // The note of the plugin stays for the next DEL or GC.
+                continue;
+            }
             errors.extend(span(Span::Store, || store.release(owner)).err());
         }
         errors
