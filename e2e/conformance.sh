@@ -45,11 +45,15 @@ run() {
 	rm -rf "${OUT:?}/$name"
 	mkdir -p "$OUT/$name"
 	echo "$name: $NODES nodes, $STACK"
+	# Its processes are in sessions of their own: Ctrl-C does not reach them.
+	trap '"$here/cluster.sh" down' EXIT
+	trap 'exit 130' INT TERM
 	if "$here/cluster.sh" up; then
 		tests "$OUT/$name" "$focus" "$skip" || true
 	fi
-	cp "$CLUSTER"/*.log "$OUT/$name/"
+	cp "$CLUSTER"/*.log "$OUT/$name/" || true
 	"$here/cluster.sh" down
+	trap - EXIT
 	echo "$name: $(((SECONDS - started) / 60)) minutes"
 }
 
