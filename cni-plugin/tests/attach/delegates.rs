@@ -183,3 +183,25 @@ fn what_a_delegate_refuses_to_take_back_is_told_and_the_rest_is_gone() {
     );
     assert_nothing_left(&fixture);
 }
+
+/// The configuration no longer names the delegate, so DEL knows from the note alone what to call.
+#[test]
+fn the_note_of_a_delegate_stays_until_its_del_succeeds() {
+    for command in ["DEL", "GC"] {
+        let fixture = Fixture::new();
+        fixture.netns("a");
+        add_delegate(&fixture, "fake", RESULT);
+        call(&fixture, "ADD", &delegated("fake")).unwrap();
+        let refusing = "#!/bin/sh\necho '{\"code\": 11, \"msg\": \"later\"}'; exit 1\n";
+        fixture.node().run(|| std::fs::write("/run/fake/fake", refusing)).unwrap();
+        let other = merge(config("1.1.0"), json!({ "cni.dev/valid-attachments": [] }));
+        for _ in 0..2 {
+            let error = call(&fixture, command, &other).unwrap_err();
+            assert!(error["msg"].as_str().unwrap().contains("DEL: later"), "{command}: {error}");
+        }
+        add_delegate(&fixture, "fake", RESULT);
+        assert_eq!(call(&fixture, command, &other), Ok(Value::Null));
+        assert_eq!(stdin(&fixture, "DEL"), delegated("fake"), "{command}");
+        assert_nothing_left(&fixture);
+    }
+}
