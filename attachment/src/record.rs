@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ports::{self, PortMapping};
+
 /// One interface of one container on one network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -33,8 +35,8 @@ pub struct Attachment {
     /// `args.cni.labels` of the network configuration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// `runtimeConfig.portMappings`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// `runtimeConfig.portMappings`, ports in a row as one.
+    #[serde(default, deserialize_with = "ports::read_merged", skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
     /// Ports that the pod's own kernel does not choose for outgoing connections (`net.ipv4.ip_local_reserved_ports`). The proxy
     /// uses them for connections with the pod's address. Absent where they could not be reserved.
@@ -71,19 +73,4 @@ pub struct Pod {
     /// `K8S_POD_UID`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-}
-
-/// A port of the node that the runtime asked to be carried to the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PortMapping {
-    /// Port on the node.
-    pub host_port: u16,
-    /// Port in the pod.
-    pub container_port: u16,
-    /// `tcp`, `udp` or `sctp`, lower case.
-    pub protocol: String,
-    /// Node address to listen on; absent means all.
-    #[serde(default, rename = "hostIP", skip_serializing_if = "Option::is_none")]
-    pub host_ip: Option<IpAddr>,
 }

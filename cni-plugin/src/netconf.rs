@@ -32,7 +32,7 @@ pub(crate) const DEFAULT_STATE_DIR: &str = "/run/portolan";
 const DEFAULT_COOLDOWN: u32 = 30;
 
 /// Longest name of a network in bytes: it is part of names of files and of sets in nft, which have 255.
-const MAX_NAME: usize = 200;
+const MAX_NAME: usize = 240;
 
 /// The part every command needs; DEL and GC need no more, so that they work with a configuration gone wrong.
 #[derive(Clone, Debug)]
@@ -118,9 +118,9 @@ impl Header {
         Ok(Self { role, cni_version, name, state_dir, ipam_dir, delegate, cooldown })
     }
 
-    /// Whether no pod can be on this network, because its name is too long for files.
+    /// Whether no version can have attached a pod to this network, because its name is too long for a file.
     pub(crate) fn has_impossible_name(&self) -> bool {
-        self.name.len() > MAX_NAME
+        self.name.len() + ".json".len() > 255
     }
 
     /// Who has which address.
@@ -146,7 +146,7 @@ impl Header {
 
 impl NetConf {
     pub(crate) fn parse(header: Header, raw: Value, version: &str) -> Result<Self> {
-        if header.has_impossible_name() {
+        if header.name.len() > MAX_NAME {
             return Err(invalid(format!("name: {:?} has more than {MAX_NAME} bytes", header.name)));
         }
         let mut written = without_nulls(&raw);
@@ -335,9 +335,11 @@ fn port_mappings(wire: &[WirePortMapping]) -> Result<Vec<PortMapping>> {
             container_port: mapping.container_port,
             protocol,
             host_ip,
+            range: 1,
         });
     }
-    Ok(mappings)
+    PortMapping::merge(mappings)
+        .map_err(|conflict| invalid(format!("runtimeConfig.portMappings: {conflict}")))
 }
 
 pub(crate) fn parse_cidr(field: &str, text: &str) -> Result<IpNetwork> {

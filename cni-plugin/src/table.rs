@@ -76,7 +76,7 @@ fn join_by(
     netlink: &mut Netlink,
     netfilter: &Netfilter,
 ) -> Result<()> {
-    let holder = ports::Holder::of(attachment)?;
+    let holder = ports::Holder::of(attachment);
     record(conf, attachment, subnets, netlink, netfilter)?;
     // No other command waits for it: the lock is released first.
     span(Span::Nft, || flows::forget_elsewhere(netfilter, netlink, holder.as_ref()))
@@ -101,7 +101,7 @@ fn record(
         }
         conf.header.attachments().write(attachment)?;
         if is_news {
-            repair::records(&conf.header, &links(netlink)?)?;
+            repair::records(&conf.header, &links(netlink)?, netlink)?;
         }
         let gone = ports::reserve(&conf.header, attachment, |holder| is_gone(netlink, holder))?;
         Ok::<_, Error>((network, is_news, gone))
@@ -162,13 +162,11 @@ fn unrecord(
     let mut errors = Vec::new();
     let store = header.attachments();
     let recorded = store.read(key).ok().flatten();
-    let has_ports = recorded.as_ref().is_none_or(|record| !record.port_mappings.is_empty());
     let mut leaving = recorded.as_ref().map(|record| record.ips.clone()).unwrap_or_default();
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
-    // A refused ADD has no port, and must not take it from its holder.
-    let held = if has_ports { ports::held(header, key) } else { Ok(None) };
-    let held = held.unwrap_or_else(|error| {
+    // A refused ADD has no port, and must not take it from its holder. A record that was written again names no ports.
+    let held = ports::held(header, key, recorded.as_ref()).unwrap_or_else(|error| {
         errors.push(error);
         None
     });
@@ -240,9 +238,9 @@ pub(crate) fn noted_bridges(header: &Header) -> Vec<String> {
 }
 
 /// Records the network's pods again where the state directory was emptied.
-pub(crate) fn restore(header: &Header, links: &[Link]) -> Result<()> {
+pub(crate) fn restore(header: &Header, links: &[Link], netlink: &mut Netlink) -> Result<()> {
     let _lock = Lock::acquire(&header.state_dir)?;
-    repair::records(header, links)
+    repair::records(header, links, netlink)
 }
 
 /// Forgets what a network asks for, if it has no attachment any more; with the last network the tables go. `ranges` are its

@@ -84,11 +84,17 @@ impl Node {
         if addresses.is_empty() {
             addresses = noted;
         }
-        errors.extend(table::leave(header, &key, &addresses, &mut self.netlink, &self.netfilter));
+        let left = table::leave(header, &key, &addresses, &mut self.netlink, &self.netfilter);
+        let has_left = left.is_empty();
+        errors.extend(left);
         let detour = veth::detour_interface(&header.name, &owner.container_id, &owner.ifname);
         for name in [host_name, detour] {
             let deleted = self.netlink.delete_link(&name);
             errors.extend(deleted.err().map(kernel(format!("delete interface {name}"))));
+        }
+        // Another command that found records lost wrote this one again while the interface was still there.
+        if has_left && header.attachments().path(&key).exists() {
+            errors.extend(table::leave(header, &key, &addresses, &mut self.netlink, &self.netfilter));
         }
         for (store, given) in stores.iter().zip(given) {
             let delegated = given.delegated.filter(|delegated| !delegated.is_of(current));

@@ -30,7 +30,7 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     let mut node = Node::open()?;
     match node.netlink.links() {
         Ok(links) => {
-            errors.extend(table::restore(header, &links).err());
+            errors.extend(table::restore(header, &links, &mut node.netlink).err());
             let ours = links.iter().filter_map(Alias::of).filter(|alias| alias.network == header.name);
             known.extend(ours.map(|alias| alias.owner));
         }

@@ -79,6 +79,15 @@ impl Network {
         self
     }
 
+    /// Whether this version of the plugin has written its part of the table.
+    pub(super) fn is_current(&self) -> bool {
+        self.layout == LAYOUT
+    }
+
+    pub(super) fn into_current(self) -> Self {
+        Self { layout: LAYOUT, ..self }
+    }
+
     pub(super) fn read(header: &Header) -> Result<Option<Self>> {
         read_file(&path(header))
     }

@@ -33,7 +33,7 @@ pub(super) fn reserve(
     pod: &Attachment,
     mut is_gone: impl FnMut(&Key) -> Result<bool>,
 ) -> Result<Vec<Holder>> {
-    let Some(own) = Holder::of(pod)? else { return Ok(Vec::new()) };
+    let Some(own) = Holder::of(pod) else { return Ok(Vec::new()) };
     let (mut staying, mut gone) = (Vec::new(), Vec::new());
     // A killed ADD of the same pod may have left something.
     for other in holders::read_but(header, Some(&own.key))? {
@@ -53,8 +53,14 @@ pub(super) fn reserve(
 }
 
 /// What the attachment has of the node's ports.
-pub(super) fn held(header: &Header, key: &Key) -> Result<Option<Holder>> {
-    Ok(read(header)?.into_iter().find(|holder| holder.key == *key))
+pub(super) fn held(header: &Header, key: &Key, record: Option<&Attachment>) -> Result<Option<Holder>> {
+    let holders = match holders::read_index(header)? {
+        Some(holders) => holders,
+        // The records say the same, and those of a full node are many.
+        None if record.is_some_and(|record| record.port_mappings.is_empty()) => Vec::new(),
+        None => read(header)?,
+    };
+    Ok(holders.into_iter().find(|holder| holder.key == *key))
 }
 
 /// Gives back what the attachment has.
@@ -133,8 +139,9 @@ pub(super) fn remove(netfilter: &Netfilter, holder: Option<&Holder>, pod: Option
     if let Some(holder) = holder {
         add_holder(&mut elements, holder);
     }
+    let has_ports = |pod: &&Attachment| holder.is_some() || !pod.port_mappings.is_empty();
     // Other pods of a bridge arrive by it too: it goes with the table.
-    if let Some(pod) = pod.filter(|pod| pod.bridge.is_none() && !pod.port_mappings.is_empty()) {
+    if let Some(pod) = pod.filter(|pod| pod.bridge.is_none()).filter(has_ports) {
         elements.add(SAME_INTERFACE, Element::Key(same_interface(pod)));
     }
     elements.delete(netfilter, TABLE).map_err(kernel("remove ports from nft maps"))
@@ -142,7 +149,7 @@ pub(super) fn remove(netfilter: &Netfilter, holder: Option<&Holder>, pod: Option
 
 /// A port that does not lead to the pod any more, if there is one.
 pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<String>> {
-    let Some(holder) = Holder::of(pod)? else { return Ok(None) };
+    let Some(holder) = Holder::of(pod) else { return Ok(None) };
     for (range, map, element) in holder.elements_by_range() {
         let found = netfilter.contains(Family::Inet, TABLE, map, &element);
         if !found.map_err(kernel(format!("look port {range} up in nft map {map}")))? {

@@ -3,17 +3,19 @@
 use attachment::Attachment;
 use nftables::Netfilter;
 
-use super::network;
+use super::network::{self, Network};
 use super::{frames, rules};
 use crate::alias::Alias;
 use crate::error::Result;
 use crate::netconf::Header;
-use crate::netlink::Link;
+use crate::netlink::{Link, Netlink};
 use crate::veth::HOST_PREFIX;
 
-/// Writes the tables anew, for whom is recorded, if they are gone.
+/// Writes the tables anew from the records if they were removed, or if another version of the plugin wrote them: then ports of
+/// the node may be other elements than this version removes.
 pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
-    if rules::are_there(netfilter)? {
+    let former = Network::read(header)?.filter(|network| !network.is_current());
+    if former.is_none() && rules::are_there(netfilter)? {
         return Ok(());
     }
     let networks = network::all(&header.state_dir)?;
@@ -21,12 +23,16 @@ pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
         return Ok(());
     }
     frames::write(netfilter, &header.attachments(), &networks)?;
-    rules::write(netfilter, header, &networks)
+    rules::write(netfilter, header, &networks)?;
+    former.map_or(Ok(()), |network| network.into_current().write(header))
 }
 
 /// Records the network's pods that are not, as far as their interfaces tell of them: not by which name, labels and ports
 /// Services know them.
-pub(super) fn records(header: &Header, links: &[Link]) -> Result<()> {
+///
+/// A DEL may delete an interface of `links` meanwhile: after that it removes the record that it finds, and a record that is
+/// written later is removed here.
+pub(super) fn records(header: &Header, links: &[Link], netlink: &mut Netlink) -> Result<()> {
     let store = header.attachments();
     for link in links.iter().filter(|link| link.name.starts_with(HOST_PREFIX)) {
         let Some(alias) = Alias::of(link).filter(|alias| alias.network == header.name) else { continue };
@@ -37,9 +43,9 @@ pub(super) fn records(header: &Header, links: &[Link]) -> Result<()> {
         }
         let bridge = links.iter().find(|other| link.master == Some(other.index));
         store.write(&Attachment {
-            network: key.network,
-            container_id: key.container_id,
-            ifname: key.ifname,
+            network: key.network.clone(),
+            container_id: key.container_id.clone(),
+            ifname: key.ifname.clone(),
             netns: String::new(),
             ips: alias.addresses,
             mac: alias.mac,
@@ -50,6 +56,9 @@ pub(super) fn records(header: &Header, links: &[Link]) -> Result<()> {
             port_mappings: Vec::new(),
             reserved_ports: None,
         })?;
+        if super::is_gone(netlink, &key)? {
+            store.remove(&key)?;
+        }
     }
     Ok(())
 }

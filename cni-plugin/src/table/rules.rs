@@ -69,7 +69,7 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, network: &Network, pod
     let mut batch = Batch::new(TABLE);
     let mut elements = Elements::default();
     add_pod(&mut elements, network, pod);
-    if let Some(holder) = ports::Holder::of(pod)? {
+    if let Some(holder) = ports::Holder::of(pod) {
         ports::add_holder(&mut elements, &holder);
     }
     elements.write(&mut batch);

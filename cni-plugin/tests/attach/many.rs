@@ -18,6 +18,7 @@ fn record_pods(fixture: &Fixture, network: &str, bridge: Option<&str>) {
                 container_port: 80,
                 protocol: "udp".into(),
                 host_ip: None,
+                range: 1,
             };
             store
                 .write(&Attachment {

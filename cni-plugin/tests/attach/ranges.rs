@@ -16,7 +16,7 @@ use crate::tracked::{TRACKED, track};
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// So many TCP and UDP ports in a row, each to the pod's port `to` further on.
-fn range(first: u16, count: u16, to: u16) -> Vec<Value> {
+pub(crate) fn range(first: u16, count: u16, to: u16) -> Vec<Value> {
     let mapping = |protocol: &str, port: u16| json!({ "hostPort": first + port, "containerPort": to + port, "protocol": protocol });
     ["tcp", "udp"].iter().flat_map(|protocol| (0..count).map(move |port| mapping(protocol, port))).collect()
 }
@@ -82,6 +82,13 @@ fn ports_in_a_row_are_one_element_and_lead_to_the_pod_until_del() {
         }
     };
     expect_all("after ADD");
+    // Each protocol has two ranges, and TCP one of an address; the index of the records says no more.
+    let record = fixture.json("cat /run/portolan/attachments/pods/a-eth0.json");
+    assert_eq!(record["portMappings"].as_array().unwrap().len(), 5, "{record}");
+    assert_eq!(
+        fixture.json("cat /run/portolan/ports/holders.json")[0]["ranges"].as_array().unwrap().len(),
+        5
+    );
     for (map, count) in
         [("ranges-v4", 2), ("ranges-v6", 2), ("ranges-at-v4", 1), ("ports-v4", 20), ("ports-v6", 20)]
     {
@@ -122,11 +129,46 @@ fn a_port_in_a_range_is_taken_and_a_range_that_meets_another_is_refused() {
     let twice = [range(80, 1, 8080), range(80, 1, 8081)].concat();
     let code = refused(twice, "port 80/tcp of the node cannot lead to the pod's ports 8080 and 8081");
     assert_eq!(code, 7);
+    let at = json!({ "hostPort": 80, "containerPort": 8081, "protocol": "tcp", "hostIP": "0.0.0.0" });
+    let twice = [range(80, 1, 8080), vec![at]].concat();
+    let code = refused(twice, "port 80/tcp of the node cannot lead to the pod's ports 8080 and 8081");
+    assert_eq!(code, 7);
     let config = with_ports([range(19_900, 100, 80), range(20_100, 100, 80)].concat().into());
     fixture.try_call("ADD", "b", "/run/netns/b", &config).unwrap();
     for pod in ["a", "b"] {
         fixture.quiet("DEL", pod, &config);
     }
+    fixture.assert_nothing_left();
+}
+
+/// A pod was attached by the version that made each port an element, and noted each in the record.
+#[test]
+fn del_of_ports_in_a_row_right_after_an_upgrade_removes_them() {
+    let fixture = Fixture::new();
+    let config = with_ports(range(20_000, 3, 20_000).into());
+    fixture.add("a", &config);
+    fixture.add("b", &with_ports(json!([])));
+    let record = "/run/portolan/attachments/pods/a-eth0.json";
+    let mut old = fixture.json(&format!("cat {record}"));
+    let address = old["ips"][0].as_str().unwrap().to_owned();
+    old["portMappings"] = range(20_000, 3, 20_000).into();
+    let mut network = fixture.json("cat /run/portolan/networks/pods.json");
+    network.as_object_mut().unwrap().remove("layout");
+    fixture.node().run(|| std::fs::write(record, old.to_string())).unwrap();
+    fixture.node().run(|| std::fs::write("/run/portolan/networks/pods.json", network.to_string())).unwrap();
+    fixture.node().shell("rm /run/portolan/ports/holders.json").unwrap();
+    for map in ["ranges-v4", "ranges-v6"] {
+        fixture.node().shell(&format!("nft flush map inet portolan {map}")).unwrap();
+    }
+    for port in 20_000..20_003 {
+        let element = format!("tcp . {port} : {address} . {port}");
+        fixture.node().shell(&format!("nft 'add element inet portolan ports-v4 {{ {element} }}'")).unwrap();
+    }
+    fixture.quiet("DEL", "a", &config);
+    for map in ["ports-v4", "ranges-v4", "ranges-v6"] {
+        assert_eq!(elements(&fixture, map), 0, "{map}");
+    }
+    fixture.quiet("DEL", "b", &config);
     fixture.assert_nothing_left();
 }
 

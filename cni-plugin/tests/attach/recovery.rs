@@ -4,9 +4,12 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use testbed::{Plugin, wait_for};
 
 use crate::fixture::{Fixture, address, config, merge};
+use crate::killed::traced;
+use crate::ports::with_ports;
 
 #[test]
 fn with_the_state_directory_emptied_nobody_gets_an_address_in_use_and_del_still_works() {
@@ -66,6 +69,52 @@ fn reservations_of_an_earlier_boot_mean_nothing() {
     for id in ["a", "b", "c", "d"] {
         fixture.quiet("DEL", id, &config);
     }
+    fixture.assert_nothing_left();
+}
+
+#[test]
+fn del_removes_the_ports_of_a_pod_whose_record_was_written_again() {
+    let fixture = Fixture::new();
+    let mapping = |port: u16| json!({ "hostPort": port, "containerPort": port, "protocol": "tcp" });
+    let config = with_ports(json!([mapping(8080), mapping(8081), mapping(90)]));
+    fixture.add("a", &config);
+    fixture.node().shell("rm /run/portolan/attachments/pods/a-eth0.json").unwrap();
+    let keep = json!({ "cni.dev/valid-attachments": [{ "containerID": "a", "ifname": "eth0" }] });
+    fixture.quiet("GC", "x", &merge(config.clone(), keep));
+    assert!(fixture.json("cat /run/portolan/attachments/pods/a-eth0.json")["portMappings"].is_null());
+    fixture.quiet("DEL", "a", &config);
+    fixture.assert_nothing_left();
+}
+
+/// The ADD finds the interface, and writes its record again, after the DEL has removed the record.
+#[test]
+fn del_beside_an_add_that_writes_records_again_leaves_no_record() {
+    let fixture = Fixture::new();
+    let plain = config("1.1.0");
+    fixture.add("a", &plain);
+    let trace = |options: &str| traced(&fixture, &format!("-e trace=sendto -o /run/trace {options}"));
+    let del = |plugin: Plugin| plugin.command("DEL", "a", Path::new("/run/netns/a"), &plain).unwrap();
+    del(trace("")).unwrap();
+    let requests = fixture.node().shell("cat /run/trace").unwrap();
+    let deletion = 1 + requests.lines().position(|line| line.contains("RTM_DELLINK")).unwrap();
+    fixture.try_call("ADD", "a", "/run/netns/a", &plain).unwrap();
+    let slow = trace(&format!("-e inject=sendto:delay_enter=5000000:when={deletion}"));
+    std::thread::scope(|scope| {
+        let deleted = scope.spawn(|| del(slow));
+        wait_for("DEL to remove the record", || {
+            let records = fixture.node().shell("ls /run/portolan/attachments/pods 2>/dev/null || true")?;
+            anyhow::ensure!(records.is_empty(), "{records}");
+            Ok(())
+        })
+        .unwrap();
+        // What a network asks for has changed: all of its records are looked at.
+        fixture.add("b", &merge(plain.clone(), json!({ "nonMasqueradeCIDRs": ["10.99.0.0/16"] })));
+        let records = fixture.node().shell("ls /run/portolan/attachments/pods").unwrap();
+        assert_eq!(records, "a-eth0.json\nb-eth0.json\n", "while DEL waits");
+        assert_eq!(deleted.join().unwrap(), Ok(Value::Null));
+    });
+    assert_eq!(fixture.node().shell("ls /run/portolan/attachments/pods").unwrap(), "b-eth0.json\n");
+    fixture.quiet("DEL", "b", &plain);
     fixture.assert_nothing_left();
 }
 

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, address, config, merge, small};
+use crate::ports::with_ports;
+use crate::ranges::range;
 
 fn call(fixture: &Fixture, command: &str, id: &str, ifname: &str, config: &Value) -> Result<Value, Value> {
     let netns = "/run/netns/shared";
@@ -118,9 +120,21 @@ fn odd_but_legal_names_never_meet() {
 fn a_network_with_a_name_that_is_too_long_for_files_is_refused_and_del_of_it_succeeds() {
     let fixture = Fixture::new();
     fixture.netns("a");
-    let config = merge(config("1.1.0"), json!({ "name": "n".repeat(300) }));
-    let (code, text) = fixture.refused("ADD", "a", "/run/netns/a", &config);
-    assert_eq!(code, 7, "{text}");
+    for length in [241, 300] {
+        let config = merge(config("1.1.0"), json!({ "name": "n".repeat(length) }));
+        let (code, text) = fixture.refused("ADD", "a", "/run/netns/a", &config);
+        assert_eq!(code, 7, "{text}");
+        fixture.quiet("DEL", "a", &config);
+    }
+    fixture.assert_nothing_left();
+}
+
+#[test]
+fn a_network_with_the_longest_name_has_pods_until_del() {
+    let fixture = Fixture::new();
+    let config = merge(with_ports(range(20_000, 10, 20_000).into()), json!({ "name": "n".repeat(240) }));
+    let checked = merge(config.clone(), json!({ "prevResult": fixture.add("a", &config) }));
+    fixture.quiet("CHECK", "a", &checked);
     fixture.quiet("DEL", "a", &config);
     fixture.assert_nothing_left();
 }

@@ -36,13 +36,13 @@ struct KeyFields {
 
 impl Holder {
     /// What a pod asks for; nothing if that is no port.
-    pub(crate) fn of(pod: &Attachment) -> Result<Option<Self>> {
+    pub(crate) fn of(pod: &Attachment) -> Option<Self> {
         if pod.port_mappings.is_empty() {
-            return Ok(None);
+            return None;
         }
         let first = |v4: bool| pod.ips.iter().find(|ip| ip.is_ipv4() == v4).copied();
         let addresses = [first(true), first(false)].into_iter().flatten().collect();
-        Ok(Some(Self { key: pod.key(), addresses, ranges: Range::all(&pod.port_mappings)? }))
+        Some(Self { key: pod.key(), addresses, ranges: pod.port_mappings.iter().map(Range::of).collect() })
     }
 
     /// A port that both have, at one address of the node.
@@ -92,15 +92,19 @@ pub(crate) fn read(header: &Header) -> Result<Vec<Holder>> {
 
 /// All holders but one.
 pub(super) fn read_but(header: &Header, except: Option<&Key>) -> Result<Vec<Holder>> {
-    let path = path(header);
-    let bytes = match fs::read(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("read", &path)(e)),
-        found => found.unwrap_or_default(),
-    };
-    let known: Option<Vec<Holder>> = serde_json::from_slice(&bytes).ok();
+    let known = read_index(header)?;
     let mut holders = known.unwrap_or_else(|| of_records(&header.attachments(), except));
     holders.retain(|holder| Some(&holder.key) != except);
     Ok(holders)
+}
+
+/// What the file says; nothing where it is missing or illegible.
+pub(super) fn read_index(header: &Header) -> Result<Option<Vec<Holder>>> {
+    let path = path(header);
+    match fs::read(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(io("read", &path)(e)),
+        found => Ok(serde_json::from_slice(&found.unwrap_or_default()).ok()),
+    }
 }
 
 /// Writes all holders. The file stays when there is none: it says so.
@@ -125,7 +129,7 @@ fn of_records(store: &Store, except: Option<&Key>) -> Vec<Holder> {
     networks.sort_by_key(fs::DirEntry::file_name);
     for network in networks {
         for record in store.list(&network.file_name().to_string_lossy()).0 {
-            let holder = Holder::of(&record).ok().flatten().filter(|holder| Some(&holder.key) != except);
+            let holder = Holder::of(&record).filter(|holder| Some(&holder.key) != except);
             let new = holder.filter(|holder| holders.iter().all(|other| other.meets(holder).is_none()));
             holders.extend(new);
         }

@@ -7,9 +7,6 @@ use attachment::PortMapping;
 use nftables::{Element, Key};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
-use crate::netconf::invalid;
-
 /// Ports of the node in a row, which lead to as many in a row of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -24,47 +21,15 @@ pub(crate) struct Range {
 }
 
 impl Range {
-    /// The ranges that port mappings come to. One that is given twice is fine; one that leads to two ports of the pod is not.
-    pub(super) fn all(mappings: &[PortMapping]) -> Result<Vec<Self>> {
-        let mut single: Vec<Self> = mappings.iter().map(Self::of).collect();
-        single.sort();
-        single.dedup();
-        let mut ranges: Vec<Self> = Vec::new();
-        for next in single {
-            match ranges.last_mut() {
-                Some(range) if range.is_beside(&next) && next.first <= range.last => {
-                    let other = range.port_of_pod(next.first);
-                    let message = format!(
-                        "runtimeConfig.portMappings: port {next} of the node cannot lead to the pod's ports {other} and {}",
-                        next.to
-                    );
-                    return Err(invalid(message));
-                }
-                Some(range) if range.is_continued_by(&next) => range.last = next.last,
-                _ => ranges.push(next),
-            }
-        }
-        Ok(ranges)
-    }
-
-    fn of(mapping: &PortMapping) -> Self {
+    /// The ports of a mapping.
+    pub(super) fn of(mapping: &PortMapping) -> Self {
         Self {
             protocol: mapping.protocol.clone(),
             host_ip: mapping.host_ip,
             first: mapping.host_port,
-            last: mapping.host_port,
+            last: mapping.last_host_port(),
             to: mapping.container_port,
         }
-    }
-
-    fn is_beside(&self, other: &Self) -> bool {
-        (&self.protocol, self.host_ip) == (&other.protocol, other.host_ip)
-    }
-
-    fn is_continued_by(&self, next: &Self) -> bool {
-        self.is_beside(next)
-            && self.last.checked_add(1) == Some(next.first)
-            && self.to.checked_add(self.last - self.first).and_then(|to| to.checked_add(1)) == Some(next.to)
     }
 
     /// Whether it has ports of addresses of that family.
@@ -106,7 +71,7 @@ impl Range {
 
     /// Where one of these ports leads.
     pub(crate) fn port_of_pod(&self, port: u16) -> u16 {
-        self.to + (port - self.first)
+        self.to.wrapping_add(port.wrapping_sub(self.first))
     }
 
     /// The elements that lead to `address`, and the map that has them.
