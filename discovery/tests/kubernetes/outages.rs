@@ -33,6 +33,86 @@ async fn watch_that_never_says_anything_is_stale_and_says_so() {
     ground.until("a watch that works", |snapshot| has_all(snapshot, &[1, 2]) && !snapshot.is_stale()).await;
 }
 
+/// All sources are stale, and stay so while more requests are made; the last state stays.
+async fn stays_stale(server: &Server, ground: &Ground, why: &str, numbers: &[u8]) {
+    let is_stale = |snapshot: &Snapshot| {
+        ALL.iter().all(|r| stale(snapshot, *r).is_some_and(|(_, text)| text.contains(why)))
+    };
+    ground.until("all sources to be stale", is_stale).await;
+    let before = server.state().requests.len();
+    while server.state().requests.len() < before + 3 * ALL.len() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let snapshot = Arc::clone(&ground.discovery.snapshots.borrow());
+        let is_kept = numbers.is_empty() || has_all(&snapshot, numbers);
+        assert!(is_stale(&snapshot) && is_kept, "{:?}", snapshot.health());
+        assert_eq!(snapshot.synced, !numbers.is_empty());
+    }
+    let (age, _) = stale(&ground.discovery.snapshots.borrow(), Resource::Services).unwrap();
+    assert!(age > Duration::from_secs(1), "{age:?}: an answer that is no list does not make it younger");
+}
+
+#[tokio::test]
+async fn page_in_place_of_a_list_is_an_outage() {
+    let server = Server::start();
+    put_good(&server, 1);
+    server.change(|state| state.shows_page = true);
+    let ground = Ground::start(&server);
+    stays_stale(&server, &ground, "cannot be followed", &[]).await;
+    server.change(|state| state.shows_page = false);
+    ground.until("the lists", |snapshot| has_all(snapshot, &[1]) && !snapshot.is_stale()).await;
+    server.change(|state| state.shows_page = true);
+    stays_stale(&server, &ground, "cannot be followed", &[1]).await;
+    server.change(|state| state.shows_page = false);
+    put_good(&server, 2);
+    ground.until("what comes then", |snapshot| has_all(snapshot, &[1, 2]) && !snapshot.is_stale()).await;
+}
+
+#[tokio::test]
+async fn list_that_ends_before_it_is_complete_is_an_outage() {
+    let server = Server::start();
+    put_good(&server, 1);
+    server.change(|state| state.cuts_lists = true);
+    let ground = Ground::start(&server);
+    stays_stale(&server, &ground, "before it was complete", &[]).await;
+    server.change(|state| state.cuts_lists = false);
+    ground.until("the lists", |snapshot| has_all(snapshot, &[1]) && !snapshot.is_stale()).await;
+    // A daemon that has to list again keeps its state meanwhile.
+    server.change(|state| state.cuts_lists = true);
+    expire(&server);
+    stays_stale(&server, &ground, "before it was complete", &[1]).await;
+    server.change(|state| state.cuts_lists = false);
+    put_good(&server, 2);
+    ground.until("what comes then", |snapshot| has_all(snapshot, &[1, 2]) && !snapshot.is_stale()).await;
+}
+
+/// Five requests, four pauses: of 0.1 s at least, and each twice as long as the one before.
+#[tokio::test]
+async fn list_in_pages_that_cannot_be_read_is_requested_again_after_growing_pauses() {
+    let server = Server::start();
+    server.change(|state| state.refuses_streams = true);
+    put_good(&server, 1);
+    for resource in ALL {
+        server.put(resource, "nonsense", "nonsense");
+    }
+    let started = tokio::time::Instant::now();
+    let ground = Ground::start(&server);
+    let lists = |resource: Resource| {
+        let path = format!("/{}?", resource.plural());
+        let state = server.state();
+        state.requests.iter().filter(|line| line.contains(&path) && !line.contains("watch=true")).count()
+    };
+    while ALL.iter().any(|resource| lists(*resource) < 5) {
+        assert!(started.elapsed() < SOON, "{:?}", ALL.map(lists));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let is_early = ALL.iter().any(|resource| lists(*resource) >= 5)
+            && started.elapsed() < Duration::from_millis(1500);
+        assert!(!is_early, "{:?} after {:?}", ALL.map(lists), started.elapsed());
+    }
+    ground.until("an outage", |s| ALL.iter().all(|resource| stale(s, *resource).is_some())).await;
+    ALL.iter().for_each(|resource| server.delete(*resource, "nonsense"));
+    ground.until("the lists", |snapshot| has_all(snapshot, &[1]) && !snapshot.is_stale()).await;
+}
+
 #[tokio::test]
 async fn server_that_comes_back_without_news_is_followed_again() {
     let server = Server::start();
@@ -70,12 +150,7 @@ async fn forgotten_version_is_listed_again() {
     put_good(&server, 1);
     let ground = Ground::start(&server);
     ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
-    for resource in ALL {
-        let mut state = server.state();
-        state.version += 1;
-        let gone = "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"status\":\"Failure\",\"message\":\"too old\",\"reason\":\"Expired\",\"code\":410}}";
-        server.say(state, resource, gone.to_owned());
-    }
+    expire(&server);
     put_good(&server, 2);
     ground.until("what was missed", |snapshot| has_all(snapshot, &[1, 2]) && !snapshot.is_stale()).await;
 }
@@ -131,4 +206,14 @@ async fn service_cidr_adds_a_range_as_long_as_it_is_there() {
             !has(snapshot, Resource::ServiceCidrs, 7) && is_outside(snapshot)
         })
         .await;
+}
+
+/// Ends every watch as a server does that has forgotten its version.
+fn expire(server: &Server) {
+    for resource in ALL {
+        let mut state = server.state();
+        state.version += 1;
+        let expired = "{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"status\":\"Failure\",\"message\":\"too old\",\"reason\":\"Expired\",\"code\":410}}";
+        server.say(state, resource, expired.to_owned());
+    }
 }

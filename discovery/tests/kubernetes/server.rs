@@ -25,6 +25,12 @@ pub(crate) struct State {
     pub(crate) refusals: BTreeMap<&'static str, (u16, &'static str)>,
     /// Watches end as soon as they have begun.
     pub(crate) ends_watches: bool,
+    /// Every request is answered with an HTML page and status 200, as a load balancer without servers does.
+    pub(crate) shows_page: bool,
+    /// Streamed lists end before they are complete.
+    pub(crate) cuts_lists: bool,
+    /// Lists are not streamed, as by servers before Kubernetes 1.32.
+    pub(crate) refuses_streams: bool,
     /// Open watches end when this changes.
     generation: u64,
     /// Paths and queries of all requests.
@@ -150,8 +156,13 @@ impl Server {
             }
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
             let resource = path.rsplit('/').next().unwrap();
+            let is_refused = self.state().refuses_streams && query.contains("sendInitialEvents=true");
             let refusal = self.state().refusals.get(resource).copied();
-            if let Some((code, message)) = refusal {
+            let refusal = if is_refused { Some((422, "sendInitialEvents is forbidden")) } else { refusal };
+            let shows_page = self.state().shows_page;
+            if shows_page {
+                answer(&mut stream, 200, "<html>\n<h1>No server is available</h1>\n</html>\n")?;
+            } else if let Some((code, message)) = refusal {
                 let status = serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "", "code": code});
                 answer(&mut stream, code, &status.to_string())?;
             } else if query.contains("watch=true") {
@@ -181,6 +192,11 @@ impl Server {
         if query.contains("sendInitialEvents=true") {
             let objects = state.objects.iter().filter(|((of, _), _)| *of == resource);
             lines.extend(objects.map(|(_, json)| format!("{{\"type\":\"ADDED\",\"object\":{json}}}")));
+            if state.cuts_lists {
+                drop(state);
+                write_lines(stream, lines)?;
+                return stream.write_all(b"0\r\n\r\n");
+            }
             lines.push(format!("{{\"type\":\"BOOKMARK\",\"object\":{{\"kind\":\"X\",\"apiVersion\":\"v1\",\"metadata\":{{\"resourceVersion\":\"{version}\",\"annotations\":{{\"k8s.io/initial-events-end\":\"true\"}}}}}}}}"));
         } else {
             let from = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
@@ -196,10 +212,7 @@ impl Server {
             );
             version = version.max(state.version);
             drop(state);
-            for line in lines.drain(..) {
-                write!(stream, "{:x}\r\n{line}\n\r\n", line.len() + 1)?;
-            }
-            stream.flush()?;
+            write_lines(stream, std::mem::take(&mut lines))?;
             state = self.state();
             let has_news = state.log.iter().any(|(at, of, _)| *at > version && *of == resource);
             if !has_news {
@@ -209,6 +222,13 @@ impl Server {
         drop(state);
         stream.write_all(b"0\r\n\r\n")
     }
+}
+
+fn write_lines(stream: &mut TcpStream, lines: Vec<String>) -> std::io::Result<()> {
+    for line in lines {
+        write!(stream, "{:x}\r\n{line}\n\r\n", line.len() + 1)?;
+    }
+    stream.flush()
 }
 
 fn answer(stream: &mut TcpStream, code: u16, body: &str) -> std::io::Result<()> {

@@ -156,7 +156,8 @@ impl ApiServer {
         frame.or_else(|| (!has_spoken).then(|| Err("the server has ended the watch without a word".into())))
     }
 
-    fn end_watch(&self) {
+    /// The follower, or the server, has ended the watch.
+    pub(super) fn end_watch(&self) {
         let mut state = self.state();
         if let Some(watch) = state.watch.take() {
             state.was_useful = watch.has_spoken;

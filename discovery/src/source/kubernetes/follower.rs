@@ -81,8 +81,9 @@ impl<K: Kind> Follower<K> {
         loop {
             let wait = if self.is_out { TICK } else { Duration::MAX };
             let told = match tokio::time::timeout(wait, stream.next()).await {
+                Ok(Some(Ok(watcher::Event::Init))) => self.begin_list(&mut pause).await,
                 Ok(Some(Ok(event))) => {
-                    if !matches!(event, watcher::Event::Init) {
+                    if !matches!(event, watcher::Event::InitApply(_)) {
                         pause.reset();
                     }
                     self.take(event).await
@@ -106,19 +107,31 @@ impl<K: Kind> Follower<K> {
     }
 
     /// Lists, then watches, then watches again.
-    fn watch(&self) -> Events<K> {
+    fn watch(&mut self) -> Events<K> {
+        self.listing = None;
+        self.server.end_watch();
         let config = watcher::Config::default();
         let config = if self.streams_lists { config.streaming_lists() } else { config };
         let config = if self.labels.is_empty() { config } else { config.labels(&self.labels) };
         Box::pin(watcher(Api::all(self.server.client()), config))
     }
 
+    /// A list begins. The library begins another one without an error where the server ended the last one too early.
+    async fn begin_list(&mut self, pause: &mut Pause) -> Result<(), Gone> {
+        if let Some(before) = self.listing.take().filter(|listing| !listing.has_failed) {
+            let line = before.unreadable.map(|error| format!(": {error}")).unwrap_or_default();
+            let error = format!("the list ended before it was complete{line}");
+            self.tell(Some(&Failure(kube::Error::Service(error.into())))).await?;
+            tokio::time::sleep(pause.next().unwrap_or(OPTIONAL)).await;
+        }
+        self.listing = Some(Listing::default());
+        Ok(())
+    }
+
     async fn take(&mut self, event: watcher::Event<Decoded<K>>) -> Result<(), Gone> {
         let change = match event {
-            watcher::Event::Init => {
-                self.listing = Some(Listing::default());
-                return Ok(());
-            }
+            // See `begin_list`.
+            watcher::Event::Init => return Ok(()),
             watcher::Event::InitApply(object) => {
                 if let Some(listing) = &mut self.listing {
                     self.replica.collect(listing, object);
@@ -127,7 +140,11 @@ impl<K: Kind> Follower<K> {
             }
             watcher::Event::InitDone => {
                 let source = K::RESOURCE.source();
-                let mut events = self.replica.replace(self.listing.take().unwrap_or_default());
+                let listing = self.listing.take().unwrap_or_default();
+                if let Some(error) = &listing.unreadable {
+                    tracing::error!(source, error, "lines of the list are left out");
+                }
+                let mut events = self.replica.replace(listing);
                 tracing::info!(source, changes = events.len(), "listed");
                 events.push(Event::Source { name: source, outage: None });
                 events.push(Event::Synced(source));
@@ -151,14 +168,17 @@ impl<K: Kind> Follower<K> {
         let source = K::RESOURCE.source();
         let is_start = matches!(error, watcher::Error::WatchStartFailed(_));
         let is_break = matches!(error, watcher::Error::WatchFailed(_));
-        let is_list = matches!(error, watcher::Error::InitialListFailed(_));
+        let is_in_stream = is_break || matches!(error, watcher::Error::WatchError(_));
         let failure = Failure::of(error);
+        if !is_in_stream || failure.code() == Some(410) {
+            // The list is over.
+            self.listing = None;
+        }
         let mut wait = pause.next().unwrap_or(OPTIONAL).max(failure.asks_for());
         let mut lists_again = false;
         // A page that cannot be read fails the whole list, which is then requested again: after a pause.
-        if let (true, Some(listing)) = (failure.is_unreadable() && !is_list, &mut self.listing) {
-            tracing::error!(source, error = %failure, "a line of the list is left out");
-            listing.is_incomplete = true;
+        if let (true, Some(listing)) = (failure.is_unreadable(), &mut self.listing) {
+            listing.unreadable.get_or_insert_with(|| failure.to_string());
             return Ok(false);
         }
         if failure.is_unreadable() {
@@ -191,6 +211,9 @@ impl<K: Kind> Follower<K> {
     /// The source cannot be followed, or can be again.
     async fn tell(&mut self, failure: Option<&Failure>) -> Result<(), Gone> {
         self.is_out = failure.is_some();
+        if let Some(listing) = &mut self.listing {
+            listing.has_failed |= self.is_out;
+        }
         let outage = failure.map(|failure| {
             let message = format!("cannot be followed: {failure}; the last known state stays in force");
             let object = Some(K::RESOURCE.source().to_owned());

@@ -30,8 +30,10 @@ pub(super) struct Replica<K> {
 pub(super) struct Listing {
     objects: Objects,
     changes: Vec<Event>,
-    /// A line of it could not be read at all: what is not in it may be there.
-    pub(super) is_incomplete: bool,
+    /// Why a line of it could not be read at all, if one could not: what is not in the list may be there.
+    pub(super) unreadable: Option<String>,
+    /// An error of it was reported.
+    pub(super) has_failed: bool,
 }
 
 type Objects = HashMap<NamespacedName, Known>;
@@ -64,7 +66,7 @@ impl<K: Kind> Replica<K> {
     pub(super) fn replace(&mut self, listing: Listing) -> Vec<Event> {
         let mut before = std::mem::replace(&mut self.known, listing.objects);
         before.retain(|name, _| !self.known.contains_key(name));
-        if listing.is_incomplete {
+        if listing.unreadable.is_some() {
             self.known.extend(before.drain());
         }
         before.into_keys().map(gone::<K>).chain(listing.changes).collect()
