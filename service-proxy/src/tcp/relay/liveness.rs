@@ -1,10 +1,11 @@
 //! Detects a peer that no longer answers: the network is cut, the sandbox frozen, the node lost.
 //!
-//! The kernel probes a connection that is idle (`SO_KEEPALIVE`), at an interval that suits most. A client that probes on its own
-//! expects to notice sooner, but its probes are answered by this node's kernel, not by the endpoint. They show in the number of
-//! segments that arrive while nothing is sent: then the endpoint is probed as often. Where something was sent the kernel does not
-//! probe but sends it again, for a quarter of an hour. That is given up here as soon as probing would be. A peer that keeps its
-//! window closed acknowledges, and stays (`TCP_USER_TIMEOUT` would end it too).
+//! The kernel probes a connection that is idle (`SO_KEEPALIVE`), at an interval that suits most. A client that probes
+//! on its own expects to notice sooner, but its probes are answered by this node's kernel, not by the endpoint. They
+//! show in the number of segments that arrive at even intervals while nothing is sent: then the endpoint is probed as
+//! often. Where something was sent the kernel does not probe but sends it again, for a quarter of an hour. That is
+//! given up here as soon as probing would be. A peer that keeps its window closed acknowledges, and stays
+//! (`TCP_USER_TIMEOUT` would end it too).
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,33 +13,35 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::Side;
-use crate::kernel::socket::{self, Probes};
+use crate::kernel::socket::{self, Probes, USUAL_PROBES};
 use crate::kernel::tcp_info;
 
-/// Checks after which an idle connection is looked at less often: every so many.
+/// Checks after which the kernel is queried at every eighth check only.
 const OFTEN: u32 = 8;
 
-/// A client's probes this many seconds apart say nothing that the usual ones do not.
+/// The endpoint is not probed at the client's interval where that is longer: the usual probes are as quick.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(120);
 
 /// How many intervals of its own probes a client waits for an acknowledgement of the endpoint, and how long at least.
 const INTERVALS: u32 = 10;
 const SHORTEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is known of one connection.
+/// Samples with new segments, in a row and evenly spaced, after which these are probes: anything else comes alone.
+const EVENLY_SPACED: u32 = 3;
+
+/// The state of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
     /// Bytes carried at the last check, and for how many checks they have been the same.
     carried: u64,
     idle: u32,
-    /// When the connection had become idle, and the segments that had arrived from the client by then.
-    baseline: Option<(Instant, u32)>,
+    arrivals: Arrivals,
     /// How often the client probes, if it does.
     interval: Option<Duration>,
 }
 
 impl Liveness {
-    /// Looks after a connection. To be called at each tick of the clock for it.
+    /// Checks a connection. To be called at each tick of its worker's clock.
     ///
     /// # Errors
     /// The side that has not acknowledged for too long what was sent to it.
@@ -49,48 +52,186 @@ impl Liveness {
         carried: u64,
     ) -> Result<(), (Side, io::Error)> {
         if carried != self.carried {
-            (self.carried, self.idle, self.baseline) = (carried, 0, None);
+            (self.carried, self.idle, self.arrivals) = (carried, 0, Arrivals::default());
+            if self.interval.take().is_some() {
+                set_probes(upstream, USUAL_PROBES);
+            }
             return Ok(());
         }
         self.idle = self.idle.saturating_add(1);
         if self.idle > OFTEN && !self.idle.is_multiple_of(OFTEN) {
             return Ok(());
         }
-        self.look(client, upstream)
+        self.query(client, upstream)
     }
 
-    fn look(&mut self, client: &TcpStream, upstream: &TcpStream) -> Result<(), (Side, io::Error)> {
-        let usual = socket::USUAL_PROBES.limit();
-        let patience = self.interval.map_or(usual, |i| (i * INTERVALS).clamp(SHORTEST_LIMIT, usual));
-        for (side, stream, limit) in [(Side::Client, client, usual), (Side::Upstream, upstream, patience)] {
+    fn query(&mut self, client: &TcpStream, upstream: &TcpStream) -> Result<(), (Side, io::Error)> {
+        let usual = USUAL_PROBES.limit();
+        let limit = self.interval.map_or(usual, |i| (i * INTERVALS).clamp(SHORTEST_LIMIT, usual));
+        for (side, stream, limit) in [(Side::Client, client, usual), (Side::Upstream, upstream, limit)] {
             let Ok(info) = tcp_info::read(stream) else { continue };
             if info.has_unacknowledged() {
                 if side == Side::Client {
-                    // What arrives may be acknowledgements: no time to count probes.
-                    self.baseline = None;
+                    // What arrives may be acknowledgements.
+                    self.arrivals = Arrivals::default();
                 }
                 if info.since_acknowledgement() > limit {
                     return Err((side, io::ErrorKind::TimedOut.into()));
                 }
             } else if side == Side::Client && self.interval.is_none() {
-                self.count_probes(info.segments_received(), upstream);
+                self.interval = self.arrivals.interval(Instant::now(), info.segments_received());
+                if let Some(interval) = self.interval {
+                    set_probes(upstream, Probes::every(interval));
+                }
             }
         }
         Ok(())
     }
+}
 
-    /// The client's segments since it has been idle are probes.
-    fn count_probes(&mut self, segments: u32, upstream: &TcpStream) {
-        let Some((since, before)) = self.baseline else {
-            self.baseline = Some((Instant::now(), segments));
-            return;
-        };
-        let Some(probes) = segments.checked_sub(before).filter(|probes| *probes > 0) else { return };
-        let interval = since.elapsed() / probes;
-        if interval <= LONGEST_INTERVAL {
-            self.interval = Some(interval);
-            // It fails only on a closed socket, which the relay sees by itself.
-            drop(socket::probe(upstream, Probes::every(interval)));
+/// It fails only on a closed socket, which the relay notices by itself.
+fn set_probes(upstream: &TcpStream, probes: Probes) {
+    let _ = socket::probe(upstream, probes);
+}
+
+/// Samples of the number of segments that an idle client has sent.
+#[derive(Debug, Default)]
+struct Arrivals {
+    last_sample: Option<(Instant, u32)>,
+    series: Option<Series>,
+}
+
+/// Samples with new segments, in a row, that fit one interval.
+#[derive(Debug)]
+struct Series {
+    samples: u32,
+    /// The last segment arrived between these samples.
+    last: (Instant, Instant),
+    /// The interval is between these.
+    shortest: Duration,
+    longest: Duration,
+}
+
+impl Arrivals {
+    /// Takes a sample. Returns the interval once enough segments have arrived evenly spaced.
+    fn interval(&mut self, now: Instant, segments: u32) -> Option<Duration> {
+        let (before, known) = self.last_sample.replace((now, segments))?;
+        let new = segments.wrapping_sub(known);
+        if new == 0 {
+            return None;
         }
+        let last = (before, now);
+        let series = match self.series.take() {
+            Some(series) => series.extended(last, new),
+            None => Series { samples: 1, last, shortest: Duration::ZERO, longest: LONGEST_INTERVAL },
+        };
+        let is_probing = series.samples >= EVENLY_SPACED;
+        let interval = (series.shortest + series.longest) / 2;
+        self.series = Some(series);
+        is_probing.then_some(interval)
+    }
+}
+
+impl Series {
+    /// With segments of which the last one arrived between two samples. Begins anew with them if they do not fit.
+    fn extended(self, last: (Instant, Instant), segments: u32) -> Self {
+        let shortest = last.0.saturating_duration_since(self.last.1) / segments;
+        let longest = last.1.saturating_duration_since(self.last.0) / segments;
+        let (shortest, longest) = (shortest.max(self.shortest), longest.min(self.longest));
+        if shortest > longest {
+            return Self { samples: 1, last, shortest: Duration::ZERO, longest: LONGEST_INTERVAL };
+        }
+        Self { samples: self.samples + 1, last, shortest, longest }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::super::tests::pair;
+    use super::*;
+
+    fn seconds(number: u64) -> Duration {
+        Duration::from_secs(number)
+    }
+
+    /// A connection that is checked by hand.
+    struct Connection {
+        client: TcpStream,
+        accepted: TcpStream,
+        upstream: TcpStream,
+        liveness: Liveness,
+    }
+
+    impl Connection {
+        async fn open() -> Self {
+            let ((client, accepted), (upstream, _)) = (pair().await, pair().await);
+            socket::probe(&upstream, USUAL_PROBES).unwrap();
+            Self { client, accepted, upstream, liveness: Liveness::default() }
+        }
+
+        /// Checks, and returns after which idle time the endpoint is probed.
+        fn check(&mut self, carried: u64) -> Duration {
+            self.liveness.check(&self.accepted, &self.upstream, carried).map_err(|(_, error)| error).unwrap();
+            SockRef::from(&self.upstream).tcp_keepalive_time().unwrap()
+        }
+
+        /// A segment of the client arrives that carries nothing as far as the relay knows.
+        async fn receive_segment(&mut self) {
+            let before = tcp_info::read(&self.accepted).unwrap().segments_received();
+            self.client.write_all(b"x").await.unwrap();
+            while tcp_info::read(&self.accepted).unwrap().segments_received() == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_segment_of_an_idle_client_is_not_a_probe() {
+        let mut connection = Connection::open().await;
+        connection.check(0);
+        connection.receive_segment().await;
+        for _ in 0..20 {
+            assert_eq!(connection.check(0), seconds(180));
+        }
+    }
+
+    #[tokio::test]
+    async fn interval_of_the_client_is_measured_anew_after_data() {
+        let mut connection = Connection::open().await;
+        connection.check(0);
+        for _ in 0..3 {
+            connection.receive_segment().await;
+            connection.check(0);
+        }
+        assert_eq!(connection.check(0), seconds(1));
+        assert_eq!(connection.check(1), seconds(180));
+        connection.check(1);
+        connection.receive_segment().await;
+        assert_eq!(connection.check(1), seconds(180));
+    }
+
+    /// The interval that samples every two seconds show of segments that arrive after these seconds.
+    fn interval_of(arrivals: &[u64], length: u64) -> Option<Duration> {
+        let start = Instant::now();
+        let mut samples = Arrivals::default();
+        (0..=length).step_by(2).find_map(|now| {
+            let segments = arrivals.iter().filter(|at| **at <= now).count();
+            samples.interval(start + seconds(now), u32::try_from(segments).unwrap())
+        })
+    }
+
+    #[test]
+    fn only_evenly_spaced_segments_are_probes() {
+        for interval in [1, 2, 3, 7, 20, 75, 110] {
+            let probes: Vec<_> = (1..=600 / interval).map(|number| number * interval).collect();
+            let measured = interval_of(&probes, 600).unwrap();
+            assert!(measured.abs_diff(seconds(interval)) <= seconds(1), "{measured:?} of {interval} s");
+        }
+        assert_eq!(interval_of(&[5, 5, 5, 5, 5], 600), None, "a burst");
+        assert_eq!(interval_of(&[5, 9, 60, 65, 300], 600), None, "unevenly spaced");
+        assert_eq!(interval_of(&[150, 300, 450], 600), None, "the usual probes are as quick");
     }
 }

@@ -30,7 +30,7 @@ async fn run(mut client: TcpStream, mut upstream: TcpStream) -> (Sent, io::Resul
     (total.into_inner().unwrap(), result)
 }
 
-async fn pair() -> (TcpStream, TcpStream) {
+pub(super) async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (connected, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
