@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
@@ -205,9 +205,8 @@ impl<'a> Direction<'a> {
     /// since the event loop has not heard of the new connection.
     fn pass_on(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         SHARED.with_borrow_mut(|shared| {
-            let mut buffer = ReadBuf::new(shared);
-            ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer)).map_err(Error::Read)?;
-            let message = buffer.filled();
+            let read = ready!(poll_receive(&self.from, cx, shared)).map_err(Error::Read)?;
+            let message = &shared[..read];
             if message.is_empty() {
                 self.at_end = true;
                 return Poll::Ready(Ok(()));
@@ -225,12 +224,9 @@ impl<'a> Direction<'a> {
         })
     }
 
-    /// After a read that did not fill the buffer the runtime waits for word of more instead of trying again.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.make_room();
-        let mut buffer = ReadBuf::new(&mut self.buffer);
-        ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer)).map_err(Error::Read)?;
-        let read = buffer.filled().len();
+        let read = ready!(poll_receive(&self.from, cx, &mut self.buffer)).map_err(Error::Read)?;
         (self.start, self.end, self.at_end) = (0, read, read == 0);
         Poll::Ready(Ok(()))
     }
@@ -240,6 +236,20 @@ impl<'a> Direction<'a> {
         let size = self.buffer.len();
         if self.end == size && size < BULK_BUFFER {
             self.buffer = vec![0; size * 4];
+        }
+    }
+}
+
+/// Reads what has arrived. After a read that does not fill the buffer `poll_read` waits for the next event instead of reading
+/// again; but the kernel ends a read before an urgent byte, and what follows it causes no event. The second read costs the
+/// message no time, since it is written before.
+fn poll_receive(from: &ReadHalf<'_>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    let from: &TcpStream = from.as_ref();
+    loop {
+        ready!(from.poll_read_ready(cx))?;
+        match from.try_read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return Poll::Ready(result),
         }
     }
 }

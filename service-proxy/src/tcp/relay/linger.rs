@@ -7,13 +7,10 @@
 //! discarded, or it might never get to reading (nginx does the same and calls it lingering close).
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead as _, ReadBuf};
-
-use super::{Direction, SHARED};
+use super::{Direction, SHARED, poll_receive};
 use crate::kernel::tcp_info;
 
 /// How long it may take at most; the same as nginx's `lingering_time`.
@@ -55,9 +52,8 @@ impl Direction<'_> {
     fn discard(&mut self, cx: &mut Context<'_>) -> bool {
         SHARED.with_borrow_mut(|shared| {
             loop {
-                let mut buffer = ReadBuf::new(shared);
-                match Pin::new(&mut self.from).poll_read(cx, &mut buffer) {
-                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                match poll_receive(&self.from, cx, shared) {
+                    Poll::Ready(Ok(1..)) => {}
                     Poll::Ready(_) => return false,
                     Poll::Pending => return true,
                 }
