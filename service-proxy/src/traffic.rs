@@ -23,6 +23,8 @@ pub(crate) struct Traffic {
     counters: OnceLock<Counters>,
     /// A Service whose endpoints do not accept must not fill the log.
     pub(crate) no_endpoint_warnings: RateLimit,
+    /// Nor must one whose endpoint is a virtual IP.
+    pub(crate) loop_warnings: RateLimit,
 }
 
 /// Counts as open while it lives.
@@ -38,6 +40,7 @@ impl Traffic {
             services,
             counters: OnceLock::new(),
             no_endpoint_warnings: RateLimit::default(),
+            loop_warnings: RateLimit::default(),
         }
     }
 

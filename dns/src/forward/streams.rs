@@ -167,3 +167,27 @@ impl Drop for Active<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn dropped_query_no_longer_counts_as_a_connection_that_is_opened() {
+        // With its queue full the listener's kernel does not answer further connections.
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let _queued = std::net::TcpStream::connect(address).unwrap();
+        let streams = Streams::new(address, None, Runtime::default());
+        for _ in 0..MAX_CONNECTIONS {
+            tokio::select! {
+                biased;
+                _ = streams.take() => panic!("a connection without a server"),
+                () = async { assert_eq!(streams.opening.load(Relaxed), 1) } => {}
+            }
+        }
+        assert_eq!(streams.opening.load(Relaxed), 0);
+    }
+}

@@ -80,7 +80,10 @@ fn note_loop(endpoint: SocketAddr, frontend: &Frontend, registry: &Registry, con
     let key = FrontendKey { protocol: Protocol::Tcp, address: endpoint };
     if let Some(other) = registry.load().get(&key) {
         context.metrics.loops_refused.inc();
-        warn!(service = %frontend.service(), %endpoint, of = %other.service(), "an endpoint is itself served by this proxy");
+        if let Some(suppressed) = frontend.traffic.loop_warnings.admit() {
+            let (service, of) = (frontend.service(), other.service());
+            warn!(%service, %endpoint, %of, suppressed, "an endpoint is itself served by this proxy");
+        }
     }
 }
 
