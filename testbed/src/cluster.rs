@@ -199,7 +199,7 @@ impl Cluster {
     /// # Errors
     /// When the page or the metric is not there.
     pub fn proxy_metric(&self, name: &str) -> Result<f64> {
-        let page = self.node.shell("curl -fsS -m 2 http://127.0.0.1:10249/metrics")?;
+        let page = self.node.shell("curl -fsS -m 10 http://127.0.0.1:10249/metrics")?;
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.ok_or_else(|| anyhow::anyhow!("no metric {name}"))?.parse()?)
     }

@@ -201,7 +201,7 @@ impl Pod {
     /// As connecting and reading.
     pub fn ask(&self, address: &str) -> Result<String> {
         self.netns.run(|| {
-            let timeout = std::time::Duration::from_secs(5);
+            let timeout = std::time::Duration::from_secs(20);
             let mut stream = std::net::TcpStream::connect_timeout(&address.parse()?, timeout)?;
             stream.set_read_timeout(Some(timeout))?;
             let mut name = String::new();

@@ -51,7 +51,7 @@ impl Path {
         })
         .map_err(|error| error.context(self.cluster.logs()))
         .unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         socket
     }
 

@@ -39,12 +39,12 @@ impl From<'_> {
 
     fn connect(self, address: &str) -> std::io::Result<TcpStream> {
         let address: SocketAddr = address.parse().unwrap();
-        self.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(3)))
+        self.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)))
     }
 
     fn ask(self, address: &str) -> Result<String> {
         let mut stream = self.connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut name = String::new();
         stream.read_to_string(&mut name)?;
         Ok(name)
@@ -58,7 +58,7 @@ impl From<'_> {
             socket.connect(address).map(|()| socket)
         });
         let socket = socket.unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         socket
     }
 }
@@ -178,7 +178,7 @@ fn processes_of_the_node_do_not_answer_on_virtual_ips() {
                 ensure!(from.ask(address)? == "node");
                 // A socket on every address answers from another one than the second that it was asked at.
                 let socket = from.run(|| UdpSocket::bind("0.0.0.0:0"))?;
-                socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+                socket.set_read_timeout(Some(Duration::from_secs(10)))?;
                 socket.send_to(b"who?", address)?;
                 ensure!(socket.recv(&mut [0; 64])? == "node".len());
                 Ok(())

@@ -218,7 +218,7 @@ fn pods_see_each_others_addresses(fleet: &Fleet, families: usize) {
             for client in pods.iter().filter(|client| client.name != server.name) {
                 let own = addresses(client)[family];
                 wait_for(&format!("{} to reach {listen}", client.name), || {
-                    let timeout = std::time::Duration::from_secs(2);
+                    let timeout = std::time::Duration::from_secs(10);
                     let connect = || std::net::TcpStream::connect_timeout(&listen, timeout);
                     let _stream = client.netns.run(connect)??;
                     let (_, seen) = wait_for("its arrival", || Ok(listener.accept()?))?;

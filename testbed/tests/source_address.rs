@@ -119,7 +119,7 @@ impl Echo {
 
 /// A connection, and its port as the server sees it.
 fn open(client: &Pod, address: &str) -> (TcpStream, u16) {
-    let timeout = std::time::Duration::from_secs(2);
+    let timeout = std::time::Duration::from_secs(10);
     let connect = || TcpStream::connect_timeout(&address.parse().unwrap(), timeout);
     let mut stream = client.netns.run(connect).unwrap().unwrap();
     stream.set_read_timeout(Some(timeout)).unwrap();

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use netns::NetNs;
 
 /// How long one may take.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Each client starts so many a second.
 const RATE: u32 = 100;

@@ -17,8 +17,11 @@ use testbed::{Cluster, Node, Pod};
 /// The port that all of them listen on, as upstream.
 pub(crate) const PORT: u16 = 8080;
 
-/// How long a client waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client waits for an answer: longer than a busy machine takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it waits where a datagram may be lost.
+const ATTEMPT: Duration = Duration::from_millis(500);
 
 /// Where something runs: in a pod, with `hostNetwork: true` on a node, or beyond the node's uplink.
 #[derive(Clone, Copy)]
@@ -121,10 +124,12 @@ impl Flow {
         Ok(String::from_utf8(answer)?)
     }
 
-    /// An answer that is late is not worth waiting for where a datagram may be lost.
-    pub(crate) fn impatient(self) -> Self {
-        self.0.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        self
+    /// The same where the datagram may be lost.
+    pub(crate) fn try_ask(&self, question: &str) -> Result<String> {
+        self.0.set_read_timeout(Some(ATTEMPT))?;
+        let answer = self.ask(question);
+        self.0.set_read_timeout(Some(PATIENCE))?;
+        answer
     }
 }
 

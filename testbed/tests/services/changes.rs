@@ -199,7 +199,7 @@ fn open_connections_outlive_their_endpoint_in_the_slices_and_their_service() {
     let exchange = || {
         for (client, server) in &open {
             for (mut from, mut to) in [(client, server), (server, client)] {
-                to.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                to.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
                 from.write_all(b"still here").unwrap();
                 to.read_exact(&mut [0; 10]).unwrap();
             }
@@ -221,7 +221,7 @@ fn open_connections_outlive_their_endpoint_in_the_slices_and_their_service() {
 }
 
 /// Upstream asks for a median of less than 20 s and 50 s for nine of ten: how long a new Service with one endpoint takes
-/// until it is served. Generous here too: other tests run at the same time.
+/// until it is served. The margins are theirs: other tests run at the same time.
 #[test]
 fn service_endpoints_latency_should_not_be_very_high() {
     let (cluster, client) = cluster();
@@ -239,8 +239,8 @@ fn service_endpoints_latency_should_not_be_very_high() {
         })
         .collect();
     latencies.sort();
-    assert!(latencies[25] < Duration::from_secs(1), "half of them took longer than {:?}", latencies[25]);
-    assert!(latencies[45] < Duration::from_secs(5), "a tenth took longer than {:?}", latencies[45]);
+    assert!(latencies[25] < Duration::from_secs(20), "half of them took longer than {:?}", latencies[25]);
+    assert!(latencies[45] < Duration::from_secs(50), "a tenth took longer than {:?}", latencies[45]);
 }
 
 /// Sends a segment that belongs to no window: `SOURCE PORT DESTINATION PORT`.

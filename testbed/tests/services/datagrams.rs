@@ -11,7 +11,7 @@ const PORTS: &str =
 /// Waits until the flow's client gets an answer of `name`; what is lost until then is sent anew, from the same port.
 fn expect_answer(flow: &Flow, name: &str) {
     wait_for(&format!("an answer of {name}"), || {
-        let said = flow.ask("hostname")?;
+        let said = flow.try_ask("hostname")?;
         ensure!(said == name, "{said}");
         Ok(())
     })
@@ -19,7 +19,7 @@ fn expect_answer(flow: &Flow, name: &str) {
 }
 
 fn open(from: Place<'_>, address: &str) -> Flow {
-    from.run(|| Flow::open(address)).unwrap().impatient()
+    from.run(|| Flow::open(address)).unwrap()
 }
 
 /// One client port throughout; the pod behind the Service is killed, and another one started.
@@ -93,7 +93,7 @@ fn should_be_able_to_preserve_udp_traffic_when_initial_unready_endpoints_get_rea
     let address = format!("{}:90", cluster.virtual_ip("web").unwrap());
     let flow = open(Place::Pod(&client), &address);
     for _ in 0..3 {
-        assert!(flow.ask("hostname").is_err(), "nobody is ready");
+        assert!(flow.try_ask("hostname").is_err(), "no endpoint is ready");
     }
     cluster.apply("pod-server.yaml", &pod_manifest("server", "web", "")).unwrap();
     expect_answer(&flow, "server");
@@ -115,7 +115,7 @@ fn flows_end_with_the_last_endpoint_and_with_the_service() {
         cluster.delete(file).unwrap();
         wait_for("the flow to end", || {
             // The pod is still there and would answer.
-            let error = flow.ask("hostname").err().context("it was answered")?;
+            let error = flow.try_ask("hostname").err().context("it was answered")?;
             let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
             ensure!(kind == Some(ErrorKind::ConnectionRefused), "{error}");
             Ok(())

@@ -199,13 +199,13 @@ fn should_serve_endpoints_on_same_port_and_different_protocols() {
     let socket = client.netns.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     socket.connect((vip.as_str(), 80)).unwrap();
     socket.send(b"hello").unwrap();
-    datagrams.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    datagrams.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut buffer = [0; 16];
     let (length, from) = datagrams.recv_from(&mut buffer).unwrap();
     assert_eq!(&buffer[..length], b"hello");
     assert_eq!(from.ip().to_string(), client.ip, "the client's own address, for datagrams too");
     datagrams.send_to(b"hi", from).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert_eq!(socket.recv(&mut buffer).unwrap(), 2);
 }
 

@@ -40,7 +40,7 @@ fn apply_service(cluster: &Cluster) -> [String; 2] {
 
 /// Whether a connection is refused where the calling thread is.
 fn is_refused(address: &str) -> bool {
-    let connected = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(2));
+    let connected = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(10));
     connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 

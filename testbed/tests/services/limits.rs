@@ -7,7 +7,7 @@ use super::*;
 /// A connection from the client, held open.
 fn open(client: &Pod, address: &str) -> TcpStream {
     let stream = client.netns.run(|| TcpStream::connect(address)).unwrap().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream
 }
 
@@ -40,7 +40,7 @@ fn a_service_has_no_more_connections_than_it_asks_for_on_all_ways_in() {
     let first = wait_for("the service", || Ok(client.netns.run(|| TcpStream::connect(&vip))??)).unwrap();
     let second = open(&client, "203.0.113.50:80");
     for _ in 0..2 {
-        connections.recv_timeout(Duration::from_secs(5)).unwrap();
+        connections.recv_timeout(Duration::from_secs(30)).unwrap();
     }
     for address in [&vip, "203.0.113.50:80", "192.0.2.2:30085"] {
         let error = open(&client, address).read(&mut [0]).unwrap_err();
@@ -74,31 +74,31 @@ fn a_service_has_no_more_connections_than_it_asks_for_on_all_ways_in() {
 
 #[test]
 fn a_half_closed_connection_that_stays_quiet_is_ended_and_an_open_one_is_not() {
-    let cluster = Cluster::start_with(&["--half-closed-timeout", "1"]).unwrap();
+    let cluster = Cluster::start_with(&["--half-closed-timeout", "3"]).unwrap();
     let client = cluster.add_pod("client").unwrap();
     let connections = silent_server(&cluster, "web-1");
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
     let vip = format!("{}:80", cluster.virtual_ip("web").unwrap());
     let mut quiet = wait_for("the service", || Ok(client.netns.run(|| TcpStream::connect(&vip))??)).unwrap();
-    let mut at_quiet = connections.recv_timeout(Duration::from_secs(5)).unwrap();
+    let mut at_quiet = connections.recv_timeout(Duration::from_secs(30)).unwrap();
     let (mut half_closed, mut streaming) = (open(&client, &vip), open(&client, &vip));
-    let mut at_half_closed = connections.recv_timeout(Duration::from_secs(5)).unwrap();
-    let mut at_streaming = connections.recv_timeout(Duration::from_secs(5)).unwrap();
+    let mut at_half_closed = connections.recv_timeout(Duration::from_secs(30)).unwrap();
+    let mut at_streaming = connections.recv_timeout(Duration::from_secs(30)).unwrap();
     for stream in [&half_closed, &streaming] {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
     }
     // Half closed as well, but the answer goes on for longer than the timeout.
     let mut answer = String::new();
-    for _ in 0..30 {
+    for _ in 0..50 {
         at_streaming.write_all(b"x").unwrap();
         std::thread::sleep(Duration::from_millis(100));
     }
     drop(at_streaming);
     streaming.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer.len(), 30);
+    assert_eq!(answer.len(), 50);
     let error = half_closed.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    at_half_closed.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    at_half_closed.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut end = [0; 8];
     let told = at_half_closed.read(&mut end).and_then(|_| at_half_closed.write(b"late"));
     let told = told.and_then(|_| at_half_closed.write(b"later"));

@@ -67,7 +67,7 @@ fn slice(name: &str, endpoints: &[(&str, &str)]) -> String {
 
 /// One request, from where the calling thread is.
 fn ask(address: &str) -> Result<String> {
-    let timeout = Duration::from_secs(2);
+    let timeout = Duration::from_secs(10);
     let mut stream = TcpStream::connect_timeout(&address.parse::<SocketAddr>()?, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
     let mut name = String::new();
@@ -97,7 +97,7 @@ fn expect_refusal(pod: &Pod, address: &str) {
     wait_for(&format!("refusal at {address}"), || {
         let result = pod
             .netns
-            .run(|| TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(2)))?;
+            .run(|| TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(10)))?;
         let refused = result.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
         ensure!(refused, "{result:?}");
         Ok(())

@@ -168,7 +168,7 @@ fn kube_proxys_metrics_are_there_under_their_names() {
     assert_eq!(cluster.proxy_metric(stranded).unwrap(), 0.0);
     assert_eq!(cluster.proxy_metric("kubeproxy_network_programming_duration_seconds_count").unwrap(), 1.0);
     let took = cluster.proxy_metric("kubeproxy_network_programming_duration_seconds_sum").unwrap();
-    assert!((1.0..10.0).contains(&took), "{took}");
+    assert!((1.0..60.0).contains(&took), "{took}");
     for name in [
         "kubeproxy_sync_proxy_rules_duration_seconds_count",
         "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
