@@ -10,6 +10,7 @@ pub(crate) mod local_replies;
 pub(crate) mod local_route;
 pub(crate) mod node_address;
 pub(crate) mod socket;
+pub(crate) mod socket_diag;
 pub(crate) mod source_ports;
 pub(crate) mod tcp_info;
 pub(crate) mod untracked;

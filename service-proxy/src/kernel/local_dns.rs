@@ -1,21 +1,44 @@
 //! Where a portolan-dns of this node listens.
 //!
 //! It holds an abstract Unix socket named after each of its addresses for as long as it runs. The kernel lists these for every
-//! network namespace, and removes the name when the process ends, however it ends.
+//! network namespace, and removes the name when the process ends, however it ends. Any process can hold such a name. So one counts
+//! only where a TCP socket listens at just that address: to bind its port takes the privilege to answer there
+//! (`CAP_NET_BIND_SERVICE`).
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
+
+use daemon::log::RateLimit;
+use nix::unistd::geteuid;
+use tracing::warn;
+
+use crate::kernel::socket_diag;
 
 /// Abstract names are shown with this in place of their first byte, which is 0.
 const PREFIX: &str = "@portolan-dns/";
 
-/// The ports that a name may claim, DNS and DNS over TLS. Abstract names have no owner that the kernel shows here, so a process without
-/// privileges can hold one: it must not be able to take any other port from a Service, nor bind what it took.
+/// The ports that a name may claim, DNS and DNS over TLS: it must not be able to take any other port from a Service.
 const PORTS: [u16; 2] = [53, 853];
+
+/// Ports below are for processes with `CAP_NET_BIND_SERVICE`.
+const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+
+static WARNINGS: LazyLock<RateLimit> = LazyLock::new(RateLimit::default);
 
 /// The addresses and ports of every portolan-dns in this network namespace.
 pub(crate) fn listeners() -> BTreeSet<SocketAddr> {
-    parse(&std::fs::read_to_string("/proc/net/unix").unwrap_or_default())
+    let mut claimed = parse(&std::fs::read_to_string("/proc/net/unix").unwrap_or_default());
+    claimed.retain(|address| {
+        is_listening(*address).unwrap_or_else(|error| {
+            if let Some(suppressed) = WARNINGS.admit() {
+                warn!(%address, %error, suppressed, "cannot find out whether portolan-dns listens: its Service has the address");
+            }
+            false
+        })
+    });
+    claimed
 }
 
 /// Reads `/proc/net/unix`: the name is the last word of a line. The kernel would show a space in it as it is, but an address has none.
@@ -25,6 +48,13 @@ fn parse(table: &str) -> BTreeSet<SocketAddr> {
         .filter_map(|name| name.parse().ok())
         .filter(|address: &SocketAddr| !address.ip().is_unspecified() && PORTS.contains(&address.port()))
         .collect()
+}
+
+/// Whether a process with the privilege to do so listens at just this address. Where the port needs none, it is root or this user.
+fn is_listening(address: SocketAddr) -> io::Result<bool> {
+    let Some(uid) = socket_diag::listener(address)? else { return Ok(false) };
+    let unprivileged = std::fs::read_to_string(UNPRIVILEGED)?.trim().parse::<u16>().unwrap_or(0);
+    Ok(address.port() < unprivileged || uid == 0 || uid == geteuid().as_raw())
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The Service of the cluster's DNS server and a portolan-dns of the node at one address: the latter answers.
 
 use super::*;
+use crate::loops::manual;
+use crate::rules::wait_for_check;
 
 const QUESTION: &str = "+short +time=2 +tries=1 @10.96.0.10 -p 53 web.default.svc.cluster.local";
 
@@ -69,4 +71,71 @@ fn portolan_dns_has_the_address_at_which_it_listens_and_the_service_has_it_other
     cluster.dns.kill();
     expect("10.96.9.9");
     assert!(!page().unwrap().contains(told));
+}
+
+/// A Service with TCP ports 53 and 853, whose endpoint answers with its name.
+fn named_dns(cluster: &Cluster) -> Replica {
+    let ports =
+        "  ports: [{name: dns, port: 53, targetPort: 8080}, {name: tls, port: 853, targetPort: 8080}]";
+    let replica = replica(cluster, "web-1", "web");
+    cluster.apply("web.yaml", &service(&format!("  clusterIP: 10.96.0.20\n{ports}"))).unwrap();
+    replica
+}
+
+/// Holds the name by which a portolan-dns says that it listens there.
+fn hold(cluster: &Cluster, address: &str) -> std::os::unix::net::UnixListener {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    let name = SocketAddr::from_abstract_name(format!("portolan-dns/{address}")).unwrap();
+    cluster.node.run(|| UnixListener::bind_addr(&name)).unwrap()
+}
+
+/// It takes no privilege to hold a name, but one to listen on these ports.
+#[test]
+fn name_without_a_listener_takes_no_address_from_its_service() {
+    let (cluster, client) = cluster();
+    let _web = named_dns(&cluster);
+    let names = ["10.96.0.20:53", "10.96.0.20:853"];
+    for address in names {
+        expect_answers(&client, address, &["web-1"]);
+    }
+    let _held = names.map(|address| hold(&cluster, address));
+    // The proxy has looked at the names when it answers for the next Service but one.
+    for name in ["one", "two"] {
+        wait_for_check(&cluster);
+        cluster.apply("more.yaml", &manual(name, "ports: [{port: 80}]", "192.0.2.1", 80)).unwrap();
+        for address in names {
+            expect_answers(&client, address, &["web-1"]);
+        }
+    }
+    let page = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose").unwrap();
+    assert!(!page.contains("left to portolan-dns"), "{page}");
+}
+
+#[test]
+fn listeners_on_both_ports_with_their_names_have_the_addresses() {
+    use std::io::Write as _;
+    let (cluster, client) = cluster();
+    let _web = named_dns(&cluster);
+    for address in ["10.96.0.20:53", "10.96.0.20:853"] {
+        expect_answers(&client, address, &["web-1"]);
+        let listener = cluster.node.run(|| std::net::TcpListener::bind(address)).unwrap();
+        let held = hold(&cluster, address);
+        let answering = listener.try_clone().unwrap();
+        let server = std::thread::spawn(move || {
+            // Until the end of the listener.
+            while let Ok((mut stream, _)) = answering.accept() {
+                drop(stream.write_all(b"on-the-node"));
+            }
+        });
+        expect_answers(&client, address, &["on-the-node"]);
+        drop(held);
+        expect_answers(&client, address, &["web-1"]);
+        nix::sys::socket::shutdown(
+            std::os::fd::AsRawFd::as_raw_fd(&listener),
+            nix::sys::socket::Shutdown::Both,
+        )
+        .unwrap();
+        server.join().unwrap();
+    }
 }

@@ -8,12 +8,12 @@ use super::*;
 use crate::agnhost::{Agnhost, Place, WAYS, Way};
 use crate::granular::expect_hosts;
 
-const NODE: &str = "192.0.2.2";
+pub(crate) const NODE: &str = "192.0.2.2";
 const OPENED: &str = "portolan_proxy_connections_opened_total";
 const REFUSED: &str = "portolan_proxy_loops_refused_total";
 
 /// A Service without a selector, and its one endpoint.
-fn manual(name: &str, spec: &str, endpoint: &str, port: u16) -> String {
+pub(crate) fn manual(name: &str, spec: &str, endpoint: &str, port: u16) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: {port}}}]\nendpoints: [{{addresses: [{endpoint}]}}]\n"
     )
@@ -29,7 +29,7 @@ fn expect_reset(client: &Pod, address: &str) {
 }
 
 /// Waits until a Service is served: its address is no longer refused.
-fn wait_until_served(cluster: &Cluster, address: &str) {
+pub(crate) fn wait_until_served(cluster: &Cluster, address: &str) {
     wait_for(address, || {
         let page = cluster.node.shell("curl -fsS http://127.0.0.1:10249/debug/services?format=json")?;
         ensure!(page.contains(address), "{page}");

@@ -18,6 +18,7 @@ mod nodes;
 mod pages;
 mod policies;
 mod slices;
+mod rules;
 mod terminating;
 
 use std::collections::BTreeSet;
