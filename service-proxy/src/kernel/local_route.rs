@@ -60,7 +60,7 @@ impl LocalRoutes {
         let mut added = Self { handle, ranges: Vec::new(), singles: BTreeSet::new(), connection: tasks };
         let ranges = added.adopt(cidrs).await;
         // Before the routes: no packet to a virtual IP is translated.
-        report(untracked::write(&ranges));
+        report(untracked::write(&ranges, &added.singles));
         for cidr in &ranges {
             added.add(*cidr).await.map_err(|source| Error::Add { cidr: *cidr, source: Box::new(source) })?;
             info!(%cidr, "virtual IPs are local to this node");
@@ -80,9 +80,12 @@ impl LocalRoutes {
             while let Ok(Some(route)) = routes.try_next().await {
                 let ours = route.header.protocol == OURS && route.header.kind == RouteType::Local;
                 let Some(range) = destination(&route).filter(|_| ours) else { continue };
+                if ranges.contains(&range) {
+                    continue;
+                }
                 if range == IpNetwork::from(range.ip()) {
                     self.singles.insert(range.ip());
-                } else if !ranges.contains(&range) {
+                } else {
                     ranges.push(range);
                 }
             }
@@ -95,7 +98,9 @@ impl LocalRoutes {
         if self.ranges == wanted {
             return;
         }
-        report(untracked::write(&wanted));
+        // A range of one address has the route that the address by itself would have.
+        self.singles.retain(|address| !wanted.contains(&IpNetwork::from(*address)));
+        report(untracked::write(&wanted, &self.singles));
         for range in self.ranges.iter().filter(|range| !wanted.contains(range)) {
             drop(self.handle.route().del(message(*range)).execute().await);
             info!(cidr = %range, "virtual IPs are no longer local to this node");
@@ -111,7 +116,13 @@ impl LocalRoutes {
     }
 
     /// Makes exactly these addresses local besides the ranges.
-    pub(crate) async fn set_singles(&mut self, wanted: BTreeSet<IpAddr>) {
+    pub(crate) async fn set_singles(&mut self, mut wanted: BTreeSet<IpAddr>) {
+        wanted.retain(|address| !self.ranges.contains(&IpNetwork::from(*address)));
+        if self.singles == wanted {
+            return;
+        }
+        // Before the routes: no packet to a virtual IP is translated.
+        report(untracked::write(&self.ranges, &wanted));
         for address in self.singles.difference(&wanted) {
             drop(self.handle.route().del(message((*address).into())).execute().await);
         }
@@ -131,7 +142,7 @@ impl LocalRoutes {
     /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone: there may be
     /// thousands of them.
     pub(crate) async fn repair(&self) {
-        report(untracked::repair(&self.ranges));
+        report(untracked::repair(&self.ranges, &self.singles));
         let mut was_lost = false;
         for range in &self.ranges {
             match self.handle.route().add(message(*range)).execute().await {

@@ -6,32 +6,38 @@
 //!
 //! ```text
 //! table inet portolan-virtual {
+//!     set single-v4 { type ipv4_addr }                  # cluster IPs outside of the ranges, where there are any
 //!     chain arriving { type filter hook prerouting priority raw
 //!         ip daddr <service range> notrack
+//!         ip daddr @single-v4 notrack
 //!     }
 //!     chain leaving { type filter hook output priority raw
 //!         ip daddr <service range> notrack              # from the node itself
 //!         ip saddr <service range> notrack              # replies
+//!         ip daddr @single-v4 notrack
+//!         ip saddr @single-v4 notrack
 //!     }
 //! }
 //! ```
 //! It is a table of its own because it is there as long as the routes are: before the first state, and while an earlier proxy
 //! still has the other table.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use nftables::{Batch, Family, Netfilter, Rule};
+use nftables::{Batch, Data, Element, Family, Key, Netfilter, Rule, Set, Type};
 
 const TABLE: &str = "portolan-virtual";
 const ARRIVING: &str = "arriving";
 const LEAVING: &str = "leaving";
 
-/// Writes the table for these service ranges, in the place of what an earlier proxy has written.
+/// Writes the table for these service ranges and single addresses, in the place of what was written before.
 ///
 /// # Errors
 /// What the kernel says; then nothing has changed.
-pub(crate) fn write(ranges: &[IpNetwork]) -> io::Result<()> {
+pub(crate) fn write(ranges: &[IpNetwork], singles: &BTreeSet<IpAddr>) -> io::Result<()> {
     let mut batch = Batch::new(TABLE);
     batch.add_table();
     batch.delete_table();
@@ -43,6 +49,20 @@ pub(crate) fn write(ranges: &[IpNetwork]) -> io::Result<()> {
         batch.add_rule(LEAVING, &Rule::default().destination_in(*range).notrack());
         batch.add_rule(LEAVING, &Rule::default().source_in(*range).notrack());
     }
+    for (set, v4, id) in [("single-v4", true, 1), ("single-v6", false, 2)] {
+        let keys = singles.iter().filter(|address| address.is_ipv4() == v4);
+        let elements: Vec<_> = keys.map(|address| Element::Key(Key::default().address(*address))).collect();
+        // A lookup that finds nothing would cost every packet.
+        if elements.is_empty() {
+            continue;
+        }
+        let key = [if v4 { Type::Ipv4Address } else { Type::Ipv6Address }];
+        batch.add_set(&Set { name: set, id, key: &key, data: Data::None });
+        batch.add_elements(set, &elements);
+        batch.add_rule(ARRIVING, &Rule::default().destination_in_set(set, v4).notrack());
+        batch.add_rule(LEAVING, &Rule::default().destination_in_set(set, v4).notrack());
+        batch.add_rule(LEAVING, &Rule::default().source_in_set(set, v4).notrack());
+    }
     batch.commit(&Netfilter::open()?)
 }
 
@@ -50,9 +70,10 @@ pub(crate) fn write(ranges: &[IpNetwork]) -> io::Result<()> {
 ///
 /// # Errors
 /// What the kernel says.
-pub(crate) fn repair(ranges: &[IpNetwork]) -> io::Result<()> {
-    let is_whole = ranges.is_empty() || Netfilter::open()?.has_rules(Family::Inet, TABLE, ARRIVING)?;
-    if is_whole { Ok(()) } else { write(ranges) }
+pub(crate) fn repair(ranges: &[IpNetwork], singles: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let is_empty = ranges.is_empty() && singles.is_empty();
+    let is_whole = is_empty || Netfilter::open()?.has_rules(Family::Inet, TABLE, ARRIVING)?;
+    if is_whole { Ok(()) } else { write(ranges, singles) }
 }
 
 /// Removes the table. A table that was removed already is no error.
