@@ -16,6 +16,7 @@ mod plan;
 mod table;
 mod tunnel;
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,7 +63,7 @@ impl Keeper {
         place: Place,
         snapshots: Snapshots,
         metrics: Arc<Metrics>,
-    ) -> std::io::Result<Self> {
+    ) -> io::Result<Self> {
         let mut tasks = JoinSet::new();
         if mode != NodeRoutes::Off {
             let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
@@ -77,14 +78,14 @@ impl Keeper {
 ///
 /// # Errors
 /// What the kernel says.
-pub(crate) async fn clean_up() -> std::io::Result<()> {
+pub(crate) async fn clean_up() -> io::Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
     let mut tasks = JoinSet::new();
     tasks.spawn(connection);
-    let mut problems = Table::read(&handle).await.map_err(std::io::Error::other)?.remove_all(&handle).await;
+    let mut problems = Table::read(&handle).await.map_err(io::Error::other)?.remove_all(&handle).await;
     problems.extend(tunnel::remove(&handle).await.err().map(|error| error.to_string()));
     tasks.shutdown().await;
-    problems.into_iter().next().map_or(Ok(()), |first| Err(std::io::Error::other(first)))
+    problems.into_iter().next().map_or(Ok(()), |first| Err(io::Error::other(first)))
 }
 
 struct Follower {
@@ -103,10 +104,18 @@ async fn follow(follower: Follower, mut snapshots: Snapshots) {
         // Nothing may be concluded from the absence of a Node before everything was read.
         if snapshot.synced && !(settled && snapshot.nodes.is_empty()) {
             let started = Instant::now();
-            let (plan, problems) = follower.reconcile(&snapshot).await;
+            match follower.own(&snapshot) {
+                Ok(own) => {
+                    let (plan, problems) = follower.reconcile(own, &snapshot).await;
+                    settled = problems.is_empty() && plan.routes.is_empty();
+                    follower.metrics.node_routes.set(i64::try_from(plan.routes.len()).unwrap_or(i64::MAX));
+                    follower.tell(&problems, &mut known);
+                }
+                Err(error) => {
+                    follower.tell(&[format!("read the addresses of this node: {error}")], &mut known);
+                }
+            }
             pause = (started.elapsed() * 20).clamp(CHECK_INTERVAL, LONGEST_INTERVAL);
-            settled = problems.is_empty() && plan.routes.is_empty();
-            follower.tell(&plan, &problems, &mut known);
         }
         // Most snapshots are about Services.
         let is_news = |next: &Arc<Snapshot>| {
@@ -123,8 +132,7 @@ async fn follow(follower: Follower, mut snapshots: Snapshots) {
 
 impl Follower {
     /// Makes the kernel's routes what they should be; returns that, and what is in the way.
-    async fn reconcile(&self, snapshot: &Snapshot) -> (Plan, Vec<String>) {
-        let own = self.own(snapshot);
+    async fn reconcile(&self, own: Own, snapshot: &Snapshot) -> (Plan, Vec<String>) {
         let others: Vec<_> = snapshot.nodes.values().filter(|node| !own.is(node)).collect();
         let addresses = others.iter().flat_map(|node| node.addresses.iter().copied());
         let reach = table::reach(&self.handle, addresses).await;
@@ -146,27 +154,30 @@ impl Follower {
         (plan, problems)
     }
 
-    fn own(&self, snapshot: &Snapshot) -> Own {
+    fn own(&self, snapshot: &Snapshot) -> io::Result<Own> {
         let node = snapshot.nodes.get(self.place.node_name.as_str());
         let ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.place.pod_cidrs);
-        Own {
+        let underlay = match node_address::primary(true)? {
+            None => node_address::primary(false)?,
+            v4 => v4,
+        };
+        Ok(Own {
             name: self.place.node_name.clone(),
-            addresses: node_address::all(),
+            addresses: node_address::all()?,
             pod_cidrs: ranges.copied().collect(),
             service_cidrs: snapshot.service_cidrs.to_vec(),
-            underlay: [true, false].into_iter().find_map(node_address::primary),
-        }
+            underlay,
+        })
     }
 
     /// Says once what has changed.
-    fn tell(&self, plan: &Plan, problems: &[String], known: &mut Vec<String>) {
-        self.metrics.node_routes.set(i64::try_from(plan.routes.len()).unwrap_or(i64::MAX));
+    fn tell(&self, problems: &[String], known: &mut Vec<String>) {
         self.metrics.node_route_problems.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
         for problem in problems.iter().filter(|problem| !known.contains(problem)) {
             warn!(%problem, "pods of another node cannot be reached");
         }
         if problems.is_empty() && !known.is_empty() {
-            info!(routes = plan.routes.len(), "the pods of all other nodes can be reached");
+            info!(routes = self.metrics.node_routes.get(), "the pods of all other nodes can be reached");
         }
         problems.clone_into(known);
     }

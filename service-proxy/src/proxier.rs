@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use daemon::log::RateLimit;
 use discovery::model::{NamespacedName, Protocol};
 use discovery::{Precedence, ServiceEntry, SharedMap, Snapshot};
 use ipnetwork::IpNetwork;
@@ -62,6 +63,7 @@ pub(crate) struct Proxier {
     /// What Services have and portolan-dns answers for them.
     left_to_dns: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
     intercepted: Intercepted,
+    address_warnings: RateLimit,
     started: SystemTime,
 }
 
@@ -122,6 +124,7 @@ impl Proxier {
             dns_moved: BTreeSet::new(),
             left_to_dns: BTreeMap::new(),
             intercepted,
+            address_warnings: RateLimit::default(),
             started: SystemTime::now(),
         })
     }
@@ -151,7 +154,7 @@ impl Proxier {
         let started = Instant::now();
         self.context.metrics.kube_proxy.queued();
         let before = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
-        let surroundings = self.place.look_around(snapshot);
+        let surroundings = self.place.look_around(snapshot, &self.surroundings);
         let mut changed: Vec<_> = snapshot.changed_since(&before).cloned().collect();
         if surroundings != self.surroundings {
             self.context.locality.store(Arc::new(surroundings.locality.clone()));

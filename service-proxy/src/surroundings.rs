@@ -1,5 +1,7 @@
 //! What is known of the node and the cluster around a Service.
 
+use std::collections::HashSet;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -59,10 +61,12 @@ impl Surroundings {
 }
 
 impl Place {
-    /// What is around right now.
-    pub(crate) fn look_around(&self, snapshot: &Snapshot) -> Surroundings {
+    /// What is around right now. The node's addresses are those of `last` where the kernel does not say.
+    pub(crate) fn look_around(&self, snapshot: &Snapshot, last: &Surroundings) -> Surroundings {
         let node = snapshot.nodes.get(self.node_name.as_str());
-        let own = node_address::all();
+        let (own, node_port_addresses) = self
+            .own_addresses()
+            .unwrap_or_else(|_| (last.locality.node.clone(), last.node_port_addresses.clone()));
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
         let others = snapshot.nodes.values().filter(|other| *other.name != *self.node_name);
         let others = others.flat_map(|other| other.addresses.iter().chain(&other.external_addresses));
@@ -71,7 +75,7 @@ impl Place {
             proxy_name: self.proxy_name.as_deref().map(Arc::from),
             here: Here { node: self.node_name.as_str().into(), zone },
             ignores_external_ips: !self.allow_external_ips,
-            node_port_addresses: node_address::for_node_ports(&own, &self.node_port_addresses),
+            node_port_addresses,
             locality: Locality {
                 other_nodes: Arc::new(others.filter(|address| !own.contains(address)).copied().collect()),
                 node: own,
@@ -82,3 +86,13 @@ impl Place {
         }
     }
 }
+
+    /// The node's addresses, and those among them that node ports are opened on.
+    ///
+    /// # Errors
+    /// What the kernel says, most often that no file descriptor is free.
+    pub(crate) fn own_addresses(&self) -> io::Result<(HashSet<IpAddr>, Vec<IpAddr>)> {
+        let own = node_address::all()?;
+        let for_node_ports = node_address::for_node_ports(&own, &self.node_port_addresses)?;
+        Ok((own, for_node_ports))
+    }

@@ -203,7 +203,7 @@ fn destination(route: &RouteMessage) -> Option<IpNetwork> {
 }
 
 fn message(cidr: IpNetwork) -> RouteMessage {
-    route(cidr, node_address::primary(cidr.is_ipv4()))
+    route(cidr, node_address::primary(cidr.is_ipv4()).ok().flatten())
 }
 
 fn route(cidr: IpNetwork, source: Option<IpAddr>) -> RouteMessage {

@@ -1,9 +1,11 @@
 //! The node's own addresses.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 
 /// Which of them node ports are opened on.
@@ -32,23 +34,32 @@ impl std::str::FromStr for NodePortAddress {
     }
 }
 
-/// Every address of an interface, without the link-local ones of IPv6: each pod brings one, and nobody is served there.
-pub(crate) fn all() -> HashSet<IpAddr> {
-    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+/// Every address of an interface, without the link-local ones of IPv6: each pod brings one, and nothing is served there.
+///
+/// # Errors
+/// What the kernel says, most often that no file descriptor is free.
+pub(crate) fn all() -> io::Result<HashSet<IpAddr>> {
+    let addresses = getifaddrs()?.filter_map(|interface| interface.address);
     let ip = |address: nix::sys::socket::SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
     };
     let is_served = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    addresses.filter_map(ip).filter(is_served).collect()
+    Ok(addresses.filter_map(ip).filter(is_served).collect())
 }
 
 /// Those of `own` that node ports are opened on.
-pub(crate) fn for_node_ports(own: &HashSet<IpAddr>, wanted: &[NodePortAddress]) -> Vec<IpAddr> {
+///
+/// # Errors
+/// As [`all`].
+pub(crate) fn for_node_ports(own: &HashSet<IpAddr>, wanted: &[NodePortAddress]) -> io::Result<Vec<IpAddr>> {
     let mut found: Vec<IpAddr> = Vec::new();
     for wanted in wanted {
         match wanted {
-            NodePortAddress::Primary => found.extend([true, false].into_iter().filter_map(primary)),
+            NodePortAddress::Primary => {
+                found.extend(primary(true)?);
+                found.extend(primary(false)?);
+            }
             NodePortAddress::Localhost => found.extend(own.iter().filter(|ip| ip.is_loopback())),
             NodePortAddress::All => found.extend(own),
             NodePortAddress::Range(range) => found.extend(own.iter().filter(|ip| range.contains(**ip))),
@@ -56,18 +67,35 @@ pub(crate) fn for_node_ports(own: &HashSet<IpAddr>, wanted: &[NodePortAddress]) 
     }
     found.sort();
     found.dedup();
-    found
+    Ok(found)
 }
 
 /// The address the node uses towards the rest of the world, if it has one. Connecting a UDP socket sends nothing; the
 /// destination is from the ranges for documentation.
-pub(crate) fn primary(v4: bool) -> Option<IpAddr> {
+///
+/// # Errors
+/// As [`all`].
+pub(crate) fn primary(v4: bool) -> io::Result<Option<IpAddr>> {
     let (local, remote): (SocketAddr, SocketAddr) = if v4 {
         ((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(198, 51, 100, 1), 9).into())
     } else {
         ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into())
     };
-    let socket = UdpSocket::bind(local).ok()?;
-    socket.connect(remote).ok()?;
-    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+    let ask = || {
+        let socket = UdpSocket::bind(local)?;
+        socket.connect(remote)?;
+        Ok(socket.local_addr()?.ip())
+    };
+    match ask() {
+        Ok(ip) => Ok(Some(ip).filter(|ip| !ip.is_unspecified())),
+        Err(error) if is_lack(&error) => Err(error),
+        // The node has no such address, or no route.
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether an error says nothing about the node's addresses.
+fn is_lack(error: &io::Error) -> bool {
+    let lack = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
+    error.raw_os_error().is_some_and(|code| lack.contains(&Errno::from_raw(code)))
 }

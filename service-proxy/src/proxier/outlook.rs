@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use discovery::model::NamespacedName;
 use discovery::{ServiceEntry, SharedMap, Snapshot};
+use tracing::warn;
 
 use super::Proxier;
 use crate::frontend::{Frontend, FrontendKey};
-use crate::kernel::{local_dns, node_address};
+use crate::kernel::local_dns;
 use crate::pages::health_check;
 use crate::plan;
 
@@ -26,9 +27,21 @@ impl Proxier {
         snapshot.nodes.get(self.place.node_name.as_str()).is_some_and(|node| node.leaving)
     }
 
-    /// Whether the node has other addresses than when the last state was put into force.
+    /// Whether the node has other addresses than when the last state was applied. They stay what they were where the kernel does
+    /// not say.
     pub(crate) fn node_has_moved(&self) -> bool {
-        node_address::all() != self.surroundings.locality.node
+        match self.place.own_addresses() {
+            Ok((own, for_node_ports)) => {
+                own != self.surroundings.locality.node
+                    || for_node_ports != self.surroundings.node_port_addresses
+            }
+            Err(error) => {
+                if let Some(suppressed) = self.address_warnings.admit() {
+                    warn!(%error, suppressed, "cannot read the node's addresses: those read last are used");
+                }
+                false
+            }
+        }
     }
 
     /// What cannot be opened now, one line each.
