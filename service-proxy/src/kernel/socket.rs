@@ -106,7 +106,7 @@ pub(crate) fn connect(kind: Type, endpoint: SocketAddr, departure: Departure) ->
         return start_connect(&socket, endpoint).map(|()| socket);
     };
     let mut taken = io::ErrorKind::AddrInUse.into();
-    for port in source.ports() {
+    for port in source.ports(kind == Type::STREAM) {
         let socket = upstream(kind, endpoint, departure)?;
         let address = SocketAddr::new(source.client.ip(), port);
         match bind_source(&socket, kind, address).and_then(|()| start_connect(&socket, endpoint)) {
