@@ -107,7 +107,11 @@ async fn attempt_one(
             open(endpoint, without_source, deadline, local).await
         }
         // No server of the node itself has the port; a host port leads to a pod, but not what is not tracked.
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused && context.is_node(endpoint.ip()) => {
+        Err(error)
+            if error.kind() == ErrorKind::ConnectionRefused
+                && departure.source.is_some()
+                && context.is_node(endpoint.ip()) =>
+        {
             open(endpoint, without_source, deadline, local).await
         }
         other => other,
