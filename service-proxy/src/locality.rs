@@ -25,6 +25,8 @@ pub(crate) struct Locality {
     pub(crate) local_ranges: Vec<IpNetwork>,
     /// Ranges of pods of any node.
     pub(crate) cluster_ranges: Vec<IpNetwork>,
+    /// Whether the kernel finds the socket of a reply that comes to a masqueraded address of IPv6.
+    pub(crate) finds_masqueraded_v6: bool,
 }
 
 impl Locality {
@@ -36,7 +38,10 @@ impl Locality {
             return None;
         }
         let ends_here = self.is_local(endpoint) || self.node.contains(&endpoint);
-        let comes_back = self.is_local(ip) && (self.is_pod(endpoint) || self.other_nodes.contains(&endpoint));
+        // A CNI plugin may masquerade what pods send to other nodes.
+        let finds_masqueraded = ip.is_ipv4() || self.finds_masqueraded_v6;
+        let is_other_node = self.other_nodes.contains(&endpoint) && finds_masqueraded;
+        let comes_back = self.is_local(ip) && (self.is_pod(endpoint) || is_other_node);
         (ends_here || comes_back).then(|| Source { client, owner: self.owner(ip) })
     }
 
@@ -87,6 +92,7 @@ mod tests {
             local_pods: Arc::new([(ip("10.22.0.2"), Some(RESERVED_PORTS)), (ip("10.22.0.3"), None)].into()),
             local_ranges: vec![],
             cluster_ranges: vec!["10.22.0.0/16".parse().unwrap(), "10.23.0.0/16".parse().unwrap()],
+            finds_masqueraded_v6: false,
         };
         let (pod, other, remote) = (ip("10.22.0.2"), ip("10.22.0.3"), ip("10.23.0.9"));
         let (outside, node, other_node) = (ip("198.51.100.7"), ip("192.0.2.2"), ip("192.0.2.3"));
@@ -109,5 +115,20 @@ mod tests {
         assert_eq!(source(outside, remote), None, "the reply would not pass this node");
         assert_eq!(source(pod, outside), None, "an outside host has no route to a pod");
         assert_eq!(source(ip("127.0.0.1"), pod), None);
+    }
+
+    #[test]
+    fn source_of_v6_is_preserved_to_other_nodes_where_the_kernel_finds_masqueraded_replies() {
+        let (pod, other_node) = (ip("fd00:10:22::2"), ip("fd00:192::3"));
+        for finds_masqueraded_v6 in [false, true] {
+            let locality = Locality {
+                other_nodes: Arc::new([other_node].into()),
+                local_pods: Arc::new([(pod, None)].into()),
+                finds_masqueraded_v6,
+                ..Locality::default()
+            };
+            let source = locality.source(SocketAddr::new(pod, 40_000), other_node);
+            assert_eq!(source.is_some(), finds_masqueraded_v6);
+        }
     }
 }

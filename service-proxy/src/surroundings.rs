@@ -10,6 +10,7 @@ use discovery::model::Endpoint;
 use ipnetwork::IpNetwork;
 
 use crate::backend::topology::Here;
+use crate::kernel::divert;
 use crate::kernel::node_address::{self, NodePortAddress};
 use crate::locality::Locality;
 
@@ -81,11 +82,11 @@ impl Place {
                 node: own,
                 local_pods: Arc::clone(&snapshot.local_pods),
                 local_ranges: local_ranges.copied().collect(),
+                finds_masqueraded_v6: divert::finds_masqueraded_v6(),
                 cluster_ranges: snapshot.nodes.values().flat_map(|node| node.pod_cidrs.clone()).collect(),
             },
         }
     }
-}
 
     /// The node's addresses, and those among them that node ports are opened on.
     ///
@@ -96,3 +97,4 @@ impl Place {
         let for_node_ports = node_address::for_node_ports(&own, &self.node_port_addresses)?;
         Ok((own, for_node_ports))
     }
+}

@@ -14,6 +14,7 @@
 //! ```
 
 use std::io;
+use std::sync::LazyLock;
 
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope, RouteType};
@@ -142,6 +143,33 @@ fn rule(family: AddressFamily) -> RuleMessage {
     rule
 }
 
+/// Whether `socket` finds the socket of a reply that comes to a masqueraded address of IPv6, as it does with IPv4: it looks the
+/// original address up in conntrack since Linux 6.15. Kernels that have it from a stable release count as those without.
+pub(crate) fn finds_masqueraded_v6() -> bool {
+    static RELEASE: LazyLock<String> =
+        LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());
+    is_at_least(&RELEASE, (6, 15))
+}
+
+fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= wanted)
+}
+
 pub(super) fn is_there_already(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.to_io().kind() == io::ErrorKind::AlreadyExists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for (release, expected) in
+            [("6.1.0-38-amd64", false), ("6.15.0", true), ("6.9-rc1", false), ("10.0", true), ("", false)]
+        {
+            assert_eq!(is_at_least(release, (6, 15)), expected, "{release}");
+        }
+    }
 }
