@@ -11,7 +11,6 @@ mod set;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
 
 pub use message::Family;
 use message::{Attributes, Message};
@@ -24,6 +23,7 @@ const NEW_TABLE: u8 = 0;
 const DEL_TABLE: u8 = 2;
 const NEW_CHAIN: u8 = 3;
 const NEW_RULE: u8 = 6;
+const DEL_RULE: u8 = 8;
 const NEW_SET: u8 = 9;
 const NEW_SET_ELEMENT: u8 = 12;
 const DEL_SET_ELEMENT: u8 = 14;
@@ -169,13 +169,11 @@ impl<'a> Batch<'a> {
         });
     }
 
-    /// A set of flows of TCP and UDP that rules fill: `type ipv4_addr . inet_service . ipv4_addr . inet_service . inet_proto`, or
-    /// that of IPv6. A flow is forgotten when no rule has updated it for `timeout`, and there are `size` at most.
-    pub fn add_flow_set(&mut self, name: &str, id: u32, v4: bool, timeout: Duration, size: u32) {
+    /// A set of flows that rules fill, each with a timeout: `type ipv4_addr . inet_service . ipv4_addr . inet_service`, or that of
+    /// IPv6. There are `size` at most.
+    pub fn add_flow_set(&mut self, name: &str, id: u32, v4: bool, size: u32) {
         let address = if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
-        let key = [address, Type::Service, address, Type::Service, Type::Protocol];
-        let (kind, length) = set::concatenation(&key);
-        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let (kind, length) = set::concatenation(&[address, Type::Service, address, Type::Service]);
         self.push(NEW_SET, CREATE, |a| {
             a.text(2, name)
                 .number(3, SET_TIMEOUT | SET_EVAL)
@@ -183,7 +181,6 @@ impl<'a> Batch<'a> {
                 .number(5, length)
                 .nested(9, |description| description.number(1, size))
                 .number(10, id)
-                .bytes(11, &milliseconds.to_be_bytes())
         });
     }
 
@@ -241,6 +238,11 @@ impl<'a> Batch<'a> {
     pub fn add_rule(&mut self, chain: &str, rule: &Rule) {
         *self.rules.entry(chain.to_owned()).or_default() += 1;
         self.push(NEW_RULE, CREATE | APPEND, |a| a.text(2, chain).nested(4, |list| rule.write(list)));
+    }
+
+    /// Removes every rule of a chain.
+    pub fn flush_chain(&mut self, name: &str) {
+        self.push(DEL_RULE, 0, |a| a.text(2, name));
     }
 
     /// How many rules it appends, by their chains.

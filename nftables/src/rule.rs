@@ -1,6 +1,7 @@
 //! What rules are made of.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
@@ -393,17 +394,17 @@ impl Rule {
             .compare(EQUAL, &bit.to_ne_bytes())
     }
 
-    /// `ip saddr . th sport . ip daddr . th dport . meta l4proto @set update @set { the same }`, or with `ip6`: the packet is of
-    /// a flow in the set, which stays there for another while.
-    pub fn of_flow_in_set(self, set: &str, v4: bool) -> Self {
+    /// `ip saddr . th sport . ip daddr . th dport @set update @set { the same timeout … }`, or with `ip6`: the packet is of a flow
+    /// in the set, which stays there for `timeout` from now on.
+    pub fn of_flow_in_set(self, set: &str, v4: bool, timeout: Duration) -> Self {
         self.flow(v4, Direction::Forward)
             .with("lookup", |a| a.text(1, set).number(2, FIRST_OF_FOUR_BYTES))
-            .update_set(set)
+            .update_set(set, timeout)
     }
 
-    /// `update @set { ip daddr . th dport . ip saddr . th sport . meta l4proto }`, or with `ip6`: notes the flow of the answers.
-    pub fn note_reverse_flow(self, set: &str, v4: bool) -> Self {
-        self.flow(v4, Direction::Reverse).update_set(set)
+    /// `update @set { ip daddr . th dport . ip saddr . th sport timeout … }`, or with `ip6`: notes the flow of the answers.
+    pub fn note_reverse_flow(self, set: &str, v4: bool, timeout: Duration) -> Self {
+        self.flow(v4, Direction::Reverse).update_set(set, timeout)
     }
 
     /// Loads what makes a flow of TCP or UDP into registers.
@@ -423,11 +424,17 @@ impl Rule {
             );
             register += length / 4 + 1;
         }
-        rule.with("meta", |a| a.number(1, register).number(2, META_L4PROTO))
+        rule
     }
 
-    fn update_set(self, set: &str) -> Self {
-        self.with("dynset", |a| a.text(1, set).number(3, DYNSET_UPDATE).number(4, FIRST_OF_FOUR_BYTES))
+    fn update_set(self, set: &str, timeout: Duration) -> Self {
+        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.with("dynset", |a| {
+            a.text(1, set)
+                .number(3, DYNSET_UPDATE)
+                .number(4, FIRST_OF_FOUR_BYTES)
+                .bytes(6, &milliseconds.to_be_bytes())
+        })
     }
 
     /// `return`

@@ -105,7 +105,7 @@ impl Proxier {
                 }
             }
         }
-        let intercepted = Intercepted::new(Interception::new(listeners), registry);
+        let intercepted = Intercepted::new(Interception::new(listeners, context.udp_idle_timeout), registry);
         Ok(Self {
             _workers: workers,
             context,

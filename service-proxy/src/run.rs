@@ -20,6 +20,7 @@ use crate::cni_config::{self, CniConfig};
 use crate::kernel::conntrack::{self, Conntrack};
 use crate::kernel::divert::Divert;
 use crate::kernel::interception::Interception;
+use crate::kernel::local_replies::Limit;
 use crate::kernel::local_route::LocalRoutes;
 use crate::metrics::Metrics;
 use crate::node_routes::{self, NodeRoutes};
@@ -218,6 +219,8 @@ fn context(config: &Config, budget: &Arc<Budget>, borrow_addresses: bool, metric
         accept_warnings: RateLimit::default(),
         locality: ArcSwap::default(),
         borrow_addresses,
+        noted_tcp: Limit::tcp(),
+        noted_udp: Limit::udp(config.udp_idle_timeout),
         tasks: TaskTracker::new(),
     }
 }

@@ -205,7 +205,7 @@ impl Server {
         let mut failure = None;
         for endpoint in frontend.candidates(&set, pool, client.ip()).take(ATTEMPTS) {
             let endpoint = endpoint.address;
-            let source = context.source(client, endpoint.ip());
+            let source = context.source(client, endpoint.ip(), Protocol::Udp);
             let mut opened = connect(source, endpoint);
             if opened.as_ref().is_err_and(is_out_of_files) && self.evict(address) {
                 opened = connect(source, endpoint);
@@ -353,7 +353,7 @@ async fn watch(frontend: Arc<Frontend>, mut changes: watch::Receiver<()>) -> Eve
 }
 
 fn connect(source: Option<Source>, endpoint: SocketAddr) -> io::Result<UdpSocket> {
-    let departure = Departure { source, hops: None };
+    let departure = Departure { source, ..Departure::default() };
     let socket = match socket::connect(Type::DGRAM, endpoint, departure) {
         // As for a connection, the node's address is better than none.
         Err(error) if socket::is_taken(&error) => {

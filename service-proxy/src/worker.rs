@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use daemon::log::RateLimit;
+use discovery::model::Protocol;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
-use crate::kernel::source_ports::Source;
+use crate::kernel::local_replies::Limit;
+use crate::kernel::source_ports::{Owner, Source};
 use crate::locality::Locality;
 use crate::metrics::Metrics;
 use crate::worker::clock::Clock;
@@ -41,14 +43,26 @@ pub(crate) struct Context {
     pub(crate) locality: ArcSwap<Locality>,
     /// Whether clients' addresses may be borrowed.
     pub(crate) borrow_addresses: bool,
+    /// The connections and flows with clients' addresses that are opened to servers of this node.
+    pub(crate) noted_tcp: Limit,
+    pub(crate) noted_udp: Limit,
     /// Connections under way: drain waits for these.
     pub(crate) tasks: TaskTracker,
 }
 
 impl Context {
-    /// The address to preserve for a connection; `None` means the node's own.
-    pub(crate) fn source(&self, client: SocketAddr, endpoint: IpAddr) -> Option<Source> {
-        if self.borrow_addresses { self.locality.load().source(client, endpoint) } else { None }
+    /// The address to preserve for a connection or a flow; `None` means the node's own.
+    pub(crate) fn source(&self, client: SocketAddr, endpoint: IpAddr, protocol: Protocol) -> Option<Source> {
+        let locality = self.locality.load();
+        let source = locality.source(client, endpoint).filter(|_| self.borrow_addresses)?;
+        // Towards a server of the node there is a bound (see `local_replies`). The node's own address needs nothing.
+        let limit = if protocol == Protocol::Udp { &self.noted_udp } else { &self.noted_tcp };
+        let is_noted = source.owner != Owner::Node && locality.node.contains(&endpoint);
+        if is_noted && !limit.admit() {
+            self.metrics.source_fallbacks.inc();
+            return None;
+        }
+        Some(source)
     }
 
     /// Whether an address is this node's own.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use netns::NetNs;
 use nftables::{Batch, Rule};
@@ -19,7 +20,7 @@ const CHAIN: &str = "chain";
 /// What is tried, what it is for, what it needs.
 type Trial = (&'static str, fn() -> io::Result<()>, &'static str);
 
-const TRIALS: [Trial; 7] = [
+const TRIALS: [Trial; 9] = [
     ("veth interfaces (pods)", veth, "CONFIG_VETH, module veth"),
     ("nftables with TPROXY (virtual IPs)", tproxy, "CONFIG_NFT_TPROXY, module nft_tproxy"),
     ("nftables socket match (clients' addresses)", socket_match, "CONFIG_NFT_SOCKET, module nft_socket"),
@@ -27,6 +28,12 @@ const TRIALS: [Trial; 7] = [
         "nftables reject (other ports of virtual IPs)",
         reject,
         "CONFIG_NFT_REJECT_INET, module nft_reject_inet",
+    ),
+    ("nftables notrack (virtual IPs beside published ports)", notrack, "CONFIG_NF_CONNTRACK, module nft_ct"),
+    (
+        "nftables fib and sets that rules fill (replies of the node's servers)",
+        replies,
+        "CONFIG_NFT_FIB_INET, modules nft_fib_inet, nft_fib_ipv4 and nft_fib_ipv6",
     ),
     ("nftables masquerade (pods to the outside)", masquerade, "CONFIG_NFT_MASQ, module nft_masq"),
     ("IP_TRANSPARENT sockets (clients' addresses)", transparent, "CAP_NET_ADMIN"),
@@ -90,6 +97,22 @@ fn reject() -> io::Result<()> {
     batch.add_input_chain(CHAIN);
     batch.add_rule(CHAIN, &Rule::default().tcp().for_wildcard_socket().reset());
     batch.add_rule(CHAIN, &Rule::default().reject());
+    batch.commit(&nftables::Netfilter::open()?)
+}
+
+fn notrack() -> io::Result<()> {
+    let mut batch = table();
+    batch.add_raw_prerouting_chain(CHAIN);
+    batch.add_rule(CHAIN, &Rule::default().udp().notrack());
+    batch.commit(&nftables::Netfilter::open()?)
+}
+
+fn replies() -> io::Result<()> {
+    let mut batch = table();
+    batch.add_prerouting_chain(CHAIN);
+    batch.add_flow_set("set", 1, true, 16);
+    let noted = Rule::default().from_foreign_address().tcp();
+    batch.add_rule(CHAIN, &noted.note_reverse_flow("set", true, Duration::from_secs(1)));
     batch.commit(&nftables::Netfilter::open()?)
 }
 

@@ -63,6 +63,7 @@ mod virtual_ips;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use discovery::model::Protocol;
 use nftables::{Batch, Data, Netfilter, Rule, Set, Type};
@@ -97,6 +98,7 @@ pub(crate) struct Interception {
     listeners: Listeners,
     /// The set that names the owner of the table; no two live proxies have the same port.
     owner: String,
+    udp_idle_timeout: Duration,
     installed: bool,
     /// Whether there is a bridge.
     bridged: bool,
@@ -106,10 +108,10 @@ pub(crate) struct Interception {
 
 impl Interception {
     /// Nothing is in the kernel before the first [`Interception::change`].
-    pub(crate) fn new(listeners: Listeners) -> Self {
+    pub(crate) fn new(listeners: Listeners, udp_idle_timeout: Duration) -> Self {
         let owner = format!("proxy-{}", listeners.tcp.first().map_or(0, SocketAddr::port));
         let (applied, virtual_ips) = (HashMap::new(), VirtualIps::default());
-        Self { listeners, owner, installed: false, bridged: false, applied, virtual_ips }
+        Self { listeners, owner, udp_idle_timeout, installed: false, bridged: false, applied, virtual_ips }
     }
 
     /// Whether anything is in the kernel, as far as it is known.
@@ -302,7 +304,7 @@ impl Interception {
     fn install(&self, wanted: &Wanted<'_>, expected: bool) -> io::Result<()> {
         let netfilter = Netfilter::open()?;
         // First, so that a kernel that refuses these rules leaves the table as it is.
-        local_replies::install(&netfilter)?;
+        local_replies::install(&netfilter, self.udp_idle_timeout)?;
         let mut batch = Batch::new(TABLE);
         if expected {
             batch.expect_set(&self.owner);

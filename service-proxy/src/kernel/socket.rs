@@ -27,10 +27,19 @@ pub(crate) struct Probes {
 }
 
 /// Gone after 5 minutes.
-pub(crate) const USUAL_PROBES: Probes =
-    Probes { idle: Duration::from_secs(180), interval: Duration::from_secs(20), count: 6 };
+pub(crate) const USUAL_PROBES: Probes = Probes::new(Duration::from_secs(180), Duration::from_secs(20), 6);
+
+impl Default for Probes {
+    fn default() -> Self {
+        USUAL_PROBES
+    }
+}
 
 impl Probes {
+    pub(crate) const fn new(idle: Duration, interval: Duration, count: u32) -> Self {
+        Self { idle, interval, count }
+    }
+
     /// Probes at the interval at which the other side probes.
     pub(crate) fn every(interval: Duration) -> Self {
         let at_least = Duration::from_secs(1);
@@ -80,11 +89,17 @@ fn serve_any_address(socket: &Socket, v4: bool) -> io::Result<()> {
     if v4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }
 
-/// Ends the connection if the other side has gone without a word.
+/// Ends the connection if the other side has gone without a word. A socket that is probed already is not probed less often.
 pub(crate) fn probe(socket: &impl AsFd, probes: Probes) -> io::Result<()> {
     let Probes { idle, interval, count } = probes;
+    let socket = SockRef::from(socket);
+    let (idle, interval) = if socket.keepalive()? {
+        (idle.min(socket.tcp_keepalive_time()?), interval.min(socket.tcp_keepalive_interval()?))
+    } else {
+        (idle, interval)
+    };
     let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
-    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// How a connection leaves for its endpoint.
@@ -94,6 +109,8 @@ pub(crate) struct Departure {
     pub(crate) source: Option<Source>,
     /// How many routers and proxies may still be on its way, if that matters.
     pub(crate) hops: Option<u32>,
+    /// How the endpoint is probed over TCP.
+    pub(crate) probes: Probes,
 }
 
 /// Starts connecting.
@@ -142,6 +159,7 @@ fn upstream(kind: Type, endpoint: SocketAddr, departure: Departure) -> io::Resul
     if kind == Type::STREAM {
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
+        probe(&socket, departure.probes)?;
     }
     socket.set_mark(PROXIED)?;
     match departure.hops {

@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 
 use crate::backend::endpoint::{Endpoint, InUse};
 use crate::frontend::{Frontend, FrontendKey};
+use crate::kernel::local_replies;
 use crate::kernel::socket::{self, Departure, USUAL_PROBES};
 use crate::tcp::Registry;
 use crate::worker::{Context, Local};
@@ -95,9 +96,12 @@ async fn attempt_one(
     local: &Local,
 ) -> io::Result<TcpStream> {
     let deadline = Instant::now() + timeout;
+    let source = context.source(client.address, endpoint.ip(), Protocol::Tcp);
+    let is_noted = source.is_some() && context.is_node(endpoint.ip());
     let departure = Departure {
-        source: context.source(client.address, endpoint.ip()),
+        source,
         hops: hops(client, endpoint, context)?,
+        probes: if is_noted { local_replies::PROBES } else { USUAL_PROBES },
     };
     let without_source = Departure { source: None, ..departure };
     match open(endpoint, departure, deadline, local).await {
@@ -125,7 +129,6 @@ async fn open(
     local: &Local,
 ) -> io::Result<TcpStream> {
     let socket = socket::connect(Type::STREAM, endpoint, departure)?;
-    socket::probe(&socket, USUAL_PROBES)?;
     let upstream = TcpStream::from_std(socket.into())?;
     // To a pod of this node the handshake is over by now: its stack has answered on this core.
     if upstream.peer_addr().is_ok() {

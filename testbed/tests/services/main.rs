@@ -14,11 +14,12 @@ mod lifecycle;
 mod limits;
 mod local_dns;
 mod loops;
+mod node_servers;
 mod nodes;
 mod pages;
 mod policies;
-mod slices;
 mod rules;
+mod slices;
 mod terminating;
 
 use std::collections::BTreeSet;
