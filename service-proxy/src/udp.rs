@@ -35,7 +35,6 @@ use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::datagram;
 use crate::kernel::icmp_error::IcmpError;
 use crate::kernel::socket::{self, Departure};
-use crate::kernel::source_ports::Source;
 use crate::tcp::Registry;
 use crate::worker::Context;
 use crate::worker::poller::Poller;
@@ -158,7 +157,7 @@ impl Server {
         let metrics = &shared.context.metrics;
         let count = datagrams.len();
         let known = self.frontends.get(&address).and_then(|served| served.flows.get(client));
-        let Some(flow) = known.or_else(|| self.open(client, address)) else {
+        let Some(flow) = known.or_else(|| self.open(client, address, batch.hops(datagrams.start))) else {
             return metrics.udp_dropped.inc_by(count as u64);
         };
         flow.last.store(shared.now(), Ordering::Relaxed);
@@ -183,8 +182,9 @@ impl Server {
         }
     }
 
-    /// Opens a flow for a client that has none. `None` when no endpoint can be reached; the client then gets an ICMP error.
-    fn open(&mut self, client: SocketAddr, address: SocketAddr) -> Option<Arc<Flow>> {
+    /// Opens a flow for a client that has none, whose datagram has `hops` left. `None` when no endpoint can be reached; the client then
+    /// gets an ICMP error.
+    fn open(&mut self, client: SocketAddr, address: SocketAddr, hops: u32) -> Option<Arc<Flow>> {
         let shared = Arc::clone(&self.shared);
         let context = &shared.context;
         let Some(frontend) = self.frontend(address) else {
@@ -205,10 +205,9 @@ impl Server {
         let mut failure = None;
         for endpoint in frontend.candidates(&set, pool, client.ip()).take(ATTEMPTS) {
             let endpoint = endpoint.address;
-            let source = context.source(client, endpoint.ip(), Protocol::Udp);
-            let mut opened = connect(source, endpoint);
+            let mut opened = connect(client, endpoint, hops, context);
             if opened.as_ref().is_err_and(is_out_of_files) && self.evict(address) {
-                opened = connect(source, endpoint);
+                opened = connect(client, endpoint, hops, context);
             }
             match opened {
                 Ok(upstream) => {
@@ -352,12 +351,23 @@ async fn watch(frontend: Arc<Frontend>, mut changes: watch::Receiver<()>) -> Eve
     Event::Changed(frontend, changes)
 }
 
-fn connect(source: Option<Source>, endpoint: SocketAddr) -> io::Result<UdpSocket> {
-    let departure = Departure { source, ..Departure::default() };
+/// As of a connection, the datagrams of a flow have one hop less than that of the client where the endpoint may be another proxy's: all
+/// of them as many as the first.
+fn connect(client: SocketAddr, endpoint: SocketAddr, hops: u32, context: &Context) -> io::Result<UdpSocket> {
+    let hops = match hops {
+        _ if !context.may_come_back(endpoint.ip()) => None,
+        0 | 1 => {
+            context.metrics.loops_refused.inc();
+            return Err(io::Error::from_raw_os_error(libc::EHOSTUNREACH));
+        }
+        left => Some(left - 1),
+    };
+    let source = context.source(client, endpoint.ip(), Protocol::Udp);
+    let departure = Departure { source, hops, ..Departure::default() };
     let socket = match socket::connect(Type::DGRAM, endpoint, departure) {
         // As for a connection, the node's address is better than none.
         Err(error) if socket::is_taken(&error) => {
-            socket::connect(Type::DGRAM, endpoint, Departure::default())
+            socket::connect(Type::DGRAM, endpoint, Departure { source: None, ..departure })
         }
         other => other,
     }?;

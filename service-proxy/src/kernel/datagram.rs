@@ -30,7 +30,7 @@ const MEMINFO_DROPS: usize = 8;
 
 /// One socket for each worker, on a port of the kernel's choice. The kernel spreads clients over them (`SO_REUSEPORT`: by a hash of
 /// their address and port). Datagrams for other addresses can be handed to them (`IP_TRANSPARENT`), and come with
-/// the address that they were sent to.
+/// the address that they were sent to and the hops that they had left.
 pub(crate) fn receive_transparent(
     loopback: IpAddr,
     count: usize,
@@ -42,9 +42,11 @@ pub(crate) fn receive_transparent(
         if loopback.is_ipv4() {
             socket.set_ip_transparent_v4(true)?;
             setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)?;
+            setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?;
         } else {
             socket.set_ip_transparent_v6(true)?;
             setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?;
+            setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
         }
         enlarge_queues(&socket);
         let socket = UdpSocket::from(socket);

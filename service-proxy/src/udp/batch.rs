@@ -53,6 +53,8 @@ struct Received {
     length: usize,
     /// Who sent it to which frontend, if it is a client's.
     flow: Option<(SocketAddr, SocketAddr)>,
+    /// Its TTL or hop limit, if it is a client's.
+    hops: u32,
 }
 
 impl Batch {
@@ -64,9 +66,9 @@ impl Batch {
 
     fn new(v4: bool) -> Self {
         let (destination, source) = if v4 {
-            (cmsg_space!(libc::sockaddr_in), cmsg_space!(libc::in_pktinfo))
+            (cmsg_space!(i32, libc::sockaddr_in), cmsg_space!(libc::in_pktinfo))
         } else {
-            (cmsg_space!(libc::sockaddr_in6), cmsg_space!(libc::in6_pktinfo))
+            (cmsg_space!(i32, libc::sockaddr_in6), cmsg_space!(libc::in6_pktinfo))
         };
         Self {
             buffers: vec![0; SIZE * DATAGRAM],
@@ -105,6 +107,11 @@ impl Batch {
     /// The client that sent the datagram of that number, and the frontend it sent it to.
     pub(super) fn flow(&self, number: usize) -> Option<(SocketAddr, SocketAddr)> {
         self.received[number].flow
+    }
+
+    /// How many hops the client's datagram of that number had left.
+    pub(super) fn hops(&self, number: usize) -> u32 {
+        self.received[number].hops
     }
 
     /// Sends some of what was received to the socket's peer; returns how many went out. What the kernel has no room for is left out.
@@ -177,14 +184,19 @@ impl Batch {
         let messages = recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), flags, None)?;
         let mut count = 0;
         for message in messages {
-            let flow = if from_clients {
+            let mut datagram = Received { length: message.bytes, ..Received::default() };
+            if from_clients {
                 let client = message.address.as_ref().and_then(socket_address);
-                let destination = message.cmsgs().ok().and_then(|mut all| all.find_map(|m| destination(&m)));
-                client.zip(destination)
-            } else {
-                None
-            };
-            self.received[count] = Received { length: message.bytes, flow };
+                for control in message.cmsgs().into_iter().flatten() {
+                    match control {
+                        ControlMessageOwned::Ipv4Ttl(hops) | ControlMessageOwned::Ipv6HopLimit(hops) => {
+                            datagram.hops = u32::try_from(hops).unwrap_or(0);
+                        }
+                        other => datagram.flow = client.zip(destination(&other)),
+                    }
+                }
+            }
+            self.received[count] = datagram;
             count += 1;
         }
         Ok(count)

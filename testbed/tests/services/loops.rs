@@ -182,3 +182,34 @@ fn services_of_two_nodes_that_name_each_other_let_a_connection_end() {
         assert!(!member.logs().contains("loops between proxies"), "{}", member.logs());
     }
 }
+
+#[test]
+fn services_of_two_nodes_that_name_each_other_let_a_datagram_end() {
+    let fleet = Fleet::start(&[0, 0]).unwrap();
+    let address = |index: usize| fleet.members[index].node.address().to_owned();
+    let service = |name: &str, port: u16, to: &str, next: u16| {
+        let spec = format!("type: NodePort, ports: [{{port: 80, protocol: UDP, nodePort: {port}}}]");
+        let ports = format!("ports: [{{port: {next}}}]");
+        manual(name, &spec, to, next).replace(&ports, &ports.replace('}', ", protocol: UDP}"))
+    };
+    let there = service("there", 30071, &address(1), 30072);
+    let back = service("back", 30072, &address(0), 30071);
+    fleet.members[0].apply("circle.yaml", &format!("{there}---\n{back}")).unwrap();
+    for member in &fleet.members {
+        wait_until_served(member, ":30072");
+    }
+    let client = fleet.members[0].add_pod("client").unwrap();
+    let socket = client.netns.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    socket.send_to(b"x", format!("{}:30071", address(0))).unwrap();
+    let sum =
+        |name: &str| -> Result<f64> { fleet.members.iter().map(|member| member.proxy_metric(name)).sum() };
+    wait_for("the end of the circle", || {
+        let (refused, sent) = (sum(REFUSED)?, sum("portolan_proxy_udp_sent_datagrams_total")?);
+        assert!(sent <= 64.0, "{sent} datagrams of one");
+        ensure!(refused == 1.0, "{refused}, after {sent} datagrams");
+        Ok(())
+    })
+    .unwrap();
+    let flows = sum("portolan_proxy_udp_flows").unwrap();
+    assert!((2.0..=64.0).contains(&flows), "{flows}");
+}
