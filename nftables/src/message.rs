@@ -127,11 +127,29 @@ fn header(
 
 /// The value of an attribute, a number, in the first message of a datagram of answers.
 pub(super) fn number(datagram: &[u8], wanted: u16) -> Option<u32> {
-    let mut rest = datagram.get(HEADER + GENERIC..)?;
+    attribute(datagram, wanted)?.get(..4)?.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// The values of an attribute, a text, in each message of a datagram of answers.
+pub(super) fn texts(mut datagram: &[u8], wanted: u16) -> Vec<String> {
+    let mut found = Vec::new();
+    while datagram.len() >= HEADER {
+        let length = u32::from_ne_bytes([datagram[0], datagram[1], datagram[2], datagram[3]]) as usize;
+        let end = length.next_multiple_of(4).clamp(HEADER, datagram.len());
+        let text =
+            attribute(&datagram[..end], wanted).and_then(|value| value.split(|byte| *byte == 0).next());
+        found.extend(text.map(|text| String::from_utf8_lossy(text).into_owned()));
+        datagram = &datagram[end..];
+    }
+    found
+}
+
+fn attribute(message: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut rest = message.get(HEADER + GENERIC..)?;
     while let [low, high, kind_low, kind_high, ..] = *rest {
         let length = usize::from(u16::from_ne_bytes([low, high])).max(4);
         if u16::from_ne_bytes([kind_low, kind_high]) == wanted {
-            return rest.get(4..8)?.try_into().ok().map(u32::from_be_bytes);
+            return rest.get(4..length);
         }
         rest = rest.get(length.next_multiple_of(4)..)?;
     }

@@ -20,6 +20,9 @@ const GET_SET_ELEMENT: u8 = 13;
 /// `NFTA_CHAIN_USE`: rules in it, and rules that jump to it.
 const USES: u16 = 6;
 
+/// `NFTA_SET_NAME`
+const SET_NAME: u16 = 2;
+
 /// `NLM_F_DUMP`
 const DUMP: u16 = 0x300;
 
@@ -76,6 +79,19 @@ impl Netfilter {
         self.has(GET_SET, Family::Inet, Attributes::default().text(1, table).text(2, set))
     }
 
+    /// The names of the sets of a table of family `inet`; none without the table.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn sets(&self, table: &str) -> io::Result<Vec<String>> {
+        let attributes = Attributes::default().text(1, table);
+        let mut names = Vec::new();
+        self.dump(GET_SET, Family::Inet, attributes, |datagram| {
+            names.extend(message::texts(datagram, SET_NAME))
+        })?;
+        Ok(names)
+    }
+
     /// Whether the chain is there and has rules, or rules that jump to it: `nft flush` leaves chains and sets.
     ///
     /// # Errors
@@ -100,17 +116,31 @@ impl Netfilter {
     /// What the kernel says.
     pub fn count_rules(&self, family: Family, table: &str, chain: &str) -> io::Result<usize> {
         let attributes = Attributes::default().text(1, table).text(2, chain);
-        let mut bytes = Vec::new();
-        Message { kind: GET_RULE, flags: DUMP, family, attributes }.write(&mut bytes, 1);
-        self.send(&bytes)?;
         let mut total = 0;
+        self.dump(GET_RULE, family, attributes, |datagram| total += message::count(datagram, NEW_RULE).0)?;
+        Ok(total)
+    }
+
+    /// Reads all answers of a dump.
+    fn dump(
+        &self,
+        kind: u8,
+        family: Family,
+        attributes: Attributes,
+        mut read: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        Message { kind, flags: DUMP, family, attributes }.write(&mut bytes, 1);
+        self.send(&bytes)?;
         loop {
             let (datagram, _) = self.0.recv_from_full()?;
-            message::first_error(&datagram)?;
-            let (found, is_last) = message::count(&datagram, NEW_RULE);
-            total += found;
-            if is_last {
-                return Ok(total);
+            match message::first_error(&datagram) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            }
+            read(&datagram);
+            if message::count(&datagram, kind).1 {
+                return Ok(());
             }
         }
     }

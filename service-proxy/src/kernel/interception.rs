@@ -54,34 +54,32 @@
 //!   lane, not that of all.
 //!
 //! A proxy that is started beside another one writes the table anew with its own ports, in one transaction: from then on new
-//! connections are its own. The empty set names the owner of the table: a transaction that uses it fails once the next
-//! proxy has the table, so that no proxy changes the rules of another one.
+//! connections are its own. The empty set names the owner of the table, by the port of its listener: a transaction that uses it fails
+//! once the next proxy has the table, so that no proxy changes the rules of another one while that one listens.
 
 mod elements;
+mod rules;
 mod virtual_ips;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use discovery::model::Protocol;
-use nftables::{Batch, Data, Netfilter, Rule, Set, Type};
+use nftables::{Batch, Netfilter};
 
 pub(crate) use self::elements::Action;
-use self::elements::{Element, FAMILIES, Family};
+use self::elements::{Element, FAMILIES};
+use self::rules::{PREROUTING, Rules, Wanted};
 pub(crate) use self::virtual_ips::VirtualIps;
 use crate::frontend::FrontendKey;
-use crate::kernel::divert::{MARK, PROXIED};
-use crate::kernel::local_replies;
+use crate::kernel::{local_replies, socket_diag};
 
 const TABLE: &str = "portolan-proxy";
-const PREROUTING: &str = "prerouting";
-const BRIDGED: &str = "bridged";
-const INTERCEPT: &str = "intercept";
-const INPUT: &str = "input";
-const OUTPUT: &str = "output";
-const REFUSE: &str = "refuse";
+
+/// What the name of the set begins with that names the owner of the table.
+const OWNER: &str = "proxy-";
 
 /// The sockets that the kernel hands connections and datagrams to.
 #[derive(Clone, Debug, Default)]
@@ -109,7 +107,7 @@ pub(crate) struct Interception {
 impl Interception {
     /// Nothing is in the kernel before the first [`Interception::change`].
     pub(crate) fn new(listeners: Listeners, udp_idle_timeout: Duration) -> Self {
-        let owner = format!("proxy-{}", listeners.tcp.first().map_or(0, SocketAddr::port));
+        let owner = format!("{OWNER}{}", listeners.tcp.first().map_or(0, SocketAddr::port));
         let (applied, virtual_ips) = (HashMap::new(), VirtualIps::default());
         Self { listeners, owner, udp_idle_timeout, installed: false, bridged: false, applied, virtual_ips }
     }
@@ -140,14 +138,11 @@ impl Interception {
         if self.installed && changes.is_empty() && virtual_ips == self.virtual_ips {
             return Ok(());
         }
-        let mut wanted = Wanted { applied: &self.applied, changes: &changes, virtual_ips: &virtual_ips };
-        // The rules for external addresses are written when the first one comes.
-        if !self.installed {
-            self.install(&wanted, false)?;
-        } else if !has_external(self.applied.values()) && wanted.adds_external() {
-            self.rewrite(&wanted)?;
+        let wanted = Wanted { applied: &self.applied, changes: &changes, virtual_ips: &virtual_ips };
+        if self.installed {
+            self.change_own(&wanted)?
         } else {
-            self.update(&mut wanted)?;
+            self.install(&wanted, false)?
         }
         for (key, action) in changes {
             match action {
@@ -159,24 +154,16 @@ impl Interception {
         Ok(())
     }
 
-    /// Writes the table again if another program has deleted or flushed it.
+    /// Writes the table again if another program has deleted, flushed or replaced it. The table of another proxy is left alone.
     ///
     /// # Errors
     /// The kernel's; then [`Interception::change`] writes the table whole, whatever has changed.
     pub(crate) fn check(&mut self) -> io::Result<()> {
-        let netfilter = Netfilter::open()?;
-        let is_whole = || {
-            Ok::<_, io::Error>(
-                netfilter.has_rules(nftables::Family::Inet, TABLE, PREROUTING)?
-                    && local_replies::is_installed(&netfilter)?,
-            )
-        };
-        if !self.installed || is_whole()? || self.is_anothers()? {
+        if !self.installed || self.is_whole()? || self.is_anothers()? {
             return Ok(());
         }
         self.installed = false;
-        let wanted = Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips };
-        self.install(&wanted, false)?;
+        self.install(&self.unchanged(), false)?;
         self.installed = true;
         Ok(())
     }
@@ -195,11 +182,7 @@ impl Interception {
             return Ok(());
         }
         self.bridged = true;
-        if !self.installed || self.is_anothers()? {
-            return Ok(());
-        }
-        let wanted = Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips };
-        let written = self.rewrite(&wanted);
+        let written = if self.installed { self.rewrite(&self.unchanged()) } else { Ok(()) };
         self.bridged = written.is_ok();
         written
     }
@@ -219,7 +202,7 @@ impl Interception {
         self.change(changes, self.virtual_ips.clone())
     }
 
-    /// Deletes the table if it is this proxy's; false if another one has it.
+    /// Deletes the table unless it is another proxy's; false then.
     ///
     /// # Errors
     /// The kernel's.
@@ -229,14 +212,16 @@ impl Interception {
         batch.delete_table();
         self.installed = false;
         let netfilter = Netfilter::open()?;
-        let is_removed = match batch.commit(&netfilter) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => !self.is_anothers()?,
-            other => other.map(|()| true)?,
-        };
-        if is_removed {
-            local_replies::remove(&netfilter)?;
+        match batch.commit(&netfilter) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let is_anothers = self.is_anothers()?;
+                if !is_anothers {
+                    Self::clean_up()?;
+                }
+                Ok(!is_anothers)
+            }
+            other => other.and_then(|()| local_replies::remove(&netfilter)).map(|()| true),
         }
-        Ok(is_removed)
     }
 
     /// Deletes the table, whichever proxy has it.
@@ -253,12 +238,33 @@ impl Interception {
         local_replies::remove(&netfilter)
     }
 
-    fn is_anothers(&self) -> io::Result<bool> {
+    /// Whether this proxy's table is there, with its rules.
+    fn is_whole(&self) -> io::Result<bool> {
         let netfilter = Netfilter::open()?;
-        Ok(netfilter.has_table(TABLE)? && !netfilter.has_set(TABLE, &self.owner)?)
+        Ok(netfilter.has_set(TABLE, &self.owner)?
+            && netfilter.has_rules(nftables::Family::Inet, TABLE, PREROUTING)?
+            && local_replies::is_installed(&netfilter)?)
     }
 
-    fn update(&self, wanted: &mut Wanted<'_>) -> io::Result<()> {
+    /// Whether another proxy has the table and listens. One that died, or whose table was restored from a file, does not.
+    fn is_anothers(&self) -> io::Result<bool> {
+        let sets = Netfilter::open()?.sets(TABLE)?;
+        if sets.contains(&self.owner) {
+            return Ok(false);
+        }
+        for port in sets.iter().filter_map(|set| set.strip_prefix(OWNER)?.parse().ok()) {
+            if socket_diag::listener((Ipv4Addr::LOCALHOST, port).into())?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Changes this proxy's table. The rules for external addresses are written when the first one comes.
+    fn change_own(&self, wanted: &Wanted<'_>) -> io::Result<()> {
+        if !rules::has_external(self.applied.values()) && wanted.adds_external() {
+            return self.rewrite(wanted);
+        }
         let mut batch = Batch::new(TABLE);
         batch.expect_set(&self.owner);
         let removed = |(key, _): &(FrontendKey, _)| Some(self.element(*key, *self.applied.get(key)?));
@@ -273,22 +279,18 @@ impl Interception {
                 batch.add_elements(family.virtual_ips, &wanted.virtual_ips.elements(family.v4));
             }
         }
-        match batch.commit(&Netfilter::open()?) {
-            // Another program has flushed the ruleset, unless the next proxy has the table.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.is_anothers()? {
-                    Ok(())
-                } else {
-                    self.install(wanted, false)
-                }
-            }
-            other => other,
-        }
+        self.or_install(batch.commit(&Netfilter::open()?), wanted)
     }
 
-    /// Writes this proxy's table anew. A table that the next proxy has by now is left alone.
+    /// Writes this proxy's table anew.
     fn rewrite(&self, wanted: &Wanted<'_>) -> io::Result<()> {
-        match self.install(wanted, true) {
+        self.or_install(self.install(wanted, true), wanted)
+    }
+
+    /// Writes the table whole where a change to this proxy's has found none: another program has deleted it. The table of another proxy
+    /// is left alone.
+    fn or_install(&self, changed: io::Result<()>, wanted: &Wanted<'_>) -> io::Result<()> {
+        match changed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.is_anothers()? {
                     Ok(())
@@ -313,64 +315,21 @@ impl Interception {
         batch.add_table();
         batch.delete_table();
         batch.add_table();
-        let address = |v4| if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
-        batch.add_set(&Set { name: &self.owner, id: 1, key: &[address(true)], data: Data::None });
-        batch.add_prerouting_chain(PREROUTING);
-        batch.add_input_chain(INPUT);
-        batch.add_chain(INTERCEPT);
-        batch.add_rule(PREROUTING, &Rule::default().jump(INTERCEPT));
-        if self.bridged {
-            batch.add_first_prerouting_chain(BRIDGED);
-            batch.add_rule(BRIDGED, &Rule::default().from_bridge().jump(INTERCEPT));
-        }
-        batch.add_rule(INTERCEPT, &Rule::default().for_transparent_socket().set_mark_bit(MARK).accept());
-        let proxied = || Rule::default().with_mark_bit(PROXIED).accept();
-        batch.add_rule(INTERCEPT, &proxied());
-        batch.add_chain(REFUSE);
-        batch.add_rule(REFUSE, &Rule::default().tcp().reset());
-        batch.add_rule(REFUSE, &Rule::default().reject());
-        self.add_listeners(&mut batch);
         let frontends = wanted.frontends();
-        let has_external = has_external(frontends.values());
-        if has_external {
-            batch.add_output_route_chain(OUTPUT);
-            batch.add_rule(OUTPUT, &proxied());
-        }
-        let added: Vec<_> =
-            frontends.iter().filter_map(|(key, action)| self.element(*key, *action)).collect();
-        for (family, id) in FAMILIES.into_iter().zip([10, 20]) {
-            let port = [address(family.v4), Type::Protocol, Type::Service];
-            let set = |name, id, data| Set { name, id, key: &port, data };
-            batch.add_set(&set(family.frontends, id, Data::Verdict));
-            batch.add_set(&set(family.external, id + 1, Data::None));
-            batch.add_set(&set(family.refused, id + 2, Data::None));
-            let address = [address(family.v4)];
-            batch.add_set(&Set { name: family.virtual_ips, id: id + 3, key: &address, data: Data::Interval });
-            elements::add(&mut batch, family, added.iter());
-            batch.add_elements(family.virtual_ips, &wanted.virtual_ips.elements(family.v4));
-            if has_external {
-                add_external_rules(&mut batch, family);
-            }
-            let rule = Rule::default().verdict_by_destination_port(family.frontends, family.v4);
-            batch.add_rule(INTERCEPT, &rule);
-            add_input_rules(&mut batch, family);
-        }
+        let rules = Rules {
+            owner: &self.owner,
+            listeners: &self.listeners,
+            bridged: self.bridged,
+            has_external: rules::has_external(frontends.values()),
+            elements: frontends.iter().filter_map(|(key, action)| self.element(*key, *action)).collect(),
+            virtual_ips: wanted.virtual_ips,
+        };
+        rules.write(&mut batch);
         batch.commit(&netfilter)
     }
 
-    fn add_listeners(&self, batch: &mut Batch<'_>) {
-        for (protocol, listeners) in
-            [(Protocol::Tcp, &self.listeners.tcp), (Protocol::Udp, &self.listeners.udp)]
-        {
-            for family in FAMILIES {
-                let of_family = listeners.iter().filter(|listener| listener.is_ipv4() == family.v4);
-                for (lane, listener) in of_family.enumerate() {
-                    let chain = elements::chain(protocol, family.v4, lane);
-                    batch.add_chain(&chain);
-                    batch.add_rule(&chain, &Rule::default().tproxy(*listener).accept());
-                }
-            }
-        }
+    fn unchanged(&self) -> Wanted<'_> {
+        Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips }
     }
 
     /// `None` where the node does not have the family.
@@ -380,51 +339,4 @@ impl Interception {
         let lanes = listeners.iter().filter(|listener| listener.is_ipv4() == v4).count();
         (lanes > 0).then(|| Element::new(key, action, lanes))
     }
-}
-
-/// A state of the rules: what is applied, with changes.
-struct Wanted<'a> {
-    applied: &'a HashMap<FrontendKey, Action>,
-    changes: &'a [(FrontendKey, Option<Action>)],
-    virtual_ips: &'a VirtualIps,
-}
-
-impl Wanted<'_> {
-    fn adds_external(&self) -> bool {
-        has_external(self.changes.iter().filter_map(|(_, action)| action.as_ref()))
-    }
-
-    fn frontends(&self) -> HashMap<FrontendKey, Action> {
-        let mut frontends = self.applied.clone();
-        for (key, action) in self.changes {
-            match action {
-                Some(action) => drop(frontends.insert(*key, *action)),
-                None => drop(frontends.remove(key)),
-            }
-        }
-        frontends
-    }
-}
-
-/// Whether there is anything for the chain `output`.
-fn has_external<'a>(mut actions: impl Iterator<Item = &'a Action>) -> bool {
-    actions.any(|action| !matches!(action, Action::Intercept | Action::Refuse))
-}
-
-fn add_external_rules(batch: &mut Batch<'_>, family: Family) {
-    for chain in [INTERCEPT, OUTPUT] {
-        let rule = Rule::default().destination_port_in_set(family.external, family.v4);
-        batch.add_rule(chain, &rule.set_mark_bit(MARK));
-    }
-    // Not on arrival: the node has no address that the answer to one of its own could come from by then.
-    let refused = || Rule::default().destination_port_in_set(family.refused, family.v4);
-    batch.add_rule(OUTPUT, &refused().tcp().reset());
-    batch.add_rule(OUTPUT, &refused().reject());
-}
-
-fn add_input_rules(batch: &mut Batch<'_>, family: Family) {
-    let virtual_ip = || Rule::default().destination_in_set(family.virtual_ips, family.v4);
-    batch.add_rule(INPUT, &virtual_ip().tcp().for_wildcard_socket().reset());
-    batch.add_rule(INPUT, &virtual_ip().udp().for_wildcard_socket().reject());
-    batch.add_rule(INPUT, &virtual_ip().other_protocol().reject());
 }

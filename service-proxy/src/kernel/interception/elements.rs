@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use discovery::model::Protocol;
 use nftables::{Batch, Key};
 
-use super::REFUSE;
+use super::rules::REFUSE;
 use crate::frontend::FrontendKey;
 
 /// `IPPROTO_TCP`, `IPPROTO_UDP`.
