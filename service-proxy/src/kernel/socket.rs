@@ -46,6 +46,11 @@ impl Probes {
         Self { idle: interval.max(at_least), interval: (interval / 2).max(at_least), count: 4 }
     }
 
+    /// The same, but no later and no more seldom than `other`.
+    pub(crate) fn at_most(self, other: Self) -> Self {
+        Self { idle: self.idle.min(other.idle), interval: self.interval.min(other.interval), ..self }
+    }
+
     /// The time without an answer after which the peer counts as dead.
     pub(crate) fn limit(self) -> Duration {
         self.idle + self.interval * self.count
@@ -89,17 +94,18 @@ fn serve_any_address(socket: &Socket, v4: bool) -> io::Result<()> {
     if v4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }
 
-/// Ends the connection if the other side has gone without a word. A socket that is probed already is not probed less often.
+/// Ends the connection if the other side has gone without a word.
 pub(crate) fn probe(socket: &impl AsFd, probes: Probes) -> io::Result<()> {
     let Probes { idle, interval, count } = probes;
-    let socket = SockRef::from(socket);
-    let (idle, interval) = if socket.keepalive()? {
-        (idle.min(socket.tcp_keepalive_time()?), interval.min(socket.tcp_keepalive_interval()?))
-    } else {
-        (idle, interval)
-    };
     let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
-    socket.set_tcp_keepalive(&keepalive)
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+}
+
+/// How a socket is probed.
+pub(crate) fn probes(socket: &impl AsFd) -> io::Result<Probes> {
+    let socket = SockRef::from(socket);
+    let (idle, interval) = (socket.tcp_keepalive_time()?, socket.tcp_keepalive_interval()?);
+    Ok(Probes::new(idle, interval, socket.tcp_keepalive_retries()?))
 }
 
 /// How a connection leaves for its endpoint.

@@ -36,8 +36,9 @@ pub(super) struct Liveness {
     carried: u64,
     idle: u32,
     arrivals: Arrivals,
-    /// How often the client probes, if it does.
+    /// How often the client probes, if it does, and how the endpoint was probed before that was known.
     interval: Option<Duration>,
+    replaced: Option<Probes>,
 }
 
 impl Liveness {
@@ -53,8 +54,9 @@ impl Liveness {
     ) -> Result<(), (Side, io::Error)> {
         if carried != self.carried {
             (self.carried, self.idle, self.arrivals) = (carried, 0, Arrivals::default());
-            if self.interval.take().is_some() {
-                set_probes(upstream, USUAL_PROBES);
+            self.interval = None;
+            if let Some(replaced) = self.replaced.take() {
+                set_probes(upstream, replaced);
             }
             return Ok(());
         }
@@ -81,7 +83,9 @@ impl Liveness {
             } else if side == Side::Client && self.interval.is_none() {
                 self.interval = self.arrivals.interval(Instant::now(), info.segments_received());
                 if let Some(interval) = self.interval {
-                    set_probes(upstream, Probes::every(interval));
+                    let known = socket::probes(upstream).unwrap_or(USUAL_PROBES);
+                    self.replaced = Some(known);
+                    set_probes(upstream, Probes::every(interval).at_most(known));
                 }
             }
         }
@@ -196,6 +200,27 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(connection.check(0), seconds(180));
         }
+    }
+
+    /// Its flow would be forgotten.
+    #[test]
+    fn connection_to_a_server_of_the_node_is_probed_as_often_as_before_at_least() {
+        use crate::kernel::local_replies::PROBES;
+        assert_eq!(Probes::every(seconds(110)).at_most(PROBES).limit(), seconds(20 + 4 * 20));
+        assert_eq!(Probes::every(seconds(8)).at_most(PROBES).limit(), seconds(8 + 4 * 4));
+    }
+
+    #[tokio::test]
+    async fn probes_of_before_return_with_data() {
+        let mut connection = Connection::open().await;
+        socket::probe(&connection.upstream, crate::kernel::local_replies::PROBES).unwrap();
+        connection.check(0);
+        for _ in 0..3 {
+            connection.receive_segment().await;
+            connection.check(0);
+        }
+        assert_eq!(connection.check(0), seconds(1));
+        assert_eq!(connection.check(1), seconds(20));
     }
 
     #[tokio::test]
