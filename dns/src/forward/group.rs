@@ -16,11 +16,8 @@ use tokio::time::timeout;
 use super::answer::InvalidReply;
 use super::asked::Asked;
 use super::failure::Cause;
-use super::runtime::Runtime;
+use super::runtime::{MAX_PAYLOAD, Runtime};
 use super::upstream::{ATTEMPTS, Attempts, BUDGET, Provider, Server};
-
-/// What our OPT says we can take: no fragments (DNS flag day 2020).
-const PAYLOAD: u16 = 1232;
 
 /// What the first server gets at least before the next one is asked.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
@@ -127,7 +124,7 @@ fn cause<T>(failed: Result<Result<T, NetError>, tokio::time::error::Elapsed>) ->
 pub(super) fn request(asked: &Asked<'_>, random_case: bool) -> Option<DnsRequest> {
     let name = Name::from_bytes(&asked.name.wire().to_ascii_lowercase()).ok()?;
     let mut options = DnsRequestOptions::default();
-    options.edns_payload_len = PAYLOAD;
+    options.edns_payload_len = MAX_PAYLOAD;
     options.edns_set_dnssec_ok = asked.dnssec_ok;
     options.case_randomization = random_case;
     let mut request = DnsRequest::from_query(Query::query(name, RecordType::from(asked.kind)), options);

@@ -1,8 +1,9 @@
 //! The sockets under hickory's client.
 //!
-//! hickory's own UDP socket is used but for three things its client cannot be told: the socket is connected, so that the kernel
-//! reports a server that is not there; a reply that is cut, or too long for the buffer, is known to be cut even if its last record
-//! cannot be read; and an error without a question section is an answer.
+//! hickory's own UDP socket is used but for four things that its client has no setting for: the socket is connected, so that
+//! the kernel reports a server that is not there; a reply that is cut, or too long for the buffer, is known to be cut
+//! even if its last record cannot be read; an error without a question section is an answer; and a whole reply that is
+//! longer than the query allows is used.
 
 use std::future::Future;
 use std::io;
@@ -25,8 +26,14 @@ use tokio::net::UdpSocket;
 /// does not help (RFC 5452 §9.3 speaks of this defence).
 const MAX_FORGERIES: usize = 8;
 
+/// What the OPT record of our queries says we can take: no fragments (DNS flag day 2020).
+const PAYLOAD: u16 = 1232;
+
+/// What we take of a server that sends more: as much as hickory's client ever does.
+pub(super) const MAX_PAYLOAD: u16 = 4096;
+
 /// More than any datagram that is not cut.
-const BUFFER: usize = 4097;
+const BUFFER: usize = MAX_PAYLOAD as usize + 1;
 
 /// tokio, with [`Datagrams`].
 #[derive(Clone, Default)]
@@ -68,7 +75,7 @@ impl RuntimeProvider for Runtime {
 pub(super) struct Datagrams {
     socket: UdpSocket,
     server: SocketAddr,
-    query: OnceLock<Vec<u8>>,
+    query: OnceLock<Message>,
     forgeries: AtomicUsize,
 }
 
@@ -125,9 +132,15 @@ impl DnsUdpSocket for Datagrams {
         message: &[u8],
         _server: SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        let sent = ready!(self.socket.poll_send(cx, message))?;
-        drop(self.query.set(message.to_vec()));
-        Poll::Ready(Ok(sent))
+        // hickory's client takes no more than the query says.
+        let mut query = Message::from_vec(message).map_err(io::Error::other)?;
+        if let Some(edns) = &mut query.edns {
+            edns.set_max_payload(PAYLOAD);
+        }
+        let sent = query.to_vec().map_err(io::Error::other)?;
+        ready!(self.socket.poll_send(cx, &sent))?;
+        self.query.get_or_init(|| query);
+        Poll::Ready(Ok(message.len()))
     }
 }
 
@@ -140,8 +153,7 @@ impl Datagrams {
 
     /// `room` is what hickory's client has room for.
     fn judge(&self, datagram: &[u8], room: usize) -> Datagram {
-        let query = self.query.get().and_then(|query| Message::from_vec(query).ok());
-        let Some(query) = query else { return Datagram::Forged };
+        let Some(query) = self.query.get() else { return Datagram::Forged };
         let mut decoder = BinDecoder::new(datagram);
         let header = Header::read(&mut decoder).ok();
         let header = header.filter(|h| h.id == query.id && h.message_type == MessageType::Response);
@@ -164,7 +176,7 @@ impl Datagrams {
                 reply.metadata.truncation = is_cut;
             }
         }
-        reply.queries = query.queries;
+        reply.queries.clone_from(&query.queries);
         reply.to_vec().map_or(Datagram::Forged, Datagram::Replaced)
     }
 }

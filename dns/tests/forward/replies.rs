@@ -38,6 +38,22 @@ fn datagram_longer_than_we_take_is_retried_over_tcp() {
     assert_eq!(server.short("+tcp large.test A").lines().count(), 400);
 }
 
+/// Of a server that does not keep to the size that we say.
+#[test]
+fn datagram_longer_than_we_say_that_is_whole_is_used() {
+    let upstream = Upstream::start(|asked| {
+        let answers: Vec<_> = (0..200).map(|n| a(60, [192, 0, 2, n])).collect();
+        now(reply(&asked.query, 0, &answers, &[]))
+    });
+    let server = start(&upstream, &[]);
+    assert_eq!(server.short("+tcp large.test A").lines().count(), 200);
+    upstream.with_seen(|seen| {
+        assert!(seen.iter().all(|asked| !asked.by_tcp));
+        let opt = seen.iter().find(|asked| contains(&asked.query, "large")).unwrap();
+        assert!(opt.query.ends_with(&[41, 0x04, 0xd0, 0, 0, 0, 0, 0, 0]), "1,232: {:?}", opt.query);
+    });
+}
+
 /// RFC 6891 §7
 #[test]
 fn server_that_answers_formerr_or_notimp_to_edns_is_queried_without_it() {
