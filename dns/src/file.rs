@@ -48,13 +48,13 @@ fn look(path: &Path) -> Option<Look> {
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
-/// The text of a file; a missing one is empty.
+/// The content of a file; a missing one is empty.
 ///
 /// # Errors
 /// When it is there and cannot be read.
-pub(crate) fn read_if_there(path: &Path) -> io::Result<String> {
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+pub(crate) fn read_if_there(path: &Path) -> io::Result<Vec<u8>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         other => other,
     }
 }

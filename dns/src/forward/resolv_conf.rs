@@ -4,6 +4,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use ::resolv_conf::{Config, ScopedIp};
+use nix::net::if_::if_nametoindex;
+
 use super::address::Upstream;
 use super::routes::Forbidden;
 use crate::file::read_if_there;
@@ -51,41 +54,25 @@ impl ResolvConf {
         });
     }
 
-    fn parse(text: &str) -> Self {
-        let mut conf = Self::default();
-        for line in text.lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                Some("nameserver") if conf.upstreams.len() < MAX_SERVERS => {
-                    conf.upstreams.extend(words.next().and_then(parse_server));
-                }
-                // The last one counts (resolv.conf(5)).
-                Some("search" | "domain") => {
-                    conf.search = words.filter_map(|word| NameBuf::from_text(word).ok()).collect();
-                }
-                _ => {}
-            }
+    /// Lines that are wrong are left out, as the C library does.
+    fn parse(text: &[u8]) -> Self {
+        let (conf, _errors) = Config::parse_with_errors(text);
+        let search = conf.get_last_search_or_domain();
+        Self {
+            upstreams: conf.nameservers.iter().take(MAX_SERVERS).filter_map(upstream).collect(),
+            search: search.filter_map(|domain| NameBuf::from_text(domain).ok()).collect(),
         }
-        conf
     }
 }
 
-/// An IPv6 address may name its link: `fe80::1%eth0`. The number of the link may be written instead of its name.
-fn parse_server(word: &str) -> Option<Upstream> {
-    if let Ok(ip) = word.parse::<IpAddr>() {
-        return Some(Upstream::plain(ip));
+/// An IPv6 address may have a link, by name or by number: `fe80::1%eth0`.
+fn upstream(server: &ScopedIp) -> Option<Upstream> {
+    let mut upstream = Upstream::plain(IpAddr::from(server.clone()));
+    if let (ScopedIp::V6(_, Some(link)), SocketAddr::V6(address)) = (server, &mut upstream.address) {
+        let index = link.parse().ok().or_else(|| if_nametoindex(link.as_str()).ok());
+        address.set_scope_id(index?);
     }
-    let (ip, scope) = word.split_once('%')?;
-    let scope = scope.parse().ok().or_else(|| interface_index(scope))?;
-    let address = std::net::SocketAddrV6::new(ip.parse().ok()?, 53, 0, scope);
-    let mut upstream = Upstream::plain(IpAddr::V6(*address.ip()));
-    upstream.address = SocketAddr::V6(address);
     Some(upstream)
-}
-
-fn interface_index(name: &str) -> Option<u32> {
-    let path = Path::new("/sys/class/net").join(name).join("ifindex");
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -94,10 +81,10 @@ mod tests {
 
     #[test]
     fn only_whole_nameserver_lines_count_and_three_of_them() {
-        let text = "# nameserver 9.9.9.9\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 \nnameserver x\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n";
+        let text = b"# nameserver 9.9.9.9 \xff\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 \nnameserver x\nnameserver fe80::1%lo # y\nnameserver 192.0.2.3\n";
         let found = ResolvConf::parse(text);
         let servers: Vec<String> = found.upstreams.iter().map(ToString::to_string).collect();
-        assert_eq!(servers, ["192.0.2.1:53", "[2001:db8::1]:53", "192.0.2.2:53"]);
+        assert_eq!(servers, ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%1]:53"]);
         let search: Vec<String> = found.search.iter().map(ToString::to_string).collect();
         assert_eq!(search, ["a.", "b."]);
     }

@@ -161,39 +161,9 @@ async fn probe(inner: &Inner, server: &Arc<Server>) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
-
     use clap::Parser as _;
 
     use crate::forward::Forwarder;
-
-    /// The file looks the same before and after it can be read, as after EMFILE.
-    #[tokio::test]
-    async fn a_file_that_could_not_be_read_is_read_as_soon_as_it_can_be() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("resolv.conf");
-        let written = std::time::SystemTime::UNIX_EPOCH;
-        let write = |text: &[u8]| {
-            let open = std::fs::File::options().write(true).create(true).truncate(false).open(&file).unwrap();
-            open.write_all_at(text, 0).unwrap();
-            open.set_modified(written).unwrap();
-        };
-        write(b"search \xffirst.test\n");
-        let arguments = ["portolan-dns", "--resolv-conf", file.to_str().unwrap()];
-        let config = crate::Config::from(crate::Args::try_parse_from(arguments).unwrap());
-        let forwarder = Forwarder::new(config.forward, &[], &prometheus::Registry::new()).unwrap();
-        assert!(forwarder.search().is_empty());
-        write(b"search first.test\n\n");
-        let read = async {
-            while forwarder.search().first().is_none_or(|name| name.to_string() != "first.test.") {
-                tokio::time::sleep(super::LOOK / 10).await;
-            }
-        };
-        tokio::select! {
-            () = forwarder.run() => {}
-            found = tokio::time::timeout(super::LOOK * 10, read) => found.unwrap(),
-        }
-    }
 
     #[tokio::test]
     async fn a_file_that_changes_between_its_first_reading_and_the_watch_is_read_again() {
