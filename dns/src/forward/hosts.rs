@@ -1,5 +1,8 @@
-//! Names that are answered without asking anybody: those of a hosts file, and those that mean this machine or nothing
-//! (RFC 6761 §6.3, §6.4; RFC 6303 §4.2 for the reverse names of addresses that are nobody's).
+//! Names that are answered without an upstream server: those of a hosts file, and those that mean this machine or nothing
+//! (RFC 6761 §6.3, §6.4; RFC 6303 §4.2 for the reverse names of addresses that no network has).
+//!
+//! hickory-resolver's `Hosts` was tried: for a PTR query it passes over all names of the file, it has no answer for other
+//! types of a name, and its answers would have to be encoded for each query.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -94,9 +97,9 @@ pub(super) fn special(asked: &Asked<'_>) -> Option<Entry> {
         b"arpa" => {
             let labels: Vec<&[u8]> = asked.name.labels().collect();
             let [.., net, zone, _] = labels.as_slice() else { return None };
-            let is_nobodys =
+            let is_unassigned =
                 zone.eq_ignore_ascii_case(b"in-addr") && [&b"0"[..], b"127", b"255"].contains(net);
-            is_nobodys.then(|| reverse_special(asked, &labels))
+            is_unassigned.then(|| reverse_special(asked, &labels))
         }
         _ => None,
     }
@@ -167,17 +170,7 @@ fn answer(name: Name<'_>, kind: u16, code: u16, data: impl Iterator<Item = RData
 }
 
 fn reverse_name(ip: IpAddr) -> NameBuf {
-    let text = match ip {
-        IpAddr::V4(ip) => {
-            let [a, b, c, d] = ip.octets();
-            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
-        }
-        IpAddr::V6(ip) => {
-            let nibbles = (0..32).map(|n| format!("{:x}.", ip.to_bits() >> (4 * n) & 0xF));
-            nibbles.collect::<String>() + "ip6.arpa"
-        }
-    };
-    NameBuf::from_text(&text).expect("a reverse name is a name")
+    NameBuf::from_text(&message::Name::from(ip).to_ascii()).expect("a reverse name is a name")
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use hickory_resolver::proto::rr::RecordType;
+
 /// The longest that names which exist are kept unless told otherwise, in seconds: an hour, as CoreDNS does.
 const SUCCESS: RangeInclusive<u32> = 0..=3600;
 
@@ -34,22 +36,6 @@ enum Of {
     Type(u16),
 }
 
-/// The types that have names here; the others are written `TYPE65` (RFC 3597 §5).
-const TYPES: [(&str, u16); 12] = [
-    ("A", 1),
-    ("NS", 2),
-    ("CNAME", 5),
-    ("SOA", 6),
-    ("PTR", 12),
-    ("MX", 15),
-    ("TXT", 16),
-    ("AAAA", 28),
-    ("SRV", 33),
-    ("NAPTR", 35),
-    ("SVCB", 64),
-    ("HTTPS", 65),
-];
-
 impl Default for Limits {
     fn default() -> Self {
         Self { success: SUCCESS, denial: DENIAL, types: BTreeMap::new() }
@@ -63,7 +49,7 @@ impl FromIterator<Limit> for Limits {
             match of {
                 Of::Success => all.success = range,
                 Of::Denial => all.denial = range,
-                Of::Type(kind) => drop(all.types.insert(kind, range)),
+                Of::Type(kind) => _ = all.types.insert(kind, range),
             }
         }
         all
@@ -84,9 +70,8 @@ impl std::str::FromStr for Limit {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let form = || {
-            format!(
-                "{text:?} is not WHAT=SECONDS or WHAT=MIN-MAX, such as success=0-3600, denial=30 or AAAA=5-60"
-            )
+            let examples = "such as success=0-3600, denial=30 or AAAA=5-60";
+            format!("{text:?} is not WHAT=SECONDS or WHAT=MIN-MAX, {examples}")
         };
         let (what, range) = text.split_once('=').ok_or_else(form)?;
         let of = match what {
@@ -106,9 +91,11 @@ impl std::str::FromStr for Limit {
     }
 }
 
+/// Types without a name are written `TYPE65` (RFC 3597 §5).
 fn parse_type(text: &str) -> Option<u16> {
-    let named = TYPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, kind)| *kind);
-    named.or_else(|| text.to_ascii_uppercase().strip_prefix("TYPE")?.parse().ok())
+    let text = text.to_ascii_uppercase();
+    let named = || text.parse::<RecordType>().ok().map(u16::from);
+    text.strip_prefix("TYPE").and_then(|number| number.parse().ok()).or_else(named)
 }
 
 #[cfg(test)]
