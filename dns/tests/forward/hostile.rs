@@ -44,6 +44,25 @@ fn ids_and_ports_are_random_and_what_does_not_match_is_not_believed() {
     });
 }
 
+/// Only an error may come without a question section.
+#[test]
+fn answer_without_question_section_is_not_believed() {
+    let upstream = Upstream::start(|asked| {
+        let forged = |code: u8| {
+            let mut message = asked.query[..12].to_vec();
+            (message[2], message[3]) = (0x81, 0x80 | code);
+            message[4..12].fill(0);
+            (Duration::ZERO, message)
+        };
+        let good = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        vec![forged(3), forged(0), (Duration::from_millis(5), good)]
+    });
+    let server = start(&upstream, &[]);
+    for n in 0..20 {
+        assert_eq!(server.short(&format!("n{n}.test A")), "192.0.2.1");
+    }
+}
+
 /// RFC 5452 §9.3: who guesses gets no second chance by UDP.
 #[test]
 fn a_storm_of_guesses_is_answered_by_tcp() {

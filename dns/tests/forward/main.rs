@@ -5,6 +5,7 @@
 mod behaviour;
 mod dnssec;
 mod hostile;
+mod mutated;
 mod real;
 mod replies;
 mod resolv_conf;

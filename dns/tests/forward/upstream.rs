@@ -1,7 +1,7 @@
 //! An upstream server that does what real ones cannot be made to do.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -121,24 +121,33 @@ fn serve_udp(socket: &UdpSocket, shared: &Arc<Shared>) {
 }
 
 fn serve_tcp(listener: &TcpListener, shared: &Arc<Shared>) {
+    let mut connections = Vec::new();
     while !shared.ended.load(SeqCst) {
-        let Ok((mut stream, from)) = listener.accept() else {
+        let Ok((stream, from)) = listener.accept() else {
             std::thread::sleep(Duration::from_millis(5));
             continue;
         };
-        stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let mut length = [0; 2];
-        while stream.read_exact(&mut length).is_ok() {
-            let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
-            if stream.read_exact(&mut query).is_err() {
-                break;
-            }
-            for (pause, answer) in shared.answers(&query, from, true) {
-                std::thread::sleep(pause);
-                let length = u16::try_from(answer.len()).unwrap().to_be_bytes();
-                drop(stream.write_all(&[&length, &answer[..]].concat()));
-            }
+        let shared = Arc::clone(shared);
+        connections.push(std::thread::spawn(move || serve_connection(stream, from, &shared)));
+    }
+    for thread in connections {
+        drop(thread.join());
+    }
+}
+
+fn serve_connection(mut stream: TcpStream, from: SocketAddr, shared: &Shared) {
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut length = [0; 2];
+    while stream.read_exact(&mut length).is_ok() {
+        let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+        if stream.read_exact(&mut query).is_err() {
+            break;
+        }
+        for (pause, answer) in shared.answers(&query, from, true) {
+            std::thread::sleep(pause);
+            let length = u16::try_from(answer.len()).unwrap().to_be_bytes();
+            drop(stream.write_all(&[&length, &answer[..]].concat()));
         }
     }
 }

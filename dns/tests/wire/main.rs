@@ -6,6 +6,7 @@ mod dns_spec;
 mod dnstap;
 mod edns;
 mod hostile;
+mod hostile_clients;
 mod load;
 mod message;
 mod names;
