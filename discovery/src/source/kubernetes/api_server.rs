@@ -1,9 +1,9 @@
 //! The API server, as an HTTP service that `kube::Client` sends its requests to. It does what the library does not:
 //!
 //! - After a failure it connects anew, with the credentials that the files have then.
-//! - Before a watch is resumed it asks for the server's version. A watch from a version that a restored etcd has not reached yet would be
-//!   silent until it is reached, without even bookmarks (`cacheWatcher.process`).
-//! - It sees the bookmarks, which [`kube::runtime::watcher`] keeps to itself, and so knows whether a watch is alive.
+//! - Before a watch is resumed it requests the server's version. A watch from a version that a restored etcd has not
+//!   reached yet would be silent until it is reached, without even bookmarks (`cacheWatcher.process`).
+//! - It sees the bookmarks, which [`kube::runtime::watcher`] consumes, and so knows whether a watch is alive.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -13,10 +13,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Frame};
 use hyper::{Request, Response, StatusCode, Uri};
 use kube::client::Body;
-use serde::Deserialize;
 use tower::BoxError;
 
 use super::access::Access;
@@ -24,17 +23,16 @@ use super::access::Access;
 /// How long the server may take to begin an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// A watch without a word for so long is dead, though its connection may look alive: bookmarks come every minute.
+/// A watch without a frame for so long is dead, though its connection may look alive: bookmarks come every minute.
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// Watches do not begin more often. The library begins the next one at once where the server has ended one.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
-type Part = hyper::body::Frame<Bytes>;
 
 /// The way to the server for one resource. Clones share their connections.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct ApiServer {
     access: Access,
     state: Arc<Mutex<State>>,
@@ -42,25 +40,20 @@ pub(super) struct ApiServer {
 
 struct State {
     connection: Option<kube::Client>,
-    watch: Option<Watch>,
+    /// Whether something has come on the watch that is open, if one is.
+    watch: Option<bool>,
+    /// Whether something came on the last watch that has ended.
+    was_useful: bool,
     /// When the last watch began.
     began: Option<Instant>,
-    /// Whether the last watch that is over was of use: it has said something.
-    was_useful: bool,
-    /// When a watch has said something last.
+    /// When something came on a watch last.
     heard: Instant,
-}
-
-/// A watch that the server has accepted.
-#[derive(Debug)]
-struct Watch {
-    has_spoken: bool,
 }
 
 impl ApiServer {
     pub(super) fn new(access: Access) -> Self {
-        let state =
-            State { connection: None, watch: None, began: None, was_useful: true, heard: Instant::now() };
+        let heard = Instant::now();
+        let state = State { connection: None, watch: None, was_useful: true, began: None, heard };
         Self { access, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -68,20 +61,26 @@ impl ApiServer {
         kube::Client::new(self.clone(), "default")
     }
 
-    /// Whether a watch is open that can be relied on: it has said something, or the one before had.
+    /// Whether a watch is open that can be relied on: something has come on it, or on the one before.
     pub(super) fn is_watched(&self) -> bool {
         let state = self.state();
-        state.watch.as_ref().is_some_and(|watch| watch.has_spoken || state.was_useful)
+        state.watch.is_some_and(|is_useful| is_useful || state.was_useful)
     }
 
-    /// Whether the last watch, which is over, has said something.
+    /// Whether something came on the last watch that has ended.
     pub(super) fn was_useful(&self) -> bool {
         self.state().was_useful
     }
 
-    /// When a watch has said something last.
+    /// When something came on a watch last.
     pub(super) fn heard(&self) -> Instant {
         self.state().heard
+    }
+
+    /// The follower, or the server, has ended the watch.
+    pub(super) fn end_watch(&self) {
+        let mut state = self.state();
+        state.was_useful = state.watch.take().unwrap_or(state.was_useful);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -89,39 +88,43 @@ impl ApiServer {
     }
 
     async fn answer(self, request: Request<Body>) -> Result<Answer, BoxError> {
-        if parameter(request.uri(), "watch").is_none() {
-            let response = self.send(request).await?;
-            return Ok(response.map(|body| self.bounded(body, false)));
-        }
-        let began = self.state().began;
-        if let Some(rest) = began.and_then(|began| INTERVAL.checked_sub(began.elapsed())) {
-            tokio::time::sleep(rest).await;
-        }
-        self.end_watch();
-        let known = parameter(request.uri(), "resourceVersion").and_then(|version| version.parse().ok());
-        if let Some(ours @ 1..) = known {
-            let response = self.send(first_object(request.uri())?).await?;
-            if !response.status().is_success() {
-                return Ok(response.map(|body| self.bounded(body, false)));
-            }
-            let theirs = version(response).await?;
-            if theirs < ours {
-                return Ok(expired(&format!(
-                    "the server is at version {theirs}, before {ours}: its data was restored"
-                )));
+        let is_watch = parameter(request.uri(), "watch").is_some();
+        if is_watch {
+            self.end_watch();
+            let began = self.state().began;
+            tokio::time::sleep(began.map_or(Duration::ZERO, |at| INTERVAL.saturating_sub(at.elapsed())))
+                .await;
+            if let Some(refusal) = self.check_version(request.uri()).await? {
+                return Ok(refusal);
             }
         }
         let response = self.send(request).await?;
-        let is_open = response.status().is_success();
+        let is_open = is_watch && response.status().is_success();
         if is_open {
             let mut state = self.state();
-            state.began = Some(Instant::now());
-            state.watch = Some(Watch { has_spoken: false });
+            (state.began, state.watch) = (Some(Instant::now()), Some(false));
         }
         Ok(response.map(|body| self.bounded(body, is_open)))
     }
 
-    /// The body of an answer, which fails when it is silent.
+    /// Returns the answer to a watch from a version that the server has not reached, or its refusal to name its own.
+    async fn check_version(&self, watch: &Uri) -> Result<Option<Answer>, BoxError> {
+        let known = parameter(watch, "resourceVersion").and_then(|version| version.parse::<u64>().ok());
+        let Some(ours @ 1..) = known else { return Ok(None) };
+        let selector = parameter(watch, "labelSelector").map(|text| format!("&labelSelector={text}"));
+        let list = format!("{}?limit=1{}", watch.path(), selector.unwrap_or_default());
+        let response = self.send(Request::get(list).body(Body::empty())?).await?;
+        if !response.status().is_success() {
+            return Ok(Some(response.map(|body| self.clone().bounded(body, false))));
+        }
+        let body = tokio::time::timeout(ANSWER, response.into_body().collect()).await??.to_bytes();
+        let list: serde_json::Value = serde_json::from_slice(&body)?;
+        let theirs = list["metadata"]["resourceVersion"].as_str().unwrap_or_default().parse::<u64>()?;
+        let message = format!("the server is at version {theirs}, before {ours}: its data was restored");
+        Ok((theirs < ours).then(|| expired(&message)))
+    }
+
+    /// The body of an answer, which fails when nothing comes for too long.
     fn bounded(self, body: Body, is_watch: bool) -> UnsyncBoxBody<Bytes, BoxError> {
         let frames = stream::unfold(Some((self, body)), move |open| async move {
             let (server, mut body) = open?;
@@ -131,37 +134,28 @@ impl ApiServer {
                     Some(Err(format!("no word from the server for {} s", SILENCE.as_secs()).into()))
                 }
             };
-            let frame = if is_watch { server.note(frame) } else { frame };
-            if frame.as_ref()?.is_err() {
+            let frame = if is_watch { server.note(frame) } else { frame }?;
+            if frame.is_err() {
                 server.state().connection = None;
-                return Some((frame?, None));
+                return Some((frame, None));
             }
-            Some((frame?, Some((server, body))))
+            Some((frame, Some((server, body))))
         });
         StreamBody::new(frames).boxed_unsync()
     }
 
-    /// Notes how a watch goes on. The server ends each from time to time, but not before it has said something.
-    fn note(&self, frame: Option<Result<Part, BoxError>>) -> Option<Result<Part, BoxError>> {
-        let has_spoken = {
-            let mut state = self.state();
-            if let (Some(Ok(_)), Some(watch)) = (&frame, &mut state.watch) {
-                watch.has_spoken = true;
-                state.heard = Instant::now();
-                return frame;
-            }
-            state.watch.as_ref().is_some_and(|watch| watch.has_spoken)
-        };
-        self.end_watch();
-        frame.or_else(|| (!has_spoken).then(|| Err("the server has ended the watch without a word".into())))
-    }
-
-    /// The follower, or the server, has ended the watch.
-    pub(super) fn end_watch(&self) {
+    /// Notes what comes on a watch. The server ends each from time to time, but not before something has come.
+    fn note<F>(&self, frame: Option<Result<Frame<F>, BoxError>>) -> Option<Result<Frame<F>, BoxError>> {
         let mut state = self.state();
-        if let Some(watch) = state.watch.take() {
-            state.was_useful = watch.has_spoken;
+        if let (Some(Ok(_)), Some(is_useful)) = (&frame, &mut state.watch) {
+            *is_useful = true;
+            state.heard = Instant::now();
+            return frame;
         }
+        let is_useful = state.watch.unwrap_or(false);
+        drop(state);
+        self.end_watch();
+        frame.or_else(|| (!is_useful).then(|| Err("the server has ended the watch without a word".into())))
     }
 
     /// Connects if need be. The next request connects anew if this one has failed.
@@ -198,38 +192,6 @@ impl tower::Service<Request<Body>> for ApiServer {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         Box::pin(self.clone().answer(request))
     }
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State").field("watch", &self.watch).finish_non_exhaustive()
-    }
-}
-
-/// A list of the first object that a watch is about.
-fn first_object(watch: &Uri) -> Result<Request<Body>, BoxError> {
-    let selector = parameter(watch, "labelSelector").map(|text| format!("&labelSelector={text}"));
-    let uri = format!("{}?limit=1{}", watch.path(), selector.unwrap_or_default());
-    Ok(Request::get(uri).body(Body::empty())?)
-}
-
-/// The version of a list.
-async fn version(list: Response<Body>) -> Result<u64, BoxError> {
-    let body = tokio::time::timeout(ANSWER, list.into_body().collect()).await??.to_bytes();
-    let list: List = serde_json::from_slice(&body)?;
-    Ok(list.metadata.resource_version.parse()?)
-}
-
-/// What a list says of itself.
-#[derive(Deserialize)]
-struct List {
-    metadata: ListMeta,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ListMeta {
-    resource_version: String,
 }
 
 /// A watch that says what a server says of a version it has forgotten: the library lists again then.

@@ -10,7 +10,7 @@ use kube::api::{Api, ListParams};
 use kube::core::Status;
 use kube::runtime::utils::{Backoff as _, ResetTimerBackoff};
 use kube::runtime::watcher::{self, ExponentialBackoff, watcher};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::SendError};
 
 use super::access::Access;
 use super::api_server::ApiServer;
@@ -47,8 +47,8 @@ pub(super) struct Follower<K> {
     is_missing: bool,
 }
 
-/// The index no longer receives events.
-struct Gone;
+/// It fails once the index no longer receives events.
+type Sent<T = ()> = Result<T, SendError<Vec<Event>>>;
 
 /// Why a request has failed, or a watch.
 #[derive(Debug)]
@@ -76,32 +76,25 @@ impl<K: Kind> Follower<K> {
 
     /// Ends with the index.
     pub(super) async fn run(mut self) {
-        let mut pause = pause();
-        let mut stream = self.watch();
+        let _ = self.follow().await;
+    }
+
+    async fn follow(&mut self) -> Sent {
+        let (mut stream, mut pause) = (self.watch(), pause());
         loop {
             let wait = if self.is_out { TICK } else { Duration::MAX };
-            let told = match tokio::time::timeout(wait, stream.next()).await {
-                Ok(Some(Ok(watcher::Event::Init))) => self.begin_list(&mut pause).await,
-                Ok(Some(Ok(event))) => {
-                    if !matches!(event, watcher::Event::InitApply(_)) {
-                        pause.reset();
-                    }
-                    self.take(event).await
-                }
+            match tokio::time::timeout(wait, stream.next()).await {
+                Ok(Some(Ok(event))) => self.take(event, &mut pause).await?,
                 Ok(Some(Err(error))) => {
-                    let lists_again = self.fail(error, &mut pause).await;
-                    lists_again.map(|again| {
-                        if again {
-                            stream = self.watch()
-                        }
-                    })
+                    if self.fail(error, &mut pause).await? {
+                        stream = self.watch();
+                    }
                 }
-                Ok(None) => return,
-                Err(_elapsed) if self.server.is_watched() && self.listing.is_none() => self.tell(None).await,
-                Err(_elapsed) => Ok(()),
-            };
-            if told.is_err() {
-                return;
+                Ok(None) => return Ok(()),
+                Err(_elapsed) if self.server.is_watched() && self.listing.is_none() => {
+                    self.tell(None).await?
+                }
+                Err(_elapsed) => {}
             }
         }
     }
@@ -117,7 +110,7 @@ impl<K: Kind> Follower<K> {
     }
 
     /// A list begins. The library begins another one without an error where the server ended the last one too early.
-    async fn begin_list(&mut self, pause: &mut Pause) -> Result<(), Gone> {
+    async fn begin_list(&mut self, pause: &mut Pause) -> Sent {
         if let Some(before) = self.listing.take().filter(|listing| !listing.has_failed) {
             let line = before.unreadable.map(|error| format!(": {error}")).unwrap_or_default();
             let error = format!("the list ended before it was complete{line}");
@@ -128,10 +121,9 @@ impl<K: Kind> Follower<K> {
         Ok(())
     }
 
-    async fn take(&mut self, event: watcher::Event<Decoded<K>>) -> Result<(), Gone> {
+    async fn take(&mut self, event: watcher::Event<Decoded<K>>, pause: &mut Pause) -> Sent {
         let change = match event {
-            // See `begin_list`.
-            watcher::Event::Init => return Ok(()),
+            watcher::Event::Init => return self.begin_list(pause).await,
             watcher::Event::InitApply(object) => {
                 if let Some(listing) = &mut self.listing {
                     self.replica.collect(listing, object);
@@ -149,22 +141,24 @@ impl<K: Kind> Follower<K> {
                 events.push(Event::Source { name: source, outage: None });
                 events.push(Event::Synced(source));
                 (self.is_out, self.is_missing) = (false, false);
+                pause.reset();
                 return self.send(events).await;
             }
             watcher::Event::Apply(object) => self.replica.update(object),
             watcher::Event::Delete(object) => self.replica.remove(&object),
         };
+        pause.reset();
         if self.is_out {
             self.tell(None).await?;
         }
-        match change {
-            Some(change) => self.send(vec![change]).await,
-            None => Ok(()),
+        if let Some(change) = change {
+            self.send(vec![change]).await?;
         }
+        Ok(())
     }
 
     /// Says what is wrong and waits. Returns whether everything has to be listed again.
-    async fn fail(&mut self, error: watcher::Error, pause: &mut Pause) -> Result<bool, Gone> {
+    async fn fail(&mut self, error: watcher::Error, pause: &mut Pause) -> Sent<bool> {
         let source = K::RESOURCE.source();
         let is_start = matches!(error, watcher::Error::WatchStartFailed(_));
         let is_break = matches!(error, watcher::Error::WatchFailed(_));
@@ -174,13 +168,12 @@ impl<K: Kind> Follower<K> {
             // The list is over.
             self.listing = None;
         }
-        let mut wait = pause.next().unwrap_or(OPTIONAL).max(failure.asks_for());
-        let mut lists_again = false;
-        // A page that cannot be read fails the whole list, which is then requested again: after a pause.
         if let (true, Some(listing)) = (failure.is_unreadable(), &mut self.listing) {
             listing.unreadable.get_or_insert_with(|| failure.to_string());
             return Ok(false);
         }
+        let mut wait = pause.next().unwrap_or(OPTIONAL).max(failure.asks_for());
+        let mut lists_again = false;
         if failure.is_unreadable() {
             // What it was about is in the list.
             self.tell(Some(&failure)).await?;
@@ -209,7 +202,7 @@ impl<K: Kind> Follower<K> {
     }
 
     /// The source cannot be followed, or can be again.
-    async fn tell(&mut self, failure: Option<&Failure>) -> Result<(), Gone> {
+    async fn tell(&mut self, failure: Option<&Failure>) -> Sent {
         self.is_out = failure.is_some();
         if let Some(listing) = &mut self.listing {
             listing.has_failed |= self.is_out;
@@ -223,8 +216,8 @@ impl<K: Kind> Follower<K> {
         self.send(vec![Event::Source { name: K::RESOURCE.source(), outage }]).await
     }
 
-    async fn send(&self, events: Vec<Event>) -> Result<(), Gone> {
-        self.events.send(events).await.map_err(|_closed| Gone)
+    async fn send(&self, events: Vec<Event>) -> Sent {
+        self.events.send(events).await
     }
 }
 
@@ -301,17 +294,10 @@ pub(super) async fn probe<K: Kind>(server: &ApiServer, labels: &str) -> Result<(
     })
 }
 
-/// An error with all its causes; many say nothing themselves.
+/// An error with all its causes; many name none themselves, and some repeat theirs.
 fn explain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        // Some repeat their cause.
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
+    let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    let joined =
+        causes.reduce(|text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") });
+    joined.unwrap_or_default()
 }
