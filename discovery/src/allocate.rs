@@ -1,8 +1,9 @@
 //! Virtual IPs for Services that ask for none.
 //!
-//! Without an API server nobody hands out cluster IPs, and the proxy and the DNS server must agree without talking to
-//! each other. So an address is a pure function of the Services that exist: a hash of `namespace/name` picks it, and
-//! the rare collision is settled by name order, the later name taking the next free address.
+//! Without an API server there is no allocator of cluster IPs, and the proxy and the DNS server must agree
+//! without talking to each other. So an address is a pure function of the Services that exist: a hash of
+//! `namespace/name` picks it, and the rare collision is settled by name order, the later name taking the next
+//! free address.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -42,8 +43,8 @@ fn free_address(name: &NamespacedName, cidr: &IpNetwork, taken: &HashSet<IpAddr>
     let host_bits = if cidr.is_ipv4() { 32 } else { 128 } - u32::from(cidr.prefix());
     // Beyond 2^32 addresses there is nothing to gain, and the arithmetic stays in 64 bits.
     let size = 1_u64 << host_bits.min(32);
-    // The low band stays free for addresses people write down, as the API server does (KEP-3070); the last address is
-    // IPv4's broadcast.
+    // The low band stays free for addresses people write down, as the API server does (KEP-3070); the last
+    // address is IPv4's broadcast.
     let reserved = (size / 16).clamp(16, 256);
     let candidates = size.checked_sub(reserved + 1)?;
     let start = fnv1a(name) % candidates.max(1);

@@ -15,13 +15,14 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "/etc/portolan/manifests", conflicts_with_all = CLUSTER)]
     pub manifests: PathBuf,
 
-    /// Follow the API server that this kubeconfig file names, in place of a directory. Certificates and tokens are read anew
-    /// for each connection.
+    /// Follow the API server that this kubeconfig file names, in place of a directory. Certificates and
+    /// tokens are read anew for each connection.
     #[cfg(feature = "kubernetes")]
     #[arg(long, value_name = "FILE", conflicts_with = "in_cluster")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Follow the API server of the cluster whose pod this is, with its service account: KUBERNETES_SERVICE_HOST, _PORT.
+    /// Follow the API server of the cluster whose pod this is, with its service account:
+    /// KUBERNETES_SERVICE_HOST, _PORT.
     #[cfg(feature = "kubernetes")]
     #[arg(long)]
     pub in_cluster: bool,

@@ -1,7 +1,7 @@
 //! From API objects to the model: the one place where they are validated.
 //!
-//! Every problem of an object is found, not only the first. Errors keep the object out; a warning says that a field
-//! changes behaviour on a cluster and does not here.
+//! Every problem of an object is found, not only the first. Errors keep the object out; a warning says that a
+//! field changes behaviour on a cluster and does not here.
 
 mod endpoint_slice;
 mod node;
@@ -81,7 +81,8 @@ impl Findings {
         self.0.iter().any(|finding| finding.severity == Severity::Error)
     }
 
-    /// Adds what `read` finds where no API server looks, so that a mistake may come from one: it costs the field, not the object.
+    /// Adds what `read` finds where no API server looks, so that a mistake may come from one: it costs the
+    /// field, not the object.
     pub(crate) fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
         let mut found = Self::default();
         let value = read(&mut found);
@@ -103,7 +104,8 @@ impl Findings {
     }
 }
 
-/// Parses a range written as `ADDRESS/PREFIX` whose address is the range's first: `10.96.0.1/12` is a mistake.
+/// Parses a range written as `ADDRESS/PREFIX` whose address is the range's first: `10.96.0.1/12` is a
+/// mistake.
 ///
 /// # Errors
 /// A sentence that quotes the value and says what would be right.

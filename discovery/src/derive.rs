@@ -1,5 +1,5 @@
-//! Endpoints for Services with a selector and no EndpointSlice of their own: what the endpoint slice controller does
-//! on a cluster, as a pure function.
+//! Endpoints for Services with a selector and no EndpointSlice of their own: what the endpoint slice
+//! controller does on a cluster, as a pure function.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,8 +15,8 @@ use crate::model::{
 /// Label of a node that names its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// A pod with its addresses: its manifest, with those of its attachments unless it says its own; without a manifest, its
-/// attachments speak for themselves. `None` if there is neither.
+/// A pod with its addresses: its manifest, with those of its attachments unless it says its own; without a
+/// manifest, its attachments speak for themselves. `None` if there is neither.
 pub(crate) fn addressed_pod<'a>(
     name: &NamespacedName,
     manifest: Option<&Arc<Pod>>,
@@ -37,7 +37,8 @@ pub(crate) fn addressed_pod<'a>(
     Some(pod_of_attachments(name.clone(), labels, addresses(attached)))
 }
 
-/// The slices the endpoint slice controller would write: a slice for each family and each set of resolved ports.
+/// The slices the endpoint slice controller would write: a slice for each family and each set of resolved
+/// ports.
 pub(crate) fn slices<'a>(
     service: &Service,
     pods: impl Iterator<Item = &'a Pod>,
@@ -115,8 +116,8 @@ fn endpoint(
     }
 }
 
-/// An endpoint is meant for where it is itself. One that is nowhere in particular is meant for everybody, and then the
-/// hints of the others do not count either.
+/// An endpoint is meant for where it is itself. One without a location is meant for all clients, and
+/// then the hints of the others do not count either.
 fn hints(distribution: Distribution, node: Option<&Arc<str>>, zone: Option<&Arc<str>>) -> Option<Arc<Hints>> {
     let (nodes, zones) = match distribution {
         Distribution::Anywhere => (None, None),

@@ -15,7 +15,8 @@ use crate::problem::{Problem, Severity};
 use crate::snapshot::Snapshot;
 use crate::source;
 
-/// Batches of events waiting for the index; each shows as a whole or not at all. A source that is faster than the index waits, so the bound costs no memory.
+/// Batches of events waiting for the index; each shows as a whole or not at all. A source that is faster than
+/// the index waits, so the bound costs no memory.
 const EVENT_QUEUE: usize = 1024;
 
 /// Who says which Services and endpoints there are.
@@ -28,7 +29,8 @@ pub enum ControlPlane {
     Kubernetes(source::Access),
 }
 
-/// What a program needs to know of a cluster, beside Services and EndpointSlices. A directory is small, and read whole.
+/// What a program needs to know of a cluster, beside Services and EndpointSlices. A directory is small, and
+/// read whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interest {
     /// Which Services and EndpointSlices.
@@ -124,7 +126,8 @@ pub fn start_with(config: Config, recorder: &Recorder) -> Discovery {
     Discovery { snapshots, tasks }
 }
 
-/// Reads every manifest once, or asks the API server for leave to watch, and says what is wrong: `--check-config`.
+/// Reads every manifest once, or asks the API server for leave to watch, and says what is wrong:
+/// `--check-config`.
 pub fn check(config: &Config) -> Vec<Problem> {
     match &config.control_plane {
         ControlPlane::Manifests(directory) => check_manifests(directory, config.service_cidrs.clone()),
@@ -144,7 +147,7 @@ fn check_manifests(directory: &Path, service_cidrs: Vec<IpNetwork>) -> Vec<Probl
 }
 
 impl Discovery {
-    /// Ends every task and waits for them to be gone.
+    /// Ends every task and waits until all have ended.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
     }
@@ -170,7 +173,7 @@ async fn run_index(
     }
 }
 
-/// Logs each problem when it appears and when it is gone, and returns the set now known.
+/// Logs each problem when it appears and when it is resolved, and returns the set now known.
 fn log_news(known: HashSet<Problem>, problems: &[Problem]) -> HashSet<Problem> {
     let current: HashSet<Problem> = problems.iter().cloned().collect();
     for problem in problems.iter().filter(|p| !known.contains(p)) {

@@ -15,8 +15,8 @@ pub(crate) const MANIFESTS: &str = "manifests";
 /// The source of attachment records.
 pub(crate) const ATTACHMENTS: &str = "attachments";
 
-/// Who said it. Origins are ordered, and where two define the same object the first one wins, whichever came first in
-/// time: that is how two daemons started at different moments agree.
+/// Where objects come from. Origins are ordered, and where two define the same object the first one wins,
+/// whichever came first in time: that is how two daemons started at different moments agree.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
     /// A file of the manifest directory.
@@ -131,23 +131,24 @@ pub struct Sourced {
 /// A step from one state of the world to the next.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// All that `origin` says now, in place of all it said before. No objects and no problems: it is gone.
+    /// All objects of `origin` now, in place of all it had before. No objects and no problems: it was
+    /// deleted.
     Replace {
         /// Who.
         origin: Origin,
-        /// What. `None` keeps what it said before: the file is broken and its last good content stays.
+        /// The objects. `None` keeps those it had before: the file is broken and its last good content stays.
         objects: Option<Vec<Sourced>>,
         /// What is wrong with it.
         problems: Vec<Problem>,
     },
-    /// The source as a whole cannot be read (`Some`), or can be again (`None`). What it said before stays.
+    /// The source as a whole cannot be read (`Some`), or can be again (`None`). Its objects stay.
     Source {
         /// Which source, as it shows in `/readyz?verbose`: `manifests`, `attachments`, `kubernetes/services`.
         name: &'static str,
         /// Why not.
         outage: Option<Outage>,
     },
-    /// The source has said all it knows for the first time.
+    /// The source is complete for the first time.
     Synced(&'static str),
 }
 
@@ -156,6 +157,6 @@ pub enum Event {
 pub struct Outage {
     /// Why not.
     pub problem: Problem,
-    /// The last moment at which what it said was known to be true.
+    /// The last moment at which its state was known to be current.
     pub since: Instant,
 }

@@ -1,7 +1,7 @@
 //! Merges what the sources say into one picture. The only writer.
 //!
-//! A change costs what it touches: each event notes the names it is about, and [`Index::publish`] looks at these alone.
-//! What it finds is the same as if everything were looked at anew, which a test holds it to.
+//! A change costs what it touches: each event notes the names it is about, and [`Index::publish`] looks at
+//! these alone. What it finds is the same as if everything were looked at anew, which a test holds it to.
 
 mod addresses;
 mod claims;
@@ -66,7 +66,8 @@ struct Touched {
 }
 
 impl Index {
-    /// An empty index that assigns virtual IPs from these ranges, and derives EndpointSlices where there are none.
+    /// An empty index that assigns virtual IPs from these ranges, and derives EndpointSlices where there are
+    /// none.
     pub fn new(service_cidrs: Vec<IpNetwork>) -> Self {
         let cidrs = Arc::new(service_cidrs.clone());
         Self {
@@ -114,8 +115,9 @@ impl Index {
                 if let Some(objects) = objects {
                     self.withdraw(&origin, names);
                     let claims = objects.into_iter().enumerate();
-                    names =
-                        claims.map(|(place, said)| self.claim((Arc::clone(&origin), place), said)).collect();
+                    names = claims
+                        .map(|(place, object)| self.claim((Arc::clone(&origin), place), object))
+                        .collect();
                 }
                 self.origins.put(origin, names, problems);
             }
@@ -271,7 +273,8 @@ impl Index {
         }
     }
 
-    /// Takes in that ServiceCIDR objects have changed, and returns the Services that have other addresses now.
+    /// Takes in that ServiceCIDR objects have changed, and returns the Services that have other addresses
+    /// now.
     fn take_service_cidrs(&mut self) -> Vec<NamespacedName> {
         let mut cidrs = self.configured_cidrs.clone();
         for cidr in self.cidr_objects.iter().flat_map(|(_, claim)| &claim.value.cidrs) {
@@ -318,7 +321,8 @@ impl Index {
         all.filter(|(name, _)| self.grouping.slices_of(name).is_none()).map(|(_, claim)| &*claim.value)
     }
 
-    /// Every entry, those of the stale Services made anew; `None` if none of them says anything else than before.
+    /// Every entry, those of the stale Services made anew; `None` if none of them says anything else than
+    /// before.
     fn rebuild(
         &self,
         stale: BTreeSet<NamespacedName>,
@@ -351,7 +355,7 @@ impl Index {
                 let claims = names.iter().filter_map(|name| self.slices.get(name));
                 claims.map(|claim| Arc::clone(&claim.value)).collect()
             }
-            // Without a selector nobody is meant; with an empty one everybody would be.
+            // Without a selector no pod is selected; an empty one would select every pod.
             None if service.selector.is_empty() || !self.derives_slices => Vec::new(),
             None => {
                 let pods = self.pods.of(&service.name.namespace);

@@ -4,10 +4,11 @@
 //! source (manifests | kubernetes, attachments) ──Event──> Index (one writer) ──> Arc<Snapshot> ──watch──> proxy, DNS
 //! ```
 //!
-//! A source turns what it sees into model objects and hands over everything one origin (a file, an API object) says, whole. The
-//! index merges the origins, derives endpoints and virtual IPs, and publishes an immutable [`Snapshot`]. A reader
-//! takes one snapshot a connection or query and never mixes two. Both daemons see the same files and every derivation
-//! is a pure function of them, so they agree without talking to each other.
+//! A source turns what it sees into model objects and hands over everything one origin (a file, an API
+//! object) says, whole. The index merges the origins, derives endpoints and virtual IPs, and publishes an
+//! immutable [`Snapshot`]. A reader takes one snapshot a connection or query and never mixes two. Both
+//! daemons see the same files and every derivation is a pure function of them, so they agree without talking
+//! to each other.
 
 mod allocate;
 mod args;

@@ -10,12 +10,12 @@ use crate::model::NamespacedName;
 #[cfg(feature = "kubernetes")]
 const QUEUE: usize = 64;
 
-/// Something to be said about an object.
+/// A note about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Notice {
     /// What it is about.
     pub regarding: Regarding,
-    /// Whether somebody has to do something.
+    /// Whether the owner of the object has to act.
     pub is_warning: bool,
     /// Why, for programs: `FailedToStartServiceHealthcheck`.
     pub reason: &'static str,
@@ -48,7 +48,8 @@ impl Regarding {
     }
 }
 
-/// Records notices as Events of the cluster. Never waits, and may lose some: the log has them all. The default one drops all.
+/// Records notices as Events of the cluster. Never waits, and may lose some: the log has them all. The
+/// default one drops all.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder {
     #[cfg(feature = "kubernetes")]
@@ -56,9 +57,12 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts to write, as one of `tasks`, in the name of a program and its node; ends with the last clone. A directory has
-    /// no place for Events: notices are dropped.
-    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "there is nobody to tell"))]
+    /// Starts to write, as one of `tasks`, in the name of a program and its node; ends with the last clone. A
+    /// directory has no place for Events: notices are dropped.
+    #[cfg_attr(
+        not(feature = "kubernetes"),
+        expect(unused_variables, reason = "there is no server to write to")
+    )]
     pub fn start(
         control_plane: &ControlPlane,
         program: &'static str,
@@ -80,7 +84,10 @@ impl Recorder {
     }
 
     /// Records a notice.
-    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "there is nobody to tell"))]
+    #[cfg_attr(
+        not(feature = "kubernetes"),
+        expect(unused_variables, reason = "there is no server to write to")
+    )]
     pub fn record(&self, notice: Notice) {
         #[cfg(feature = "kubernetes")]
         if let Some(queue) = &self.queue

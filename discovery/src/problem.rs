@@ -1,4 +1,4 @@
-//! What is wrong with the input, said so that a person can mend it.
+//! What is wrong with the input, described so that an operator can fix it.
 
 use std::fmt;
 use std::path::PathBuf;

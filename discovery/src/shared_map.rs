@@ -1,7 +1,7 @@
 //! A map whose copies share what they have in common.
 //!
-//! Among ten thousand entries a copy costs 256 reference counts, a change the shard it is in, and what two copies differ in is
-//! found by comparing pointers. A lookup hashes once, as in any other hash map.
+//! Among ten thousand entries a copy costs 256 reference counts, a change the shard it is in, and what two
+//! copies differ in is found by comparing pointers. A lookup hashes once, as in any other hash map.
 
 use std::borrow::Borrow;
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -98,7 +98,7 @@ impl<K: Clone + Eq + Hash, V> SharedMap<K, V> {
     }
 
     /// The keys that `before` has and this has not.
-    pub fn gone_since<'m>(&'m self, before: &'m Self) -> impl Iterator<Item = &'m K> {
+    pub fn removed_since<'m>(&'m self, before: &'m Self) -> impl Iterator<Item = &'m K> {
         before.changed_since(self).map(|(key, _)| key).filter(|key| self.get(*key).is_none())
     }
 }
@@ -134,9 +134,9 @@ mod tests {
                 let changed: BTreeSet<u16> = map.changed_since(&before).map(|(key, _)| *key).collect();
                 let news = model.iter().filter(|(key, value)| !is_same(value, model_before.get(key)));
                 assert_eq!(changed, news.map(|(key, _)| *key).collect());
-                let gone: BTreeSet<u16> = map.gone_since(&before).copied().collect();
+                let removed: BTreeSet<u16> = map.removed_since(&before).copied().collect();
                 let missing = model_before.keys().filter(|key| !model.contains_key(key));
-                assert_eq!(gone, missing.copied().collect());
+                assert_eq!(removed, missing.copied().collect());
                 assert_eq!((map.len(), map.values().count()), (model.len(), model.len()));
                 assert!(model.iter().all(|(key, value)| is_same(value, map.get(key))));
                 if fastrand::bool() {

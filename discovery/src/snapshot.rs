@@ -21,8 +21,8 @@ use crate::shared_map::SharedMap;
 pub struct Snapshot {
     /// Counts the snapshots published; 0 is the empty one before the first sync.
     pub generation: u64,
-    /// Whether every source has been read once. Before that the rest is partial: nothing may be concluded from an
-    /// absence, and nothing may be programmed.
+    /// Whether every source has been read once. Before that the rest is partial: nothing may be concluded
+    /// from an absence, and nothing may be programmed.
     pub synced: bool,
     /// When the content last changed.
     pub changed_at: SystemTime,
@@ -32,12 +32,13 @@ pub struct Snapshot {
     pub nodes: Arc<BTreeMap<Arc<str>, Arc<Node>>>,
     /// Ranges of virtual IPs: those that the flags name, then those of ServiceCIDR objects.
     pub service_cidrs: Arc<Vec<IpNetwork>>,
-    /// Addresses of the pods the CNI plugin has attached to this node, with the ports it has reserved in each.
+    /// Addresses of the pods the CNI plugin has attached to this node, with the ports it has reserved in
+    /// each.
     pub local_pods: Arc<HashMap<IpAddr, Option<PortRange>>>,
     /// The namespace of each of them that the runtime has named.
     pub pod_namespaces: Arc<HashMap<IpAddr, Arc<str>>>,
-    /// The namespaces of the pods that have an address, of any node; several pods may have that of their node. Empty
-    /// unless [`crate::Interest::pods`] asks for it.
+    /// The namespaces of the pods that have an address, of any node; several pods may have that of their
+    /// node. Empty unless [`crate::Interest::pods`] asks for it.
     pub pods: Arc<HashMap<IpAddr, Vec<Arc<str>>>>,
     /// What is wrong with the input right now.
     pub problems: Vec<Problem>,
@@ -53,14 +54,14 @@ pub struct SourceState {
     pub synced: bool,
     /// How many files it has now, or objects if it is the Kubernetes API.
     pub size: usize,
-    /// How many of them have an error; what they said before it stays.
+    /// How many of them have an error; their last good state stays.
     pub invalid: usize,
-    /// Why it cannot be followed, if so. What it said before stays in force.
+    /// Why it cannot be followed, if so. Its last state stays applied.
     pub outage: Option<Outage>,
 }
 
-/// A Service with all that was found out about it. Entries are shared between snapshots: one that did not change
-/// keeps its `Arc`.
+/// A Service with all that was found out about it. Entries are shared between snapshots: one that did not
+/// change keeps its `Arc`.
 #[derive(Debug, PartialEq)]
 pub struct ServiceEntry {
     /// The Service itself.
@@ -73,8 +74,8 @@ pub struct ServiceEntry {
     pub precedence: Precedence,
 }
 
-/// Orders Services as the index does where two define the same: by the name of the file and the place in it, or by namespace and
-/// name on a cluster. It follows from the objects alone.
+/// Orders Services as the index does where two define the same: by the name of the file and the place in it,
+/// or by namespace and name on a cluster. It follows from the objects alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Precedence(pub(crate) Option<(Arc<Origin>, usize)>);
 
@@ -120,14 +121,15 @@ impl Snapshot {
         self.services.values()
     }
 
-    /// Services that are not as they were in an earlier snapshot, or were not there. Costs what has changed, not what there is.
+    /// Services that are not as they were in an earlier snapshot, or were not there. Costs what has changed,
+    /// not what there is.
     pub fn changed_since<'s>(&'s self, before: &'s Self) -> impl Iterator<Item = &'s Arc<ServiceEntry>> {
         self.services.changed_since(&before.services).map(|(_, entry)| entry)
     }
 
     /// Services of an earlier snapshot that are no more.
-    pub fn gone_since<'s>(&'s self, before: &'s Self) -> impl Iterator<Item = &'s NamespacedName> {
-        self.services.gone_since(&before.services)
+    pub fn removed_since<'s>(&'s self, before: &'s Self) -> impl Iterator<Item = &'s NamespacedName> {
+        self.services.removed_since(&before.services)
     }
 }
 
@@ -166,12 +168,13 @@ impl ServiceEntry {
         self.slices.iter().filter(move |slice| !known.iter().any(|old| Arc::ptr_eq(old, slice)))
     }
 
-    /// Where `port` of this Service leads for a family: every distinct address and port, whatever its conditions, of the
-    /// slices that are meant for `proxy` (`None`: the usual one).
+    /// Where `port` of this Service leads for a family: every distinct address and port, whatever its
+    /// conditions, of the slices that are meant for `proxy` (`None`: the usual one).
     ///
-    /// An address may be there twice, in one slice or in two, while an endpoint moves between slices or a new pod has the
-    /// address of one that is being deleted. The entry that is ready wins over one that is not, then the one that serves,
-    /// then the preferred one, then the first, wherever they stand (kubernetes#135266).
+    /// An address may be there twice, in one slice or in two, while an endpoint moves between slices or a new
+    /// pod has the address of one that is being deleted. The entry that is ready wins over one that is not,
+    /// then the one that serves, then the preferred one, then the first, wherever they stand
+    /// (kubernetes#135266).
     pub fn endpoints(
         &self,
         port: &ServicePort,

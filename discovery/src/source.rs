@@ -53,7 +53,7 @@ async fn follow(mut reader: impl Reader, events: mpsc::Sender<Vec<Event>>) {
                     Some(watch)
                 }
                 Err(error) => {
-                    // Said once, not with every try.
+                    // Logged once, not at every attempt.
                     let message = error.to_string();
                     if told.as_ref() != Some(&message) {
                         tracing::error!(%error, "cannot watch for changes, reading the directory every second");
@@ -75,7 +75,7 @@ async fn follow(mut reader: impl Reader, events: mpsc::Sender<Vec<Event>>) {
         reader = returned;
         let (found, is_over) = match found {
             Ok(found) => (found, false),
-            // What it remembers may not be so: better no news than wrong ones, as long as somebody is told.
+            // Its state may be wrong: it ends, and the outage is reported.
             Err(error) => (reader.events(Err(error)), true),
         };
         if events.send(found).await.is_err() || is_over {

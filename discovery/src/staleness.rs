@@ -1,4 +1,4 @@
-//! How old the state is, as metrics: worked out when somebody asks.
+//! How old the state is, as metrics: computed at each scrape.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -6,7 +6,8 @@ use prometheus::{GaugeVec, Opts};
 
 use crate::discovery::Snapshots;
 
-/// `<program>_source_objects{source}`, `<program>_source_invalid_objects{source}` and `<program>_source_stale_seconds{source}`.
+/// `<program>_source_objects{source}`, `<program>_source_invalid_objects{source}` and
+/// `<program>_source_stale_seconds{source}`.
 pub struct Staleness {
     snapshots: Snapshots,
     objects: GaugeVec,
@@ -28,7 +29,7 @@ impl Staleness {
             objects: gauge("objects", "Files or API objects a source has.")?,
             invalid: gauge(
                 "invalid_objects",
-                "Files or API objects with an error; what they said before it stays.",
+                "Files or API objects with an error; their last good state stays.",
             )?,
             stale: gauge("stale_seconds", "For how long a source could not be followed; 0 while it can.")?,
         })

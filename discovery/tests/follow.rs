@@ -71,7 +71,7 @@ fn put(path: &Path, text: &str) {
 async fn nothing_is_known_until_the_directory_exists_and_then_all_at_once() {
     let root = tempfile::tempdir().unwrap();
     let discovery = start(root.path(), false);
-    let missing = until(&discovery, "the missing directory is told", is_unreadable).await;
+    let missing = until(&discovery, "the missing directory is reported", is_unreadable).await;
     assert!(!missing.synced);
     assert!(missing.health().1.contains("manifests"), "{:?}", missing.health());
 
@@ -94,14 +94,14 @@ async fn files_come_change_break_and_go() {
     put(&manifests.join("web.yaml"), WEB);
     until(&discovery, "the Service appears", has_web).await;
     put(&manifests.join("web.yaml"), "apiVersion: v1\nkind: [");
-    let broken = until(&discovery, "the mistake is told", |s| !s.problems.is_empty()).await;
+    let broken = until(&discovery, "the error is reported", |s| !s.problems.is_empty()).await;
     assert!(has_web(&broken), "the last good content stays");
     put(&manifests.join("web.yaml"), &WEB.replace("port: 80,", "port: 81,"));
-    let mended = until(&discovery, "the mistake is gone", |s| s.problems.is_empty()).await;
+    let mended = until(&discovery, "the error is resolved", |s| s.problems.is_empty()).await;
     let entry = mended.service(&NamespacedName::new("default", "web")).unwrap();
     assert_eq!(entry.service.ports[0].port, 81);
     fs::remove_file(manifests.join("web.yaml")).unwrap();
-    until(&discovery, "the Service is gone", |s| !has_web(s)).await;
+    until(&discovery, "the Service is deleted", |s| !has_web(s)).await;
     discovery.stop().await;
 }
 
@@ -119,7 +119,7 @@ fn edit(path: &Path, text: &str) {
 }
 
 #[tokio::test]
-async fn a_file_that_an_editor_replaces_is_never_taken_for_gone() {
+async fn file_that_an_editor_replaces_is_never_taken_for_deleted() {
     let root = tempfile::tempdir().unwrap();
     let manifests = root.path().join("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -139,7 +139,7 @@ async fn a_file_that_an_editor_replaces_is_never_taken_for_gone() {
         editing.await.unwrap();
     }
     fs::remove_file(file).unwrap();
-    until(&discovery, "the Service is gone", |s| !has_web(s)).await;
+    until(&discovery, "the Service is deleted", |s| !has_web(s)).await;
     discovery.stop().await;
 }
 
@@ -153,8 +153,8 @@ async fn a_directory_that_vanishes_keeps_its_state_and_is_followed_again_when_it
     until(&discovery, "the Service appears", has_web).await;
 
     fs::remove_dir_all(&manifests).unwrap();
-    let gone = until(&discovery, "the loss is told", is_unreadable).await;
-    assert!(gone.synced, "what was known is still served");
+    let lost = until(&discovery, "the loss is reported", is_unreadable).await;
+    assert!(lost.synced, "the last state is still served");
 
     fs::create_dir(&manifests).unwrap();
     until(&discovery, "the source is back", |s| !is_unreadable(s)).await;
@@ -206,22 +206,23 @@ fn a_file_or_directory_that_may_not_be_read_is_read_within_seconds_once_it_may()
     fs::write(&web, WEB).unwrap();
     allow(&web, 0o600);
     fs::write(manifests.join("pod.yaml"), POD).unwrap();
-    let nobody = || {
+    let drop_privileges = || {
         nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().on_thread_start(nobody).build().unwrap();
+    let runtime = runtime.enable_all().on_thread_start(drop_privileges).build().unwrap();
     runtime.block_on(async {
         let discovery = start(root.path(), false);
         let unread = |s: &Snapshot| s.synced && s.health().1.contains("web.yaml: cannot be read");
-        until(&discovery, "the file that may not be read is told", unread).await;
+        until(&discovery, "the file that may not be read is reported", unread).await;
         allow(&web, 0o644);
         let read = until(&discovery, "it may be read now", has_web).await;
         assert!(read.problems.is_empty(), "{:?}", read.problems);
-        // A directory whose files cannot be listed: what they said stays.
+        // A directory whose files cannot be listed: their last state stays.
         allow(&manifests, 0o700);
         fs::create_dir(manifests.join("folder")).unwrap();
-        let stale = until(&discovery, "the directory that may not be listed is told", is_unreadable).await;
+        let stale =
+            until(&discovery, "the directory that may not be listed is reported", is_unreadable).await;
         assert!(has_web(&stale));
         let shop = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
         fs::write(manifests.join("shop.yaml"), shop).unwrap();

@@ -133,7 +133,7 @@ impl Zone {
             let exposed = snapshot.namespaces.iter().filter(|namespace| names.has_namespace(namespace));
             zone.namespaces = Arc::new(exposed.filter_map(|namespace| labels(&[namespace])).collect());
         }
-        for name in snapshot.gone_since(before) {
+        for name in snapshot.removed_since(before) {
             has_changed = true;
             zone.replace(name, None);
         }

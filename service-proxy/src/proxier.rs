@@ -166,7 +166,7 @@ impl Proxier {
             changed.extend(others.filter(|entry| plan::depends_on_surroundings(entry)).cloned());
         }
         let mut affected = BTreeSet::new();
-        for name in snapshot.gone_since(&before) {
+        for name in snapshot.removed_since(&before) {
             affected.extend(self.end(name));
         }
         affected.extend(self.moved_to_or_from_dns());

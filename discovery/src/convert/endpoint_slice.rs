@@ -60,7 +60,8 @@ pub(crate) fn endpoint_slice(slice: wire::EndpointSlice, findings: &mut Findings
 fn ports(ports: wire::List<wire::EndpointPort>, findings: &mut Findings) -> Vec<EndpointPort> {
     let mut found = Vec::new();
     for (index, port) in ports.into_iter().enumerate() {
-        // A port without a number stands for all ports, which a Service cannot use. 0 is what Go leaves there.
+        // A port without a number stands for all ports, which a Service cannot use. 0 is what Go leaves
+        // there.
         if port.port == 0 {
             continue;
         }

@@ -53,10 +53,11 @@ pub(super) fn traffic_rules(
     }
 }
 
-/// Who is to carry a Service, or use an EndpointSlice. Only the presence of `headless` counts, as for kube-proxy.
+/// Who is to carry a Service, or use an EndpointSlice. Only the presence of `headless` counts, as for
+/// kube-proxy.
 pub(super) fn carrier(metadata: &ObjectMeta) -> Carrier {
     match metadata.labels.get(PROXY_NAME) {
-        _ if metadata.labels.get(HEADLESS).is_some() => Carrier::Nobody,
+        _ if metadata.labels.get(HEADLESS).is_some() => Carrier::None,
         Some(name) => Carrier::Named(name.into()),
         None => Carrier::Usual,
     }
@@ -79,7 +80,10 @@ pub(super) fn node_port(
             Some(port)
         }
         _ if spec.type_.as_deref() == Some("NodePort") => {
-            findings.warn(field, "is missing, and nobody assigns one here: only the cluster IP is served");
+            findings.warn(
+                field,
+                "is missing, and none is assigned without a cluster: only the cluster IP is served",
+            );
             None
         }
         _ => None,
@@ -97,7 +101,7 @@ fn is_local(field: &str, policy: Option<&str>, findings: &mut Findings) -> bool 
     }
 }
 
-/// A value that is not known is a preference nobody has to meet, so it is no error (KEP-4444).
+/// A value that is not known is a preference that need not be met, so it is no error (KEP-4444).
 fn distribution(spec: &wire::ServiceSpec, findings: &mut Findings) -> Distribution {
     match spec.traffic_distribution.as_deref() {
         None | Some("") => Distribution::Anywhere,

@@ -1,7 +1,7 @@
 //! The fields of API objects that the data plane uses, as they are in JSON.
 //!
-//! All other fields are skipped unread and without a limit of depth. What they contain cannot make an object unreadable. `null` means
-//! what it means to Go: the field is absent, the element is empty.
+//! All other fields are skipped unread and without a limit of depth. What they contain cannot make an object
+//! unreadable. `null` means what it means to Go: the field is absent, the element is empty.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;

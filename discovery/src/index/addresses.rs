@@ -24,7 +24,8 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// Settles everything anew: an address depends on all Services, so one that comes or goes can move another one's.
+    /// Settles everything anew: an address depends on all Services, so one that comes or goes can move
+    /// another one's.
     fn settle(services: &Services, cidrs: &[IpNetwork]) -> Self {
         let mut settled = Self::default();
         let owners = first_claimants(services);
@@ -57,7 +58,8 @@ impl Addresses {
         settled
     }
 
-    /// Takes in that these Services may not be as they were `before`, and returns all that have other addresses now for it.
+    /// Takes in that these Services may not be as they were `before`, and returns all that have other
+    /// addresses now for it.
     pub(super) fn follow(
         &mut self,
         changed: &BTreeSet<NamespacedName>,
@@ -65,9 +67,10 @@ impl Addresses {
         before: &Snapshot,
         cidrs: &[IpNetwork],
     ) -> Vec<NamespacedName> {
-        // A contested address has a problem, which names places in files: it is settled anew whenever a Service moves.
+        // A contested address has a problem, which names places in files: it is settled anew whenever a
+        // Service moves.
         let is_contested = !changed.is_empty() && !self.problems.is_empty();
-        let mut concerns_nobody_else = |name: &NamespacedName| {
+        let mut concerns_no_other = |name: &NamespacedName| {
             let then = before.service(name).map(|entry| &entry.service.kind);
             match (then, services.get(name).map(|claim| &claim.value.kind)) {
                 (then, now) if then == now => true,
@@ -76,7 +79,7 @@ impl Addresses {
                 _ => false,
             }
         };
-        if !is_contested && changed.iter().all(&mut concerns_nobody_else) {
+        if !is_contested && changed.iter().all(&mut concerns_no_other) {
             return Vec::new();
         }
         self.settle_anew(services, cidrs)
@@ -90,7 +93,7 @@ impl Addresses {
         moved
     }
 
-    /// Gives a new Service what it asks for, if these are addresses of the ranges that nobody has.
+    /// Gives a new Service what it asks for, if these are unassigned addresses of the ranges.
     fn grant(&mut self, name: &NamespacedName, kind: &ServiceKind, cidrs: &[IpNetwork]) -> bool {
         let ServiceKind::ClusterIp { requested, .. } = kind else { return false };
         let is_free =
@@ -104,7 +107,7 @@ impl Addresses {
         true
     }
 
-    /// Takes back what a Service has that is gone, if nobody's address was assigned around it.
+    /// Releases the addresses of a deleted Service, if no other Service's address was assigned around them.
     fn release(&mut self, name: &NamespacedName) -> bool {
         if self.assigned > 0 {
             return false;

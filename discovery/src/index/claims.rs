@@ -1,4 +1,5 @@
-//! Every object under its name, though several origins may define it: the first origin wins, whenever it was read.
+//! Every object under its name, though several origins may define it: the first origin wins, whenever it was
+//! read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;

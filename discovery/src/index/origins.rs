@@ -1,4 +1,4 @@
-//! What each origin has said, and how the sources they belong to are doing.
+//! The objects of each origin, and the state of the sources they belong to.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(super) struct Origins {
 }
 
 impl Origins {
-    /// Forgets an origin and returns what it said.
+    /// Removes an origin and returns its objects.
     pub(super) fn take(&mut self, origin: &Origin) -> Vec<Named> {
         let problems = self.problems.remove(origin).unwrap_or_default();
         let names = self.names.remove(origin);
@@ -76,7 +76,7 @@ impl Origins {
         &self.sources
     }
 
-    /// What is wrong with what was said.
+    /// What is wrong with the objects.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values().flatten()
     }

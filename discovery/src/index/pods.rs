@@ -1,4 +1,5 @@
-//! Pods with their addresses: manifests joined with attachment records, and records that speak for themselves.
+//! Pods with their addresses: manifests joined with attachment records, and records that speak for
+//! themselves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ pub(super) struct Pods {
     addressed: BTreeMap<NamespacedName, Arc<Pod>>,
     /// Pods whose manifest or attachments may have changed.
     touched: BTreeSet<NamespacedName>,
-    /// Whether a pod has changed since somebody asked.
+    /// Whether a pod has changed since the last query.
     changed: bool,
 }
 

@@ -15,7 +15,8 @@ pub struct EndpointSlice {
     pub service: NamespacedName,
     /// Which proxy it is meant for.
     pub carrier: Carrier,
-    /// When that happened to the pods of which this is the news (`endpoints.kubernetes.io/last-change-trigger-time`).
+    /// When that happened to the pods of which this is the news
+    /// (`endpoints.kubernetes.io/last-change-trigger-time`).
     pub triggered_at: Option<SystemTime>,
     /// `addressType`.
     pub family: IpFamily,
@@ -55,7 +56,7 @@ pub struct Endpoint {
     pub hints: Option<Arc<Hints>>,
 }
 
-/// `hints`: for whom the endpoint is meant; empty means for everybody.
+/// `hints`: the clients the endpoint is meant for; empty means all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// `forNodes[].name`.

@@ -19,7 +19,8 @@ pub struct Node {
     pub external_addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// It is about to go: deleted, or marked by the cluster autoscaler. Load balancers should stop sending to it.
+    /// It is about to go: deleted, or marked by the cluster autoscaler. Load balancers should stop sending to
+    /// it.
     pub leaving: bool,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{NamespacedName, Protocol};
 
-/// A Pod manifest, or an attachment that speaks for a pod nobody described.
+/// A Pod manifest, or an attachment that stands for a pod without a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.namespace` and `metadata.name`.

@@ -16,7 +16,7 @@ pub struct Service {
     pub kind: ServiceKind,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
-    /// `spec.selector`; empty means that somebody else supplies the EndpointSlices.
+    /// `spec.selector`; empty means that the EndpointSlices come from elsewhere.
     pub selector: BTreeMap<String, String>,
     /// `spec.publishNotReadyAddresses`: unready pods count as ready.
     pub publish_not_ready: bool,

@@ -21,15 +21,17 @@ pub struct TrafficRules {
     pub affinity: Option<Duration>,
     /// `externalIPs`.
     pub external_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress[].ip`, without those that a proxy in front of the node serves (`ipMode: Proxy`).
+    /// `status.loadBalancer.ingress[].ip`, without those that a proxy in front of the node serves (`ipMode:
+    /// Proxy`).
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `loadBalancerSourceRanges`; empty means everybody.
+    /// `loadBalancerSourceRanges`; empty means all clients.
     pub source_ranges: Vec<IpNetwork>,
     /// `healthCheckNodePort`, where it has a meaning.
     pub health_check_node_port: Option<u16>,
     /// Annotation `portolan.dev/balancer`.
     pub balancer: BalancerKind,
-    /// Annotation `portolan.dev/max-connections`: connections that each of its ports may have open on this node.
+    /// Annotation `portolan.dev/max-connections`: connections that each of its ports may have open on this
+    /// node.
     pub max_connections: Option<usize>,
     /// Annotation `portolan.dev/proxy-protocol: v2`: TCP connections begin with a PROXY protocol header.
     pub proxy_protocol: bool,
@@ -44,7 +46,7 @@ pub enum Carrier {
     /// The one of that name: `service.kubernetes.io/service-proxy-name`.
     Named(Arc<str>),
     /// None: `service.kubernetes.io/headless`.
-    Nobody,
+    None,
 }
 
 /// Which endpoints are near (KEP-4444, KEP-3015).
@@ -79,7 +81,7 @@ impl Carrier {
         match self {
             Self::Usual => name.is_none(),
             Self::Named(wanted) => name == Some(wanted),
-            Self::Nobody => false,
+            Self::None => false,
         }
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Attachments(Directory);
 
 impl Attachments {
     pub(super) fn new(path: PathBuf) -> Self {
-        // Records are renamed into place, and one that is gone is gone.
+        // Records are renamed into place, and a missing one was deleted.
         Self(Directory::new(path, true, &["json"], Duration::ZERO))
     }
 }
@@ -29,7 +29,7 @@ impl Reader for Attachments {
     fn events(&mut self, changes: io::Result<Changes>) -> Vec<Event> {
         let changes = match changes {
             Ok(changes) => changes,
-            // Nobody has been attached yet, or everybody is gone.
+            // No pod has been attached yet, or all have been detached.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Changes { changed: Vec::new(), removed: self.0.forget() }
             }

@@ -1,9 +1,10 @@
 //! A directory of files, and what is different since the last look.
 //!
-//! The kernel only says where something happened ([`super::watch`]); what happened is found by looking: files whose inode, size
-//! or times differ are read again. Where it is not plain that a single file is meant, everything is looked at. So no order
-//! of events, no overflow of their queue and no swap of a symlinked directory (a mounted ConfigMap) can leave a stale
-//! file behind, and one changed file among ten thousand costs one look.
+//! The kernel only says where something happened ([`super::watch`]); what happened is found by looking: files
+//! whose inode, size or times differ are read again. Where it is not plain that a single file is meant,
+//! everything is looked at. So no order of events, no overflow of their queue and no swap of a symlinked
+//! directory (a mounted ConfigMap) can leave a stale file behind, and one changed file among ten thousand
+//! costs one look.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -24,12 +25,12 @@ pub(crate) struct Directory {
     /// Whether the files are one folder further down.
     pub(super) nested: bool,
     extensions: &'static [&'static str],
-    /// For so long a file has to be gone or empty to be taken for that: editors move the old one away before there is a
-    /// new one. Zero where files are only ever renamed into place.
+    /// A file that is missing or empty counts as that after this time: editors move the old one away before
+    /// there is a new one. Zero where files are only ever renamed into place.
     settling: Duration,
     seen: HashMap<PathBuf, Fingerprint>,
-    /// Files that could not be read, and why. They look the same when descriptors are free again or a folder may be
-    /// entered, so each scan tries them again.
+    /// Files that could not be read, and why. They look the same when descriptors are free again or a folder
+    /// may be entered, so each scan tries them again.
     unread: BTreeMap<PathBuf, String>,
     /// Whether the last attempt to list all files failed.
     is_unlisted: bool,
@@ -51,7 +52,7 @@ struct Fingerprint {
 pub(crate) struct Changes {
     /// New or changed files with their contents.
     pub(crate) changed: Vec<(PathBuf, io::Result<Vec<u8>>)>,
-    /// Files that are gone.
+    /// Files that were deleted.
     pub(crate) removed: Vec<PathBuf>,
 }
 
@@ -112,7 +113,8 @@ impl Directory {
         Ok(changes)
     }
 
-    /// Whether something could not be read or listed, so that another scan is due although nothing has changed.
+    /// Whether something could not be read or listed, so that another scan is due although nothing has
+    /// changed.
     pub(super) fn is_incomplete(&self) -> bool {
         self.is_unlisted || !self.unread.is_empty()
     }
@@ -122,7 +124,7 @@ impl Directory {
         !self.is_unlisted
     }
 
-    /// The files there are, and those that were seen and may be gone.
+    /// The files there are, and those that were seen and may be deleted.
     fn everything(&mut self) -> io::Result<BTreeSet<PathBuf>> {
         let listed = self.files();
         // A directory that does not exist is made one day, which the watch sees.
@@ -130,7 +132,8 @@ impl Directory {
         Ok(listed?.into_iter().chain(self.seen.keys().cloned()).collect())
     }
 
-    /// Reads the file if it is not as it was, or could not be read. Does nothing and returns false where a second look has to decide.
+    /// Reads the file if it is not as it was, or could not be read. Does nothing and returns false where a
+    /// second look has to decide.
     fn look_at(&mut self, file: &Path, is_final: bool, changes: &mut Changes) -> bool {
         let found = find(file);
         let before = self.seen.get(file).copied();

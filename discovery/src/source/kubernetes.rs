@@ -4,7 +4,8 @@
 //! watcher ──objects, decoded one by one──> Replica ──what has changed──> index
 //!    └─> kube::Client ──> ApiServer (connects anew, confirms versions, sees bookmarks)
 //! ```
-//! The last state is kept however long the server is away. An object that cannot be read keeps its own last state.
+//! The last state is kept however long the server is away. An object that cannot be read keeps its own last
+//! state.
 
 mod access;
 mod api_server;

@@ -21,7 +21,7 @@ use kind::ObjectKey;
 /// The directory of manifests.
 pub(super) struct Manifests {
     directory: Directory,
-    /// What each file said when it was last right, object by object: a mistake in one object of a file must not take
+    /// The last good content of each file, object by object: an error in one object of a file must not take
     /// down what that object was before.
     last_good: HashMap<PathBuf, HashMap<ObjectKey, Sourced>>,
 }
@@ -59,7 +59,7 @@ impl Manifests {
         Self { directory, last_good: HashMap::new() }
     }
 
-    /// What a file says now, and what it said before where that is not right.
+    /// What a file contains now, and its last good content where that is in error.
     fn take_in(&mut self, file: PathBuf, reading: Result<Reading, Mistake>) -> Event {
         let reading = match reading {
             Ok(reading) => reading,
@@ -171,7 +171,7 @@ fn read((file, contents): &File) -> Result<Reading, Mistake> {
     let mut reading = Reading { is_partial: !mistakes.is_empty(), ..Reading::default() };
     let at = |line: Option<usize>| Location::File { file: file.to_owned(), line, document: None };
     for (line, message) in mistakes {
-        let message = format!("{message}; the other documents count, and what this one said last");
+        let message = format!("{message}; the other documents count, and the last good content of this one");
         let location = at(line);
         reading.problems.push(Problem { location, severity: Severity::Error, object: None, message });
     }

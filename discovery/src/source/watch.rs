@@ -46,10 +46,11 @@ impl Watch {
         Ok(Self { events, folders: HashMap::new(), unwatched: HashSet::new(), due })
     }
 
-    /// Watches everything that can be relevant now, before all of it is looked at. Watching something twice is one watch.
+    /// Watches everything that can be relevant now, before all of it is looked at. Watching something twice
+    /// is one watch.
     ///
-    /// A folder that comes into being between the look and the watch on its parent is told by nobody, so the look is
-    /// repeated until it finds nothing new.
+    /// A folder that comes into being between the look and the watch on its parent causes no event, so the
+    /// look is repeated until it finds nothing new.
     pub(crate) fn cover(&mut self, directory: &Directory) {
         self.due = Instant::now() + SAFETY_SCAN;
         let mut covered = HashSet::new();
@@ -67,9 +68,9 @@ impl Watch {
                         self.folders.insert(watch, path.clone());
                         self.unwatched.remove(path);
                     }
-                    // Gone since it was found; its parent tells when it is back.
+                    // Deleted since it was found; its parent tells when it is back.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    // Said once, not with every try.
+                    // Logged once, not at every attempt.
                     Err(error) if self.unwatched.insert(path.clone()) => tracing::warn!(
                         path = %path.display(), %error,
                         "cannot watch: a change shows within half a minute; fs.inotify.max_user_watches may be too low"
@@ -113,7 +114,7 @@ impl Watch {
             let is_being_written = event.mask.contains(EventMask::CREATE) && is_new_file(&file);
             return Ok(Look::At(if is_being_written { BTreeSet::new() } else { [file].into() }));
         }
-        // A writer's temporary file is nobody's business; a link or a directory may be what others are reached by.
+        // A writer's temporary file is ignored; a link or a directory may be what others are reached by.
         let is_temporary = is_inside
             && !event.mask.contains(EventMask::ISDIR)
             && !name.as_encoded_bytes().starts_with(b"..")

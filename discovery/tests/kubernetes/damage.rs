@@ -215,7 +215,8 @@ fn paths(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// An object with some of its fields missing, `null`, of another type, huge, or deep. The name stays, or it would be another one.
+/// An object with some of its fields missing, `null`, of another type, huge, or deep. The name stays, or it
+/// would be another one.
 fn damaged(random: &mut Random, resource: Resource, number: u8) -> String {
     let mut object = good(resource, number);
     for _ in 0..=random.below(3) {

@@ -1,4 +1,5 @@
-//! Discovery on an API server that serves what a real one would not: one object, or one line, never costs another one.
+//! Discovery on an API server that serves what a real one would not: one object, or one line, never costs
+//! another one.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -56,7 +56,7 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let server = serving.clone();
-                std::thread::spawn(move || drop(server.serve(stream)));
+                std::thread::spawn(move || server.serve(stream).ok());
             }
         });
         server

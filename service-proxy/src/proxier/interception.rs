@@ -93,7 +93,7 @@ impl Intercepted {
         let applied = self.kernel.applied();
         let mut changes: Vec<_> = if addresses == self.addresses {
             let changed = open.changed_since(&self.applied).map(|(key, _)| key);
-            changed.chain(open.gone_since(&self.applied)).map(|key| (*key, action(key))).collect()
+            changed.chain(open.removed_since(&self.applied)).map(|key| (*key, action(key))).collect()
         } else {
             let open = open.values().map(|frontend| &frontend.key);
             open.chain(applied.keys()).map(|key| (*key, action(key))).collect()

@@ -69,7 +69,7 @@ fn a_swapped_symlink_is_a_change_as_in_a_mounted_config_map() {
 }
 
 #[test]
-fn a_file_that_is_away_or_empty_for_a_moment_is_not_gone() {
+fn file_that_is_missing_or_empty_for_a_moment_is_not_deleted() {
     let root = tempfile::tempdir().unwrap();
     let (file, aside) = (root.path().join("a.yaml"), root.path().join("a.yaml~"));
     let settling = Duration::from_secs(1);

@@ -12,7 +12,8 @@ use tower::{BoxError, ServiceBuilder};
 /// An address that does not answer is given up after this.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// A connection whose other end has vanished is noticed after [`KEEPALIVE`] and [`PROBES`] times [`PROBE`]: 14 s.
+/// A connection whose other end has vanished is noticed after [`KEEPALIVE`] and [`PROBES`] times [`PROBE`]:
+/// 14 s.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(3);
 const PROBES: u32 = 3;
@@ -22,7 +23,8 @@ const PROBES: u32 = 3;
 pub enum Access {
     /// As a kubeconfig file says. Files it refers to may change at any time.
     Kubeconfig(PathBuf),
-    /// As a pod's environment and service account say: `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`.
+    /// As a pod's environment and service account say: `KUBERNETES_SERVICE_HOST` and
+    /// `KUBERNETES_SERVICE_PORT`.
     InCluster,
 }
 
@@ -38,8 +40,8 @@ pub(crate) enum Error {
 }
 
 impl Access {
-    /// A client with what the files say right now. Certificates and tokens are read anew for each client, so that one made
-    /// after a failure has the ones in force.
+    /// A client with what the files say right now. Certificates and tokens are read anew for each client, so
+    /// that one made after a failure has the ones in force.
     pub(crate) async fn client(&self) -> Result<kube::Client, Error> {
         let config = self.config().await?;
         let mut http = HttpConnector::new();

@@ -1,8 +1,10 @@
-//! The API server, as an HTTP service that `kube::Client` sends its requests to. It does what the library does not:
+//! The API server, as an HTTP service that `kube::Client` sends its requests to. It does what the library
+//! does not:
 //!
 //! - After a failure it connects anew, with the credentials that the files have then.
-//! - Before a watch is resumed it requests the server's version. A watch from a version that a restored etcd has not
-//!   reached yet would be silent until it is reached, without even bookmarks (`cacheWatcher.process`).
+//! - Before a watch is resumed it requests the server's version. A watch from a version that a restored etcd
+//!   has not reached yet would be silent until it is reached, without even bookmarks
+//!   (`cacheWatcher.process`).
 //! - It sees the bookmarks, which [`kube::runtime::watcher`] consumes, and so knows whether a watch is alive.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +25,8 @@ use super::access::Access;
 /// How long the server may take to begin an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// A watch without a frame for so long is dead, though its connection may look alive: bookmarks come every minute.
+/// A watch without a frame for so long is dead, though its connection may look alive: bookmarks come every
+/// minute.
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// Watches do not begin more often. The library begins the next one at once where the server has ended one.
@@ -107,7 +110,8 @@ impl ApiServer {
         Ok(response.map(|body| self.bounded(body, is_open)))
     }
 
-    /// Returns the answer to a watch from a version that the server has not reached, or its refusal to name its own.
+    /// Returns the answer to a watch from a version that the server has not reached, or its refusal to name
+    /// its own.
     async fn check_version(&self, watch: &Uri) -> Result<Option<Answer>, BoxError> {
         let known = parameter(watch, "resourceVersion").and_then(|version| version.parse::<u64>().ok());
         let Some(ours @ 1..) = known else { return Ok(None) };
@@ -144,7 +148,8 @@ impl ApiServer {
         StreamBody::new(frames).boxed_unsync()
     }
 
-    /// Notes what comes on a watch. The server ends each from time to time, but not before something has come.
+    /// Notes what comes on a watch. The server ends each from time to time, but not before something has
+    /// come.
     fn note<F>(&self, frame: Option<Result<Frame<F>, BoxError>>) -> Option<Result<Frame<F>, BoxError>> {
         let mut state = self.state();
         if let (Some(Ok(_)), Some(is_useful)) = (&frame, &mut state.watch) {

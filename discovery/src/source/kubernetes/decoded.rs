@@ -1,7 +1,7 @@
 //! An object of a list or a watch, decoded by itself.
 //!
-//! Decoding a line or a list never fails because of what an object contains: an object that cannot be read is still there, with its name
-//! and version and the reason. So it cannot end the watch.
+//! Decoding a line or a list never fails because of what an object contains: an object that cannot be read is
+//! still there, with its name and version and the reason. So it cannot end the watch.
 
 use std::borrow::Cow;
 

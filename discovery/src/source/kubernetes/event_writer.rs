@@ -1,4 +1,5 @@
-//! Writes notices as Events (events.k8s.io/v1), one after the other. The only thing that is ever written to the server.
+//! Writes notices as Events (events.k8s.io/v1), one after the other. The only thing that is ever written to
+//! the server.
 
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ impl EventWriter {
         Self { recorder: Recorder::new(client.clone(), reporter), client }
     }
 
-    /// Ends when all [`crate::Recorder`]s are gone.
+    /// Ends when all [`crate::Recorder`]s are dropped.
     pub(crate) async fn run(self, mut queue: mpsc::Receiver<Notice>) {
         while let Some(notice) = queue.recv().await {
             let mut pause = pause();

@@ -109,7 +109,8 @@ impl<K: Kind> Follower<K> {
         Box::pin(watcher(Api::all(self.server.client()), config))
     }
 
-    /// A list begins. The library begins another one without an error where the server ended the last one too early.
+    /// A list begins. The library begins another one without an error where the server ended the last one too
+    /// early.
     async fn begin_list(&mut self, pause: &mut Pause) -> Sent {
         if let Some(before) = self.listing.take().filter(|listing| !listing.has_failed) {
             let line = before.unreadable.map(|error| format!(": {error}")).unwrap_or_default();
@@ -221,7 +222,8 @@ impl<K: Kind> Follower<K> {
     }
 }
 
-/// Doubles from 0.2 s to 10 s. Half of it is left to chance, so that the nodes of a cluster do not all ask at once.
+/// Doubles from 0.2 s to 10 s. Half of it is left to chance, so that the nodes of a cluster do not all ask at
+/// once.
 pub(super) fn pause() -> Pause {
     let bounds = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))

@@ -21,7 +21,7 @@ pub(super) struct Interner {
 #[derive(Debug)]
 struct Shared<T: ?Sized> {
     known: HashSet<Arc<T>>,
-    /// Those that nobody else uses any more are let go when there are so many.
+    /// At so many those that are used nowhere else are removed.
     limit: usize,
 }
 
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_texts_become_one_and_those_out_of_use_are_let_go() {
+    fn equal_texts_become_one_and_unused_ones_are_removed() {
         let mut texts = Shared::<str>::default();
         let (mut first, mut second): (Arc<str>, Arc<str>) = ("node-1".into(), "node-1".into());
         texts.share(&mut first);

@@ -69,7 +69,7 @@ impl<K: Kind> Replica<K> {
         if listing.unreadable.is_some() {
             self.known.extend(before.drain());
         }
-        before.into_keys().map(gone::<K>).chain(listing.changes).collect()
+        before.into_keys().map(deletion::<K>).chain(listing.changes).collect()
     }
 
     /// An object was added or has changed. `None` if nothing of it matters.
@@ -82,11 +82,11 @@ impl<K: Kind> Replica<K> {
     /// An object was deleted.
     pub(super) fn remove(&mut self, object: &Decoded<K>) -> Option<Event> {
         let name = name(object);
-        self.known.remove(&name).map(|_| gone::<K>(name))
+        self.known.remove(&name).map(|_| deletion::<K>(name))
     }
 
-    /// What an object says, and the event if that is something else than before. An object that cannot be used keeps its last good
-    /// state.
+    /// What an object says, and the event if that is something else than before. An object that cannot be
+    /// used keeps its last good state.
     fn read(&mut self, object: Decoded<K>) -> (NamespacedName, Known, Option<Event>) {
         let (name, uid) = (name(&object), object.metadata.uid);
         let mut findings = Findings::default();
@@ -95,11 +95,11 @@ impl<K: Kind> Replica<K> {
         let now = now.filter(|_| !findings.has_errors());
         let is_error = findings.has_errors();
         let problems: Vec<_> = findings.0.into_iter().map(|finding| problem::<K>(&name, finding)).collect();
-        let (before, said, mut noticed) = match self.known.get(&name) {
+        let (before, reported, mut noticed) = match self.known.get(&name) {
             Some(known) => (known.object.clone(), Some(&known.problems), known.noticed),
             None => (None, None, None),
         };
-        let is_news = said != Some(&problems);
+        let is_news = reported != Some(&problems);
         if !is_news && (now.is_none() || now == before) {
             // The one that the index has too, and not another one like it.
             return (name, Known { object: before, problems, noticed }, None);
@@ -127,7 +127,7 @@ fn notice<K: Kind>(name: &NamespacedName, uid: Option<String>, problems: &[Probl
     }
 }
 
-fn gone<K: Kind>(name: NamespacedName) -> Event {
+fn deletion<K: Kind>(name: NamespacedName) -> Event {
     let origin = Origin::Api(K::RESOURCE, name);
     Event::Replace { origin, objects: Some(Vec::new()), problems: Vec::new() }
 }

@@ -8,8 +8,8 @@ use serde_json::{Map, Number, Value};
 
 use super::Mistake;
 
-/// Collections within each other. A manifest has some ten, and what walks through them recurses. What is deeper is left out:
-/// no field that is used is.
+/// Collections within each other. A manifest has some ten, and what walks through them recurses. What is
+/// deeper is left out: no field that is used is.
 pub(super) const MAX_DEPTH: usize = 100;
 
 /// A parsed document that still knows its lines.
@@ -29,8 +29,8 @@ pub(super) struct Parsed<'a> {
     pub(super) too_deep: Vec<usize>,
 }
 
-/// Parses a file into its documents; those that are empty or comments only are left out. JSON is YAML. A document that is not
-/// YAML costs itself alone.
+/// Parses a file into its documents; those that are empty or comments only are left out. JSON is YAML. A
+/// document that is not YAML costs itself alone.
 ///
 /// # Errors
 /// When nothing in it is YAML.
@@ -53,8 +53,8 @@ pub(super) fn parse(contents: &[u8]) -> Result<Parsed<'_>, Mistake> {
     if is_any_whole { Ok(parsed) } else { Err(mistake) }
 }
 
-/// The text of each document, and the lines before it. A line that begins with `---` begins one, whatever is before it (YAML 1.2
-/// §9.1.2).
+/// The text of each document, and the lines before it. A line that begins with `---` begins one, whatever is
+/// before it (YAML 1.2 §9.1.2).
 fn split(text: &str) -> Vec<(usize, &str)> {
     let mut parts = Vec::new();
     let (mut start, mut offset, mut position) = (0, 0, 0);
@@ -108,7 +108,8 @@ fn load<'a>(text: &'a str, offset: usize, parsed: &mut Parsed<'a>) -> Result<(),
 /// How deep a document is.
 #[derive(Default)]
 struct Depth {
-    /// Collections that have not ended: their anchor, and how many there are within each other in them so far.
+    /// Collections that have not ended: their anchor, and how many there are within each other in them so
+    /// far.
     open: Vec<(usize, usize)>,
     /// The same of what has an anchor, which an alias stands for.
     anchored: HashMap<usize, usize>,

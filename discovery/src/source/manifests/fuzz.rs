@@ -158,7 +158,8 @@ fn damage() -> Value {
     }
 }
 
-/// The text of a file with these objects in any of the ways to write several; damaged documents may be among them.
+/// The text of a file with these objects in any of the ways to write several; damaged documents may be among
+/// them.
 fn file(objects: &[Value]) -> String {
     if fastrand::u8(..3) == 0 {
         return json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();

@@ -58,7 +58,8 @@ const NOT_HONOURED: [(&str, &str); 12] = [
 const WORKLOAD: &str =
     "creates no pods here; start them with your container runtime and describe each as kind: Pod";
 
-/// Reads one object, or the items of a list. `at` is where the object is in its document, empty for the document itself.
+/// Reads one object, or the items of a list. `at` is where the object is in its document, empty for the
+/// document itself.
 pub(super) fn read(value: &Value, at: &str, location: &dyn Fn(&str) -> Location, reading: &mut Reading) {
     let Some(kind) = value.get("kind").and_then(Value::as_str) else {
         let what = if value.is_object() { "has no kind" } else { "is not a mapping of fields" };

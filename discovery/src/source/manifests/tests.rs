@@ -194,7 +194,7 @@ fn a_broken_file_keeps_everything_and_a_broken_object_keeps_itself() {
         "{problems:?}"
     );
     assert_eq!(read(&mut manifests, &WEB.replace("80", "0")).0, good);
-    // Twice wrong is still the same last good object; gone from the file is gone.
+    // Twice wrong is still the same last good object; what is deleted from the file is deleted.
     assert_eq!(read(&mut manifests, &WEB.replace("80", "-1")).0, good);
     assert_eq!(read(&mut manifests, "# nothing").0, Some(vec![]));
 }
@@ -203,16 +203,16 @@ fn a_broken_file_keeps_everything_and_a_broken_object_keeps_itself() {
 fn a_document_that_is_not_yaml_costs_itself() {
     let mut manifests = Manifests::new("/nowhere".into());
     let other = WEB.replace("web", "api");
-    let whole = format!("{WEB}---\n{other}---\n{}", WEB.replace("web", "gone"));
+    let whole = format!("{WEB}---\n{other}---\n{}", WEB.replace("web", "removed"));
     read(&mut manifests, &whole);
     // The second is broken, the third has a mistake of its own, and the first is as it was.
     let broken = format!(
         "{}---\na: [b\n---\n{}",
         WEB.replace("80", "81"),
-        WEB.replace("web", "gone").replace("80", "0")
+        WEB.replace("web", "removed").replace("80", "0")
     );
     let (objects, problems) = read(&mut manifests, &broken);
-    let names = ["Service default/web 81", "Service default/api 80", "Service default/gone 80"];
+    let names = ["Service default/web 81", "Service default/api 80", "Service default/removed 80"];
     assert_eq!(objects, Some(names.map(str::to_owned).into()));
     assert!(problems[0].starts_with("error: web.yaml:9: is not YAML"), "{problems:?}");
     assert!(
@@ -302,7 +302,7 @@ fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
     assert_eq!(read(&format!(", {proxy_name}: other}}")).0, Carrier::Named("other".into()));
     assert_eq!(
         read(&format!(", {proxy_name}: other, service.kubernetes.io/headless: ''}}")).0,
-        Carrier::Nobody
+        Carrier::None
     );
     let at = "}\n  annotations: {endpoints.kubernetes.io/last-change-trigger-time: '2026-01-02T03:04:05.5Z'}";
     let since = read(at).1.unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();

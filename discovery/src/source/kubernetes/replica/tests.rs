@@ -27,7 +27,7 @@ fn list(replica: &mut Replica<EndpointSlice>, slices: &[(&str, Value)]) -> Vec<E
     replica.replace(listing)
 }
 
-/// `+name` for one that says something new, `-name` for one that is gone, `!name` for one with a problem.
+/// `+name` for a change, `-name` for a deletion, `!name` for one with a problem.
 fn told(events: &[Event]) -> Vec<String> {
     let mut told: Vec<String> = events
         .iter()
@@ -48,7 +48,7 @@ fn told(events: &[Event]) -> Vec<String> {
 }
 
 #[test]
-fn a_list_tells_what_is_new_changed_and_gone_and_nothing_else() {
+fn list_yields_what_is_new_changed_and_deleted_and_nothing_else() {
     let mut replica = replica();
     let first = list(&mut replica, &[("a", endpoint("10.0.0.1")), ("b", endpoint("10.0.0.2"))]);
     assert_eq!(told(&first), ["+a", "+b"]);
@@ -87,7 +87,7 @@ fn what_was_known_already_is_kept_once() {
 }
 
 #[test]
-fn a_mistake_is_told_as_long_as_it_lasts_and_the_last_good_self_stays() {
+fn error_is_reported_while_it_lasts_and_the_last_good_state_stays() {
     let mut replica = replica();
     let good = endpoint("10.0.0.1");
     list(&mut replica, &[("a", good.clone())]);
@@ -99,7 +99,7 @@ fn a_mistake_is_told_as_long_as_it_lasts_and_the_last_good_self_stays() {
     let mended = replica.update(slice("a", good)).unwrap();
     assert!(matches!(&mended, Event::Replace { objects: Some(_), problems, .. } if problems.is_empty()));
     assert!(replica.update(slice("a", json!([{"addresses": "wrong"}]))).is_some());
-    assert!(replica.update(slice("a", json!([{"addresses": "wrong"}]))).is_none(), "said already");
+    assert!(replica.update(slice("a", json!([{"addresses": "wrong"}]))).is_none(), "reported already");
     assert_eq!(told(&[replica.remove(&slice("a", json!([]))).unwrap()]), ["-a"]);
     assert!(replica.remove(&slice("a", json!([]))).is_none());
 }
