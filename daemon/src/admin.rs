@@ -96,22 +96,22 @@ impl Server {
         Ok(Self { listener, pages: BTreeMap::new() })
     }
 
-    /// As [`Server::bind`], for a page that the daemon can do without: while the address is taken it is tried again. The pages
-    /// are made once it is free; `flag` is where the address comes from.
+    /// As [`Server::bind`], for a page that the daemon can do without: while the address is taken it is tried
+    /// again. The pages are made once it is free; `flag` is where the address comes from.
     pub async fn serve(address: SocketAddr, flag: &'static str, pages: impl FnOnce(Self) -> Self) {
-        let mut was_told = false;
+        let mut was_logged = false;
         let server = loop {
             match Self::bind(address).await {
                 Ok(server) => break server,
-                Err(error) if was_told => tracing::debug!(flag, %error, "cannot serve a page yet"),
+                Err(error) if was_logged => tracing::debug!(flag, %error, "cannot serve a page yet"),
                 Err(error) => {
                     tracing::warn!(flag, %error, "cannot serve a page; trying again every second");
-                    was_told = true;
+                    was_logged = true;
                 }
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
         };
-        if was_told {
+        if was_logged {
             tracing::info!(flag, %address, "the page is served now");
         }
         pages(server).run().await;
@@ -181,7 +181,7 @@ impl Server {
                 let mut http = hyper::server::conn::http1::Builder::new();
                 http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
                 // A client that hangs up in the middle is none of our trouble.
-                drop(http.serve_connection(TokioIo::new(stream), service).await);
+                let _ = http.serve_connection(TokioIo::new(stream), service).await;
                 drop(permit);
             });
         }
@@ -263,7 +263,7 @@ mod tests {
     use crate::readiness::Condition;
 
     #[tokio::test]
-    async fn a_page_is_read_whole_and_its_mistake_told() {
+    async fn a_page_is_read_whole_and_its_error_reported() {
         let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = server.local_addr().unwrap();
         let number = |_: &str| Response::json(StatusCode::OK, &7).with_header("x-weight", 7);

@@ -44,7 +44,8 @@ pub enum Error {
 /// The command line with the file's settings put in front, so that what was typed wins.
 ///
 /// # Errors
-/// When a file that was named cannot be read, or a file has keys or values that are not flags of this program.
+/// When a file that was named cannot be read, or a file has keys or values that are not flags of this
+/// program.
 pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString>, Error> {
     let named = named_file(&typed);
     let file = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
@@ -65,9 +66,9 @@ pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString
     Ok(merged)
 }
 
-/// The text that a program started with this command line has for a flag: what was typed, else what the config file says.
-/// `None` where neither says anything; what is wrong with the file is for the program itself to report. `read` opens a file
-/// as the program would.
+/// The text that a program started with this command line has for a flag: what was typed, else what the
+/// config file says. `None` where neither says anything; what is wrong with the file is for the program
+/// itself to report. `read` opens a file as the program would.
 pub fn value(
     program: &str,
     flag: &str,

@@ -1,11 +1,11 @@
 //! Logging to standard error, which never makes the program wait.
 //!
-//! A line goes into a bounded queue and a thread of its own writes it. Where nothing reads standard error, the thread waits, the
-//! queue fills up, further lines are dropped and counted, and traffic goes on.
+//! A line goes into a bounded queue and a thread of its own writes it. Where nothing reads standard error,
+//! the thread waits, the queue fills up, further lines are dropped and counted, and traffic goes on.
 //!
-//! `tracing-appender` does much the same and was tried first. At the end of the program it reports a full queue with
-//! `println!`, which blocks for ever where standard output is the same pipe. It bounds lines, not bytes. It does not count a line
-//! that could not be written.
+//! `tracing-appender` does much the same and was tried first. At the end of the program it reports a full
+//! queue with `println!`, which blocks for ever where standard output is the same pipe. It bounds lines, not
+//! bytes. It does not count a line that could not be written.
 
 mod writer;
 
@@ -55,10 +55,10 @@ pub fn init(format: Format) -> Guard {
     let writer = WRITER.get_or_init(|| Writer::start(writer::standard_error()));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || writer);
     // A second initialisation (tests in one process) changes nothing.
-    drop(match format {
+    let _ = match format {
         Format::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         Format::Json => subscriber.json().try_init(),
-    });
+    };
     // The hook of the standard library writes to standard error itself, and would wait for its reader.
     std::panic::set_hook(Box::new(log_panic));
     Guard(())
@@ -108,7 +108,8 @@ impl Collector for DroppedLines {
     }
 }
 
-/// Limits a warning that can repeat itself without end: one in ten seconds, with the number of those left out.
+/// Limits a warning that can repeat itself without end: one in ten seconds, with the number of those left
+/// out.
 #[derive(Debug)]
 pub struct RateLimit {
     started: Instant,

@@ -23,10 +23,11 @@ impl Page {
     }
 }
 
-/// The page at `path`, which begins with a slash. Never by way of an HTTP proxy, whatever the environment says.
+/// The page at `path`, which begins with a slash. Never by way of an HTTP proxy, whatever the environment
+/// says.
 ///
 /// # Errors
-/// When nobody listens, or is silent for 3 seconds, or it is not HTTP. The text names the page.
+/// When no process listens, or it is silent for 3 seconds, or it is not HTTP. The text names the page.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<Page> {
     let read = || {
         let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;

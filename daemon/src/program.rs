@@ -39,7 +39,8 @@ pub struct Args {
 #[derive(Clone, Debug, Default)]
 pub struct Settings(BTreeMap<String, Vec<String>>);
 
-/// Parses the command line merged with the config file; on a mistake says which and ends the process, as clap does.
+/// Parses the command line merged with the config file; on a mistake says which and ends the process, as clap
+/// does.
 pub fn parse<A: Parser + CommandFactory>() -> A {
     parse_with_settings().0
 }
@@ -86,9 +87,9 @@ pub fn report_check(findings: impl Iterator<Item = (bool, String)>) -> ExitCode 
     for (is_error, text) in findings {
         *if is_error { &mut errors } else { &mut warnings } += 1;
         // A closed pipe is the reader's choice.
-        drop(writeln!(out, "{}: {text}", if is_error { "error" } else { "warning" }));
+        let _ = writeln!(out, "{}: {text}", if is_error { "error" } else { "warning" });
     }
-    drop(writeln!(out, "{errors} errors, {warnings} warnings"));
+    let _ = writeln!(out, "{errors} errors, {warnings} warnings");
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(USAGE) }
 }
 
@@ -121,7 +122,8 @@ where
     }
 }
 
-/// SIGTERM or SIGINT starts the drain, a second one ends the process. Returns only if signals cannot be received.
+/// SIGTERM or SIGINT starts the drain, a second one ends the process. Returns only if signals cannot be
+/// received.
 async fn watch_signals(drain: Drain) -> std::io::Error {
     let wait = async {
         let mut terminate = signal(SignalKind::terminate())?;

@@ -28,7 +28,7 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name, Arc::new(check)));
     }
 
-    /// Asks everybody.
+    /// Runs every check.
     pub fn report(&self) -> Report {
         let checks = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Report(checks.into_iter().map(|(name, check)| (name, check())).collect())
@@ -36,7 +36,7 @@ impl Readiness {
 }
 
 impl Report {
-    /// Whether everybody is ready.
+    /// Whether every check is ready.
     pub fn is_ready(&self) -> bool {
         self.0.iter().all(|(_, condition)| condition.ready)
     }

@@ -1,4 +1,4 @@
-//! What a service manager such as systemd is told (`sd_notify(3)`). Without one nobody listens, and nothing is said.
+//! Notifications to a service manager such as systemd (`sd_notify(3)`). Without one none is sent.
 
 use std::process;
 

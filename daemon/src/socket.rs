@@ -1,4 +1,5 @@
-//! Sockets on addresses that no interface carries yet: a virtual IP is local by a route, which may come later.
+//! Sockets on addresses that no interface carries yet: a virtual IP is local by a route, which may come
+//! later.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,9 +1,10 @@
-//! Sockets passed from a running process to the one that takes its place, so that nothing is lost that waits in them.
+//! Sockets passed from a running process to the one that takes its place, so that nothing is lost that waits
+//! in them.
 //!
-//! The old process listens at an abstract unix address: network namespaces have their own, as they have the sockets, and
-//! nothing is left of it when the process is killed. The new one connects and is given the sockets (`SCM_RIGHTS`) and a note.
-//! Both have the same sockets now, and the old one goes on with them until the new one says that it has begun. If either
-//! of them dies before that, the other one serves.
+//! The old process listens at an abstract unix address: network namespaces have their own, as they have the
+//! sockets, and nothing is left of it when the process is killed. The new one connects and is given the
+//! sockets (`SCM_RIGHTS`) and a note. Both have the same sockets now, and the old one goes on with them until
+//! the new one says that it has begun. If either of them dies before that, the other one serves.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -55,7 +56,8 @@ pub struct Incumbent(UnixListener);
 /// Asks the process that serves under this name, if there is one.
 ///
 /// # Errors
-/// When there is one and it does not hand over: it belongs to another user, or to somebody else already, or it hangs.
+/// When there is one and it does not hand over: it belongs to another user, or has handed over already, or it
+/// hangs.
 pub async fn inherit(name: &str) -> io::Result<Option<Inheritance>> {
     let stream = match StdStream::connect_addr(&SocketAddr::from_abstract_name(name)?) {
         Ok(stream) => stream,
@@ -69,7 +71,8 @@ pub async fn inherit(name: &str) -> io::Result<Option<Inheritance>> {
     Ok(Some(Inheritance { note, sockets, predecessor: Predecessor(stream) }))
 }
 
-/// Holds a name for as long as this runs; as soon as the process that has it gives it up. Cancel-safe: the name is free then.
+/// Holds a name for as long as this runs; as soon as the process that has it gives it up. Cancel-safe: the
+/// name is free then.
 pub async fn hold(name: &str) {
     loop {
         let taken = SocketAddr::from_abstract_name(name).and_then(|address| StdListener::bind_addr(&address));
@@ -82,7 +85,7 @@ pub async fn hold(name: &str) {
 
 impl Predecessor {
     /// Returns when it has ended without being relieved. Cancel-safe.
-    pub async fn gone(&self) {
+    pub async fn ended(&self) {
         // It says nothing more: all there is to read is the end.
         while self.0.readable().await.is_ok() {
             match self.0.try_read(&mut [0]) {
@@ -92,15 +95,15 @@ impl Predecessor {
         }
     }
 
-    /// Tells it that we serve, and waits until nobody can ask it any more.
+    /// Notifies it that we serve, and waits until no other process can query it.
     pub async fn relieve(mut self) {
         let mut end = [0];
         let farewell = async {
             self.0.write_all(b"!").await?;
             self.0.read(&mut end).await
         };
-        // If it hangs or is gone, all the better that we are here.
-        drop(timeout(PATIENCE, farewell).await);
+        // If it hangs or has exited, this process serves.
+        let _ = timeout(PATIENCE, farewell).await;
     }
 }
 
@@ -108,15 +111,15 @@ impl Incumbent {
     /// Takes the place under this name.
     ///
     /// # Errors
-    /// `AddrInUse` when somebody has it.
+    /// `AddrInUse` when another process has it.
     pub fn take(name: &str) -> io::Result<Self> {
         let listener = StdListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
         listener.set_nonblocking(true)?;
         Ok(Self(UnixListener::from_std(listener)?))
     }
 
-    /// Hands note and sockets to whoever comes, one after the other, until one of them serves. `is_claimed` says whether
-    /// somebody has them and has not begun yet.
+    /// Hands note and sockets to whoever comes, one after the other, until one of them serves. `is_claimed`
+    /// says whether another process has them and has not begun yet.
     pub async fn await_successor(self, note: &[u8], sockets: &[OwnedFd], is_claimed: &Cell<bool>) {
         loop {
             let Ok((mut stream, _)) = self.0.accept().await else {
@@ -203,7 +206,7 @@ fn receive_chunk(stream: RawFd) -> io::Result<Vec<OwnedFd>> {
     let mut found = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows of them.
+            // SAFETY: the kernel has just made these descriptors for us, and no other code has them.
             found.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
@@ -237,8 +240,8 @@ mod tests {
             // One that gives up changes nothing.
             drop(inherit(&name).await.unwrap());
             let inheritance = inherit(&name).await.unwrap().unwrap();
-            let gone = timeout(Duration::from_millis(50), inheritance.predecessor.gone()).await;
-            assert!(gone.is_err() && is_claimed.get(), "it is still there");
+            let ended = timeout(Duration::from_millis(50), inheritance.predecessor.ended()).await;
+            assert!(ended.is_err() && is_claimed.get(), "it is still there");
             assert_eq!((&inheritance.note[..], inheritance.sockets.len()), (&b"secret"[..], 300));
             inheritance.predecessor.relieve().await;
             drop(Incumbent::take(&name).unwrap());
@@ -261,7 +264,7 @@ mod tests {
             inheritance = inheritance => inheritance,
         };
         // The select has dropped it.
-        inheritance.predecessor.gone().await;
+        inheritance.predecessor.ended().await;
         assert!(inherit(&name).await.unwrap().is_none());
     }
 }

@@ -133,7 +133,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         info!("taking over from the process before when the first state is in force");
         tokio::select! {
             () = synced.notified() => {}
-            () = predecessor.gone() => warn!("the process before has ended"),
+            () = predecessor.ended() => warn!("the process before has ended"),
             () = drain.started() => return Ok(()),
             () = &mut upkeep => anyhow::bail!("the sources have ended"),
         }

@@ -37,7 +37,8 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-/// Standard error without the lock of the standard library, which a thread that waits for the reader would hold.
+/// Standard error without the lock of the standard library, which a thread that waits for the reader would
+/// hold.
 pub(super) fn standard_error() -> Box<dyn Write + Send> {
     match io::stderr().as_fd().try_clone_to_owned() {
         Ok(descriptor) => Box::new(File::from(descriptor)),
@@ -54,7 +55,7 @@ impl Writer {
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("log".into());
         // It ends with the process.
-        drop(thread.spawn(move || run(&lines, &of_thread, out)));
+        let _ = thread.spawn(move || run(&lines, &of_thread, out));
         Self { queue, shared }
     }
 
@@ -107,7 +108,9 @@ fn run(lines: &Receiver<Message>, shared: &Shared, mut out: Box<dyn Write + Send
                 shared.queued.fetch_sub(line.len() + LINE_OVERHEAD, Ordering::Relaxed);
             }
             // The one that waits may have given up.
-            Ok(Message::Flush(done)) => drop(done.try_send(())),
+            Ok(Message::Flush(done)) => {
+                let _ = done.try_send(());
+            }
             Err(RecvTimeoutError::Timeout) => {
                 reported = dropped;
                 tracing::warn!(dropped, "log lines were dropped: standard error was not read");
