@@ -19,9 +19,9 @@ use crate::worker::patience::Patience;
 
 /// Carries Service virtual IPs to pods.
 ///
-/// Reads ordinary Kubernetes YAML (Service, Pod, EndpointSlice, Node, Namespace) from a directory, or follows the API server
-/// of a cluster, and the records the CNI plugin leaves; makes every virtual IP local to this node and relays TCP and UDP to
-/// the endpoints. Changes take effect at once.
+/// Reads ordinary Kubernetes YAML (Service, Pod, EndpointSlice, Node, Namespace) from a directory, or follows
+/// the API server of a cluster, and the records the CNI plugin leaves; makes every virtual IP local to this
+/// node and relays TCP and UDP to the endpoints. Changes take effect at once.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "portolan-proxy",
@@ -39,18 +39,18 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
 
-    /// Carry the Services whose label `service.kubernetes.io/service-proxy-name` is this, and no others [default: those without
-    /// the label].
+    /// Carry the Services whose label `service.kubernetes.io/service-proxy-name` is this, and no others
+    /// [default: those without the label].
     #[arg(long, value_name = "NAME")]
     pub service_proxy_name: Option<String>,
 
-    /// Which of the node's addresses node ports are opened on: `primary`, the one towards the rest of the world, `localhost`, `all`, or
-    /// ranges, in any combination.
+    /// Which of the node's addresses node ports are opened on: `primary`, the one towards the rest of the
+    /// world, `localhost`, `all`, or ranges, in any combination.
     #[arg(long, value_name = "primary|localhost|all|CIDR", value_delimiter = ',', default_value = "primary")]
     pub node_port_addresses: Vec<NodePortAddress>,
 
-    /// Serve `externalIPs` of Services. They let anybody who may write a Service take traffic for any address (CVE-2020-8554), and
-    /// Kubernetes gives them up (KEP-5707).
+    /// Serve `externalIPs` of Services. They let anybody who may write a Service take traffic for any address
+    /// (CVE-2020-8554), and Kubernetes gives them up (KEP-5707).
     #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
     pub allow_service_external_ips: bool,
 
@@ -58,27 +58,30 @@ pub struct Args {
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
     pub pod_cidr: Vec<IpNetwork>,
 
-    /// How the pods of other nodes are reached, by spec.podCIDRs of their Node: directly where the node is on the same link
-    /// and by VXLAN (UDP port 8472) where it is not; only directly; or not at all, where somebody else sees to it.
+    /// How the pods of other nodes are reached, by spec.podCIDRs of their Node: directly where the node is on
+    /// the same link and by VXLAN (UDP port 8472) where it is not; only directly; or not at all, where
+    /// another program routes.
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub node_routes: NodeRoutes,
 
-    /// Write the configuration of portolan-cni to this file once the Node says which addresses its pods get (spec.podCIDRs),
-    /// and keep it so; for example /etc/cni/net.d/10-portolan.conflist. Only --cleanup with this flag takes it away.
+    /// Write the configuration of portolan-cni to this file once the Node says which addresses its pods get
+    /// (spec.podCIDRs), and keep it so; for example /etc/cni/net.d/10-portolan.conflist. Only --cleanup with
+    /// this flag takes it away.
     #[arg(long, value_name = "FILE")]
     pub cni_conflist: Option<PathBuf>,
 
-    /// Ranges of the pods of all nodes, which see each other's own addresses: the controller manager's setting of this name.
-    /// For --cni-conflist.
+    /// Ranges of the pods of all nodes, which see each other's own addresses: the controller manager's
+    /// setting of this name. For --cni-conflist.
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
     pub cluster_cidr: Vec<IpNetwork>,
 
-    /// Take away all that a proxy has left on this node, routes to other nodes' pods too, and exit. For a node that is
-    /// given up: not while a proxy runs.
+    /// Take away all that a proxy has left on this node, routes to other nodes' pods too, and exit. For a
+    /// node that is given up: not while a proxy runs.
     #[arg(long)]
     pub cleanup: bool,
 
-    /// What endpoints see as the source of a connection: the client's own address where that is possible, or the node's.
+    /// What endpoints see as the source of a connection: the client's own address where that is possible, or
+    /// the node's.
     #[arg(long, value_name = "WHOSE", default_value = "client")]
     pub source_address: SourceAddress,
 
@@ -86,17 +89,18 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub workers: usize,
 
-    /// Microseconds for which a worker looks for the next event before it sleeps, where it learns that this pays; 0 never
-    /// does. Costs processor time that would be idle, and saves a wake-up a message.
+    /// Microseconds for which a worker looks for the next event before it sleeps, where it learns that this
+    /// pays; 0 never does. Costs processor time that would be idle, and saves a wake-up a message.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub poll: u64,
 
-    /// Seconds that the last endpoint to be tried is given to accept: more than 1, after which a lost packet is sent again. The
-    /// first of several gets an eighth, the second a quarter.
+    /// Seconds that the last endpoint to be tried is given to accept: more than 1, after which a lost packet
+    /// is sent again. The first of several gets an eighth, the second a quarter.
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub connect_timeout: u64,
 
-    /// Seconds for which a connection that one side has closed may be quiet, twice that at most; 0 means for ever.
+    /// Seconds for which a connection that one side has closed may be quiet, twice that at most; 0 means for
+    /// ever.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub half_closed_timeout: u64,
 
@@ -108,12 +112,13 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub udp_idle_timeout: u64,
 
-    /// UDP flows one virtual IP and port may have at a time, an equal share in each event loop; the client with the most gives one
-    /// up for a newer one.
+    /// UDP flows one virtual IP and port may have at a time, an equal share in each event loop; the client
+    /// with the most gives one up for a newer one.
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub udp_max_flows: usize,
 
-    /// TCP connections carried at a time; newer ones are reset and counted [default: as many as open files allow].
+    /// TCP connections carried at a time; newer ones are reset and counted [default: as many as open files
+    /// allow].
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
 
@@ -145,7 +150,8 @@ pub struct Args {
 /// Something else than carrying.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Command {
-    /// Shows what the proxy on this machine serves: Services, their endpoints and how they are, open connections.
+    /// Shows what the proxy on this machine serves: Services, their endpoints and how they are, open
+    /// connections.
     Status {
         /// Only this Service.
         #[arg(value_name = "NAMESPACE/NAME")]

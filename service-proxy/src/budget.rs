@@ -1,12 +1,12 @@
 //! How many file descriptors traffic may have, and how many of them one client.
 //!
 //! A connection has two, a UDP flow one. The rest of what the process may open is for the control side: the
-//! readers of manifests, the pages, netlink, the API server. Without that, a client with many flows would leave the proxy unable
-//! to read a changed manifest.
+//! readers of manifests, the pages, netlink, the API server. Without that, a client with many flows would
+//! leave the proxy unable to read a changed manifest.
 //!
-//! A client may have as many as are free: alone half of all, two clients a third each. So whatever any number of greedy clients
-//! take, one more finds some left (dynamic thresholds, as in switches that share a buffer: Choudhury and Hahne, 1998). A client
-//! that has its share loses only its own new connections.
+//! A client may have as many as are free: alone half of all, two clients a third each. So whatever any number
+//! of greedy clients take, one more finds some left (dynamic thresholds, as in switches that share a buffer:
+//! Choudhury and Hahne, 1998). A client that has its share loses only its own new connections.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Descriptors that are kept for the control side.
 const RESERVE: usize = 1024;
 
-/// Descriptors that are kept for each worker: its event loop, and the sockets that the kernel hands traffic to.
+/// Descriptors that are kept for each worker: its event loop, and the sockets that the kernel hands traffic
+/// to.
 const PER_WORKER: usize = 32;
 
 /// Where fewer may be open at all, one in so many.

@@ -1,8 +1,9 @@
-//! The CNI configuration of this node, written once its Node says which addresses its pods get (`spec.podCIDRs`).
+//! The CNI configuration of this node, written once its Node says which addresses its pods get
+//! (`spec.podCIDRs`).
 //!
-//! A kubelet takes a node for ready when there is a CNI configuration, so it appears no sooner than a pod can have an
-//! address, and stays when the proxy stops: only `portolan-proxy --cleanup` takes it away. A file that somebody else has
-//! written is left alone.
+//! A kubelet takes a node for ready when there is a CNI configuration, so it appears no sooner than a pod can
+//! have an address, and stays when the proxy stops: only `portolan-proxy --cleanup` takes it away. A file
+//! that another program has written is left alone.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,8 +21,8 @@ use tracing::{info, warn};
 /// Marks a configuration as this program's.
 const WRITTEN_BY: &str = "portolan-proxy";
 
-/// How often a file that could not be written is tried again: a disk that is full, or a file that somebody else has there, may
-/// not stay so.
+/// How often a file that could not be written is tried again: a disk that is full, or a file that another
+/// program has there, may not stay so.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is written, and where.
@@ -45,7 +46,7 @@ pub(crate) async fn follow(
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let node = snapshot.nodes.get(node_name.as_str()).filter(|_| snapshot.synced);
-        // A Node that is gone may come back: pods that run keep what they have.
+        // A deleted Node may come back: pods that run keep what they have.
         let wanted = node.map(|node| &node.pod_cidrs).filter(|cidrs| !cidrs.is_empty());
         let mut retry = None;
         if let Some(cidrs) = wanted.filter(|cidrs| written.as_ref() != Some(*cidrs)) {
@@ -56,7 +57,7 @@ pub(crate) async fn follow(
                 }
                 Err(error) => {
                     retry = Some(RETRY_INTERVAL);
-                    // Said once, not with every try.
+                    // Logged once, not at every attempt.
                     let message = error.to_string();
                     if told.as_ref() != Some(&message) {
                         warn!(file = %config.file.display(), %error, "no CNI configuration, trying again");
@@ -122,7 +123,7 @@ fn write(file: &Path, contents: &Value) -> io::Result<()> {
         return Ok(());
     }
     if is_ours(file)? == Some(false) {
-        let message = "somebody else has written it; remove it, or name another file with --cni-conflist";
+        let message = "another program has written it; remove it, or name another file with --cni-conflist";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
     let directory = file.parent().unwrap_or_else(|| Path::new("/"));
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_has_written_is_neither_overwritten_nor_removed() {
+    fn file_of_another_program_is_neither_overwritten_nor_removed() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("10-portolan.conflist");
         remove(&file).unwrap();

@@ -53,7 +53,8 @@ impl Frontend {
         self.endpoints.load_full()
     }
 
-    /// What the Service wants right now, for a look that does not outlast it: nothing is counted that workers share.
+    /// What the Service wants right now, for a look that does not outlast it: nothing is counted that workers
+    /// share.
     pub(crate) fn wants<T>(&self, read: impl FnOnce(&Selection) -> T) -> T {
         read(&self.endpoints.load().selection)
     }
@@ -67,7 +68,8 @@ impl Frontend {
         }
     }
 
-    /// The endpoints to try for a client, best first: the one it had, if it is to keep it, then the balancer's choice.
+    /// The endpoints to try for a client, best first: the one it had, if it is to keep it, then the
+    /// balancer's choice.
     pub(crate) fn candidates<'a>(
         &self,
         set: &'a EndpointSet,

@@ -1,7 +1,7 @@
 //! Where addresses are, and so which one an endpoint sees as its client's.
 //!
-//! The client's own, wherever the replies to it come back through this node: then they can be diverted to the socket
-//! that has it (see [`crate::kernel::divert`]). Otherwise the node's.
+//! The client's own, wherever the replies to it come back through this node: then they can be diverted to the
+//! socket that has it (see [`crate::kernel::divert`]). Otherwise the node's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};

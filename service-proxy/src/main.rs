@@ -39,7 +39,7 @@ fn status(mut address: SocketAddr, service: Option<&str>, json: bool) -> ExitCod
     match daemon::page::get(address, &format!("/debug/services?{format}{service}")) {
         Ok(page) if page.is_ok() => {
             // A closed pipe is the reader's choice.
-            drop(std::io::stdout().write_all(page.body.as_bytes()));
+            let _ = std::io::stdout().write_all(page.body.as_bytes());
             ExitCode::SUCCESS
         }
         Ok(page) => {

@@ -5,12 +5,12 @@
 //! any other:                10.22.3.0/24 via 10.22.3.0 dev portolan-vxlan onlink  proto 113
 //!                           neighbour 10.22.3.0 -> MAC of the node, forwarded to 203.0.113.2:8472
 //! ```
-//! What is in the kernel is compared with what should be there after every change of the Nodes, and again and again: a
-//! route that somebody deletes, or that went with an interface, is back within seconds. Routes of others stay as they
-//! are, and where one is in the way ours is reported and not made.
+//! What is in the kernel is compared with what should be there after every change of the Nodes, and again and
+//! again: a route that was deleted, also with its interface, is back within seconds. Routes of others stay as
+//! they are, and where one is in the way ours is reported and not made.
 //!
-//! Unlike all else the proxy makes, these routes stay when it stops: pods talk to pods without it. The next one takes
-//! them over; `portolan-proxy --cleanup` takes them away.
+//! Unlike all else the proxy makes, these routes stay when it stops: pods talk to pods without it. The next
+//! one takes them over; `portolan-proxy --cleanup` takes them away.
 
 mod plan;
 mod table;
@@ -32,7 +32,8 @@ use crate::surroundings::Place;
 use plan::{Own, Plan};
 use table::Table;
 
-/// How often the kernel is looked at; less often where looking takes more than a twentieth of the time, up to the limit.
+/// How often the kernel is looked at; less often where looking takes more than a twentieth of the time, up to
+/// the limit.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -43,7 +44,7 @@ pub enum NodeRoutes {
     Auto,
     /// Directly; those on another link are reported and not reached.
     Direct,
-    /// Not at all: somebody else does it.
+    /// Not at all: another program does it.
     Off,
 }
 
@@ -74,7 +75,7 @@ impl Keeper {
     }
 }
 
-/// Takes away all routes and the tunnel. What is gone already is fine.
+/// Takes away all routes and the tunnel. What is missing already is no error.
 ///
 /// # Errors
 /// What the kernel says.

@@ -103,7 +103,8 @@ pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
     tasks.spawn(Server::serve(healthz_address, "--healthz-bind-address", of_health));
 }
 
-/// Not ready before the first state is in force, and while it drains; a frontend that cannot be opened is told but harms no other.
+/// Not ready before the first state is in force, and while it drains; a frontend that cannot be opened is
+/// reported but harms no other.
 fn readiness(snapshots: Snapshots, status: Status) -> Readiness {
     let readiness = Readiness::default();
     readiness.add("sources", move || {

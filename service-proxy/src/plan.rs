@@ -17,13 +17,13 @@ use crate::surroundings::Surroundings;
 pub(crate) struct Plan {
     /// Without endpoints there is no frontend: the kernel then refuses, which is what Kubernetes asks for.
     pub(crate) frontends: BTreeMap<FrontendKey, Planned>,
-    /// External addresses, and ports of the node, of Services without endpoints. Without a rule a packet would go where it
-    /// went before there was the Service.
+    /// External addresses, and ports of the node, of Services without endpoints. Without a rule a packet
+    /// would go where it went before there was the Service.
     pub(crate) refused: BTreeSet<FrontendKey>,
     /// Everything the Service claims, with endpoints or without.
     pub(crate) claims: BTreeMap<FrontendKey, ClaimKind>,
-    /// For each port and family of which a policy of `Local` leaves clients without any endpoint though there are
-    /// others: the policy (`internal` or `external`) and the family.
+    /// For each port and family of which a policy of `Local` leaves clients without any endpoint though there
+    /// are others: the policy (`internal` or `external`) and the family.
     pub(crate) without_local: Vec<(&'static str, IpFamily)>,
 }
 

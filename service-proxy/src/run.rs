@@ -61,7 +61,7 @@ pub struct Config {
     pub udp_idle_timeout: Duration,
     /// UDP flows a frontend may have.
     pub udp_max_flows: usize,
-    /// TCP connections carried at a time; as many as descriptors allow where nothing is said.
+    /// TCP connections carried at a time; by default as many as descriptors allow.
     pub max_connections: Option<usize>,
     /// What the kernel's connection tracking is set to.
     pub conntrack: conntrack::Settings,
@@ -154,7 +154,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets open connections finish, and gives everything up but what is another proxy's: one that has taken over, or does so meanwhile.
+/// Lets open connections finish, and gives everything up but what is another proxy's: one that has taken
+/// over, or does so meanwhile.
 async fn finish(
     mut serving: Serving,
     tasks: &mut JoinSet<()>,
@@ -188,7 +189,8 @@ async fn finish(
 /// Takes away all that a proxy has left on the node, however it ended.
 ///
 /// # Errors
-/// When a proxy runs here, which would put it back; what the kernel says to the routes to other nodes; the rest is best effort.
+/// When a proxy runs here, which would put it back; what the kernel says to the routes to other nodes; the
+/// rest is best effort.
 pub async fn clean_up(config: Config) -> anyhow::Result<()> {
     let succession = Succession::new();
     if let Some(running) = succession.other() {
@@ -248,7 +250,8 @@ fn recorder(config: &Config, tasks: &mut JoinSet<()>) -> Recorder {
     recorder
 }
 
-/// Without policy routing replies to borrowed addresses cannot be brought back, and external IPs are not routed to the node.
+/// Without policy routing replies to borrowed addresses cannot be brought back, and external IPs are not
+/// routed to the node.
 async fn divert() -> Option<Divert> {
     let diverted = Divert::ensure().await;
     diverted

@@ -1,4 +1,4 @@
-//! What a Service's traffic is told apart by.
+//! The key of a Service's traffic.
 
 use std::fmt;
 use std::sync::Arc;

@@ -34,7 +34,8 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    /// Follows the snapshots until the drain begins. Cancel-safe in that the next state makes up for one half done.
+    /// Follows the snapshots until the drain begins. Cancel-safe in that the next state makes up for one half
+    /// done.
     pub(crate) async fn follow(&mut self, mut snapshots: Snapshots, drain: &Drain) {
         let mut retry = tokio::time::interval(RETRY_INTERVAL);
         snapshots.mark_changed();
@@ -77,7 +78,7 @@ impl Serving {
         self.note(snapshot).await;
     }
 
-    /// Tries again what has failed, and brings back what somebody has deleted.
+    /// Tries again what has failed, and restores what was deleted.
     async fn look_after(&mut self, snapshot: &Snapshot) {
         if self.proxier.retry_failures() {
             self.note(snapshot).await;
@@ -87,7 +88,8 @@ impl Serving {
         }
     }
 
-    /// Notes what is in force: the first time, the proxy before is told, which may have been taking its leave.
+    /// Notes what is applied. The first time the previous proxy, which may be draining already, receives the
+    /// hand-over.
     async fn note(&mut self, snapshot: &Snapshot) {
         if snapshot.synced && self.proxier.stuck_since().is_none() {
             self.updated = Some(SystemTime::now());
@@ -128,7 +130,7 @@ impl Serving {
 
     /// Takes everything out of the kernel, unless it is another proxy's by now.
     pub(crate) async fn clean_up(mut self) -> Proxier {
-        // One that has just taken over may not have said so yet.
+        // The next process may not have written its id yet.
         if self.succession.other().is_none() && self.proxier.forget() {
             // The routes come last: without them, not even open connections work.
             self.routes.remove().await;

@@ -1,8 +1,9 @@
 //! One proxy after another on the same node, with nothing lost in between.
 //!
-//! A proxy that is started beside a running one sets itself up and, once its first state is in force, has the kernel
-//! hand it all new connections in one transaction (see [`crate::kernel::interception`]). Then it tells its predecessor, named in the
-//! pid file, with SIGUSR2: that one takes no more, lets its open connections finish, and leaves rules and routes alone.
+//! A proxy that is started beside a running one sets itself up and, once its first state is in force, has the
+//! kernel hand it all new connections in one transaction (see [`crate::kernel::interception`]). Then it tells
+//! its predecessor, named in the pid file, with SIGUSR2: that one takes no more, lets its open connections
+//! finish, and leaves rules and routes alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::{info, warn};
 
-/// Runtime state, gone after a reboot.
+/// Runtime state, lost in a reboot.
 const PID_FILE: &str = "/run/portolan/proxy.pid";
 
 /// This proxy's place in the succession.
@@ -36,7 +37,7 @@ impl Succession {
         self.taken
     }
 
-    /// New connections are ours from now on: the proxy before is told.
+    /// New connections are ours from now on: the previous proxy receives the hand-over.
     pub(crate) fn take(&mut self) {
         self.taken = true;
         let predecessor = self.other();
@@ -55,14 +56,14 @@ impl Succession {
     /// Takes away what a proxy has left that was killed.
     pub(crate) fn forget(&self) {
         if self.other().is_none() {
-            drop(fs::remove_file(&self.file));
+            let _ = fs::remove_file(&self.file);
         }
     }
 
-    /// This proxy ends and nobody has taken over.
+    /// This proxy ends without a next one.
     pub(crate) fn end(&self) {
         if read(&self.file) == Some(Pid::this()) {
-            drop(fs::remove_file(&self.file));
+            let _ = fs::remove_file(&self.file);
         }
     }
 }
@@ -80,8 +81,9 @@ fn write(file: &Path) -> std::io::Result<()> {
     fs::rename(new, file)
 }
 
-/// Process ids are used again, and other nodes may share this one's processes: the name and the network namespace tell. The
-/// kernel shows the namespace of a process with more capabilities to nobody (ptrace(2)); the file is of this node, so it counts.
+/// Process ids are used again, and other nodes may share this one's processes: the name and the network
+/// namespace tell. The kernel shows the namespace of a process only to those with at least its capabilities
+/// (ptrace(2)); the file is of this node, so it counts.
 fn is_proxy_of_this_node(pid: Pid) -> bool {
     let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
     let netns = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();

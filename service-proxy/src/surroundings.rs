@@ -47,7 +47,8 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Whether an endpoint is on this node: by its `nodeName`, or where it has none, because its pod is attached here.
+    /// Whether an endpoint is on this node: by its `nodeName`, or where it has none, because its pod is
+    /// attached here.
     pub(crate) fn is_local(&self, endpoint: &Endpoint) -> bool {
         match &endpoint.node_name {
             Some(node) => *node == self.here.node,

@@ -96,7 +96,7 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     let key = |address| FrontendKey { protocol: Protocol::Tcp, address };
     let found = asked.and_then(|asked| Some((asked, registry.load().get(&key(asked)).cloned()?)));
     let Some((asked, frontend)) = found else {
-        // The Service went while the connection waited to be accepted, or somebody has found our own port.
+        // The Service was deleted before the connection was accepted, or a client connected to our own port.
         return socket::reset_on_close(&client);
     };
     let metrics = &context.metrics;
@@ -114,7 +114,7 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
             if frontend.wants(|selection| selection.proxy_protocol) {
                 // The socket is new and its buffer empty; an error shows again when the relay writes.
-                drop(upstream.write_all(&proxy_protocol::header(address, asked)).await);
+                let _ = upstream.write_all(&proxy_protocol::header(address, asked)).await;
             }
             let progress = Progress::default();
             let count = |sent: Sent| {

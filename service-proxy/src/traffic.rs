@@ -1,4 +1,5 @@
-//! What all the ways into one port of a Service share: where its clients were, how much is open, what was carried.
+//! What all the ways into one port of a Service share: where its clients were, how much is open, what was
+//! carried.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

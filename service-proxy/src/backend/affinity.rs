@@ -1,7 +1,7 @@
 //! Which endpoint a client had last (`sessionAffinity: ClientIP`).
 //!
-//! The one lock on the way of a connection, and only of a Service that asks for affinity: a client's connections come
-//! in on every worker, and all have to agree.
+//! The one lock on the way of a connection, and only of a Service that asks for affinity: a client's
+//! connections come in on every worker, and all have to agree.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

@@ -49,7 +49,7 @@ pub(crate) struct Selection {
     pub(crate) without_local: bool,
     /// Whether endpoints expect a PROXY protocol header.
     pub(crate) proxy_protocol: bool,
-    /// Empty: everybody may come.
+    /// Empty: all clients are admitted.
     source_ranges: Vec<IpNetwork>,
 }
 
@@ -78,7 +78,8 @@ impl Selection {
             external_local: rules.external_local,
             externally_accessible: rules.is_externally_accessible(has_node_port),
         };
-        // As kube-proxy: of two slices that disagree about where an endpoint is, the one that says "here" counts.
+        // As kube-proxy: of two slices that disagree about where an endpoint is, the one that says "here"
+        // counts.
         let proxy = around.proxy_name.as_deref();
         let endpoints = entry.endpoints(port, family, proxy, |endpoint| around.is_local(endpoint));
         let candidates: Vec<Candidate<'_>> = endpoints
@@ -127,7 +128,8 @@ impl Selection {
 }
 
 impl EndpointSet {
-    /// Puts a selection to use. What was learnt about endpoints of the set before is kept; failures are forgiven.
+    /// Puts a selection to use. What was learnt about endpoints of the set before is kept; failures are
+    /// forgiven.
     pub(crate) fn new(selection: Selection, before: Option<&Self>) -> Self {
         let known = |address: &SocketAddr| {
             let found = before.into_iter().flat_map(Self::pools).find_map(|pool| pool.find(*address));

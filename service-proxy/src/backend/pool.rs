@@ -10,7 +10,8 @@ use discovery::model::BalancerKind;
 
 use crate::backend::endpoint::Endpoint;
 
-/// Slots of a Maglev table: primes, a hundred times the endpoints they are meant for (Maglev paper, section 5.3).
+/// Slots of a Maglev table: primes, a hundred times the endpoints they are meant for (Maglev paper, section
+/// 5.3).
 const SLOTS: [usize; 3] = [2039, 16_381, 65_537];
 
 /// Endpoints that are all as good as each other, and the way to choose.
@@ -84,7 +85,8 @@ impl Pool {
         }
     }
 
-    /// A fresh endpoint has no connections and would get them all: until it is warm it loses some of its draws.
+    /// A fresh endpoint has no connections and would get them all: until it is warm it loses some of its
+    /// draws.
     fn less_loaded(&self, one: usize, other: usize) -> usize {
         let (a, b) = (&self.endpoints[one], &self.endpoints[other]);
         let (winner, loser) = if a.connections() <= b.connections() { (one, other) } else { (other, one) };
@@ -102,7 +104,8 @@ fn hash(value: &impl std::hash::Hash) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(value)
 }
 
-/// The table of the Maglev paper (section 3.4): every endpoint fills the slots of its own permutation in turn.
+/// The table of the Maglev paper (section 3.4): every endpoint fills the slots of its own permutation in
+/// turn.
 fn maglev(endpoints: &[Arc<Endpoint>]) -> Box<[u16]> {
     let wanted = endpoints.len().saturating_mul(100);
     let slots = SLOTS.into_iter().find(|slots| *slots >= wanted).unwrap_or(SLOTS[SLOTS.len() - 1]);

@@ -1,5 +1,5 @@
-//! Which endpoints a Service's traffic may go to, by policy, topology and state: kube-proxy's `CategorizeEndpoints`
-//! (`pkg/proxy/topology.go`), rule by rule.
+//! Which endpoints a Service's traffic may go to, by policy, topology and state: kube-proxy's
+//! `CategorizeEndpoints` (`pkg/proxy/topology.go`), rule by rule.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,7 +50,8 @@ enum Preference {
 }
 
 impl Policy {
-    /// A Service that only asks for local endpoints from outside still serves pods of this cluster from everywhere.
+    /// A Service that only asks for local endpoints from outside still serves pods of this cluster from
+    /// everywhere.
     fn uses_cluster(self) -> bool {
         !self.internal_local || self.externally_accessible
     }
@@ -87,7 +88,8 @@ pub(crate) fn categorize(candidates: &[Candidate<'_>], policy: Policy, here: &He
     categories
 }
 
-/// Hints count only when every ready endpoint has one, and one of them is meant for this place; nodes before zones.
+/// Hints count only when every ready endpoint has one, and one of them is meant for this place; nodes before
+/// zones.
 fn preference(candidates: &[Candidate<'_>], here: &Here) -> Preference {
     let ready = || candidates.iter().filter(|c| c.endpoint.conditions.ready).map(|c| c.endpoint);
     let all_have_nodes = ready().all(|endpoint| !endpoint.hinted_nodes().is_empty());

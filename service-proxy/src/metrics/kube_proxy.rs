@@ -1,6 +1,7 @@
 //! What kube-proxy counts too, under its names, so that its dashboards and alerts go on working.
 //!
-//! One sync here is for both families, so these have no label `ip_family` where kube-proxy has one proxier a family.
+//! One sync here is for both families, so these have no label `ip_family` where kube-proxy has one proxier a
+//! family.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

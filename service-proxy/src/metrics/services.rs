@@ -1,7 +1,8 @@
 //! What is counted for each port of a Service, for a bounded number of them.
 //!
-//! The first ports that carry anything get series of their own, which go when the port does; what all further ones carry
-//! is counted together, under empty labels. A scrape stays small on a node that knows ten thousand Services.
+//! The first ports that carry anything get series of their own, which go when the port does; what all further
+//! ones carry is counted together, under empty labels. A scrape stays small on a node that knows ten thousand
+//! Services.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +22,8 @@ const LABELS: [&str; 4] = ["namespace", "service", "port", "protocol"];
 pub(crate) struct Services {
     families: [IntCounterVec; 6],
     max_ports: usize,
-    /// The ports that have series, and how often each was asked for: one that is deleted and made again overlaps with
-    /// itself while old connections last.
+    /// The ports that have series, and how often each was asked for: one that is deleted and made again
+    /// overlaps with itself while old connections last.
     ports: Mutex<HashMap<ServicePort, usize>>,
 }
 
@@ -81,7 +82,7 @@ impl Services {
             ports.remove(port);
             for family in &self.families {
                 // Nothing to remove only if it was never there.
-                drop(family.remove_label_values(&labels(port)));
+                let _ = family.remove_label_values(&labels(port));
             }
         }
     }
@@ -145,6 +146,6 @@ mod tests {
         assert_eq!(series(&registry), [("a".into(), 2)], "made again, it goes on");
         drop(new);
         services.counters(&port("b")).opened.inc();
-        assert_eq!(series(&registry), [], "nobody is left");
+        assert_eq!(series(&registry), [], "no series is left");
     }
 }

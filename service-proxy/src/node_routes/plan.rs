@@ -54,14 +54,15 @@ pub(super) struct Plan {
 }
 
 impl Own {
-    /// Whether it is this node, also where somebody has misspelled its name.
+    /// Whether it is this node, also where its name is misspelled.
     pub(super) fn is(&self, node: &Node) -> bool {
         *node.name == *self.name || node.addresses.iter().any(|address| self.addresses.contains(address))
     }
 }
 
-/// Nobody has to be told a node's address inside the tunnel: it follows from its name (FNV-1a, 48 bits; the second lowest
-/// bit of the first byte says that nobody manufactured it, the lowest that it is not multicast).
+/// A node's address inside the tunnel need not be distributed: it follows from its name (FNV-1a, 48 bits; the
+/// second lowest bit of the first byte says that it is locally administered, the lowest that it is not
+/// multicast).
 pub(super) fn mac(node: &str) -> Mac {
     let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

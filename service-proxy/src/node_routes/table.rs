@@ -15,7 +15,8 @@ use rtnetlink::{Error, Handle, RouteMessageBuilder};
 
 use super::plan::{Hop, Plan, Reach};
 
-/// Who made a route (`rtm_protocol`): a number that nobody in `/etc/iproute2/rt_protos` has. Others' are never touched.
+/// Who made a route (`rtm_protocol`): a number that `/etc/iproute2/rt_protos` does not have. Others' are
+/// never touched.
 const OURS: RouteProtocol = RouteProtocol::Other(113);
 
 /// What an interface that does not tell is taken to carry, bytes.
@@ -55,7 +56,7 @@ impl Table {
             let (via, device) = match (hop, device) {
                 (Hop::Direct(address), _) => (*address, None),
                 (Hop::Tunnel(_), Some(device)) => (range.network(), Some(device)),
-                // Why there is no tunnel has been said.
+                // The log has the reason why there is no tunnel.
                 (Hop::Tunnel(_), None) => continue,
             };
             let present = self.0.get(range);
@@ -124,7 +125,7 @@ async fn mtu_of(handle: &Handle, device: u32) -> Option<u32> {
 
 async fn delete(handle: &Handle, range: IpNetwork, route: &RouteMessage) -> Option<String> {
     let deleted = handle.route().del(route.clone()).execute().await;
-    // ESRCH: somebody was quicker.
+    // ESRCH: it was deleted already.
     let error = deleted.err().filter(|error| errno(error).is_none_or(|e| e.raw_os_error() != Some(3)))?;
     Some(format!("delete the route to {range}: {error}"))
 }

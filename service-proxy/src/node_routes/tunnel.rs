@@ -1,9 +1,10 @@
 //! The VXLAN interface to nodes on other links, and who is behind it.
 //!
-//! Nothing is learned and nothing is flooded: for each node there is one forwarding entry (its hardware address in the
-//! tunnel -> its address) and for each range of its pods one neighbour entry (first address of the range -> its
-//! hardware address). This node's own end has the first address of its own ranges, which no pod gets: what the node
-//! itself sends to far pods comes from there, so that their answers come back through the tunnel.
+//! Nothing is learned and nothing is flooded: for each node there is one forwarding entry (its hardware
+//! address in the tunnel -> its address) and for each range of its pods one neighbour entry (first address of
+//! the range -> its hardware address). This node's own end has the first address of its own ranges, which no
+//! pod gets: what the node itself sends to far pods comes from there, so that their answers come back through
+//! the tunnel.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -131,7 +132,7 @@ async fn set_neighbours(handle: &Handle, index: u32, wanted: &BTreeMap<IpAddr, M
         stale.header.family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         stale.header.ifindex = index;
         stale.attributes.push(NeighbourAttribute::Destination(to_neighbour_address(*ip)));
-        unless_gone(handle.neighbours().del(stale).execute().await)?;
+        unless_missing(handle.neighbours().del(stale).execute().await)?;
     }
     for (ip, mac) in wanted.iter().filter(|(ip, mac)| present.get(ip) != Some(mac)) {
         handle.neighbours().add(index, *ip).link_layer_address(mac).replace().execute().await?;
@@ -150,7 +151,7 @@ async fn set_forwarding(handle: &Handle, index: u32, wanted: &BTreeMap<Mac, IpAd
         stale.header.flags = NeighbourFlags::Own;
         stale.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         stale.attributes.push(NeighbourAttribute::Destination(to_neighbour_address(*ip)));
-        unless_gone(handle.neighbours().del(stale).execute().await)?;
+        unless_missing(handle.neighbours().del(stale).execute().await)?;
     }
     for (mac, ip) in wanted.iter().filter(|(mac, ip)| present.get(*mac) != Some(ip)) {
         let adding = handle.neighbours().add_bridge(index, mac).destination(*ip);
@@ -198,7 +199,7 @@ fn unless_there(result: Result<(), Error>) -> Result<(), Error> {
     unless(result, 17) // EEXIST
 }
 
-fn unless_gone(result: Result<(), Error>) -> Result<(), Error> {
+fn unless_missing(result: Result<(), Error>) -> Result<(), Error> {
     unless(result, 2) // ENOENT
 }
 

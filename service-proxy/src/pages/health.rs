@@ -1,4 +1,5 @@
-//! `/healthz` and `/livez`, with kube-proxy's meaning: load balancers of clouds ask whether this node is to be used.
+//! `/healthz` and `/livez`, with kube-proxy's meaning: load balancers of clouds ask whether this node is to
+//! be used.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

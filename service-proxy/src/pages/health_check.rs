@@ -77,7 +77,7 @@ impl HealthChecks {
     /// Opens what could not be opened before, too.
     pub(crate) async fn listen(&mut self) {
         for check in self.checks.values_mut().filter(|check| !check.missing.is_empty()) {
-            // Said once, not with every try.
+            // Logged once, not at every attempt.
             let is_first = check.missing.len() == check.addresses.len() && check.servers.is_empty();
             let failure = check.listen(&self.status).await.err();
             if let Some(error) = failure.filter(|_| is_first) {

@@ -119,7 +119,7 @@ impl View<'_> {
         })
     }
 
-    /// Services with a virtual IP that nobody serves, by name: the kernel refuses connections to them.
+    /// Services with a virtual IP that is not served, by name: the kernel refuses connections to them.
     fn without_endpoints(&self) -> BTreeMap<String, &[IpAddr]> {
         let served: BTreeSet<_> = self.frontends.iter().map(|frontend| frontend.service()).collect();
         let idle = self.snapshot.services().filter(|entry| {
@@ -176,7 +176,7 @@ impl View<'_> {
 impl Row<'_> {
     /// What it is good for, in words.
     fn state(&self) -> &'static str {
-        let Some(described) = self.described else { return "gone" };
+        let Some(described) = self.described else { return "deleted" };
         let conditions = described.conditions;
         match self.used {
             Some(used) if used.is_ejected() => "passed over: does not accept",

@@ -39,7 +39,7 @@ pub(super) async fn connect(
     let mut tried: [Option<SocketAddr>; ATTEMPTS] = [None; ATTEMPTS];
     let ip = client.address.ip();
     for attempt in 0..ATTEMPTS {
-        // Looked up anew each time: while one attempt waited for its end, all the others may have gone.
+        // Looked up anew each time: all others may have been removed during the last attempt.
         let set = frontend.endpoints();
         if !set.admits(ip) {
             context.metrics.clients_refused.inc();
@@ -76,7 +76,8 @@ pub(super) async fn connect(
     None
 }
 
-/// An endpoint that is a virtual IP of this proxy refuses: what has been proxied is not proxied again (see [`crate::kernel::interception`]).
+/// An endpoint that is a virtual IP of this proxy refuses: what has been proxied is not proxied again (see
+/// [`crate::kernel::interception`]).
 fn note_loop(endpoint: SocketAddr, frontend: &Frontend, registry: &Registry, context: &Context) {
     let key = FrontendKey { protocol: Protocol::Tcp, address: endpoint };
     if let Some(other) = registry.load().get(&key) {
@@ -139,15 +140,17 @@ async fn open(
         ready = upstream.writable() => ready?,
         () = local.clock.passed(deadline) => return Err(ErrorKind::TimedOut.into()),
     }
-    // One that has accepted, replied and reset by now is not connected any more, but its reply is there to be read.
+    // One that has accepted, replied and reset by now is not connected any more, but its reply is there to be
+    // read.
     if upstream.peer_addr().is_err() && SockRef::from(&upstream).peek(&mut [MaybeUninit::uninit()])? == 0 {
         return Err(ErrorKind::ConnectionReset.into());
     }
     Ok(upstream)
 }
 
-/// One hop less than the client's packets had left, where the endpoint may be a virtual IP of another node, whose endpoint may be
-/// one of ours, and so on: as a router, the proxy lets such a circle end. A pod is the end of the way.
+/// One hop less than the client's packets had left, where the endpoint may be a virtual IP of another node,
+/// whose endpoint may be one of ours, and so on: as a router, the proxy lets such a circle end. A pod is the
+/// end of the way.
 fn hops(client: &Client<'_>, endpoint: SocketAddr, context: &Context) -> io::Result<Option<u32>> {
     if !context.may_come_back(endpoint.ip()) {
         return Ok(None);

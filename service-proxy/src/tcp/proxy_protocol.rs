@@ -1,5 +1,5 @@
-//! PROXY protocol version 2: a header that tells the endpoint who its client is, where its address cannot be borrowed.
-//! <https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt>, section 2.2.
+//! PROXY protocol version 2: a header that tells the endpoint who its client is, where its address cannot be
+//! borrowed. <https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt>, section 2.2.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,10 +1,10 @@
 //! Carrying bytes both ways between two sockets.
 //!
-//! One task polls both directions, and what was read is written at once, in the same poll: a small message costs two
-//! system calls and no hop between tasks. It needs no buffer of its own either, but only the one that all connections of a
-//! worker share; a connection has its own while a write has left something, and once a read has filled the shared one. A
-//! half-close travels on as a half-close. When one side fails, what it has sent before is delivered to the other one first (see
-//! [`linger`]); then the caller resets both.
+//! One task polls both directions, and what was read is written at once, in the same poll: a small message
+//! costs two system calls and no hop between tasks. It needs no buffer of its own either, but only the one
+//! that all connections of a worker share; a connection has its own while a write has left something, and
+//! once a read has filled the shared one. A half-close travels on as a half-close. When one side fails, what
+//! it has sent before is delivered to the other one first (see [`linger`]); then the caller resets both.
 
 mod linger;
 mod liveness;
@@ -44,7 +44,8 @@ pub(super) struct Sent {
     pub(super) to_client: u64,
 }
 
-/// Relays until both sides have finished, or one breaks. What was carried is counted now and then, and at the end.
+/// Relays until both sides have finished, or one breaks. What was carried is counted now and then, and at the
+/// end.
 pub(super) async fn relay(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
@@ -92,7 +93,8 @@ enum Side {
     Upstream,
 }
 
-/// An error in one direction does not wait for the other. The end of the last one is passed on by closing both sockets.
+/// An error in one direction does not wait for the other. The end of the last one is passed on by closing
+/// both sockets.
 fn poll_both(
     request: &mut Direction<'_>,
     response: &mut Direction<'_>,
@@ -177,7 +179,7 @@ impl<'a> Direction<'a> {
             if self.at_end {
                 if !is_last {
                     // The other side may have closed altogether; that shows as an error of its own.
-                    drop(ready!(Pin::new(&mut self.to).poll_shutdown(cx)));
+                    let _ = ready!(Pin::new(&mut self.to).poll_shutdown(cx));
                 }
                 self.finished = true;
                 self.buffer = Vec::new();
@@ -201,8 +203,8 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads into the shared buffer, and leaves nothing in it: what cannot be written yet is kept, as the first message often is,
-    /// since the event loop has not heard of the new connection.
+    /// Reads into the shared buffer, and leaves nothing in it: what cannot be written yet is kept, as the
+    /// first message often is, since the event loop has not heard of the new connection.
     fn pass_on(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         SHARED.with_borrow_mut(|shared| {
             let read = ready!(poll_receive(&self.from, cx, shared)).map_err(Error::Read)?;
@@ -240,9 +242,9 @@ impl<'a> Direction<'a> {
     }
 }
 
-/// Reads what has arrived. After a read that does not fill the buffer `poll_read` waits for the next event instead of reading
-/// again; but the kernel ends a read before an urgent byte, and what follows it causes no event. The second read costs the
-/// message no time, since it is written before.
+/// Reads what has arrived. After a read that does not fill the buffer `poll_read` waits for the next event
+/// instead of reading again; but the kernel ends a read before an urgent byte, and what follows it causes no
+/// event. The second read costs the message no time, since it is written before.
 fn poll_receive(from: &ReadHalf<'_>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
     let from: &TcpStream = from.as_ref();
     loop {

@@ -1,7 +1,7 @@
 //! Deadlines that are almost never met.
 //!
-//! A timer of the runtime costs a wake-up of its event loop when it is set. Connecting takes microseconds and its deadline a second, so
-//! one coarse tick for all that wait is cheaper than a timer for each.
+//! A timer of the runtime costs a wake-up of its event loop when it is set. Connecting takes microseconds and
+//! its deadline a second, so one coarse tick for all that wait is cheaper than a timer for each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

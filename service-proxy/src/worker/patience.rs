@@ -1,8 +1,9 @@
 //! How long a connection may be quiet.
 //!
-//! One that is half closed may wait for an answer that never comes: a proxy that waits for ever leaks it, one that does not
-//! wait at all breaks protocols. The kernel's own connection tracking gives it an hour (`tcpCloseWaitTimeout` of
-//! kube-proxy), and so does this, counted from the last byte. An open one may be silent for ever unless told otherwise.
+//! One that is half closed may wait for an answer that never comes: a proxy that waits for ever leaks it, one
+//! that does not wait at all breaks protocols. The kernel's own connection tracking gives it an hour
+//! (`tcpCloseWaitTimeout` of kube-proxy), and so does this, counted from the last byte. An open one may be
+//! silent for ever unless told otherwise.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,8 +38,8 @@ impl Patience {
         coarse.clamp(Duration::from_millis(25), Duration::from_secs(60))
     }
 
-    /// Returns when nothing has moved for as long as the connection may be quiet, or up to twice that. It is polled with
-    /// the relay, and so learns of a half-close without being told.
+    /// Returns when nothing has moved for as long as the connection may be quiet, or up to twice that. It is
+    /// polled with the relay, and so learns of a half-close without being told.
     pub(crate) async fn exhausted(&self, progress: &Progress, clock: &Clock) {
         loop {
             let limit = poll_fn(|_| self.limit(progress).map_or(Poll::Pending, Poll::Ready)).await;
@@ -79,8 +80,8 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(80);
     const LONG: Duration = Duration::from_secs(60);
 
-    /// For how long a connection was kept, if not for as long as it went on. `step` is called at each poll with its age: on a
-    /// busy machine polls are late, but none is without it.
+    /// For how long a connection was kept, if not for as long as it went on. `step` is called at each poll
+    /// with its age: on a busy machine polls are late, but none is without it.
     async fn lasted(
         patience: Patience,
         length: Duration,

@@ -1,10 +1,11 @@
 //! Looking for the next event instead of sleeping, for as long as that pays.
 //!
-//! Putting a thread to sleep and waking it costs more than all copying of a small message. After activity the poller
-//! therefore keeps the worker's event loop turning (`epoll_wait` without a timeout) for a short window. How long the
-//! window is, it learns as KVM's halt polling does: an event that comes soon after the window makes it grow, one that
-//! comes much later closes it. A worker that loses its core while polling was in somebody's way, and one that finds several
-//! messages at a time has no need to: it then sleeps between events for a while.
+//! Putting a thread to sleep and waking it costs more than all copying of a small message. After activity the
+//! poller therefore keeps the worker's event loop turning (`epoll_wait` without a timeout) for a short
+//! window. How long the window is, it learns as KVM's halt polling does: an event that comes soon after the
+//! window makes it grow, one that comes much later closes it. A worker that loses its core while polling
+//! delayed another process, and one that finds several messages at a time has no need to: it then sleeps
+//! between events for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,15 +16,16 @@ use tokio::sync::Notify;
 /// The first window after none.
 const FIRST_WINDOW: Duration = Duration::from_micros(10);
 
-/// A turn of the loop takes microseconds. One that took this long was spent off the core, which the scheduler had given
-/// to somebody else.
+/// A turn of the loop takes microseconds. One that took this long was spent off the core, which the scheduler
+/// had given to another process.
 const LOST_CORE: Duration = Duration::from_millis(1);
 
 /// Messages in one turn of the loop that are no crowd yet.
 const COMPANY: u64 = 2;
 
-/// So many above that, over some turns, are one. A sleep then costs one wake-up for all of them; and a thread that never sleeps is put
-/// off its core by whoever it wakes, message by message, where one that has slept gets through all of them first.
+/// So many above that, over some turns, are one. A sleep then costs one wake-up for all of them; and a thread
+/// that never sleeps is put off its core by whoever it wakes, message by message, where one that has slept
+/// gets through all of them first.
 const CROWD: u64 = 8;
 
 /// Polling for so long without losing the core means that there is one to spare.
@@ -101,7 +103,8 @@ impl Poller {
         }
     }
 
-    /// Polls until there is nothing to wait for. False if somebody else needed the core meanwhile, or there was a crowd.
+    /// Polls until there is nothing to wait for. False if another process needed the core meanwhile, or there
+    /// was a crowd.
     async fn poll(&self) -> bool {
         let mut turn = Instant::now();
         let mut crowd = 0;

@@ -45,12 +45,12 @@ fn round_robin_takes_turns() {
 #[test]
 fn maglev_stays_with_a_client_and_moves_few_when_an_endpoint_goes() {
     let (before, after) = (pool(10, BalancerKind::Maglev), pool(9, BalancerKind::Maglev));
-    let gone: SocketAddr = "10.22.0.10:8080".parse().unwrap();
+    let removed: SocketAddr = "10.22.0.10:8080".parse().unwrap();
     let (mut moved, mut total) = (0, 0);
     for client in clients() {
         let was = first(&before, client);
         assert_eq!(was, first(&before, client));
-        if was != gone {
+        if was != removed {
             total += 1;
             moved += u32::from(was != first(&after, client));
         }

@@ -1,6 +1,6 @@
-//! The cases of kube-proxy's `TestCategorizeEndpoints`, in a notation: an endpoint is its last octet and letters:
-//! r ready, s serving, t terminating, l on this node, a and b for a hint for that zone, n and m for one for node
-//! n (this one) or m.
+//! The cases of kube-proxy's `TestCategorizeEndpoints`, in a notation: an endpoint is its last octet and
+//! letters: r ready, s serving, t terminating, l on this node, a and b for a hint for that zone, n and m for
+//! one for node n (this one) or m.
 
 use discovery::model::{Conditions, Hints};
 
@@ -53,7 +53,8 @@ fn sorted(endpoints: &str, policy: &str, zone: Option<&str>) -> String {
 #[test]
 fn categorize_endpoints() {
     let zone_a = Some("a");
-    // endpoints, policy (i internalTrafficPolicy Local, e external…Local, x reachable from outside), zone, expected
+    // endpoints, policy (i internalTrafficPolicy Local, e external…Local, x reachable from outside), zone,
+    // expected
     let cases = [
         // No policy: every ready endpoint.
         ("", "", zone_a, "c l"),
@@ -91,7 +92,7 @@ fn categorize_endpoints() {
         ("1stl 2rsl", "ex", zone_a, "c2 l2 !"),
         ("1tl 2t", "ex", zone_a, "c l"),
         ("1st 2st", "i", zone_a, "c l !"),
-        // Not ready and not terminating serves nobody, whatever else it says.
+        // Not ready and not terminating serves no client, whatever its other conditions are.
         ("1s 2", "ex", zone_a, "c l"),
     ];
     for (endpoints, policy, zone, expected) in cases {

@@ -1,11 +1,11 @@
 //! Detects a peer that no longer answers: the network is cut, the sandbox frozen, the node lost.
 //!
-//! The kernel probes a connection that is idle (`SO_KEEPALIVE`), at an interval that suits most. A client that probes
-//! on its own expects to notice sooner, but its probes are answered by this node's kernel, not by the endpoint. They
-//! show in the number of segments that arrive at even intervals while nothing is sent: then the endpoint is probed as
-//! often. Where something was sent the kernel does not probe but sends it again, for a quarter of an hour. That is
-//! given up here as soon as probing would be. A peer that keeps its window closed acknowledges, and stays
-//! (`TCP_USER_TIMEOUT` would end it too).
+//! The kernel probes a connection that is idle (`SO_KEEPALIVE`), at an interval that suits most. A client
+//! that probes on its own expects to notice sooner, but its probes are answered by this node's kernel, not by
+//! the endpoint. They show in the number of segments that arrive at even intervals while nothing is sent:
+//! then the endpoint is probed as often. Where something was sent the kernel does not probe but sends it
+//! again, for a quarter of an hour. That is given up here as soon as probing would be. A peer that keeps its
+//! window closed acknowledges, and stays (`TCP_USER_TIMEOUT` would end it too).
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -22,11 +22,13 @@ const OFTEN: u32 = 8;
 /// The endpoint is not probed at the client's interval where that is longer: the usual probes are as quick.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(120);
 
-/// How many intervals of its own probes a client waits for an acknowledgement of the endpoint, and how long at least.
+/// How many intervals of its own probes a client waits for an acknowledgement of the endpoint, and how long
+/// at least.
 const INTERVALS: u32 = 10;
 const SHORTEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Samples with new segments, in a row and evenly spaced, after which these are probes: anything else comes alone.
+/// Samples with new segments, in a row and evenly spaced, after which these are probes: anything else comes
+/// alone.
 const EVENLY_SPACED: u32 = 3;
 
 /// The state of one connection.
@@ -137,7 +139,8 @@ impl Arrivals {
 }
 
 impl Series {
-    /// With segments of which the last one arrived between two samples. Begins anew with them if they do not fit.
+    /// With segments of which the last one arrived between two samples. Begins anew with them if they do not
+    /// fit.
     fn extended(self, last: (Instant, Instant), segments: u32) -> Self {
         let shortest = last.0.saturating_duration_since(self.last.1) / segments;
         let longest = last.1.saturating_duration_since(self.last.0) / segments;
