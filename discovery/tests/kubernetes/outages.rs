@@ -49,6 +49,9 @@ async fn stays_stale(server: &Server, ground: &Ground, why: &str, numbers: &[u8]
     }
     let (age, _) = stale(&ground.discovery.snapshots.borrow(), Resource::Services).unwrap();
     assert!(age > Duration::from_secs(1), "{age:?}: an answer that is no list does not make it younger");
+    // What `/readyz?verbose` shows.
+    let (_, page) = ground.discovery.snapshots.borrow().health();
+    assert!(ALL.iter().all(|r| page.contains(r.source())) && page.contains(why), "{page}");
 }
 
 #[tokio::test]
