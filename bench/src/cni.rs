@@ -8,6 +8,7 @@
 mod burst;
 mod command;
 mod contender;
+mod parallel;
 mod ports;
 
 use std::collections::BTreeMap;

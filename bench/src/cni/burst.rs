@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Barrier;
-use std::time::Instant;
 
 use anyhow::Result;
 use netns::NetNs;
 
 use super::command::run;
 use super::contender::{BESIDE_ONE, Contender, Kind};
+use super::parallel::at_once;
 use crate::interrupt;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
@@ -70,25 +69,15 @@ fn burst(contender: &Contender, pods: usize) -> Result<Burst> {
     let paths = names.iter().map(|name| contender.node.add_netns(name)).collect::<Result<Vec<PathBuf>>>()?;
     let all = |command: &'static str| {
         contender.node.run(|| {
-            let barrier = Barrier::new(pods + 1);
-            std::thread::scope(|scope| {
-                let mut running = Vec::new();
-                for (name, path) in names.iter().zip(&paths) {
-                    let (barrier, call) = (&barrier, contender.call(command, name, path));
-                    running.push(scope.spawn(move || {
-                        barrier.wait();
-                        run(&call).map(|(result, _)| result["ips"][0]["address"].to_string())
-                    }));
-                }
-                barrier.wait();
-                let began = Instant::now();
-                let results: Vec<_> = running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
-                (results, pods as f64 / began.elapsed().as_secs_f64())
-            })
+            let (results, took) = at_once(pods, |pod| {
+                let call = contender.call(command, &names[pod], &paths[pod]);
+                run(&call).map(|(result, _)| result["ips"][0]["address"].to_string())
+            });
+            (results, pods as f64 / took.as_secs_f64())
         })
     };
     let (added, adds_per_second) = all("ADD");
-    let addresses: Vec<String> = added.into_iter().filter_map(|result| result.ok()?.ok()).collect();
+    let addresses: Vec<String> = added.into_iter().filter_map(Result::ok).collect();
     let distinct = addresses.iter().collect::<HashSet<_>>().len();
     let (_, dels_per_second) = all("DEL");
     contender.node.run(|| paths.iter().try_for_each(NetNs::remove_named))?;

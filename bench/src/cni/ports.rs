@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::command::{Call, run};
 use super::contender::{BESIDE_ONE, Contender, Kind};
+use super::parallel;
 use crate::interrupt;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
@@ -41,7 +42,7 @@ struct Row {
 }
 
 /// Measures `rounds` of ADD and DEL without ports, with one and with many, beside none and beside many tracked connections; and
-/// an ADD without ports while a pod with many is attached.
+/// an ADD without ports while a pod with many is attached. Then pods that start at once, without a port and with one.
 pub(super) fn measure(record: &mut Record, has_reference: bool, rounds: usize) -> Result<()> {
     record.set("tracked connections", u32::from(TRACKED) * u32::from(SOURCES));
     let mut kinds = vec![Kind::Portolan { masquerade: true }];
@@ -50,6 +51,7 @@ pub(super) fn measure(record: &mut Record, has_reference: bool, rounds: usize) -
         ["plugin", "tracked", "ports", "ADD p50 (95%)", "DEL p50 (95%)", "another ADD meanwhile, longest"];
     let note = "Milliseconds, processes included; ports over TCP, in a row. The reference is bridge + host-local + portmap.";
     let mut table = Table::new("Ports and tracked connections", &columns, note);
+    let mut at_once = parallel::table();
     for kind in kinds {
         let node = [Contender::new(kind, BESIDE_ONE)?, Contender::new(kind, BESIDE_ONE)?];
         track(&node[1])?;
@@ -86,13 +88,18 @@ pub(super) fn measure(record: &mut Record, has_reference: bool, rounds: usize) -
                 ];
                 table.row(std::iter::once(row.name.clone()).chain(cells));
             }
+            for ports in [0, 1] {
+                let cells = parallel::measure(contender, ports, rounds.div_ceil(4))?;
+                let labels = [contender.name(), tracked.to_owned(), ports.to_string()];
+                at_once.row(labels.into_iter().chain(cells));
+            }
             found.push(rows);
         }
         if kind != Kind::Bridge {
             judge(record, &found);
         }
     }
-    record.tables.push(table);
+    record.tables.extend([table, at_once]);
     Ok(())
 }
 
@@ -113,7 +120,7 @@ fn judge(record: &mut Record, found: &[Vec<Row>]) {
 /// ADD and DEL of a pod with so many ports, milliseconds.
 fn one(contender: &Contender, ports: u16) -> Result<(f64, f64)> {
     let path = contender.node.add_netns("pod")?;
-    let (mappings, name) = (mappings(ports), "pod");
+    let (mappings, name) = (mappings(0, ports), "pod");
     contender.node.run(|| {
         let (result, add) = contender.add_with_ports(name, &path, &mappings)?;
         let del = contender.del_with_ports(name, &path, &mappings, &result)?;
@@ -127,7 +134,7 @@ fn beside(contender: &Contender, ports: u16) -> Result<f64> {
     let paths = ["many", "other"].map(|name| contender.node.add_netns(name));
     let [many, other] = paths;
     let (many, other) = (many?, other?);
-    let mappings = mappings(ports);
+    let mappings = mappings(0, ports);
     contender.node.run(|| {
         let is_done = AtomicBool::new(false);
         let longest = std::thread::scope(|scope| {
@@ -176,9 +183,10 @@ fn track(contender: &Contender) -> Result<()> {
     Ok(())
 }
 
-fn mappings(ports: u16) -> Value {
+/// So many ports in a row, the first of them `offset` behind the first of all.
+pub(super) fn mappings(offset: u16, ports: u16) -> Value {
     let mapping = |port: u16| {
-        let port = FIRST_PORT + port;
+        let port = FIRST_PORT + offset + port;
         json!({ "hostPort": port, "containerPort": port, "protocol": "tcp" })
     };
     (0..ports).map(mapping).collect()
@@ -190,7 +198,12 @@ fn milliseconds(took: Duration) -> f64 {
 
 impl Contender {
     /// ADD with port mappings: of the reference, by portmap behind it in the chain.
-    fn add_with_ports(&self, container: &str, netns: &Path, mappings: &Value) -> Result<(Value, Duration)> {
+    pub(super) fn add_with_ports(
+        &self,
+        container: &str,
+        netns: &Path,
+        mappings: &Value,
+    ) -> Result<(Value, Duration)> {
         let config = self.with_ports(mappings)?;
         let (result, took) = run(&Call { config: &config, ..self.call("ADD", container, netns) })?;
         if self.is_ours() {
@@ -202,7 +215,7 @@ impl Contender {
         Ok((result, took + more))
     }
 
-    fn del_with_ports(
+    pub(super) fn del_with_ports(
         &self,
         container: &str,
         netns: &Path,
