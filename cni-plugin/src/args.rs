@@ -18,7 +18,6 @@ pub(crate) enum Command {
     Check,
     Status,
     Gc,
-    Version,
 }
 
 /// The environment, validated for the command at hand.
@@ -57,7 +56,6 @@ impl Command {
             "CHECK" => Self::Check,
             "STATUS" => Self::Status,
             "GC" => Self::Gc,
-            "VERSION" => Self::Version,
             other => {
                 let known = "ADD, DEL, CHECK, STATUS, GC or VERSION";
                 let message = format!("CNI_COMMAND {other:?} is not {known}");
@@ -71,7 +69,7 @@ impl Command {
             Self::Add | Self::Check => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
             Self::Del => &["CNI_CONTAINERID", "CNI_IFNAME"],
             Self::Gc => &["CNI_PATH"],
-            Self::Status | Self::Version => &[],
+            Self::Status => &[],
         }
     }
 }

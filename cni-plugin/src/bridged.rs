@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_route::link::InfoBridgePort;
-use netns::NetNs;
 
-use crate::announce::Advertiser;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{Assignment, Lease};
-use crate::netconf::{self, Bridge};
+use crate::mode::Mode;
+use crate::netconf::{self, Bridge, NetConf};
 use crate::netlink::{Batch, Link, Netlink, NewBridge, Veth};
+use crate::pod::Pod;
+use crate::result::{Attached, Interface};
 use crate::{routed, veth};
 
 /// The note on a bridge of ours. It is told from those of pods by having no container.
@@ -32,76 +33,84 @@ const DETECTION: Duration = Duration::from_secs(5);
 /// Between two looks at something the kernel does by itself.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What the pod got, for the result.
-pub(crate) struct Bridged {
-    pub(crate) mac: Vec<u8>,
-    pub(crate) mtu: u32,
-    /// Of the pod's interface in the pod, if that is up.
-    pub(crate) pod_index: Option<u32>,
-    pub(crate) assignment: Assignment,
-}
-
-/// Connects a pod to the bridge, which is made if need be.
-pub(crate) fn attach(
-    host: &mut Netlink,
-    pod: &mut Netlink,
-    netns: &NetNs,
-    veth: &Veth<'_>,
-    alias: &str,
-    bridge: &Bridge,
-    assignment: Assignment,
-) -> Result<Bridged> {
-    let link = ensure_bridge(host, bridge, veth.mtu)?;
-    let mut assignment = complete(bridge, assignment)?;
-    remove_duplicates(&mut assignment);
-    // The gateway first: a pod that is up may use it.
-    let mut new_gateways = Vec::new();
-    for lease in assignment.leases.iter().filter(|_| bridge.is_gateway) {
-        new_gateways.extend(ensure_gateway(host, &link, bridge, lease)?);
-    }
-    let port = veth::create(host, pod, netns, veth, alias, Some(link.index), false)?;
-    let options = port_options(bridge);
-    if !options.is_empty() {
-        let mut batch = Batch::default();
-        batch.set_port(veth.host, options);
-        batch.commit(host)?;
-    }
-    let mut pod_index = None;
-    if !bridge.disable_container_interface {
-        let index = veth::peer(&port, pod, veth.pod)?;
-        configure_pod(netns, pod, veth.pod, index, bridge, &assignment)?;
-        // The port first: what it does makes the bridge's carrier.
-        veth::await_carrier(host, &[veth.host, &bridge.name], |link| {
-            link.name != veth.host || link.port.is_forwarding
-        })?;
-        if !bridge.enable_dad {
-            veth::await_ipv6(pod, assignment.addresses())?;
-            veth::await_ipv6(host, new_gateways)?;
+impl Mode for Bridge {
+    fn attach<'a>(
+        &'a self,
+        host: &mut Netlink,
+        pod: &mut Pod,
+        veth: &Veth<'_>,
+        _conf: &NetConf,
+        assignment: Assignment,
+    ) -> Result<Attached<'a>> {
+        let link = ensure_bridge(host, self, veth.mtu)?;
+        let mut assignment = complete(self, assignment)?;
+        remove_duplicates(&mut assignment);
+        // The gateway first: a pod that is up may use it.
+        let mut new_gateways = Vec::new();
+        for lease in assignment.leases.iter().filter(|_| self.is_gateway) {
+            new_gateways.extend(ensure_gateway(host, &link, self, lease)?);
         }
-        pod_index = Some(index);
+        let port = veth::create(host, pod, veth, Some(link.index), false)?;
+        let options = port_options(self);
+        if !options.is_empty() {
+            let mut batch = Batch::default();
+            batch.set_port(veth.host, options);
+            batch.commit(host)?;
+        }
+        if !self.disable_container_interface {
+            let index = veth::peer(&port, &mut pod.netlink, veth.pod)?;
+            configure_pod(pod, veth.pod, index, self, &assignment)?;
+            // The port first: what it does makes the bridge's carrier.
+            veth::await_carrier(host, &[veth.host, &self.name], |link| {
+                link.name != veth.host || link.port.is_forwarding
+            })?;
+            if !self.enable_dad {
+                veth::await_ipv6(&mut pod.netlink, assignment.addresses())?;
+                veth::await_ipv6(host, new_gateways)?;
+            }
+            announce(pod, index, veth, &assignment);
+        }
+        let mac = veth::format_mac(&link.mac);
+        let interfaces = vec![Interface { name: &self.name, mac, mtu: link.mtu, netns: "" }];
+        let Assignment { leases, routes, dns } = assignment;
+        Ok(Attached { interfaces, leases, routes, awaited: Vec::new(), dns })
     }
-    Ok(Bridged { mac: link.mac, mtu: link.mtu, pod_index, assignment })
+
+    fn check(
+        &self,
+        host: &mut Netlink,
+        pod: &mut Netlink,
+        ends: [&str; 2],
+        _conf: &NetConf,
+        given: &Assignment,
+    ) -> Result<()> {
+        check_ends(host, pod, ends, self, given)?;
+        routed::check_routes(pod, given.routes.iter().map(|route| route.dst))
+    }
+
+    fn uplink<'a>(&'a self, _host_interface: &'a str) -> &'a str {
+        &self.name
+    }
+
+    /// A bridge without an address of its own is none of the node's ways.
+    fn forwards(&self, masquerade: bool) -> bool {
+        self.is_gateway || masquerade
+    }
 }
 
 /// Announces the pod's addresses on the bridge. A neighbour that has an older entry for an address sends to the hardware
 /// address in it for up to 45 s. After that it asks, so ADD does not fail if the announcement does.
-pub(crate) fn announce(
-    pod: &mut Netlink,
-    advertiser: Option<&Advertiser>,
-    veth: &Veth<'_>,
-    bridged: &Bridged,
-) {
-    let Some(index) = bridged.pod_index else { return };
+fn announce(pod: &mut Pod, index: u32, veth: &Veth<'_>, assignment: &Assignment) {
     let mut batch = Batch::default();
-    for address in bridged.assignment.addresses() {
+    for address in assignment.addresses() {
         match address {
             IpAddr::V4(_) => batch.announce(index, address, veth.pod),
             IpAddr::V6(address) => {
-                drop(advertiser.map(|advertiser| advertiser.advertise(index, address, veth.pod_mac)));
+                let _ = pod.advertiser.as_ref().map(|to| to.advertise(index, address, veth.pod_mac));
             }
         }
     }
-    drop(batch.commit(pod));
+    let _ = batch.commit(&mut pod.netlink);
 }
 
 /// The same route twice is one route; otherwise it would look like one of another network.
@@ -238,8 +247,7 @@ fn port_options(bridge: &Bridge) -> Vec<InfoBridgePort> {
 }
 
 fn configure_pod(
-    netns: &NetNs,
-    pod: &mut Netlink,
+    pod: &mut Pod,
     ifname: &str,
     index: u32,
     bridge: &Bridge,
@@ -266,18 +274,19 @@ fn configure_pod(
         }
         batch
     };
-    let mut outcome = veth::configure(netns, pod, ifname, changes)?;
+    let mut outcome = veth::configure(pod, ifname, changes)?;
     if bridge.enable_dad {
-        await_addresses(pod, index, assignment)?;
+        await_addresses(&mut pod.netlink, index, assignment)?;
         let mut batch = Batch::default();
         add_routes(&mut batch);
-        outcome = batch.commit(pod)?;
+        outcome = batch.commit(&mut pod.netlink)?;
     }
     if outcome.found_route {
         let addresses = assignment.leases.iter().map(|lease| lease.address);
         let connected: Vec<IpNetwork> =
             addresses.map(|address| network(address.network(), address.prefix())).collect();
-        routed::answer_where_asked(index, &assignment.addresses(), &routes, &connected).commit(pod)?;
+        routed::answer_where_asked(index, &assignment.addresses(), &routes, &connected)
+            .commit(&mut pod.netlink)?;
     }
     Ok(())
 }
@@ -309,12 +318,10 @@ fn await_addresses(pod: &mut Netlink, index: u32, assignment: &Assignment) -> Re
     Ok(())
 }
 
-/// Whether an attachment is as [`attach`] left it, by the result of ADD. Additions by others are fine.
-pub(crate) fn check(
+fn check_ends(
     host: &mut Netlink,
     pod: &mut Netlink,
-    host_name: &str,
-    ifname: &str,
+    [host_name, ifname]: [&str; 2],
     bridge: &Bridge,
     assignment: &Assignment,
 ) -> Result<()> {

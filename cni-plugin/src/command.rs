@@ -1,4 +1,4 @@
-//! The commands of the protocol, one file each, and the one for people.
+//! The commands of a plugin that makes interfaces, one file each, and the one that people run by hand.
 
 mod add;
 mod check;
@@ -7,9 +7,36 @@ mod del;
 mod gc;
 mod status;
 
-pub(crate) use add::add;
-pub(crate) use check::check;
+use serde_json::Value;
+
+use crate::driver::Driver;
+use crate::error::Result;
+use crate::request::Request;
+
 pub(crate) use cleanup::cleanup;
-pub(crate) use del::del;
-pub(crate) use gc::{gc, repaired, valid_attachments};
-pub(crate) use status::status;
+pub(crate) use gc::{repaired, valid_attachments};
+
+/// Called by its own name, `bridge` or `ptp`.
+pub(crate) struct Interfaces;
+
+impl Driver for Interfaces {
+    fn add(&self, request: &Request) -> Result<Value> {
+        add::add(request)
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        check::check(request)
+    }
+
+    fn del(&self, request: &Request) -> Result<()> {
+        del::del(request)
+    }
+
+    fn gc(&self, request: &Request) -> Result<()> {
+        gc::gc(request)
+    }
+
+    fn status(&self, request: &Request) -> Result<()> {
+        status::status(request)
+    }
+}

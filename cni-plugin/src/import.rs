@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result, io};
 use crate::ipam::Owner;
 use crate::lock::Lock;
-use crate::netconf::{Header, NetConf, invalid};
+use crate::netconf::{Config, Header, NetConf, invalid};
 use crate::role::Role;
 
 /// Where `host-local` keeps its files unless told otherwise.
@@ -70,7 +70,7 @@ pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
     let source = from.unwrap_or_else(|| Path::new(data_dir.unwrap_or(DEFAULT_SOURCE))).to_owned();
     // As it will be when this is the plugin.
     let header = Header::parse(Role::HostLocal, &raw)?;
-    let conf = NetConf::parse(header, raw, "1.1.0")?;
+    let conf = NetConf::parse(&header, &Config::parse(raw.to_string())?, "1.1.0")?;
     let source = source.join(&conf.header.name);
     if !source.is_dir() {
         let way_out = "name the directory that has it with --from";

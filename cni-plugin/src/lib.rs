@@ -1,7 +1,7 @@
 //! `portolan-cni`: the CNI plugin that gives every pod its own address, interface and port space.
 //!
 //! ```text
-//! env + stdin ──> skel ──> command::{add, del, check, status, gc} ──> at most one JSON object on stdout
+//! env + stdin ──> request ──> driver ──> command::{add, del, check, status, gc} ──> at most one JSON object on stdout
 //!                               │ ipam      which address
 //!                               │ routed, bridged  links, routes, neighbours (rtnetlink)
 //!                               │ bandwidth what a pod may send and receive (traffic control)
@@ -9,9 +9,10 @@
 //!                               └ attachment  the record the daemons read
 //! ```
 //!
-//! One short-lived, synchronous process: no runtime to start, no program to run, no dump of kernel tables on the way of
-//! ADD and DEL (but for conntrack's before Linux 6.12). What ADD has done is undone in reverse if a later step fails, and DEL finds everything by names derived
-//! from the attachment alone, so that it works when the pod, the configuration or half of an ADD is gone.
+//! One short-lived, synchronous process: no runtime to start, no program to run, and no dump of kernel tables in ADD and DEL
+//! (but for conntrack's, where a pod has UDP ports of the node). What ADD has done is undone in reverse if a later step
+//! fails, and DEL finds everything by names derived from the attachment alone, so that it works when the pod, the
+//! configuration or half of an ADD is missing.
 
 mod alias;
 mod announce;
@@ -20,15 +21,18 @@ mod bandwidth;
 mod bridged;
 mod by_hand;
 mod command;
+mod driver;
 mod error;
 mod host_local;
 mod import;
 mod ipam;
 mod lock;
 mod loopback;
+mod mode;
 mod netconf;
 mod netlink;
 mod pod;
+mod request;
 mod result;
 mod role;
 mod rollback;
@@ -36,6 +40,7 @@ mod routed;
 mod skel;
 mod table;
 mod trace;
+mod uplink;
 mod veth;
 mod whole;
 

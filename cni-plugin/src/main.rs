@@ -13,5 +13,9 @@ fn main() -> ExitCode {
     } else {
         portolan_cni::run_by_hand(&arguments)
     };
-    if output.print(io::stdout().lock(), io::stderr().lock()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let is_printed = output.print(io::stdout().lock(), io::stderr().lock());
+    if !is_printed {
+        output.undo();
+    }
+    if is_printed && output.success { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -2,6 +2,8 @@
 
 mod bandwidth;
 mod bridge;
+mod config;
+mod ports;
 mod route;
 mod wire;
 
@@ -21,9 +23,10 @@ use crate::role::Role;
 
 pub(crate) use bandwidth::{Bandwidth, Limit};
 pub(crate) use bridge::Bridge;
+pub(crate) use config::Config;
 pub(crate) use route::{Route, RouteOptions};
 pub(crate) use wire::WireRange;
-use wire::{Wire, WirePortMapping, lower_field_names, without_nulls};
+use wire::{Wire, lower_field_names, without_nulls};
 
 /// Where the state of a boot lives: addresses, records, what the node has been told.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/run/portolan";
@@ -48,19 +51,13 @@ pub(crate) struct Header {
     pub(crate) cooldown: u32,
 }
 
-/// How pods are connected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Routed,
-    Bridge(Bridge),
-}
-
 /// A valid configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct NetConf {
     pub(crate) header: Header,
     pub(crate) version: String,
-    pub(crate) mode: Mode,
+    /// The bridge that pods are ports of; without one they are routed.
+    pub(crate) bridge: Option<Bridge>,
     /// `None`: that of the uplink.
     pub(crate) mtu: Option<u32>,
     /// Whether traffic that leaves the pods' networks takes the node's address.
@@ -82,8 +79,6 @@ pub(crate) struct NetConf {
     /// Where the proxy has its health page, if STATUS is to ask it.
     pub(crate) service_proxy: Option<SocketAddr>,
     pub(crate) prev_result: Option<Value>,
-    /// The configuration as it came, for a delegated plugin.
-    pub(crate) raw: Value,
 }
 
 impl Header {
@@ -145,29 +140,30 @@ impl Header {
 }
 
 impl NetConf {
-    pub(crate) fn parse(header: Header, raw: Value, version: &str) -> Result<Self> {
+    pub(crate) fn parse(header: &Header, config: &Config, version: &str) -> Result<Self> {
         if header.name.len() > MAX_NAME {
             return Err(invalid(format!("name: {:?} has more than {MAX_NAME} bytes", header.name)));
         }
-        let mut written = without_nulls(&raw);
+        let mut written = without_nulls(&config.value);
         if let Some(runtime_config) = written.get_mut("runtimeConfig") {
             lower_field_names(runtime_config);
         }
         let wire = Wire::deserialize(&written).map_err(|e| invalid(format!("network configuration: {e}")))?;
-        let mode = mode(&header, wire.mode.as_deref(), &written)?;
+        let bridge = bridge(header, wire.mode.as_deref(), &written)?;
         if let Some(mtu) = wire.mtu
             && mtu != 0
             && !(68..=65_535).contains(&mtu)
         {
             return Err(invalid(format!("mtu: {mtu} is not between 68 and 65535")));
         }
-        if let Mode::Bridge(bridge) = &mode
+        if let Some(bridge) = &bridge
             && bridge.disable_container_interface
             && (header.delegate.is_some() || written["ipam"].as_object().is_some_and(|ipam| !ipam.is_empty()))
         {
             return Err(invalid("disableContainerInterface: an interface that is down has no use for ipam"));
         }
-        let ranges = if header.delegate.is_some() { Vec::new() } else { ranges(&header, &mode, &wire)? };
+        let ranges =
+            if header.delegate.is_some() { Vec::new() } else { ranges(header, bridge.is_some(), &wire)? };
         let mut exclusions = Vec::new();
         for (index, text) in wire.non_masquerade_cidrs.iter().enumerate() {
             exclusions.push(parse_cidr(&format!("nonMasqueradeCIDRs[{index}]"), text)?);
@@ -184,42 +180,33 @@ impl NetConf {
             version: version.to_owned(),
             mtu: wire.mtu.filter(|mtu| *mtu != 0),
             // As the reference plugins have it, where one of them is meant.
-            masquerade: wire.ip_masq.unwrap_or(mode == Mode::Routed && header.role == Role::Portolan),
-            mode,
-            header,
+            masquerade: wire.ip_masq.unwrap_or(bridge.is_none() && header.role == Role::Portolan),
+            bridge,
+            header: header.clone(),
             exclusions,
             ranges,
             requested,
             mac,
             dns: dns(&wire),
             labels: wire.args.cni.labels.into_iter().map(|label| (label.key, label.value)).collect(),
-            port_mappings: port_mappings(&wire.runtime_config.port_mappings)?,
+            port_mappings: ports::parse(config.port_mappings.as_deref())?,
             bandwidth: Bandwidth::parse(wire.runtime_config.bandwidth.as_ref())?,
             routes: wire.ipam.routes,
             resolv_conf: wire.ipam.resolv_conf.filter(|path| !path.as_os_str().is_empty()),
             service_proxy: service_proxy(wire.service_proxy.as_deref())?,
             prev_result,
-            raw,
         })
     }
 }
 
 impl NetConf {
-    /// Whether the node passes on what pods send: a bridge without an address of its own is none of its ways.
-    pub(crate) fn forwards(&self) -> bool {
-        match &self.mode {
-            Mode::Routed => true,
-            Mode::Bridge(bridge) => bridge.is_gateway || self.masquerade,
-        }
-    }
-
     /// Whether frames are held to the pod's hardware address.
     pub(crate) fn checks_mac(&self) -> bool {
-        matches!(&self.mode, Mode::Bridge(bridge) if bridge.mac_spoof_check)
+        self.bridge.as_ref().is_some_and(|bridge| bridge.mac_spoof_check)
     }
 }
 
-fn mode(header: &Header, written: Option<&str>, raw: &Value) -> Result<Mode> {
+fn bridge(header: &Header, written: Option<&str>, raw: &Value) -> Result<Option<Bridge>> {
     // Other plugins' modes come along to one that gives addresses alone: macvlan has a `bridge` too.
     let is_bridge = match written.filter(|_| header.role != Role::HostLocal) {
         Some("bridge") => true,
@@ -227,10 +214,10 @@ fn mode(header: &Header, written: Option<&str>, raw: &Value) -> Result<Mode> {
         Some(other) => return Err(invalid(format!("mode: {other:?} is not \"routed\" or \"bridge\""))),
         None => header.role == Role::Bridge || (header.role == Role::Portolan && Bridge::is_meant(raw)),
     };
-    if is_bridge { Bridge::parse(raw).map(Mode::Bridge) } else { Ok(Mode::Routed) }
+    is_bridge.then(|| Bridge::parse(raw)).transpose()
 }
 
-fn ranges(header: &Header, mode: &Mode, wire: &Wire) -> Result<Vec<RangeSet>> {
+fn ranges(header: &Header, is_bridged: bool, wire: &Wire) -> Result<Vec<RangeSet>> {
     let mut sets = Vec::new();
     for (index, set) in wire.runtime_config.ip_ranges.iter().enumerate() {
         sets.push(RangeSet::parse(&format!("runtimeConfig.ipRanges[{index}]"), set)?);
@@ -241,7 +228,7 @@ fn ranges(header: &Header, mode: &Mode, wire: &Wire) -> Result<Vec<RangeSet>> {
     for (index, set) in wire.ipam.ranges.iter().enumerate() {
         sets.push(RangeSet::parse(&format!("ipam.ranges[{index}]"), set)?);
     }
-    if sets.is_empty() && *mode != Mode::Routed {
+    if sets.is_empty() && is_bridged {
         // A bridge alone, without addresses.
         return Ok(sets);
     }
@@ -255,7 +242,7 @@ fn ranges(header: &Header, mode: &Mode, wire: &Wire) -> Result<Vec<RangeSet>> {
             return Err(invalid(format!("ipam.ranges: {set} overlaps {other}")));
         }
     }
-    if *mode != Mode::Routed || header.role == Role::HostLocal {
+    if is_bridged || header.role == Role::HostLocal {
         sets = sets.into_iter().map(RangeSet::with_gateways).collect();
     }
     Ok(sets)
@@ -307,39 +294,6 @@ fn dns(wire: &Wire) -> Value {
         dns.insert("domain".to_owned(), domain.clone().into());
     }
     Value::Object(dns)
-}
-
-fn port_mappings(wire: &[WirePortMapping]) -> Result<Vec<PortMapping>> {
-    let mut mappings = Vec::new();
-    for (index, mapping) in wire.iter().enumerate() {
-        let field = |name: &str| format!("runtimeConfig.portMappings[{index}].{name}");
-        for (name, port) in [("hostPort", mapping.host_port), ("containerPort", mapping.container_port)] {
-            if port == 0 {
-                return Err(invalid(format!("{}: 0 is not a port", field(name))));
-            }
-        }
-        let protocol = mapping.protocol.to_ascii_lowercase();
-        let protocol = if protocol.is_empty() { "tcp".to_owned() } else { protocol };
-        if !["tcp", "udp", "sctp"].contains(&protocol.as_str()) {
-            return Err(invalid(format!("{}: {protocol:?} is not tcp, udp or sctp", field("protocol"))));
-        }
-        let host_ip = match mapping.host_ip.as_str() {
-            "" => None,
-            text => Some(
-                text.parse()
-                    .map_err(|_e| invalid(format!("{}: {text:?} is not an IP address", field("hostIP"))))?,
-            ),
-        };
-        mappings.push(PortMapping {
-            host_port: mapping.host_port,
-            container_port: mapping.container_port,
-            protocol,
-            host_ip,
-            range: 1,
-        });
-    }
-    PortMapping::merge(mappings)
-        .map_err(|conflict| invalid(format!("runtimeConfig.portMappings: {conflict}")))
 }
 
 pub(crate) fn parse_cidr(field: &str, text: &str) -> Result<IpNetwork> {

@@ -170,29 +170,53 @@ impl Netlink {
         Ok(self.route(request::get_route(destination))?.and_then(device_of))
     }
 
-    /// Whether a packet to `address` stays here: the address is one of this namespace, and usable.
-    pub(crate) fn is_local(&mut self, address: IpAddr) -> io::Result<bool> {
-        let is_local = |route: RouteMessage| route.header.kind == RouteType::Local;
-        self.route(request::get_route(address)).map(|route| route.is_some_and(is_local))
+    /// Whether packets to each address stay here: the addresses are of this namespace, and usable.
+    pub(crate) fn are_local(&mut self, addresses: &[IpAddr]) -> io::Result<bool> {
+        let routes = self.routes(addresses.iter().map(|address| request::get_route(*address)))?;
+        let is_local = |route: &Option<RouteMessage>| {
+            route.as_ref().is_some_and(|route| route.header.kind == RouteType::Local)
+        };
+        Ok(routes.into_iter().collect::<io::Result<Vec<_>>>()?.iter().all(is_local))
     }
 
     /// Whether there is a route to this very address: it is one of this namespace, or something is reached by it.
     pub(crate) fn has_route_to(&mut self, address: IpAddr) -> io::Result<bool> {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        let route = self.route(request::match_route(address))?;
-        Ok(route.is_some_and(|route| route.header.destination_prefix_length == length))
+        self.has_route_to_beside(address, &[]).map(|(found, _)| found)
     }
 
-    /// The answer of the kernel's routes; `None` where there is none, or one that refuses.
-    fn route(&mut self, question: RouteNetlinkMessage) -> io::Result<Option<RouteMessage>> {
-        match self.one(question, NLM_F_ACK) {
+    /// The same, and the interfaces by which packets to `others` would leave, in one request.
+    pub(crate) fn has_route_to_beside(
+        &mut self,
+        address: IpAddr,
+        others: &[IpAddr],
+    ) -> io::Result<(bool, Vec<Option<u32>>)> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let others = others.iter().map(|other| request::get_route(*other));
+        let mut routes = self.routes([request::match_route(address)].into_iter().chain(others))?.into_iter();
+        let found = routes.next().transpose()?.flatten();
+        let is_own = found.is_some_and(|route| route.header.destination_prefix_length == length);
+        Ok((is_own, routes.map(|route| route.ok().flatten().and_then(device_of)).collect()))
+    }
+
+    fn route(&mut self, request: RouteNetlinkMessage) -> io::Result<Option<RouteMessage>> {
+        self.routes([request])?.pop().unwrap_or(Ok(None))
+    }
+
+    /// The answers of the kernel's routes, in one trip; `None` where there is none, or one that refuses.
+    fn routes(
+        &mut self,
+        requests: impl IntoIterator<Item = RouteNetlinkMessage>,
+    ) -> io::Result<Vec<io::Result<Option<RouteMessage>>>> {
+        let requests = requests.into_iter().map(|request| (request, NLM_F_ACK)).collect();
+        let route_of = |answers: Answers| match answers {
             Ok(answers) => Ok(answers.into_iter().find_map(|answer| match answer {
                 RouteNetlinkMessage::NewRoute(route) => Some(route),
                 _ => None,
             })),
             Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(None),
             Err(e) => Err(e),
-        }
+        };
+        Ok(self.exchange(requests)?.into_iter().map(route_of).collect())
     }
 
     /// Whether an interface of the node has the address; not one that is local by a route alone, as virtual IPs are.

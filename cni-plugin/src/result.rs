@@ -1,5 +1,7 @@
 //! The result of ADD, in the shape of the version that was asked for (CNI 1.1 §5).
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use crate::ipam::Lease;
@@ -11,6 +13,8 @@ pub(crate) struct Attached<'a> {
     pub(crate) interfaces: Vec<Interface<'a>>,
     pub(crate) leases: Vec<Lease>,
     pub(crate) routes: Vec<Route>,
+    /// Addresses in the pod that the kernel's workers make usable.
+    pub(crate) awaited: Vec<IpAddr>,
     /// What IPAM says of names; the configuration's own wins.
     pub(crate) dns: Value,
 }

@@ -11,13 +11,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use netns::NetNs;
 
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::ipam::{Assignment, Lease};
+use crate::mode::Mode;
 use crate::netconf::{self, NetConf, RouteOptions};
-use crate::netlink::{Batch, Netlink, Route, RouteTarget, Veth};
-use crate::veth::{self, ANYWHERE_V4, ANYWHERE_V6};
+use crate::netlink::{Batch, Link, Netlink, Route, RouteTarget, Veth};
+use crate::pod::Pod;
+use crate::result::Attached;
+use crate::uplink::{ANYWHERE_V4, ANYWHERE_V6};
+use crate::veth;
 
 /// The pod's gateways. They exist nowhere: permanent neighbour entries lead to the node's end of the veth.
 const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
@@ -45,7 +48,7 @@ fn gateway(address: IpAddr) -> IpAddr {
 }
 
 /// What the result says of a pod's addresses.
-pub(crate) fn leases(addresses: &[IpAddr]) -> Vec<Lease> {
+fn leases(addresses: &[IpAddr]) -> Vec<Lease> {
     let lease = |ip: &IpAddr| Lease { address: alone(*ip), gateway: Some(gateway(*ip)) };
     addresses.iter().map(lease).collect()
 }
@@ -55,27 +58,60 @@ fn alone(address: IpAddr) -> IpNetwork {
     IpNetwork::from(address)
 }
 
-/// Creates the veth and sets both ends up. `alias` is a note on the node's end.
-pub(crate) fn attach(
-    host: &mut Netlink,
-    pod: &mut Netlink,
-    netns: &NetNs,
-    veth: &Veth<'_>,
-    alias: &str,
-    addresses: &[IpAddr],
-    routes: &[netconf::Route],
-) -> Result<()> {
-    let host_link = veth::create(host, pod, netns, veth, alias, None, addresses.iter().any(IpAddr::is_ipv6))?;
-    let index = veth::peer(&host_link, pod, veth.pod)?;
-    let changes = || configure_pod(veth, index, addresses, routes);
-    let outcome = veth::configure(netns, pod, veth.pod, changes)?;
-    if outcome.found_route || rank(veth.pod) > 0 {
-        answer_where_asked(index, addresses, &pod_routes(routes, addresses), &[]).commit(pod)?;
+/// Mode `routed`.
+pub(crate) struct Routed;
+
+impl Mode for Routed {
+    fn attach<'a>(
+        &'a self,
+        host: &mut Netlink,
+        pod: &mut Pod,
+        veth: &Veth<'_>,
+        conf: &NetConf,
+        assignment: Assignment,
+    ) -> Result<Attached<'a>> {
+        let addresses = assignment.addresses();
+        let routes = pod_routes(&by_own_gateways(conf, &assignment), &addresses);
+        let host_link = veth::create(host, pod, veth, None, addresses.iter().any(IpAddr::is_ipv6))?;
+        let index = veth::peer(&host_link, &mut pod.netlink, veth.pod)?;
+        let changes = || configure_pod(veth, index, &addresses, &routes);
+        let outcome = veth::configure(pod, veth.pod, changes)?;
+        if outcome.found_route || rank(veth.pod) > 0 {
+            answer_where_asked(index, &addresses, &routes, &[]).commit(&mut pod.netlink)?;
+        }
+        configure_host(host, &host_link, veth, &addresses)?;
+        let (leases, dns) = (leases(&addresses), assignment.dns);
+        Ok(Attached { interfaces: Vec::new(), leases, routes, awaited: addresses, dns })
     }
+
+    fn check(
+        &self,
+        host: &mut Netlink,
+        pod: &mut Netlink,
+        ends: [&str; 2],
+        conf: &NetConf,
+        given: &Assignment,
+    ) -> Result<()> {
+        let addresses = given.addresses();
+        check_ends(host, pod, ends, &addresses)?;
+        check_routes(pod, pod_routes(&conf.routes, &addresses).into_iter().map(|route| route.dst))
+    }
+
+    fn uplink<'a>(&'a self, host_interface: &'a str) -> &'a str {
+        host_interface
+    }
+
+    fn forwards(&self, _masquerade: bool) -> bool {
+        true
+    }
+}
+
+/// The node's routes to the pod, and the pod's hardware address.
+fn configure_host(host: &mut Netlink, link: &Link, veth: &Veth<'_>, addresses: &[IpAddr]) -> Result<()> {
     let mut batch = Batch::default();
     for address in addresses {
-        batch.add_neighbour(host_link.index, *address, veth.pod_mac, veth.host);
-        let route = Route::new(alone(*address), RouteTarget::Link(host_link.index));
+        batch.add_neighbour(link.index, *address, veth.pod_mac, veth.host);
+        let route = Route::new(alone(*address), RouteTarget::Link(link.index));
         // Never in the place of another one: that would be a pod's that lives.
         batch.add_own_route(&route, &format!("{address} dev {}", veth.host));
     }
@@ -85,10 +121,10 @@ pub(crate) fn attach(
         false => error,
     };
     let links = batch.commit(host).map_err(taken)?.links;
-    if !links.iter().all(|link| link.is_operational) {
-        veth::await_carrier(host, &[veth.host], |_| true)?;
+    if links.iter().all(|link| link.is_operational) {
+        return Ok(());
     }
-    veth::await_ipv6(pod, addresses.iter().copied())
+    veth::await_carrier(host, &[veth.host], |_| true)
 }
 
 fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[netconf::Route]) -> Batch {
@@ -103,12 +139,12 @@ fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[ne
         let route = Route { options, ..Route::new(alone(gateway), RouteTarget::Link(index)) };
         batch.replace_route(&route, &format!("{gateway} dev {}", veth.pod));
     }
-    for route in pod_routes(routes, addresses) {
+    for route in routes {
         // The pod may have other networks, and eth0 has the default route whichever was attached first.
         let metric = metric(veth.pod, route.dst.network());
         let priority = if route.options.priority > 0 { route.options.priority } else { metric };
         let options = RouteOptions { priority, ..route.options };
-        batch.add_route(&kernel_route(index, &route, options), &format!("{} to the pod", worded(&route)));
+        batch.add_route(&kernel_route(index, route, options), &format!("{} to the pod", worded(route)));
     }
     batch
 }
@@ -166,12 +202,10 @@ pub(crate) fn answer_where_asked(
     batch
 }
 
-/// Whether an attachment is as [`attach`] left it. Additions by others are fine.
-pub(crate) fn check(
+fn check_ends(
     host: &mut Netlink,
     pod: &mut Netlink,
-    host_name: &str,
-    ifname: &str,
+    [host_name, ifname]: [&str; 2],
     addresses: &[IpAddr],
 ) -> Result<()> {
     let wrong = |message: String| Err(Error::new(Code::Conflict, message));
@@ -244,7 +278,7 @@ pub(crate) fn ensure_forwarding(addresses: &[IpAddr]) -> Result<()> {
 
 /// The routes that the configuration or another IPAM plugin names. The gateway of a subnet is ours here, so a route by it is
 /// one by ours.
-pub(crate) fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Route> {
+fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Route> {
     let named = if conf.routes.is_empty() { &assignment.routes } else { &conf.routes };
     let is_replaced =
         |gateway: &IpAddr| assignment.leases.iter().any(|lease| lease.gateway == Some(*gateway));
@@ -256,7 +290,7 @@ pub(crate) fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<ne
 }
 
 /// The configured routes with their gateways, or the default routes where there are none, for the families the pod has.
-pub(crate) fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<netconf::Route> {
+fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<netconf::Route> {
     let has = |address: IpAddr| addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
     if routes.is_empty() {
         let everywhere = |gateway: IpAddr| {

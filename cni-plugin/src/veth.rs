@@ -1,23 +1,16 @@
 //! The pair of interfaces that connects a pod: one end in the pod, one on the node.
 
 use std::io::Read as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use netns::NetNs;
 
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::netlink::{Batch, Link, Netlink, Outcome, Route, RouteTarget, Veth};
-
-/// What an interface gets on a node without an uplink.
-const DEFAULT_MTU: u32 = 1500;
-
-/// Anywhere on the Internet: which way would it leave? (192.0.2.0/24 and 2001:db8::/32 are for documentation.)
-pub(crate) const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-pub(crate) const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+use crate::pod::Pod;
 
 /// Interfaces of pods begin like this on the node.
 pub(crate) const HOST_PREFIX: &str = "ptl";
@@ -52,17 +45,15 @@ fn hash(network: &str, container_id: &str, ifname: &str) -> String {
 /// pod. What is to be said and asked of it is said and asked while it is down, when nothing is walked through.
 pub(crate) fn create(
     host: &mut Netlink,
-    pod: &mut Netlink,
-    netns: &NetNs,
+    pod: &mut Pod,
     veth: &Veth<'_>,
-    alias: &str,
     master: Option<u32>,
     has_ipv6: bool,
 ) -> Result<Link> {
     let try_once = |host: &mut Netlink| {
         let mut batch = Batch::default();
-        batch.add_veth(veth, netns.as_fd().as_raw_fd(), master);
-        batch.set_note(veth.host, alias);
+        batch.add_veth(veth, pod.netns.as_fd().as_raw_fd(), master);
+        batch.set_note(veth.host, veth.note);
         if master.is_none() {
             // A pod whose hardware address is set (by the plugin `tuning`) loses its entry for the gateway, and asks.
             batch.proxy_arp(veth.host);
@@ -81,7 +72,8 @@ pub(crate) fn create(
     };
     let created = match try_once(host) {
         Err(error) if error.code == Code::Conflict as u32 => {
-            let existing = pod.link(veth.pod).map_err(kernel(format!("look for {} in the pod", veth.pod)))?;
+            let existing = pod.netlink.link(veth.pod);
+            let existing = existing.map_err(kernel(format!("look for {} in the pod", veth.pod)))?;
             if existing.is_some() {
                 let message = format!("interface {} is already in the pod", veth.pod);
                 return Err(Error::new(Code::Conflict, message));
@@ -102,23 +94,18 @@ pub(crate) fn peer(host: &Link, pod: &mut Netlink, ifname: &str) -> Result<u32> 
 
 /// Configures the pod's end. Where IPv6 is disabled there (Docker's sandboxes have `default.disable_ipv6=1`) and the pod has
 /// an address of it, IPv6 is enabled on this interface and on `lo`, as the reference plugins do.
-pub(crate) fn configure(
-    netns: &NetNs,
-    pod: &mut Netlink,
-    ifname: &str,
-    changes: impl Fn() -> Batch,
-) -> Result<Outcome> {
-    match changes().commit(pod) {
+pub(crate) fn configure(pod: &mut Pod, ifname: &str, changes: impl Fn() -> Batch) -> Result<Outcome> {
+    match changes().commit(&mut pod.netlink) {
         Err(error) if error.code == Code::NotPermitted as u32 => {
             let enable = || {
                 let set = |name| std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "0");
                 set("lo").and_then(|()| set(ifname))
             };
-            let enabled = netns.run(enable).unwrap_or_else(|e| Err(std::io::Error::other(e)));
+            let enabled = pod.netns.run(enable).unwrap_or_else(|e| Err(std::io::Error::other(e)));
             enabled.map_err(kernel(format!("enable IPv6 on {ifname}")))?;
             // The routes of the first attempt go with it.
-            pod.set_down(ifname).map_err(kernel(format!("set {ifname} down")))?;
-            changes().commit(pod)
+            pod.netlink.set_down(ifname).map_err(kernel(format!("set {ifname} down")))?;
+            changes().commit(&mut pod.netlink)
         }
         other => other,
     }
@@ -145,10 +132,11 @@ pub(crate) fn wait_for(mut is_done: impl FnMut() -> Result<bool>) -> Result<()> 
 /// Waits until addresses of IPv6 are usable. The kernel leaves to a worker what makes them so: joining the group in which
 /// neighbours ask for them, and the local route, even where there is no duplicate address detection.
 pub(crate) fn await_ipv6(netlink: &mut Netlink, addresses: impl IntoIterator<Item = IpAddr>) -> Result<()> {
-    for address in addresses.into_iter().filter(IpAddr::is_ipv6) {
-        wait_for(|| netlink.is_local(address).map_err(kernel(format!("look for address {address}"))))?;
+    let addresses: Vec<IpAddr> = addresses.into_iter().filter(IpAddr::is_ipv6).collect();
+    if addresses.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    wait_for(|| netlink.are_local(&addresses).map_err(kernel("look for the addresses of IPv6")))
 }
 
 /// Waits until packets leave by these interfaces: an interface drops them until the kernel has noticed its carrier. From
@@ -181,13 +169,6 @@ pub(crate) fn cut_off(host: &mut Netlink, link: &Link, addresses: &[IpAddr]) -> 
         host.delete_route(&route).map_err(kernel(format!("delete route {address} dev {}", link.name)))?;
     }
     Ok(())
-}
-
-/// The MTU of the way out of this node.
-pub(crate) fn uplink_mtu(host: &mut Netlink) -> u32 {
-    let device =
-        [ANYWHERE_V4, ANYWHERE_V6].into_iter().find_map(|address| host.route_device(address).ok().flatten());
-    device.and_then(|index| host.mtu(index).ok().flatten()).filter(|mtu| *mtu > 0).unwrap_or(DEFAULT_MTU)
 }
 
 /// A hardware address, unicast and locally administered.

@@ -1,14 +1,15 @@
 //! CHECK: is the attachment as ADD left it?
 
-use crate::args::Args;
 use crate::error::{Code, Error, Result, kernel};
 use crate::ipam::{self, Assignment};
-use crate::netconf::{Mode, NetConf, invalid};
+use crate::netconf::invalid;
 use crate::netlink::Netlink;
-use crate::{bandwidth, bridged, pod, routed, table, veth};
+use crate::request::Request;
+use crate::{bandwidth, pod, table, veth};
 
 /// Says what is missing first. Additions of plugins behind us in the chain are fine.
-pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
+pub(super) fn check(request: &Request) -> Result<()> {
+    let (args, conf) = (&request.args, request.conf()?);
     let Some(previous) = &conf.prev_result else {
         return Err(invalid("prevResult is missing: CHECK compares with the result of ADD"));
     };
@@ -17,23 +18,13 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
     let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
     let ours = ours(previous, &host_name)?;
     let addresses = ours.addresses();
-    match &conf.mode {
-        Mode::Routed => {
-            routed::check(&mut host, &mut pod, &host_name, &args.ifname, &addresses)?;
-            let routes = routed::pod_routes(&conf.routes, &addresses);
-            routed::check_routes(&mut pod, routes.into_iter().map(|route| route.dst))?;
-        }
-        Mode::Bridge(bridge) => {
-            bridged::check(&mut host, &mut pod, &host_name, &args.ifname, bridge, &ours)?;
-            routed::check_routes(&mut pod, ours.routes.iter().map(|route| route.dst))?;
-        }
-    }
+    conf.mode().check(&mut host, &mut pod, [&host_name, &args.ifname], &conf, &ours)?;
     let detour = veth::detour_interface(&conf.header.name, &args.container_id, &args.ifname);
     bandwidth::check(&mut host, &host_name, &detour, &conf.bandwidth)?;
     let owner = args.owner();
     if let Some(kind) = &conf.header.delegate {
         let given = conf.header.reservations().given(&owner).delegated;
-        ipam::delegate_check(kind, given.as_ref(), args, &conf.raw)?;
+        ipam::delegate_check(kind, given.as_ref(), args, &request.config)?;
     } else {
         let reserved = conf.header.reservations().addresses(&owner)?;
         if let Some(lost) = addresses.iter().find(|address| !reserved.contains(address)) {
@@ -43,7 +34,7 @@ pub(crate) fn check(args: &Args, conf: &NetConf) -> Result<()> {
             ));
         }
     }
-    table::check(conf, &owner.key(&conf.header.name))
+    table::check(&conf, &owner.key(&conf.header.name))
 }
 
 /// What ADD has said of our interface, which comes right behind its end on the node.

@@ -6,28 +6,29 @@ use nftables::Netfilter;
 use serde_json::Value;
 
 use crate::alias::Alias;
-use crate::args::Args;
 use crate::error::{Error, Result, kernel};
 use crate::ipam::{self, Given, Owner, Store};
 use crate::netconf::Header;
 use crate::netlink::Netlink;
+use crate::request::Request;
 use crate::trace::{Span, span};
 use crate::{table, veth};
 
 /// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
-pub(crate) fn del(args: &Args, header: &Header, raw: &Value) -> Result<()> {
+pub(super) fn del(request: &Request) -> Result<()> {
+    let Request { args, header, config, .. } = request;
     if header.has_impossible_name() {
         return Ok(());
     }
     let owner = args.owner();
     let detach = |mut node: Node| {
-        let errors = node.detach(header, &owner, args, Some(raw));
+        let errors = node.detach(request, &owner, Some(&config.value));
         node.close();
         errors
     };
     let mut errors = Node::open().map_or_else(|error| vec![error], detach);
     if let Some(kind) = &header.delegate {
-        errors.extend(ipam::delegate(kind, "DEL", args, raw).err());
+        errors.extend(ipam::delegate(kind, "DEL", args, &config.text).err());
     }
     Error::combined(errors).map_or(Ok(()), Err)
 }
@@ -58,13 +59,8 @@ impl Node {
     ///
     /// Reservations may be elsewhere than the configuration says, if it has changed since ADD. Another IPAM plugin that ADD
     /// has called gets its DEL by the configuration of then, unless `current`, that of this DEL, is the same for it.
-    pub(super) fn detach(
-        &mut self,
-        header: &Header,
-        owner: &Owner,
-        args: &Args,
-        current: Option<&Value>,
-    ) -> Vec<Error> {
+    pub(super) fn detach(&mut self, request: &Request, owner: &Owner, current: Option<&Value>) -> Vec<Error> {
+        let Request { args, header, .. } = request;
         let mut errors = Vec::new();
         let host_name = veth::host_interface(&header.name, &owner.container_id, &owner.ifname);
         let found = self.netlink.link(&host_name);

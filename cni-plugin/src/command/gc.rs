@@ -5,19 +5,20 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use crate::alias::Alias;
-use crate::args::Args;
 use crate::command::del::Node;
 use crate::error::{Code, Error, Result, io, kernel};
 use crate::ipam::{self, Owner, Store};
-use crate::netconf::{Header, Mode, NetConf, invalid};
+use crate::netconf::invalid;
+use crate::request::Request;
 use crate::{bridged, table};
 
 /// Keys of the list of attachments to keep: the specification's, and the one libcni sent before.
 const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
 /// Removes every attachment of this network that is not listed. Other networks are never touched.
-pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
-    let valid = valid_attachments(raw)?;
+pub(super) fn gc(request: &Request) -> Result<()> {
+    let Request { args, header, config, .. } = request;
+    let valid = valid_attachments(&config.value)?;
     let store = header.reservations();
     let mut errors = Vec::new();
     let mut known = Vec::new();
@@ -47,20 +48,18 @@ pub(crate) fn gc(args: &Args, header: &Header, raw: &Value) -> Result<()> {
     known.extend(records.into_iter().map(|r| Owner { container_id: r.container_id, ifname: r.ifname }));
     let known: HashSet<Owner> = known.into_iter().collect();
     for owner in known.difference(&valid) {
-        errors.extend(node.detach(header, owner, args, None));
+        errors.extend(node.detach(request, owner, None));
     }
-    let conf = NetConf::parse(header.clone(), raw.clone(), "1.1.0").ok();
+    let conf = request.conf().ok();
     let ranges = conf.as_ref().map(|conf| &*conf.ranges).unwrap_or_default();
     errors.extend(table::forget(header, ranges, &mut node.netlink, &node.netfilter).err());
     if let Some(kind) = &header.delegate {
-        errors.extend(ipam::delegate(kind, "GC", args, raw).err());
+        errors.extend(ipam::delegate(kind, "GC", args, &config.text).err());
     }
     let mut bridges = bridges;
     if let Some(conf) = &conf {
         errors.extend(store.recount(&conf.ranges).err());
-        if let Mode::Bridge(bridge) = &conf.mode {
-            bridges.push(bridge.name.clone());
-        }
+        bridges.extend(conf.bridge.as_ref().map(|bridge| bridge.name.clone()));
     }
     for bridge in bridges {
         errors.extend(bridged::collect(&mut node.netlink, Some(&bridge)).err());
@@ -83,8 +82,8 @@ pub(crate) fn repaired(store: &Store) -> Vec<Error> {
 
 /// An empty list or null means that nothing is valid. No list at all is refused: taking that for an empty one would
 /// disconnect every container of the network.
-pub(crate) fn valid_attachments(raw: &Value) -> Result<HashSet<Owner>> {
-    let Some((key, list)) = KEYS.iter().find_map(|key| Some((*key, raw.get(*key)?))) else {
+pub(crate) fn valid_attachments(config: &Value) -> Result<HashSet<Owner>> {
+    let Some((key, list)) = KEYS.iter().find_map(|key| Some((*key, config.get(*key)?))) else {
         return Err(invalid(format!("{} is missing: GC has to know what to keep", KEYS[0])));
     };
     let list = if list.is_null() { Value::Array(Vec::new()) } else { list.clone() };

@@ -4,23 +4,23 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::args::Args;
 use crate::error::{Code, Error, Result};
 use crate::ipam;
-use crate::netconf::NetConf;
 use crate::netlink::Netlink;
+use crate::request::Request;
 use crate::table;
 
 /// How long the proxy may take for each step of its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Fails with code 50 when ADD would fail for everybody, and with 51 when pods would be without Services.
-pub(crate) fn status(args: &Args, conf: &NetConf) -> Result<()> {
+pub(super) fn status(request: &Request) -> Result<()> {
+    let conf = request.conf()?;
     let unavailable = |e| Error::new(Code::NotAvailable, format!("open a netlink socket: {e}"));
     let mut netlink = Netlink::open().map_err(unavailable)?;
     table::check_available().map_err(|e| Error { code: Code::NotAvailable as u32, ..e })?;
     match &conf.header.delegate {
-        Some(kind) => ipam::delegate(kind, "STATUS", args, &conf.raw).map(drop)?,
+        Some(kind) => ipam::delegate(kind, "STATUS", &request.args, &request.config.text).map(drop)?,
         None => {
             let mut in_use = |address| netlink.has_route_to(address);
             conf.header.reservations().check_available(&conf.ranges, &mut in_use)?;

@@ -6,9 +6,9 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::{Delegated, InUse, delegate, resolv_conf};
-use crate::args::Args;
 use crate::error::{Code, Error, Result};
 use crate::netconf::{NetConf, Route, parse_requested};
+use crate::request::Request;
 use crate::rollback::Rollback;
 
 /// Addresses, and what comes with them.
@@ -65,11 +65,12 @@ impl Lease {
 
 /// Reserves addresses, to be given back should ADD fail.
 pub(crate) fn assign<'a>(
-    args: &'a Args,
+    request: &'a Request,
     conf: &'a NetConf,
     in_use: InUse<'_>,
     rollback: &mut Rollback<'a>,
 ) -> Result<Assignment> {
+    let Request { args, config, .. } = request;
     let owner = args.owner();
     let reservations = conf.header.reservations();
     if let Some(kind) = &conf.header.delegate {
@@ -77,13 +78,13 @@ pub(crate) fn assign<'a>(
         reservations.reserve(&owner, &[], &[], in_use)?;
         rollback.push(move || drop(conf.header.reservations().release(&args.owner())));
         // Even a failed delegate may have reserved something (CNI 1.1 §4).
-        rollback.push(move || drop(delegate(kind, "DEL", args, &conf.raw)));
-        let result = delegate(kind, "ADD", args, &conf.raw)?.unwrap_or_default();
+        rollback.push(move || drop(delegate(kind, "DEL", args, &config.text)));
+        let result = delegate(kind, "ADD", args, &config.text)?.unwrap_or_default();
         let given = Assignment::parse(&format!("result of IPAM plugin {kind}"), &result)?;
         if given.leases.is_empty() {
             return Err(Error::new(Code::InvalidConfig, format!("IPAM plugin {kind} gave no address")));
         }
-        let delegated = Delegated { kind: kind.clone(), config: conf.raw.clone(), result };
+        let delegated = Delegated { kind: kind.clone(), config: config.complete(), result };
         reservations.note_delegated(&owner, delegated)?;
         return Ok(given);
     }

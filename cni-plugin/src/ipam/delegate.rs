@@ -10,14 +10,15 @@ use serde_json::Value;
 use super::{Delegated, Owner};
 use crate::args::Args;
 use crate::error::{Code, Error, Result};
+use crate::netconf::Config;
 use crate::trace::{Span, span};
 
 /// A delegated plugin that takes longer is taken for stuck; runtimes give up on us after a minute or two.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Runs the plugin `kind` with `command` and the complete configuration. The result is JSON for ADD, nothing else.
-pub(crate) fn delegate(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<Value>> {
-    span(Span::Delegate, || run(kind, command, args, config))
+pub(crate) fn delegate(kind: &str, command: &str, args: &Args, input: &str) -> Result<Option<Value>> {
+    span(Span::Delegate, || run(kind, command, args, input))
 }
 
 /// CHECK by the plugin that an ADD has called. It compares with its own result, which mode `routed` has made another one of:
@@ -26,12 +27,12 @@ pub(crate) fn delegate_check(
     kind: &str,
     given: Option<&Delegated>,
     args: &Args,
-    config: &Value,
+    config: &Config,
 ) -> Result<()> {
-    let mut config = config.clone();
     let Some(result) = given.map(|given| &given.result).filter(|result| result["ips"].is_array()) else {
-        return delegate(kind, "CHECK", args, &config).map(drop);
+        return delegate(kind, "CHECK", args, &config.text).map(drop);
     };
+    let mut config = config.complete();
     let mut ips = result["ips"].as_array().cloned().unwrap_or_default();
     let ours = config["prevResult"]["ips"].as_array().cloned().unwrap_or_default();
     let address = |ip: &Value| {
@@ -46,7 +47,7 @@ pub(crate) fn delegate_check(
     }
     config["prevResult"]["ips"] = ips.into();
     config["prevResult"]["routes"] = result["routes"].as_array().cloned().unwrap_or_default().into();
-    delegate(kind, "CHECK", args, &config).map(drop)
+    delegate(kind, "CHECK", args, &config.to_string()).map(drop)
 }
 
 /// DEL by the plugin that an ADD has called, with the configuration of that ADD. A plugin that is no longer installed does
@@ -61,14 +62,14 @@ pub(crate) fn delegate_del(given: &Delegated, owner: &Owner, args: &Args) -> Res
         args.environment.retain(|(other, _)| other != key);
         args.environment.push((key.into(), value.into()));
     }
-    delegate(&given.kind, "DEL", &args, &given.config).map(drop)
+    delegate(&given.kind, "DEL", &args, &given.config.to_string()).map(drop)
 }
 
 fn find(kind: &str, args: &Args) -> Option<PathBuf> {
     args.path.iter().map(|directory| directory.join(kind)).find(|path| path.is_file())
 }
 
-fn run(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<Value>> {
+fn run(kind: &str, command: &str, args: &Args, input: &str) -> Result<Option<Value>> {
     let failed =
         |message: String| Error::new(Code::Kernel, format!("IPAM plugin {kind} {command}: {message}"));
     if kind.contains('/') {
@@ -89,7 +90,7 @@ fn run(kind: &str, command: &str, args: &Args, config: &Value) -> Result<Option<
         .map_err(|e| failed(e.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read its input may still answer.
-        drop(stdin.write_all(config.to_string().as_bytes()));
+        drop(stdin.write_all(input.as_bytes()));
     }
     let output = wait(child).map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stdout);

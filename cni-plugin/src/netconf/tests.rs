@@ -35,8 +35,8 @@ fn full(more: Value) -> Value {
 
 fn meaning(role: Role, raw: &Value) -> std::result::Result<String, String> {
     let header = Header::parse(role, raw);
-    let conf = header.and_then(|header| NetConf::parse(header, raw.clone(), "1.1.0"));
-    conf.map(|conf| format!("{:?}", NetConf { raw: Value::Null, ..conf })).map_err(|e| e.message)
+    let conf = header.and_then(|header| NetConf::parse(&header, &Config::parse(raw.to_string())?, "1.1.0"));
+    conf.map(|conf| format!("{conf:?}")).map_err(|e| e.message)
 }
 
 /// The pointers of every key of every object in `value`.
@@ -82,9 +82,9 @@ fn null_for_any_key_of_any_object_is_the_same_as_no_such_key() {
 fn requests_by_several_ways_are_all_honoured_and_equal_ones_are_one() {
     let requested = |more: Value| {
         let raw = full(more);
-        let conf =
-            Header::parse(Role::Portolan, &raw).and_then(|header| NetConf::parse(header, raw, "1.1.0"));
-        let conf = conf.unwrap();
+        let header = Header::parse(Role::Portolan, &raw).unwrap();
+        let config = Config::parse(raw.to_string()).unwrap();
+        let conf = NetConf::parse(&header, &config, "1.1.0").unwrap();
         (conf.requested.iter().map(IpAddr::to_string).collect::<Vec<_>>(), conf.mac)
     };
     let args = json!({ "cni": { "ips": ["10.23.0.10"], "mac": "02:00:00:00:00:07" } });

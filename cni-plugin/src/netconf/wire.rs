@@ -104,23 +104,11 @@ pub(super) struct WireLabel {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct WireRuntime {
-    pub(super) port_mappings: Vec<WirePortMapping>,
     pub(super) ips: Vec<String>,
     pub(super) mac: Option<String>,
     pub(super) dns: Option<WireRuntimeDns>,
     pub(super) ip_ranges: Vec<Vec<WireRange>>,
     pub(super) bandwidth: Option<Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct WirePortMapping {
-    pub(super) host_port: u16,
-    pub(super) container_port: u16,
-    #[serde(default)]
-    pub(super) protocol: String,
-    #[serde(default, rename = "hostIP")]
-    pub(super) host_ip: String,
 }
 
 #[derive(Default, Deserialize)]

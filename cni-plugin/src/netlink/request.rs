@@ -29,6 +29,8 @@ pub(crate) struct Veth<'a> {
     pub(crate) pod: &'a str,
     pub(crate) pod_mac: [u8; 6],
     pub(crate) mtu: u32,
+    /// On the node's end, for people and for recovery.
+    pub(crate) note: &'a str,
 }
 
 /// A bridge to be made.

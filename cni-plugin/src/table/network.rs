@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error, Result, io};
 use crate::ipam::RangeSet;
-use crate::netconf::{Header, Mode, NetConf};
+use crate::netconf::{Header, NetConf};
 use crate::whole;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,11 +55,8 @@ impl Network {
             exclusions,
             reservations: vec![conf.header.ipam_dir.clone()],
             former_bridges: Vec::new(),
-            pools: pools.filter(|_| conf.mode == Mode::Routed).collect(),
-            bridge: match &conf.mode {
-                Mode::Bridge(bridge) => Some(bridge.name.clone()),
-                Mode::Routed => None,
-            },
+            pools: pools.filter(|_| conf.bridge.is_none()).collect(),
+            bridge: conf.bridge.as_ref().map(|bridge| bridge.name.clone()),
             mac_spoof_check: conf.checks_mac(),
             layout: LAYOUT,
         }

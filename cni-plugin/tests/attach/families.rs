@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, address, addresses, config, merge};
+use crate::killed::traced;
 
 fn dual() -> Value {
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
@@ -201,4 +202,24 @@ fn a_pod_does_not_become_the_nodes_router() {
     fixture.node().shell("nft flush chain inet portolan own-addresses").unwrap();
     advertise();
     assert!(routes().contains("proto ra"), "{}", routes());
+}
+
+/// Netlink and nfnetlink. What waits for one of the kernel's workers asks again after each sleep.
+#[test]
+fn an_add_beside_another_pod_sends_nine_requests_and_one_more_for_the_second_family() {
+    let fixture = Fixture::new();
+    fixture.netns("a");
+    let v4 = json!({ "ipam": { "ranges": [[{ "subnet": "10.22.0.0/24" }]] } });
+    let both =
+        json!({ "ipam": { "ranges": [[{ "subnet": "10.23.0.0/24" }], [{ "subnet": "fd00:23::/64" }]] } });
+    for (number, (ipam, requests)) in [(v4, 9), (both, 10)].into_iter().enumerate() {
+        let config = merge(config("1.1.0"), merge(ipam, json!({ "name": format!("pods{number}") })));
+        fixture.add(&format!("beside{number}"), &config);
+        let plugin = traced(&fixture, "-e trace=sendto,clock_nanosleep -o /run/trace");
+        plugin.command("ADD", "a", Path::new("/run/netns/a"), &config).unwrap().unwrap();
+        let trace = fixture.node().shell("cat /run/trace").unwrap();
+        let count = |call: &str| trace.lines().filter(|line| line.starts_with(call)).count();
+        assert_eq!(count("sendto(") - count("clock_nanosleep("), requests, "{trace}");
+        fixture.quiet("DEL", "a", &config);
+    }
 }
