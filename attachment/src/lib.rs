@@ -5,8 +5,9 @@
 //! portolan-cni DEL ──remove─┘
 //! ```
 //!
-//! Files appear and disappear whole (write, then rename), so a reader never sees half a record. Readers ignore names
-//! that do not end in `.json`, which is how the temporary files of a killed writer stay invisible.
+//! Files appear and disappear whole (write, then rename), so a reader never sees half a record. Readers
+//! ignore names that do not end in `.json`, which is how the temporary files of a killed writer stay
+//! invisible.
 
 mod ports;
 mod record;

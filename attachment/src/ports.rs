@@ -109,7 +109,7 @@ impl PortMapping {
 /// Reads mappings as they are kept. Versions before this one kept each port by itself.
 pub(crate) fn read_merged<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PortMapping>, D::Error> {
     let mappings = Vec::<PortMapping>::deserialize(deserializer)?;
-    // What ADD has accepted has no conflict; a file that somebody else has written is taken as it is.
+    // What ADD has accepted has no conflict; a file of another writer is taken as it is.
     Ok(PortMapping::merge(mappings.clone()).unwrap_or(mappings))
 }
 

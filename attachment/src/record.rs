@@ -38,8 +38,9 @@ pub struct Attachment {
     /// `runtimeConfig.portMappings`, ports in a row as one.
     #[serde(default, deserialize_with = "ports::read_merged", skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
-    /// Ports that the pod's own kernel does not choose for outgoing connections (`net.ipv4.ip_local_reserved_ports`). The proxy
-    /// uses them for connections with the pod's address. Absent where they could not be reserved.
+    /// Ports that the pod's own kernel does not choose for outgoing connections
+    /// (`net.ipv4.ip_local_reserved_ports`). The proxy uses them for connections with the pod's address.
+    /// Absent where they could not be reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserved_ports: Option<PortRange>,
 }
@@ -53,7 +54,8 @@ pub struct PortRange {
     pub last: u16,
 }
 
-/// The ports that the plugin reserves in each pod: below 32768, where `net.ipv4.ip_local_port_range` begins unless it was changed.
+/// The ports that the plugin reserves in each pod: below 32768, where `net.ipv4.ip_local_port_range` begins
+/// unless it was changed.
 pub const RESERVED_PORTS: PortRange = PortRange { first: 10_000, last: 29_999 };
 
 impl std::fmt::Display for PortRange {

@@ -24,9 +24,9 @@ const MAX_STEM: usize = 255 - ".json".len();
 const KEPT: usize = 200;
 
 impl Key {
-    /// The name of the attachment's files without their extension: `<containerID>-<ifname>`. With a dash in the interface's
-    /// name two attachments could have one file, so there a colon is between the two, which neither may have in it. A name
-    /// that is too long for a file is cut and has a hash of the whole in it.
+    /// The name of the attachment's files without their extension: `<containerID>-<ifname>`. With a dash in
+    /// the interface's name two attachments could have one file, so there a colon is between the two, which
+    /// neither may have in it. A name that is too long for a file is cut and has a hash of the whole in it.
     pub fn file_stem(&self) -> String {
         let Self { container_id, ifname, .. } = self;
         let separator = if ifname.contains('-') { ':' } else { '-' };
@@ -132,18 +132,18 @@ impl Store {
             written.and_then(|()| fs::rename(&temporary, &path).map_err(io_error("rename into", &path)));
         if written.is_err() {
             // Best effort: the first error is the one to report.
-            drop(fs::remove_file(&temporary));
+            let _ = fs::remove_file(&temporary);
         }
         written
     }
 
-    /// Removes the folder of a network that has no record left; false if it has one. Whoever writes meanwhile makes the
+    /// Removes the folder of a network that has no record left; false if it has one. A writer makes the
     /// folder anew.
     pub fn remove_network_if_empty(&self, network: &str) -> bool {
         let directory = self.directory.join(network);
-        // A killed writer may have left it. Asking the kernel to remove the folder costs the same however full it is;
-        // listing it does not.
-        drop(fs::remove_file(directory.join(TEMPORARY)));
+        // A killed writer may have left it. Asking the kernel to remove the folder costs the same however
+        // full it is; listing it does not.
+        let _ = fs::remove_file(directory.join(TEMPORARY));
         fs::remove_dir(&directory).map_or_else(|e| e.kind() == io::ErrorKind::NotFound, |()| true)
     }
 
@@ -157,7 +157,7 @@ impl Store {
         }
     }
 
-    /// Removes a record. One that is already gone is fine.
+    /// Removes a record. One that is missing is fine.
     pub fn remove(&self, key: &Key) -> Result<(), Error> {
         // A name of former versions may be another attachment's.
         let is_of_key = |path: &PathBuf| {

@@ -1,5 +1,5 @@
-//! The note on the node's end of a veth (`ip link` shows it as its alias): whose it is. With the state directory gone it
-//! is all that is left to know the pods by.
+//! The note on the node's end of a veth (`ip link` shows it as its alias): whose it is. Without the state
+//! directory it is all that is left to know the pods by.
 
 use std::net::IpAddr;
 

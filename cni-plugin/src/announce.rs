@@ -1,7 +1,9 @@
-//! Unsolicited neighbour advertisements: who has an address of IPv6 says by which hardware address it is reached
-//! (RFC 4861 §7.2.6). For IPv4 the kernel announces by itself, see [`crate::netlink::Batch::announce`].
+//! Unsolicited neighbour advertisements: who has an address of IPv6 says by which hardware address it is
+//! reached (RFC 4861 §7.2.6). For IPv4 the kernel announces by itself, see
+//! [`crate::netlink::Batch::announce`].
 //!
-//! A socket for frames would do for both, but the kernel waits for an RCU grace period, some 10 ms, when one is closed.
+//! A socket for frames would do for both, but the kernel waits for an RCU grace period, some 10 ms, when one
+//! is closed.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};

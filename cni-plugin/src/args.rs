@@ -24,7 +24,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Args {
     pub(crate) container_id: String,
-    /// Empty where DEL is called after the namespace has gone.
+    /// Empty where DEL is called after the namespace was deleted.
     pub(crate) netns: String,
     pub(crate) ifname: String,
     /// Directories to find a delegated plugin in.

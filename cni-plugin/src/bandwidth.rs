@@ -4,7 +4,8 @@
 //! to the pod    ptl<hash>  root tbf
 //! from the pod  ptl<hash>  ingress, everything redirected to ptb<hash>, root tbf, and from there on as before
 //! ```
-//! The kernel queues only what leaves an interface; `ptb<hash>` is an ifb, an interface for what arrives to leave by first.
+//! The kernel queues only what leaves an interface; `ptb<hash>` is an ifb, an interface for what arrives to
+//! leave by first.
 
 use crate::error::{Code, Error, Result, kernel};
 use crate::netconf::{Bandwidth, Limit};
@@ -17,11 +18,11 @@ const NOT_SUPPORTED: i32 = 95;
 /// Counts too.
 const ETHERNET_HEADER: u32 = 14;
 
-/// Limits the pod behind `host_name`. `detour` is the interface for what it sends, `alias` the note on it.
+/// Limits the pod behind `host_name`. `ifb` is the interface for what it sends, `alias` the note on it.
 pub(crate) fn limit(
     host: &mut Netlink,
     host_name: &str,
-    detour: &str,
+    ifb: &str,
     alias: &str,
     bandwidth: &Bandwidth,
 ) -> Result<()> {
@@ -38,19 +39,19 @@ pub(crate) fn limit(
         batch.limit(link.index, limit, host_name);
     }
     if let Some(limit) = bandwidth.from_pod {
-        // One that a killed ADD has left limits nobody.
-        host.delete_link(detour).map_err(kernel(format!("delete a left-over {detour}")))?;
-        host.add_ifb(detour, link.mtu).map_err(|e| match e.raw_os_error() {
+        // One that a killed ADD has left limits no pod.
+        host.delete_link(ifb).map_err(kernel(format!("delete a left-over {ifb}")))?;
+        host.add_ifb(ifb, link.mtu).map_err(|e| match e.raw_os_error() {
             Some(NOT_SUPPORTED) => no_ifb(),
-            _ => kernel(format!("create interface {detour}"))(e),
+            _ => kernel(format!("create interface {ifb}"))(e),
         })?;
-        veth::disable_ipv6(detour);
+        veth::disable_ipv6(ifb);
         let mut up = Batch::default();
-        up.set_note(detour, alias);
-        up.get_link(detour);
-        up.set_up(detour);
-        let index = veth::only(up.commit(host)?.links, detour)?.index;
-        batch.limit(index, limit, detour);
+        up.set_note(ifb, alias);
+        up.get_link(ifb);
+        up.set_up(ifb);
+        let index = veth::only(up.commit(host)?.links, ifb)?.index;
+        batch.limit(index, limit, ifb);
         batch.redirect(link.index, index, host_name);
     }
     batch.commit(host).map(drop)
@@ -63,18 +64,17 @@ fn no_ifb() -> Error {
 }
 
 /// Whether the limits are still in force.
-pub(crate) fn check(host: &mut Netlink, host_name: &str, detour: &str, bandwidth: &Bandwidth) -> Result<()> {
+pub(crate) fn check(host: &mut Netlink, host_name: &str, ifb: &str, bandwidth: &Bandwidth) -> Result<()> {
     let link = veth::required(host, host_name)?;
     if let Some(limit) = bandwidth.to_pod {
         check_limit(host, link.index, host_name, limit)?;
     }
     if let Some(limit) = bandwidth.from_pod {
-        let other = veth::required(host, detour)?;
-        check_limit(host, other.index, detour, limit)?;
-        let leads = host.redirects(link.index, other.index).map_err(kernel("look for the detour"))?;
+        let other = veth::required(host, ifb)?;
+        check_limit(host, other.index, ifb, limit)?;
+        let leads = host.redirects(link.index, other.index).map_err(kernel("look for the redirection"))?;
         if !leads || !other.is_up {
-            let message =
-                format!("what arrives at {host_name} no longer goes by {detour}: it is not limited");
+            let message = format!("what arrives at {host_name} no longer goes by {ifb}: it is not limited");
             return Err(Error::new(Code::Conflict, message));
         }
     }

@@ -4,8 +4,8 @@
 //! pod   eth0 10.22.0.7/24, default via 10.22.0.1 if it is the gateway
 //! node  ptl<hash>, a port of cni0; cni0 10.22.0.1/24 if it is the gateway
 //! ```
-//! The bridge is made by the first ADD and stays when the last pod goes, as with the reference plugin; GC removes one that we
-//! have made and that has no ports.
+//! The bridge is made by the first ADD and stays when the last pod goes, as with the reference plugin; GC
+//! removes one that we have made and that has no ports.
 
 use std::io;
 use std::net::IpAddr;
@@ -98,8 +98,9 @@ impl Mode for Bridge {
     }
 }
 
-/// Announces the pod's addresses on the bridge. A neighbour that has an older entry for an address sends to the hardware
-/// address in it for up to 45 s. After that it asks, so ADD does not fail if the announcement does.
+/// Announces the pod's addresses on the bridge. A neighbour that has an older entry for an address sends to
+/// the hardware address in it for up to 45 s. After that it asks, so ADD does not fail if the announcement
+/// does.
 fn announce(pod: &mut Pod, index: u32, veth: &Veth<'_>, assignment: &Assignment) {
     let mut batch = Batch::default();
     for address in assignment.addresses() {
@@ -141,7 +142,7 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
         configure_ipv6(name, bridge.enable_dad)?;
         found = find(host)?;
     }
-    let link = found.ok_or_else(|| conflict(format!("bridge {name} was deleted by somebody else")))?;
+    let link = found.ok_or_else(|| conflict(format!("bridge {name} was deleted by another process")))?;
     if !link.is_bridge {
         return Err(conflict(format!(
             "{name} is already there and is not a bridge; choose another `bridge`"
@@ -161,9 +162,9 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
     Ok(link)
 }
 
-/// Router advertisements of pods must not give the node a default route (CVE-2020-13401). The bridge's link-local address,
-/// from which the node asks for the hardware addresses of pods, is usable at once: no other interface can have it. A node without
-/// IPv6 has neither.
+/// Router advertisements of pods must not give the node a default route (CVE-2020-13401). The bridge's
+/// link-local address, from which the node asks for the hardware addresses of pods, is usable at once: no
+/// other interface can have it. A node without IPv6 has neither.
 fn configure_ipv6(name: &str, enable_dad: bool) -> Result<()> {
     let keys = ["accept_ra", "accept_dad"];
     for key in &keys[..if enable_dad { 1 } else { 2 }] {
@@ -176,7 +177,8 @@ fn configure_ipv6(name: &str, enable_dad: bool) -> Result<()> {
     Ok(())
 }
 
-/// A kernel without VLAN filtering takes the order for it, and does nothing: so what it has is asked for here.
+/// A kernel without VLAN filtering takes the order for it, and does nothing: so what it has is asked for
+/// here.
 fn refuse_vlan(name: &str, vlan: &str) -> Error {
     let has_filtering = Path::new("/sys/class/net").join(name).join("bridge/vlan_filtering").exists();
     let why = if has_filtering {
@@ -212,8 +214,8 @@ fn first_of(address: IpNetwork) -> Result<IpAddr> {
     first.ok_or_else(|| conflict(format!("{address} has no room for a gateway")))
 }
 
-/// Gives the bridge a gateway's address; returns it if it is new. A bridge has one subnet of IPv4, and of IPv6 those that
-/// do not overlap.
+/// Gives the bridge a gateway's address; returns it if it is new. A bridge has one subnet of IPv4, and of
+/// IPv6 those that do not overlap.
 fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Lease) -> Result<Option<IpAddr>> {
     let Some(gateway) = lease.gateway else { return Ok(None) };
     let wanted = network(gateway, lease.address.prefix());
@@ -285,7 +287,7 @@ fn configure_pod(
         let addresses = assignment.leases.iter().map(|lease| lease.address);
         let connected: Vec<IpNetwork> =
             addresses.map(|address| network(address.network(), address.prefix())).collect();
-        routed::answer_where_asked(index, &assignment.addresses(), &routes, &connected)
+        routed::source_routing(index, &assignment.addresses(), &routes, &connected)
             .commit(&mut pod.netlink)?;
     }
     Ok(())
@@ -298,7 +300,7 @@ fn gateway_of(route: &netconf::Route, assignment: &Assignment) -> Option<IpAddr>
     if route.is_on_link() { None } else { route.gw.or_else(implied) }
 }
 
-/// Waits until nobody has answered that an address is his.
+/// Waits until duplicate address detection has found no other interface with the addresses.
 fn await_addresses(pod: &mut Netlink, index: u32, assignment: &Assignment) -> Result<()> {
     let deadline = Instant::now() + DETECTION;
     for lease in assignment.leases.iter().filter(|lease| lease.address.is_ipv6()) {

@@ -1,8 +1,8 @@
-//! `portolan-cni import`: take over the addresses that the reference plugin `host-local` has given out, so that none of them is
-//! given out again.
+//! `portolan-cni import`: take over the addresses that the reference plugin `host-local` has given out, so
+//! that none of them is given out again.
 //!
-//! `host-local` keeps a file an address, named after it, with the container's id and, on a second line, the interface. Those
-//! files stay as they are: whoever goes back finds them.
+//! `host-local` keeps a file an address, named after it, with the container's id and, on a second line, the
+//! interface. Those files stay as they are: they are there for the way back.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -62,8 +62,8 @@ impl fmt::Display for Imported {
     }
 }
 
-/// Reads a conflist as it is for us, or for `host-local` by a link to us, and takes over what `from` or the place it names has
-/// of its network. Doing it twice is fine.
+/// Reads a conflist as it is for us, or for `host-local` by a link to us, and takes over what `from` or the
+/// place it names has of its network. Doing it twice is fine.
 pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
     let raw = read_conflist(conflist)?;
     let data_dir = raw["ipam"]["dataDir"].as_str().filter(|directory| !directory.is_empty());
@@ -86,10 +86,10 @@ pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
     let by_owner = by_owner
         .into_iter()
         .map(|((container_id, ifname), addresses)| (Owner { container_id, ifname }, addresses));
-    let adopted = conf.header.reservations().adopt(by_owner.collect(), &conf.ranges, &last)?;
-    errors.extend(adopted.refused);
+    let imported = conf.header.reservations().import(by_owner.collect(), &conf.ranges, &last)?;
+    errors.extend(imported.refused);
     drop(lock);
-    Ok(Imported { network: conf.header.name, source, addresses: adopted.addresses, errors })
+    Ok(Imported { network: conf.header.name, source, addresses: imported.addresses, errors })
 }
 
 /// The configuration of the first plugin that has addresses to give.
@@ -125,7 +125,7 @@ fn read_files(source: &Path) -> Result<Files> {
                 let owner = Owner { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
                 found.push((address, owner));
             }
-            // A crash left it; nobody knows whose it is.
+            // A crash left it; its owner is unknown.
             None => {
                 errors.push(invalid(format!("{} is empty: {address} is free from now on", path.display())))
             }

@@ -9,17 +9,18 @@
 //!                               └ attachment  the record the daemons read
 //! ```
 //!
-//! One short-lived, synchronous process: no runtime to start, no program to run, and no dump of kernel tables in ADD and DEL
-//! (but for conntrack's, where a pod has UDP ports of the node). What ADD has done is undone in reverse if a later step
-//! fails, and DEL finds everything by names derived from the attachment alone, so that it works when the pod, the
-//! configuration or half of an ADD is missing.
+//! One short-lived, synchronous process: no runtime to start, no program to run, and no dump of kernel tables
+//! in ADD and DEL (but for conntrack's, where a pod has UDP ports of the node). What ADD has done is undone
+//! in reverse if a later step fails, and DEL finds everything by names derived from the attachment alone, so
+//! that it works when the pod, the configuration or half of an ADD is missing.
 
 mod alias;
 mod announce;
 mod args;
+mod atomic_file;
 mod bandwidth;
 mod bridged;
-mod by_hand;
+mod cli;
 mod command;
 mod driver;
 mod error;
@@ -42,7 +43,6 @@ mod table;
 mod trace;
 mod uplink;
 mod veth;
-mod whole;
 
-pub use by_hand::run_by_hand;
+pub use cli::run_by_hand;
 pub use skel::{Output, run};

@@ -20,7 +20,8 @@ pub(crate) trait Mode {
         assignment: Assignment,
     ) -> Result<Attached<'a>>;
 
-    /// Whether an attachment is as [`Mode::attach`] left it, by the result of ADD. Additions of other plugins are fine.
+    /// Whether an attachment is as [`Mode::attach`] left it, by the result of ADD. Additions of other plugins
+    /// are fine.
     fn check(
         &self,
         host: &mut Netlink,

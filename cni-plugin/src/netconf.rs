@@ -37,7 +37,8 @@ const DEFAULT_COOLDOWN: u32 = 30;
 /// Longest name of a network in bytes: it is part of names of files and of sets in nft, which have 255.
 const MAX_NAME: usize = 240;
 
-/// The part every command needs; DEL and GC need no more, so that they work with a configuration gone wrong.
+/// The part every command needs; DEL and GC need no more, so that they work with a configuration that is not
+/// valid any more.
 #[derive(Clone, Debug)]
 pub(crate) struct Header {
     pub(crate) role: Role,
@@ -123,7 +124,8 @@ impl Header {
         Store::new(self.ipam_dir.clone(), self.cooldown)
     }
 
-    /// Who has which address by a former configuration: another `ipam.type`, or another `ipam.dataDir` (`noted`).
+    /// Who has which address by a former configuration: another `ipam.type`, or another `ipam.dataDir`
+    /// (`noted`).
     pub(crate) fn former_reservations(&self, noted: &[PathBuf]) -> Vec<Store> {
         let own = ["ipam", "delegated"].map(|kind| self.state_dir.join(kind).join(&self.name));
         let mut directories: Vec<&PathBuf> = own.iter().chain(noted).collect();
@@ -180,7 +182,7 @@ impl NetConf {
             version: version.to_owned(),
             mtu: wire.mtu.filter(|mtu| *mtu != 0),
             // As the reference plugins have it, where one of them is meant.
-            masquerade: wire.ip_masq.unwrap_or(bridge.is_none() && header.role == Role::Portolan),
+            masquerade: wire.ip_masq.unwrap_or_else(|| bridge.is_none() && header.role == Role::Portolan),
             bridge,
             header: header.clone(),
             exclusions,

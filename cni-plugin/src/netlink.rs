@@ -28,8 +28,8 @@ pub(crate) use request::{NewBridge, Route, RouteTarget, Veth};
 use crate::trace::{Span, span};
 use traffic::Limited;
 
-/// `ESRCH`, `ENODEV`, `ENOENT`, `EADDRNOTAVAIL`: what the kernel says of things that are gone.
-const GONE: [i32; 4] = [3, 19, 2, 99];
+/// `ESRCH`, `ENODEV`, `ENOENT`, `EADDRNOTAVAIL`: the kernel has no such object.
+const MISSING: [i32; 4] = [3, 19, 2, 99];
 
 /// `ENETUNREACH`, `EHOSTUNREACH`: there is no route, or one that refuses.
 const UNREACHABLE: [i32; 2] = [101, 113];
@@ -45,7 +45,7 @@ const DATAGRAM: usize = 32 * 1024;
 
 type Answers = io::Result<Vec<RouteNetlinkMessage>>;
 
-/// A socket in one network namespace; it stays there whoever uses it.
+/// A socket in one network namespace; it stays there in whichever namespace its user is.
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -107,7 +107,7 @@ impl Netlink {
         // The kernel answers within `send`: an answer that is not there by then will never come.
         socket.set_non_blocking(true)?;
         // Dumps obey their filters only when asked to be strict; an older kernel filters nothing.
-        drop(socket.set_netlink_get_strict_chk(true));
+        let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self { socket, sequence: 0, interrupted: false })
     }
 
@@ -115,7 +115,7 @@ impl Netlink {
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
         match self.one(request::get_link(name), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(link_of)),
-            Err(e) if is_gone(&e) => Ok(None),
+            Err(e) if is_missing(&e) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -127,12 +127,12 @@ impl Netlink {
 
     /// Deletes an interface. False if there is none.
     pub(crate) fn delete_link(&mut self, name: &str) -> io::Result<bool> {
-        gone_is_false(self.one(request::delete_link(name), NLM_F_ACK))
+        missing_is_false(self.one(request::delete_link(name), NLM_F_ACK))
     }
 
     /// Sets an interface down. False if there is none.
     pub(crate) fn set_down(&mut self, name: &str) -> io::Result<bool> {
-        gone_is_false(self.one(request::set_down(name), NLM_F_ACK))
+        missing_is_false(self.one(request::set_down(name), NLM_F_ACK))
     }
 
     /// Whether the interface has the address.
@@ -148,12 +148,12 @@ impl Netlink {
 
     /// Takes an address from an interface. False if it has none like that.
     pub(crate) fn delete_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<bool> {
-        gone_is_false(self.one(request::delete_address(index, address, prefix), NLM_F_ACK))
+        missing_is_false(self.one(request::delete_address(index, address, prefix), NLM_F_ACK))
     }
 
     /// Deletes a route. False if there is none.
     pub(crate) fn delete_route(&mut self, route: &Route) -> io::Result<bool> {
-        gone_is_false(self.one(request::delete_route(route), NLM_F_ACK))
+        missing_is_false(self.one(request::delete_route(route), NLM_F_ACK))
     }
 
     /// Where [`RouteTarget::Unreachable`] routes of ours lead.
@@ -179,7 +179,8 @@ impl Netlink {
         Ok(routes.into_iter().collect::<io::Result<Vec<_>>>()?.iter().all(is_local))
     }
 
-    /// Whether there is a route to this very address: it is one of this namespace, or something is reached by it.
+    /// Whether there is a route to this very address: it is one of this namespace, or something is reached by
+    /// it.
     pub(crate) fn has_route_to(&mut self, address: IpAddr) -> io::Result<bool> {
         self.has_route_to_beside(address, &[]).map(|(found, _)| found)
     }
@@ -219,7 +220,8 @@ impl Netlink {
         Ok(self.exchange(requests)?.into_iter().map(route_of).collect())
     }
 
-    /// Whether an interface of the node has the address; not one that is local by a route alone, as virtual IPs are.
+    /// Whether an interface of the node has the address; not one that is local by a route alone, as virtual
+    /// IPs are.
     pub(crate) fn has_own(&mut self, address: IpAddr) -> io::Result<bool> {
         self.route(request::match_route(address))
             .map(|route| route.is_some_and(|route| is_of_interface(&route)))
@@ -229,7 +231,7 @@ impl Netlink {
     pub(crate) fn neighbour(&mut self, index: u32, address: IpAddr) -> io::Result<Option<Vec<u8>>> {
         match self.one(request::get_neighbour(index, address), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(neighbour_of)),
-            Err(e) if is_gone(&e) => Ok(None),
+            Err(e) if is_missing(&e) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -252,7 +254,7 @@ impl Netlink {
         Ok(answers.into_iter().find_map(traffic::limited_of))
     }
 
-    /// Whether what arrives at an interface makes a detour by `to`.
+    /// Whether what arrives at an interface is redirected to `to`.
     pub(crate) fn redirects(&mut self, index: u32, to: u32) -> io::Result<bool> {
         let answers = self.dump(&traffic::get_filters(index))?;
         Ok(answers.iter().any(|answer| traffic::redirects(answer, to)))
@@ -273,8 +275,8 @@ impl Netlink {
         answers.pop().unwrap_or_else(|| Ok(Vec::new()))
     }
 
-    /// Sends requests in one datagram and collects the answers to each, up to its acknowledgement. The kernel works
-    /// through all of them, whether or not one fails.
+    /// Sends requests in one datagram and collects the answers to each, up to its acknowledgement. The kernel
+    /// works through all of them, whether or not one fails.
     fn exchange(&mut self, requests: Vec<(RouteNetlinkMessage, u16)>) -> io::Result<Vec<Answers>> {
         span(Span::Netlink, || {
             let first = self.sequence + 1;
@@ -333,15 +335,15 @@ impl Netlink {
     }
 }
 
-/// Whether an error says that the thing is not there.
-pub(crate) fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error().is_some_and(|code| GONE.contains(&code))
+/// Whether an error says that there is no such object.
+pub(crate) fn is_missing(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| MISSING.contains(&code))
 }
 
-fn gone_is_false(result: Answers) -> io::Result<bool> {
+fn missing_is_false(result: Answers) -> io::Result<bool> {
     match result {
         Ok(_) => Ok(true),
-        Err(e) if is_gone(&e) => Ok(false),
+        Err(e) if is_missing(&e) => Ok(false),
         Err(e) => Err(e),
     }
 }

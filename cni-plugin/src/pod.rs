@@ -22,7 +22,8 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// Opens the pod's namespace, and does there all that needs no interface: each way into a namespace takes a thread.
+    /// Opens the pod's namespace, and does there all that needs no interface: each way into a namespace takes
+    /// a thread.
     pub(crate) fn prepare(path: &str, advertises: bool) -> Result<Self> {
         let (netns, (netlink, advertiser, reserved_ports)) = run_in(path, || {
             let advertiser = if advertises { Advertiser::open().ok() } else { None };
@@ -56,8 +57,8 @@ fn run_in<T: Send>(path: &str, work: impl FnOnce() -> io::Result<T> + Send) -> R
 /// Ports that the kernel leaves out when it chooses one for an outgoing connection.
 const LOCAL_RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// Keeps the ports from which the proxy connects with the pod's address out of what the pod's own kernel chooses, besides
-/// those that are reserved already.
+/// Keeps the ports from which the proxy connects with the pod's address out of what the pod's own kernel
+/// chooses, besides those that are reserved already.
 fn reserve_ports() -> io::Result<PortRange> {
     let reserved = fs::read_to_string(LOCAL_RESERVED_PORTS)?;
     let separator = if reserved.trim().is_empty() { "" } else { "," };

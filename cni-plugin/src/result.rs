@@ -44,8 +44,8 @@ pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     ips.extend(attached.leases.iter().map(|lease| ip(&conf.version, lease, Some(index))));
     routes.extend(attached.routes.iter().map(|new| route(&conf.version, new)));
     let is_empty = |dns: &Value| dns.as_object().is_none_or(serde_json::Map::is_empty);
-    let said = [&conf.dns, &attached.dns, &previous["dns"]];
-    let dns = said.into_iter().find(|dns| !is_empty(dns)).cloned().unwrap_or_else(|| json!({}));
+    let sources = [&conf.dns, &attached.dns, &previous["dns"]];
+    let dns = sources.into_iter().find(|dns| !is_empty(dns)).cloned().unwrap_or_else(|| json!({}));
     shaped(&conf.version, interfaces.into(), ips, routes, dns)
 }
 

@@ -4,8 +4,8 @@
 //! pod   eth0 10.22.0.7/32 fd00:22::7/128, 169.254.1.1 dev eth0 scope link, default via 169.254.1.1 and via fe80::1
 //! node  ptl<hash>, 10.22.0.7 dev ptl<hash> scope link, fd00:22::7 dev ptl<hash>
 //! ```
-//! Both ends know each other's hardware address for good, so there is no ARP and no neighbour discovery. Every packet
-//! passes the node's routing.
+//! Both ends know each other's hardware address for good, so there is no ARP and no neighbour discovery.
+//! Every packet passes the node's routing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -29,11 +29,11 @@ const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)
 const FORWARDING_V4: &str = "/proc/sys/net/ipv4/ip_forward";
 const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
-/// `IP6_RT_PRIO_USER`, what a route of IPv6 has if nothing else is said. Of IPv4 that is 0.
+/// `IP6_RT_PRIO_USER`, the default of a route of IPv6. Of IPv4 that is 0.
 const DEFAULT_METRIC_V6: u32 = 1024;
 
-/// Both ends know each other's hardware addresses for good. One that is set later, by `tuning`, makes the pod forget its gateway,
-/// and the node does not hear of it.
+/// Both ends know each other's hardware addresses for good. One that is set later, by `tuning`, makes the pod
+/// forget its gateway, and the node does not hear of it.
 const ASK_US: &str =
     "have portolan-cni set the hardware address (capability mac, or MAC in CNI_ARGS), not another plugin";
 
@@ -77,7 +77,7 @@ impl Mode for Routed {
         let changes = || configure_pod(veth, index, &addresses, &routes);
         let outcome = veth::configure(pod, veth.pod, changes)?;
         if outcome.found_route || rank(veth.pod) > 0 {
-            answer_where_asked(index, &addresses, &routes, &[]).commit(&mut pod.netlink)?;
+            source_routing(index, &addresses, &routes, &[]).commit(&mut pod.netlink)?;
         }
         configure_host(host, &host_link, veth, &addresses)?;
         let (leases, dns) = (leases(&addresses), assignment.dns);
@@ -163,8 +163,8 @@ pub(crate) fn worded(route: &netconf::Route) -> String {
     }
 }
 
-/// The number at the end of an interface's name: eth0 comes before eth1. Runtimes attach a pod's networks in any order
-/// (podman in another one each time).
+/// The number at the end of an interface's name: eth0 comes before eth1. Runtimes attach a pod's networks in
+/// any order (podman in another one each time).
 fn rank(ifname: &str) -> u32 {
     let digits = ifname.len() - ifname.bytes().rev().take_while(u8::is_ascii_digit).count();
     ifname[digits..].parse().unwrap_or(0)
@@ -178,10 +178,10 @@ fn metric(ifname: &str, gateway: IpAddr) -> u32 {
     }
 }
 
-/// Another network has the default route. What comes to an address of this interface is to be answered by this
-/// interface all the same, so its addresses get a table of their own. `connected` are the subnets on the link, whose
-/// neighbours are answered directly.
-pub(crate) fn answer_where_asked(
+/// Another network has the default route. What comes to an address of this interface is to be answered by
+/// this interface all the same, so its addresses get a table of their own. `connected` are the subnets on the
+/// link, whose neighbours are answered directly.
+pub(crate) fn source_routing(
     index: u32,
     addresses: &[IpAddr],
     routes: &[netconf::Route],
@@ -233,10 +233,10 @@ fn check_ends(
         let device = pod.route_device(gateway).map_err(kernel("look for the pod's gateway"))?;
         // Another routed interface of the pod may have the same gateway.
         if device.is_none() {
-            return wrong(format!("the pod's route to its gateway {gateway} is gone"));
+            return wrong(format!("the pod's route to its gateway {gateway} is missing"));
         }
         let known = pod.neighbour(pod_link.index, gateway).map_err(kernel("look for the pod's gateway"))?;
-        // Nobody would answer: IPv6 has no proxy_arp.
+        // IPv6 has no proxy_arp: a solicitation would have no answer.
         if gateway.is_ipv6() && known.is_none() {
             return wrong(format!("{ifname} has lost its entry for the gateway {gateway}: {ASK_US}"));
         }
@@ -256,7 +256,7 @@ pub(crate) fn check_routes(
             _ => destination.network(),
         };
         if pod.route_device(probe).map_err(kernel("look for the pod's routes"))?.is_none() {
-            return Err(Error::new(Code::Conflict, format!("the pod's route to {destination} is gone")));
+            return Err(Error::new(Code::Conflict, format!("the pod's route to {destination} is missing")));
         }
     }
     Ok(())
@@ -276,8 +276,8 @@ pub(crate) fn ensure_forwarding(addresses: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-/// The routes that the configuration or another IPAM plugin names. The gateway of a subnet is ours here, so a route by it is
-/// one by ours.
+/// The routes that the configuration or another IPAM plugin names. The gateway of a subnet is ours here, so a
+/// route by it is one by ours.
 fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Route> {
     let named = if conf.routes.is_empty() { &assignment.routes } else { &conf.routes };
     let is_replaced =
@@ -289,7 +289,8 @@ fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Rout
     named.iter().map(by_own).collect()
 }
 
-/// The configured routes with their gateways, or the default routes where there are none, for the families the pod has.
+/// The configured routes with their gateways, or the default routes where there are none, for the families
+/// the pod has.
 fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<netconf::Route> {
     let has = |address: IpAddr| addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
     if routes.is_empty() {

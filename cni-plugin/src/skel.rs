@@ -48,8 +48,8 @@ impl Output {
     }
 }
 
-/// Where the standard output was closed, Rust's start-up code has opened `/dev/null`, for reading too. Whoever does not want
-/// a result opens it for writing.
+/// Where the standard output was closed, Rust's start-up code has opened `/dev/null`, for reading too. A
+/// runtime that does not want a result opens it for writing.
 fn was_closed(stdout: impl AsFd) -> bool {
     let null = stat("/dev/null").map(|null| null.st_rdev);
     let flags = fcntl(&stdout, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);

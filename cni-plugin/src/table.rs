@@ -1,5 +1,5 @@
-//! What the node as a whole is told: which pods' traffic is masqueraded, that pods send from their own addresses only,
-//! and that dead pods are unreachable.
+//! What the node as a whole does: which pods' traffic is masqueraded, that pods send from their own addresses
+//! only, and that dead pods are unreachable.
 //!
 //! ```text
 //! table inet portolan {
@@ -21,13 +21,14 @@
 //! }
 //! unreachable <pool> metric 4294967294                  # so that a dead pod's address refuses at once
 //! ```
-//! ADD and DEL change one element a family, and no rule. Rules are written again only when a network comes or changes
-//! what it asks for, or when somebody has flushed the table; then all of it in one transaction.
+//! ADD and DEL change one element a family, and no rule. Rules are written again only when a network comes or
+//! changes what it asks for, or when the table was flushed; then all of it in one transaction.
 //! `networks/<name>.json` says what each network has asked for.
 //!
-//! The last pod leaves the table behind, with no pod in it: writing it anew for the next one and deleting it again would
-//! take the kernel several RCU grace periods (13 ms of an ADD's 15 and 28 ms of a DEL's 56 were that). What stays is
-//! removed by GC, of a network that has no attachment any more, and by `portolan-cni cleanup`, of all.
+//! The last pod leaves the table behind, with no pod in it: writing it anew for the next one and deleting it
+//! again would take the kernel several RCU grace periods (13 ms of an ADD's 15 and 28 ms of a DEL's 56 were
+//! that). What stays is removed by GC, of a network that has no attachment any more, and by `portolan-cni
+//! cleanup`, of all.
 
 mod elements;
 mod flows;
@@ -51,7 +52,7 @@ use crate::lock::Lock;
 use crate::netconf::{Header, NetConf, parse_mac};
 use crate::netlink::{Batch, Link, Netlink, Route, RouteTarget};
 use crate::trace::{Span, span};
-use crate::{veth, whole};
+use crate::{atomic_file, veth};
 use network::Network;
 
 const TABLE: &str = "portolan";
@@ -91,7 +92,7 @@ fn record(
     netfilter: &Netfilter,
 ) -> Result<()> {
     let _lock = Lock::acquire(&conf.header.state_dir)?;
-    let (network, is_news, gone) = span(Span::Store, || {
+    let (network, is_news, abandoned) = span(Span::Store, || {
         let old = Network::read(&conf.header)?;
         let network = Network::of(conf, subnets).with_former(old.as_ref());
         let is_news = old.as_ref() != Some(&network);
@@ -103,8 +104,8 @@ fn record(
         if is_news {
             repair::records(&conf.header, &links(netlink)?, netlink)?;
         }
-        let gone = ports::reserve(&conf.header, attachment, |holder| is_gone(netlink, holder))?;
-        Ok::<_, Error>((network, is_news, gone))
+        let abandoned = ports::reserve(&conf.header, attachment, |holder| has_no_interface(netlink, holder))?;
+        Ok::<_, Error>((network, is_news, abandoned))
     })?;
     let mut refuse = Batch::default();
     for pool in &network.pools {
@@ -112,7 +113,7 @@ fn record(
     }
     refuse.commit(netlink)?;
     span(Span::Nft, || {
-        for holder in &gone {
+        for holder in &abandoned {
             ports::remove(netfilter, Some(holder), None)?;
         }
         if network.mac_spoof_check {
@@ -126,8 +127,8 @@ fn record(
     })
 }
 
-/// Takes back what [`join`] did. Everything is tried; what is gone already is fine. The record goes last, so that
-/// whoever comes after a killed process finds what is still to do.
+/// Takes back what [`join`] did. Everything is tried; what was removed already is fine. The record goes last,
+/// so that the command after a killed one finds what is still to do.
 pub(crate) fn leave(
     header: &Header,
     key: &Key,
@@ -165,7 +166,8 @@ fn unrecord(
     let mut leaving = recorded.as_ref().map(|record| record.ips.clone()).unwrap_or_default();
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
-    // A refused ADD has no port, and must not take it from its holder. A record that was written again names no ports.
+    // A refused ADD has no port, and must not take it from its holder. A record that was written again names
+    // no ports.
     let held = ports::held(header, key, recorded.as_ref()).unwrap_or_else(|error| {
         errors.push(error);
         None
@@ -196,13 +198,13 @@ pub(crate) fn check_available() -> Result<()> {
 
 /// Whether the pod is recorded, and the node's tables know it.
 pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
-    let gone = |message: String| Err(Error::new(Code::Conflict, message));
+    let lost = |message: String| Err(Error::new(Code::Conflict, message));
     let Some(record) = conf.header.attachments().read(key).ok().flatten() else {
-        return gone("its attachment record is gone: Services do not find it".to_owned());
+        return lost("its attachment record is missing: Services do not find it".to_owned());
     };
     let netfilter = open()?;
     if let Some(chain) = rules::lost(&netfilter, &conf.header)? {
-        return gone(format!(
+        return lost(format!(
             "chain {chain} of nft table inet {TABLE} has lost rules: the next ADD writes them"
         ));
     }
@@ -211,15 +213,15 @@ pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
         let element = Element::Key(rules::key(*address));
         let looked = netfilter.contains(Family::Inet, TABLE, &set, &element);
         if !looked.map_err(kernel(format!("look {address} up in nft table inet {TABLE}")))? {
-            return gone(format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded"));
+            return lost(format!("{address} is no longer in nft table inet {TABLE}: it is not masqueraded"));
         }
     }
     if conf.checks_mac() && !frames::has(&netfilter, &record.host_interface, parse_mac(&record.mac)?)? {
         let interface = record.host_interface;
-        return gone(format!("{interface} is no longer in nft table bridge {TABLE}: macspoofchk"));
+        return lost(format!("{interface} is no longer in nft table bridge {TABLE}: macspoofchk"));
     }
     match ports::lost(&netfilter, &record)? {
-        Some(port) => gone(format!("port {port} of the node no longer leads to it")),
+        Some(port) => lost(format!("port {port} of the node no longer leads to it")),
         None => Ok(()),
     }
 }
@@ -243,8 +245,8 @@ pub(crate) fn restore(header: &Header, links: &[Link], netlink: &mut Netlink) ->
     repair::records(header, links, netlink)
 }
 
-/// Forgets what a network asks for, if it has no attachment any more; with the last network the tables go. `ranges` are its
-/// own where nothing else says which they were.
+/// Forgets what a network asks for, if it has no attachment any more; with the last network the tables go.
+/// `ranges` are its own where nothing else says which they were.
 pub(crate) fn forget(
     header: &Header,
     ranges: &[RangeSet],
@@ -262,7 +264,8 @@ pub(crate) fn forget(
     ranges.iter().flat_map(RangeSet::subnets).try_for_each(|pool| withdraw(pool, netlink))?;
     let others = network::all(&header.state_dir)?.into_iter().filter(|other| other.name != header.name);
     let others: Vec<Network> = others.collect();
-    // Where the state directory was emptied nothing says what their networks ask for: until their next ADD all stays.
+    // Where the state directory was emptied nothing says what their networks ask for: until their next ADD
+    // all stays.
     if others.is_empty() && links(netlink)?.iter().any(|link| Alias::of(link).is_some()) {
         return Ok(());
     }
@@ -274,10 +277,10 @@ pub(crate) fn forget(
         ports::forget(header)?;
     }
     let path = network::path(header);
-    whole::remove(&path).map_err(io("remove", &path))
+    atomic_file::remove(&path).map_err(io("remove", &path))
 }
 
-/// Removes what all networks have asked for, noted or not. Nobody may be attached.
+/// Removes what all networks have asked for, noted or not. No pod may be attached.
 pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result<()> {
     for pool in netlink.unreachable().map_err(kernel("list routes"))? {
         withdraw(pool, netlink)?;
@@ -286,8 +289,8 @@ pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result
     rules::remove_table(netfilter)
 }
 
-/// Whether an attachment has no interface any more: with its network namespace the kernel has deleted both ends.
-fn is_gone(netlink: &mut Netlink, key: &Key) -> Result<bool> {
+/// Whether an attachment has no interface: with its network namespace the kernel has deleted both ends.
+fn has_no_interface(netlink: &mut Netlink, key: &Key) -> Result<bool> {
     let name = veth::host_interface(&key.network, &key.container_id, &key.ifname);
     let found = netlink.link(&name).map_err(kernel(format!("look for interface {name}")))?;
     Ok(found.is_none())
@@ -306,7 +309,8 @@ pub(crate) fn close(netfilter: Netfilter) {
     span(Span::Nft, || drop(netfilter));
 }
 
-/// The network's last pod was deleted: its pools are no longer this node's, unless another network with pods has one too.
+/// The network's last pod was deleted: its pools are no longer this node's, unless another network with pods
+/// has one too.
 fn withdraw_routes(header: &Header, netlink: &mut Netlink) -> Result<()> {
     let (own, others): (Vec<_>, Vec<_>) =
         network::all(&header.state_dir)?.into_iter().partition(|network| network.name == header.name);

@@ -1,8 +1,8 @@
 //! Where the time of one command goes, for `portolan-bench cni` and for the curious.
 //!
-//! `PORTOLAN_TRACE=FILE` appends one JSON line a command. Unset, which is how runtimes call us, it costs one look into
-//! the environment. Times do not overlap, so they may be added; what is left
-//! of the whole is our own code.
+//! `PORTOLAN_TRACE=FILE` appends one JSON line a command. Unset, which is how runtimes call us, it costs one
+//! look into the environment. Times do not overlap, so they may be added; what is left of the whole is our
+//! own code.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -85,7 +85,7 @@ pub(crate) fn finish(command: &str, container: &str) {
             "command": command, "containerID": container, "started": trace.started, "ended": now(), "spent": spent,
         });
         let file = std::fs::File::options().create(true).append(true).open(&trace.file);
-        drop(file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())));
+        let _ = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
     });
 }
 

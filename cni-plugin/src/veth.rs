@@ -15,17 +15,17 @@ use crate::pod::Pod;
 /// Interfaces of pods begin like this on the node.
 pub(crate) const HOST_PREFIX: &str = "ptl";
 
-/// So does the name of an interface by which what a pod sends makes a detour, where that is limited.
-const DETOUR_PREFIX: &str = "ptb";
+/// So does the name of the ifb interface to which what a pod sends is redirected, where that is limited.
+const IFB_PREFIX: &str = "ptb";
 
 /// The node's end of an attachment is named after it, so that DEL and GC find it when nothing else is left.
 pub(crate) fn host_interface(network: &str, container_id: &str, ifname: &str) -> String {
     format!("{HOST_PREFIX}{}", hash(network, container_id, ifname))
 }
 
-/// The attachment's interface for the detour, if it has one.
-pub(crate) fn detour_interface(network: &str, container_id: &str, ifname: &str) -> String {
-    format!("{DETOUR_PREFIX}{}", hash(network, container_id, ifname))
+/// The attachment's ifb interface, if it has one.
+pub(crate) fn ifb_interface(network: &str, container_id: &str, ifname: &str) -> String {
+    format!("{IFB_PREFIX}{}", hash(network, container_id, ifname))
 }
 
 fn hash(network: &str, container_id: &str, ifname: &str) -> String {
@@ -40,9 +40,10 @@ fn hash(network: &str, container_id: &str, ifname: &str) -> String {
 /// The pair of interfaces, the node's end set up first: the pod's end has a carrier from the start.
 /// With a `master` that end is a port of this bridge.
 ///
-/// When an interface with IPv6 comes up or changes, the kernel walks through every route of IPv6 on the node. So that end has
-/// IPv6 only if packets are routed to it (`has_ipv6`), and then no link-local address, which would be three more routes a
-/// pod. What is to be said and asked of it is said and asked while it is down, when nothing is walked through.
+/// When an interface with IPv6 comes up or changes, the kernel walks through every route of IPv6 on the node.
+/// So that end has IPv6 only if packets are routed to it (`has_ipv6`), and then no link-local address, which
+/// would be three more routes a pod. It is configured and queried while it is down, when nothing is walked
+/// through.
 pub(crate) fn create(
     host: &mut Netlink,
     pod: &mut Pod,
@@ -55,7 +56,8 @@ pub(crate) fn create(
         batch.add_veth(veth, pod.netns.as_fd().as_raw_fd(), master);
         batch.set_note(veth.host, veth.note);
         if master.is_none() {
-            // A pod whose hardware address is set (by the plugin `tuning`) loses its entry for the gateway, and asks.
+            // A pod whose hardware address is set (by the plugin `tuning`) loses its entry for the gateway,
+            // and asks.
             batch.proxy_arp(veth.host);
         }
         batch.get_link(veth.host);
@@ -92,8 +94,9 @@ pub(crate) fn peer(host: &Link, pod: &mut Netlink, ifname: &str) -> Result<u32> 
     host.peer.map_or_else(|| required(pod, ifname).map(|link| link.index), Ok)
 }
 
-/// Configures the pod's end. Where IPv6 is disabled there (Docker's sandboxes have `default.disable_ipv6=1`) and the pod has
-/// an address of it, IPv6 is enabled on this interface and on `lo`, as the reference plugins do.
+/// Configures the pod's end. Where IPv6 is disabled there (Docker's sandboxes have `default.disable_ipv6=1`)
+/// and the pod has an address of it, IPv6 is enabled on this interface and on `lo`, as the reference plugins
+/// do.
 pub(crate) fn configure(pod: &mut Pod, ifname: &str, changes: impl Fn() -> Batch) -> Result<Outcome> {
     match changes().commit(&mut pod.netlink) {
         Err(error) if error.code == Code::NotPermitted as u32 => {
@@ -114,8 +117,8 @@ pub(crate) fn configure(pod: &mut Pod, ifname: &str, changes: impl Fn() -> Batch
 /// How long the kernel's workers may take for what they do within a millisecond on a node that is not busy.
 const WORKERS: Duration = Duration::from_secs(2);
 
-/// The first pause between two looks at something the kernel does by itself, most often within this time. Each is twice
-/// the one before.
+/// The first pause between two looks at something the kernel does by itself, most often within this time.
+/// Each is twice the one before.
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// Waits until `is_done`, but not for ever: a pod that loses its first packets is better than none.
@@ -129,8 +132,9 @@ pub(crate) fn wait_for(mut is_done: impl FnMut() -> Result<bool>) -> Result<()> 
     Ok(())
 }
 
-/// Waits until addresses of IPv6 are usable. The kernel leaves to a worker what makes them so: joining the group in which
-/// neighbours ask for them, and the local route, even where there is no duplicate address detection.
+/// Waits until addresses of IPv6 are usable. The kernel leaves to a worker what makes them so: joining the
+/// group in which neighbours ask for them, and the local route, even where there is no duplicate address
+/// detection.
 pub(crate) fn await_ipv6(netlink: &mut Netlink, addresses: impl IntoIterator<Item = IpAddr>) -> Result<()> {
     let addresses: Vec<IpAddr> = addresses.into_iter().filter(IpAddr::is_ipv6).collect();
     if addresses.is_empty() {
@@ -139,8 +143,8 @@ pub(crate) fn await_ipv6(netlink: &mut Netlink, addresses: impl IntoIterator<Ite
     wait_for(|| netlink.are_local(&addresses).map_err(kernel("look for the addresses of IPv6")))
 }
 
-/// Waits until packets leave by these interfaces: an interface drops them until the kernel has noticed its carrier. From
-/// Linux 6.8 on it does so when the interface is queried, before that a worker does.
+/// Waits until packets leave by these interfaces: an interface drops them until the kernel has noticed its
+/// carrier. From Linux 6.8 on it does so when the interface is queried, before that a worker does.
 pub(crate) fn await_carrier(
     netlink: &mut Netlink,
     names: &[&str],
@@ -155,7 +159,7 @@ pub(crate) fn await_carrier(
 
 /// Best effort: with IPv6 everything works too.
 pub(crate) fn disable_ipv6(name: &str) {
-    drop(std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1"));
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
 }
 
 /// Cuts a pod off before its interface goes: a routed one loses its routes, the port of a bridge is set down.

@@ -1,7 +1,8 @@
 //! Network namespaces: open, create, enter. The only crate that calls `setns` and `unshare`.
 //!
-//! A thread that has entered another namespace and returns early, by `?` or by a panic, poisons whatever runs on it
-//! next. So nobody enters here: [`NetNs::run`] does the work on a thread that exists for that alone.
+//! A thread that has entered another namespace and returns early, by `?` or by a panic, poisons whatever runs
+//! on it next. So no thread of the caller enters: [`NetNs::run`] does the work on a thread that exists for
+//! that alone.
 
 use std::fs::File;
 use std::io;
@@ -100,7 +101,7 @@ impl NetNs {
         })
     }
 
-    /// Removes the name; the namespace itself goes with its last process or handle. One that is gone is fine.
+    /// Removes the name; the namespace itself goes with its last process or handle. One that is missing is fine.
     ///
     /// # Errors
     /// What the kernel says.
@@ -117,8 +118,8 @@ impl NetNs {
         }
     }
 
-    /// Runs `work` inside the namespace, on a thread of its own, and waits for it. A process that it starts is born
-    /// inside. A panic in `work` goes on in the caller.
+    /// Runs `work` inside the namespace, on a thread of its own, and waits for it. A process that it starts
+    /// is born inside. A panic in `work` goes on in the caller.
     ///
     /// # Errors
     /// When the namespace cannot be entered: it is of another kind, or privileges are missing.

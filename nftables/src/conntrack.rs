@@ -1,8 +1,9 @@
 //! Tracked UDP flows: listing those that a change may have made wrong, and forgetting them one by one.
 //!
-//! The kernel looks for them itself (`CTA_FILTER`, since 5.8) and lists what matches. It visits
-//! every bucket of its table for that, 10 ms for 262,144 of them, whatever is in them: so one list a family has to do for a
-//! command. What is listed costs 5 to 10 µs a flow. An older kernel lists everything: callers say in full what they want.
+//! The kernel looks for them itself (`CTA_FILTER`, since 5.8) and lists what matches. It visits every bucket
+//! of its table for that, 10 ms for 262,144 of them, whatever is in them: so one list a family has to do for
+//! a command. What is listed costs 5 to 10 µs a flow. An older kernel lists everything: callers say in full
+//! what they want.
 
 mod timeout;
 
@@ -35,8 +36,8 @@ const IPV6: u8 = 10;
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
 
-/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_ID`, `CTA_ZONE`, `CTA_FILTER`. An id and a zone make with the tuple a connection
-/// this one and no later one.
+/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_ID`, `CTA_ZONE`, `CTA_FILTER`. An id and a zone make with the
+/// tuple a connection this one and no later one.
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ID: u16 = 12;
@@ -48,7 +49,8 @@ const SOURCE_ADDRESS: u32 = 1;
 const PROTOCOL: u32 = 1 << 3;
 const DESTINATION_PORT: u32 = 1 << 5;
 
-/// `CTA_TUPLE_IP`, `CTA_TUPLE_PROTO`; `CTA_IP_V4_SRC` to `CTA_IP_V6_DST`; `CTA_PROTO_NUM` to `CTA_PROTO_DST_PORT`.
+/// `CTA_TUPLE_IP`, `CTA_TUPLE_PROTO`; `CTA_IP_V4_SRC` to `CTA_IP_V6_DST`; `CTA_PROTO_NUM` to
+/// `CTA_PROTO_DST_PORT`.
 const TUPLE_ADDRESSES: u16 = 1;
 const TUPLE_PROTOCOL: u16 = 2;
 const SOURCE_V4: u16 = 1;

@@ -97,7 +97,8 @@ impl<'a> Batch<'a> {
         self.add_base_chain(name, "filter", PREROUTING, PRIORITY_MANGLE);
     }
 
-    /// A chain in which packets are looked at before they are routed, ahead of every other chain and hook that is there by now.
+    /// A chain in which packets are looked at before they are routed, ahead of every other chain and hook
+    /// that is there by now.
     pub fn add_first_prerouting_chain(&mut self, name: &str) {
         self.add_base_chain(name, "filter", PREROUTING, PRIORITY_FIRST);
     }
@@ -127,7 +128,8 @@ impl<'a> Batch<'a> {
         self.add_base_chain(name, "filter", INPUT, PRIORITY_FILTER);
     }
 
-    /// A chain in which the machine's own packets are looked at; one that changes their mark has them routed again.
+    /// A chain in which the machine's own packets are looked at; one that changes their mark has them routed
+    /// again.
     pub fn add_output_route_chain(&mut self, name: &str) {
         self.add_base_chain(name, "route", OUTPUT, PRIORITY_MANGLE);
     }
@@ -169,8 +171,8 @@ impl<'a> Batch<'a> {
         });
     }
 
-    /// A set of flows that rules fill, each with a timeout: `type ipv4_addr . inet_service . ipv4_addr . inet_service`, or that of
-    /// IPv6. There are `size` at most.
+    /// A set of flows that rules fill, each with a timeout: `type ipv4_addr . inet_service . ipv4_addr .
+    /// inet_service`, or that of IPv6. There are `size` at most.
     pub fn add_flow_set(&mut self, name: &str, id: u32, v4: bool, size: u32) {
         let address = if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
         let (kind, length) = set::concatenation(&[address, Type::Service, address, Type::Service]);

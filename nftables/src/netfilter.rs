@@ -34,8 +34,9 @@ const ENOBUFS: i32 = 105;
 
 /// A socket in the network namespace it was opened in.
 ///
-/// Closing it waits until the kernel has freed all that was removed from nftables in this namespace, by whomever: an RCU
-/// grace period, 8 to 20 ms. That goes on by itself meanwhile, so whoever has other work to do closes it last.
+/// Closing it waits until the kernel has freed all that was removed from nftables in this namespace, by
+/// whomever: an RCU grace period, 8 to 20 ms. That goes on by itself meanwhile, so whoever has other work to
+/// do closes it last.
 pub struct Netfilter(Socket);
 
 impl Netfilter {
@@ -92,7 +93,8 @@ impl Netfilter {
         Ok(names)
     }
 
-    /// Whether the chain is there and has rules, or rules that jump to it: `nft flush` leaves chains and sets.
+    /// Whether the chain is there and has rules, or rules that jump to it: `nft flush` leaves chains and
+    /// sets.
     ///
     /// # Errors
     /// What the kernel says.
@@ -155,8 +157,8 @@ impl Netfilter {
         }
     }
 
-    /// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there afterwards, but for
-    /// those of many errors that found no room: the first one did.
+    /// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there
+    /// afterwards, but for those of many errors that found no room: the first one did.
     pub(super) fn exchange(&self, bytes: &[u8]) -> io::Result<()> {
         self.send(bytes)?;
         let (mut result, mut overflow) = (Ok(()), Ok(()));

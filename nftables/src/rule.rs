@@ -42,7 +42,8 @@ const SOURCE_PORT: u32 = 0;
 /// `NFT_DYNSET_OP_UPDATE`
 const DYNSET_UPDATE: u32 = 1;
 
-/// The registers of 4 bytes behind an IPv4 and an IPv6 address in register 1 (`NFT_REG32_01`, `NFT_REG32_04`).
+/// The registers of 4 bytes behind an IPv4 and an IPv6 address in register 1 (`NFT_REG32_01`,
+/// `NFT_REG32_04`).
 const BEHIND_IPV4: u32 = 9;
 const BEHIND_IPV6: u32 = 12;
 
@@ -68,7 +69,8 @@ const DROP: u32 = 0;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 
-/// `NFT_REG_2`, behind 16 bytes in the first register; `NFT_REG32_00`, the first register when it holds 4 bytes.
+/// `NFT_REG_2`, behind 16 bytes in the first register; `NFT_REG32_00`, the first register when it holds 4
+/// bytes.
 const SECOND_REGISTER: u32 = 2;
 const FIRST_OF_FOUR_BYTES: u32 = 8;
 
@@ -240,7 +242,8 @@ impl Rule {
             .compare(NOT_EQUAL, &[0; 4])
     }
 
-    /// `dnat to [ip daddr .] meta l4proto . th dport map @map`, or with `ip6`: to the address and port of the map.
+    /// `dnat to [ip daddr .] meta l4proto . th dport map @map`, or with `ip6`: to the address and port of the
+    /// map.
     pub fn dnat_by(self, map: &str, v4: bool, with_address: bool) -> Self {
         self.dnat(map, v4, with_address, true)
     }
@@ -281,7 +284,8 @@ impl Rule {
         self.verdict(DROP)
     }
 
-    /// `socket transparent 1 socket wildcard 0`: the packet is for a socket that borrows its address (`IP_TRANSPARENT`).
+    /// `socket transparent 1 socket wildcard 0`: the packet is for a socket that borrows its address
+    /// (`IP_TRANSPARENT`).
     pub fn for_transparent_socket(self) -> Self {
         self.socket(SOCKET_TRANSPARENT, 1).socket(SOCKET_WILDCARD, 0)
     }
@@ -394,15 +398,16 @@ impl Rule {
             .compare(EQUAL, &bit.to_ne_bytes())
     }
 
-    /// `ip saddr . th sport . ip daddr . th dport @set update @set { the same timeout … }`, or with `ip6`: the packet is of a flow
-    /// in the set, which stays there for `timeout` from now on.
+    /// `ip saddr . th sport . ip daddr . th dport @set update @set { the same timeout … }`, or with `ip6`:
+    /// the packet is of a flow in the set, which stays there for `timeout` from now on.
     pub fn of_flow_in_set(self, set: &str, v4: bool, timeout: Duration) -> Self {
         self.flow(v4, Direction::Forward)
             .with("lookup", |a| a.text(1, set).number(2, FIRST_OF_FOUR_BYTES))
             .update_set(set, timeout)
     }
 
-    /// `update @set { ip daddr . th dport . ip saddr . th sport timeout … }`, or with `ip6`: notes the flow of the answers.
+    /// `update @set { ip daddr . th dport . ip saddr . th sport timeout … }`, or with `ip6`: notes the flow
+    /// of the answers.
     pub fn note_reverse_flow(self, set: &str, v4: bool, timeout: Duration) -> Self {
         self.flow(v4, Direction::Reverse).update_set(set, timeout)
     }

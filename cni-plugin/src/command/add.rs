@@ -20,7 +20,8 @@ use crate::trace::{Span, span};
 use crate::uplink::Uplink;
 use crate::{bandwidth, routed, table, veth};
 
-/// So often another pod may be given the same address at the same time, by another network of the same ranges.
+/// So often another pod may be given the same address at the same time, by another network of the same
+/// ranges.
 const ATTEMPTS: usize = 20;
 
 /// Attaches the container, or leaves everything as it was.
@@ -53,8 +54,8 @@ fn attach<'a>(
     let addresses = assignment.addresses();
     let subnets = assignment.leases.iter().map(|lease| lease.address).collect::<Vec<_>>();
     let host_name = veth::host_interface(&conf.header.name, &args.container_id, &args.ifname);
-    let detour = veth::detour_interface(&conf.header.name, &args.container_id, &args.ifname);
-    undo_on_failure(args, conf, &addresses, [host_name.clone(), detour.clone()], rollback);
+    let ifb = veth::ifb_interface(&conf.header.name, &args.container_id, &args.ifname);
+    undo_on_failure(args, conf, &addresses, [host_name.clone(), ifb.clone()], rollback);
     let pod_mac = pod_mac(args, conf)?;
     let veth = Veth {
         host: &host_name,
@@ -66,7 +67,7 @@ fn attach<'a>(
     };
     let mut attached = conf.mode().attach(&mut host, pod, &veth, conf, assignment)?;
     if conf.bandwidth != Bandwidth::default() {
-        bandwidth::limit(&mut host, &host_name, &detour, veth.note, &conf.bandwidth)?;
+        bandwidth::limit(&mut host, &host_name, &ifb, veth.note, &conf.bandwidth)?;
     }
     set_node(conf, &mut host, &host_name, &addresses)?;
     let attachment =
@@ -78,8 +79,9 @@ fn attach<'a>(
     Ok(result::result(conf, &attached))
 }
 
-/// Should ADD fail from here on, the node's rules forget the pod, and its interfaces are deleted. It may be in the rules
-/// before ADD gets there: as soon as its interface is there, another command that finds records lost writes one for it.
+/// Should ADD fail from here on, the node's rules forget the pod, and its interfaces are deleted. It may be
+/// in the rules before ADD gets there: as soon as its interface is there, another command that finds records
+/// lost writes one for it.
 fn undo_on_failure<'a>(
     args: &Args,
     conf: &'a NetConf,

@@ -19,8 +19,8 @@ pub(super) fn check(request: &Request) -> Result<()> {
     let ours = ours(previous, &host_name)?;
     let addresses = ours.addresses();
     conf.mode().check(&mut host, &mut pod, [&host_name, &args.ifname], &conf, &ours)?;
-    let detour = veth::detour_interface(&conf.header.name, &args.container_id, &args.ifname);
-    bandwidth::check(&mut host, &host_name, &detour, &conf.bandwidth)?;
+    let ifb = veth::ifb_interface(&conf.header.name, &args.container_id, &args.ifname);
+    bandwidth::check(&mut host, &host_name, &ifb, &conf.bandwidth)?;
     let owner = args.owner();
     if let Some(kind) = &conf.header.delegate {
         let given = conf.header.reservations().given(&owner).delegated;
@@ -37,7 +37,7 @@ pub(super) fn check(request: &Request) -> Result<()> {
     table::check(&conf, &owner.key(&conf.header.name))
 }
 
-/// What ADD has said of our interface, which comes right behind its end on the node.
+/// The result of ADD for our interface, which comes right behind its end on the node.
 fn ours(previous: &serde_json::Value, host_name: &str) -> Result<Assignment> {
     let interfaces = previous["interfaces"].as_array().map_or(&[][..], Vec::as_slice);
     let Some(position) = interfaces.iter().position(|interface| interface["name"] == host_name) else {

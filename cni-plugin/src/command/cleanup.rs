@@ -1,4 +1,5 @@
-//! `portolan-cni cleanup`: leave the node as it was before its first pod, once no runtime calls the plugin any more.
+//! `portolan-cni cleanup`: leave the node as it was before its first pod, once no runtime calls the plugin
+//! any more.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,10 +16,11 @@ use crate::{bridged, ipam, table};
 /// What the plugin keeps in the state directory. Other files there are the daemons'.
 const OURS: [&str; 5] = ["attachments", "delegated", "ipam", "networks", "ports"];
 
-/// Removes what stays when the last pod has gone. Refuses while there is one: its runtime has to delete it.
+/// Removes what stays when the last pod was deleted. Refuses while there is one: its runtime has to delete
+/// it.
 pub(crate) fn cleanup(state_dir: &Path) -> Result<()> {
     let mut node = Node::open()?;
-    // Without a state directory there is no lock to take, and nobody who has it.
+    // Without a state directory there is no lock to take, and no process has it.
     let is_there = state_dir.try_exists().map_err(io("look for", state_dir))?;
     let lock = is_there.then(|| Lock::acquire(state_dir)).transpose()?;
     let attached = attached(&mut node, state_dir)?;
@@ -39,9 +41,9 @@ pub(crate) fn cleanup(state_dir: &Path) -> Result<()> {
         }
     }
     if lock.is_some() {
-        drop(fs::remove_file(state_dir.join("lock")));
+        let _ = fs::remove_file(state_dir.join("lock"));
         // A daemon may have something there still.
-        drop(fs::remove_dir(state_dir));
+        let _ = fs::remove_dir(state_dir);
     }
     drop(lock);
     node.close();

@@ -14,7 +14,7 @@ use crate::request::Request;
 use crate::trace::{Span, span};
 use crate::{table, veth};
 
-/// Detaches the container. Things that are gone already are fine; everything is tried before an error is reported.
+/// Detaches the container. What was removed already is fine; everything is tried before an error is reported.
 pub(super) fn del(request: &Request) -> Result<()> {
     let Request { args, header, config, .. } = request;
     if header.has_impossible_name() {
@@ -49,16 +49,17 @@ impl Node {
         table::close(self.netfilter);
     }
 
-    /// Removes what one attachment has on this node: its routes, its place in the node's rules, its record, its
-    /// interface, and last its addresses, so that nobody gets them while they are in use.
+    /// Removes what one attachment has on this node: its routes, its place in the node's rules, its record,
+    /// its interface, and last its addresses, so that no other pod gets them while they are in use.
     ///
-    /// The interface comes after the rules, because the kernel waits some 20 ms when it deletes one, and frees
-    /// meanwhile what was removed from the rules. Without its routes a routed pod is cut off by then: nothing reaches
-    /// it, and what it sends has no way back and is dropped, so that nothing leaves from it unmasqueraded. A bridged
-    /// one has no routes of its own; its port is set down.
+    /// The interface comes after the rules, because the kernel waits some 20 ms when it deletes one, and
+    /// frees meanwhile what was removed from the rules. Without its routes a routed pod is cut off by then:
+    /// nothing reaches it, and what it sends has no way back and is dropped, so that nothing leaves from it
+    /// unmasqueraded. A bridged one has no routes of its own; its port is set down.
     ///
-    /// Reservations may be elsewhere than the configuration says, if it has changed since ADD. Another IPAM plugin that ADD
-    /// has called gets its DEL by the configuration of then, unless `current`, that of this DEL, is the same for it.
+    /// Reservations may be elsewhere than the configuration says, if it has changed since ADD. Another IPAM
+    /// plugin that ADD has called gets its DEL by the configuration of then, unless `current`, that of this
+    /// DEL, is the same for it.
     pub(super) fn detach(&mut self, request: &Request, owner: &Owner, current: Option<&Value>) -> Vec<Error> {
         let Request { args, header, .. } = request;
         let mut errors = Vec::new();
@@ -68,7 +69,7 @@ impl Node {
             errors.push(kernel(format!("look for interface {host_name}"))(e));
             None
         });
-        // The interface's note has the addresses where the state directory is gone.
+        // The interface's note has the addresses where the state directory is missing.
         let noted = link.as_ref().and_then(Alias::of).map(|alias| alias.addresses).unwrap_or_default();
         if let Some(link) = &link {
             errors.extend(veth::cut_off(&mut self.netlink, link, &noted).err());
@@ -83,8 +84,8 @@ impl Node {
         let left = table::leave(header, &key, &addresses, &mut self.netlink, &self.netfilter);
         let has_left = left.is_empty();
         errors.extend(left);
-        let detour = veth::detour_interface(&header.name, &owner.container_id, &owner.ifname);
-        for name in [host_name, detour] {
+        let ifb = veth::ifb_interface(&header.name, &owner.container_id, &owner.ifname);
+        for name in [host_name, ifb] {
             let deleted = self.netlink.delete_link(&name);
             errors.extend(deleted.err().map(kernel(format!("delete interface {name}"))));
         }

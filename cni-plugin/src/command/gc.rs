@@ -80,8 +80,8 @@ pub(crate) fn repaired(store: &Store) -> Vec<Error> {
     }
 }
 
-/// An empty list or null means that nothing is valid. No list at all is refused: taking that for an empty one would
-/// disconnect every container of the network.
+/// An empty list or null means that nothing is valid. No list at all is refused: taking that for an empty one
+/// would disconnect every container of the network.
 pub(crate) fn valid_attachments(config: &Value) -> Result<HashSet<Owner>> {
     let Some((key, list)) = KEYS.iter().find_map(|key| Some((*key, config.get(*key)?))) else {
         return Err(invalid(format!("{} is missing: GC has to know what to keep", KEYS[0])));

@@ -1,4 +1,4 @@
-//! What IPAM gives a pod, whoever it is.
+//! What the built-in IPAM or another IPAM plugin gives a pod.
 
 use std::net::IpAddr;
 

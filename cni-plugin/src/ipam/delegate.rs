@@ -16,13 +16,14 @@ use crate::trace::{Span, span};
 /// A delegated plugin that takes longer is taken for stuck; runtimes give up on us after a minute or two.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Runs the plugin `kind` with `command` and the complete configuration. The result is JSON for ADD, nothing else.
+/// Runs the plugin `kind` with `command` and the complete configuration. The result is JSON for ADD, nothing
+/// else.
 pub(crate) fn delegate(kind: &str, command: &str, args: &Args, input: &str) -> Result<Option<Value>> {
     span(Span::Delegate, || run(kind, command, args, input))
 }
 
-/// CHECK by the plugin that an ADD has called. It compares with its own result, which mode `routed` has made another one of:
-/// the address as a network of its own, and our gateway.
+/// CHECK by the plugin that an ADD has called. It compares with its own result, which mode `routed` has made
+/// another one of: the address as a network of its own, and our gateway.
 pub(crate) fn delegate_check(
     kind: &str,
     given: Option<&Delegated>,
@@ -50,8 +51,8 @@ pub(crate) fn delegate_check(
     delegate(kind, "CHECK", args, &config.to_string()).map(drop)
 }
 
-/// DEL by the plugin that an ADD has called, with the configuration of that ADD. A plugin that is no longer installed does
-/// not make DEL fail.
+/// DEL by the plugin that an ADD has called, with the configuration of that ADD. A plugin that is no longer
+/// installed does not make DEL fail.
 pub(crate) fn delegate_del(given: &Delegated, owner: &Owner, args: &Args) -> Result<()> {
     if find(&given.kind, args).is_none() {
         return Ok(());
@@ -90,7 +91,7 @@ fn run(kind: &str, command: &str, args: &Args, input: &str) -> Result<Option<Val
         .map_err(|e| failed(e.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read its input may still answer.
-        drop(stdin.write_all(input.as_bytes()));
+        let _ = stdin.write_all(input.as_bytes());
     }
     let output = wait(child).map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -112,12 +113,12 @@ fn wait(mut child: Child) -> std::result::Result<Output, String> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match child.try_wait() {
-            // A result is far smaller than a pipe's buffer, so nobody blocks on writing one.
+            // A result is far smaller than a pipe's buffer, so the plugin does not block when it writes one.
             Ok(Some(_)) => return child.wait_with_output().map_err(|e| e.to_string()),
             Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
             Ok(None) => {
-                drop(child.kill());
-                drop(child.wait());
+                let _ = child.kill();
+                let _ = child.wait();
                 return Err(format!("no answer after {DEADLINE:?}, stopped"));
             }
             Err(e) => return Err(e.to_string()),

@@ -115,7 +115,8 @@ impl RangeSet {
         let first = &self.0[0];
         let mut name = format!("{}-{}", first.address(first.first), first.address(first.last));
         for range in &self.0[1..] {
-            // Many ranges would make too long a name; their subnets do not overlap, so the first address tells them apart.
+            // Many ranges would make too long a name; their subnets do not overlap, so the first address
+            // tells them apart.
             let hash = (range.first ^ range.last.rotate_left(64)) % 0xffff_fffb;
             name = format!("{name}+{hash:x}");
         }
@@ -145,7 +146,8 @@ impl Range {
                 None => Err(invalid(format!("{}: {text:?} is not an address of {subnet}", field(name)))),
             }
         };
-        // The network's own address (in IPv6 that of all its routers) cannot be a pod's, nor can the broadcast address.
+        // The network's own address (in IPv6 that of all its routers) cannot be a pod's, nor can the
+        // broadcast address.
         let end = number(subnet.broadcast());
         let usable = (number(subnet.network()) + 1, if subnet.is_ipv4() { end - 1 } else { end });
         let first = inside("rangeStart", &wire.range_start)?.map_or(usable.0, number).max(usable.0);

@@ -40,8 +40,8 @@ impl Slots {
         Ok((slots.file.metadata()?.len() >= offset(slots.size)).then_some(slots))
     }
 
-    /// Makes the file at `path`, with these positions taken. It appears whole: half of it would say of the rest that
-    /// nobody has it.
+    /// Makes the file at `path`, with these positions taken. It appears whole: half of it would say of the
+    /// rest that no pod has it.
     pub(super) fn create(path: &Path, set: &RangeSet, taken: impl Iterator<Item = u32>) -> io::Result<Self> {
         let temporary = path.with_file_name(TEMPORARY);
         let file = File::options().create(true).truncate(true).read(true).write(true).open(&temporary)?;
@@ -49,7 +49,7 @@ impl Slots {
         let sized = slots.file.set_len(offset(slots.size));
         let created = sized.and_then(|()| slots.rebuild(taken)).and_then(|()| fs::rename(&temporary, path));
         if created.is_err() {
-            drop(fs::remove_file(&temporary));
+            let _ = fs::remove_file(&temporary);
         }
         created.map(|()| slots)
     }
@@ -61,8 +61,9 @@ impl Slots {
         Ok(Self { file, size: u32::try_from(slots).unwrap_or(u32::MAX) })
     }
 
-    /// The next position behind the one taken last that is free, `is_usable` and out of its cooldown of `cooldown`
-    /// seconds at second `now`. If all free ones are in cooldown it is the one that was given back first.
+    /// The next position behind the one taken last that is free, `is_usable` and out of its cooldown of
+    /// `cooldown` seconds at second `now`. If all free ones are in cooldown it is the one that was given back
+    /// first.
     pub(super) fn search(
         &self,
         now: u32,

@@ -7,11 +7,12 @@
 //!                              far/<address>   a requested address beyond the first million of its range
 //!                              owners/<containerID>-<ifname>   the addresses of one attachment (see `Key::file_stem`)
 //! ```
-//! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same however many
-//! addresses are out. The owners are the truth and the slots follow: ADD takes the slot first and then writes the owner,
-//! DEL removes the owner first and then gives the slot back. Killed in between, a process leaves a slot without an owner:
-//! an address lost, never one given out twice; files of slots appear whole. Lost ones come back when a pool looks full
-//! and with every GC, by counting the owners again. What an earlier boot has left means nothing: its pods are gone.
+//! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same
+//! however many addresses are out. The owners are the truth and the slots follow: ADD takes the slot first
+//! and then writes the owner, DEL removes the owner first and then gives the slot back. Killed in between, a
+//! process leaves a slot without an owner: an address lost, never one given out twice; files of slots appear
+//! whole. Lost ones come back when a pool looks full and with every GC, by counting the owners again. What an
+//! earlier boot has left means nothing: its pods do not exist.
 
 mod boot;
 mod far;
@@ -32,7 +33,7 @@ use super::slots::{self, Slots};
 use crate::error::{Code, Error, Result, io, kernel};
 
 /// What was taken over from another plugin, and what could not be.
-pub(crate) struct Adopted {
+pub(crate) struct Imported {
     pub(crate) addresses: Vec<(IpAddr, Owner)>,
     pub(crate) refused: Vec<Error>,
 }
@@ -54,7 +55,8 @@ pub(crate) struct Store {
     cooldown: u32,
 }
 
-/// Whether something on the node uses an address that has no owner here: the node itself, or a pod of another network.
+/// Whether something on the node uses an address that has no owner here: the node itself, or a pod of another
+/// network.
 pub(crate) type InUse<'a> = &'a mut dyn FnMut(IpAddr) -> std::io::Result<bool>;
 
 impl Store {
@@ -63,8 +65,8 @@ impl Store {
         Self { directory, reservations, far, cooldown }
     }
 
-    /// Reserves one address of each set, the requested ones where given. Without sets it only notes the owner, so that
-    /// GC knows about it.
+    /// Reserves one address of each set, the requested ones where given. Without sets it only notes the
+    /// owner, so that GC knows about it.
     pub(crate) fn reserve(
         &self,
         owner: &Owner,
@@ -98,16 +100,16 @@ impl Store {
         Ok(reserved.iter().map(|reserved| reserved.address).collect())
     }
 
-    /// Takes over reservations that another plugin has made; the next address is then one behind those of `last`. What
-    /// somebody else has already is an error, and the others are taken over all the same.
-    pub(crate) fn adopt(
+    /// Takes over reservations that another plugin has made; the next address is then one behind those of
+    /// `last`. What another container has already is an error, and the others are taken over all the same.
+    pub(crate) fn import(
         &self,
         given: Vec<(Owner, Vec<IpAddr>)>,
         sets: &[RangeSet],
         last: &[IpAddr],
-    ) -> Result<Adopted> {
+    ) -> Result<Imported> {
         let _lock = self.open()?;
-        let (mut adopted, mut errors) = (Vec::new(), Vec::new());
+        let (mut imported, mut errors) = (Vec::new(), Vec::new());
         let (known, _) = self.reservations.all();
         let holder = |address: &IpAddr| known.iter().find(|reservation| reservation.has(*address));
         for (owner, addresses) in given {
@@ -124,7 +126,7 @@ impl Store {
             }
             let delegated = None;
             self.reservations.write(&Reservation { owner: owner.clone(), addresses: reserved, delegated })?;
-            adopted.extend(addresses.into_iter().map(|address| (address, owner.clone())));
+            imported.extend(addresses.into_iter().map(|address| (address, owner.clone())));
         }
         for set in sets {
             let slots = self.slots(set, sets)?;
@@ -133,8 +135,8 @@ impl Store {
                 slots.go_on_behind(position).map_err(io("write", &self.directory))?;
             }
         }
-        adopted.sort_by_key(|(address, _)| *address);
-        Ok(Adopted { addresses: adopted, refused: errors })
+        imported.sort_by_key(|(address, _)| *address);
+        Ok(Imported { addresses: imported, refused: errors })
     }
 
     /// Notes what another IPAM plugin has given `owner`, who is noted already.
@@ -145,8 +147,8 @@ impl Store {
         self.reservations.write(&reservation)
     }
 
-    /// Gives back what `owner` has. Nothing to give back is fine. The addresses of an illegible file are free after the
-    /// next recount.
+    /// Gives back what `owner` has. Nothing to give back is fine. The addresses of an illegible file are free
+    /// after the next recount.
     pub(crate) fn release(&self, owner: &Owner) -> Result<()> {
         if !self.directory.exists() {
             return Ok(());
@@ -183,8 +185,8 @@ impl Store {
         (reservations.into_iter().map(|reservation| reservation.owner).collect(), errors)
     }
 
-    /// Repairs illegible files: interfaces say which addresses the pods have that are there. What stays illegible has no
-    /// pod, and is removed. Returns the files that were.
+    /// Repairs illegible files: interfaces say which addresses the pods have that are there. What stays
+    /// illegible has no pod, and is removed. Returns the files that were.
     pub(crate) fn repair(&self) -> Result<Vec<PathBuf>> {
         if !self.directory.exists() || self.reservations.all().1.is_empty() {
             return Ok(Vec::new());
@@ -263,7 +265,7 @@ impl Store {
                 Err(is_taken())
             };
         }
-        // A killed ADD may have left the note, but nobody who owns the address.
+        // A killed ADD may have left the note, and no owner of the address.
         if !self.far.note(address)? {
             let (reservations, _) = self.reservations.all();
             if reservations.iter().any(|r| r.owner != *owner && r.has(address)) {
@@ -312,24 +314,25 @@ impl Store {
     /// What killed writers may have left; most often there is nothing.
     fn remove_temporary(&self) {
         self.reservations.remove_temporary();
-        drop(fs::remove_file(self.directory.join(slots::TEMPORARY)));
+        let _ = fs::remove_file(self.directory.join(slots::TEMPORARY));
     }
 
     fn give_back(&self, reserved: &[Reserved]) {
         for Reserved { address, slot } in reserved {
             match slot {
-                // Slots that are gone have nothing to be given back.
+                // Slots that were removed have nothing to be given back.
                 Some((name, position)) => {
                     let slots = Slots::open_existing(&self.directory.join(name));
-                    drop(slots.and_then(|slots| slots.give_back(*position, now())));
+                    let _ = slots.and_then(|slots| slots.give_back(*position, now()));
                 }
                 None => self.far.forget(*address),
             }
         }
     }
 
-    /// The slots of one of the network's sets. If they are new its ranges have been changed: who is there already keeps
-    /// his address, and the slots of former ranges go. Should they come back, theirs would not know who came meanwhile.
+    /// The slots of one of the network's sets. If they are new its ranges have been changed: who is there
+    /// already keeps his address, and the slots of former ranges go. Should they come back, theirs would not
+    /// know who came meanwhile.
     fn slots(&self, set: &RangeSet, sets: &[RangeSet]) -> Result<Slots> {
         let path = self.directory.join(slots_name(set));
         if let Some(slots) = Slots::open(&path, set).map_err(io("open", &path))? {

@@ -6,7 +6,8 @@ use serde_json::Value;
 use super::invalid;
 use crate::error::Result;
 
-/// A burst that nobody has chosen: what passes in a tenth of a second, and at least one packet of offloaded TCP.
+/// The burst where none is configured: what passes in a tenth of a second, and at least one packet of
+/// offloaded TCP.
 const DEFAULT_BURST: u64 = 64 * 1024;
 const BURSTS_A_SECOND: u64 = 10;
 
@@ -50,7 +51,7 @@ impl Bandwidth {
 fn limit(direction: &str, rate: u64, burst: u64) -> Result<Option<Limit>> {
     let field = |name: &str| format!("runtimeConfig.bandwidth.{direction}{name}");
     if rate == 0 {
-        // A burst alone limits nothing: somebody has forgotten the rate.
+        // A burst alone limits nothing: the rate was forgotten.
         if burst > 0 {
             return Err(invalid(format!("{} is missing beside {}", field("Rate"), field("Burst"))));
         }

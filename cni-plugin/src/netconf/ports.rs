@@ -45,7 +45,7 @@ impl Wire {
         }
         let host_ip = self.host_ip.filter(|text| !text.is_empty());
         let wrong = |text: &str| invalid(format!("{}: {text:?} is not an IP address", field("hostIP")));
-        let host_ip = host_ip.map(|text| text.parse().map_err(|_| wrong(&text))).transpose()?;
+        let host_ip = host_ip.map(|text| text.parse().map_err(|_e| wrong(&text))).transpose()?;
         Ok(PortMapping { host_port, container_port, protocol, host_ip, range: 1 })
     }
 }

@@ -44,14 +44,14 @@ pub(crate) struct Outcome {
 }
 
 impl Batch {
-    /// Creates both ends of a veth, each in its final namespace with its final name, address and MTU, the node's end as a
-    /// port of the bridge `master` if there is one.
+    /// Creates both ends of a veth, each in its final namespace with its final name, address and MTU, the
+    /// node's end as a port of the bridge `master` if there is one.
     pub(crate) fn add_veth(&mut self, veth: &Veth<'_>, peer_netns: RawFd, master: Option<u32>) {
         let action = format!("create interface {} with its end {}", veth.pod, veth.host);
         self.push(request::new_veth(veth, peer_netns, master), NLM_F_CREATE | NLM_F_EXCL, action);
     }
 
-    /// Creates a bridge, unless somebody was quicker.
+    /// Creates a bridge, unless another process was quicker.
     pub(crate) fn add_bridge(&mut self, bridge: &NewBridge<'_>) {
         let action = format!("create bridge {}", bridge.name);
         self.push(request::new_bridge(bridge), NLM_F_CREATE | NLM_F_EXCL, action);
@@ -64,7 +64,7 @@ impl Batch {
         self.push(request::set_port(name, options), 0, action);
     }
 
-    /// Has an interface take packets for everybody.
+    /// Has an interface receive packets for every hardware address.
     pub(crate) fn set_promiscuous(&mut self, name: &str) {
         self.push(request::set_promiscuous(name), 0, format!("make {name} promiscuous"));
     }
@@ -79,8 +79,8 @@ impl Batch {
         self.push(request::set_up(name), 0, format!("set {name} up"));
     }
 
-    /// Gives an interface a note for people and for recovery. While it is down that is all that happens; the kernel tells
-    /// everybody of a change to one that is up.
+    /// Gives an interface a note for people and for recovery. While it is down that is all that happens; the
+    /// kernel tells everybody of a change to one that is up.
     pub(crate) fn set_note(&mut self, name: &str, note: &str) {
         self.push(request::set_alias(name, note), 0, format!("note on {name} whose it is"));
     }
@@ -100,8 +100,8 @@ impl Batch {
         self.push(request::proxy_arp(name), 0, format!("answer ARP on {name}"));
     }
 
-    /// Adds an address to the interface `name`, which may have it already. With `detect` the kernel first asks whether
-    /// another interface has it (IPv6).
+    /// Adds an address to the interface `name`, which may have it already. With `detect` the kernel first
+    /// asks whether another interface has it (IPv6).
     pub(crate) fn ensure_address(&mut self, index: u32, address: IpNetwork, name: &str, detect: bool) {
         let action = format!("add address {address} to {name}");
         let request = request::new_address(index, address.ip(), address.prefix(), detect);
@@ -109,7 +109,7 @@ impl Batch {
         self.purposes.last_mut().expect("pushed above").may_exist = true;
     }
 
-    /// Fixes the hardware address of a neighbour, so that nobody has to ask for it.
+    /// Fixes the hardware address of a neighbour, so that no request for it is sent.
     pub(crate) fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: [u8; 6], name: &str) {
         let action = format!("add neighbour {address} to {name}");
         self.push(request::new_neighbour(index, address, mac), NLM_F_CREATE | NLM_F_REPLACE, action);
@@ -152,7 +152,7 @@ impl Batch {
         self.push(traffic::limit(index, limit), NLM_F_CREATE | NLM_F_REPLACE, action);
     }
 
-    /// Has what arrives at an interface make a detour by another one.
+    /// Redirects what arrives at an interface to another one.
     pub(crate) fn redirect(&mut self, index: u32, to: u32, name: &str) {
         let action = format!("redirect what arrives at {name}");
         self.push(traffic::new_ingress(index), NLM_F_CREATE | NLM_F_EXCL, action.clone());

@@ -36,8 +36,8 @@ pub(crate) struct Veth<'a> {
 /// A bridge to be made.
 pub(crate) struct NewBridge<'a> {
     pub(crate) name: &'a str,
-    /// Given from the start: a bridge without one of its own takes the lowest of its ports', and changes it as they come
-    /// and go.
+    /// Given from the start: a bridge without one of its own takes the lowest of its ports', and changes it
+    /// as they come and go.
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
 }
@@ -102,7 +102,7 @@ pub(super) fn new_bridge(bridge: &NewBridge<'_>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(message)
 }
 
-/// An interface by which packets can make a detour.
+/// An interface that packets can be redirected to, to be queued there.
 pub(super) fn new_ifb(name: &str, mtu: u32) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -113,7 +113,8 @@ pub(super) fn new_ifb(name: &str, mtu: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(message)
 }
 
-/// Options of a bridge's port. The kernel takes them with `RTM_NEWLINK` of a link that is there, and not with `RTM_SETLINK`.
+/// Options of a bridge's port. The kernel takes them with `RTM_NEWLINK` of a link that is there, and not with
+/// `RTM_SETLINK`.
 pub(super) fn set_port(name: &str, options: Vec<InfoBridgePort>) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -221,7 +222,7 @@ pub(super) fn delete_link(name: &str) -> RouteNetlinkMessage {
 pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8, detect: bool) -> RouteNetlinkMessage {
     let mut message = address_message(index, address, prefix);
     if address.is_ipv6() && !detect {
-        // Nobody else can have it, so nobody has to be asked: the address is usable at once.
+        // No other interface can have it: without detection the address is usable at once.
         message.header.flags = AddressHeaderFlags::Nodad;
     }
     RouteNetlinkMessage::NewAddress(message)
@@ -325,8 +326,8 @@ pub(super) fn new_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> RouteN
     RouteNetlinkMessage::NewNeighbour(message)
 }
 
-/// Has the kernel ask for the hardware address of `address`. For one of the interface's own that is an ARP announcement
-/// (RFC 5227 §3): a broadcast from this address for this address.
+/// Has the kernel ask for the hardware address of `address`. For one of the interface's own that is an ARP
+/// announcement (RFC 5227 §3): a broadcast from this address for this address.
 pub(super) fn ask_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     let mut message = neighbour_message(index, address);
     message.header.flags = NeighbourFlags::Use;

@@ -16,8 +16,8 @@ const PARAMETERS: u16 = 1;
 const RATE_64: u16 = 4;
 const BURST: u16 = 6;
 
-/// How long a packet may wait for tokens, in thousandths of a second; what does not fit is dropped. As the reference plugin
-/// `bandwidth` has it.
+/// How long a packet may wait for tokens, in thousandths of a second; what does not fit is dropped. As the
+/// reference plugin `bandwidth` has it.
 const LATENCY: u64 = 25;
 
 /// Root of the tree of a qdisc of ours.
@@ -41,8 +41,9 @@ pub(super) fn limit(index: u32, limit: Limit) -> RouteNetlinkMessage {
     let queue = (limit.rate * LATENCY / 1000).saturating_add(limit.burst.into());
     let queue = u32::try_from(queue).unwrap_or(u32::MAX);
     let rate = u32::try_from(limit.rate).unwrap_or(u32::MAX);
-    // struct tc_tbf_qopt: two of tc_ratespec, in which only the last of 12 bytes, the rate, matters here; then limit, buffer
-    // and mtu. The burst in bytes is an attribute of its own, which the buffer in ticks gives way to.
+    // struct tc_tbf_qopt: two of tc_ratespec, in which only the last of 12 bytes, the rate, matters here;
+    // then limit, buffer and mtu. The burst in bytes is an attribute of its own, which the buffer in ticks
+    // gives way to.
     let mut parameters =
         [[0; 8].as_slice(), &rate.to_ne_bytes(), &[0; 12], &queue.to_ne_bytes(), &[0; 8]].concat();
     // TC_LINKLAYER_ETHERNET: a rate without a table of transmission times.
@@ -63,7 +64,7 @@ pub(super) fn new_ingress(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewQueueDiscipline(message(index, TcHandle::INGRESS, INGRESS, attributes))
 }
 
-/// What arrives makes a detour by another interface.
+/// What arrives is redirected to another interface.
 pub(super) fn redirect(index: u32, to: u32) -> RouteNetlinkMessage {
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;

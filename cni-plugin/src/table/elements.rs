@@ -4,8 +4,8 @@ use std::io::{ErrorKind, Result};
 
 use nftables::{Batch, Element, Family, Netfilter};
 
-/// Elements by their set, in the order in which the sets were named. The kernel acknowledges every message, and a message
-/// for each element of a full node would be more acknowledgements than a socket holds.
+/// Elements by their set, in the order in which the sets were named. The kernel acknowledges every message,
+/// and a message for each element of a full node would be more acknowledgements than a socket holds.
 #[derive(Default)]
 pub(super) struct Elements(Vec<(String, Vec<Element>)>);
 

@@ -1,8 +1,9 @@
 //! UDP flows that a change of the node's ports makes wrong.
 //!
-//! Conntrack goes on translating a flow as it did its first packet, and UDP has no end of its own. So flows are forgotten that
-//! began before a port led to a pod, and those that are translated to a pod that is deleted. All others stay: TCP, whose
-//! connections end by themselves; flows to that port of other machines; what the pod itself has begun.
+//! Conntrack goes on translating a flow as it did its first packet, and UDP has no end of its own. So flows
+//! are forgotten that began before a port led to a pod, and those that are translated to a pod that is
+//! deleted. All others stay: TCP, whose connections end by themselves; flows to that port of other machines;
+//! what the pod itself has begun.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,7 +15,8 @@ use super::ports::{Holder, Range};
 use crate::error::{Result, kernel};
 use crate::netlink::Netlink;
 
-/// Forgets flows to a pod's ports of this node that lead elsewhere: after the kernel has been told where the ports lead now.
+/// Forgets flows to a pod's ports of this node that lead elsewhere: after the kernel has been told where the
+/// ports lead now.
 pub(super) fn forget_elsewhere(
     netfilter: &Netfilter,
     netlink: &mut Netlink,

@@ -40,7 +40,7 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> R
     add_pod(&mut elements, pod);
     elements.write(&mut batch);
     match batch.commit(netfilter) {
-        // The first one, or somebody has flushed the ruleset.
+        // The first one, or the ruleset was flushed.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             write(netfilter, &header.attachments(), &network::all(&header.state_dir)?)
         }
@@ -48,7 +48,7 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> R
     }
 }
 
-/// Lets go of a pod. Nothing to let go of is fine.
+/// Removes a pod. One that is not there is fine.
 pub(super) fn remove(netfilter: &Netfilter, pod: &Attachment) -> Option<Error> {
     let mut errors = Vec::new();
     let pair = sender(pod).map(|key| (SENDERS, key));

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::atomic_file;
 use crate::error::{Code, Error, Result, io};
 use crate::ipam::RangeSet;
 use crate::netconf::{Header, NetConf};
-use crate::whole;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -62,7 +62,8 @@ impl Network {
         }
     }
 
-    /// Keeps what former configurations have left on the node: pools, bridges and directories are removed with the rest.
+    /// Keeps what former configurations have left on the node: pools, bridges and directories are removed
+    /// with the rest.
     pub(super) fn with_former(mut self, old: Option<&Self>) -> Self {
         let Some(old) = old else { return self };
         extend(&mut self.pools, &old.pools);
@@ -94,7 +95,7 @@ impl Network {
         let directory = header.state_dir.join("networks");
         fs::create_dir_all(&directory).map_err(io("create", &directory))?;
         let json = serde_json::to_vec(self).map_err(|e| Error::new(Code::Io, e.to_string()))?;
-        whole::write(&path, &json).map_err(io("write", &path))
+        atomic_file::write(&path, &json).map_err(io("write", &path))
     }
 }
 
@@ -111,7 +112,7 @@ pub(super) fn all(state_dir: &Path) -> Result<Vec<Network>> {
     let directory = state_dir.join("networks");
     let mut found = Vec::new();
     for path in fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path()) {
-        if path.extension().is_none_or(|extension| extension == whole::TEMPORARY) {
+        if path.extension().is_none_or(|extension| extension == atomic_file::TEMPORARY) {
             continue;
         }
         found.extend(read_file(&path)?);

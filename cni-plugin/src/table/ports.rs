@@ -1,8 +1,9 @@
 //! Ports of the node that lead to pods.
 //!
-//! [`holders`] says who has a port, so that a second pod is refused instead of taking it over. In the table a port is an
-//! element of a map: `ports-v4` for every address of the node, `ports-at-v4` for one of them. Ports in a row that lead to the
-//! same ports of a pod are one element of `ranges-v4` or `ranges-at-v4`, however many they are.
+//! [`holders`] says who has a port, so that a second pod is refused instead of taking it over. In the table a
+//! port is an element of a map: `ports-v4` for every address of the node, `ports-at-v4` for one of them.
+//! Ports in a row that lead to the same ports of a pod are one element of `ranges-v4` or `ranges-at-v4`,
+//! however many they are.
 
 mod holders;
 mod range;
@@ -26,20 +27,20 @@ const SAME_INTERFACE: &str = "same-interface";
 /// What packets of the node itself, to localhost, come from.
 const LOCALHOST: &str = "127.0.0.0/8";
 
-/// Takes the ports of an attachment, or none of them and says who has one. A holder of which `is_gone` gives way: those that
-/// did are returned, for the table to forget them.
+/// Takes the ports of an attachment, or none of them and says who has one. A holder without an interface
+/// (`is_abandoned`) gives way: those that did are returned, for the table to forget them.
 pub(super) fn reserve(
     header: &Header,
     pod: &Attachment,
-    mut is_gone: impl FnMut(&Key) -> Result<bool>,
+    mut is_abandoned: impl FnMut(&Key) -> Result<bool>,
 ) -> Result<Vec<Holder>> {
     let Some(own) = Holder::of(pod) else { return Ok(Vec::new()) };
-    let (mut staying, mut gone) = (Vec::new(), Vec::new());
+    let (mut staying, mut abandoned) = (Vec::new(), Vec::new());
     // A killed ADD of the same pod may have left something.
     for other in holders::read_but(header, Some(&own.key))? {
         match other.meets(&own) {
             None => staying.push(other),
-            Some(_) if is_gone(&other.key)? => gone.push(other),
+            Some(_) if is_abandoned(&other.key)? => abandoned.push(other),
             Some(port) => {
                 let container = &other.key.container_id;
                 let message = format!("port {port} of the node is taken by container {container}");
@@ -49,7 +50,7 @@ pub(super) fn reserve(
     }
     staying.push(own);
     holders::write(header, &staying)?;
-    Ok(gone)
+    Ok(abandoned)
 }
 
 /// What the attachment has of the node's ports.
@@ -76,8 +77,8 @@ pub(super) fn write_chains(batch: &mut Batch<'_>) {
     }
     batch.add_prerouting_nat_chain(ARRIVING);
     batch.add_output_nat_chain(LEAVING);
-    // Connections that portolan-proxy has intercepted stay with it: a Service has its node port, and its port of an external IP
-    // that is an address of the node.
+    // Connections that portolan-proxy has intercepted stay with it: a Service has its node port, and its port
+    // of an external IP that is an address of the node.
     batch.add_rule(ARRIVING, &Rule::default().to_local_address().for_transparent_socket().stop());
     for chain in [ARRIVING, LEAVING] {
         batch.add_rule(chain, &Rule::default().to_local_address().jump(PORTS));
@@ -159,7 +160,8 @@ pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<Str
     Ok(None)
 }
 
-/// By which packets of the pod arrive and leave. From one pod of a bridge to another an answer would not pass the node.
+/// By which packets of the pod arrive and leave. From one pod of a bridge to another an answer would not pass
+/// the node.
 fn same_interface(pod: &Attachment) -> nftables::Key {
     let interface = pod.bridge.as_ref().unwrap_or(&pod.host_interface);
     nftables::Key::default().interface(interface).interface(interface)

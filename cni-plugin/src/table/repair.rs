@@ -1,4 +1,5 @@
-//! What somebody else has removed is put back: the tables after a flush, the records after the state directory was emptied.
+//! What another program has removed is written again: the tables after a flush, the records after the state
+//! directory was emptied.
 
 use attachment::Attachment;
 use nftables::Netfilter;
@@ -11,8 +12,8 @@ use crate::netconf::Header;
 use crate::netlink::{Link, Netlink};
 use crate::veth::HOST_PREFIX;
 
-/// Writes the tables anew from the records if they were removed, or if another version of the plugin wrote them: then ports of
-/// the node may be other elements than this version removes.
+/// Writes the tables anew from the records if they were removed, or if another version of the plugin wrote
+/// them: then ports of the node may be other elements than this version removes.
 pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
     let former = Network::read(header)?.filter(|network| !network.is_current());
     if former.is_none() && rules::are_there(netfilter)? {
@@ -27,11 +28,11 @@ pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
     former.map_or(Ok(()), |network| network.into_current().write(header))
 }
 
-/// Records the network's pods that are not, as far as their interfaces tell of them: not by which name, labels and ports
-/// Services know them.
+/// Records the network's pods that are not, as far as their interfaces tell of them: not by which name,
+/// labels and ports Services know them.
 ///
-/// A DEL may delete an interface of `links` meanwhile: after that it removes the record that it finds, and a record that is
-/// written later is removed here.
+/// A DEL may delete an interface of `links` meanwhile: after that it removes the record that it finds, and a
+/// record that is written later is removed here.
 pub(super) fn records(header: &Header, links: &[Link], netlink: &mut Netlink) -> Result<()> {
     let store = header.attachments();
     for link in links.iter().filter(|link| link.name.starts_with(HOST_PREFIX)) {
@@ -56,7 +57,7 @@ pub(super) fn records(header: &Header, links: &[Link], netlink: &mut Netlink) ->
             port_mappings: Vec::new(),
             reserved_ports: None,
         })?;
-        if super::is_gone(netlink, &key)? {
+        if super::has_no_interface(netlink, &key)? {
             store.remove(&key)?;
         }
     }

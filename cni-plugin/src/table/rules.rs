@@ -46,7 +46,8 @@ pub(super) fn are_there(netfilter: &Netfilter) -> Result<bool> {
     found.map_err(kernel(format!("look for the rules of nft table inet {TABLE}")))
 }
 
-/// The first chain that has fewer rules than were written. It may have more where the notes of networks are gone.
+/// The first chain that has fewer rules than were written. It may have more where the notes of networks are
+/// missing.
 pub(super) fn lost(netfilter: &Netfilter, header: &Header) -> Result<Option<String>> {
     let networks = network::all(&header.state_dir)?;
     let mut batch = Batch::new(TABLE);
@@ -89,7 +90,7 @@ fn add_pod(elements: &mut Elements, network: &Network, pod: &Attachment) {
     ports::add_pod(elements, pod);
 }
 
-/// Removes it again, all at once; one by one if some of it is gone already.
+/// Removes it again, all at once; one by one if some of it was removed already.
 pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAddr]) -> Vec<Error> {
     let delete = |addresses: &[IpAddr]| {
         let mut batch = Batch::new(TABLE);
@@ -98,7 +99,8 @@ pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAd
         }
         batch.commit(netfilter)
     };
-    // The kernel waits for RCU, 14 ms, when it undoes a transaction that fails: so what is gone is left out.
+    // The kernel waits for RCU, 14 ms, when it undoes a transaction that fails: so what is missing is left
+    // out.
     let is_there = |address: &&IpAddr| {
         let element = Element::Key(key(**address));
         let found = netfilter.contains(Family::Inet, TABLE, &pods(network, **address), &element);
@@ -177,8 +179,8 @@ fn write_rules(batch: &mut Batch<'_>, networks: &[Network]) {
     }
 }
 
-/// The network's sets and its chain. A verdict map for all networks would be one rule, but the kernel looks through all of
-/// such a map with each change to it (0.3 ms at 2,500 pods).
+/// The network's sets and its chain. A verdict map for all networks would be one rule, but the kernel looks
+/// through all of such a map with each change to it (0.3 ms at 2,500 pods).
 fn write_network(batch: &mut Batch<'_>, network: &Network, id: u32) {
     let chain = chain(network);
     batch.add_chain(&chain);

@@ -382,13 +382,13 @@ fn check_of_a_bridged_pod_passes_after_add_and_notices_each_loss() {
     for (id, sabotage, expected) in [
         ("a", "ip -n a link set eth0 down", "eth0 is down"),
         ("b", "ip -n b address del ADDRESS/24 dev eth0", "has lost its address"),
-        ("c", "ip -n c route del default", "route to 0.0.0.0/0 is gone"),
+        ("c", "ip -n c route del default", "route to 0.0.0.0/0 is missing"),
         ("d", "ip link del HOST", "is not there"),
         ("e", "ip link set dev HOST nomaster", "is not a port of bridge br0"),
         ("f", "nft delete element inet portolan pods-v4-pods '{ ADDRESS }'", "not masqueraded"),
         ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
         ("h", "ip link set dev HOST type bridge_slave hairpin off", "hairpinMode"),
-        ("i", "ip -n i -6 route del default", "route to ::/0 is gone"),
+        ("i", "ip -n i -6 route del default", "route to ::/0 is missing"),
         ("j", "ip address del 10.22.0.1/24 dev br0", "has lost its address 10.22.0.1"),
         ("k", "ip link del br0", "interface br0 is not there"),
     ] {

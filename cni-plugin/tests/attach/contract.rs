@@ -262,12 +262,12 @@ fn check_passes_after_add_and_notices_each_loss() {
     for (id, sabotage, expected) in [
         ("a", "ip -n a link set eth0 down", "is down"),
         ("b", "ip -n b address flush dev eth0", "has lost its address"),
-        ("c", "ip -n c route del default", "route to 0.0.0.0/0 is gone"),
+        ("c", "ip -n c route del default", "route to 0.0.0.0/0 is missing"),
         ("d", "ip link del HOST", "is not there"),
         ("e", "ip route del ADDRESS", "does not lead to"),
         ("f", "nft flush set inet portolan pods-v4-pods", "not masqueraded"),
         ("g", "rm /run/portolan/ipam/pods/owners/g-eth0", "no longer reserved"),
-        ("i", "rm /run/portolan/attachments/pods/i-eth0.json", "record is gone"),
+        ("i", "rm /run/portolan/attachments/pods/i-eth0.json", "record is missing"),
         ("j", "nft flush table inet portolan", "chain masquerade"),
         ("h", "ip -n h link set eth0 address 02:00:00:00:00:07", "another hardware address"),
     ] {

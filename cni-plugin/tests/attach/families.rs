@@ -59,7 +59,7 @@ fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
     fixture.quiet("CHECK", "a", &config);
     let refused = || fixture.refused("CHECK", "a", "/run/netns/a", &config).1;
     fixture.node().shell("ip -n a -6 route del default").unwrap();
-    assert!(refused().contains("route to ::/0 is gone"), "{}", refused());
+    assert!(refused().contains("route to ::/0 is missing"), "{}", refused());
     fixture.node().shell("ip -n a -6 neigh del fe80::1 dev eth0").unwrap();
     assert!(refused().contains("has lost its entry for the gateway fe80::1"), "{}", refused());
     for id in ["a", "b", "0-3-1", "0-4-0"] {
@@ -69,7 +69,8 @@ fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
     assert_eq!(fixture.node().shell("ip -6 route | grep fd00:22 || true").unwrap(), "");
 }
 
-/// Whenever an interface with IPv6 comes up the kernel walks through every route of IPv6, so each one costs every pod.
+/// Whenever an interface with IPv6 comes up the kernel walks through every route of IPv6, so each one costs
+/// every pod.
 #[test]
 fn a_pod_gives_the_node_the_ipv6_routes_it_needs_and_no_more() {
     let fixture = Fixture::new();
@@ -179,7 +180,8 @@ fn eth0_has_the_default_route_whichever_network_is_attached_first_and_each_answe
     fixture.assert_nothing_left();
 }
 
-/// Sends a router advertisement (RFC 4861 §4.2): everything by me, for half an hour. The kernel fills in the checksum.
+/// Sends a router advertisement (RFC 4861 §4.2): everything by me, for half an hour. The kernel fills in the
+/// checksum.
 const ADVERTISE: &str = "import socket, struct
 s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
 s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)

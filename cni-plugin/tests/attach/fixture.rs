@@ -66,8 +66,8 @@ impl Fixture {
             .unwrap()
     }
 
-    /// What is left of pods: [`Fixture::traces`] without what stays when the last one has gone, which is the nft table
-    /// with nothing in its sets and maps, and the notes of what is in it.
+    /// What is left of pods: [`Fixture::traces`] without what stays when the last one has gone, which is the
+    /// nft table with nothing in its sets and maps, and the notes of what is in it.
     pub(crate) fn traces_of_pods(&self) -> String {
         let ruleset = self.json("nft -j list ruleset");
         let objects = ruleset["nftables"].as_array().unwrap().iter();

@@ -77,7 +77,8 @@ fn an_upgrade_from_host_local_hands_out_no_address_in_use() {
         let (_, text) = fixture.refused("ADD", "e", "/run/netns/e", &requested(taken));
         assert!(text.contains("is taken"), "{text}");
     }
-    // b's, which was given back, is free; d and a still reach each other on the bridge that both plugins know.
+    // b's, which was given back, is free; d and a still reach each other on the bridge that both plugins
+    // know.
     fixture.try_call("ADD", "e", "/run/netns/e", &requested("10.22.0.3")).unwrap();
     fixture.node().shell("ip netns exec d ping -c1 -W2 10.22.0.2").unwrap();
     // DEL of a pod of before gives its addresses back.

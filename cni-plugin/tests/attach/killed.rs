@@ -1,4 +1,5 @@
-//! `kill -9` before every system call of ADD and of DEL that may change something, which is as good as at every one: strace injects the signal, so that the binary is the shipped one.
+//! `kill -9` before every system call of ADD and of DEL that may change something, which is as good as at
+//! every one: strace injects the signal, so that the binary is the shipped one.
 
 use std::path::Path;
 
@@ -7,7 +8,8 @@ use testbed::Plugin;
 
 use crate::fixture::{Fixture, NOTHING, config, merge};
 
-/// The signal arrives before the call is made. Between two of these nothing changes that outlives the process.
+/// The signal arrives before the call is made. Between two of these nothing changes that outlives the
+/// process.
 const CHANGES: [&str; 11] = [
     "openat",
     "write",
@@ -37,8 +39,8 @@ fn dual() -> Value {
 pub(crate) fn traced(fixture: &Fixture, options: &str) -> Plugin {
     let script = Path::new("/run/traced");
     let plugin = fixture.plugin.binary.display();
-    // Another process writes it: a file that this one has open for writing goes to whatever a parallel test starts, and
-    // cannot be run meanwhile.
+    // Another process writes it: a file that this one has open for writing goes to whatever a parallel test
+    // starts, and cannot be run meanwhile.
     let line = format!("exec /usr/bin/strace -qq {options} {plugin}");
     let write = format!("printf '#!/bin/sh\\n%s\\n' '{line}' > {0}; chmod +x {0}", script.display());
     fixture.node().shell(&write).unwrap();
@@ -60,7 +62,8 @@ fn call(plugin: &Plugin, command: &str, config: &Value) -> Result<Value, Value> 
 /// The system calls of a command once it runs: each by its name, and how many of that name came before it.
 pub(crate) fn system_calls(fixture: &Fixture, command: &str, config: &Value) -> Vec<(String, usize)> {
     call(&traced(fixture, "-o /run/trace"), command, config).unwrap();
-    // The kernel starts a write to a sysctl again and again while another process holds the lock of all interfaces.
+    // The kernel starts a write to a sysctl again and again while another process holds the lock of all
+    // interfaces.
     let trace = fixture.node().shell("grep -v ERESTARTNOINTR /run/trace").unwrap();
     let mut names: Vec<String> = Vec::new();
     let mut calls: Vec<(String, usize)> = Vec::new();
@@ -92,8 +95,8 @@ fn collect(fixture: &Fixture, config: &Value) {
     fixture.quiet("GC", "x", &merge(config.clone(), json!({ "cni.dev/valid-attachments": [] })));
 }
 
-/// P42. Every other time DEL cleans up, and after it GC, which takes the tables and the bridge too. `before` makes the
-/// node what the command is to find.
+/// P42. Every other time DEL cleans up, and after it GC, which takes the tables and the bridge too. `before`
+/// makes the node what the command is to find.
 fn kill_at_each_system_call(command: &str, before: &[&str], config: &Value) {
     let mut fixture = fresh();
     let prepare = |fixture: &Fixture| {

@@ -1,5 +1,5 @@
-//! `kill -9` at every change to files that an ADD makes while it counts anew who has which address: nobody's is given out
-//! again.
+//! `kill -9` at every change to files that an ADD makes while it counts anew who has which address: nobody's
+//! is given out again.
 
 use std::collections::HashSet;
 use std::path::Path;

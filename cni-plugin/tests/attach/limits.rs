@@ -11,7 +11,8 @@ use crate::fixture::{Fixture, NOTHING, address, config, merge};
 
 const PODS: usize = 300;
 
-/// How many commands are under way at once: more than any runtime has, and fewer than this machine has memory for.
+/// How many commands are under way at once: more than any runtime has, and fewer than this machine has memory
+/// for.
 const CROWD: usize = 60;
 
 /// Calls `work` with each number, many at once.

@@ -121,7 +121,8 @@ fn udp_flows_of_other_pods_on_the_same_port_survive_add_and_del() {
     let client = fixture.node().outside().run(|| udp("192.0.2.1:4444")).unwrap();
     client.send_to(b"x", "192.0.2.2:5353").unwrap();
     let (_, peer) = server.recv_from(&mut [0; 8]).unwrap();
-    // From the pod itself to that port of another machine, and from a machine to that port of the pod's own address.
+    // From the pod itself to that port of another machine, and from a machine to that port of the pod's own
+    // address.
     server.send_to(b"x", "192.0.2.1:5353").unwrap();
     let address = fixture.json("ip -j -n a -4 address show eth0")[0]["addr_info"][0]["local"].clone();
     let address = address.as_str().unwrap().to_owned();
@@ -154,8 +155,8 @@ fn udp_flows_of_other_pods_on_the_same_port_survive_add_and_del() {
     assert_eq!(flows().len(), 2, "those that no port of the node has led anywhere stay");
 }
 
-/// The kernel lists no flows. The sockets of the lists are refused, not their requests: how many requests come before them
-/// depends on how often an ADD has to ask whether an IPv6 address can be used.
+/// The kernel lists no flows. The sockets of the lists are refused, not their requests: how many requests
+/// come before them depends on how often an ADD has to ask whether an IPv6 address can be used.
 #[test]
 fn without_a_list_of_flows_add_and_del_succeed() {
     let fixture = Fixture::new();

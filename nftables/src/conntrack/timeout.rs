@@ -47,7 +47,8 @@ impl State {
     }
 }
 
-/// Sets the timeout of all connections of this network namespace that are in `state`, from their next packet on.
+/// Sets the timeout of all connections of this network namespace that are in `state`, from their next packet
+/// on.
 ///
 /// # Errors
 /// What the kernel says: `EINVAL` where it has no `nfnetlink_cttimeout`.

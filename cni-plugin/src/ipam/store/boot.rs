@@ -1,14 +1,14 @@
-//! To which boot the reservations belong, and where they come from if they are gone.
+//! To which boot the reservations belong, and where they come from if they are missing.
 
 use std::fs;
 
 use super::Store;
 use super::reservations::{Reservation, Reserved};
 use crate::alias::Alias;
+use crate::atomic_file;
 use crate::error::{Result, io, kernel};
 use crate::lock::Lock;
 use crate::netlink::Netlink;
-use crate::whole;
 
 /// Changes with every boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -38,12 +38,12 @@ impl Store {
             self.restore()?;
         }
         // Half of it would look like another boot.
-        whole::write(&path, &boot).map_err(io("write", &path))?;
+        atomic_file::write(&path, &boot).map_err(io("write", &path))?;
         Ok(lock)
     }
 
-    /// Notes the addresses of living pods that have no legible file, because the directory or a file in it was emptied:
-    /// their interfaces say which pod has which address.
+    /// Notes the addresses of living pods that have no legible file, because the directory or a file in it
+    /// was emptied: their interfaces say which pod has which address.
     pub(super) fn restore(&self) -> Result<()> {
         let network = self.directory.file_name().unwrap_or_default().to_string_lossy();
         let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel("list interfaces"))?;

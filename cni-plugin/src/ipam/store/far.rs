@@ -1,4 +1,5 @@
-//! Addresses that were asked for and have no slot, so far are they from the beginning of their range: an empty file each.
+//! Addresses that were asked for and have no slot, so far are they from the beginning of their range: an
+//! empty file each.
 
 use std::fs;
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ impl Far {
 
     /// It is free again.
     pub(super) fn forget(&self, address: IpAddr) {
-        drop(fs::remove_file(self.0.join(address.to_string())));
+        let _ = fs::remove_file(self.0.join(address.to_string()));
     }
 
     /// Forgets all that are not taken.

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::error::{Code, Error, Result, io};
 
-/// Under the lock there is one writer, so one name for files that are not whole yet is enough. No container's name begins
-/// with a dot.
+/// Under the lock there is one writer, so one name for files that are not whole yet is enough. No container's
+/// name begins with a dot.
 const TEMPORARY: &str = ".new.tmp";
 
 /// One attachment.
@@ -51,8 +51,8 @@ impl Reservation {
     }
 }
 
-/// An ADD of another IPAM plugin: what DEL needs to take it back by whatever configuration it is called, and CHECK to ask
-/// that plugin about its own result and not about ours.
+/// An ADD of another IPAM plugin: what DEL needs to take it back by whatever configuration it is called, and
+/// CHECK to ask that plugin about its own result and not about ours.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Delegated {
     /// `ipam.type`.
@@ -156,7 +156,7 @@ impl Reservations {
 
     /// A writer that was killed may have left it; most often there is none.
     pub(super) fn remove_temporary(&self) {
-        drop(fs::remove_file(self.0.join(TEMPORARY)));
+        let _ = fs::remove_file(self.0.join(TEMPORARY));
     }
 
     fn paths(&self) -> impl Iterator<Item = PathBuf> {

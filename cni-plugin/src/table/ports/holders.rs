@@ -1,5 +1,5 @@
-//! Who has which ports of the node: `ports/holders.json`, one holder an attachment. It is an index of the records: where it is
-//! missing or illegible they say the same.
+//! Who has which ports of the node: `ports/holders.json`, one holder an attachment. It is an index of the
+//! records: where it is missing or illegible they say the same.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,9 +11,9 @@ use nftables::Element;
 use serde::{Deserialize, Serialize};
 
 use super::range::Range;
+use crate::atomic_file;
 use crate::error::{Result, io};
 use crate::netconf::Header;
-use crate::whole;
 
 /// An attachment that has ports of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,16 +113,17 @@ pub(super) fn write(header: &Header, holders: &[Holder]) -> Result<()> {
     let directory = path.parent().expect("the file is in a directory");
     fs::create_dir_all(directory).map_err(io("create", directory))?;
     let json = serde_json::to_vec(holders).expect("holders have string keys only");
-    whole::write(&path, &json).map_err(io("write", &path))
+    atomic_file::write(&path, &json).map_err(io("write", &path))
 }
 
 /// Removes the file, once there is no network left.
 pub(crate) fn forget(header: &Header) -> Result<()> {
     let path = path(header);
-    whole::remove(&path).map_err(io("remove", &path))
+    atomic_file::remove(&path).map_err(io("remove", &path))
 }
 
-/// What the records of all networks say, but for one that is about to be. Of two that name one port the first has it.
+/// What the records of all networks say, but for one that is about to be. Of two that name one port the first
+/// has it.
 fn of_records(store: &Store, except: Option<&Key>) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();
     let mut networks: Vec<_> = fs::read_dir(store.directory()).into_iter().flatten().flatten().collect();

@@ -13,7 +13,7 @@ portolan-cni: a CNI plugin that gives each pod its own address and port space.
 A container runtime runs it, with CNI_COMMAND and friends in the environment and the network configuration on
 standard input; see docs/cni-plugin.md. By hand:
 
-  portolan-cni cleanup [--state-dir DIR]   remove what stays on the node when the last pod has gone: the nft
+  portolan-cni cleanup [--state-dir DIR]   remove what stays on the node when the last pod was deleted: the nft
                                            tables, bridges of ours without ports, routes that refuse, and DIR's
                                            records and reservations (default: /run/portolan). Refuses while pods
                                            are attached or have an address reserved, and says which.
@@ -29,8 +29,8 @@ standard input; see docs/cni-plugin.md. By hand:
 /// Runs one command line, without the program's name.
 pub fn run_by_hand(arguments: &[String]) -> Output {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--help" | "-h" | "help"] => said(HELP.to_owned()),
-        ["--version" | "-V"] => said(format!("portolan-cni {}\n", env!("CARGO_PKG_VERSION"))),
+        ["--help" | "-h" | "help"] => printed(HELP.to_owned()),
+        ["--version" | "-V"] => printed(format!("portolan-cni {}\n", env!("CARGO_PKG_VERSION"))),
         ["cleanup"] => cleanup(DEFAULT_STATE_DIR.as_ref()),
         ["cleanup", "--state-dir", directory] => cleanup(directory.as_ref()),
         ["import", conflist] => take_over(conflist, None, false),
@@ -43,7 +43,7 @@ pub fn run_by_hand(arguments: &[String]) -> Output {
 
 fn cleanup(state_dir: &Path) -> Output {
     match command::cleanup(state_dir) {
-        Ok(()) => said(String::new()),
+        Ok(()) => printed(String::new()),
         Err(error) => failed(format!("portolan-cni: {}\n", error.message)),
     }
 }
@@ -59,7 +59,7 @@ fn take_over(conflist: &str, from: Option<&str>, as_json: bool) -> Output {
     }
 }
 
-fn said(stdout: String) -> Output {
+fn printed(stdout: String) -> Output {
     Output::new(stdout, String::new(), true)
 }
 
