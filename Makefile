@@ -46,13 +46,13 @@ STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL)+$(HELM)+$(CARGO_DEB)
 
 # Another one for the Kubernetes control plane, which takes ten minutes to build on two cores.
 CONTROL_PLANE := testbed/control-plane
-CONTROL_PLANE_STAMP := $(PORTOLAN_TOOLS)/control-plane-$(shell cat $(CONTROL_PLANE)/* | sha256sum | cut -c1-16)
+CONTROL_PLANE_STAMP := $(PORTOLAN_TOOLS)/control-plane-$(shell cat $(CONTROL_PLANE)/* e2e/build.sh | sha256sum | cut -c1-16)
 
 # And for the official end-to-end tests and their images.
 CONFORMANCE_STAMP := $(PORTOLAN_TOOLS)/conformance-$(shell cat $(CONTROL_PLANE)/* bench/coredns/* e2e/build.sh e2e/images.sh | sha256sum | cut -c1-16)
 
 # And one for CoreDNS with the plugins that are used: all of them would take longer than everything else together.
-COREDNS_STAMP := $(PORTOLAN_TOOLS)/coredns-$(shell cat bench/coredns/* | sha256sum | cut -c1-16)
+COREDNS_STAMP := $(PORTOLAN_TOOLS)/coredns-$(shell cat bench/coredns/* e2e/build.sh | sha256sum | cut -c1-16)
 
 tools: $(STAMP) $(COREDNS_STAMP) $(CONTROL_PLANE_STAMP)
 
@@ -74,8 +74,7 @@ $(STAMP): | packages
 	@touch $@
 
 $(COREDNS_STAMP): | packages
-	@$(FIND_GO); echo "building coredns"; \
-	CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-buildvcs=false $$go build -C bench/coredns -o $(PORTOLAN_TOOLS)/coredns .
+	@$(FIND_GO); GO=$$go e2e/build.sh coredns
 	@touch $@
 
 $(CONTROL_PLANE_STAMP): | packages

@@ -1,5 +1,7 @@
 #!/bin/bash
-# Compiles programs of Kubernetes, of the version that testbed/control-plane/go.mod pins, into the directories of the Makefile.
+# Compiles the Go programs that have a module of their own here, into the directories of the Makefile. The stamps of the
+# Makefile cover this file and the modules. Kubernetes is of the version that testbed/control-plane/go.mod pins.
+#   build.sh coredns             CoreDNS with the plugins that are compared
 #   build.sh control-plane       the control plane, for the tests
 #   build.sh suite               what the official end-to-end tests need beside it
 #   build.sh control-plane suite both, which have most packages in common, with one cache: 20 minutes on two cores
@@ -18,6 +20,11 @@ export GOCACHE GOTOOLCHAIN=local CGO_ENABLED=0 GOFLAGS="-mod=readonly -buildvcs=
 stamp=k8s.io/component-base/version
 IFS=. read -r major minor _ <<< "$version"
 versioned="-s -w -X $stamp.gitVersion=v$version -X $stamp.gitMajor=$major -X $stamp.gitMinor=$minor"
+
+coredns() {
+	echo "building CoreDNS"
+	"$GO" build -C ../../bench/coredns -o "$PORTOLAN_TOOLS/coredns" .
+}
 
 control_plane() {
 	echo "building the control plane of Kubernetes $version: about ten minutes, once"
@@ -41,8 +48,9 @@ suite() {
 cd "$module"
 for part; do
 	case $part in
+	coredns) coredns ;;
 	control-plane) control_plane ;;
 	suite) suite ;;
-	*) echo "$0: control-plane or suite, not $part" >&2; exit 2 ;;
+	*) echo "$0: coredns, control-plane or suite, not $part" >&2; exit 2 ;;
 	esac
 done

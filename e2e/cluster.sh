@@ -292,11 +292,11 @@ down() {
 			kill -9 "$pid" 2> /dev/null || true
 		done < "$file"
 	done
-	wait_for "the cluster to end" is_gone
+	wait_for "the cluster to end" has_ended
 	rm -rf --one-file-system "$CLUSTER"
 }
 
-is_gone() {
+has_ended() {
 	local pid
 	while read -r pid; do
 		! kill -0 "$pid" 2> /dev/null || return 1

@@ -25,6 +25,8 @@ unpack() {
 	mkdir -p "$work/debs" "$work/unpacked"
 	# apt-get downloads as a user of its own.
 	chmod 755 "$work"; chmod 777 "$work/debs"
+	# The lists of a machine that installed nothing for a while name versions that are no longer served.
+	apt-get update -qq
 	(cd "$work/debs" && apt-get download -q "${packages[@]}" > /dev/null)
 	local package
 	for package in "$work"/debs/*.deb; do
@@ -108,9 +110,9 @@ check() {
 	local root=$1 line status
 	while read -r line; do
 		# shellcheck disable=SC2086 # words of a command line
-		chroot "$root" $line > "$work/said" 2>&1 && continue || status=$?
+		chroot "$root" $line > "$work/output" 2>&1 && continue || status=$?
 		if [ $status -ge 126 ]; then
-			{ echo "$line cannot be started in the image:"; head -3 "$work/said"; } >&2
+			{ echo "$line cannot be started in the image:"; head -3 "$work/output"; } >&2
 			return 1
 		fi
 	done <<- LINES
