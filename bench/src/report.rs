@@ -46,10 +46,13 @@ pub fn report(from: &Path, to: &Path) -> Result<()> {
     std::fs::write(to, sections::page(&records, &raw)).with_context(|| format!("write {}", to.display()))
 }
 
-/// What folklore says a request costs, µs.
+/// What a request is said to cost, µs.
 const FOLKLORE: f64 = 1000.0;
 
-/// The answer in one sentence.
+/// Rounds without which nothing is shown: fewer have no 95% interval.
+const ROUNDS: usize = 6;
+
+/// The answer in one sentence. It is "Not shown" where the noise of the same path or the number of rounds could turn it.
 pub(crate) fn answer(records: &[Record]) -> String {
     let latency = records.iter().find(|record| record.section == "latency");
     let effects: Vec<Effect> =
@@ -60,22 +63,30 @@ pub(crate) fn answer(records: &[Record]) -> String {
     if effects.is_empty() {
         return "This run has not measured what a Service adds to a request.".to_owned();
     }
-    let verdict = if effects.iter().any(|effect| effect.added.low >= FOLKLORE) {
+    let verdict = if effects.iter().any(Effect::is_more) {
         "Yes"
-    } else if effects.iter().all(|effect| effect.added.high < FOLKLORE) {
+    } else if effects.iter().all(Effect::is_less) {
         "No"
     } else {
-        "Not shown"
+        let words: Vec<String> = effects.iter().map(Effect::words).collect();
+        let noise = effects.iter().filter_map(|effect| effect.noise).fold(0.0, f64::max);
+        let rounds = effects.iter().map(|effect| effect.rounds).min().unwrap_or_default();
+        return format!(
+            "Not shown: a Service {}; the direct path differs from itself by up to {noise:.1} µs, in {rounds} rounds.",
+            words.join(", and ")
+        );
     };
-    let said: Vec<String> = effects.iter().map(Effect::words).collect();
-    format!("{verdict}: a Service {}.", said.join(", and "))
+    let words: Vec<String> = effects.iter().map(Effect::words).collect();
+    format!("{verdict}: a Service {}.", words.join(", and "))
 }
 
 /// What a Service does to a kind of request, at the median.
 struct Effect {
     added: Estimate,
+    /// How far the direct path is from itself, µs; none if it was not measured twice.
+    noise: Option<f64>,
     differs: bool,
-    confidence: String,
+    rounds: usize,
     request: &'static str,
 }
 
@@ -84,12 +95,25 @@ impl Effect {
         let comparison = latency.comparison(title)?;
         let path = comparison.path("virtual IP")?;
         let differs = comparison.is_difference(path, Percentile::P50);
-        Some(Self { added: path.added?.p50, differs, confidence: confidence(comparison.rounds), request })
+        let (added, noise) = (path.added?.p50, comparison.noise(Percentile::P50));
+        Some(Self { added, noise, differs, rounds: comparison.rounds, request })
+    }
+
+    fn is_more(&self) -> bool {
+        self.is_shown(|noise| self.added.low - noise >= FOLKLORE)
+    }
+
+    fn is_less(&self) -> bool {
+        self.is_shown(|noise| self.added.high + noise < FOLKLORE)
+    }
+
+    fn is_shown(&self, beyond: impl Fn(f64) -> bool) -> bool {
+        self.rounds >= ROUNDS && self.noise.is_some_and(beyond)
     }
 
     fn words(&self) -> String {
-        let Self { added: Estimate { value, low, high }, confidence, request, .. } = self;
-        let interval = format!("{confidence}: {low:+.1} to {high:+.1}");
+        let Self { added: Estimate { value, low, high }, request, .. } = self;
+        let interval = format!("{}: {low:+.1} to {high:+.1}", confidence(self.rounds));
         if !self.differs {
             return format!(
                 "makes no difference to {request} that this machine can tell ({interval} µs at the median)"

@@ -3,6 +3,11 @@ use crate::comparison::Comparison;
 use crate::comparison::tests::path;
 
 fn found(requests: Estimate, connections: Estimate, rounds: usize) -> String {
+    found_beside(2.0, requests, connections, rounds)
+}
+
+/// With a direct path that differs from itself by up to `noise`, µs.
+fn found_beside(noise: f64, requests: Estimate, connections: Estimate, rounds: usize) -> String {
     let mut record = Record::new("latency");
     record.comparisons = [("RR", requests), ("CRR", connections)]
         .map(|(title, added)| Comparison {
@@ -14,7 +19,7 @@ fn found(requests: Estimate, connections: Estimate, rounds: usize) -> String {
             saturated: false,
             paths: vec![
                 path("direct", 0, None),
-                path("direct again", 0, Some(Estimate::new(-2.0, 0.0, 1.0))),
+                path("direct again", 0, Some(Estimate::new(-noise, 0.0, 1.0))),
                 path("virtual IP", 0, Some(added)),
             ],
         })
@@ -37,4 +42,21 @@ fn the_answer_is_the_worse_of_both_and_no_surer_than_the_run() {
     assert!(unclear.contains("(range of 3: +10.0 to +14.0)"), "{unclear}");
     assert!(unclear.contains("makes no difference to one with a connection of its own"), "{unclear}");
     assert_eq!(answer(&[]), "This run has not measured what a Service adds to a request.");
+}
+
+#[test]
+fn the_answer_is_not_shown_where_the_noise_or_too_few_rounds_could_turn_it() {
+    let (little, saved) = (Estimate::new(10.0, 12.0, 14.0), Estimate::new(-2155.0, -900.0, -109.0));
+    for (noise, added, rounds) in
+        [(1718.0, saved, 40), (990.0, little, 40), (2.0, little, 1), (2.0, little, 5)]
+    {
+        let answer = found_beside(noise, added, little, rounds);
+        assert!(answer.starts_with("Not shown: "), "{answer}");
+        let why = format!("the direct path differs from itself by up to {noise:.1} µs, in {rounds} rounds.");
+        assert!(answer.ends_with(&why), "{answer}");
+    }
+    let much = Estimate::new(1400.0, 1500.0, 1600.0);
+    assert!(found_beside(500.0, much, much, 40).starts_with("Not shown: "));
+    assert!(found_beside(300.0, much, much, 40).starts_with("Yes: "));
+    assert!(found(little, much, 3).starts_with("Not shown: "));
 }
