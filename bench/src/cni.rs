@@ -14,7 +14,6 @@ mod ports;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use hdrhistogram::Histogram;
 
 use crate::interrupt;
 use crate::peers;
@@ -131,16 +130,7 @@ fn show(record: &mut Record, contenders: &[Contender], times: &BTreeMap<String, 
         let cells = [cell(&own.add), percentile(&own.add, 99), cell(&own.del), percentile(&own.del, 99)];
         table.row(std::iter::once(name.clone()).chain(cells));
         for (group, values) in [("ADD", &own.add), ("DEL", &own.del)] {
-            let mut histogram = Histogram::<u64>::new(3).expect("three digits are allowed");
-            for value in values {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a time, nanoseconds"
-                )]
-                histogram.saturating_record((value * 1e6) as u64);
-            }
-            record.distribution(group, &name, &histogram);
+            record.milliseconds(group, &name, values);
         }
     }
     record.tables.push(table);

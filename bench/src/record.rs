@@ -19,6 +19,7 @@ use crate::clock;
 use crate::comparison::Comparison;
 use crate::environment::Environment;
 use crate::interrupt;
+use crate::load;
 use crate::raw::{self, RawPath};
 use crate::statistics::confidence;
 use crate::target;
@@ -157,6 +158,16 @@ impl Record {
     /// Adds a latency distribution, in nanoseconds; those of one group are plotted together.
     pub fn distribution(&mut self, group: &str, name: &str, histogram: &Histogram<u64>) {
         self.distributions.push(Distribution::new(group, name, histogram));
+    }
+
+    /// Adds the distribution of single times in milliseconds. A minute is the most that is plotted.
+    pub(crate) fn milliseconds(&mut self, group: &str, name: &str, values: &[f64]) {
+        let mut histogram = load::histogram();
+        for value in values {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "nanoseconds")]
+            histogram.saturating_record((value * 1e6) as u64);
+        }
+        self.distribution(group, name, &histogram);
     }
 
     /// The comparison of that title.

@@ -64,3 +64,23 @@ fn a_section_that_fails_keeps_what_it_has_and_says_why_it_ends() {
     assert_eq!(record.interrupted.as_deref(), Some("ADD of pod-7: no address is left"));
     assert!(record.figures.iter().any(|figure| figure.id == "del-kernel" && figure.measured.is_some()));
 }
+
+/// The empty CNI plots were of a histogram whose range did not grow: each quantile is compared with the data.
+#[test]
+fn plotted_quantiles_of_times_are_those_of_the_data() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut values: Vec<f64> = (0..500).map(|_| 1.0 + 200.0 * random.f64()).collect();
+    let mut record = Record::new("cni");
+    record.milliseconds("ADD", "portolan", &values);
+    values.sort_by(f64::total_cmp);
+    let quantiles = &record.distributions[0].quantiles;
+    assert!(quantiles.len() > 10, "{quantiles:?}");
+    for [quantile, microseconds] in quantiles {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+        let index = ((quantile * values.len() as f64).ceil() as usize).clamp(1, values.len()) - 1;
+        // The last figures of a count of quantiles meet the neighbour.
+        let near = &values[index.saturating_sub(1)..(index + 2).min(values.len())];
+        let is_near = |value: &&f64| (**value * 1e3 / microseconds - 1.0).abs() < 0.002;
+        assert!(near.iter().any(|value| is_near(&value)), "{quantile}: {microseconds} of {near:?}");
+    }
+}
