@@ -1,13 +1,14 @@
-//! The demonstration: an application of three tiers on a node of its own, step by step, with what really happens.
+//! The demonstration: an application of three tiers on a node of its own, step by step, with the output of each step.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
 use testbed::{Cluster, NameServer, Pod, wait_for};
 
+use crate::docs::latencies;
 use crate::latency::latency;
 use crate::load::Shape;
-use crate::show::print;
+use crate::show::table;
 
 /// Requests that are sent while a replica is killed and another one started.
 const REQUESTS: usize = 1000;
@@ -69,7 +70,7 @@ pub fn demo() -> Result<()> {
     let first = "database-0.database";
     wait_for(first, || frontend.shell(&cluster.node, &format!("getent hosts {first}")))?;
 
-    step("The frontend asks for names, as any program would");
+    step("The frontend resolves names, as any program does");
     for command in [
         "getent hosts backend",
         "getent hosts database-0.database",
@@ -80,17 +81,17 @@ pub fn demo() -> Result<()> {
     }
 
     step("Twenty requests to http://backend/ spread over the replicas");
-    let said = frontend.shell(
+    let answers = frontend.shell(
         &cluster.node,
         "for i in $(seq 20); do curl -fsS --http0.9 -m 5 http://backend/; echo; done",
     )?;
     let mut spread: BTreeMap<&str, usize> = BTreeMap::new();
-    for name in said.lines() {
+    for name in answers.lines() {
         *spread.entry(name).or_default() += 1;
     }
     say(&spread.iter().map(|(name, count)| format!("{name}: {count}")).collect::<Vec<_>>().join("\n"));
 
-    step("A replica is killed and another one started, while requests go on");
+    step("A replica is killed and another one started, under load");
     let (lost, seen) = replace_one(&cluster, &frontend, &address, &mut backends)?;
     say(&format!("{REQUESTS} requests, {lost} lost; answered by {seen:?}"));
     ensure!(lost <= 1, "more was lost than a request in flight on the killed replica");
@@ -98,12 +99,13 @@ pub fn demo() -> Result<()> {
     step("What the Service costs: a request and a connection, directly and through the virtual IP");
     drop(cluster);
     let record = latency(8, &[Shape::Requests, Shape::Connections]);
-    print(&record);
+    say(&table(&latencies(&record)));
+    say("`portolan-bench all` measures thoroughly, with programs of `make build`.");
     if let Some(why) = record.interrupted {
         bail!("the measurement ended early, {why}");
     }
 
-    step("Done. All of this ran in namespaces of its own, which are gone now");
+    step("Done. The namespaces it ran in are deleted");
     Ok(())
 }
 
@@ -152,7 +154,7 @@ fn replace_one(
         cluster.network.remove(&killed)?;
         drop(server);
         cluster.delete(&format!("{}.yaml", killed.name))?;
-        say(&format!("{} is gone", killed.name));
+        say(&format!("{} is killed", killed.name));
         replicas.push(start(cluster, "backend", 4, "")?);
         asking.join().map_err(|_panic| anyhow::anyhow!("the client panicked"))
     })

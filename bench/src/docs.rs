@@ -42,6 +42,22 @@ fn summary(records: &[Record]) -> String {
     let Some(latency) = records.iter().find(|record| record.section == "latency") else {
         return "Not measured.\n".to_owned();
     };
+    let table = latencies(latency);
+    let noise =
+        |title: &str| latency.comparison(title).and_then(|comparison| comparison.noise(Percentile::P50));
+    let noise: Vec<String> =
+        ["RR", "CRR"].iter().filter_map(|title| Some(format!("{:.1} µs ({title})", noise(title)?))).collect();
+    format!(
+        "{}\n\n{}\n{}\n\nThe direct path measured twice differs by up to {}; \\* is within that.\n",
+        report::answer(records),
+        origin(latency),
+        markdown(&table),
+        noise.join(" and ")
+    )
+}
+
+/// The kinds of request that were measured, directly and through a virtual IP.
+pub(crate) fn latencies(latency: &Record) -> Table {
     let mut table =
         Table::new("", &["µs", "direct, p50 / p99", "through a virtual IP", "added at the median (95%)"], "");
     for (title, words) in [
@@ -58,17 +74,7 @@ fn summary(records: &[Record]) -> String {
         let added = show::added(comparison, path, Percentile::P50);
         table.row([words.to_owned(), both(direct.p50, direct.p99), both(path.p50, path.p99), added]);
     }
-    let noise =
-        |title: &str| latency.comparison(title).and_then(|comparison| comparison.noise(Percentile::P50));
-    let noise: Vec<String> =
-        ["RR", "CRR"].iter().filter_map(|title| Some(format!("{:.1} µs ({title})", noise(title)?))).collect();
-    format!(
-        "{}\n\n{}\n{}\n\nThe direct path measured twice differs by up to {}; \\* is within that.\n",
-        report::answer(records),
-        origin(latency),
-        markdown(&table),
-        noise.join(" and ")
-    )
+    table
 }
 
 /// For a reader of docs/benchmarks.md.
