@@ -139,3 +139,34 @@ fn listeners_on_both_ports_with_their_names_have_the_addresses() {
         server.join().unwrap();
     }
 }
+
+/// As the Debian package runs it (`DynamicUser=yes`).
+#[test]
+fn portolan_dns_of_another_user_has_its_address() {
+    let (mut cluster, _client) = cluster();
+    let _other = other_dns(&cluster);
+    let node = cluster.node.clone();
+    let is_left = |expected: bool| {
+        wait_for("the owner of the address", || {
+            let page = node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
+            let told = "10.96.0.10:53/udp of Service kube-system/kube-dns is left to portolan-dns";
+            ensure!(page.contains(told) == expected, "{page}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    is_left(true);
+    cluster.dns.kill();
+    is_left(false);
+    let dns = testbed::Binaries::find().unwrap().path("portolan-dns");
+    let (manifests, log) = (cluster.manifests(), cluster.directory().join("dns-again.log"));
+    // The directory of the manifests is root's.
+    let capabilities = "+net_bind_service,+dac_override";
+    let user =
+        ["--reuid", "65534", "--clear-groups", "--inh-caps", capabilities, "--ambient-caps", capabilities];
+    let flags =
+        [dns.to_str().unwrap(), "--manifests", manifests.to_str().unwrap(), "--upstream", "192.0.2.1"];
+    let setpriv = std::path::Path::new("setpriv");
+    let _dns = testbed::Program::start(&cluster.node, setpriv, &[&user[..], &flags].concat(), &log).unwrap();
+    is_left(true);
+}
