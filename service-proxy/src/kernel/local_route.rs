@@ -36,7 +36,7 @@ pub(crate) enum Error {
     #[error("open a netlink socket: {0}")]
     Socket(#[source] io::Error),
     #[error("make {cidr} local to this node: {source}")]
-    Add { cidr: IpNetwork, source: Box<rtnetlink::Error> },
+    Add { cidr: IpNetwork, source: io::Error },
 }
 
 /// The routes this process added.
@@ -62,7 +62,7 @@ impl LocalRoutes {
         // Before the routes: no packet to a virtual IP is translated.
         report(untracked::write(&ranges, &added.singles));
         for cidr in &ranges {
-            added.add(*cidr).await.map_err(|source| Error::Add { cidr: *cidr, source: Box::new(source) })?;
+            added.add(*cidr).await.map_err(|source| Error::Add { cidr: *cidr, source })?;
             info!(%cidr, "virtual IPs are local to this node");
             added.ranges.push(*cidr);
         }
@@ -102,7 +102,7 @@ impl LocalRoutes {
         self.singles.retain(|address| !wanted.contains(&IpNetwork::from(*address)));
         report(untracked::write(&wanted, &self.singles));
         for range in self.ranges.iter().filter(|range| !wanted.contains(range)) {
-            drop(self.handle.route().del(message(*range)).execute().await);
+            drop(self.handle.route().del(route(*range, None)).execute().await);
             info!(cidr = %range, "virtual IPs are no longer local to this node");
         }
         for range in wanted.iter().filter(|range| !self.ranges.contains(range)) {
@@ -124,7 +124,7 @@ impl LocalRoutes {
         // Before the routes: no packet to a virtual IP is translated.
         report(untracked::write(&self.ranges, &wanted));
         for address in self.singles.difference(&wanted) {
-            drop(self.handle.route().del(message((*address).into())).execute().await);
+            drop(self.handle.route().del(route((*address).into(), None)).execute().await);
         }
         let mut routed: BTreeSet<IpAddr> = self.singles.intersection(&wanted).copied().collect();
         for address in wanted.difference(&self.singles) {
@@ -145,7 +145,9 @@ impl LocalRoutes {
         report(untracked::repair(&self.ranges, &self.singles));
         let mut was_lost = false;
         for range in &self.ranges {
-            match self.handle.route().add(message(*range)).execute().await {
+            // Tried again in a second; [`crate::proxier`] reports that the addresses cannot be read.
+            let Ok(route) = message(*range) else { continue };
+            match self.handle.route().add(route).execute().await {
                 Ok(()) => {
                     was_lost = true;
                     warn!(cidr = %range, "somebody has deleted the route that makes virtual IPs local to this node");
@@ -174,14 +176,14 @@ impl LocalRoutes {
     pub(crate) async fn remove(mut self) {
         self.set_singles(BTreeSet::new()).await;
         for range in self.ranges.drain(..) {
-            drop(self.handle.route().del(message(range)).execute().await);
+            drop(self.handle.route().del(route(range, None)).execute().await);
         }
         report(untracked::remove());
         self.connection.shutdown().await;
     }
 
-    async fn add(&self, cidr: IpNetwork) -> Result<(), rtnetlink::Error> {
-        self.handle.route().add(message(cidr)).replace().execute().await
+    async fn add(&self, cidr: IpNetwork) -> io::Result<()> {
+        self.handle.route().add(message(cidr)?).replace().execute().await.map_err(io::Error::other)
     }
 }
 
@@ -202,8 +204,10 @@ fn destination(route: &RouteMessage) -> Option<IpNetwork> {
     IpNetwork::new(address, route.header.destination_prefix_length).ok()
 }
 
-fn message(cidr: IpNetwork) -> RouteMessage {
-    route(cidr, node_address::primary(cidr.is_ipv4()).ok().flatten())
+/// # Errors
+/// As [`node_address::primary`]: a route without the node's address would make virtual IPs sources.
+fn message(cidr: IpNetwork) -> io::Result<RouteMessage> {
+    Ok(route(cidr, node_address::primary(cidr.is_ipv4())?))
 }
 
 fn route(cidr: IpNetwork, source: Option<IpAddr>) -> RouteMessage {
