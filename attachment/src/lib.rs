@@ -1,8 +1,8 @@
 //! The record that CNI ADD leaves behind for the daemons: who got which address.
 //!
 //! ```text
-//! portolan-cni ADD ──write──> /run/portolan/attachments/<network>/<containerID>-<ifname>.json ──watch──> daemons
-//! portolan-cni DEL ──remove─┘
+//! ADD ──write──> /run/portolan/attachments/<network>/<containerID>-<ifname>.json ──watch──> daemons
+//! DEL ──remove─┘
 //! ```
 //!
 //! Files appear and disappear whole (write, then rename), so a reader never sees half a record. Readers

@@ -25,7 +25,8 @@ enum Command {
     Latency(Run),
     /// portolan-proxy against HAProxy, nginx and kube-proxy's nftables rules, on one node, to one server.
     Proxy(Run),
-    /// portolan-cni against the reference plugins bridge, ptp and host-local: ADD, DEL, 300 pods at once, memory.
+    /// portolan-cni against the reference plugins bridge, ptp and host-local: ADD, DEL, ports, 16 and
+    /// 300 pods at once, memory.
     Cni {
         /// 6 rounds in place of 150, 500 addresses in use in place of 5,000, 100 pods at once in place of 300.
         #[arg(long)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! to the pod    ptl<hash>  root tbf
-//! from the pod  ptl<hash>  ingress, everything redirected to ptb<hash>, root tbf, and from there on as before
+//! from the pod  ptl<hash>  ingress, everything redirected to ptb<hash>, root tbf, then as before
 //! ```
 //! The kernel queues only what leaves an interface; `ptb<hash>` is an ifb, an interface for what arrives to
 //! leave by first.

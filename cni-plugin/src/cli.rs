@@ -10,18 +10,17 @@ use crate::skel::Output;
 const HELP: &str = "\
 portolan-cni: a CNI plugin that gives each pod its own address and port space.
 
-A container runtime runs it, with CNI_COMMAND and friends in the environment and the network configuration on
-standard input; see docs/cni-plugin.md. By hand:
+A container runtime runs it, with CNI_COMMAND and friends in the environment and the network
+configuration on standard input; see docs/cni-plugin.md. By hand:
 
-  portolan-cni cleanup [--state-dir DIR]   remove what stays on the node when the last pod was deleted: the nft
-                                           tables, bridges of ours without ports, routes that refuse, and DIR's
-                                           records and reservations (default: /run/portolan). Refuses while pods
-                                           are attached or have an address reserved, and says which.
+  portolan-cni cleanup [--state-dir DIR]
+      removes what stays on the node when the last pod was deleted: the nft tables, bridges of ours
+      without ports, routes of free addresses, and DIR's records and reservations (default:
+      /run/portolan). Refuses while a pod is attached or has an address reserved, and names it.
   portolan-cni import CONFLIST [--from DIR] [--json]
-                                           take over the addresses that the plugin host-local has given out in the
-                                           network of CONFLIST, as that is for portolan-cni, so that none of them is
-                                           given out again. DIR is where host-local keeps them (default: CONFLIST's
-                                           ipam.dataDir, else /var/lib/cni/networks); its files stay as they are.
+      imports the addresses that the plugin host-local has assigned in the network of CONFLIST, so
+      that portolan-cni assigns none of them again. DIR is where host-local keeps them (default:
+      CONFLIST's ipam.dataDir, else /var/lib/cni/networks); its files stay as they are.
   portolan-cni --version
   portolan-cni --help
 ";

@@ -1,7 +1,7 @@
 //! `portolan-cni`: the CNI plugin that gives every pod its own address, interface and port space.
 //!
 //! ```text
-//! env + stdin ──> request ──> driver ──> command::{add, del, check, status, gc} ──> at most one JSON object on stdout
+//! env + stdin ──> request ──> driver ──> command::{add, del, check, status, gc} ──> one JSON object on stdout
 //!                               │ ipam      which address
 //!                               │ routed, bridged  links, routes, neighbours (rtnetlink)
 //!                               │ bandwidth what a pod may send and receive (traffic control)

@@ -1,7 +1,8 @@
 //! Routed mode: a pod behind a veth of its own, reached by routes and not by a bridge.
 //!
 //! ```text
-//! pod   eth0 10.22.0.7/32 fd00:22::7/128, 169.254.1.1 dev eth0 scope link, default via 169.254.1.1 and via fe80::1
+//! pod   eth0 10.22.0.7/32 fd00:22::7/128, 169.254.1.1 dev eth0 scope link,
+//!       default via 169.254.1.1 and via fe80::1
 //! node  ptl<hash>, 10.22.0.7 dev ptl<hash> scope link, fd00:22::7 dev ptl<hash>
 //! ```
 //! Both ends know each other's hardware address for good, so there is no ARP and no neighbour discovery.

@@ -82,7 +82,8 @@ pub(crate) fn finish(command: &str, container: &str) {
         let spent: serde_json::Map<_, _> =
             NAMES.iter().zip(trace.spent).map(|(name, spent)| ((*name).to_owned(), spent.into())).collect();
         let line = json!({
-            "command": command, "containerID": container, "started": trace.started, "ended": now(), "spent": spent,
+            "command": command, "containerID": container,
+            "started": trace.started, "ended": now(), "spent": spent,
         });
         let file = std::fs::File::options().create(true).append(true).open(&trace.file);
         let _ = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));

@@ -101,7 +101,8 @@ impl NetNs {
         })
     }
 
-    /// Removes the name; the namespace itself goes with its last process or handle. One that is missing is fine.
+    /// Removes the name; the namespace itself is deleted with its last process or handle. One that is missing is
+    /// fine.
     ///
     /// # Errors
     /// What the kernel says.

@@ -5,7 +5,7 @@
 //!                              boot            the boot these reservations belong to
 //!                              slots-<ranges>  four bytes an address: free, taken, or in cooldown since
 //!                              far/<address>   a requested address beyond the first million of its range
-//!                              owners/<containerID>-<ifname>   the addresses of one attachment (see `Key::file_stem`)
+//!                              owners/<containerID>-<ifname>   addresses of one attachment (`Key::file_stem`)
 //! ```
 //! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same
 //! however many addresses are out. The owners are the truth and the slots follow: ADD takes the slot first

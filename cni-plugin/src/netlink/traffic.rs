@@ -131,7 +131,10 @@ pub(super) fn limited_of(answer: RouteNetlinkMessage) -> Option<Limited> {
 /// Whether an answer tells of a filter that sends what arrives to `to`.
 pub(super) fn redirects(answer: &RouteNetlinkMessage, to: u32) -> bool {
     let RouteNetlinkMessage::NewTrafficFilter(message) = answer else { return false };
-    let leads_there = |option: &TcActionOption| matches!(option, TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)) if mirror.ifindex == to);
+    let leads_there = |option: &TcActionOption| match option {
+        TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)) => mirror.ifindex == to,
+        _ => false,
+    };
     let is_there = |action: &TcAction| {
         action
             .attributes
@@ -140,7 +143,10 @@ pub(super) fn redirects(answer: &RouteNetlinkMessage, to: u32) -> bool {
     };
     message.attributes.iter().any(|attribute| {
         let TcAttribute::Options(options) = attribute else { return false };
-        options.iter().any(|it| matches!(it, TcOption::U32(TcFilterU32Option::Action(actions)) if actions.iter().any(is_there)))
+        options.iter().any(|option| match option {
+            TcOption::U32(TcFilterU32Option::Action(actions)) => actions.iter().any(is_there),
+            _ => false,
+        })
     })
 }
 
