@@ -129,8 +129,8 @@ impl Proxier {
         })
     }
 
-    /// Ranges that belong to Services alone: those of the flags, and those of ServiceCIDR objects. One of these that a Node or its pods
-    /// are in would cut them off: each cluster IP in it is local by itself.
+    /// Ranges that belong to Services alone: those of the flags, and those of ServiceCIDR objects. One of
+    /// these that a Node or its pods are in would cut them off: each cluster IP in it is local by itself.
     pub(crate) fn ranges(&self) -> Vec<IpNetwork> {
         let overlaps = |a: &IpNetwork, b: &IpNetwork| a.contains(b.network()) || b.contains(a.network());
         let nodes = &self.snapshot.nodes;
@@ -175,7 +175,8 @@ impl Proxier {
         self.note(snapshot, started, &happened);
     }
 
-    /// Returns when that happened which is now in force. `affected` are Services that an address has passed to, or may have.
+    /// Returns when that happened which is now in force. `affected` are Services that an address has passed
+    /// to, or may have.
     fn put_into_force(
         &mut self,
         changed: Vec<Arc<ServiceEntry>>,
@@ -222,7 +223,8 @@ impl Proxier {
         happened
     }
 
-    /// Counts a changed Service as kube-proxy does, and returns when that happened to its endpoints which is news.
+    /// Counts a changed Service as kube-proxy does, and returns when that happened to its endpoints which is
+    /// news.
     fn count_changes(&self, entry: &ServiceEntry, before: &Snapshot) -> Vec<SystemTime> {
         let counts = &self.context.metrics.kube_proxy;
         counts.service_changes.inc();

@@ -1,13 +1,15 @@
 //! UDP: flows between clients and endpoints.
 //!
-//! The kernel hands the datagrams for all frontends to a few sockets (see [`crate::kernel::interception`]), each with the
-//! address and port it was sent to. A client's datagrams to a frontend are a flow, which has a connected socket of its own to an endpoint.
-//! Replies leave by a raw socket, from the frontend's address and port: no socket is bound to a port of a virtual IP or of the
-//! node, so no other process is kept from it (`crate::kernel::datagram`).
+//! The kernel hands the datagrams for all frontends to a few sockets (see [`crate::kernel::interception`]),
+//! each with the address and port it was sent to. A client's datagrams to a frontend are a flow, which has a
+//! connected socket of its own to an endpoint. Replies leave by a raw socket, from the frontend's address and
+//! port: no socket is bound to a port of a virtual IP or of the node, so no other process is kept from it
+//! (`crate::kernel::datagram`).
 //!
-//! The table of flows is what conntrack is to kube-proxy, with one difference that users notice: when an endpoint stops serving,
-//! its flows end at once and the next datagram goes to one that serves. ICMP errors on the way to an endpoint are passed on to the client
-//! as what they are. Only a refusal (port unreachable) ends a flow.
+//! The table of flows is what conntrack is to kube-proxy, with one difference that users notice: when an
+//! endpoint stops serving, its flows end at once and the next datagram goes to one that serves. ICMP errors
+//! on the way to an endpoint are passed on to the client as what they are. Only a refusal (port unreachable)
+//! ends a flow.
 
 mod batch;
 mod flow;
@@ -45,7 +47,8 @@ use table::Table;
 /// Flows are looked through so many times within the idle timeout: one lives at most a quarter longer.
 const SWEEPS: u32 = 4;
 
-/// Endpoints that are tried for a flow. It fails at once, without a datagram, where the node has no route to one.
+/// Endpoints that are tried for a flow. It fails at once, without a datagram, where the node has no route to
+/// one.
 const ATTEMPTS: usize = 3;
 
 /// What the flows of a socket share.
@@ -109,7 +112,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Counts the datagrams that have found the socket's queue full. Called while there is much to read: only then is it full.
+/// Counts the datagrams that have found the socket's queue full. Called while there is much to read: only
+/// then is it full.
 fn count_drops(shared: &Shared, socket: &UdpSocket, counted: &AtomicU32) {
     let now = datagram::drops(socket);
     let before = counted.swap(now, Ordering::Relaxed);
@@ -124,7 +128,8 @@ impl Shared {
 }
 
 impl Server {
-    /// Takes in what waits, and passes on together what one client has sent in a row. True if there may be more.
+    /// Takes in what waits, and passes on together what one client has sent in a row. True if there may be
+    /// more.
     fn receive(&mut self, socket: &UdpSocket, batch: &mut Batch) -> bool {
         let received = match batch.receive_from_clients(socket) {
             Ok(received) => received,
@@ -182,8 +187,8 @@ impl Server {
         }
     }
 
-    /// Opens a flow for a client that has none, whose datagram has `hops` left. `None` when no endpoint can be reached; the client then
-    /// gets an ICMP error.
+    /// Opens a flow for a client that has none, whose datagram has `hops` left. `None` when no endpoint can
+    /// be reached; the client then gets an ICMP error.
     fn open(&mut self, client: SocketAddr, address: SocketAddr, hops: u32) -> Option<Arc<Flow>> {
         let shared = Arc::clone(&self.shared);
         let context = &shared.context;
@@ -351,8 +356,8 @@ async fn watch(frontend: Arc<Frontend>, mut changes: watch::Receiver<()>) -> Eve
     Event::Changed(frontend, changes)
 }
 
-/// As of a connection, the datagrams of a flow have one hop less than that of the client where the endpoint may be another proxy's: all
-/// of them as many as the first.
+/// As of a connection, the datagrams of a flow have one hop less than that of the client where the endpoint
+/// may be another proxy's: all of them as many as the first.
 fn connect(client: SocketAddr, endpoint: SocketAddr, hops: u32, context: &Context) -> io::Result<UdpSocket> {
     let hops = match hops {
         _ if !context.may_come_back(endpoint.ip()) => None,

@@ -55,7 +55,8 @@ impl Context {
     pub(crate) fn source(&self, client: SocketAddr, endpoint: IpAddr, protocol: Protocol) -> Option<Source> {
         let locality = self.locality.load();
         let source = locality.source(client, endpoint).filter(|_| self.borrow_addresses)?;
-        // Towards a server of the node there is a bound (see `local_replies`). The node's own address needs nothing.
+        // Towards a server of the node there is a bound (see `local_replies`). The node's own address needs
+        // nothing.
         let limit = if protocol == Protocol::Udp { &self.noted_udp } else { &self.noted_tcp };
         let is_noted = source.owner != Owner::Node && locality.node.contains(&endpoint);
         if is_noted && !limit.admit() {

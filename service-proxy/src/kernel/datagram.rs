@@ -1,4 +1,5 @@
-//! UDP sockets: those that datagrams for frontends are handed to, those that replies leave by, and their queues.
+//! UDP sockets: those that datagrams for frontends are handed to, those that replies leave by, and their
+//! queues.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -12,12 +13,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::kernel::icmp_error::IcmpError;
 
-/// Bytes that may wait in a queue of datagrams; the kernel doubles it for its own bookkeeping. A datagram of up to some 1,500 bytes
-/// takes 2,304: room for 7,000. Memory is used only as far as datagrams wait, and `net.ipv4.udp_mem` bounds all together.
+/// Bytes that may wait in a queue of datagrams; the kernel doubles it for its own bookkeeping. A datagram of
+/// up to some 1,500 bytes takes 2,304: room for 7,000. Memory is used only as far as datagrams wait, and
+/// `net.ipv4.udp_mem` bounds all together.
 const QUEUE: usize = 8 << 20;
 
-/// Where raw sockets are bound so that they receive nothing: the dummy address of RFC 7600, and one of the discard prefix of
-/// RFC 6666. No packet for these comes to a node.
+/// Where raw sockets are bound so that they receive nothing: the dummy address of RFC 7600, and one of the
+/// discard prefix of RFC 6666. No packet for these comes to a node.
 const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
 
@@ -28,9 +30,9 @@ const ORIGIN_LOCAL: u8 = 1;
 const MEMINFO_VARS: usize = 9;
 const MEMINFO_DROPS: usize = 8;
 
-/// One socket for each worker, on a port of the kernel's choice. The kernel spreads clients over them (`SO_REUSEPORT`: by a hash of
-/// their address and port). Datagrams for other addresses can be handed to them (`IP_TRANSPARENT`), and come with
-/// the address that they were sent to and the hops that they had left.
+/// One socket for each worker, on a port of the kernel's choice. The kernel spreads clients over them
+/// (`SO_REUSEPORT`: by a hash of their address and port). Datagrams for other addresses can be handed to them
+/// (`IP_TRANSPARENT`), and come with the address that they were sent to and the hops that they had left.
 pub(crate) fn receive_transparent(
     loopback: IpAddr,
     count: usize,
@@ -58,9 +60,10 @@ pub(crate) fn receive_transparent(
 
 /// A socket that sends UDP datagrams, with their headers, from any address and port.
 ///
-/// A UDP socket cannot send from a port that it is not bound to, and one that is bound to a virtual IP's port keeps every
-/// other process of the node from binding that port on all addresses. A raw socket is bound to no port. It costs some
-/// 0.7 µs more of 4.7 µs a datagram, the checksum included (measured from a node to a pod, 64 bytes, 32 at a time).
+/// A UDP socket cannot send from a port that it is not bound to, and one that is bound to a virtual IP's port
+/// keeps every other process of the node from binding that port on all addresses. A raw socket is bound to no
+/// port. It costs some 0.7 µs more of 4.7 µs a datagram, the checksum included (measured from a node to a
+/// pod, 64 bytes, 32 at a time).
 ///
 /// # Errors
 /// CAP_NET_RAW and CAP_NET_ADMIN are needed.
@@ -80,7 +83,8 @@ pub(crate) fn open_reply_socket(v4: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Prepares the socket of a flow to its endpoint: buffers for bursts, and ICMP errors with their type and code.
+/// Prepares the socket of a flow to its endpoint: buffers for bursts, and ICMP errors with their type and
+/// code.
 pub(crate) fn prepare_upstream(socket: &Socket, v4: bool) -> io::Result<()> {
     enlarge_queues(socket);
     if v4 {
@@ -152,13 +156,14 @@ fn allow_fragmentation(socket: &Socket) -> io::Result<()> {
 
 /// How many datagrams have found the socket's queue full since it was opened; it wraps.
 ///
-/// `SO_RXQ_OVFL` has the same number with each datagram, but not before the first drop: the control data then grows, and nix
-/// never gives a message header of `recvmmsg` more room than the message before has used.
+/// `SO_RXQ_OVFL` has the same number with each datagram, but not before the first drop: the control data then
+/// grows, and nix never gives a message header of `recvmmsg` more room than the message before has used.
 #[expect(unsafe_code, reason = "no safe wrapper has SO_MEMINFO")]
 pub(crate) fn drops(socket: impl AsFd) -> u32 {
     let mut values = [0_u32; MEMINFO_VARS];
     let mut length = libc::socklen_t::try_from(size_of_val(&values)).unwrap_or(0);
-    // SAFETY: the kernel writes at most `length` bytes to `values`, which has as many, and the length to `length`.
+    // SAFETY: the kernel writes at most `length` bytes to `values`, which has as many, and the length to
+    // `length`.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),

@@ -1,11 +1,11 @@
 //! Policy routing: packets with the mark are local to the node.
 //!
-//! Two kinds have it: replies to connections that borrow their client's address, and what is sent to the frontends of external IPs,
-//! which are not local (see [`crate::kernel::interception`]).
+//! Two kinds have it: replies to connections that borrow their client's address, and what is sent to the
+//! frontends of external IPs, which are not local (see [`crate::kernel::interception`]).
 //!
-//! A socket bound to an address of somebody else (`IP_TRANSPARENT`) may send, but what comes back is routed to the
-//! owner of the address. So packets that belong to such a socket are marked before routing, and marked packets are
-//! local:
+//! A socket bound to an address of somebody else (`IP_TRANSPARENT`) may send, but what comes back is routed
+//! to the owner of the address. So packets that belong to such a socket are marked before routing, and marked
+//! packets are local:
 //!
 //! ```text
 //! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000     (see crate::kernel::interception)
@@ -24,14 +24,17 @@ use tokio::task::JoinSet;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// A bit of its own: kube-proxy has 0x4000 and 0x8000, portmap and netavark 0x2000, Cilium 0xf00, Calico the upper half.
+/// A bit of its own: kube-proxy has 0x4000 and 0x8000, portmap and netavark 0x2000, Cilium 0xf00, Calico the
+/// upper half.
 pub(crate) const MARK: u32 = 0x1000;
 
-/// On what the proxy sends to endpoints. Where such a packet meets the proxy again, on a virtual IP, it is not proxied a second
-/// time (see [`crate::kernel::interception`]). It does not leave the node: network namespaces and wires do not keep marks.
+/// On what the proxy sends to endpoints. Where such a packet meets the proxy again, on a virtual IP, it is
+/// not proxied a second time (see [`crate::kernel::interception`]). It does not leave the node: network
+/// namespaces and wires do not keep marks.
 pub(crate) const PROXIED: u32 = 0x40;
 
-/// The routing table, and the priority of the rule that leads there: before `main` (32766), behind `local` (0).
+/// The routing table, and the priority of the rule that leads there: before `main` (32766), behind `local`
+/// (0).
 const ROUTES: u32 = 7061;
 const PRIORITY: u32 = 100;
 
@@ -143,8 +146,9 @@ fn rule(family: AddressFamily) -> RuleMessage {
     rule
 }
 
-/// Whether `socket` finds the socket of a reply that comes to a masqueraded address of IPv6, as it does with IPv4: it looks the
-/// original address up in conntrack since Linux 6.15. Kernels that have it from a stable release count as those without.
+/// Whether `socket` finds the socket of a reply that comes to a masqueraded address of IPv6, as it does with
+/// IPv4: it looks the original address up in conntrack since Linux 6.15. Kernels that have it from a stable
+/// release count as those without.
 pub(crate) fn finds_masqueraded_v6() -> bool {
     static RELEASE: LazyLock<String> =
         LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());

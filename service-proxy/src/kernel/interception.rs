@@ -1,7 +1,8 @@
 //! Interception: which connections and datagrams the kernel hands to this proxy, and which it refuses.
 //!
-//! TPROXY hands them to the proxy's sockets unchanged. Ten thousand frontends need no socket of their own, opening and
-//! closing one is an element of a map, and neither the proxy nor another process of the node keeps a port from the other.
+//! TPROXY hands them to the proxy's sockets unchanged. Ten thousand frontends need no socket of their own,
+//! opening and closing one is an element of a map, and neither the proxy nor another process of the node
+//! keeps a port from the other.
 //!
 //! ```text
 //! table inet portolan-proxy {
@@ -36,26 +37,29 @@
 //! and the same for IPv6.
 //!
 //! - The first rule is for connections that exist: see [`crate::kernel::divert`].
-//! - The mark 0x40 is on what this proxy sends to endpoints, and comes back here only if an endpoint is an address of this node. Then
-//!   it is for the server that has the address, if any, but not for this proxy again: an endpoint that is a virtual IP would make
-//!   one connection thousands.
-//! - An address of the service ranges is local to the node (AnyIP). What no frontend of it takes, the kernel refuses, because
-//!   nothing listens; a process that listens on every address of the node would answer, so the chain `input` refuses
-//!   that. A socket that is bound to a virtual IP itself, as that of portolan-dns is, is not concerned. The node's
-//!   own addresses are not in the set, even where they are inside a range (kubernetes#117613).
-//! - An external IP is not local. Only what is sent to a frontend's own port is marked, routed to the node by the mark
-//!   and intercepted; all else takes the route that it took before. The chain `output` does so for the node's own clients. It is
-//!   there only while there is an external IP.
-//! - With `br_netfilter` the chain `prerouting` sees packets of a bridge's ports on the bridge. The kernel drops the socket that they
-//!   were handed to, and does not run the chain again when they leave the bridge for the node (`ip_sabotage_in`).
-//!   A chain `bridged` does, which is ahead of that hook: of two with the lowest priority the one registered last comes
-//!   first. It is there as soon as there is a bridge, with which that hook comes.
-//! - UDP has several lanes, each with sockets of its own: a flood of datagrams for one frontend fills the queue of its
-//!   lane, not that of all.
+//! - The mark 0x40 is on what this proxy sends to endpoints, and comes back here only if an endpoint is an
+//!   address of this node. Then it is for the server that has the address, if any, but not for this proxy
+//!   again: an endpoint that is a virtual IP would make one connection thousands.
+//! - An address of the service ranges is local to the node (AnyIP). What no frontend of it takes, the kernel
+//!   refuses, because nothing listens; a process that listens on every address of the node would answer, so
+//!   the chain `input` refuses that. A socket that is bound to a virtual IP itself, as that of portolan-dns
+//!   is, is not concerned. The node's own addresses are not in the set, even where they are inside a range
+//!   (kubernetes#117613).
+//! - An external IP is not local. Only what is sent to a frontend's own port is marked, routed to the node by
+//!   the mark and intercepted; all else takes the route that it took before. The chain `output` does so for
+//!   the node's own clients. It is there only while there is an external IP.
+//! - With `br_netfilter` the chain `prerouting` sees packets of a bridge's ports on the bridge. The kernel
+//!   drops the socket that they were handed to, and does not run the chain again when they leave the bridge
+//!   for the node (`ip_sabotage_in`). A chain `bridged` does, which is ahead of that hook: of two with the
+//!   lowest priority the one registered last comes first. It is there as soon as there is a bridge, with
+//!   which that hook comes.
+//! - UDP has several lanes, each with sockets of its own: a flood of datagrams for one frontend fills the
+//!   queue of its lane, not that of all.
 //!
-//! A proxy that is started beside another one writes the table anew with its own ports, in one transaction: from then on new
-//! connections are its own. The empty set names the owner of the table, by the port of its listener: a transaction that uses it fails
-//! once the next proxy has the table, so that no proxy changes the rules of another one while that one listens.
+//! A proxy that is started beside another one writes the table anew with its own ports, in one transaction:
+//! from then on new connections are its own. The empty set names the owner of the table, by the port of its
+//! listener: a transaction that uses it fails once the next proxy has the table, so that no proxy changes the
+//! rules of another one while that one listens.
 
 mod elements;
 mod rules;
@@ -122,8 +126,8 @@ impl Interception {
         &self.applied
     }
 
-    /// Applies changed frontends and virtual IPs, all at once; `None` removes a frontend. A table that is not there is
-    /// written whole. A table that the next proxy has by now is left alone.
+    /// Applies changed frontends and virtual IPs, all at once; `None` removes a frontend. A table that is not
+    /// there is written whole. A table that the next proxy has by now is left alone.
     ///
     /// # Errors
     /// The kernel's; then nothing has changed.
@@ -154,7 +158,8 @@ impl Interception {
         Ok(())
     }
 
-    /// Writes the table again if another program has deleted, flushed or replaced it. The table of another proxy is left alone.
+    /// Writes the table again if another program has deleted, flushed or replaced it. The table of another
+    /// proxy is left alone.
     ///
     /// # Errors
     /// The kernel's; then [`Interception::change`] writes the table whole, whatever has changed.
@@ -194,7 +199,8 @@ impl Interception {
     pub(crate) fn refuse_all(&mut self) -> io::Result<()> {
         let refused = |(key, action): (&FrontendKey, &Action)| match action {
             Action::Intercept => (*key, None),
-            // Its address is not local: the kernel would not refuse it by itself. The mark stays for open connections.
+            // Its address is not local: the kernel would not refuse it by itself. The mark stays for open
+            // connections.
             Action::InterceptExternal | Action::Drain => (*key, Some(Action::Drain)),
             Action::Refuse | Action::RefuseExternal => (*key, Some(*action)),
         };
@@ -246,7 +252,8 @@ impl Interception {
             && local_replies::is_installed(&netfilter)?)
     }
 
-    /// Whether another proxy has the table and listens. One that died, or whose table was restored from a file, does not.
+    /// Whether another proxy has the table and listens. One that died, or whose table was restored from a
+    /// file, does not.
     fn is_anothers(&self) -> io::Result<bool> {
         let sets = Netfilter::open()?.sets(TABLE)?;
         if sets.contains(&self.owner) {
@@ -287,8 +294,8 @@ impl Interception {
         self.or_install(self.install(wanted, true), wanted)
     }
 
-    /// Writes the table whole where a change to this proxy's has found none: another program has deleted it. The table of another proxy
-    /// is left alone.
+    /// Writes the table whole where a change to this proxy's has found none: another program has deleted it.
+    /// The table of another proxy is left alone.
     fn or_install(&self, changed: io::Result<()>, wanted: &Wanted<'_>) -> io::Result<()> {
         match changed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -1,9 +1,9 @@
 //! Where a portolan-dns of this node listens.
 //!
-//! It holds an abstract Unix socket named after each of its addresses for as long as it runs. The kernel lists these for every
-//! network namespace, and removes the name when the process ends, however it ends. Any process can hold such a name. So one counts
-//! only where a TCP socket listens at just that address: to bind its port takes the privilege to answer there
-//! (`CAP_NET_BIND_SERVICE`).
+//! It holds an abstract Unix socket named after each of its addresses for as long as it runs. The kernel
+//! lists these for every network namespace, and removes the name when the process ends, however it ends. Any
+//! process can hold such a name. So one counts only where a TCP socket listens at just that address: to bind
+//! its port takes the privilege to answer there (`CAP_NET_BIND_SERVICE`).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,7 +19,8 @@ use crate::kernel::socket_diag;
 /// Abstract names are shown with this in place of their first byte, which is 0.
 const PREFIX: &str = "@portolan-dns/";
 
-/// The ports that a name may claim, DNS and DNS over TLS: it must not be able to take any other port from a Service.
+/// The ports that a name may claim, DNS and DNS over TLS: it must not be able to take any other port from a
+/// Service.
 const PORTS: [u16; 2] = [53, 853];
 
 /// Ports below are for processes with `CAP_NET_BIND_SERVICE`.
@@ -41,7 +42,8 @@ pub(crate) fn listeners() -> BTreeSet<SocketAddr> {
     claimed
 }
 
-/// Reads `/proc/net/unix`: the name is the last word of a line. The kernel would show a space in it as it is, but an address has none.
+/// Reads `/proc/net/unix`: the name is the last word of a line. The kernel would show a space in it as it is,
+/// but an address has none.
 fn parse(table: &str) -> BTreeSet<SocketAddr> {
     let names = table.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix(PREFIX));
     names
@@ -50,7 +52,8 @@ fn parse(table: &str) -> BTreeSet<SocketAddr> {
         .collect()
 }
 
-/// Whether a process with the privilege to do so listens at just this address. Where the port needs none, it is root or this user.
+/// Whether a process with the privilege to do so listens at just this address. Where the port needs none, it
+/// is root or this user.
 fn is_listening(address: SocketAddr) -> io::Result<bool> {
     let Some(uid) = socket_diag::listener(address)? else { return Ok(false) };
     let unprivileged = std::fs::read_to_string(UNPRIVILEGED)?.trim().parse::<u16>().unwrap_or(0);

@@ -1,30 +1,33 @@
 //! Brings back the replies of servers of this node to connections with a client's address.
 //!
-//! What a pod answers comes in from outside and is recognised by its socket (see [`crate::kernel::divert`]). What a server of the
-//! node itself answers (a hostNetwork pod) is routed as soon as it is sent, to the client. So each packet of ours to such a server
-//! notes the flow of the answers, and those are marked and routed anew: to this node, where the socket is. Neither is tracked:
-//! a CNI plugin would masquerade what comes from a pod's address.
+//! What a pod answers comes in from outside and is recognised by its socket (see [`crate::kernel::divert`]).
+//! What a server of the node itself answers (a hostNetwork pod) is routed as soon as it is sent, to the
+//! client. So each packet of ours to such a server notes the flow of the answers, and those are marked and
+//! routed anew: to this node, where the socket is. Neither is tracked: a CNI plugin would masquerade what
+//! comes from a pod's address.
 //!
 //! ```text
 //! table inet portolan-proxy-replies {
-//!     set tcp-v4 { type ipv4_addr . inet_service . ipv4_addr . inet_service; size 1048576; flags dynamic,timeout; }
+//!     set tcp-v4 { type ipv4_addr . inet_service . ipv4_addr . inet_service
+//!                  size 1048576; flags dynamic,timeout }
 //!     chain note { type filter hook prerouting priority mangle
 //!         meta mark & 0x40 == 0x40 fib saddr type != local meta l4proto tcp \
 //!             update @tcp-v4 { ip daddr . th dport . ip saddr . th sport timeout 1m }
 //!     }
 //!     chain replies { type route hook output priority raw
 //!         meta mark & 0x40 == 0x40 oif lo fib saddr type != local notrack accept
-//!         meta l4proto tcp ip saddr . th sport . ip daddr . th dport @tcp-v4 update @tcp-v4 { ... timeout 1m } \
-//!             meta mark set meta mark | 0x1000 notrack
+//!         meta l4proto tcp ip saddr . th sport . ip daddr . th dport @tcp-v4 \
+//!             update @tcp-v4 { ... timeout 1m } meta mark set meta mark | 0x1000 notrack
 //!     }
 //! }
 //! ```
-//! and the same for UDP and IPv6. It is a table of its own, because the other one is written anew by each new proxy, and the flows
-//! of the previous one go on.
+//! and the same for UDP and IPv6. It is a table of its own, because the other one is written anew by each new
+//! proxy, and the flows of the previous one go on.
 //!
-//! A connection keeps its flow in the set by its keepalive probes ([`PROBES`]), so a flow outlives its connection by [`TCP_TIMEOUT`].
-//! A FIN does not shorten that: it ends one direction, and the last ACK, which looks like any other, would lengthen it again.
-//! [`Limit`] keeps the sets from being full: a flow that is not noted would be a connection that times out.
+//! A connection keeps its flow in the set by its keepalive probes ([`PROBES`]), so a flow outlives its
+//! connection by [`TCP_TIMEOUT`]. A FIN does not shorten that: it ends one direction, and the last ACK, which
+//! looks like any other, would lengthen it again. [`Limit`] keeps the sets from being full: a flow that is
+//! not noted would be a connection that times out.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,8 +51,8 @@ pub(crate) const PROBES: Probes = Probes::new(Duration::from_secs(20), Duration:
 /// Flows that a set may have. The kernel takes memory, some 100 bytes each, as they come.
 const SIZE: u32 = 1 << 20;
 
-/// The part of a set that flows which are opened within one timeout may take; one more part goes to a burst before it, half of the
-/// set to flows that are older, and to those of a previous proxy.
+/// The part of a set that flows which are opened within one timeout may take; one more part goes to a burst
+/// before it, half of the set to flows that are older, and to those of a previous proxy.
 const SHARE: u64 = SIZE as u64 / 4;
 
 /// Bounds the flows that are opened, of one protocol: [`SHARE`] at once, and as many within each timeout.
@@ -57,7 +60,8 @@ const SHARE: u64 = SIZE as u64 / 4;
 pub(crate) struct Limit {
     started: Instant,
     timeout: Duration,
-    /// Until when the flows so far fill their share, in nanoseconds since the start (generic cell rate algorithm).
+    /// Until when the flows so far fill their share, in nanoseconds since the start (generic cell rate
+    /// algorithm).
     until: AtomicU64,
 }
 

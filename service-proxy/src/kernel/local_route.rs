@@ -1,8 +1,8 @@
 //! AnyIP: one route a range makes every virtual IP local to the node.
 //!
-//! `local 10.96.0.0/12 dev lo src <node>` in the table the kernel asks first. A packet for a virtual IP then ends on
-//! this node, from pods and from the node itself, and a port nobody listens on is refused by the kernel. Without
-//! `src`, a connection from the node would take the virtual IP for its own source.
+//! `local 10.96.0.0/12 dev lo src <node>` in the table the kernel asks first. A packet for a virtual IP then
+//! ends on this node, from pods and from the node itself, and a port nobody listens on is refused by the
+//! kernel. Without `src`, a connection from the node would take the virtual IP for its own source.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,7 +24,8 @@ use crate::kernel::{node_address, untracked};
 /// `RT_TABLE_LOCAL`.
 const LOCAL_TABLE: u32 = 255;
 
-/// Who made a route (`rtm_protocol`): 112, which nobody in `/etc/iproute2/rt_protos` has. Tells ours from others'.
+/// Who made a route (`rtm_protocol`): 112, which nobody in `/etc/iproute2/rt_protos` has. Tells ours from
+/// others'.
 const OURS: RouteProtocol = RouteProtocol::Other(112);
 
 /// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
@@ -52,7 +53,8 @@ pub(crate) struct LocalRoutes {
 }
 
 impl LocalRoutes {
-    /// Makes every address of `cidrs` local. Repeating it is fine; a route left by an earlier run is taken over.
+    /// Makes every address of `cidrs` local. Repeating it is fine; a route left by an earlier run is taken
+    /// over.
     pub(crate) async fn ensure(cidrs: &[IpNetwork]) -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
         let mut tasks = JoinSet::new();
@@ -69,8 +71,8 @@ impl LocalRoutes {
         Ok(added)
     }
 
-    /// Takes over the single addresses of a run that was killed, so that they are removed when no Service has them. Returns its ranges, after
-    /// these.
+    /// Takes over the single addresses of a run that was killed, so that they are removed when no Service has
+    /// them. Returns its ranges, after these.
     async fn adopt(&mut self, cidrs: &[IpNetwork]) -> Vec<IpNetwork> {
         let mut ranges = cidrs.to_vec();
         for family in
@@ -139,8 +141,8 @@ impl LocalRoutes {
         self.singles = routed;
     }
 
-    /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone: there may be
-    /// thousands of them.
+    /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone:
+    /// there may be thousands of them.
     pub(crate) async fn repair(&self) {
         report(untracked::repair(&self.ranges, &self.singles));
         let mut was_lost = false;

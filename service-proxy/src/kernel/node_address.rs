@@ -34,7 +34,8 @@ impl std::str::FromStr for NodePortAddress {
     }
 }
 
-/// Every address of an interface, without the link-local ones of IPv6: each pod brings one, and nothing is served there.
+/// Every address of an interface, without the link-local ones of IPv6: each pod brings one, and nothing is
+/// served there.
 ///
 /// # Errors
 /// What the kernel says, most often that no file descriptor is free.
@@ -70,8 +71,8 @@ pub(crate) fn for_node_ports(own: &HashSet<IpAddr>, wanted: &[NodePortAddress]) 
     Ok(found)
 }
 
-/// The address the node uses towards the rest of the world, if it has one. Connecting a UDP socket sends nothing; the
-/// destination is from the ranges for documentation.
+/// The address the node uses towards the rest of the world, if it has one. Connecting a UDP socket sends
+/// nothing; the destination is from the ranges for documentation.
 ///
 /// # Errors
 /// As [`all`].

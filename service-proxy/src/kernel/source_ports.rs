@@ -1,8 +1,9 @@
 //! Which port a connection with its client's address leaves from.
 //!
-//! The client's own kernel must never use the same one towards the same endpoint, or two connections would be one to everybody on
-//! the way (kubernetes#90042, cilium#11810). A kernel chooses ports from its `net.ipv4.ip_local_port_range` without its
-//! `net.ipv4.ip_local_reserved_ports`, which are those of the client's network namespace:
+//! The client's own kernel must never use the same one towards the same endpoint, or two connections would be
+//! one to everybody on the way (kubernetes#90042, cilium#11810). A kernel chooses ports from its
+//! `net.ipv4.ip_local_port_range` without its `net.ipv4.ip_local_reserved_ports`, which are those of the
+//! client's network namespace:
 //!
 //! | the client | ports |
 //! |---|---|
@@ -19,7 +20,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use attachment::{PortRange, RESERVED_PORTS};
 
-/// Privileged ports (`net.ipv4.ip_unprivileged_port_start`) without the lower half, where the well-known servers are.
+/// Privileged ports (`net.ipv4.ip_unprivileged_port_start`) without the lower half, where the well-known
+/// servers are.
 const PRIVILEGED: PortRange = PortRange { first: 512, last: 1023 };
 
 /// The first port of the kernel's default `ip_local_port_range`.
@@ -28,7 +30,8 @@ const FIRST_EPHEMERAL: u16 = 32_768;
 /// How many ports of a range are tried before giving up.
 const ATTEMPTS: usize = 8;
 
-/// Clients remembered for choosing low ports, twice: when there are more, those seen before them are forgotten.
+/// Clients remembered for choosing low ports, twice: when there are more, those seen before them are
+/// forgotten.
 const MOST_CLIENTS: usize = 32_768;
 
 /// The client's address, and what is known of its ports.
@@ -49,8 +52,8 @@ pub(crate) enum Owner {
     Other,
 }
 
-/// A client takes ports in turn, so that one is used again as late as possible. Clients share a turn by a hash of their address: with
-/// one for all, a busy client would leave others to ports that they use already.
+/// A client takes ports in turn, so that one is used again as late as possible. Clients share a turn by a
+/// hash of their address: with one for all, a busy client would leave others to ports that they use already.
 static TURNS: [AtomicU32; 1024] = [const { AtomicU32::new(0) }; 1024];
 
 /// Another one in each process: not from the first port on, which the previous process may still have.
@@ -81,8 +84,8 @@ impl LowClients {
 }
 
 impl Source {
-    /// The ports to try, in this order; 0 leaves the choice to the kernel. A datagram's sender may be forged: only connections tell
-    /// something about the ports of a client.
+    /// The ports to try, in this order; 0 leaves the choice to the kernel. A datagram's sender may be forged:
+    /// only connections tell something about the ports of a client.
     pub(crate) fn ports(&self, is_connection: bool) -> impl Iterator<Item = u16> {
         let (first, second) = match self.owner {
             Owner::Node => (None, None),

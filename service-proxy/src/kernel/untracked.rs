@@ -1,8 +1,9 @@
 //! Keeps packets of virtual IPs out of the node's NAT.
 //!
-//! AnyIP makes virtual IPs local to the node. Programs that publish ports (portolan-cni, netavark, Docker, the reference
-//! plugin portmap) translate what goes to a local address, and would take a port of all virtual IPs with a port of the node.
-//! NAT needs conntrack, so packets from and to virtual IPs are not tracked, as NodeLocal DNSCache does for its addresses:
+//! AnyIP makes virtual IPs local to the node. Programs that publish ports (portolan-cni, netavark, Docker,
+//! the reference plugin portmap) translate what goes to a local address, and would take a port of all virtual
+//! IPs with a port of the node. NAT needs conntrack, so packets from and to virtual IPs are not tracked, as
+//! NodeLocal DNSCache does for its addresses:
 //!
 //! ```text
 //! table inet portolan-virtual {
@@ -19,8 +20,8 @@
 //!     }
 //! }
 //! ```
-//! It is a table of its own because it is there as long as the routes are: before the first state, and while an earlier proxy
-//! still has the other table.
+//! It is a table of its own because it is there as long as the routes are: before the first state, and while
+//! an earlier proxy still has the other table.
 
 use std::collections::BTreeSet;
 use std::io;

@@ -16,7 +16,8 @@ use crate::pages::health_check;
 use crate::plan;
 
 impl Proxier {
-    /// Cluster IPs outside the service ranges, which are made local one by one, those of the node itself left out.
+    /// Cluster IPs outside the service ranges, which are made local one by one, those of the node itself left
+    /// out.
     pub(crate) fn outside(&self) -> BTreeSet<IpAddr> {
         let wanted = self.outside.values().flatten().copied();
         wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
@@ -27,8 +28,8 @@ impl Proxier {
         snapshot.nodes.get(self.place.node_name.as_str()).is_some_and(|node| node.leaving)
     }
 
-    /// Whether the node has other addresses than when the last state was applied. They stay what they were where the kernel does
-    /// not say.
+    /// Whether the node has other addresses than when the last state was applied. They stay what they were
+    /// where the kernel does not say.
     pub(crate) fn node_has_moved(&self) -> bool {
         match self.place.own_addresses() {
             Ok((own, for_node_ports)) => {

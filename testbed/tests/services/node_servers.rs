@@ -1,4 +1,5 @@
-//! Servers of the node itself behind a Service: how many connections with their clients' addresses there may be.
+//! Servers of the node itself behind a Service: how many connections with their clients' addresses there may
+//! be.
 
 use super::*;
 use crate::agnhost::{Agnhost, Place, Way};

@@ -74,7 +74,8 @@ fn table_of_another_proxy_is_left_alone_while_that_one_listens() {
     expect_answers(&client, &address, &["web-1"]);
 }
 
-/// Without the pid file the next proxy does not find the previous one, which goes on with its checks and changes.
+/// Without the pid file the next proxy does not find the previous one, which goes on with its checks and
+/// changes.
 #[test]
 fn previous_proxy_does_not_take_the_table_back() {
     let (mut cluster, client) = cluster();
