@@ -1,9 +1,9 @@
-//! Every query and its answer, word for word, for a collector behind a unix socket: [dnstap](https://dnstap.info).
+//! Every query and its answer, whole, for a collector behind a unix socket: [dnstap](https://dnstap.info).
 //!
 //! ```text
 //! Responder ──Exchange──> Aside ──Frame──> Stream ──> collector (fstrm_capture, dnscollector, Vector, ...)
 //! ```
-//! The collector may come and go: while nobody listens, what happens is lost, and counted.
+//! The collector may come and go: while none listens, exchanges are lost and counted.
 
 mod frame;
 mod stream;
@@ -37,7 +37,8 @@ struct Exchange {
 }
 
 impl Dnstap {
-    /// Starts the thread that writes to the collector at this socket; `identity` is the name of this server there.
+    /// Starts the thread that writes to the collector at this socket; `identity` is the name of this server
+    /// there.
     ///
     /// # Errors
     /// As [`Aside::start`].
@@ -63,12 +64,12 @@ impl Dnstap {
 
 /// Until the queue has ended.
 fn write(socket: &std::path::Path, identity: &str, queue: &Receiver<Exchange>, lost: &IntCounter) {
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         let error = match Stream::open(socket) {
             Ok(mut stream) => {
                 tracing::info!(socket = %socket.display(), "the dnstap collector takes frames");
-                is_told = false;
+                is_logged = false;
                 let mut unsent = 0;
                 match copy(&mut stream, identity, queue, &mut unsent) {
                     Ok(()) => return stream.close(),
@@ -80,9 +81,9 @@ fn write(socket: &std::path::Path, identity: &str, queue: &Receiver<Exchange>, l
             }
             Err(error) => error,
         };
-        if !is_told {
+        if !is_logged {
             tracing::warn!(%error, socket = %socket.display(), "no dnstap collector takes frames");
-            is_told = true;
+            is_logged = true;
         }
         if let Err(RecvTimeoutError::Disconnected) = discard(queue, lost) {
             return;

@@ -26,8 +26,8 @@ impl Watched {
         Self { path: path.to_owned(), seen: look(path), failure: None }
     }
 
-    /// Whether it is to be read: it looks different from the last time, or could not be used then. Permissions and free
-    /// descriptors come without a change that shows.
+    /// Whether it is to be read: it looks different from the last time, or could not be used then.
+    /// Permissions and free descriptors come without a change that shows.
     pub(crate) fn is_due(&mut self) -> bool {
         let now = look(&self.path);
         let changed = now != self.seen;
@@ -35,7 +35,8 @@ impl Watched {
         changed || self.failure.is_some()
     }
 
-    /// Notes whether it could be used. Returns whether that is a failure to be logged: it is not the one of the last time.
+    /// Notes whether it could be used. Returns whether that is a failure to be logged: it is not the one of
+    /// the last time.
     pub(crate) fn note(&mut self, failure: Option<String>) -> bool {
         let is_news = failure.is_some() && failure != self.failure;
         self.failure = failure;

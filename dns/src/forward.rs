@@ -3,11 +3,12 @@
 //! ```text
 //! query ──> Hosts ──> Cache ──hit──> answer, on the core that got the query
 //!                       │ miss
-//!                       └─> Pending (like queries wait for one) ──> Routes ──> Group (hickory-resolver's NameServerPool)
+//!                       └─> Pending (like queries wait for one) ──> Routes ──> Group (NameServerPool)
 //!                                 cache, failures <── Answer (only what answers the question) <── Server ─┘
 //! ```
 //!
-//! Nothing a client sent goes on but its question and two bits; nothing a server sent is kept but what answers it.
+//! Of a client's query only the question and two bits are sent on; of a server's reply only what answers the
+//! question is kept.
 
 mod address;
 mod answer;
@@ -209,8 +210,8 @@ impl Forwarder {
         std::future::pending().await
     }
 
-    /// Whether a name, in lower case, is ours though it may be the cluster's: the hosts file has it, or a stub domain below the
-    /// cluster's does.
+    /// Whether a name, in lower case, is ours though it may be the cluster's: the hosts file has it, or a
+    /// stub domain below the cluster's does.
     pub(crate) fn overrides(&self, lower: Name<'_>, domain: Name<'_>) -> bool {
         let inner = &*self.0;
         let is_below = |stub: &Stub| {
@@ -222,8 +223,8 @@ impl Forwarder {
             || !hosts.is_empty() && hosts.has(lower)
     }
 
-    /// Appends the reply to a query (without EDNS) if it is known already. Waits for nothing and allocates nothing but
-    /// room in `out`.
+    /// Appends the reply to a query (without EDNS) if it is known already. Waits for nothing and allocates
+    /// nothing but room in `out`.
     pub(crate) fn cached(&self, query: &Query<'_>, now: Instant, out: &mut Vec<u8>) -> bool {
         let inner = &*self.0;
         let asked = Asked::by(query);
@@ -249,8 +250,8 @@ impl Forwarder {
         true
     }
 
-    /// The reply to a query, without EDNS, and the Extended DNS Error to go with it; asks upstream servers if it must.
-    /// Ends within 4 s.
+    /// The reply to a query, without EDNS, and the Extended DNS Error to go with it; asks upstream servers if
+    /// it must. Ends within 4 s.
     pub(crate) async fn resolve(&self, query: &Query<'_>, client: IpAddr) -> Result<Reply, Failure> {
         let inner = &self.0;
         let asked = Asked::by(query);
@@ -327,7 +328,7 @@ impl Inner {
         }
     }
 
-    /// Waits with those who ask the same, or begins to ask.
+    /// Waits with the queries for the same question, or begins to resolve it.
     fn join(self: &Arc<Self>, asked: &Asked<'_>) -> Result<Waiting, Failure> {
         let key = asked.key();
         if let Some(failure) = self.failures.get(&key, self.clock.now()) {
@@ -346,7 +347,7 @@ impl Inner {
         }
     }
 
-    /// Asks on a task of its own: who asked first may go away before the answer comes.
+    /// Asks on a task of its own: the first client may leave before the answer comes.
     fn begin(self: &Arc<Self>, asked: &Asked<'_>, key: Key, first: First) {
         let group = self.routes.load().group(asked.name).clone();
         let Ok(permit) = Arc::clone(group.limit()).try_acquire_owned() else {
@@ -393,8 +394,8 @@ impl Inner {
         Ok(entry)
     }
 
-    /// A name exists for both families or for none: a server that says NXDOMAIN to AAAA for want of AAAA records would
-    /// make clients give up a name that has an A record (RFC 4074 §4.2).
+    /// A name exists for both families or for none: a server that says NXDOMAIN to AAAA for want of AAAA
+    /// records would make clients give up a name that has an A record (RFC 4074 §4.2).
     fn agree_with_the_other_family(&self, asked: &Asked<'_>, entry: &mut Entry) {
         let other = match asked.kind {
             kind::A => asked.with_kind(kind::AAAA),

@@ -1,8 +1,9 @@
 //! The cluster's names at one moment, and the rules for finding them.
 //!
-//! Nothing is kept a name: a name is taken apart into namespace, Service and what stands before it, and the [`Service`]
-//! answers for all names below it. So a change costs what the Service that changed costs, and every type of a name gets
-//! the same verdict: not there is NXDOMAIN, there without such records is NODATA (RFC 2308 §2, RFC 8020).
+//! Nothing is kept a name: a name is taken apart into namespace, Service and what stands before it, and the
+//! [`Service`] answers for all names below it. So a change costs what the Service that changed costs, and
+//! every type of a name gets the same verdict: not there is NXDOMAIN, there without such records is NODATA
+//! (RFC 2308 §2, RFC 8020).
 
 mod reverse;
 mod service;
@@ -115,12 +116,12 @@ impl Zone {
         }
     }
 
-    /// The zone of the next snapshot. Only Services that changed are looked at.
-    /// `news` hears of every Service with endpoints that something has happened to since the zone before.
+    /// The zone of the next snapshot. Only Services that changed are looked at. `triggered` is called for
+    /// every slice of a Service that has changed since the zone before, with the time of the change.
     pub(crate) fn next(
         &self,
         snapshot: &Arc<Snapshot>,
-        news: &mut dyn FnMut(&Arc<ServiceEntry>, SystemTime),
+        triggered: &mut dyn FnMut(&Arc<ServiceEntry>, SystemTime),
     ) -> Self {
         let before = &self.snapshot;
         let mut zone = self.clone();
@@ -141,7 +142,7 @@ impl Zone {
         for entry in changed.filter(|entry| names.has_namespace(&entry.service.name.namespace)) {
             let name = &entry.service.name;
             let slices = entry.slices_since(before.service(name)).filter(|_| self.synced);
-            slices.filter_map(|slice| slice.triggered_at).for_each(|triggered_at| news(entry, triggered_at));
+            slices.filter_map(|slice| slice.triggered_at).for_each(|at| triggered(entry, at));
             has_changed = true;
             zone.replace(name, Some(entry));
         }
@@ -164,8 +165,8 @@ impl Zone {
             service.into_iter().flat_map(|service| service.addresses()).collect()
         };
         let (before, after) = (addresses(old.as_ref()), addresses(new.as_ref()));
-        for gone in before.difference(&after) {
-            self.reverse.remove(*gone, number);
+        for removed in before.difference(&after) {
+            self.reverse.remove(*removed, number);
         }
         for added in after.difference(&before) {
             self.reverse.insert(*added, number);
@@ -175,7 +176,7 @@ impl Zone {
                 self.services.insert(key.into(), Arc::clone(&new));
                 self.numbered.insert(number, new);
             }
-            None => drop(self.numbered.remove(&number)),
+            None => _ = self.numbered.remove(&number),
         }
     }
 
@@ -186,7 +187,7 @@ impl Zone {
         self.next_number
     }
 
-    /// Looks a name up. `lower` is the name in lower case.
+    /// Looks up a name. `lower` is the name in lower case.
     pub(crate) fn find<'z>(&'z self, lower: Name<'z>) -> Found<'z> {
         let wire = lower.wire();
         let domain = self.settings.domain.as_name().wire();
@@ -256,7 +257,7 @@ impl Zone {
         let cidr = cidrs.find(|cidr| asked.is_within(cidr));
         let known = asked.address().filter(|ip| self.reverse.contains(*ip));
         if !self.synced && (cidr.is_some() || asked.address().is_some()) {
-            // While nothing is known, an endpoint's address may be anybody's.
+            // While nothing is known, an address may be that of an endpoint.
             return Found::NotReady;
         }
         let apex = cidr.map_or_else(|| lower.wire().len(), |cidr| reverse::apex_length(cidr, lower));
@@ -270,21 +271,21 @@ impl Zone {
         }
     }
 
-    /// Hands every record of a type to `each`, from a random one on, as content and the addresses of the name in it;
-    /// ends early if `each` says so.
+    /// Hands every record of a type to `each`, from a random one on, as content and the addresses of the name
+    /// in it; ends early if `each` says so.
     pub(crate) fn visit(&self, node: Node<'_>, kind: u16, each: &mut dyn FnMut(&[u8], &[IpAddr]) -> bool) {
         match (node, kind) {
-            (Node::Apex, kind::SOA) => drop(each(&self.soa, &[])),
-            (Node::Apex, kind::NS) => drop(each(self.name_server().as_name().wire(), &[])),
-            (Node::Version, kind::TXT) => drop(each(SPECIFICATION, &[])),
+            (Node::Apex, kind::SOA) => _ = each(&self.soa, &[]),
+            (Node::Apex, kind::NS) => _ = each(self.name_server().as_name().wire(), &[]),
+            (Node::Version, kind::TXT) => _ = each(SPECIFICATION, &[]),
             (Node::NameServer, kind::A | kind::AAAA) => {
                 let mut addresses: Vec<IpAddr> = self.settings.listen.iter().map(SocketAddr::ip).collect();
                 addresses.sort_unstable();
                 addresses.dedup();
                 for address in addresses.into_iter().filter(|ip| !ip.is_unspecified()) {
                     match address {
-                        IpAddr::V4(ip) if kind == kind::A => drop(each(&ip.octets(), &[])),
-                        IpAddr::V6(ip) if kind == kind::AAAA => drop(each(&ip.octets(), &[])),
+                        IpAddr::V4(ip) if kind == kind::A => _ = each(&ip.octets(), &[]),
+                        IpAddr::V6(ip) if kind == kind::AAAA => _ = each(&ip.octets(), &[]),
                         _ => {}
                     }
                 }
@@ -294,8 +295,8 @@ impl Zone {
                 service.visit_ports(Some((port, protocol)), each);
             }
             (Node::Endpoint(service, range), kind) => service.visit_endpoint(range, kind, each),
-            (Node::Pod(IpAddr::V4(ip)), kind::A) => drop(each(&ip.octets(), &[])),
-            (Node::Pod(IpAddr::V6(ip)), kind::AAAA) => drop(each(&ip.octets(), &[])),
+            (Node::Pod(IpAddr::V4(ip)), kind::A) => _ = each(&ip.octets(), &[]),
+            (Node::Pod(IpAddr::V6(ip)), kind::AAAA) => _ = each(&ip.octets(), &[]),
             (Node::Pointer(ip), kind::PTR) => {
                 let mut names: Vec<NameBuf> = Vec::new();
                 for service in self.reverse.get(ip).filter_map(|number| self.numbered.get(&number)) {
@@ -341,8 +342,8 @@ fn labels(texts: &[&str]) -> Option<Box<[u8]>> {
     Some(name.as_name().wire().into())
 }
 
-/// The second, or the next number where that is no later: secondaries look for a change of the serial, and forward only
-/// (RFC 1982, RFC 1996 §4.3), whatever happens within a second or to the clock.
+/// The second, or the next number where that is no later: secondaries look for a change of the serial, and
+/// forward only (RFC 1982, RFC 1996 §4.3), whatever happens within a second or to the clock.
 fn next_serial(last: Option<u32>, at: SystemTime) -> u32 {
     let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let now = u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or_default();

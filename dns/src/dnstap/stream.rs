@@ -1,5 +1,5 @@
-//! [Frame Streams](https://farsightsec.github.io/fstrm/), from the side that writes: each frame has its length in front, and
-//! both sides agree on what is in them first.
+//! [Frame Streams](https://farsightsec.github.io/fstrm/), from the side that writes: each frame has its
+//! length in front, and both sides agree on what is in them first.
 
 use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::Path;
@@ -65,11 +65,11 @@ impl Stream {
 
     /// Says that there is no more, and waits a moment for the collector to have it all.
     pub(super) fn close(mut self) {
-        // A collector that has gone needs no farewell.
-        drop(self.control(Control::Stop, None).and_then(|()| self.read_control(Control::Finish)));
+        // A collector that has closed the connection has ended already.
+        _ = self.control(Control::Stop, None).and_then(|()| self.read_control(Control::Finish));
     }
 
-    /// A control frame is told by a length of zero before its own.
+    /// A control frame has a length of zero before its own.
     fn control(&mut self, control: Control, content: Option<&[u8]>) -> io::Result<()> {
         let mut frame = (control as u32).to_be_bytes().to_vec();
         if let Some(content) = content {

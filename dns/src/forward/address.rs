@@ -61,7 +61,7 @@ impl FromStr for Upstream {
         let port = if scheme == "tls" { TLS_PORT } else { PORT };
         let bare = || address.trim_matches(['[', ']']).parse().map(|ip: IpAddr| SocketAddr::new(ip, port));
         let address: SocketAddr = address.parse().or_else(|_no_port| bare()).map_err(|_no_address| {
-            format!("{text:?}: {address:?} is not an IP address, with or without a port; a name cannot be, for who would resolve it?")
+            format!("{text:?}: {address:?} is not an IP address, with or without a port")
         })?;
         let transport = match (scheme, name) {
             ("udp", None) => Transport::Plain,

@@ -1,8 +1,8 @@
 //! Keeps of an upstream server's reply only what answers the question.
 //!
-//! What else a message carries (records of other names, name servers, addresses of targets) is dropped unseen: it
-//! can poison nothing (RFC 2181 §5.4.1, RFC 5452 §6). Aliases count as long as they lead on from the question's name, and for a
-//! client that validates the proofs in AUTHORITY (RFC 4035 §3.1.3).
+//! What else a message carries (records of other names, name servers, addresses of targets) is dropped
+//! unseen: it can poison nothing (RFC 2181 §5.4.1, RFC 5452 §6). Aliases count as long as they lead on from
+//! the question's name, and for a client that validates the proofs in AUTHORITY (RFC 4035 §3.1.3).
 
 use hickory_resolver::proto::op::{DnsRequest, DnsResponse, Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
@@ -51,7 +51,8 @@ struct Relevant<'m> {
     negative_ttl: Option<u32>,
 }
 
-/// Servers that fail may leave out the question. Any other answer has to repeat it, or a forged one would need only port and ID.
+/// Servers that fail may leave out the question. Any other answer has to repeat it, or a forged one would
+/// need only port and ID.
 pub(super) fn need_no_question(code: ResponseCode) -> bool {
     matches!(
         code,
@@ -160,7 +161,8 @@ fn is_referral(message: &Message, code: u16, authorities: &[&Record]) -> bool {
         && authorities.iter().any(|record| record.record_type() == RecordType::NS)
 }
 
-/// Proofs of absence, also of what a wildcard stands in for, and what signs them and the SOA (RFC 4035 §3.1.3, RFC 5155 §7.2).
+/// Proofs of absence, also of what a wildcard stands in for, and what signs them and the SOA (RFC 4035
+/// §3.1.3, RFC 5155 §7.2).
 fn is_proof(record: &Record) -> bool {
     match record.record_type().into() {
         NSEC | NSEC3 => true,

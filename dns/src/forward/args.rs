@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedI64ValueParser;
+use clap::value_parser;
+
 use super::address::{Stub, Upstream};
 use super::group::Policy;
 use super::ttl::Limit;
@@ -37,15 +40,16 @@ pub struct Args {
     pub hosts: Option<PathBuf>,
 
     /// Mebibytes for remembered answers; 0 remembers none.
-    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = value_parser!(u32).range(0..=4096))]
     pub cache_size: u32,
 
-    /// Bounds for how long answers are remembered; can be repeated. WHAT is success, denial or a record type such as
-    /// AAAA or TYPE65. Without it success=0-3600 and denial=0-1800.
+    /// Bounds for how long answers are remembered; can be repeated. WHAT is success, denial or a record type
+    /// such as AAAA or TYPE65. Without it success=0-3600 and denial=0-1800.
     #[arg(long, value_name = "WHAT=[MIN-]MAX")]
     pub cache_ttl: Vec<Limit>,
 
-    /// Seconds for which an answer that has expired may still be given while no upstream server answers (RFC 8767).
+    /// Seconds for which an answer that has expired may still be given while no upstream server answers (RFC
+    /// 8767).
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     pub serve_stale: u32,
 
@@ -54,16 +58,20 @@ pub struct Args {
     pub upstream_policy: Policy,
 
     /// Queries that may wait for the servers of one domain; one more is turned away.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = waiting())]
     pub max_concurrent: u32,
 
     /// Queries of one client that may wait for upstream servers; one more is turned away.
-    #[arg(long, value_name = "NUMBER", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 250, value_parser = waiting())]
     pub max_concurrent_per_client: u32,
 
     /// Spell names at random in queries to upstream servers, which makes answers harder to forge (0x20).
     #[arg(long)]
     pub random_case: bool,
+}
+
+fn waiting() -> RangedI64ValueParser<u32> {
+    value_parser!(u32).range(1..=5000)
 }
 
 impl From<Args> for super::Config {

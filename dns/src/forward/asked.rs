@@ -47,7 +47,7 @@ impl<'q> Asked<'q> {
         Self { kind, ..self }
     }
 
-    /// The same for every spelling (RFC 4343), and unknown to those who choose names.
+    /// The same for every spelling (RFC 4343), and not to be predicted by clients that choose names.
     pub(super) fn hash(&self, keys: &RandomState) -> u64 {
         let mut lower = [0; MAX_NAME];
         let wire = self.name.wire();

@@ -1,8 +1,9 @@
-//! The remembered answers: found without a lock, written by one at a time, bounded by bytes.
+//! The remembered answers: found without a lock, written by one task at a time, bounded by bytes.
 //!
-//! Eight entries make a set, and a question's hash says which set it belongs in. Each place can be read while it is
-//! replaced (`ArcSwap`). Who must go is decided by a clock: a hand passes over the sets, takes a use away from what
-//! was used, and removes what was not. So a flood of names that nobody asks for twice pushes out itself.
+//! Eight entries make a set, and a question's hash says which set it belongs in. Each place can be read while
+//! it is replaced (`ArcSwap`). A clock decides which entry is removed: a hand passes over the sets, takes a
+//! use away from what was used, and removes what was not. So a flood of names that are queried once replaces
+//! itself.
 
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -39,7 +40,7 @@ pub(super) struct Cache {
     bytes: AtomicUsize,
     entries: AtomicUsize,
     evictions: AtomicU64,
-    /// Where the clock's hand is. Whoever holds it may write.
+    /// Where the clock's hand is. The task that holds the lock may write.
     hand: Mutex<usize>,
 }
 
@@ -134,7 +135,7 @@ impl Cache {
         set.tags[place].store(hash, Relaxed);
         let old = set.places[place].swap(entry);
         let (old_size, old_count) = old.map_or((0, 0), |entry| (entry.size(), 1));
-        // Only the holder of the hand writes, so the two steps are not seen by anybody who decides on them.
+        // Only the holder of the hand writes, so no decision is made between the two steps.
         self.bytes.store(self.bytes() + size - old_size, Relaxed);
         self.entries.store(self.entries() + count - old_count, Relaxed);
     }

@@ -58,7 +58,7 @@ pub(super) struct Entry {
     stored: u64,
     uses: AtomicU8,
     is_refreshing: AtomicBool,
-    /// The answer is given stale and nobody is asked before then (RFC 8767 §5).
+    /// The answer is given stale, without an upstream query, before then (RFC 8767 §5).
     retry: AtomicU64,
 }
 
@@ -246,7 +246,7 @@ impl Entry {
     }
 
     fn flags(&self, query: &Query<'_>) -> u16 {
-        // RFC 6840 §5.8: AD is for those who say that they understand it.
+        // RFC 6840 §5.8: AD is for clients that set AD or DO.
         let knows = query.header.has(flag::AD) || self.dnssec_ok;
         let authentic = if self.contents.is_authentic && knows { flag::AD } else { 0 };
         let echoed = query.header.flags & (flag::RD | flag::CD);
@@ -257,8 +257,8 @@ impl Entry {
 /// Where the question's name begins.
 const QUESTION: u16 = 0xc000 | 12;
 
-/// Writes a record and returns where its TTL is. hickory's own way compresses 120 names and no more, which is too few for a
-/// large answer: the name of the question, which most records have, is compressed here.
+/// Writes a record and returns where its TTL is. hickory's own way compresses 120 names and no more, which is
+/// too few for a large answer: the name of the question, which most records have, is compressed here.
 fn emit(
     encoder: &mut BinEncoder<'_>,
     question: &Question,

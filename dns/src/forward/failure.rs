@@ -1,4 +1,4 @@
-//! Why there is no answer, and for how long nobody tries again (RFC 9520).
+//! Why there is no answer, and for how long the question is not sent again (RFC 9520).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,19 +7,19 @@ use super::answer::InvalidReply;
 use super::asked::Key;
 use crate::message::{Ede, rcode};
 
-/// The first pause after a failure, in milliseconds; it doubles with each that follows. RFC 9520 §3.2 asks for 1 s at
-/// least and 5 min at most. Short, because what fails is often back soon.
+/// The first pause after a failure, in milliseconds; it doubles with each that follows. RFC 9520 §3.2 asks
+/// for 1 s at least and 5 min at most. Short, because what fails is often back soon.
 const FIRST_PAUSE: u64 = 1000;
 const LONGEST_PAUSE: u64 = 8000;
 
 /// Failures that are remembered; when there are more, those that are over go first, then all.
 const MAX_FAILURES: usize = 8192;
 
-/// Why a query for a name that is not ours has no answer.
+/// Why a query for a name outside the cluster has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(super) cause: Cause,
-    /// Nobody was asked: it failed a moment ago.
+    /// No server was queried: it failed a moment ago.
     is_remembered: bool,
 }
 
@@ -48,8 +48,8 @@ impl From<Cause> for Failure {
 }
 
 impl Failure {
-    /// The response code for the client: the server's where one has answered. Without any upstream server the name is none of
-    /// our business.
+    /// The response code for the client: the server's where one has answered. Without any upstream server the
+    /// name is none of our business.
     pub(crate) fn rcode(&self) -> u16 {
         match self.cause {
             Cause::NoUpstream => rcode::REFUSED,
@@ -59,7 +59,8 @@ impl Failure {
         }
     }
 
-    /// The code and text of the Extended DNS Error (RFC 8914 §4); that of the upstream server where it has sent one.
+    /// The code and text of the Extended DNS Error (RFC 8914 §4); that of the upstream server where it has
+    /// sent one.
     pub(crate) fn explain(&self) -> (u16, &'static str) {
         if self.is_remembered {
             return (Ede::CachedError as u16, "failed a moment ago, not asked again yet");
@@ -73,7 +74,9 @@ impl Failure {
             }
             Cause::Timeout => (Ede::NoReachableAuthority as u16, "no upstream server has answered in time"),
             Cause::Network => (Ede::NetworkError as u16, "no upstream server can be reached"),
-            Cause::Invalid(InvalidReply::Code(_, Some(reason))) => (reason, "said by the upstream server"),
+            Cause::Invalid(InvalidReply::Code(_, Some(reason))) => {
+                (reason, "reported by the upstream server")
+            }
             Cause::Invalid(InvalidReply::Code(..)) => {
                 (Ede::NoReachableAuthority as u16, "the upstream servers failed or refused")
             }
@@ -90,7 +93,7 @@ impl Failure {
     }
 }
 
-/// What has failed lately. Only who found no answer looks here.
+/// What has failed lately. Only a query without an answer in the cache looks here.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Mutex<HashMap<Key, Kept>>);
 

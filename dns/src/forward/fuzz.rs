@@ -1,4 +1,4 @@
-//! What must hold whatever an upstream server says.
+//! What must hold whatever an upstream server sends.
 
 use hickory_resolver::proto::op::DnsResponse;
 
@@ -20,8 +20,8 @@ const QUERIES: [&[u8]; 2] = [
 /// Bytes of the header behind the id, which is ours: flags and counts.
 const BEHIND_ID: usize = 10;
 
-/// An answer to one of our queries: flags, counts, and what is behind the question. What is kept of it can be sent to any
-/// client; what else is said to it is a reason.
+/// An answer to one of our queries: flags, counts, and what is behind the question. What is kept of it can be
+/// sent to any client; what else is said to it is a reason.
 ///
 /// # Panics
 /// When something does not hold.

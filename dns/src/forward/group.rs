@@ -99,7 +99,7 @@ impl Group {
             let (count, invalid) = ATTEMPTS.with(|attempts| (attempts.count.get(), attempts.invalid.get()));
             let result = match answered {
                 Ok(Ok(response)) => Ok(response),
-                // What a server has said tells more than that another one was silent.
+                // A reply of no use explains more than the silence of another server.
                 failed => Err(invalid.map_or_else(|| cause(failed), Cause::Invalid)),
             };
             (result, count)

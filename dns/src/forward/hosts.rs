@@ -1,8 +1,9 @@
-//! Names that are answered without an upstream server: those of a hosts file, and those that mean this machine or nothing
-//! (RFC 6761 §6.3, §6.4; RFC 6303 §4.2 for the reverse names of addresses that no network has).
+//! Names that are answered without an upstream server: those of a hosts file, and those that mean this
+//! machine or nothing (RFC 6761 §6.3, §6.4; RFC 6303 §4.2 for the reverse names of addresses that no network
+//! has).
 //!
-//! hickory-resolver's `Hosts` was tried: for a PTR query it passes over all names of the file, it has no answer for other
-//! types of a name, and its answers would have to be encoded for each query.
+//! hickory-resolver's `Hosts` was tried: for a PTR query it passes over all names of the file, it has no
+//! answer for other types of a name, and its answers would have to be encoded for each query.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -37,7 +38,8 @@ struct Answers {
 }
 
 impl Hosts {
-    /// Reads hosts(5): an address and its names on each line. Lines that are wrong are skipped, as resolvers do.
+    /// Reads hosts(5): an address and its names on each line. Lines that are wrong are skipped, as resolvers
+    /// do.
     pub(super) fn parse(text: &str, ttl: u32) -> Self {
         let mut hosts: HashMap<NameBuf, Host> = HashMap::new();
         for line in text.lines() {

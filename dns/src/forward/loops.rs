@@ -1,7 +1,7 @@
-//! Finds out whether a server asks us in turn: it is sent a name that nobody else knows, and we watch for it.
+//! Finds out whether a server asks us in turn: it is sent a random name, and we watch for that name.
 //!
-//! CoreDNS's `loop` looks for 30 s after its start and then ends the process. Here the server is left out of use and
-//! asked again, and everything else goes on.
+//! CoreDNS's `loop` looks for 30 s after its start and then ends the process. Here the server is left out of
+//! use and asked again, and everything else goes on.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -11,7 +11,7 @@ use super::random;
 use super::upstream::Server;
 use crate::message::{Name, NameBuf};
 
-/// The type CoreDNS's `loop` asks for as well: nobody else does.
+/// The type of CoreDNS's `loop` probes; clients hardly query it.
 pub(super) const KIND: u16 = crate::message::kind::HINFO;
 
 /// The names that were sent, each with its server.

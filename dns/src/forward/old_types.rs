@@ -1,7 +1,7 @@
 //! Names inside the data of old record types, written out (RFC 3597 §4).
 //!
-//! These types may come with compressed names. hickory passes them on as the bytes they are, pointers included, which in another
-//! message lead elsewhere.
+//! These types may come with compressed names. hickory passes them on as the bytes they are, pointers
+//! included, which in another message lead elsewhere.
 
 use hickory_resolver::proto::op::{Header, Message, Query};
 use hickory_resolver::proto::rr::rdata::NULL;
@@ -53,7 +53,7 @@ pub(super) fn expand(message: &mut Message, wire: &[u8]) -> Result<(), InvalidRe
         let length = usize::from(decoder.read_u16()?.unverified());
         let end = decoder.index() + length;
         match layout(record.record_type()).filter(|_| is_old(record)) {
-            None => drop(decoder.read_slice(length)?),
+            None => _ = decoder.read_slice(length)?,
             Some(layout) => {
                 let data = NULL::with(written_out(&mut decoder, layout, end)?);
                 record.data = RData::Unknown { code: record.record_type(), rdata: data };
@@ -74,8 +74,7 @@ fn written_out(
         let mut bytes = Vec::new();
         let mut encoder = BinEncoder::new(&mut bytes);
         encoder.set_name_encoding(NameEncoding::Uncompressed);
-        // A name that was read fits a message.
-        drop(name.emit(&mut encoder));
+        name.emit(&mut encoder).map_err(|_long| InvalidReply::Malformed)?;
         data.extend(bytes);
     }
     let rest = end.checked_sub(decoder.index()).ok_or(InvalidReply::Malformed)?;

@@ -1,4 +1,4 @@
-//! Queries under way: who asks what is being asked already waits for the same answer.
+//! Queries under way: a query for a question that is being resolved waits for the same answer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,23 +18,23 @@ pub(super) struct Pending(Mutex<HashMap<Key, watch::Receiver<Option<Outcome>>>>)
 
 /// A place in the queue.
 pub(super) enum Place {
-    /// Somebody asks already.
+    /// Another query resolves it already.
     Waiting(Waiting),
-    /// Nobody does: ask, and say what came of it.
+    /// No other query does: resolve it, and report the outcome with [`Pending::finish`].
     First(First),
 }
 
 /// Ends with the outcome.
 pub(super) struct Waiting(watch::Receiver<Option<Outcome>>);
 
-/// The one who asks. Dropping it without an outcome lets the others go with nothing.
+/// The query that resolves the question. Dropping it without an outcome ends the others without one.
 pub(super) struct First(watch::Sender<Option<Outcome>>);
 
 impl Pending {
-    /// Joins those who ask this.
+    /// Joins the queries for this question.
     pub(super) fn join(&self, key: &Key) -> Place {
         let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // One whose sender is gone was cut short.
+        // One whose sender was dropped was cut short.
         if let Some(receiver) = pending.get(key).filter(|receiver| receiver.has_changed().is_ok()) {
             return Place::Waiting(Waiting(receiver.clone()));
         }
@@ -43,7 +43,7 @@ impl Pending {
         Place::First(First(sender))
     }
 
-    /// Ends a query; who comes now asks anew, or finds the answer in the cache.
+    /// Ends a query; a later one resolves the question again, or finds the answer in the cache.
     pub(super) fn finish(&self, key: &Key, first: First, outcome: Outcome) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         first.0.send_replace(Some(outcome));
@@ -57,7 +57,7 @@ impl First {
 }
 
 impl Waiting {
-    /// The outcome; `None` if the one who asked has gone.
+    /// The outcome; `None` if the first query was dropped.
     pub(super) async fn outcome(mut self) -> Option<Outcome> {
         let outcome = self.0.wait_for(Option::is_some).await.ok()?;
         outcome.clone()

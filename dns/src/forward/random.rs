@@ -1,4 +1,4 @@
-//! What nobody outside may guess (RFC 5452 §9.2).
+//! What an attacker must not be able to guess (RFC 5452 §9.2).
 
 /// The kernel's generator; it cannot fail once the machine has started.
 pub(super) fn fill(bytes: &mut [u8]) {

@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn only_whole_nameserver_lines_count_and_three_of_them() {
-        let text = b"# nameserver 9.9.9.9 \xff\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 \nnameserver x\nnameserver fe80::1%lo # y\nnameserver 192.0.2.3\n";
+        let text = b"# nameserver 9.9.9.9 \xff\nsearch a b\n\
+            nameserver 192.0.2.1\n nameserver\t2001:db8::1 \nnameserver x\nnameserver fe80::1%lo # y\nnameserver 192.0.2.3\n";
         let found = ResolvConf::parse(text);
         let servers: Vec<String> = found.upstreams.iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%1]:53"]);

@@ -18,11 +18,13 @@ use crate::message::{Name, NameBuf};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "{flag} {upstream} is an address this server listens on: it would ask itself for ever; name the servers that know the rest of the world"
+        "{flag} {upstream} is an address this server listens on: it would ask itself for ever; name other servers"
     )]
     Ourselves { flag: &'static str, upstream: String },
     #[error(
-        "{flag} {upstream} is a loopback address: what listens there usually asks this server in turn, a forwarding loop; name the servers behind it (for systemd-resolved they are in /run/systemd/resolve/resolv.conf), or add --allow-loopback-upstreams if it surely asks others"
+        "{flag} {upstream} is a loopback address: what listens there usually asks this server in turn, a \
+         forwarding loop; name the servers behind it (for systemd-resolved they are in \
+         /run/systemd/resolve/resolv.conf), or add --allow-loopback-upstreams if it surely asks others"
     )]
     Loopback { flag: &'static str, upstream: String },
     #[error(transparent)]

@@ -1,9 +1,9 @@
 //! The sockets under hickory's client.
 //!
-//! hickory's own UDP socket is used but for four things that its client has no setting for: the socket is connected, so that
-//! the kernel reports a server that is not there; a reply that is cut, or too long for the buffer, is known to be cut
-//! even if its last record cannot be read; an error without a question section is an answer; and a whole reply that is
-//! longer than the query allows is used.
+//! hickory's own UDP socket is used but for four things that its client has no setting for: the socket is
+//! connected, so that the kernel reports a server that is not there; a reply that is cut, or too long for the
+//! buffer, is known to be cut even if its last record cannot be read; an error without a question section is
+//! an answer; and a whole reply that is longer than the query allows is used.
 
 use std::future::Future;
 use std::io;
@@ -22,8 +22,8 @@ use hickory_resolver::proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::UdpSocket;
 
-/// Datagrams that are not the answer, before we conclude that an attacker is guessing and query over TCP, where guessing
-/// does not help (RFC 5452 §9.3 speaks of this defence).
+/// Datagrams that are not the answer, before we conclude that an attacker is guessing and query over TCP,
+/// where guessing does not help (RFC 5452 §9.3 speaks of this defence).
 const MAX_FORGERIES: usize = 8;
 
 /// What the OPT record of our queries says we can take: no fragments (DNS flag day 2020).

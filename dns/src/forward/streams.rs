@@ -1,9 +1,10 @@
 //! Connections to one upstream server over TCP or TLS (RFC 7766 §6.2.1, RFC 7858).
 //!
-//! A connection is hickory's. hickory keeps one a server, and its queries fail with it: with a server that answers one query a
-//! connection, or one after the other and slowly, all but the first would. So a query takes the connection with the fewest queries,
-//! or a new one while there are few, and is sent again if its connection ends. A connection is opened on a task of its own: a server
-//! whose handshake takes longer than another server's answer has it for the next query.
+//! A connection is hickory's. hickory keeps one a server, and its queries fail with it: with a server that
+//! answers one query a connection, or one after the other and slowly, all but the first would. So a query
+//! takes the connection with the fewest queries, or a new one while there are few, and is sent again if its
+//! connection ends. A connection is opened on a task of its own: a server whose handshake takes longer than
+//! another server's answer has it for the next query.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -27,7 +28,8 @@ use super::upstream::BUDGET;
 /// Connections to one server. unbound takes ten of all its clients unless told otherwise.
 const MAX_CONNECTIONS: usize = 8;
 
-/// Queries on one connection. hickory answers one more with `NetError::Busy`, as it does on a closed connection.
+/// Queries on one connection. hickory answers one more with `NetError::Busy`, as it does on a closed
+/// connection.
 const MAX_ACTIVE: u32 = 256;
 
 /// The limit for opening a connection, and for an answer after which the connection is used again.
@@ -42,8 +44,8 @@ const MAX_FRUITLESS: u32 = 5;
 /// The pause after such a one, and longer after the next.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// When a connection has ended under several queries, each query has one of its own for so long: the server may answer one
-/// query a connection.
+/// When a connection has ended under several queries, each query has one of its own for so long: the server
+/// may answer one query a connection.
 const SINGLE: Duration = Duration::from_secs(5);
 
 /// The connections, open or being opened.

@@ -8,7 +8,8 @@ use hickory_resolver::proto::rr::RecordType;
 /// The longest that names which exist are kept unless told otherwise, in seconds: an hour, as CoreDNS does.
 const SUCCESS: RangeInclusive<u32> = 0..=3600;
 
-/// The longest that names which do not exist are kept (RFC 2308 §5 asks for one to three hours at most), in seconds.
+/// The longest that names which do not exist are kept (RFC 2308 §5 asks for one to three hours at most), in
+/// seconds.
 const DENIAL: RangeInclusive<u32> = 0..=1800;
 
 /// No more than RFC 8767 §4 asks for: seven days.
@@ -57,8 +58,8 @@ impl FromIterator<Limit> for Limits {
 }
 
 impl Limits {
-    /// The bounds for an answer to a question of this type. A type's own bounds are for its records; that there are
-    /// none is a denial.
+    /// The bounds for an answer to a question of this type. A type's own bounds are for its records; that
+    /// there are none is a denial.
     pub(super) fn range(&self, kind: u16, is_positive: bool) -> RangeInclusive<u32> {
         let general = if is_positive { &self.success } else { &self.denial };
         self.types.get(&kind).filter(|_| is_positive).unwrap_or(general).clone()

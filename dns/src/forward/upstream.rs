@@ -1,9 +1,11 @@
-//! Upstream servers, as connections of hickory-resolver's [`NameServerPool`](hickory_resolver::NameServerPool).
+//! Upstream servers, as connections of hickory-resolver's
+//! [`NameServerPool`](hickory_resolver::NameServerPool).
 //!
-//! The pool chooses the server, asks several at a time and goes to TCP for what is cut. What it takes for an answer is decided
-//! here, because hickory ends a query with the first SERVFAIL or REFUSED, and keeps of a negative answer neither its flags nor all of
-//! its records: a reply that can be passed on gets a code the pool does not look into (see [`shield`]), and a reply of no use is an
-//! error after which the pool tries the next server.
+//! The pool chooses the server, asks several at a time and goes to TCP for what is cut. What counts as an
+//! answer is decided here, because hickory ends a query with the first SERVFAIL or REFUSED, and keeps of a
+//! negative answer neither its flags nor all of its records: a reply that can be passed on gets a code the
+//! pool does not look into (see [`shield`]), and a reply of no use is an error after which the pool tries the
+//! next server.
 
 use std::cell::Cell;
 use std::future::{Future, ready};
@@ -36,7 +38,8 @@ pub(super) const BUDGET: Duration = Duration::from_secs(4);
 /// A server that does not know EDNS is asked without it for so long (RFC 6891 §7 lets us remember).
 const PLAIN: Duration = Duration::from_secs(300);
 
-/// A server that has not answered this many times in a row is not asked for a while, if there is another one. Twice as long each time.
+/// A server that has not answered this many times in a row is not asked for a while, if there is another one.
+/// Twice as long each time.
 const MAX_TIMEOUTS: u32 = 2;
 const FIRST_EJECTION: Duration = Duration::from_secs(5);
 const MAX_DOUBLINGS: u32 = 3;

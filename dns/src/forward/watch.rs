@@ -1,4 +1,5 @@
-//! What the forwarder does beside answering: asks again before answers expire, reads files again, looks for loops.
+//! What the forwarder does beside answering: asks again before answers expire, reads files again, looks for
+//! loops.
 
 use std::io;
 use std::path::Path;
@@ -19,8 +20,8 @@ use super::upstream::{BUDGET, Server};
 use super::{Config, Inner, Work};
 use crate::file::{LOOK, Watched};
 
-/// Servers are probed so often. One that has come to ask us is found within that; until then queries end by their
-/// deadlines, and like ones are asked once.
+/// Servers are probed so often. One that has come to ask us is found within that; until then queries end by
+/// their deadlines, and like ones are asked once.
 const PROBES: Duration = Duration::from_secs(30);
 
 /// The files that are followed.
@@ -55,7 +56,8 @@ pub(super) async fn run(inner: Arc<Inner>, work: Work) {
         tokio::select! {
             Some(wanted) = refreshes.recv() => {
                 inner.metrics.prefetches.inc();
-                drop(inner.join(&wanted.asked()));
+                // The task of the query puts the answer in the cache.
+                _ = inner.join(&wanted.asked());
             }
             _ = files.tick() => {
                 // Each of them has to be looked at.
@@ -86,11 +88,12 @@ fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// What was read; the failure is logged if it is news.
+/// What was read; the failure is logged if it is another one than before.
 fn note_resolv_conf(file: &mut Watched, read: io::Result<ResolvConf>) -> Option<ResolvConf> {
-    let is_news = file.note(read.as_ref().err().map(ToString::to_string));
-    if let (Err(error), true) = (&read, is_news) {
-        tracing::warn!(file = %file.path.display(), %error, "resolv.conf cannot be read, trying again; what it said last stays");
+    let is_new = file.note(read.as_ref().err().map(ToString::to_string));
+    if let (Err(error), true) = (&read, is_new) {
+        let file = file.path.display();
+        tracing::warn!(%file, %error, "resolv.conf cannot be read, trying again; its last content stays");
     }
     read.ok()
 }
@@ -107,7 +110,8 @@ fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> boo
     match builder.group(&conf.upstreams) {
         // A file that is just being written anew, or a network that is away: what worked may work again.
         Ok(group) if group.servers().is_empty() => {
-            tracing::warn!(file = %inner.config.resolv_conf.display(), "names no upstream server; the last ones stay");
+            let file = inner.config.resolv_conf.display();
+            tracing::warn!(%file, "names no upstream server; the last ones stay");
         }
         Ok(group) => {
             inner.routes.store(Arc::new(inner.routes.load().with_default(group)));
@@ -123,14 +127,15 @@ async fn reload_hosts(inner: &Inner, file: &mut Watched) {
     let (path, ttl) = (file.path.clone(), inner.config.hosts_ttl);
     let read = move || std::fs::read_to_string(path).map(|text| Hosts::parse(&text, ttl));
     let read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other).flatten();
-    let is_news = file.note(read.as_ref().err().map(ToString::to_string));
+    let is_new = file.note(read.as_ref().err().map(ToString::to_string));
     match read {
         Ok(hosts) => {
             inner.hosts.store(Arc::new(hosts));
             tracing::info!(file = %file.path.display(), "hosts have changed");
         }
-        Err(error) if is_news => {
-            tracing::warn!(file = %file.path.display(), %error, "hosts cannot be read, trying again; the last ones stay");
+        Err(error) if is_new => {
+            let file = file.path.display();
+            tracing::warn!(%file, %error, "hosts cannot be read, trying again; the last ones stay");
         }
         Err(_) => {}
     }
@@ -141,16 +146,17 @@ async fn probe(inner: &Inner, server: &Arc<Server>) {
     let name = inner.probes.begin(server);
     let asked = Asked { name: name.as_name(), kind: loops::KIND, dnssec_ok: false, checking_disabled: false };
     let was_looping = server.is_looping();
-    // Whatever it answers is fine, as long as it does not have it from us.
+    // Any answer will do: what counts is whether the query comes back to us.
     if let Some(request) = group::request(&asked, false) {
         let by_udp = server.upstream.transport == Transport::Plain;
-        drop(tokio::time::timeout(BUDGET, server.ask(request, by_udp)).await);
+        _ = tokio::time::timeout(BUDGET, server.ask(request, by_udp)).await;
     }
     server.is_looping.store(inner.probes.end(&name), Relaxed);
     match (was_looping, server.is_looping()) {
         (false, true) => tracing::error!(
             upstream = %server.upstream,
-            "asks this server in turn, a forwarding loop: not used until that ends; make it forward elsewhere, or name other servers with --upstream"
+            "asks this server in turn, a forwarding loop: not used until that ends; make it forward elsewhere, or \
+             name other servers with --upstream"
         ),
         (true, false) => tracing::info!(upstream = %server.upstream, "the forwarding loop has ended"),
         _ => {}

@@ -1,4 +1,4 @@
-//! Names of the reverse zones, and who has which address.
+//! Names of the reverse zones, and the Services at each address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -12,8 +12,8 @@ const CHUNK: usize = 512;
 
 type Entry = (IpAddr, u32);
 
-/// From an address to the numbers of the Services that have it, in order of addresses. Chunks are shared between zones,
-/// so that a change copies the few it touches.
+/// From an address to the numbers of the Services that have it, in order of addresses. Chunks are shared
+/// between zones, so that a change copies the few it touches.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reverse(Vec<Arc<Vec<Entry>>>);
 
@@ -57,7 +57,7 @@ impl Reverse {
         }
     }
 
-    /// The numbers of all who have the address.
+    /// The numbers of all Services that have the address.
     pub(super) fn get(&self, address: IpAddr) -> impl Iterator<Item = u32> + '_ {
         self.from(address).take_while(move |(found, _)| *found == address).map(|(_, number)| number)
     }
@@ -79,7 +79,8 @@ impl Reverse {
 }
 
 impl Asked {
-    /// Reads `1.0.96.10.in-addr.arpa` and its parents (RFC 1035 §3.5), and the nibbles of `ip6.arpa` (RFC 3596 §2.5).
+    /// Reads `1.0.96.10.in-addr.arpa` and its parents (RFC 1035 §3.5), and the nibbles of `ip6.arpa` (RFC
+    /// 3596 §2.5).
     pub(super) fn parse(lower: Name<'_>) -> Option<Self> {
         // Labels from the right: a name has at most 127.
         let mut labels: [&[u8]; 128] = [&[]; 128];
@@ -142,7 +143,8 @@ impl Asked {
     }
 }
 
-/// Bytes of the reverse zone of a range, at the end of a name in it: whole octets or nibbles, as zones are cut.
+/// Bytes of the reverse zone of a range, at the end of a name in it: whole octets or nibbles, as zones are
+/// cut.
 pub(super) fn apex_length(cidr: &IpNetwork, name: Name<'_>) -> usize {
     let prefix = usize::from(cidr.prefix());
     let keep = 2 + if cidr.is_ipv4() { prefix.div_ceil(8) } else { prefix.div_ceil(4) };

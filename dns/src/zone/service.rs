@@ -31,7 +31,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// `None` if the name is too long to be asked for, or a headless Service has nobody behind it.
+    /// `None` if the name is too long to be asked for, or a headless Service has no endpoint.
     pub(super) fn new(entry: &Arc<ServiceEntry>, number: u32, settings: &Settings) -> Option<Self> {
         let mut name = NameBuf::default();
         name.push_label(entry.service.name.name.as_bytes()).ok()?;

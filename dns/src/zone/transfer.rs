@@ -87,7 +87,8 @@ impl Transfer {
         true
     }
 
-    /// The first record of the next Service, with the others behind it in line; at the end the SOA record again.
+    /// The first record of the next Service, with the others behind it in line; at the end the SOA record
+    /// again.
     fn refill(&mut self) -> Option<Record> {
         while self.ready.is_empty() && !self.has_ended {
             match self.services.next() {

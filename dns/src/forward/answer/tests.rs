@@ -99,7 +99,8 @@ fn what_contradicts_itself_or_says_no_is_useless() {
     assert_eq!(kept(&response(2, &[], &[]), false), Err(InvalidReply::Code(2, None)));
 }
 
-/// The path that fuzzing would take: nothing that comes from upstream may end the server, or be kept beside the point.
+/// The path that fuzzing would take: nothing that comes from upstream may end the server, or be kept beside
+/// the point.
 #[test]
 fn broken_answers_are_refused_or_read_without_harm() {
     let answers: [Wire<'_>; 4] = [
@@ -126,7 +127,8 @@ fn broken_answers_are_refused_or_read_without_harm() {
     }
 }
 
-/// RFC 4035 §3.1.3.3: an answer made of a wildcard is none for a validator without the proof that the name is not there.
+/// RFC 4035 §3.1.3.3: an answer made of a wildcard is none for a validator without the proof that the name is
+/// not there.
 #[test]
 fn proofs_of_a_wildcard_go_to_those_who_ask_for_them() {
     let signature_of_nsec = &[&b"\0\x2F"[..], &SIGNATURE_OF_A[2..]].concat()[..];
