@@ -198,9 +198,10 @@ fn the_page_of_the_cni_plugin_names_every_key_of_its_configuration() {
     let page = std::fs::read_to_string(root.join("docs/cni-plugin.md")).unwrap();
     let mut found = Vec::new();
     for file in
-        ["netconf.rs", "netconf/wire.rs", "netconf/route.rs", "netconf/bridge.rs", "netconf/bandwidth.rs"]
+        ["netconf", "netconf/wire", "netconf/route", "netconf/bridge", "netconf/bandwidth", "netconf/ports"]
     {
-        let source = std::fs::read_to_string(root.join("cni-plugin/src").join(file)).unwrap();
+        let path = root.join("cni-plugin/src").join(file).with_extension("rs");
+        let source = std::fs::read_to_string(path).unwrap();
         // Not what else is read in there, and not what is only kept.
         found.extend(keys(&source).into_iter().filter(|key| !["single", "cni"].contains(&&**key)));
     }
