@@ -39,7 +39,9 @@ impl Lock {
         }
         // The kernel wakes waiters one by one and in their order; a thread of its own allows for a deadline.
         let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || drop(sender.send(file.lock().map(|()| file))));
+        std::thread::spawn(move || {
+            let _ = sender.send(file.lock().map(|()| file));
+        });
         match receiver.recv_timeout(DEADLINE) {
             Ok(locked) => locked.map(Self).map_err(io("lock", &path)),
             Err(_) => {

@@ -87,7 +87,9 @@ impl NetNs {
             mount(Some(CURRENT), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         };
         let created = on_own_thread(create).map_err(|e| system("create", path)(e.into()));
-        created.and_then(|()| Self::open(path)).inspect_err(|_| drop(Self::remove_named(path)))
+        created.and_then(|()| Self::open(path)).inspect_err(|_| {
+            let _ = Self::remove_named(path);
+        })
     }
 
     /// Creates a namespace without a name, which lives as long as the handle.

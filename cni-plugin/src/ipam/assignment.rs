@@ -76,9 +76,13 @@ pub(crate) fn assign<'a>(
     if let Some(kind) = &conf.header.delegate {
         // Without addresses of ours: GC finds what a killed ADD has left by it.
         reservations.reserve(&owner, &[], &[], in_use)?;
-        rollback.push(move || drop(conf.header.reservations().release(&args.owner())));
+        rollback.push(move || {
+            let _ = conf.header.reservations().release(&args.owner());
+        });
         // Even a failed delegate may have reserved something (CNI 1.1 §4).
-        rollback.push(move || drop(delegate(kind, "DEL", args, &config.text)));
+        rollback.push(move || {
+            let _ = delegate(kind, "DEL", args, &config.text);
+        });
         let result = delegate(kind, "ADD", args, &config.text)?.unwrap_or_default();
         let given = Assignment::parse(&format!("result of IPAM plugin {kind}"), &result)?;
         if given.leases.is_empty() {
@@ -96,7 +100,9 @@ pub(crate) fn assign<'a>(
         }
     }
     let addresses = reservations.reserve(&owner, &conf.ranges, &requested, in_use)?;
-    rollback.push(move || drop(conf.header.reservations().release(&owner)));
+    rollback.push(move || {
+        let _ = conf.header.reservations().release(&owner);
+    });
     let lease = |address: &IpAddr| {
         let lease = conf.ranges.iter().find_map(|set| set.lease(*address));
         lease.expect("an address comes from one of the sets")
