@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Parser;
 use discovery::{Interest, ServiceInterest};
 
+use crate::acl::Limits;
 use crate::forward;
-use crate::gate::Limits;
 use crate::names;
 use crate::responder::MAX_NSID;
 use crate::run::{Config, Domain};

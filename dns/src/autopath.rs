@@ -12,10 +12,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::message::{Answer, Encoder, Malformed, Name, NameBuf, Query, Section, flag, kind, rcode};
-
-/// TTL of an alias to a name that has nothing of this type, in seconds: as short as the cluster's own.
-const EMPTY_TTL: u32 = 5;
+use crate::message::{Malformed, Name, NameBuf, Query, kind};
 
 /// Who is in which namespace.
 #[derive(Debug)]
@@ -82,34 +79,6 @@ pub(crate) fn ask<'q>(query: &Query<'q>, name: Name<'q>, kind: u16) -> Query<'q>
 /// The other family of addresses.
 pub(crate) fn other(kind: u16) -> u16 {
     if kind == kind::A { kind::AAAA } else { kind::A }
-}
-
-/// Whether a reply has records of this type.
-pub(crate) fn has(reply: &[u8], kind: u16) -> bool {
-    Answer::parse(reply).is_ok_and(|answer| {
-        answer.rcode() == rcode::NOERROR
-            && answer.records().any(|record| record.section == Section::Answer && record.kind == kind)
-    })
-}
-
-/// A reply to the query that leads by an alias to `found`, with what the reply about that name says.
-pub(crate) fn splice(query: &Query<'_>, found: Name<'_>, reply: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let answer = Answer::parse(reply)?;
-    let mut message = Vec::with_capacity(reply.len() + found.wire().len() + 16);
-    let kept = answer.header.flags & (flag::RA | flag::AD) | query.header.flags & (flag::RD | flag::CD);
-    let mut encoder = Encoder::new(&mut message, usize::from(u16::MAX), query.header.id, flag::QR | kept);
-    let full = |_full| Malformed;
-    encoder.question(query.question).map_err(full)?;
-    let of_answer = answer.records().filter(|record| record.section == Section::Answer);
-    let ttl = of_answer.map(|record| record.ttl).min().unwrap_or(EMPTY_TTL);
-    let alias = (kind::CNAME, crate::message::CLASS_IN, ttl);
-    let put = |encoder: &mut Encoder<'_>| encoder.put_name(found);
-    encoder.record(Section::Answer, query.question.name, alias, put).map_err(full)?;
-    for record in answer.records().filter(|record| record.section != Section::Additional) {
-        encoder.copy(record.section, &record, record.ttl)?.map_err(full)?;
-    }
-    encoder.finish();
-    Ok(message)
 }
 
 #[cfg(test)]

@@ -67,8 +67,8 @@ impl Front {
             let listener = tokio::net::TcpListener::from_std(tcp)?;
             servers.spawn(tcp::serve(listener, tls, Arc::clone(&open), Arc::clone(responder), drain.clone()));
         }
-        let (workers, waiting) = udp::Workers::start(datagrams, responder).context("start the workers")?;
-        servers.spawn(udp::answer_waiting(Arc::clone(responder), waiting));
+        let (workers, deferred) = udp::Workers::start(datagrams, responder).context("start the workers")?;
+        servers.spawn(udp::resolve(Arc::clone(responder), deferred));
         Ok(Self { workers, servers, drain, sockets })
     }
 

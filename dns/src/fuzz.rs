@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use clap::Parser as _;
+use hickory_server::proto::op::Message;
 
 use crate::forward::Forwarder;
-use crate::message::{Answer, Encoder, Header, NameBuf, Query, flag, kind};
+use crate::message::{Header, NameBuf, Query, flag};
 use crate::metrics::{Metrics, Protocol};
 use crate::responder::{Options, Responder, Secret, Step};
 use crate::run::Config;
@@ -40,7 +41,7 @@ static SERVER: LazyLock<Responder> = LazyLock::new(|| {
         forwarder: forwarder.expect("an upstream server of no network"),
         metrics,
         autopath: None,
-        gate: None,
+        acl: None,
         log: None,
         dnstap: None,
         options: Options { nsid: b"fuzz".as_slice().into(), secret: Secret::new().expect("random bytes") },
@@ -56,10 +57,10 @@ pub fn query(message: &[u8]) {
     for protocol in [Protocol::Udp, Protocol::Tcp, Protocol::Tls] {
         // What is in the buffer already must stay.
         let (mut lower, mut out) = (Vec::new(), b"before".to_vec());
-        let step = SERVER.now(message, (protocol, &client), Instant::now(), &mut lower, &mut out);
-        if step == Step::Wait {
+        let step = SERVER.answer_now(message, (protocol, &client), Instant::now(), &mut lower, &mut out);
+        if step == Step::Deferred {
             assert_eq!(out, b"before");
-            SERVER.refuse(message, (protocol, &client), &mut out);
+            SERVER.shed(message, (protocol, &client), &mut out);
         }
         let reply = out.strip_prefix(b"before").expect("the buffer's own bytes");
         if step == Step::Silence {
@@ -71,7 +72,7 @@ pub fn query(message: &[u8]) {
         assert!(header.has(flag::QR) && header.id == asked.id && header.opcode() == asked.opcode());
         assert!(!asked.has(flag::QR), "a response must not be answered");
         if header.questions == 1 {
-            Answer::parse(reply).expect("a whole message");
+            Message::from_vec(reply).expect("a whole message");
         }
         if protocol == Protocol::Udp {
             let payload =
@@ -82,54 +83,6 @@ pub fn query(message: &[u8]) {
     }
 }
 
-/// A message that is written anew: it means the same, and once more changes nothing.
-///
-/// # Panics
-/// When something does not hold.
-pub fn encoder(message: &[u8]) {
-    let Some(once) = rewritten(message, usize::from(u16::MAX)) else { return };
-    let twice = rewritten(&once, usize::from(u16::MAX)).expect("a whole message");
-    assert_eq!(once, twice);
-    let [before, after] = [message, &once].map(|message| contents(message).expect("a whole message"));
-    assert_eq!(before, after);
-    for limit in [12, 40, 100, 512] {
-        let cut = rewritten(message, limit).expect("a message that breaks off between records");
-        assert!(cut.len() <= limit);
-        let kept = contents(&cut).unwrap_or_default();
-        assert_eq!(before.get(..kept.len()), Some(&kept[..]), "what is kept is what came first");
-    }
-}
-
-/// All records until one does not fit; `None` if the message is none.
-fn rewritten(message: &[u8], limit: usize) -> Option<Vec<u8>> {
-    let answer = Answer::parse(message).ok()?;
-    let mut out = Vec::new();
-    let mut encoder = Encoder::new(&mut out, limit, answer.header.id, answer.header.flags);
-    if encoder.question(answer.question).is_ok() {
-        for record in answer.records().filter(|record| record.kind != kind::OPT) {
-            if encoder.copy(record.section, &record, record.ttl).ok()?.is_err() {
-                break;
-            }
-        }
-    }
-    encoder.finish();
-    Some(out)
-}
-
-type Contents = Vec<(NameBuf, u16, u16, u32)>;
-
-/// What can be compared without knowing types.
-fn contents(message: &[u8]) -> Option<Contents> {
-    let answer = Answer::parse(message).ok()?;
-    let records = answer.records().filter(|record| record.kind != kind::OPT);
-    let each = records.map(|record| {
-        let mut owner = NameBuf::default();
-        record.owner().name(&mut owner).ok()?;
-        Some((owner, record.kind, record.class, record.ttl))
-    });
-    each.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -138,9 +91,7 @@ mod tests {
     #[test]
     fn what_the_fuzzers_have_found_holds() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-        for (name, target) in
-            [("query", super::query as fn(&[u8])), ("encoder", super::encoder), ("upstream", super::upstream)]
-        {
+        for (name, target) in [("query", super::query as fn(&[u8])), ("upstream", super::upstream)] {
             let files: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().map(Result::unwrap).collect();
             assert!(files.len() >= 8, "{name}: {} files", files.len());
             let mut random = fastrand::Rng::with_seed(53);

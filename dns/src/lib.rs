@@ -2,13 +2,14 @@
 //! name is asked of the upstream servers.
 //!
 //! ```text
-//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder <── UDP (a thread a core), TCP, TLS
-//!                                                                         └─────> Forwarder ──> upstreams
+//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder::answer_now <── UDP (a thread a core), TCP, TLS
+//!                                                                         └──deferred──> RequestHandler ──> Forwarder ──> upstreams
 //! ```
 //!
 //! A query loads one zone and never mixes two states; there is no cache in front of it, so the query after a change
 //! sees the change.
 
+mod acl;
 mod args;
 mod aside;
 mod autopath;
@@ -19,7 +20,6 @@ mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
-mod gate;
 mod message;
 mod metrics;
 mod names;
@@ -32,9 +32,9 @@ mod tls;
 mod udp;
 mod zone;
 
+pub use acl::Limits;
 pub use args::Args;
 pub use forward::{Args as ForwardArgs, Config as ForwardConfig, Limit, Policy, Stub, Upstream};
-pub use gate::Limits;
 pub use names::{Compat, Names, Pods};
 pub use run::{Config, Domain, run};
 pub use tls::Config as TlsConfig;

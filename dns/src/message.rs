@@ -1,33 +1,23 @@
-//! DNS messages as they are on the wire (RFC 1035 §4), read in place and written without detours.
+//! DNS messages as the UDP fast path reads them: in place, without allocation.
 //!
-//! Reading never allocates but for names that are compressed, never looks outside the message and ends after a number of
-//! steps that the message's length bounds. A [`Query`] is what a client asked, an [`Answer`] what an upstream server said;
-//! [`records`] walks the sections of either. Writing is the [`Encoder`]'s: it compresses names, and takes back what did
-//! not fit.
+//! A [`Query`] is what a client asks. Reading never looks outside the message, and ends after a number of steps that the
+//! message's length bounds. Every other message is hickory-proto's; [`record`] makes its records of the zone's.
 
-#![expect(
-    unused,
-    reason = "the codec comes first; the server and the forwarder move onto it one after the other"
-)]
-
-mod answer;
-mod content;
 mod cursor;
 mod edns;
-mod encoder;
 mod header;
 mod name;
 mod query;
-mod record;
 
-pub(crate) use answer::Answer;
-pub(crate) use cursor::Cursor;
+use hickory_server::proto::rr::rdata::NULL;
+use hickory_server::proto::rr::{self, RData};
+use hickory_server::proto::serialize::binary::BinDecodable as _;
+
+use cursor::Cursor;
 pub(crate) use edns::{Ede, Edns, option};
-pub(crate) use encoder::{Encoder, Full};
 pub(crate) use header::{Header, flag};
 pub(crate) use name::{MAX_NAME, Name, NameBuf};
 pub(crate) use query::{Invalid, Query, Question};
-pub(crate) use record::{Record, Section, kind, records};
 
 /// The message breaks off, or says something that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +37,31 @@ pub(crate) mod rcode {
     pub(crate) const REFUSED: u16 = 5;
     pub(crate) const YXDOMAIN: u16 = 6;
     pub(crate) const BADVERS: u16 = 16;
-    pub(crate) const BADCOOKIE: u16 = 23;
+}
+
+/// Record types that mean something to us (RFC 1035 §3.2.2 and later).
+pub(crate) mod kind {
+    pub(crate) const A: u16 = 1;
+    pub(crate) const NS: u16 = 2;
+    pub(crate) const CNAME: u16 = 5;
+    pub(crate) const SOA: u16 = 6;
+    pub(crate) const PTR: u16 = 12;
+    pub(crate) const HINFO: u16 = 13;
+    #[cfg(test)]
+    pub(crate) const MX: u16 = 15;
+    pub(crate) const TXT: u16 = 16;
+    pub(crate) const AAAA: u16 = 28;
+    pub(crate) const SRV: u16 = 33;
+    pub(crate) const OPT: u16 = 41;
+    pub(crate) const IXFR: u16 = 251;
+    pub(crate) const AXFR: u16 = 252;
+    pub(crate) const ANY: u16 = 255;
+}
+
+/// hickory's record of a name, type, TTL and content as they are on the wire; `None` if the name is none.
+pub(crate) fn record(owner: Name<'_>, kind: u16, ttl: u32, content: &[u8]) -> Option<rr::Record> {
+    let data = RData::Unknown { code: kind.into(), rdata: NULL::with(content.to_vec()) };
+    Some(rr::Record::from_rdata(rr::Name::from_bytes(owner.wire()).ok()?, ttl, data))
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::time::{Instant, SystemTime};
 use daemon::metrics::register;
 use discovery::ServiceEntry;
 use discovery::model::ServiceKind;
+use hickory_server::net::xfer;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use crate::gate::Refusal;
+use crate::acl::Refusal;
 
 /// Seconds: from an answer out of memory to an upstream that gave up.
 const BUCKETS: [f64; 10] = [0.000_01, 0.000_05, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 4.0];
@@ -40,7 +41,32 @@ pub(crate) enum Protocol {
     Tls,
 }
 
+impl From<Protocol> for xfer::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Udp => Self::Udp,
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Tls => Self::Tls,
+        }
+    }
+}
+
+impl From<xfer::Protocol> for Protocol {
+    fn from(protocol: xfer::Protocol) -> Self {
+        match protocol {
+            xfer::Protocol::Udp => Self::Udp,
+            xfer::Protocol::Tls => Self::Tls,
+            _ => Self::Tcp,
+        }
+    }
+}
+
 impl Protocol {
+    /// Whether nobody on the way can read it.
+    pub(crate) fn is_encrypted(self) -> bool {
+        matches!(self, Self::Tls)
+    }
+
     /// As it shows.
     pub(crate) fn name(self) -> &'static str {
         match self {

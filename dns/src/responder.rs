@@ -1,12 +1,15 @@
 //! From a query's bytes to a reply's bytes.
 //!
-//! [`Responder::now`] answers what is known already, on the core that got the query, without waiting and without
-//! allocating; [`Responder::later`] answers everything else.
+//! [`Responder::answer_now`] is the fast path: it answers what the snapshot or the cache holds, on the thread that received
+//! the query, without waiting and without allocating. [`Responder::resolve`] hands every other query, whatever its
+//! transport, to hickory-server's [`RequestHandler`](hickory_server::server::RequestHandler) in [`handler`].
 
 mod alias;
 mod completion;
 mod cookie;
+mod handler;
 mod options;
+mod outgoing;
 mod reply;
 
 use std::net::{IpAddr, SocketAddr};
@@ -15,17 +18,18 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
+use crate::acl::{Acl, Refusal};
 use crate::autopath::Autopath;
 use crate::dnstap::Dnstap;
 use crate::forward::Forwarder;
-use crate::gate::{Gate, Refusal};
 use crate::message::{Ede, Invalid, Name, Query, Question, kind, rcode};
 use crate::metrics::{Metrics, Protocol};
 use crate::query_log::QueryLog;
-use crate::zone::{Found, Node, Transfer, Zone};
+use crate::zone::{Found, Node, Zone};
 pub(crate) use cookie::Secret;
-pub(crate) use options::Way;
+pub(crate) use options::Transport;
 pub(crate) use options::{IDLE, MAX_NSID, Options};
+pub(crate) use outgoing::Replies;
 pub(crate) use reply::Reply;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use reply::complete as complete_forwarded;
@@ -45,7 +49,7 @@ pub(crate) struct Responder {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) autopath: Option<Arc<Autopath>>,
     pub(crate) options: Options,
-    pub(crate) gate: Option<Gate>,
+    pub(crate) acl: Option<Acl>,
     pub(crate) log: Option<QueryLog>,
     pub(crate) dnstap: Option<Dnstap>,
 }
@@ -53,20 +57,22 @@ pub(crate) struct Responder {
 /// Where a query came from, worked out only if somebody wants to know.
 pub(crate) type Client<'a> = &'a dyn Fn() -> Option<SocketAddr>;
 
-/// What came of a query.
+/// What the fast path makes of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// It gets no answer: it is a response, or no message at all.
     Silence,
     /// The reply is in the buffer.
     Done,
-    /// Somebody has to be asked: [`Responder::later`].
-    Wait,
+    /// The query is for [`Responder::resolve`].
+    Deferred,
 }
 
 impl Responder {
     /// Appends the reply to `out` if it can be given at once. `lower` is room for a name.
-    pub(crate) fn now(
+    ///
+    /// Every query passes here first, so this is where the ACL and the rate limit apply.
+    pub(crate) fn answer_now(
         &self,
         message: &[u8],
         from: (Protocol, Client<'_>),
@@ -75,46 +81,30 @@ impl Responder {
         out: &mut Vec<u8>,
     ) -> Step {
         let start = out.len();
-        let (question, code) = match Query::parse(message) {
-            Ok(query) => match self.try_now(&query, message, from, now, lower, out) {
-                Some(code) => (Some(query.question), code),
+        let (header, question, edns, query) = match Query::parse(message) {
+            Ok(query) => (query.header, Some(query.question), query.edns, Ok(query)),
+            Err(Invalid::Reply { header, rcode, question, edns }) => (header, question, edns, Err(rcode)),
+            Err(Invalid::Ignore) => return Step::Silence,
+        };
+        let (protocol, client) = from;
+        let granted = self.options.grant(edns, protocol, client);
+        let transport = Transport { protocol, granted: granted.as_ref() };
+        let fail = |out: &mut Vec<u8>, code, why| {
+            Reply::new(out, message, header, question, edns, transport).finish(code, why)
+        };
+        let code = match (self.refusal(client, now), query) {
+            (Some(why), _) => fail(out, rcode::REFUSED, Some(why)),
+            (None, Err(code)) => fail(out, code, reason(code)),
+            (None, Ok(query)) => match self.lookup(&query, message, (transport, client), now, lower, out) {
+                Some(code) => code,
                 None => {
                     out.truncate(start);
-                    return Step::Wait;
+                    return Step::Deferred;
                 }
             },
-            Err(Invalid::Ignore) => return Step::Silence,
-            Err(Invalid::Reply { header, rcode, question, edns }) => {
-                let (protocol, client) = from;
-                let granted = self.options.grant(edns, protocol, client);
-                let way = Way { protocol, granted: granted.as_ref() };
-                let (code, why) = match self.refusal(client, now) {
-                    Some(why) => (rcode::REFUSED, Some(why)),
-                    None => (rcode, reason(rcode)),
-                };
-                Reply::new(out, message, header, question, edns, way).finish(code, why);
-                (question, code)
-            }
         };
         self.account(from, (message, question), (code, &out[start..]), now);
         Step::Done
-    }
-
-    fn try_now(
-        &self,
-        query: &Query<'_>,
-        message: &[u8],
-        (protocol, client): (Protocol, Client<'_>),
-        now: Instant,
-        lower: &mut Vec<u8>,
-        out: &mut Vec<u8>,
-    ) -> Option<u16> {
-        let granted = self.options.grant(query.edns, protocol, client);
-        let way = Way { protocol, granted: granted.as_ref() };
-        match self.refusal(client, now) {
-            Some(reason) => Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason))),
-            None => self.known(query, message, (way, client), now, lower, out),
-        }
     }
 
     /// Where every reply leaves: it is counted, logged if that is wanted, and handed to the collector.
@@ -145,8 +135,8 @@ impl Responder {
 
     /// Why the client gets no answer, if there are limits and it is beyond them.
     fn refusal(&self, client: Client<'_>, now: Instant) -> Option<Reason> {
-        let gate = self.gate.as_ref()?;
-        let refusal = gate.refuses(client()?.ip(), now)?;
+        let acl = self.acl.as_ref()?;
+        let refusal = acl.refuses(client()?.ip(), now)?;
         self.metrics.refused(refusal);
         let text = match refusal {
             Refusal::Client => "this client may not ask",
@@ -155,11 +145,12 @@ impl Responder {
         Some(Reason(Ede::Prohibited as u16, text))
     }
 
-    fn known(
+    /// The reply's code; `None` if the query is for the handler.
+    fn lookup(
         &self,
         query: &Query<'_>,
         message: &[u8],
-        (way, client): (Way<'_>, Client<'_>),
+        (transport, client): (Transport<'_>, Client<'_>),
         now: Instant,
         lower: &mut Vec<u8>,
         out: &mut Vec<u8>,
@@ -167,28 +158,31 @@ impl Responder {
         let kind = query.question.kind;
         if !query.question.is_in() {
             let reason = Reason(Ede::NotSupported as u16, "only class IN is served");
-            return Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason)));
+            return Some(Reply::to(query, message, out, transport).finish(rcode::REFUSED, Some(reason)));
         }
         let zone = self.zone.load();
         if matches!(kind, kind::AXFR | kind::IXFR) {
+            if self.may_transfer(&zone, query, (transport.protocol, client)) {
+                return None;
+            }
             let reason = Reason(Ede::Prohibited as u16, "transfers are not for this client");
-            return Some(Reply::to(query, message, out, way).finish(rcode::REFUSED, Some(reason)));
+            return Some(Reply::to(query, message, out, transport).finish(rcode::REFUSED, Some(reason)));
         }
         let name = lowered(query.question.name, lower);
         match self.find(&zone, name) {
             Found::NotReady => {
                 let reason = Reason(Ede::NotReady as u16, "the cluster's state has not been read yet");
-                Some(Reply::to(query, message, out, way).finish(rcode::SERVFAIL, Some(reason)))
+                Some(Reply::to(query, message, out, transport).finish(rcode::SERVFAIL, Some(reason)))
             }
             Found::Missing(_) if self.is_first_of_search_list(query, client) => None,
-            Found::Missing(apex) => Some(missing(Reply::to(query, message, out, way), apex, &zone)),
+            Found::Missing(apex) => Some(missing(Reply::to(query, message, out, transport), apex, &zone)),
             Found::Here(Node::Service(service), _)
                 if service.alias().is_some() && !matches!(kind, kind::CNAME | kind::ANY) =>
             {
                 None
             }
             Found::Here(node, apex) => {
-                let mut reply = Reply::to(query, message, out, way);
+                let mut reply = Reply::to(query, message, out, transport);
                 reply.authoritative(&zone);
                 write_node(&mut reply, &zone, node, apex, kind);
                 Some(reply.finish(rcode::NOERROR, stale(&zone, Ede::StaleAnswer)))
@@ -198,87 +192,45 @@ impl Responder {
                 if !self.forwarder.cached(query, now, out) {
                     return None;
                 }
-                Some(reply::complete(out, start, query, way, None))
+                Some(reply::complete(out, start, query, transport, None))
             }
         }
     }
 
-    /// The whole zone, if this asks for it and the client may have it.
-    pub(crate) fn transfer(&self, message: &[u8], client: SocketAddr) -> Option<Transfer> {
-        let allowed = &self.zone.load().settings.names.transfer_to;
-        if !allowed.iter().any(|cidr| cidr.contains(client.ip())) {
-            return None;
-        }
-        let query = Query::parse(message).ok()?;
-        // Without a history of changes, the answer to IXFR is the whole as well (RFC 1995 §4).
-        let is_asked = query.question.is_in() && matches!(query.question.kind, kind::AXFR | kind::IXFR);
-        let zone = self.zone.load_full();
-        let is_ours = query.question.name.eq_ignore_case(zone.settings.domain.as_name());
-        if !(is_asked && is_ours && zone.synced) {
-            return None;
-        }
-        // Last: any other query passes the gate where it is answered.
-        let is_refused = |gate: &Gate| gate.refuses(client.ip(), Instant::now()).is_some();
-        let is_refused = self.gate.as_ref().is_some_and(is_refused);
-        (!is_refused).then(|| Transfer::new(zone, &query))
+    /// Whether the query is for the whole zone, and the client may have it.
+    fn may_transfer(
+        &self,
+        zone: &Zone,
+        query: &Query<'_>,
+        (protocol, client): (Protocol, Client<'_>),
+    ) -> bool {
+        let allowed = &zone.settings.names.transfer_to;
+        matches!(protocol, Protocol::Tcp | Protocol::Tls)
+            && zone.synced
+            && query.question.name.eq_ignore_case(zone.settings.domain.as_name())
+            && client().is_some_and(|client| allowed.iter().any(|cidr| cidr.contains(client.ip())))
     }
 
-    /// Appends the reply to a query for which somebody has to be asked.
-    pub(crate) async fn later(
+    /// Appends the reply to a query that cannot wait for upstream servers as well.
+    pub(crate) fn shed(&self, message: &[u8], from: (Protocol, Client<'_>), out: &mut Vec<u8>) {
+        self.metrics.shed.inc();
+        let reason = Reason(Ede::Other as u16, "too many queries are waiting for upstream servers");
+        self.fail(message, from, (rcode::SERVFAIL, Some(reason)), out);
+    }
+
+    /// Appends a reply without records.
+    fn fail(
         &self,
         message: &[u8],
-        (protocol, client): (Protocol, SocketAddr),
+        from: (Protocol, Client<'_>),
+        (code, reason): (u16, Option<Reason>),
         out: &mut Vec<u8>,
     ) {
         let (now, start) = (Instant::now(), out.len());
         let Ok(query) = Query::parse(message) else { return };
-        let mut lower = Vec::new();
-        let name = lowered(query.question.name, &mut lower);
-        let zone = self.zone.load_full();
-        let granted = self.options.grant(query.edns, protocol, || Some(client));
-        let way = Way { protocol, granted: granted.as_ref() };
-        let code = match self.find(&zone, name) {
-            Found::Elsewhere => self.forward(&query, message, (way, client.ip()), out).await,
-            Found::Missing(apex) => match self.complete(&zone, &query, (way, client.ip()), out).await {
-                Some(code) => code,
-                None => missing(Reply::to(&query, message, out, way), apex, &zone),
-            },
-            _ => {
-                self.follow(&zone, &query, vec![query.question.name.to_buf()], (way, client.ip()), out).await
-            }
-        };
-        let asked = (message, Some(query.question));
-        self.account((protocol, &|| Some(client)), asked, (code, &out[start..]), now);
-    }
-
-    async fn forward(
-        &self,
-        query: &Query<'_>,
-        message: &[u8],
-        (way, client): (Way<'_>, IpAddr),
-        out: &mut Vec<u8>,
-    ) -> u16 {
-        match self.forwarder.resolve(query, client).await {
-            Ok(answer) => {
-                let start = out.len();
-                out.extend_from_slice(&answer.message);
-                reply::complete(out, start, query, way, answer.explanation.map(|code| Reason(code, "")))
-            }
-            Err(failure) => {
-                let (code, text) = failure.explain();
-                Reply::to(query, message, out, way).finish(failure.rcode(), Some(Reason(code, text)))
-            }
-        }
-    }
-
-    /// The reply to a query that there is no room to wait for.
-    pub(crate) fn refuse(&self, message: &[u8], from: (Protocol, Client<'_>), out: &mut Vec<u8>) {
-        let (now, start) = (Instant::now(), out.len());
-        let Ok(query) = Query::parse(message) else { return };
-        let reason = Reason(Ede::Other as u16, "too many queries are waiting for upstream servers");
         let granted = self.options.grant(query.edns, from.0, from.1);
-        let way = Way { protocol: from.0, granted: granted.as_ref() };
-        let code = Reply::to(&query, message, out, way).finish(rcode::SERVFAIL, Some(reason));
+        let transport = Transport { protocol: from.0, granted: granted.as_ref() };
+        let code = Reply::to(&query, message, out, transport).finish(code, reason);
         self.account(from, (message, Some(query.question)), (code, &out[start..]), now);
     }
 }

@@ -18,11 +18,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::acl::{Acl, Limits};
 use crate::autopath::Autopath;
 use crate::dnstap::Dnstap;
 use crate::forward::{self, Forwarder};
 use crate::front::Front;
-use crate::gate::{Gate, Limits};
 use crate::message::NameBuf;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -213,7 +213,7 @@ fn responder(
         forwarder: forwarder.clone(),
         metrics: Arc::clone(metrics),
         autopath: autopath.transpose().context("--autopath with this --cluster-domain")?,
-        gate: Gate::new(config.limits.clone()).context("random bytes")?,
+        acl: Acl::new(config.limits.clone()).context("random bytes")?,
         log: log.transpose().context("start the query log")?,
         dnstap: dnstap.transpose().context("start the thread of --dnstap")?,
         options: Options { nsid: config.nsid.as_bytes().into(), secret },

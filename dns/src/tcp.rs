@@ -1,10 +1,8 @@
-//! Queries over TCP (RFC 7766) and TLS (RFC 7858): as many at a time as the client likes, answered in the order in which answers come.
-//!
-//! Not hickory's server, which answers the queries of a connection one after the other, takes any number of connections,
-//! and encodes each reply anew, within limits on compression that large answers do not survive. Nor hickory's stream, which takes
-//! memory for a whole message when it has read its length.
+//! Queries over TCP (RFC 7766) and TLS (RFC 7858): up to [`MAX_WAITING`] of a connection at a time, answered in the order in
+//! which the answers come.
 
 mod connections;
+mod frames;
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,14 +11,16 @@ use std::time::{Duration, Instant};
 
 use daemon::drain::Drain;
 use daemon::log::RateLimit;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use futures_util::{FutureExt as _, SinkExt, StreamExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::metrics::Protocol;
-use crate::responder::{IDLE, Responder, Step};
+use crate::responder::{IDLE, Replies, Responder, Step};
 pub(crate) use connections::Connections;
 use connections::Place;
 
@@ -33,11 +33,8 @@ const WRITE: Duration = Duration::from_secs(5);
 /// Queries of one connection that may wait for upstream servers; meanwhile it is not read.
 const MAX_WAITING: usize = 128;
 
-/// Answers gathered before they are written.
-const CHUNK: usize = 16 * 1024;
-
-/// What every connection has room for: any query that is not padded to death.
-const INPUT: usize = 4 * 1024;
+/// Replies of the handler that may wait to be written.
+const MAX_REPLIES: usize = 16;
 
 /// Accepts until the drain begins, then lets connections finish what they have.
 pub(crate) async fn serve(
@@ -70,11 +67,10 @@ pub(crate) async fn serve(
             permit = open.permit(), if arrived.is_some() => permit,
         };
         let Some((stream, client)) = arrived.take() else { continue };
-        let mut place = open.enter(client.ip(), permit);
+        let place = open.enter(client.ip(), permit);
         let (tls, responder, drain) = (tls.clone(), Arc::clone(&responder), drain.clone());
         connections.spawn(async move {
             let evicted = place.evicted.clone();
-            let place = &mut place;
             let serve = async {
                 stream.set_nodelay(true)?;
                 match tls {
@@ -97,143 +93,70 @@ async fn greet(
     tls: &TlsAcceptor,
     stream: TcpStream,
     client: SocketAddr,
-    place: &mut Place,
+    place: Place,
     responder: &Arc<Responder>,
     drain: &Drain,
 ) -> io::Result<()> {
-    let mut stream = timeout(WRITE, tls.accept(stream)).await??;
-    converse(&mut stream, (Protocol::Tls, client), place, responder, drain).await?;
-    // So that the client can tell the end from a connection that was cut.
-    timeout(WRITE, stream.shutdown()).await?
+    let stream = timeout(WRITE, tls.accept(stream)).await??;
+    converse(stream, (Protocol::Tls, client), place, responder, drain).await
 }
 
 async fn converse(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     from: (Protocol, SocketAddr),
-    place: &mut Place,
+    place: Place,
     responder: &Arc<Responder>,
     drain: &Drain,
 ) -> io::Result<()> {
-    let (mut input, mut output) = (Vec::with_capacity(INPUT), Vec::new());
-    // A query has to come whole within the time that a silent connection has.
+    let mut frames = frames::open(stream, place);
+    let (replies, mut resolved) = mpsc::channel(MAX_REPLIES);
+    let mut resolving = JoinSet::new();
+    // A query has to come whole within the time that an idle connection has.
     let mut heard = tokio::time::Instant::now();
-    let mut lower = Vec::with_capacity(256);
-    let mut waiting: JoinSet<Vec<u8>> = JoinSet::new();
+    let (mut lower, mut out) = (Vec::with_capacity(256), Vec::new());
     let mut is_open = true;
-    loop {
-        let mut read = 0;
-        while waiting.len() < MAX_WAITING
-            && let Some(message) = frame(&input[read..])
-        {
-            read += 2 + message.len();
-            if let Some(mut transfer) = responder.transfer(message, from.1) {
-                // Nothing else is written meanwhile, and no more is made than is taken.
-                while put_framed(&mut output, |output| transfer.next_message(output)) {
-                    write(&mut stream, &mut output).await?;
-                }
-                continue;
-            }
-            if answer(responder, from, message, &mut lower, &mut output) == Step::Wait {
-                let (responder, message) = (Arc::clone(responder), message.to_vec());
-                waiting.spawn(async move {
-                    let mut framed = vec![0; 2];
-                    responder.later(&message, from, &mut framed).await;
-                    framed
-                });
-            }
-            if output.len() >= CHUNK {
-                write(&mut stream, &mut output).await?;
-            }
-        }
-        input.drain(..read);
-        write(&mut stream, &mut output).await?;
-        if read > 0 || !waiting.is_empty() {
-            heard = tokio::time::Instant::now();
-        }
-        give_back(&mut input, &mut output);
-        if !place.may_keep(input.len().saturating_sub(INPUT)) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        if waiting.is_empty() && frame(&input).is_none() && !is_open {
-            return Ok(());
-        }
+    while is_open || !resolving.is_empty() || !resolved.is_empty() {
         let draining = drain.is_started();
         let patience = if draining { LINGER } else { IDLE };
         tokio::select! {
-            read = timeout_at(heard + patience, stream.read_buf(&mut input)), if is_open && waiting.len() < MAX_WAITING => {
-                match read {
-                    Ok(read) => is_open = read? > 0,
-                    Err(_idle) if waiting.is_empty() => return Ok(()),
-                    Err(_idle) => {}
+            next = timeout_at(heard + patience, frames.next()), if is_open && resolving.len() < MAX_WAITING => {
+                let mut next = match next {
+                    Ok(next) => Some(next),
+                    Err(_idle) if resolving.is_empty() => break,
+                    Err(_idle) => None,
+                };
+                heard = tokio::time::Instant::now();
+                // All that is there already, before anything is written.
+                while let Some(query) = next.take() {
+                    let Some(query) = query.transpose()? else {
+                        is_open = false;
+                        break;
+                    };
+                    out.clear();
+                    match responder.answer_now(&query, (from.0, &|| Some(from.1)), Instant::now(), &mut lower, &mut out) {
+                        Step::Silence => {}
+                        Step::Done => timeout(WRITE, frames.feed(&out[..])).await??,
+                        Step::Deferred => {
+                            let replies = Replies::Connection(replies.clone());
+                            resolving.spawn(Arc::clone(responder).resolve(query.to_vec(), from, replies));
+                        }
+                    }
+                    if resolving.len() < MAX_WAITING {
+                        next = frames.next().now_or_never();
+                    }
                 }
             }
-            Some(Ok(framed)) = waiting.join_next() => {
-                let start = output.len();
-                output.extend_from_slice(&framed);
-                close_frame(&mut output, start);
+            Some(reply) = resolved.recv() => {
+                heard = tokio::time::Instant::now();
+                timeout(WRITE, frames.feed(&reply[..])).await??;
             }
+            Some(_) = resolving.join_next() => {}
             // What is on its way has the whole of the last patience.
             () = drain.started(), if !draining => heard = tokio::time::Instant::now(),
         }
+        timeout(WRITE, frames::flush(&mut frames)).await??;
+        out.shrink_to(frames::CHUNK);
     }
-}
-
-/// Memory that a long query or answer has taken.
-fn give_back(input: &mut Vec<u8>, output: &mut Vec<u8>) {
-    if input.len() <= INPUT && input.capacity() > INPUT {
-        input.shrink_to(INPUT);
-    }
-    output.shrink_to(CHUNK);
-}
-
-/// The first whole message: what follows its length (RFC 1035 §4.2.2).
-fn frame(input: &[u8]) -> Option<&[u8]> {
-    let (length, rest) = input.split_first_chunk::<2>()?;
-    rest.get(..usize::from(u16::from_be_bytes(*length)))
-}
-
-fn answer(
-    responder: &Responder,
-    (protocol, client): (Protocol, SocketAddr),
-    message: &[u8],
-    lower: &mut Vec<u8>,
-    output: &mut Vec<u8>,
-) -> Step {
-    put_framed(output, |output| {
-        responder.now(message, (protocol, &|| Some(client)), Instant::now(), lower, output)
-    })
-}
-
-/// Appends what `put` writes, its length in front.
-fn put_framed<T>(output: &mut Vec<u8>, put: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-    let start = output.len();
-    output.extend_from_slice(&[0, 0]);
-    let result = put(output);
-    close_frame(output, start);
-    result
-}
-
-/// Writes the length in front of a message, or takes the empty frame back.
-fn close_frame(output: &mut Vec<u8>, start: usize) {
-    match u16::try_from(output.len() - start - 2) {
-        Ok(length) if length > 0 => {
-            if let Some(bytes) = output.get_mut(start..start + 2) {
-                bytes.copy_from_slice(&length.to_be_bytes());
-            }
-        }
-        _ => output.truncate(start),
-    }
-}
-
-async fn write(stream: &mut (impl AsyncWrite + Unpin), output: &mut Vec<u8>) -> io::Result<()> {
-    if !output.is_empty() {
-        timeout(WRITE, async {
-            stream.write_all(output).await?;
-            // TLS keeps what the socket did not take.
-            stream.flush().await
-        })
-        .await??;
-        output.clear();
-    }
-    Ok(())
+    // Over TLS, so that the client can tell the end from a connection that was cut.
+    timeout(WRITE, SinkExt::<&[u8]>::close(&mut frames)).await?
 }

@@ -13,12 +13,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::metrics::Protocol;
-use crate::responder::{Responder, Step};
+use crate::responder::{Replies, Responder, Step};
 use batch::Batch;
 
 /// Queries on their way to the event loop.
@@ -34,9 +33,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// successor may have the same one.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// A query that has to wait.
-pub(crate) struct Waiting {
-    message: Box<[u8]>,
+/// A query for the handler.
+pub(crate) struct Deferred {
+    query: Vec<u8>,
     client: SocketAddr,
     socket: Arc<UdpSocket>,
 }
@@ -52,7 +51,7 @@ impl Workers {
     pub(crate) fn start(
         sockets: Vec<UdpSocket>,
         responder: &Arc<Responder>,
-    ) -> io::Result<(Self, mpsc::Receiver<Waiting>)> {
+    ) -> io::Result<(Self, mpsc::Receiver<Deferred>)> {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let mut workers = Self { stopping: Arc::default(), threads: Vec::new() };
         for (number, socket) in sockets.into_iter().enumerate() {
@@ -79,7 +78,7 @@ fn serve(
     socket: &Arc<UdpSocket>,
     responder: &Responder,
     stopping: &AtomicBool,
-    queue: &mpsc::Sender<Waiting>,
+    queue: &mpsc::Sender<Deferred>,
 ) {
     let mut batch = Batch::new();
     let mut lower = Vec::with_capacity(256);
@@ -93,39 +92,29 @@ fn serve(
         }
         let now = Instant::now();
         batch.answer(|message, client, out| {
-            let step = responder.now(message, (Protocol::Udp, client), now, &mut lower, out);
-            if step != Step::Wait {
+            let step = responder.answer_now(message, (Protocol::Udp, client), now, &mut lower, out);
+            if step != Step::Deferred {
                 return;
             }
             let Some(address) = client() else { return };
-            let waiting = Waiting { message: message.into(), client: address, socket: Arc::clone(socket) };
-            if queue.try_send(waiting).is_err() {
-                responder.metrics.shed.inc();
-                responder.refuse(message, (Protocol::Udp, client), out);
+            let deferred = Deferred { query: message.into(), client: address, socket: Arc::clone(socket) };
+            if queue.try_send(deferred).is_err() {
+                responder.shed(message, (Protocol::Udp, client), out);
             }
         });
         batch.send(socket);
     }
 }
 
-/// Answers the queries that have to wait, until there are no more workers to bring them.
-pub(crate) async fn answer_waiting(responder: Arc<Responder>, mut queue: mpsc::Receiver<Waiting>) {
+/// Hands queries to the handler, until no worker is left to bring them.
+pub(crate) async fn resolve(responder: Arc<Responder>, mut queue: mpsc::Receiver<Deferred>) {
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
-            waiting = queue.recv(), if tasks.len() < MAX_WAITING => {
-                let Some(Waiting { message, client, socket }) = waiting else { break };
-                let responder = Arc::clone(&responder);
-                tasks.spawn(async move {
-                    let mut out = Vec::with_capacity(512);
-                    responder.later(&message, (Protocol::Udp, client), &mut out).await;
-                    if !out.is_empty() {
-                        // A client that cannot be reached is none of our trouble. The workers' socket blocks, this thread
-                        // may not: a datagram that finds no room is lost.
-                        let flags = libc::MSG_DONTWAIT;
-                        drop(SockRef::from(&*socket).send_to_with_flags(&out, &client.into(), flags));
-                    }
-                });
+            deferred = queue.recv(), if tasks.len() < MAX_WAITING => {
+                let Some(Deferred { query, client, socket }) = deferred else { break };
+                let from = (Protocol::Udp, client);
+                tasks.spawn(Arc::clone(&responder).resolve(query, from, Replies::Datagrams(socket)));
             }
             Some(_) = tasks.join_next() => {}
         }

@@ -1,14 +1,14 @@
 //! What must hold whatever an upstream server sends.
 
-use hickory_resolver::proto::op::DnsResponse;
+use hickory_resolver::proto::op::{DnsResponse, Message, MessageType};
 
 use super::answer;
 use super::asked::Asked;
 use super::group::request;
 use super::ttl::Limits;
-use crate::message::{Answer, Header, Query, flag};
+use crate::message::{Header, Query};
 use crate::metrics::Protocol;
-use crate::responder::{Way, complete_forwarded};
+use crate::responder::{Transport, complete_forwarded};
 
 /// `www.example.org`, A; the second with EDNS and DO.
 const QUERIES: [&[u8]; 2] = [
@@ -30,7 +30,7 @@ pub fn upstream(said: &[u8]) {
     for message in QUERIES {
         let query = Query::parse(message).expect("a query of ours");
         let asked = Asked::by(&query);
-        let question = &message[Header::LENGTH..query.behind_question];
+        let question = &message[Header::LENGTH..][..query.question.name.wire().len() + 4];
         let answer = [&message[..2], header, question, records].concat();
         let Ok(response) = DnsResponse::from_buffer(answer) else { continue };
         let request = request(&asked, false).expect("a request of ours");
@@ -43,9 +43,10 @@ pub fn upstream(said: &[u8]) {
             for protocol in [Protocol::Udp, Protocol::Tcp] {
                 let mut out = Vec::new();
                 entry.write(&query, now, &mut out);
-                complete_forwarded(&mut out, 0, &query, Way { protocol, granted: None }, None);
-                let reply = Answer::parse(&out).expect("a whole message");
-                assert!(reply.header.id == query.header.id && reply.header.has(flag::QR | flag::RA));
+                complete_forwarded(&mut out, 0, &query, Transport { protocol, granted: None }, None);
+                let reply = Message::from_vec(&out).expect("a whole message");
+                assert!(reply.id == query.header.id && reply.recursion_available);
+                assert_eq!(reply.message_type, MessageType::Response);
                 assert!(protocol == Protocol::Tcp || out.len() <= 1232, "{} bytes", out.len());
                 assert_eq!(reply.edns.is_some(), query.edns.is_some());
             }

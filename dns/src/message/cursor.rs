@@ -1,6 +1,6 @@
 //! A place in a message that cannot leave it.
 
-use super::name::{MAX_NAME, NameBuf};
+use super::name::MAX_NAME;
 use super::{Malformed, Name};
 
 /// Two high bits of a label's length that say where the name goes on instead (RFC 1035 §4.1.4).
@@ -65,39 +65,6 @@ impl<'a> Cursor<'a> {
             }
         }
         self.message.get(start..self.position).map(Name::from_wire_unchecked).ok_or(Malformed)
-    }
-
-    /// A name that may be compressed: appended to `name`, in the case it has, written out.
-    ///
-    /// Each pointer must lead further back than the one before, so a loop cannot be (RFC 1035 §4.1.4: "a prior occurrence").
-    pub(crate) fn name(&mut self, name: &mut NameBuf) -> Result<(), Malformed> {
-        name.clear();
-        let mut reader = *self;
-        let mut start = reader.position;
-        let mut after = None;
-        loop {
-            let length = reader.u8()?;
-            if length & POINTER == POINTER {
-                let low = reader.u8()?;
-                let target = usize::from(u16::from_be_bytes([length & !POINTER, low]));
-                after.get_or_insert(reader.position);
-                if target >= start {
-                    return Err(Malformed);
-                }
-                start = target;
-                reader.position = target;
-                continue;
-            }
-            if length & POINTER != 0 {
-                return Err(Malformed);
-            }
-            name.push_label(reader.take(usize::from(length))?)?;
-            if length == 0 {
-                break;
-            }
-        }
-        self.position = after.unwrap_or(reader.position);
-        Ok(())
     }
 
     /// Steps over a name that may be compressed, without looking where pointers lead.

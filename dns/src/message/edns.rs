@@ -38,8 +38,6 @@ pub(crate) enum Ede {
     Other = 0,
     /// An answer that has outlived its TTL, for want of a fresh one.
     StaleAnswer = 3,
-    /// Answered from here by rule, not by asking.
-    Blocked = 15,
     /// The client may not ask.
     Prohibited = 18,
     /// As `StaleAnswer`, for a name that did not exist.
@@ -97,15 +95,15 @@ impl<'a> Edns<'a> {
         out.extend_from_slice(&fixed);
     }
 
-    /// Every option: code and content.
-    pub(crate) fn options(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
-        let mut cursor = Cursor::at(self.options, 0);
+    /// Every option of the data of an OPT record: code and content.
+    pub(crate) fn split(options: &'a [u8]) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
+        let mut cursor = Cursor::at(options, 0);
         std::iter::from_fn(move || next_option(&mut cursor).ok())
     }
 
     /// The first option with this code.
     pub(crate) fn option(&self, code: u16) -> Option<&'a [u8]> {
-        self.options().find(|(found, _)| *found == code).map(|(_, content)| content)
+        Self::split(self.options).find(|(found, _)| *found == code).map(|(_, content)| content)
     }
 
     /// Whether there are any options.

@@ -64,11 +64,6 @@ impl Header {
         (self.flags >> 11) as u8 & 0xf
     }
 
-    /// The low four bits of the response code; EDNS may have the high ones.
-    pub(crate) fn rcode(self) -> u16 {
-        self.flags & 0xf
-    }
-
     /// Whether a bit is set.
     pub(crate) fn has(self, flag: u16) -> bool {
         self.flags & flag != 0

@@ -107,11 +107,6 @@ impl NameBuf {
         Ok(())
     }
 
-    /// Makes it empty again and keeps its memory.
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
-    }
-
     /// The name, once it is closed.
     pub(crate) fn as_name(&self) -> Name<'_> {
         Name(&self.0)

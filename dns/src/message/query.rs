@@ -1,6 +1,6 @@
 //! What a client asks.
 
-use super::{CLASS_IN, Cursor, Edns, Header, Malformed, Name, Section, flag, kind, option, rcode, records};
+use super::{CLASS_IN, Cursor, Edns, Header, Malformed, Name, flag, kind, option, rcode};
 
 /// The one question of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +17,6 @@ pub(crate) struct Query<'a> {
     pub(crate) header: Header,
     pub(crate) question: Question<'a>,
     pub(crate) edns: Option<Edns<'a>>,
-    /// Offset behind the question.
-    pub(crate) behind_question: usize,
 }
 
 /// A message that cannot be.
@@ -65,7 +63,7 @@ impl<'a> Query<'a> {
         if edns.is_some_and(|edns| edns.has_options() && !edns.has_no_bad_cookie()) {
             return Err(invalid(rcode::FORMERR, Some(question), edns));
         }
-        Ok(Self { header, question, edns, behind_question })
+        Ok(Self { header, question, edns })
     }
 }
 
@@ -81,23 +79,23 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The OPT record: at most one, of the root, among the additional records (RFC 6891 §6.1.1).
-pub(super) fn find_edns(
-    message: &[u8],
-    header: Header,
-    behind_question: usize,
-) -> Result<Option<Edns<'_>>, Malformed> {
+/// The OPT record: at most one, of the root, among the additional records (RFC 6891 §6.1.1). Every record must be whole.
+fn find_edns(message: &[u8], header: Header, behind_question: usize) -> Result<Option<Edns<'_>>, Malformed> {
     let mut found = None;
-    for record in records(message, header, behind_question) {
-        let record = record?;
-        if record.kind != kind::OPT {
+    let mut cursor = Cursor::at(message, behind_question);
+    let before = u32::from(header.answers) + u32::from(header.authorities);
+    for number in 0..before + u32::from(header.additionals) {
+        let is_root = message.get(cursor.position()) == Some(&0);
+        cursor.skip_name()?;
+        let (kind, class, ttl, length) = (cursor.u16()?, cursor.u16()?, cursor.u32()?, cursor.u16()?);
+        let data = cursor.take(usize::from(length))?;
+        if kind != kind::OPT {
             continue;
         }
-        let is_root = message.get(record.start) == Some(&0);
-        if found.is_some() || record.section != Section::Additional || !is_root {
+        if found.is_some() || number < before || !is_root {
             return Err(Malformed);
         }
-        found = Some(Edns::parse(record.class, record.ttl, record.data)?);
+        found = Some(Edns::parse(class, ttl, data)?);
     }
     Ok(found)
 }

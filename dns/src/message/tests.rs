@@ -1,10 +1,7 @@
-//! The codec against hickory's, on random messages and on broken ones.
-
-use std::net::{Ipv4Addr, Ipv6Addr};
+//! Queries as hickory writes them, and broken ones.
 
 use hickory_server::proto::op::{Edns as TheirEdns, Message, MessageType, OpCode, Query as TheirQuery};
-use hickory_server::proto::rr::rdata::{A, AAAA, CNAME, MX, PTR, SOA, SRV, TXT};
-use hickory_server::proto::rr::{Name as TheirName, RData, Record as TheirRecord, RecordType};
+use hickory_server::proto::rr::{Name as TheirName, RecordType};
 
 use super::*;
 
@@ -15,30 +12,10 @@ fn name(random: &mut fastrand::Rng) -> TheirName {
     TheirName::from_labels(labels.collect::<Vec<_>>()).unwrap()
 }
 
-fn data(random: &mut fastrand::Rng) -> RData {
-    match random.u8(..8) {
-        0 => RData::A(A(Ipv4Addr::from(random.u32(..)))),
-        1 => RData::AAAA(AAAA(Ipv6Addr::from(random.u128(..)))),
-        2 => RData::CNAME(CNAME(name(random))),
-        3 => RData::PTR(PTR(name(random))),
-        4 => RData::SRV(SRV::new(random.u16(..), random.u16(..), random.u16(..), name(random))),
-        5 => RData::TXT(TXT::new(vec!["some text".to_owned(); random.usize(1..4)])),
-        6 => RData::MX(MX::new(random.u16(..), name(random))),
-        _ => RData::SOA(SOA::new(name(random), name(random), random.u32(..), 1, 2, 3, 4)),
-    }
-}
-
-fn message(random: &mut fastrand::Rng, kind: MessageType) -> Message {
-    let mut message = Message::new(random.u16(..), kind, OpCode::Query);
+fn message(random: &mut fastrand::Rng) -> Message {
+    let mut message = Message::new(random.u16(..), MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = random.bool();
     message.queries.push(TheirQuery::query(name(random), RecordType::from(random.u16(1..300))));
-    if kind == MessageType::Response {
-        for section in [&mut message.answers, &mut message.authorities, &mut message.additionals] {
-            for _ in 0..random.usize(..8) {
-                section.push(TheirRecord::from_rdata(name(random), random.u32(..), data(random)));
-            }
-        }
-    }
     if random.bool() {
         let mut edns = TheirEdns::new();
         edns.set_max_payload(random.u16(512..));
@@ -52,7 +29,7 @@ fn message(random: &mut fastrand::Rng, kind: MessageType) -> Message {
 fn what_hickory_writes_is_read_as_it_was_meant() {
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..3000 {
-        let theirs = message(&mut random, MessageType::Query);
+        let theirs = message(&mut random);
         let wire = theirs.to_vec().unwrap();
         let ours = Query::parse(&wire).unwrap();
         assert_eq!(ours.header.id, theirs.metadata.id);
@@ -66,82 +43,17 @@ fn what_hickory_writes_is_read_as_it_was_meant() {
 }
 
 #[test]
-fn what_we_write_anew_is_read_by_hickory_as_it_was() {
-    let mut random = fastrand::Rng::with_seed(2);
-    let (mut ours, mut hickorys) = (0, 0);
-    for _ in 0..3000 {
-        let theirs = message(&mut random, MessageType::Response);
-        let wire = theirs.to_vec().unwrap();
-        let answer = Answer::parse(&wire).unwrap();
-        let mut out = b"xx".to_vec();
-        let mut encoder = Encoder::new(&mut out, 65535, answer.header.id, answer.header.flags);
-        encoder.question(answer.question).unwrap();
-        for record in answer.records() {
-            encoder.copy(record.section, &record, record.ttl).unwrap().unwrap();
-        }
-        encoder.finish();
-        let again = Message::from_vec(&out[2..]).unwrap();
-        assert_eq!(again.queries, theirs.queries);
-        for (section, expected) in [
-            (again.answers, theirs.answers),
-            (again.authorities, theirs.authorities),
-            (again.additionals, theirs.additionals),
-        ] {
-            assert_eq!(section, expected);
-            let cases = |records: &[TheirRecord]| records.iter().map(ToString::to_string).collect::<Vec<_>>();
-            assert_eq!(cases(&section), cases(&expected), "letters keep their case");
-        }
-        ours += out.len() - 2;
-        hickorys += wire.len();
-    }
-    assert!(ours <= hickorys + hickorys / 100, "we compress no worse: {ours} bytes, {hickorys}");
-}
-
-#[test]
-fn a_record_that_does_not_fit_leaves_no_trace() {
-    let mut random = fastrand::Rng::with_seed(3);
-    for limit in 40..600 {
-        let theirs = message(&mut random, MessageType::Response);
-        let wire = theirs.to_vec().unwrap();
-        let answer = Answer::parse(&wire).unwrap();
-        let mut out = Vec::new();
-        let mut encoder = Encoder::new(&mut out, limit, 7, flag::QR);
-        let asked = encoder.question(answer.question);
-        let mut written = 0;
-        for record in answer.records().filter(|record| record.kind != kind::OPT) {
-            written += usize::from(encoder.copy(Section::Answer, &record, 5).unwrap().is_ok());
-        }
-        encoder.finish();
-        assert!(out.len() <= limit);
-        let again = Message::from_vec(&out).unwrap();
-        assert_eq!(again.answers.len(), written);
-        assert_eq!(again.queries.len(), usize::from(asked.is_ok()));
-    }
-}
-
-/// Whatever comes in: no panic, no endless loop, and what both accept means the same.
-#[test]
-fn broken_messages_are_refused_or_read_as_hickory_reads_them() {
+fn broken_queries_are_refused_or_read() {
     let mut random = fastrand::Rng::with_seed(4);
     let mut accepted = 0;
     for _ in 0..40_000 {
-        let kind = if random.bool() { MessageType::Query } else { MessageType::Response };
-        let mut wire = message(&mut random, kind).to_vec().unwrap();
+        let mut wire = message(&mut random).to_vec().unwrap();
         for _ in 0..random.usize(..4) {
             let at = random.usize(..wire.len());
             wire[at] = random.u8(..);
         }
         wire.truncate(random.usize(..wire.len() * 2));
-        let Ok(answer) = Answer::parse(&wire) else {
-            accepted += usize::from(Query::parse(&wire).is_ok());
-            continue;
-        };
-        let mut out = Vec::new();
-        let mut encoder = Encoder::new(&mut out, 65535, answer.header.id, answer.header.flags);
-        let copied: Vec<_> =
-            answer.records().map(|record| encoder.copy(record.section, &record, record.ttl)).collect();
-        encoder.finish();
-        accepted += usize::from(copied.iter().all(Result::is_ok));
+        accepted += usize::from(Query::parse(&wire).is_ok());
     }
     assert!(accepted > 1000, "{accepted}");
 }
@@ -197,24 +109,6 @@ fn odd_queries_have_the_codes_their_rfcs_want() {
     let mut other = query(b"", [0, 0, 0, 0], b"");
     other[2] |= 15 << 3;
     assert_eq!(code(&other), Err(Some(rcode::NOTIMP)));
-}
-
-#[test]
-fn compression_that_leads_forward_or_in_circles_is_refused() {
-    let read = |message: &[u8], at| {
-        let mut found = NameBuf::default();
-        Cursor::at(message, at).name(&mut found).map(|()| found.to_string())
-    };
-    assert_eq!(read(b"\x01b\x00\x01a\xc0\x00", 3), Ok("a.b.".to_owned()));
-    assert_eq!(read(b"\xc0\x00", 0), Err(Malformed));
-    assert_eq!(read(b"\x01a\xc0\x00", 0), Err(Malformed));
-    assert_eq!(read(b"\xc0\x02\x01a\x00", 0), Err(Malformed));
-    assert_eq!(read(b"\xc0\x02\xc0\x00", 2), Err(Malformed));
-    assert_eq!(read(b"\x01a", 0), Err(Malformed));
-    // As many pointers as fit, each one step back: ends, and a name that grows too long does too.
-    let steps: Vec<u8> =
-        [0, 0].into_iter().chain((0..8000_u16).flat_map(|n| (0xc000 | (n * 2)).to_be_bytes())).collect();
-    assert_eq!(read(&steps, 16_000), Ok(".".to_owned()));
 }
 
 #[test]

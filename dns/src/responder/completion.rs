@@ -2,11 +2,16 @@
 
 use std::net::IpAddr;
 
-use super::options::Way;
-use super::{Client, Responder, lowered, reply};
+use hickory_server::proto::op::{Message, ResponseCode};
+
+use super::handler::Draft;
+use super::{Client, Responder, lowered};
 use crate::autopath;
-use crate::message::{Query, kind};
+use crate::message::{Query, kind, record};
 use crate::zone::{Found, Node, Zone};
+
+/// TTL of an alias to a name that has nothing of this type, in seconds: as short as the cluster's own.
+const EMPTY_TTL: u32 = 5;
 
 impl Responder {
     /// Whether a name that is not there is the first that a pod tries of several.
@@ -15,14 +20,8 @@ impl Responder {
         autopath.walk(client.ip(), query, &[]).is_some()
     }
 
-    /// What the rest of the client's search list leads to, if there is anything. Returns the code.
-    pub(super) async fn complete(
-        &self,
-        zone: &Zone,
-        query: &Query<'_>,
-        (way, client): (Way<'_>, IpAddr),
-        out: &mut Vec<u8>,
-    ) -> Option<u16> {
+    /// What the rest of the client's search list leads to, if there is anything.
+    pub(super) async fn complete(&self, zone: &Zone, query: &Query<'_>, client: IpAddr) -> Option<Draft> {
         let autopath = self.autopath.as_ref()?;
         let kind = query.question.kind;
         let mut lower = Vec::new();
@@ -31,28 +30,36 @@ impl Responder {
                 Found::NotReady => return None,
                 Found::Here(node, _) if has_addresses(zone, node) => {
                     let aliases = vec![query.question.name.to_buf(), name];
-                    return Some(self.follow(zone, query, aliases, (way, client), out).await);
+                    return Some(self.follow(zone, query, aliases, client).await);
                 }
                 Found::Here(..) | Found::Missing(_) => {}
                 Found::Elsewhere => {
                     let resolve = async |kind| {
-                        let query = autopath::ask(query, name.as_name(), kind);
-                        self.forwarder.resolve(&query, client).await.ok().map(|reply| reply.message)
+                        self.upstream(&autopath::ask(query, name.as_name(), kind), client).await.ok()
                     };
-                    let answer = resolve(kind).await?;
+                    let mut draft = resolve(kind).await?;
                     let other = autopath::other(kind);
-                    let exists = autopath::has(&answer, kind)
-                        || resolve(other).await.is_some_and(|answer| autopath::has(&answer, other));
+                    let exists = has(&draft.message, kind)
+                        || resolve(other).await.is_some_and(|draft| has(&draft.message, other));
                     if exists {
-                        let start = out.len();
-                        out.extend(autopath::splice(query, name.as_name(), &answer).ok()?);
-                        return Some(reply::complete(out, start, query, way, None));
+                        let ttl = draft.message.answers.iter().map(|record| record.ttl).min();
+                        let (alias, ttl) = (query.question.name, ttl.unwrap_or(EMPTY_TTL));
+                        let alias = record(alias, kind::CNAME, ttl, name.as_name().wire());
+                        draft.message.answers.splice(..0, alias);
+                        return Some(Draft { reason: None, ..draft });
                     }
                 }
             }
         }
         None
     }
+}
+
+/// Whether a reply has records of this type.
+fn has(reply: &Message, kind: u16) -> bool {
+    let mut answers = reply.answers.iter();
+    reply.response_code == ResponseCode::NoError
+        && answers.any(|record| u16::from(record.record_type()) == kind)
 }
 
 /// Of either family, or by an alias.

@@ -4,7 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hickory_server::proto::op;
+use hickory_server::proto::rr::rdata::opt::EdnsOption;
+
 use super::cookie::{CLIENT, COOKIE, Secret};
+use super::reply::{MAX_DATAGRAM, Reason, explain};
 use crate::message::{Edns, option};
 use crate::metrics::Protocol;
 
@@ -33,7 +37,7 @@ pub(crate) struct Options {
 
 /// The options of one reply, as they are on the wire.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Granted {
+pub(crate) struct EdnsReply {
     bytes: [u8; ROOM],
     length: usize,
     pads: bool,
@@ -41,10 +45,10 @@ pub(crate) struct Granted {
 
 /// How a reply goes back.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Way<'a> {
+pub(crate) struct Transport<'a> {
     pub(crate) protocol: Protocol,
     /// Only if the query has options.
-    pub(crate) granted: Option<&'a Granted>,
+    pub(crate) granted: Option<&'a EdnsReply>,
 }
 
 impl Options {
@@ -54,9 +58,9 @@ impl Options {
         edns: Option<Edns<'_>>,
         protocol: Protocol,
         client: impl FnOnce() -> Option<SocketAddr>,
-    ) -> Option<Granted> {
+    ) -> Option<EdnsReply> {
         let edns = edns.filter(Edns::has_options)?;
-        let mut granted = Granted { bytes: [0; ROOM], length: 0, pads: false };
+        let mut granted = EdnsReply { bytes: [0; ROOM], length: 0, pads: false };
         if edns.option(option::NSID).is_some() && !self.nsid.is_empty() {
             granted.put(option::NSID, &self.nsid);
         }
@@ -66,17 +70,17 @@ impl Options {
         {
             granted.put(option::COOKIE, &self.secret.cookie(*of_client, of_server, client.ip()));
         }
-        // Over UDP there is nothing to keep (RFC 7828 §3.2.1), and nobody to hide from (RFC 7830 §6).
-        if protocol != Protocol::Udp && edns.option(option::TCP_KEEPALIVE).is_some() {
+        // There is nothing to keep over UDP (RFC 7828 §3.2.1), and HTTP and QUIC keep their connections themselves (RFC 9250 §5.5.2).
+        if matches!(protocol, Protocol::Tcp | Protocol::Tls) && edns.option(option::TCP_KEEPALIVE).is_some() {
             let tenths = u16::try_from(IDLE.as_millis() / 100).unwrap_or(u16::MAX);
             granted.put(option::TCP_KEEPALIVE, &tenths.to_be_bytes());
         }
-        granted.pads = protocol == Protocol::Tls && edns.option(option::PADDING).is_some();
+        granted.pads = protocol.is_encrypted() && edns.option(option::PADDING).is_some();
         Some(granted)
     }
 }
 
-impl Granted {
+impl EdnsReply {
     /// Appends an option; one for which there is no room is left out.
     fn put(&mut self, code: u16, content: &[u8]) {
         let end = self.length + HEAD + content.len();
@@ -89,16 +93,40 @@ impl Granted {
         self.length = end;
     }
 
+    fn needs(&self) -> usize {
+        self.length + if self.pads { HEAD } else { 0 }
+    }
+
     fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 
-impl Way<'_> {
+impl Transport<'_> {
     /// Bytes that the OPT record needs, without what may be left out: reasons, and padding but for its head.
     pub(crate) fn needs(self, edns: Option<Edns<'_>>) -> usize {
-        let of_options = |granted: &Granted| granted.length + if granted.pads { HEAD } else { 0 };
-        if edns.is_none() { 0 } else { Edns::LENGTH + self.granted.map_or(0, of_options) }
+        if edns.is_none() { 0 } else { Edns::LENGTH + self.granted.map_or(0, EdnsReply::needs) }
+    }
+
+    /// hickory's OPT record for a message that has `length` bytes without it.
+    pub(super) fn edns(
+        self,
+        dnssec_ok: bool,
+        reason: Option<Reason>,
+        (length, limit): (usize, usize),
+    ) -> op::Edns {
+        // As the fast path writes it: padding depends on what stands before.
+        let mut bytes = vec![0; length];
+        let room = limit.saturating_sub(length + Edns::LENGTH + self.granted.map_or(0, EdnsReply::needs));
+        Edns::reply(MAX_DATAGRAM, 0, dnssec_ok).write(&mut bytes);
+        let options = bytes.len();
+        self.put_options(&mut bytes, 0, |out| explain(out, reason, room));
+        let mut edns = op::Edns::new();
+        edns.set_max_payload(MAX_DATAGRAM).set_dnssec_ok(dnssec_ok);
+        for (code, content) in Edns::split(bytes.get(options..).unwrap_or_default()) {
+            edns.options_mut().insert(EdnsOption::Unknown(code, content.to_vec()));
+        }
+        edns
     }
 
     /// Appends the options to a message whose last record is an OPT record without any; `more` appends those of the

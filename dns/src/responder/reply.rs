@@ -2,10 +2,14 @@
 
 use std::net::IpAddr;
 
-use super::options::Way;
-use crate::message::{
-    Answer, CLASS_IN, Ede, Edns, Encoder, Header, Query, Question, Section, flag, kind, option, rcode,
+use hickory_server::proto::ProtoError;
+use hickory_server::proto::op::{self, Message};
+use hickory_server::proto::serialize::binary::{
+    BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder,
 };
+
+use super::options::Transport;
+use crate::message::{CLASS_IN, Ede, Edns, Header, Query, Question, flag, kind, option, rcode};
 use crate::metrics::Protocol;
 use crate::zone::Zone;
 
@@ -25,7 +29,7 @@ const MAX_POINTER: usize = 0x3fff;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reason(pub(crate) u16, pub(crate) &'static str);
 
-/// A reply under way, behind whatever the buffer has already.
+/// A reply under transport, behind whatever the buffer has already.
 pub(crate) struct Reply<'o> {
     out: &'o mut Vec<u8>,
     start: usize,
@@ -33,13 +37,18 @@ pub(crate) struct Reply<'o> {
     header: Header,
     question: usize,
     edns: Option<bool>,
-    way: Way<'o>,
+    transport: Transport<'o>,
 }
 
 impl<'o> Reply<'o> {
     /// To a query that makes sense.
-    pub(crate) fn to(query: &Query<'_>, message: &[u8], out: &'o mut Vec<u8>, way: Way<'o>) -> Self {
-        Self::new(out, message, query.header, Some(query.question), query.edns, way)
+    pub(crate) fn to(
+        query: &Query<'_>,
+        message: &[u8],
+        out: &'o mut Vec<u8>,
+        transport: Transport<'o>,
+    ) -> Self {
+        Self::new(out, message, query.header, Some(query.question), query.edns, transport)
     }
 
     /// With the question as it was asked, and with EDNS exactly if the query has it (RFC 6891 §6.1.1).
@@ -49,7 +58,7 @@ impl<'o> Reply<'o> {
         asked: Header,
         question: Option<Question<'_>>,
         edns: Option<Edns<'_>>,
-        way: Way<'o>,
+        transport: Transport<'o>,
     ) -> Self {
         let start = out.len();
         // The opcode and RD come back, and CD (RFC 4035 §3.1.6); AD, Z and what else there was do not.
@@ -59,8 +68,8 @@ impl<'o> Reply<'o> {
         out.extend_from_slice(&header.to_wire());
         let length = question.map_or(0, |question| question.name.wire().len() + 4);
         out.extend_from_slice(message.get(Header::LENGTH..Header::LENGTH + length).unwrap_or_default());
-        let limit = limit(edns, way.protocol) - way.needs(edns);
-        Self { out, start, limit, header, question: length, edns: edns.map(|edns| edns.dnssec_ok), way }
+        let limit = limit(edns, transport.protocol) - transport.needs(edns);
+        Self { out, start, limit, header, question: length, edns: edns.map(|edns| edns.dnssec_ok), transport }
     }
 
     /// The name is one of ours.
@@ -107,9 +116,9 @@ impl<'o> Reply<'o> {
         self.header.answers == 0 && !self.is_cut()
     }
 
-    /// Whether there is no other way that takes more.
+    /// Whether there is no other transport that takes more.
     pub(crate) fn is_stream(&self) -> bool {
-        self.way.protocol != Protocol::Udp
+        self.transport.protocol != Protocol::Udp
     }
 
     /// Takes the answers back.
@@ -131,7 +140,7 @@ impl<'o> Reply<'o> {
             self.header.additionals += 1;
             let room = self.limit.saturating_sub(self.out.len() - self.start);
             Edns::reply(MAX_DATAGRAM, rcode, dnssec_ok).write(self.out);
-            self.way.put_options(self.out, self.start, |out| explain(out, reason, room));
+            self.transport.put_options(self.out, self.start, |out| explain(out, reason, room));
         }
         if let Some(bytes) = self.out.get_mut(self.start..self.start + Header::LENGTH) {
             bytes.copy_from_slice(&self.header.to_wire());
@@ -159,13 +168,13 @@ pub(super) fn limit(edns: Option<Edns<'_>>, protocol: Protocol) -> usize {
     let limit = match (protocol, edns) {
         (Protocol::Udp, Some(edns)) => edns.payload.clamp(PLAIN_DATAGRAM, MAX_DATAGRAM),
         (Protocol::Udp, None) => PLAIN_DATAGRAM,
-        (Protocol::Tcp | Protocol::Tls, _) => u16::MAX,
+        (_, _) => u16::MAX,
     };
     usize::from(limit)
 }
 
 /// The reason as an option, if there is room; without its words if that helps.
-fn explain(out: &mut Vec<u8>, reason: Option<Reason>, room: usize) {
+pub(super) fn explain(out: &mut Vec<u8>, reason: Option<Reason>, room: usize) {
     let Some(Reason(code, text)) = reason else { return };
     let text = if 6 + text.len() <= room { text } else { "" };
     if 6 + text.len() <= room {
@@ -182,14 +191,14 @@ pub(super) fn close(
     out: &mut Vec<u8>,
     start: usize,
     edns: Option<Edns<'_>>,
-    way: Way<'_>,
+    transport: Transport<'_>,
     (code, reason): (u16, Option<Reason>),
 ) {
     let Some(asked) = edns else { return };
-    let length = out.len() - start + way.needs(edns);
-    let room = limit(edns, way.protocol).saturating_sub(length);
+    let length = out.len() - start + transport.needs(edns);
+    let room = limit(edns, transport.protocol).saturating_sub(length);
     Edns::reply(MAX_DATAGRAM, code, asked.dnssec_ok).write(out);
-    way.put_options(out, start, |out| explain(out, reason, room));
+    transport.put_options(out, start, |out| explain(out, reason, room));
     if let Some([high, low]) = out.get_mut(start + 10..start + 12) {
         [*high, *low] = (u16::from_be_bytes([*high, *low]) + 1).to_be_bytes();
     }
@@ -212,37 +221,53 @@ pub(crate) fn complete(
     out: &mut Vec<u8>,
     start: usize,
     query: &Query<'_>,
-    way: Way<'_>,
+    transport: Transport<'_>,
     reason: Option<Reason>,
 ) -> u16 {
-    let limit = limit(query.edns, way.protocol);
+    let limit = limit(query.edns, transport.protocol);
     let length = out.len() - start;
     let code = out.get(start + 3).map_or(0, |flags| u16::from(flags & 0xf));
-    let opt = way.needs(query.edns);
+    let opt = transport.needs(query.edns);
     if length + opt > limit {
         let whole = out.split_off(start);
         let dnssec_ok = query.edns.is_some_and(|edns| edns.dnssec_ok);
-        cut(&whole, out, dnssec_ok, limit, opt);
+        cut(&whole, out, dnssec_ok, limit.saturating_sub(opt));
     }
-    close(out, start, query.edns, way, (code, reason));
+    close(out, start, query.edns, transport, (code, reason));
     code
 }
 
-/// Writes as much as fits: first ADDITIONAL goes, then AUTHORITY; only if ANSWER is cut too, TC is set (RFC 2181 §9).
-fn cut(whole: &[u8], out: &mut Vec<u8>, dnssec_ok: bool, limit: usize, reserved: usize) {
-    let Ok(answer) = Answer::parse(whole) else { return };
-    let mut encoder =
-        Encoder::new(out, limit.saturating_sub(reserved), answer.header.id, answer.header.flags);
-    let mut fits = encoder.question(answer.question).is_ok();
-    for record in answer.records().filter(|record| record.kind != kind::OPT) {
-        fits = fits && matches!(encoder.copy(record.section, &record, record.ttl), Ok(Ok(())));
-        if !fits {
-            // One who validates cannot do without the proofs (RFC 4035 §3.1.1).
-            if record.section == Section::Answer || dnssec_ok && record.section == Section::Authority {
-                encoder.set(flag::TC);
-            }
-            break;
-        }
+/// Leaves out what does not fit.
+fn cut(whole: &[u8], out: &mut Vec<u8>, dnssec_ok: bool, limit: usize) {
+    // The cache holds whole messages.
+    let Ok(mut message) = Message::from_vec(whole) else { return };
+    out.extend(fit(&mut message, dnssec_ok, limit).unwrap_or_default());
+}
+
+/// Takes the records out of a message that do not fit, from the end, and returns it encoded. TC is set if ANSWER is cut
+/// (RFC 2181 §9), or the proofs in AUTHORITY that a validating client needs (RFC 4035 §3.1.1).
+///
+/// # Errors
+/// When hickory cannot encode it.
+pub(super) fn fit(message: &mut Message, dnssec_ok: bool, limit: usize) -> Result<Vec<u8>, ProtoError> {
+    let encode = |message: &Message| {
+        let mut bytes = Vec::with_capacity(512);
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.set_max_size(u16::try_from(limit).unwrap_or(u16::MAX));
+        message.emit(&mut encoder)?;
+        Ok::<_, ProtoError>(bytes)
+    };
+    let bytes = encode(message)?;
+    let counts = op::Header::read(&mut BinDecoder::new(&bytes))?.counts;
+    let (answers, authorities) = (usize::from(counts.answers), usize::from(counts.authorities));
+    let has_answers = answers == message.answers.len();
+    let has_authorities = authorities == message.authorities.len();
+    if has_answers && has_authorities && usize::from(counts.additionals) == message.additionals.len() {
+        return Ok(bytes);
     }
-    encoder.finish();
+    message.metadata.truncation = !has_answers || dnssec_ok && !has_authorities;
+    message.answers.truncate(answers);
+    message.authorities.truncate(if has_answers { authorities } else { 0 });
+    message.additionals.clear();
+    encode(message)
 }

@@ -3,108 +3,85 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use hickory_server::proto::rr::{RData, Record};
+
 use super::service::Service;
 use super::{Node, Zone};
-use crate::message::{CLASS_IN, Edns, Encoder, Name, NameBuf, Query, Question, Section, flag, kind};
+use crate::message::{Name, NameBuf, kind, record};
 
-/// Bytes of a message: as far as names can be referred to (RFC 1035 §4.1.4).
+/// Bytes of a message's records at most, if no name is compressed.
 const MESSAGE: usize = 16 * 1024;
-
-/// A record on its way.
-type Record = (NameBuf, u16, Vec<u8>);
 
 /// What is still to be sent of one state of the zone.
 pub(crate) struct Transfer {
     zone: Arc<Zone>,
-    id: u16,
-    flags: u16,
-    question: (NameBuf, u16),
     /// Of the Services that were looked at.
     ready: VecDeque<Record>,
     /// The others; a Service's records are made when its turn comes.
     services: std::vec::IntoIter<Arc<Service>>,
-    has_ended: bool,
-    edns: Option<bool>,
+    is_at_end: bool,
 }
 
 impl Transfer {
-    /// In answer to a query for the zone's apex.
-    pub(crate) fn new(zone: Arc<Zone>, query: &Query<'_>) -> Self {
+    /// The whole of a zone. Without a history of changes it is the answer to IXFR as well (RFC 1995 §4).
+    pub(crate) fn new(zone: Arc<Zone>) -> Self {
         let apex = zone.settings.domain.clone();
-        let mut ready = VecDeque::from([(apex.clone(), kind::SOA, zone.soa.to_vec())]);
         let server = zone.name_server();
+        let mut version = NameBuf::default();
+        let has_version = version.push_label(b"dns-version").and_then(|()| version.push_name(apex.as_name()));
         let nodes = [
-            (Node::Apex, apex.clone(), kind::NS),
-            (Node::NameServer, server.clone(), kind::A),
-            (Node::NameServer, server, kind::AAAA),
+            (Node::Apex, apex.as_name(), kind::SOA),
+            (Node::Apex, apex.as_name(), kind::NS),
+            (Node::NameServer, server.as_name(), kind::A),
+            (Node::NameServer, server.as_name(), kind::AAAA),
+            (Node::Version, version.as_name(), kind::TXT),
         ];
-        for (node, name, kind) in nodes {
+        let mut ready = VecDeque::new();
+        // A domain may be as long as names get.
+        for (node, name, kind) in nodes.into_iter().take(if has_version.is_ok() { 5 } else { 4 }) {
             zone.visit(node, kind, &mut |content, _| {
-                ready.push_back((name.clone(), kind, content.to_vec()));
+                ready.extend(record(name, kind, zone.settings.ttl, content));
                 true
             });
         }
-        let mut version = NameBuf::default();
-        if version.push_label(b"dns-version").is_ok() && version.push_name(apex.as_name()).is_ok() {
-            ready.push_back((version, kind::TXT, super::SPECIFICATION.to_vec()));
-        }
-        let question = (query.question.name.to_buf(), query.question.kind);
-        let flags = flag::QR | flag::AA | query.header.flags & flag::RD;
-        let edns = query.edns.map(|edns| edns.dnssec_ok);
         let services: Vec<_> = zone.services.values().cloned().collect();
-        let services = services.into_iter();
-        Self { zone, id: query.header.id, flags, question, ready, services, has_ended: false, edns }
+        Self { zone, ready, services: services.into_iter(), is_at_end: false }
     }
 
-    /// Appends the next message; none is left when this returns false.
-    pub(crate) fn next_message(&mut self, out: &mut Vec<u8>) -> bool {
-        if self.has_ended && self.ready.is_empty() {
-            return false;
+    /// The records of the next message.
+    pub(crate) fn next_records(&mut self) -> Vec<Record> {
+        let (mut records, mut length) = (Vec::new(), 0);
+        while length < MESSAGE
+            && let Some(record) = self.ready.pop_front().or_else(|| self.refill())
+        {
+            let content =
+                if let RData::Unknown { rdata, .. } = &record.data { rdata.anything.len() } else { 0 };
+            // Type, class, TTL and length are between them.
+            length += record.name.len() + 10 + content;
+            records.push(record);
         }
-        let start = out.len();
-        let ttl = self.zone.settings.ttl;
-        let mut encoder = Encoder::new(out, MESSAGE, self.id, self.flags);
-        let (name, kind) = &self.question;
-        encoder.question(Question { name: name.as_name(), kind: *kind, class: CLASS_IN }).ok();
-        encoder.reserve(Edns::LENGTH);
-        while let Some((owner, kind, content)) = self.ready.pop_front().or_else(|| self.refill()) {
-            let record = (kind, CLASS_IN, ttl);
-            let put = |encoder: &mut Encoder<'_>| encoder.put(&content);
-            // A record alone is never larger than a message.
-            if encoder.record(Section::Answer, owner.as_name(), record, put).is_err() {
-                self.ready.push_front((owner, kind, content));
-                break;
-            }
-        }
-        encoder.finish();
-        // With EDNS in each message, or in none (RFC 5936 §2.2.5).
-        if let Some(dnssec_ok) = self.edns {
-            Edns::reply(1232, 0, dnssec_ok).write(out);
-            if let Some(count) = out.get_mut(start + 11) {
-                *count += 1;
-            }
-        }
-        true
+        records
+    }
+
+    /// Whether the last record was taken.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.is_at_end && self.ready.is_empty()
     }
 
     /// The first record of the next Service, with the others behind it in line; at the end the SOA record
     /// again.
     fn refill(&mut self) -> Option<Record> {
-        while self.ready.is_empty() && !self.has_ended {
+        let ttl = self.zone.settings.ttl;
+        while self.ready.is_empty() && !self.is_at_end {
+            let ready = &mut self.ready;
             match self.services.next() {
-                Some(service) => {
-                    let ready = &mut self.ready;
-                    service.records(&mut |owner: Name<'_>, kind, content: &[u8]| {
-                        ready.push_back((owner.to_buf(), kind, content.to_vec()));
-                    });
-                }
+                Some(service) => service.records(&mut |owner: Name<'_>, kind, content: &[u8]| {
+                    ready.extend(record(owner, kind, ttl, content));
+                }),
                 None => {
-                    self.has_ended = true;
-                    self.ready.push_back((
-                        self.zone.settings.domain.clone(),
-                        kind::SOA,
-                        self.zone.soa.to_vec(),
-                    ));
+                    self.is_at_end = true;
+                    let apex = self.zone.settings.domain.as_name();
+                    ready.extend(record(apex, kind::SOA, ttl, &self.zone.soa));
                 }
             }
         }

@@ -268,3 +268,11 @@ fn a_large_zone_is_transferred_whole() {
     let messages = transferred.split("messages ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
     assert!(messages.parse::<u32>().unwrap() > 5, "{messages}");
 }
+
+#[test]
+fn transfer_of_many_messages_is_counted_and_logged_as_one_query() {
+    let server = start(&["--transfer-to=127.0.0.1/32", "--log-queries=1"]);
+    assert!(!records(&server.dig("cluster.local AXFR")).is_empty());
+    server.wait_for_log("proto=\"tcp\" name=\"cluster.local.\" type=TYPE252 rcode=NOERROR");
+    assert_eq!(server.metric("coredns_dns_requests_total{proto=\"tcp\",type=\"other\"}"), "1");
+}

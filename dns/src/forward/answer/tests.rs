@@ -1,6 +1,6 @@
 use super::super::group::request;
 use super::*;
-use crate::message::{Answer, Query};
+use crate::message::Query;
 
 /// A query for `www.example. A`, with EDNS and DO if wanted.
 fn query(dnssec_ok: bool) -> Vec<u8> {
@@ -40,9 +40,10 @@ fn kept(message: &[u8], dnssec_ok: bool) -> Result<(u16, u32, Vec<u16>), Invalid
     let entry = read(response, &asked, &Limits::default())?;
     let mut reply = Vec::new();
     entry.write(&query, 0, &mut reply);
-    let reply = Answer::parse(&reply).expect("what is kept can be read");
-    let types = reply.records().map(|record| record.kind).collect();
-    Ok((reply.rcode(), entry.contents().ttl, types))
+    let reply = Message::from_vec(&reply).expect("what is kept can be read");
+    let types =
+        reply.answers.iter().chain(&reply.authorities).map(|record| record.record_type().into()).collect();
+    Ok((reply.response_code.into(), entry.contents().ttl, types))
 }
 
 const WWW: &[u8] = b"\xC0\x0C";

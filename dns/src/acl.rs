@@ -1,4 +1,4 @@
-//! Who may ask, and how often. Everybody, and as often as they like, unless told otherwise.
+//! Which clients may query, and how often. Without a flag: all, without a limit.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,8 +31,8 @@ pub struct Limits {
     pub rate_limit: Option<u32>,
 }
 
-/// The limits in force.
-pub(crate) struct Gate {
+/// The limits that apply.
+pub(crate) struct Acl {
     limits: Limits,
     rate: Option<Rate>,
 }
@@ -57,7 +57,7 @@ struct Rate {
     paid_until: Box<[AtomicU64]>,
 }
 
-impl Gate {
+impl Acl {
     /// `None` if there are no limits.
     ///
     /// # Errors
@@ -108,23 +108,23 @@ impl Rate {
 mod tests {
     use super::*;
 
-    fn gate(limits: Limits) -> Gate {
-        Gate::new(limits).unwrap().unwrap()
+    fn acl(limits: Limits) -> Acl {
+        Acl::new(limits).unwrap().unwrap()
     }
 
     const OPEN: Limits = Limits { allow_from: Vec::new(), block_from: Vec::new(), rate_limit: None };
 
     #[test]
     fn nothing_is_in_the_way_of_anybody_unless_told() {
-        assert!(Gate::new(OPEN).unwrap().is_none());
+        assert!(Acl::new(OPEN).unwrap().is_none());
     }
 
     #[test]
     fn whoever_is_blocked_stays_out_also_if_allowed() {
         let range = |text: &str| vec![text.parse().unwrap()];
-        let gate = gate(Limits { allow_from: range("10.0.0.0/8"), block_from: range("10.1.0.0/16"), ..OPEN });
+        let acl = acl(Limits { allow_from: range("10.0.0.0/8"), block_from: range("10.1.0.0/16"), ..OPEN });
         let now = Instant::now();
-        let refuses = |ip: &str| gate.refuses(ip.parse().unwrap(), now);
+        let refuses = |ip: &str| acl.refuses(ip.parse().unwrap(), now);
         assert_eq!(refuses("10.0.0.1"), None);
         assert_eq!(refuses("10.1.0.1"), Some(Refusal::Client));
         assert_eq!(refuses("192.0.2.1"), Some(Refusal::Client));
@@ -133,11 +133,11 @@ mod tests {
 
     #[test]
     fn each_client_has_a_rate_of_its_own_and_a_seconds_worth_at_once() {
-        let gate = gate(Limits { rate_limit: Some(10), ..OPEN });
+        let acl = acl(Limits { rate_limit: Some(10), ..OPEN });
         let start = Instant::now() + Duration::from_secs(5);
         let taken = |ip: &str, at: u64| {
             let now = start + Duration::from_millis(at);
-            (0..100).filter(|_| gate.refuses(ip.parse().unwrap(), now).is_none()).count()
+            (0..100).filter(|_| acl.refuses(ip.parse().unwrap(), now).is_none()).count()
         };
         assert_eq!(taken("10.0.0.1", 0), 10);
         assert_eq!(taken("10.0.0.2", 0), 10);
