@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use discovery::{Interest, ServiceInterest};
 
 use crate::acl::Limits;
@@ -22,6 +22,7 @@ use crate::tls;
 #[command(
     name = "portolan-dns",
     version,
+    group(ArgGroup::new("encrypted").args(["tls_listen", "https_listen", "quic_listen"]).multiple(true)),
     after_help = "Example:\n  portolan-dns --manifests ./services --listen 127.0.0.1:5353\n  \
                   dig @127.0.0.1 -p 5353 web.default.svc.cluster.local\n\n\
                   The default address, 10.96.0.10, is local to the node while portolan-proxy runs.\n\
@@ -40,12 +41,20 @@ pub struct Args {
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', requires_all = ["tls_cert", "tls_key"])]
     pub tls_listen: Vec<SocketAddr>,
 
+    /// Where to answer over HTTPS (RFC 8484) at the path /dns-query, usually port 443.
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', requires_all = ["tls_cert", "tls_key"])]
+    pub https_listen: Vec<SocketAddr>,
+
+    /// Where to answer over QUIC (RFC 9250), usually port 853.
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', requires_all = ["tls_cert", "tls_key"])]
+    pub quic_listen: Vec<SocketAddr>,
+
     /// The server's certificate, and those that lead from it to an authority, in PEM; read again when it changes.
-    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    #[arg(long, value_name = "FILE", requires = "encrypted")]
     pub tls_cert: Option<PathBuf>,
 
     /// The certificate's private key, in PEM.
-    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    #[arg(long, value_name = "FILE", requires = "encrypted")]
     pub tls_key: Option<PathBuf>,
 
     /// The domain below which Services have their names.
@@ -126,6 +135,8 @@ impl From<Args> for Config {
             // Clap wants all three or none.
             tls: args.tls_cert.zip(args.tls_key).map(|(certificate, key)| tls::Config {
                 listen: args.tls_listen,
+                https: args.https_listen,
+                quic: args.quic_listen,
                 certificate,
                 key,
             }),

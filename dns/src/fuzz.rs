@@ -54,7 +54,7 @@ static SERVER: LazyLock<Responder> = LazyLock::new(|| {
 /// When something does not hold.
 pub fn query(message: &[u8]) {
     let client = || Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 5353)));
-    for protocol in [Protocol::Udp, Protocol::Tcp, Protocol::Tls] {
+    for protocol in [Protocol::Udp, Protocol::Tcp, Protocol::Tls, Protocol::Https] {
         // What is in the buffer already must stay.
         let (mut lower, mut out) = (Vec::new(), b"before".to_vec());
         let step = SERVER.answer_now(message, (protocol, &client), Instant::now(), &mut lower, &mut out);

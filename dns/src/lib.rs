@@ -2,7 +2,8 @@
 //! name is asked of the upstream servers.
 //!
 //! ```text
-//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder::answer_now <── UDP (a thread a core), TCP, TLS
+//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder::answer_now <── UDP (a thread a core),
+//!                                                                      TCP, TLS, HTTPS, QUIC
 //!                                                                         └──deferred──> RequestHandler ──> Forwarder ──> upstreams
 //! ```
 //!
@@ -13,17 +14,20 @@ mod acl;
 mod args;
 mod aside;
 mod autopath;
+mod connections;
 mod dnstap;
 mod file;
 mod forward;
-mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+mod https;
+mod listeners;
 mod message;
 mod metrics;
 mod names;
 mod query_log;
+mod quic;
 mod responder;
 mod run;
 mod socket;

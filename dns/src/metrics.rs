@@ -39,7 +39,13 @@ pub(crate) enum Protocol {
     Udp,
     Tcp,
     Tls,
+    Https,
+    Quic,
 }
+
+/// All of them.
+const PROTOCOLS: [Protocol; 5] =
+    [Protocol::Udp, Protocol::Tcp, Protocol::Tls, Protocol::Https, Protocol::Quic];
 
 impl From<Protocol> for xfer::Protocol {
     fn from(protocol: Protocol) -> Self {
@@ -47,6 +53,8 @@ impl From<Protocol> for xfer::Protocol {
             Protocol::Udp => Self::Udp,
             Protocol::Tcp => Self::Tcp,
             Protocol::Tls => Self::Tls,
+            Protocol::Https => Self::Https,
+            Protocol::Quic => Self::Quic,
         }
     }
 }
@@ -56,6 +64,8 @@ impl From<xfer::Protocol> for Protocol {
         match protocol {
             xfer::Protocol::Udp => Self::Udp,
             xfer::Protocol::Tls => Self::Tls,
+            xfer::Protocol::Https => Self::Https,
+            xfer::Protocol::Quic => Self::Quic,
             _ => Self::Tcp,
         }
     }
@@ -64,7 +74,7 @@ impl From<xfer::Protocol> for Protocol {
 impl Protocol {
     /// Whether nobody on the way can read it.
     pub(crate) fn is_encrypted(self) -> bool {
-        matches!(self, Self::Tls)
+        !matches!(self, Self::Udp | Self::Tcp)
     }
 
     /// As it shows.
@@ -73,6 +83,8 @@ impl Protocol {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
+            Self::Https => "https",
+            Self::Quic => "quic",
         }
     }
 }
@@ -92,9 +104,8 @@ pub(crate) fn code_name(code: u16) -> Cow<'static, str> {
 /// Every counter of the program.
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
-    udp: Series,
-    tcp: Series,
-    tls: Series,
+    /// In the order of [`PROTOCOLS`].
+    series: [Series; PROTOCOLS.len()],
     /// Queries that found no room to wait for an upstream server.
     pub(crate) shed: IntCounter,
     pub(crate) generation: IntGauge,
@@ -140,7 +151,7 @@ impl Metrics {
                 .map(|code| responses.with_label_values(&[proto, code]))
                 .collect(),
         };
-        let [udp, tcp, tls] = ["udp", "tcp", "tls"].map(series);
+        let series = PROTOCOLS.map(|protocol| series(protocol.name()));
         let shed = IntCounter::new("coredns_shed_dropped_total", "Queries that found no room to wait.");
         let shed = register(&registry, shed);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
@@ -173,9 +184,7 @@ impl Metrics {
             refused,
             programming,
             certificate_failures,
-            udp,
-            tcp,
-            tls,
+            series,
             shed,
             generation,
             problems,
@@ -206,10 +215,13 @@ impl Metrics {
 
     /// Counts a query and its reply; it came at `since`.
     pub(crate) fn count(&self, protocol: Protocol, kind: u16, code: u16, since: Instant) {
+        let [udp, tcp, tls, https, quic] = &self.series;
         let series = match protocol {
-            Protocol::Udp => &self.udp,
-            Protocol::Tcp => &self.tcp,
-            Protocol::Tls => &self.tls,
+            Protocol::Udp => udp,
+            Protocol::Tcp => tcp,
+            Protocol::Tls => tls,
+            Protocol::Https => https,
+            Protocol::Quic => quic,
         };
         let kind = KINDS.iter().position(|(known, _)| *known == kind).unwrap_or(KINDS.len());
         let code = usize::from(code).min(CODES.len());

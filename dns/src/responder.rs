@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
 
 use crate::acl::{Acl, Refusal};
 use crate::autopath::Autopath;
@@ -193,6 +194,25 @@ impl Responder {
                     return None;
                 }
                 Some(reply::complete(out, start, query, transport, None))
+            }
+        }
+    }
+
+    /// The reply to a query that has a stream of its own; `None` if it gets none.
+    pub(crate) async fn answer(
+        self: Arc<Self>,
+        query: Vec<u8>,
+        from: (Protocol, SocketAddr),
+    ) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(512);
+        let asked = (from.0, &(|| Some(from.1)) as Client<'_>);
+        match self.answer_now(&query, asked, Instant::now(), &mut Vec::new(), &mut out) {
+            Step::Silence => None,
+            Step::Done => Some(out),
+            Step::Deferred => {
+                let (reply, mut resolved) = mpsc::channel(1);
+                self.resolve(query, from, Replies::Connection(reply)).await;
+                resolved.recv().await
             }
         }
     }

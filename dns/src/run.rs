@@ -22,7 +22,7 @@ use crate::acl::{Acl, Limits};
 use crate::autopath::Autopath;
 use crate::dnstap::Dnstap;
 use crate::forward::{self, Forwarder};
-use crate::front::Front;
+use crate::listeners::Listeners;
 use crate::message::NameBuf;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -99,8 +99,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     info!(?config, "starting");
     let metrics = Arc::new(Metrics::new());
     let forwarder = Forwarder::new(config.forward.clone(), &config.listen, &metrics.registry)?;
-    let mut certificate = config.tls.clone().map(Certificate::open).transpose().context("--tls-listen")?;
-    let acceptor = certificate.as_ref().map(Certificate::acceptor);
+    let mut certificate =
+        config.tls.clone().map(Certificate::open).transpose().context("--tls-cert, --tls-key")?;
+    let tls = certificate.as_ref().map(Certificate::current).zip(config.tls.as_ref());
     let name = succession_name(&config.listen);
     let (secret, inherited, predecessor) = inherit(name.as_deref()).await?;
     let responder = Arc::new(responder(&config, &metrics, &forwarder, secret)?);
@@ -140,8 +141,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     }
     let threads =
         config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let tls = acceptor.as_ref().zip(config.tls.as_ref());
-    let front = Front::open(&config.listen, tls, threads, inherited, &responder)?;
+    let listeners = Listeners::open(&config.listen, tls, threads, inherited, &responder)?;
     if let Some(predecessor) = predecessor {
         predecessor.relieve().await;
         info!("serving in place of the process before");
@@ -149,7 +149,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     daemon::service_manager::ready();
     let has_successor = {
         let is_claimed = Cell::new(false);
-        let succession = front.await_successor(name.as_deref(), &secret.0, &is_claimed);
+        let succession = listeners.await_successor(name.as_deref(), &secret.0, &is_claimed);
         let ends = async {
             drain.started().await;
             // Unhealthy already, so that others go elsewhere.
@@ -168,7 +168,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         // Its pages have to be found, not ours.
         drop(pages);
     }
-    finish(front, has_successor, &mut upkeep).await;
+    finish(listeners, has_successor, &mut upkeep).await;
     if has_successor && is_in_pod {
         info!(
             "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
@@ -181,8 +181,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 }
 
 /// Queries under way still get their answers, and connections that are kept those of the state in force.
-async fn finish(front: Front, has_successor: bool, upkeep: impl Future<Output = ()>) {
-    let mut drained = std::pin::pin!(front.drain(has_successor));
+async fn finish(listeners: Listeners, has_successor: bool, upkeep: impl Future<Output = ()>) {
+    let mut drained = std::pin::pin!(listeners.drain(has_successor));
     tokio::select! {
         () = &mut drained => {}
         () = upkeep => drained.await,

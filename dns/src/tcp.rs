@@ -1,7 +1,6 @@
 //! Queries over TCP (RFC 7766) and TLS (RFC 7858): up to [`MAX_WAITING`] of a connection at a time, answered in the order in
 //! which the answers come.
 
-mod connections;
 mod frames;
 
 use std::io;
@@ -13,16 +12,16 @@ use daemon::drain::Drain;
 use daemon::log::RateLimit;
 use futures_util::{FutureExt as _, SinkExt, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
+use crate::connections::{Connections, Place};
+use crate::https;
 use crate::metrics::Protocol;
 use crate::responder::{IDLE, Replies, Responder, Step};
-pub(crate) use connections::Connections;
-use connections::Place;
 
 /// While the program ends, a client that says nothing for so long has its answers.
 const LINGER: Duration = Duration::from_millis(500);
@@ -36,10 +35,18 @@ const MAX_WAITING: usize = 128;
 /// Replies of the handler that may wait to be written.
 const MAX_REPLIES: usize = 16;
 
+/// What is spoken behind a listener.
+#[derive(Clone)]
+pub(crate) enum Service {
+    Tcp,
+    Tls(TlsAcceptor),
+    Https(TlsAcceptor),
+}
+
 /// Accepts until the drain begins, then lets connections finish what they have.
 pub(crate) async fn serve(
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    service: Service,
     open: Arc<Connections>,
     responder: Arc<Responder>,
     drain: Drain,
@@ -68,14 +75,25 @@ pub(crate) async fn serve(
         };
         let Some((stream, client)) = arrived.take() else { continue };
         let place = open.enter(client.ip(), permit);
-        let (tls, responder, drain) = (tls.clone(), Arc::clone(&responder), drain.clone());
+        let (service, responder, drain) = (service.clone(), Arc::clone(&responder), drain.clone());
         connections.spawn(async move {
             let evicted = place.evicted.clone();
             let serve = async {
                 stream.set_nodelay(true)?;
-                match tls {
-                    Some(tls) => greet(&tls, stream, client, place, &responder, &drain).await,
-                    None => converse(stream, (Protocol::Tcp, client), place, &responder, &drain).await,
+                match service {
+                    Service::Tcp => {
+                        converse(stream, (Protocol::Tcp, client), place, &responder, &drain).await
+                    }
+                    Service::Tls(tls) => {
+                        let stream = timeout(WRITE, tls.accept(stream)).await??;
+                        converse(stream, (Protocol::Tls, client), place, &responder, &drain).await
+                    }
+                    Service::Https(tls) => {
+                        let _place = place;
+                        let stream = timeout(WRITE, tls.accept(stream)).await??;
+                        https::converse(stream, client, &responder, &drain).await;
+                        Ok(())
+                    }
                 }
             };
             // What a client does to its connection concerns no other.
@@ -87,18 +105,6 @@ pub(crate) async fn serve(
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
-}
-
-async fn greet(
-    tls: &TlsAcceptor,
-    stream: TcpStream,
-    client: SocketAddr,
-    place: Place,
-    responder: &Arc<Responder>,
-    drain: &Drain,
-) -> io::Result<()> {
-    let stream = timeout(WRITE, tls.accept(stream)).await??;
-    converse(stream, (Protocol::Tls, client), place, responder, drain).await
 }
 
 async fn converse(

@@ -1,4 +1,4 @@
-//! DNS over TLS for clients (RFC 7858): the certificate, read anew when its files change.
+//! The certificate for clients over TLS, HTTPS and QUIC, read anew when its files change.
 //!
 //! A handshake takes whatever is in force. What cannot be used never gets there: the old certificate goes on, and the log and a
 //! metric say what is wrong with the new one.
@@ -20,14 +20,18 @@ use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::file::{LOOK, Watched};
 
-/// What clients that negotiate call it (RFC 7858, IANA).
-const PROTOCOL: &[u8] = b"dot";
+/// What clients that negotiate call DNS over TLS (RFC 7858, IANA).
+pub(crate) const PROTOCOL: &[u8] = b"dot";
 
-/// Where to answer over TLS, and with which certificate.
+/// Where to answer over TLS, HTTPS and QUIC, and with which certificate.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Addresses and ports.
+    /// Addresses and ports for DNS over TLS.
     pub listen: Vec<SocketAddr>,
+    /// Addresses and ports for DNS over HTTPS.
+    pub https: Vec<SocketAddr>,
+    /// Addresses and ports for DNS over QUIC.
+    pub quic: Vec<SocketAddr>,
     /// PEM: the server's certificate first, then those that lead to an authority.
     pub certificate: PathBuf,
     /// PEM: its private key.
@@ -53,8 +57,27 @@ pub(crate) struct Certificate {
     current: Arc<Current>,
 }
 
+/// The key that the next handshake uses.
 #[derive(Debug)]
-struct Current(ArcSwap<CertifiedKey>);
+pub(crate) struct Current(ArcSwap<CertifiedKey>);
+
+impl Current {
+    /// Speaks TLS with the current certificate, to clients of this protocol.
+    pub(crate) fn acceptor(self: &Arc<Self>, protocol: &[u8]) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::new(self.server(protocol)))
+    }
+
+    /// The same, without a stream.
+    pub(crate) fn server(self: &Arc<Self>, protocol: &[u8]) -> ServerConfig {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring offers what the default versions need")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![protocol.to_vec()];
+        config
+    }
+}
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -70,15 +93,9 @@ impl Certificate {
         Ok(Self { config, watched, current })
     }
 
-    /// Speaks TLS with whatever certificate is in force.
-    pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("ring offers what the default versions need")
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&self.current) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![PROTOCOL.to_vec()];
-        TlsAcceptor::from(Arc::new(config))
+    /// What handshakes take.
+    pub(crate) fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current)
     }
 
     /// Follows the files for ever.

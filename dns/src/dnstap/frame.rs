@@ -67,6 +67,8 @@ fn encode_message(exchange: &Exchange, side: Side, out: &mut Vec<u8>) {
         Protocol::Udp => 1,
         Protocol::Tcp => 2,
         Protocol::Tls => 3,
+        Protocol::Https => 4,
+        Protocol::Quic => 7,
     };
     integer(number::SOCKET_PROTOCOL, protocol, out);
     if let Some(client) = client {

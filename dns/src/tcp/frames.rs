@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::bytes::{Buf as _, BufMut as _, BytesMut};
 use tokio_util::codec::{Decoder, Encoder, Framed};
 
-use super::connections::Place;
+use crate::connections::Place;
 
 /// Bytes that every connection has room for: any query that is not padded beyond reason.
 const INPUT: usize = 4 * 1024;

@@ -7,6 +7,7 @@ mod dnstap;
 mod edns;
 mod hostile;
 mod hostile_clients;
+mod https;
 mod load;
 mod message;
 mod names;

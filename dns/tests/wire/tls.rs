@@ -19,14 +19,14 @@ fn install(directory: &Path) {
     std::fs::rename(directory.join("new.pem"), directory.join("tls.pem")).unwrap();
 }
 
-struct Secure {
-    server: Server,
+pub(crate) struct Secure {
+    pub(crate) server: Server,
     port: u16,
     directory: tempfile::TempDir,
 }
 
 impl Secure {
-    fn start(name: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start(name: &str, arguments: &[&str]) -> Self {
         Self::start_with(WEB, name, arguments)
     }
 
@@ -45,14 +45,18 @@ impl Secure {
         Self { server: Server::start(&[("web.yaml", manifest)], &arguments), port, directory }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// What kdig says, if the certificate must be for `name`.
     fn kdig(&self, name: &str, arguments: &str) -> String {
+        self.kdig_at(self.port, name, arguments)
+    }
+
+    pub(crate) fn kdig_at(&self, port: u16, name: &str, arguments: &str) -> String {
         let output = Command::new("kdig")
-            .args(["@127.0.0.1", "-p", &self.port.to_string(), "+timeout=5", "+retry=0"])
+            .args(["@127.0.0.1", "-p", &port.to_string(), "+timeout=5", "+retry=0"])
             .arg(format!("+tls-ca={}", self.file("tls.pem").display()))
             .arg(format!("+tls-hostname={name}"))
             .args(arguments.split_whitespace())

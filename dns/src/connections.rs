@@ -11,8 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-/// Connections at a time, over all listeners; the next ones wait in the backlog.
+/// Connections over TCP and TLS at a time; the next ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 4096;
+
+/// Connections over HTTPS and QUIC at a time. Each may have up to 32 queries of 4 KiB under way: 64 MiB in all.
+const MAX_MULTIPLEXED: usize = 512;
 
 /// Bytes of queries that have not come whole, over all connections, beyond what each has anyway.
 const MAX_UNREAD: usize = 16 << 20;
@@ -26,13 +29,13 @@ pub(crate) struct Connections {
 }
 
 /// One connection, until it is dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     connections: Arc<Connections>,
     client: IpAddr,
     number: u64,
     unread: usize,
     /// Another connection needs the place.
-    pub(super) evicted: CancellationToken,
+    pub(crate) evicted: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -40,13 +43,22 @@ impl Connections {
     /// For half of the files that may be open, the other half is for upstream servers.
     pub(crate) fn new(open_files: u64) -> Arc<Self> {
         let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
-        let permits = Arc::new(Semaphore::new(half.clamp(1, MAX_CONNECTIONS)));
+        Self::with_limit(half.clamp(1, MAX_CONNECTIONS))
+    }
+
+    /// For connections that have many queries under way.
+    pub(crate) fn multiplexed() -> Arc<Self> {
+        Self::with_limit(MAX_MULTIPLEXED)
+    }
+
+    fn with_limit(limit: usize) -> Arc<Self> {
+        let permits = Arc::new(Semaphore::new(limit));
         let (unread, open, next) = (AtomicUsize::new(0), Mutex::default(), AtomicU64::new(0));
         Arc::new(Self { permits, unread, open, next })
     }
 
     /// Waits for room, for which another connection has to go if there is none.
-    pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
+    pub(crate) async fn permit(&self) -> OwnedSemaphorePermit {
         if self.permits.available_permits() == 0 {
             self.evict();
         }
@@ -55,7 +67,7 @@ impl Connections {
     }
 
     /// Notes a connection.
-    pub(super) fn enter(self: &Arc<Self>, client: IpAddr, permit: OwnedSemaphorePermit) -> Place {
+    pub(crate) fn enter(self: &Arc<Self>, client: IpAddr, permit: OwnedSemaphorePermit) -> Place {
         let number = self.next.fetch_add(1, Relaxed);
         let evicted = CancellationToken::new();
         self.lock().entry(client).or_default().push_back((number, evicted.clone()));
@@ -77,7 +89,7 @@ impl Connections {
 
 impl Place {
     /// Whether so many bytes of a query may wait for the rest of it.
-    pub(super) fn may_keep(&mut self, bytes: usize) -> bool {
+    pub(crate) fn may_keep(&mut self, bytes: usize) -> bool {
         let unread = &self.connections.unread;
         unread.fetch_sub(self.unread, Relaxed);
         self.unread = bytes;

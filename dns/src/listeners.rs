@@ -1,4 +1,4 @@
-//! Where queries come in: sockets opened or inherited, who answers on them, and their end.
+//! The sockets that queries arrive at, opened or inherited, what answers on them, and their end.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -10,13 +10,14 @@ use anyhow::Context;
 use daemon::drain::Drain;
 use daemon::succession::Incumbent;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
+use crate::connections::Connections;
 use crate::responder::Responder;
 use crate::socket::{Inherited, open_datagrams, open_stream};
-use crate::tls;
-use crate::{tcp, udp};
+use crate::tcp::Service;
+use crate::tls::{self, Current};
+use crate::{https, quic, tcp, udp};
 
 /// What queries under way are given to finish.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -25,7 +26,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(30);
 
 /// All that answers.
-pub(crate) struct Front {
+pub(crate) struct Listeners {
     workers: udp::Workers,
     servers: JoinSet<()>,
     drain: Drain,
@@ -33,11 +34,11 @@ pub(crate) struct Front {
     sockets: Vec<OwnedFd>,
 }
 
-impl Front {
+impl Listeners {
     /// Opens what was not inherited, and starts answering.
     pub(crate) fn open(
         listen: &[SocketAddr],
-        tls: Option<(&TlsAcceptor, &tls::Config)>,
+        tls: Option<(Arc<Current>, &tls::Config)>,
         threads: usize,
         mut inherited: Inherited,
         responder: &Arc<Responder>,
@@ -47,25 +48,48 @@ impl Front {
             let udp = open_datagrams(address, threads, &mut inherited).context("--listen")?;
             // Where any port would do, it is the same for both.
             let address = udp.first().map_or(Ok(address), std::net::UdpSocket::local_addr)?;
-            streams.push((open_stream(address, &mut inherited).context("--listen")?, None));
+            streams.push((open_stream(address, &mut inherited).context("--listen")?, Service::Tcp));
             datagrams.extend(udp);
         }
-        for (acceptor, &address) in
-            tls.iter().flat_map(|(acceptor, tls)| tls.listen.iter().map(move |address| (*acceptor, address)))
-        {
-            let tcp = open_stream(address, &mut inherited).context("--tls-listen")?;
-            streams.push((tcp, Some(acceptor.clone())));
+        let mut endpoints = Vec::new();
+        if let Some((certificate, tls)) = tls {
+            for &address in &tls.listen {
+                let tcp = open_stream(address, &mut inherited).context("--tls-listen")?;
+                streams.push((tcp, Service::Tls(certificate.acceptor(tls::PROTOCOL))));
+            }
+            for &address in &tls.https {
+                let tcp = open_stream(address, &mut inherited).context("--https-listen")?;
+                streams.push((tcp, Service::Https(certificate.acceptor(https::PROTOCOL))));
+            }
+            for &address in &tls.quic {
+                // Not handed over: the state of its connections is in this process.
+                let udp = open_datagrams(address, 1, &mut Inherited::default()).context("--quic-listen")?;
+                for socket in udp {
+                    info!(%address, "answering over QUIC");
+                    socket.set_nonblocking(true)?;
+                    endpoints.push(
+                        quic::open(socket, certificate.server(quic::PROTOCOL)).context("--quic-listen")?,
+                    );
+                }
+            }
         }
         for socket in datagrams.iter().map(AsFd::as_fd).chain(streams.iter().map(|(tcp, _)| tcp.as_fd())) {
             sockets.push(socket.try_clone_to_owned()?);
         }
         let (drain, mut servers) = (Drain::default(), JoinSet::new());
         // systemd gives 1,024 unless asked.
-        let open = tcp::Connections::new(daemon::file_limit::raise().soft);
-        for (tcp, tls) in streams {
-            info!(address = %tcp.local_addr()?, tls = tls.is_some(), "answering");
+        let connections = Connections::new(daemon::file_limit::raise().soft);
+        let multiplexed = Connections::multiplexed();
+        for (tcp, service) in streams {
+            let (is_https, is_tls) = (matches!(service, Service::Https(_)), !matches!(service, Service::Tcp));
+            info!(address = %tcp.local_addr()?, tls = is_tls, https = is_https, "answering");
             let listener = tokio::net::TcpListener::from_std(tcp)?;
-            servers.spawn(tcp::serve(listener, tls, Arc::clone(&open), Arc::clone(responder), drain.clone()));
+            let open = Arc::clone(if is_https { &multiplexed } else { &connections });
+            servers.spawn(tcp::serve(listener, service, open, Arc::clone(responder), drain.clone()));
+        }
+        for endpoint in endpoints {
+            let (open, responder) = (Arc::clone(&multiplexed), Arc::clone(responder));
+            servers.spawn(quic::serve(endpoint, open, responder, drain.clone()));
         }
         let (workers, deferred) = udp::Workers::start(datagrams, responder).context("start the workers")?;
         servers.spawn(udp::resolve(Arc::clone(responder), deferred));
