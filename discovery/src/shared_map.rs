@@ -4,16 +4,17 @@
 //! copies differ in is found by comparing pointers. A lookup hashes once, as in any other hash map.
 
 use std::borrow::Borrow;
-use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::hash::{BuildHasher as _, Hash};
 use std::sync::{Arc, LazyLock};
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 /// Parts a map is in: with ten thousand entries a change copies forty.
 const SHARDS: usize = 256;
 
-/// The same for all maps, so that a key is in the same shard of each.
-static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+/// The same for all maps, so that a key is in the same shard of each. foldhash with a random seed: keys are names of
+/// objects, which no client of the data path chooses.
+static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
 
 type Shard<K, V> = HashTable<(K, Arc<V>)>;
 
