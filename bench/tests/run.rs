@@ -61,7 +61,7 @@ fn an_interrupted_run_keeps_what_it_has_says_so_and_leaves_nothing_running() {
     kill(pid(&child), Signal::SIGINT).unwrap();
     let said: Vec<String> = said.map_while(Result::ok).collect();
     assert!(!child.wait().unwrap().success());
-    assert!(notes.iter().any(|line| line.contains("results are partial")), "{notes:?}");
+    assert!(said.iter().any(|line| line.contains("results are partial")), "{said:?}");
     let record = Record::read(&directory.path().join("latency.json")).unwrap();
     assert!(record.comparison("RR").is_some() && record.comparison("open loop 8000/s").is_none());
     assert!(record.interrupted.unwrap().contains("signal"));
