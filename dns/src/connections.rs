@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 /// Connections over TCP and TLS at a time; the next ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 4096;
 
-/// Connections over HTTPS and QUIC at a time. Each may have up to 32 queries of 4 KiB under way: 64 MiB in all.
+/// Connections over HTTPS and QUIC at a time. Each may have up to 32 queries of 4 KiB under way: 64 MiB
+/// in all.
 const MAX_MULTIPLEXED: usize = 512;
 
 /// Bytes of queries that have not come whole, over all connections, beyond what each has anyway.

@@ -1,7 +1,8 @@
 //! Queries over HTTPS (RFC 8484), by hyper's HTTP/2 server.
 //!
-//! Not hickory-server's `register_https_listener`: it bounds neither connections nor the bytes of a request's head, spawns
-//! its streams without an owner, and does not answer GET, which RFC 8484 §4.1 requires.
+//! Not hickory-server's `register_https_listener`: it bounds neither connections nor the bytes of a
+//! request's head, spawns its streams without an owner, and does not answer GET, which RFC 8484 §4.1
+//! requires.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -128,7 +129,8 @@ async fn answer(
     Ok(response)
 }
 
-/// The query of a request. Its body is read to the end in any case: some clients lose an answer that comes before.
+/// The query of a request. Its body is read to the end in any case: some clients lose an answer that comes
+/// before.
 async fn query(request: Request<Incoming>) -> Result<Vec<u8>, StatusCode> {
     let (head, body) = request.into_parts();
     let body = timeout(IDLE, read(body)).await.map_err(|_late| StatusCode::REQUEST_TIMEOUT)?;

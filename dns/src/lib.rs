@@ -2,9 +2,9 @@
 //! name is asked of the upstream servers.
 //!
 //! ```text
-//! discovery ──Snapshot──> Zone (a part for each Service) ──ArcSwap──> Responder::answer_now <── UDP (a thread a core),
-//!                                                                      TCP, TLS, HTTPS, QUIC
-//!                                                                         └──deferred──> RequestHandler ──> Forwarder ──> upstreams
+//! discovery ──Snapshot──> Zone ──ArcSwap──> Responder::answer_now <── UDP (a thread a core)
+//!                                             │                  <── TCP, TLS, HTTPS, QUIC
+//!                                             └──deferred──> RequestHandler ──> Forwarder ──> upstreams
 //! ```
 //!
 //! A query loads one zone and never mixes two states; there is no cache in front of it, so the query after a change

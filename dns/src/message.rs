@@ -1,7 +1,8 @@
 //! DNS messages as the UDP fast path reads them: in place, without allocation.
 //!
-//! A [`Query`] is what a client asks. Reading never looks outside the message, and ends after a number of steps that the
-//! message's length bounds. Every other message is hickory-proto's; [`record`] makes its records of the zone's.
+//! A [`Query`] is what a client asks. Reading never looks outside the message, and ends after a number of
+//! steps that the message's length bounds. Every other message is hickory-proto's; [`record`] makes its
+//! records of the zone's.
 
 mod cursor;
 mod edns;

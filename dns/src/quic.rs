@@ -1,8 +1,8 @@
 //! Queries over QUIC (RFC 9250), by quinn.
 //!
-//! Not hickory-server's `register_quic_listener`: it waits for the handshake of one client, up to 5 s, before it takes the
-//! next, bounds neither connections nor their bytes (quinn's default is 1.2 MiB a stream, 100 streams), and answers the
-//! queries of a connection one after the other.
+//! Not hickory-server's `register_quic_listener`: it waits for the handshake of one client, up to 5 s, before
+//! it takes the next, bounds neither connections nor their bytes (quinn's default is 1.2 MiB a stream, 100
+//! streams), and answers the queries of a connection one after the other.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};

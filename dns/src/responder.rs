@@ -1,8 +1,9 @@
 //! From a query's bytes to a reply's bytes.
 //!
-//! [`Responder::answer_now`] is the fast path: it answers what the snapshot or the cache holds, on the thread that received
-//! the query, without waiting and without allocating. [`Responder::resolve`] hands every other query, whatever its
-//! transport, to hickory-server's [`RequestHandler`](hickory_server::server::RequestHandler) in [`handler`].
+//! [`Responder::answer_now`] is the fast path: it answers what the snapshot or the cache holds, on the thread
+//! that received the query, without waiting and without allocating. [`Responder::resolve`] hands every other
+//! query, whatever its transport, to hickory-server's
+//! [`RequestHandler`](hickory_server::server::RequestHandler) in [`handler`].
 
 mod alias;
 mod completion;

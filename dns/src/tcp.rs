@@ -1,5 +1,5 @@
-//! Queries over TCP (RFC 7766) and TLS (RFC 7858): up to [`MAX_WAITING`] of a connection at a time, answered in the order in
-//! which the answers come.
+//! Queries over TCP (RFC 7766) and TLS (RFC 7858): up to [`MAX_WAITING`] of a connection at a time, answered
+//! in the order in which the answers come.
 
 mod frames;
 
@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::connections::{Connections, Place};
 use crate::https;
 use crate::metrics::Protocol;
-use crate::responder::{IDLE, Replies, Responder, Step};
+use crate::responder::{Client, IDLE, Replies, Responder, Step};
 
 /// While the program ends, a client that says nothing for so long has its answers.
 const LINGER: Duration = Duration::from_millis(500);
@@ -139,7 +139,8 @@ async fn converse(
                         break;
                     };
                     out.clear();
-                    match responder.answer_now(&query, (from.0, &|| Some(from.1)), Instant::now(), &mut lower, &mut out) {
+                    let asked = (from.0, &(|| Some(from.1)) as Client<'_>);
+                    match responder.answer_now(&query, asked, Instant::now(), &mut lower, &mut out) {
                         Step::Silence => {}
                         Step::Done => timeout(WRITE, frames.feed(&out[..])).await??,
                         Step::Deferred => {

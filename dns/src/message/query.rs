@@ -79,7 +79,8 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The OPT record: at most one, of the root, among the additional records (RFC 6891 §6.1.1). Every record must be whole.
+/// The OPT record: at most one, of the root, among the additional records (RFC 6891 §6.1.1). Every record
+/// must be whole.
 fn find_edns(message: &[u8], header: Header, behind_question: usize) -> Result<Option<Edns<'_>>, Malformed> {
     let mut found = None;
     let mut cursor = Cursor::at(message, behind_question);

@@ -71,7 +71,8 @@ impl RequestHandler for Responder {
 }
 
 impl Responder {
-    /// Answers what [`Responder::answer_now`] has left. Ends within 4 s, unless the client takes its replies more slowly.
+    /// Answers what [`Responder::answer_now`] has left. Ends within 4 s, unless the client takes its replies
+    /// more slowly.
     pub(crate) async fn resolve(
         self: Arc<Self>,
         query: Vec<u8>,

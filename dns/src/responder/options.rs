@@ -70,7 +70,8 @@ impl Options {
         {
             granted.put(option::COOKIE, &self.secret.cookie(*of_client, of_server, client.ip()));
         }
-        // There is nothing to keep over UDP (RFC 7828 §3.2.1), and HTTP and QUIC keep their connections themselves (RFC 9250 §5.5.2).
+        // There is nothing to keep over UDP (RFC 7828 §3.2.1), and HTTP and QUIC keep their connections
+        // themselves (RFC 9250 §5.5.2).
         if matches!(protocol, Protocol::Tcp | Protocol::Tls) && edns.option(option::TCP_KEEPALIVE).is_some() {
             let tenths = u16::try_from(IDLE.as_millis() / 100).unwrap_or(u16::MAX);
             granted.put(option::TCP_KEEPALIVE, &tenths.to_be_bytes());
