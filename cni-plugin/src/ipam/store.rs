@@ -110,7 +110,7 @@ impl Store {
     ) -> Result<Imported> {
         let _lock = self.open()?;
         let (mut imported, mut errors) = (Vec::new(), Vec::new());
-        let (known, _) = self.reservations.all();
+        let (known, _) = self.reservations.all()?;
         let holder = |address: &IpAddr| known.iter().find(|reservation| reservation.has(*address));
         for (owner, addresses) in given {
             let taken = addresses.iter().find_map(|ip| Some((ip, holder(ip).filter(|r| r.owner != owner)?)));
@@ -181,14 +181,15 @@ impl Store {
 
     /// Everybody who has an address, and the files that do not say so legibly.
     pub(crate) fn owners(&self) -> (Vec<Owner>, Vec<Error>) {
-        let (reservations, errors) = self.reservations.all();
+        let (reservations, errors) =
+            self.reservations.all().unwrap_or_else(|error| (Vec::new(), vec![error]));
         (reservations.into_iter().map(|reservation| reservation.owner).collect(), errors)
     }
 
     /// Repairs illegible files: interfaces say which addresses the pods have that are there. What stays
     /// illegible has no pod, and is removed. Returns the files that were.
     pub(crate) fn repair(&self) -> Result<Vec<PathBuf>> {
-        if !self.directory.exists() || self.reservations.all().1.is_empty() {
+        if !self.directory.exists() || self.reservations.all()?.1.is_empty() {
             return Ok(Vec::new());
         }
         let _lock = self.open()?;
@@ -200,7 +201,7 @@ impl Store {
     pub(crate) fn recount(&self, sets: &[RangeSet]) -> Result<()> {
         let _lock = self.open()?;
         self.remove_temporary();
-        let (reservations, _) = self.reservations.all();
+        let (reservations, _) = self.reservations.all()?;
         for set in sets {
             self.recount_set(&self.slots(set, sets)?, set)?;
         }
@@ -267,7 +268,7 @@ impl Store {
         }
         // A killed ADD may have left the note, and no owner of the address.
         if !self.far.note(address)? {
-            let (reservations, _) = self.reservations.all();
+            let (reservations, _) = self.reservations.all()?;
             if reservations.iter().any(|r| r.owner != *owner && r.has(address)) {
                 return Err(is_taken());
             }
@@ -302,10 +303,10 @@ impl Store {
 
     /// The positions that have an owner.
     fn taken(&self, set: &RangeSet) -> Result<Vec<u32>> {
-        let (mut reservations, illegible) = self.reservations.all();
+        let (mut reservations, illegible) = self.reservations.all()?;
         if !illegible.is_empty() {
             self.restore()?;
-            reservations = self.reservations.all().0;
+            reservations = self.reservations.all()?.0;
         }
         let addresses = reservations.iter().flat_map(|reservation| &reservation.addresses);
         Ok(addresses.filter_map(|reserved| set.position(reserved.address)).collect())

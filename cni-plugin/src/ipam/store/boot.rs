@@ -1,6 +1,7 @@
 //! To which boot the reservations belong, and where they come from if they are missing.
 
 use std::fs;
+use std::path::Path;
 
 use super::Store;
 use super::reservations::{Reservation, Reserved};
@@ -17,7 +18,8 @@ impl Store {
     /// Takes the lock. What an earlier boot has left is removed.
     pub(super) fn open(&self) -> Result<Lock> {
         let lock = Lock::acquire(&self.directory)?;
-        let boot = fs::read(BOOT_ID).unwrap_or_default();
+        // An unknown one would look like another boot.
+        let boot = fs::read(BOOT_ID).map_err(io("read", Path::new(BOOT_ID)))?;
         let path = self.directory.join("boot");
         // An empty file says nothing of any boot.
         let noted = fs::read(&path).ok().filter(|noted| !noted.is_empty());

@@ -84,15 +84,23 @@ pub(super) struct Reservations(pub(super) PathBuf);
 
 impl Reservations {
     /// All of them, and the files that are not legible.
-    pub(super) fn all(&self) -> (Vec<Reservation>, Vec<Error>) {
-        let (mut found, mut errors) = (Vec::new(), Vec::new());
-        for path in self.paths() {
-            match fs::read(&path).map_err(io("read", &path)).and_then(|bytes| parse(&path, &bytes)) {
-                Ok(reservation) => found.push(reservation),
-                Err(error) => errors.push(error),
+    ///
+    /// # Errors
+    /// When one cannot be read: its addresses must not count as free.
+    pub(super) fn all(&self) -> Result<(Vec<Reservation>, Vec<Error>)> {
+        let (mut found, mut illegible) = (Vec::new(), Vec::new());
+        for path in self.paths()? {
+            match fs::read(&path) {
+                Ok(bytes) => match parse(&path, &bytes) {
+                    Ok(reservation) => found.push(reservation),
+                    Err(error) => illegible.push(error),
+                },
+                // It was removed since the directory was listed.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(io("read", &path)(e)),
             }
         }
-        (found, errors)
+        Ok((found, illegible))
     }
 
     /// What `owner` has. A file that is not legible says nothing.
@@ -146,12 +154,12 @@ impl Reservations {
 
     /// Removes the files that are not legible, and says which.
     pub(super) fn remove_illegible(&self) -> Result<Vec<PathBuf>> {
-        let is_legible = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| parse(path, &bytes).is_ok());
-        let illegible: Vec<PathBuf> = self.paths().filter(|path| !is_legible(path)).collect();
-        for path in &illegible {
+        let mut paths = self.paths()?;
+        paths.retain(|path| fs::read(path).is_ok_and(|bytes| parse(path, &bytes).is_err()));
+        for path in &paths {
             fs::remove_file(path).map_err(io("remove", path))?;
         }
-        Ok(illegible)
+        Ok(paths)
     }
 
     /// A writer that was killed may have left it; most often there is none.
@@ -159,9 +167,13 @@ impl Reservations {
         let _ = fs::remove_file(self.0.join(TEMPORARY));
     }
 
-    fn paths(&self) -> impl Iterator<Item = PathBuf> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name() != TEMPORARY).map(|entry| entry.path())
+    fn paths(&self) -> Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.0) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.and_then(Iterator::collect::<std::io::Result<Vec<_>>>),
+        };
+        let entries = entries.map_err(io("list", &self.0))?.into_iter();
+        Ok(entries.filter(|entry| entry.file_name() != TEMPORARY).map(|entry| entry.path()).collect())
     }
 
     fn path(&self, owner: &Owner) -> PathBuf {

@@ -66,6 +66,25 @@ fn a_bit_that_a_killed_add_left_behind_is_found_again() {
 }
 
 #[test]
+fn address_whose_reservation_cannot_be_read_is_not_given_to_another_pod() {
+    let (_directory, store, sets) = fixture(0);
+    for id in ["a", "b", "c", "d", "e"] {
+        store.reserve(&owner(id), &sets, &[], &mut none).unwrap();
+    }
+    let refused = || store.reserve(&owner("f"), &sets, &[], &mut none).unwrap_err().code;
+    let (owners, moved) = (store.directory.join("owners"), store.directory.join("moved"));
+    // A link to itself, and no directory: to look what is there fails.
+    for (path, name) in [(owners.join("a-eth0"), "a-eth0"), (owners, "owners")] {
+        fs::rename(&path, &moved).unwrap();
+        std::os::unix::fs::symlink(name, &path).unwrap();
+        assert_eq!(refused(), Code::Io as u32);
+        fs::remove_file(&path).unwrap();
+        fs::rename(&moved, &path).unwrap();
+        assert_eq!(refused(), Code::NotAvailable as u32);
+    }
+}
+
+#[test]
 fn an_address_in_cooldown_is_given_out_only_if_it_is_requested_or_no_other_is_free() {
     // More seconds than any node has been up.
     let (_directory, store, sets) = fixture(1_000_000_000);
