@@ -1,11 +1,12 @@
 //! Follows one resource for ever.
 
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::ExponentialBuilder;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use kube::api::{Api, ListParams};
 use kube::core::Status;
 use kube::runtime::utils::{Backoff as _, ResetTimerBackoff};
@@ -76,7 +77,11 @@ impl<K: Kind> Follower<K> {
 
     /// Ends with the index.
     pub(super) async fn run(mut self) {
-        let _ = self.follow().await;
+        let events = self.events.clone();
+        let following = async {
+            let _ = self.follow().await;
+        };
+        reporting_panics(K::RESOURCE.source(), events, following).await;
     }
 
     async fn follow(&mut self) -> Sent {
@@ -208,17 +213,33 @@ impl<K: Kind> Follower<K> {
         if let Some(listing) = &mut self.listing {
             listing.has_failed |= self.is_out;
         }
-        let outage = failure.map(|failure| {
-            let message = format!("cannot be followed: {failure}; the last known state stays in force");
-            let object = Some(K::RESOURCE.source().to_owned());
-            let problem = Problem { location: Location::Api, severity: Severity::Error, object, message };
-            Outage { problem, since: self.server.heard() }
-        });
-        self.send(vec![Event::Source { name: K::RESOURCE.source(), outage }]).await
+        let (name, since) = (K::RESOURCE.source(), self.server.heard());
+        let outage = failure.map(|failure| outage(name, since, &failure.to_string()));
+        self.send(vec![Event::Source { name, outage }]).await
     }
 
     async fn send(&self, events: Vec<Event>) -> Sent {
         self.events.send(events).await
+    }
+}
+
+fn outage(source: &str, since: Instant, why: &str) -> Outage {
+    let message = format!("cannot be followed: {why}; the last known state stays in force");
+    let object = Some(source.to_owned());
+    Outage { problem: Problem { location: Location::Api, severity: Severity::Error, object, message }, since }
+}
+
+/// Does the work of a follower. If a bug ends it, its source is no longer followed, and the index has to know.
+async fn reporting_panics(
+    name: &'static str,
+    events: mpsc::Sender<Vec<Event>>,
+    work: impl Future<Output = ()>,
+) {
+    if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+        let why = "a bug ended its follower, restart the program to go on";
+        let outage = Some(outage(name, Instant::now(), why));
+        // It fails once the index has ended too.
+        let _ = events.send(vec![Event::Source { name, outage }]).await;
     }
 }
 
@@ -302,4 +323,21 @@ fn explain(error: &dyn std::error::Error) -> String {
     let joined =
         causes.reduce(|text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") });
     joined.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_follower_that_panics_ends_with_an_outage() {
+        let (events, mut queue) = mpsc::channel(8);
+        reporting_panics("kubernetes/services", events, async { panic!("a bug") }).await;
+        let told = queue.recv().await.unwrap();
+        let [Event::Source { name: "kubernetes/services", outage: Some(outage) }] = &told[..] else {
+            panic!("{told:?}")
+        };
+        assert!(outage.problem.message.contains("a bug ended its follower"), "{outage:?}");
+        assert!(queue.recv().await.is_none());
+    }
 }
