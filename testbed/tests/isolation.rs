@@ -4,12 +4,13 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use socket2::{Domain, Socket, Type};
 use testbed::{Binaries, Cluster, NameServer, Pod, Program, wait_for};
 
 /// Less than the half minute after which everything is looked at again.
@@ -248,4 +249,40 @@ fn a_client_that_takes_all_it_can_get_leaves_descriptors_to_others_and_to_the_co
     let (_more, _server, more) = serve(&cluster, "more");
     expect_answer(&client, &more, "more");
     wait_for_page(&cluster, "10256/readyz?verbose");
+}
+
+/// The endpoint may be another proxy, towards which a connection ends when the client's hops are used up.
+#[test]
+fn a_client_with_a_low_hop_limit_ejects_no_endpoint() {
+    let cluster = Cluster::start().unwrap();
+    let client = cluster.add_pod("client").unwrap();
+    let pod = cluster.add_pod("web").unwrap();
+    let _server = NameServer::start(&pod, 8080).unwrap();
+    let manifest = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{ports: [{{port: 80, targetPort: 8080}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{{addresses: [{}]}}, {{addresses: [{}]}}]\n",
+        pod.ip,
+        cluster.node.outside_address()
+    );
+    cluster.apply("web.yaml", &manifest).unwrap();
+    let ejected = || -> anyhow::Result<Vec<bool>> {
+        let page = wait_for_page(&cluster, "10249/debug/services?format=json");
+        let page: serde_json::Value = serde_json::from_str(&page)?;
+        let endpoints = page["frontends"][0]["endpoints"].as_array().cloned().unwrap_or_default();
+        ensure!(endpoints.len() == 2, "{page}");
+        Ok(endpoints.iter().map(|endpoint| endpoint["ejected"] == true).collect())
+    };
+    wait_for("the service", ejected).unwrap();
+    let address: SocketAddr = format!("{}:80", cluster.virtual_ip("web").unwrap()).parse().unwrap();
+    for _ in 0..30 {
+        let connect = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_ttl_v4(1)?;
+            socket.connect(&address.into())?;
+            std::io::Result::Ok(TcpStream::from(socket))
+        };
+        let mut name = String::new();
+        client.netns.run(connect).unwrap().unwrap().read_to_string(&mut name).unwrap();
+        assert_eq!(name, "web");
+    }
+    assert_eq!(ejected().unwrap(), [false, false]);
 }

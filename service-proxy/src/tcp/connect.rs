@@ -21,6 +21,9 @@ use crate::worker::{Context, Local};
 /// How many endpoints one connection tries before it gives up.
 const ATTEMPTS: usize = 3;
 
+/// Hops that are enough to reach any endpoint.
+const ENOUGH_HOPS: u32 = 32;
+
 /// What is to be connected.
 pub(super) struct Client<'a> {
     pub(super) stream: &'a TcpStream,
@@ -56,13 +59,17 @@ pub(super) async fn connect(
         tried[attempt] = Some(endpoint.address);
         let share = if is_last { 1 } else { 1 << (ATTEMPTS - attempt) };
         let timeout = context.connect_timeout / share;
-        match attempt_one(&client, endpoint.address, timeout, context, local).await {
+        let Ok(hops) = hops(&client, endpoint.address, context) else { continue };
+        match attempt_one(&client, endpoint.address, hops, timeout, context, local).await {
             Ok(upstream) => {
                 frontend.remember(&set, ip, endpoint.address);
                 return Some((upstream, endpoint.succeeded()));
             }
             Err(error) => {
-                pool.failed(endpoint);
+                // A client that has set its hop limit low must not have the endpoint ejected for others.
+                if hops.is_none_or(|left| left >= ENOUGH_HOPS) {
+                    pool.failed(endpoint);
+                }
                 let endpoint = endpoint.address;
                 note_loop(endpoint, frontend, registry, context);
                 debug!(service = %frontend.service(), %endpoint, %error, "connect failed, trying another endpoint");
@@ -92,6 +99,7 @@ fn note_loop(endpoint: SocketAddr, frontend: &Frontend, registry: &Registry, con
 async fn attempt_one(
     client: &Client<'_>,
     endpoint: SocketAddr,
+    hops: Option<u32>,
     timeout: Duration,
     context: &Context,
     local: &Local,
@@ -99,11 +107,8 @@ async fn attempt_one(
     let deadline = Instant::now() + timeout;
     let source = context.source(client.address, endpoint.ip(), Protocol::Tcp);
     let is_noted = source.is_some() && context.is_node(endpoint.ip());
-    let departure = Departure {
-        source,
-        hops: hops(client, endpoint, context)?,
-        probes: if is_noted { local_replies::PROBES } else { USUAL_PROBES },
-    };
+    let departure =
+        Departure { source, hops, probes: if is_noted { local_replies::PROBES } else { USUAL_PROBES } };
     let without_source = Departure { source: None, ..departure };
     match open(endpoint, departure, deadline, local).await {
         // Every port to this endpoint is taken; serving it from the node's address is better than not.
