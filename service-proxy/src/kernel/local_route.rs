@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use daemon::log::RateLimit;
 use futures_util::TryStreamExt as _;
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
@@ -48,6 +49,9 @@ pub(crate) struct LocalRoutes {
     ranges: Vec<IpNetwork>,
     /// Cluster IPs outside of them.
     singles: BTreeSet<IpAddr>,
+    /// Those of them whose route could not be added.
+    unrouted: BTreeSet<IpAddr>,
+    warnings: RateLimit,
     /// Runs the netlink connection.
     connection: JoinSet<()>,
 }
@@ -59,7 +63,14 @@ impl LocalRoutes {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
-        let mut added = Self { handle, ranges: Vec::new(), singles: BTreeSet::new(), connection: tasks };
+        let mut added = Self {
+            handle,
+            ranges: Vec::new(),
+            singles: BTreeSet::new(),
+            unrouted: BTreeSet::new(),
+            warnings: RateLimit::default(),
+            connection: tasks,
+        };
         let ranges = added.adopt(cidrs).await;
         // Before the routes: no packet to a virtual IP is translated.
         report(untracked::write(&ranges, &added.singles));
@@ -128,22 +139,29 @@ impl LocalRoutes {
         for address in self.singles.difference(&wanted) {
             drop(self.handle.route().del(route((*address).into(), None)).execute().await);
         }
-        let mut routed: BTreeSet<IpAddr> = self.singles.intersection(&wanted).copied().collect();
-        for address in wanted.difference(&self.singles) {
-            match self.add((*address).into()).await {
-                Ok(()) => {
-                    routed.insert(*address);
-                }
-                // Tried again with the next change.
-                Err(error) => warn!(%address, %error, "cannot make the address local to this node"),
-            }
+        self.unrouted.retain(|address| wanted.contains(address));
+        let before = std::mem::replace(&mut self.singles, wanted.clone());
+        for address in wanted.difference(&before) {
+            self.add_single(*address).await;
         }
-        self.singles = routed;
     }
 
-    /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone:
-    /// there may be thousands of them.
-    pub(crate) async fn repair(&self) {
+    /// Makes an address local. If that fails, [`LocalRoutes::repair`] tries again.
+    async fn add_single(&mut self, address: IpAddr) {
+        match self.add(address.into()).await {
+            Ok(()) => drop(self.unrouted.remove(&address)),
+            Err(error) => {
+                self.unrouted.insert(address);
+                if let Some(suppressed) = self.warnings.admit() {
+                    warn!(%address, %error, suppressed, "cannot make the address local to this node");
+                }
+            }
+        }
+    }
+
+    /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone,
+    /// or one of them could not be added: there may be thousands of them.
+    pub(crate) async fn repair(&mut self) {
         report(untracked::repair(&self.ranges, &self.singles));
         let mut was_lost = false;
         for range in &self.ranges {
@@ -158,10 +176,8 @@ impl LocalRoutes {
                 Err(error) => warn!(cidr = %range, %error, "cannot make virtual IPs local to this node"),
             }
         }
-        for address in self.singles.iter().filter(|_| was_lost) {
-            if let Err(error) = self.add((*address).into()).await {
-                warn!(%address, %error, "cannot make the address local to this node");
-            }
+        for address in if was_lost { &self.singles } else { &self.unrouted }.clone() {
+            self.add_single(address).await;
         }
     }
 
