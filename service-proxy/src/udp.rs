@@ -166,19 +166,29 @@ impl Server {
             return metrics.udp_dropped.inc_by(count as u64);
         };
         flow.last.store(shared.now(), Ordering::Relaxed);
-        let mut sent = batch.send(&flow.upstream, datagrams.clone());
-        let mut refused = false;
-        if let Err(error) = &sent {
-            let (service, endpoint) = (flow.frontend.service(), flow.endpoint);
-            debug!(%service, %endpoint, %error, "sending failed");
-            match flow.pass_on(error) {
-                Errors::Refused => refused = true,
-                // The error was about an earlier datagram, and returned in place of sending this one.
-                Errors::PassedOn => sent = batch.send(&flow.upstream, datagrams),
-                Errors::None => {}
+        let (mut passed, mut refused, mut retried) = (0, false, None);
+        let mut rest = datagrams;
+        while !rest.is_empty() && !refused {
+            match batch.send(&flow.upstream, rest.clone()) {
+                Ok(0) => break,
+                Ok(sent) => {
+                    passed += sent;
+                    rest.start += sent;
+                }
+                Err(error) => {
+                    let (service, endpoint) = (flow.frontend.service(), flow.endpoint);
+                    debug!(%service, %endpoint, %error, "sending failed");
+                    let errors = flow.pass_on(&error);
+                    refused = errors == Errors::Refused;
+                    // It may be about an earlier datagram, and returned in place of sending this one.
+                    if errors == Errors::PassedOn && retried != Some(rest.start) {
+                        retried = Some(rest.start);
+                    } else {
+                        rest.start += 1;
+                    }
+                }
             }
         }
-        let passed = sent.unwrap_or(0);
         metrics.udp_to_upstream.inc_by(passed as u64);
         metrics.udp_dropped.inc_by((count - passed) as u64);
         shared.poller.active();

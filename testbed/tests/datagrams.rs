@@ -238,6 +238,31 @@ fn icmp_errors_reach_the_client_as_what_they_are_and_only_a_refusal_ends_a_flow(
     }
 }
 
+/// The proxy is stopped meanwhile, so that it finds them all at once.
+#[test]
+fn error_about_one_of_many_datagrams_costs_those_behind_it_nothing() {
+    const GOOD: usize = 100;
+    let path = Path::with(&["--workers", "1"]);
+    let script = "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit; nft 'add table ip picky; add chain ip picky in { type filter hook input priority 0; }; add rule ip picky in udp length 17 reject with icmp type admin-prohibited'";
+    path.server.shell(&path.cluster.node, script).unwrap();
+    let signal =
+        |name: &str| path.cluster.node.shell(&format!("kill -{name} {}", path.cluster.proxy.id())).unwrap();
+    // It is not connected: its kernel reports no errors to it.
+    let client = bind(&path.client, "0.0.0.0:0");
+    signal("STOP");
+    for _ in 0..GOOD {
+        client.send_to(&[0; 9], &path.address).unwrap();
+        client.send_to(&[0; 10], &path.address).unwrap();
+    }
+    signal("CONT");
+    path.socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut received = 0;
+    while received < GOOD {
+        let length = path.socket.recv(&mut [0; 16]);
+        received += usize::from(length.unwrap_or_else(|error| panic!("{error} after {received}")) == 10);
+    }
+}
+
 #[test]
 fn a_client_that_opens_flows_without_end_does_not_take_those_of_others() {
     // Half of it a worker: enough that the modest client's two are never as many there as the other one's.
