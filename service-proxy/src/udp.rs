@@ -299,19 +299,20 @@ impl Server {
         }
     }
 
-    /// Takes the descriptor of a flow. A client that has its share gives up a flow of the same frontend.
+    /// Takes the descriptor of a flow. A client that has its share gives up a flow of the same frontend. Where
+    /// no descriptor is left another client does.
     fn permit(&mut self, client: IpAddr, address: SocketAddr) -> Option<Permit> {
         let context = Arc::clone(&self.shared.context);
-        let refusal = match context.budget.take(client, 1) {
+        match context.budget.take(client, 1) {
             Ok(permit) => return Some(permit),
-            Err(refusal) => refusal,
-        };
-        if refusal == Refusal::ClientLimit {
-            context.metrics.client_limits.inc();
+            Err(Refusal::ClientLimit) => {
+                context.metrics.client_limits.inc();
+                let victim = self.frontends.get_mut(&address)?.flows.victim_of(client)?;
+                self.close(&victim);
+            }
+            Err(Refusal::Exhausted) if self.evict(address) => {}
+            Err(Refusal::Exhausted) => return None,
         }
-        let served = self.frontends.get_mut(&address)?;
-        let victim = served.flows.victim_of(client)?;
-        self.close(&victim);
         context.budget.take(client, 1).ok()
     }
 
@@ -393,4 +394,71 @@ fn connect(client: SocketAddr, endpoint: SocketAddr, hops: u32, context: &Contex
 /// `EMFILE`, `ENFILE`.
 fn is_out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
+}
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+    use daemon::log::RateLimit;
+    use discovery::model::NamespacedName;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::backend::endpoints::Selection;
+    use crate::budget::Budget;
+    use crate::kernel::local_replies::Limit;
+    use crate::metrics::Metrics;
+    use crate::service_port::ServicePort;
+    use crate::traffic::Traffic;
+    use crate::worker::patience::Patience;
+
+    fn context(budget: &Arc<Budget>) -> Context {
+        let minute = Duration::from_secs(60);
+        Context {
+            metrics: Arc::new(Metrics::new(budget)),
+            connect_timeout: minute,
+            udp_idle_timeout: minute,
+            udp_max_flows: 100,
+            patience: Patience::default(),
+            max_connections: None,
+            budget: Arc::clone(budget),
+            accept_warnings: RateLimit::default(),
+            locality: ArcSwap::default(),
+            borrow_addresses: false,
+            noted_tcp: Limit::tcp(),
+            noted_udp: Limit::udp(minute),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn new_client_gets_the_descriptor_of_an_idle_flow_when_none_is_left() {
+        let budget = Budget::new(4, 1);
+        let context = Arc::new(context(&budget));
+        let port = ServicePort {
+            service: NamespacedName::new("shop", "dns"),
+            name: "".into(),
+            protocol: Protocol::Udp,
+        };
+        let traffic = Arc::new(Traffic::new(port, Arc::clone(&context.metrics.services)));
+        let key = FrontendKey { protocol: Protocol::Udp, address: "10.96.0.9:53".parse().unwrap() };
+        let frontend = Arc::new(Frontend::new(key, traffic, Selection::default()));
+        let registry: Arc<Registry> = Arc::default();
+        let mut frontends = discovery::SharedMap::default();
+        frontends.insert(key, Arc::clone(&frontend));
+        registry.store(Arc::new(frontends));
+        let shared = Shared { context, poller: Poller::new(Duration::ZERO), started: Instant::now() };
+        let (frontends, tasks) = (HashMap::new(), JoinSet::new());
+        let mut server = Server { shared: Arc::new(shared), registry, frontends, tasks };
+        server.frontend(key.address).unwrap();
+        for last in 1..=5 {
+            let client = SocketAddr::from(([10, 0, 0, last], 1));
+            let permit = server.permit(client.ip(), key.address).unwrap();
+            let upstream = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = upstream.local_addr().unwrap();
+            server.insert(client, Arc::clone(&frontend), endpoint, upstream, permit).unwrap();
+            let open = server.frontends[&key.address].flows.len();
+            assert_eq!((open, budget.used()), (usize::from(last).min(3), usize::from(last).min(3)));
+        }
+    }
 }
