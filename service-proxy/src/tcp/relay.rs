@@ -3,8 +3,9 @@
 //! One task polls both directions, and what was read is written at once, in the same poll: a small message
 //! costs two system calls and no hop between tasks. It needs no buffer of its own either, but only the one
 //! that all connections of a worker share; a connection has its own while a write has left something, and
-//! once a read has filled the shared one. A half-close travels on as a half-close. When one side fails, what
-//! it has sent before is delivered to the other one first (see [`linger`]); then the caller resets both.
+//! once a read has filled the shared one, until it is idle. A half-close travels on as a half-close. When one
+//! side fails, what it has sent before is delivered to the other one first (see [`linger`]); then the caller
+//! resets both.
 
 mod linger;
 mod liveness;
@@ -63,6 +64,10 @@ pub(super) async fn relay(
         if progress.check_due.load(Ordering::Relaxed) {
             progress.check_due.store(false, Ordering::Relaxed);
             liveness.check(request.from.as_ref(), response.from.as_ref(), before)?;
+            if liveness.is_idle() {
+                request.release_buffer();
+                response.release_buffer();
+            }
         }
         let result = poll_both(&mut request, &mut response, cx);
         let sent = sent(&request, &response);
@@ -190,6 +195,13 @@ impl<'a> Direction<'a> {
             } else {
                 ready!(self.poll_read(cx))?;
             }
+        }
+    }
+
+    /// Gives back the buffer of an idle direction.
+    fn release_buffer(&mut self) {
+        if self.start == self.end {
+            self.buffer = Vec::new();
         }
     }
 

@@ -69,6 +69,11 @@ impl Liveness {
         self.query(client, upstream)
     }
 
+    /// Whether nothing was carried between the last two checks.
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle > 0
+    }
+
     fn query(&mut self, client: &TcpStream, upstream: &TcpStream) -> Result<(), (Side, io::Error)> {
         let usual = USUAL_PROBES.limit();
         let limit = self.interval.map_or(usual, |i| (i * INTERVALS).clamp(SHORTEST_LIMIT, usual));

@@ -126,6 +126,28 @@ async fn reply_to_a_client_that_only_writes_is_delivered() {
 }
 
 #[tokio::test]
+async fn idle_direction_gives_the_buffer_of_a_bulk_transfer_back() {
+    const LENGTH: usize = 1_000_000;
+    let (mut client, mut accepted, mut upstream, mut server) = chain().await;
+    let ((_, to_client), (from_upstream, _)) = (accepted.split(), upstream.split());
+    let mut response = Direction::new(from_upstream, to_client);
+    for expected in [LENGTH, 2 * LENGTH] {
+        let (sent, mut received) = (vec![7; LENGTH], vec![0; LENGTH]);
+        let relayed = poll_fn(|cx| {
+            let _ = response.poll(cx, false);
+            if response.carried == expected as u64 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let ((), written, read) =
+            tokio::join!(relayed, server.write_all(&sent), client.read_exact(&mut received));
+        written.unwrap();
+        read.unwrap();
+        assert!(response.buffer.len() > SHARED_BUFFER);
+        response.release_buffer();
+        assert_eq!(response.buffer.capacity(), 0);
+    }
+}
+
+#[tokio::test]
 async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
     let (mut client, accepted, upstream, mut server) = chain().await;
     let data: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
