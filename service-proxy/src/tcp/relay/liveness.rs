@@ -8,8 +8,10 @@
 //! window closed acknowledges, and stays (`TCP_USER_TIMEOUT` would end it too).
 
 use std::io;
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::Side;
@@ -85,7 +87,7 @@ impl Liveness {
                     self.arrivals = Arrivals::default();
                 }
                 if info.since_acknowledgement() > limit {
-                    return Err((side, io::ErrorKind::TimedOut.into()));
+                    return Err((side, give_up(stream)));
                 }
             } else if side == Side::Client && self.interval.is_none() {
                 self.interval = self.arrivals.interval(Instant::now(), info.segments_received());
@@ -98,6 +100,13 @@ impl Liveness {
         }
         Ok(())
     }
+}
+
+/// Returns the error of a peer that no longer answers. Reading from it now ends behind what it has sent.
+pub(super) fn give_up(stream: &TcpStream) -> io::Error {
+    // It fails only on a closed socket, from which reading ends as well.
+    let _ = SockRef::from(stream).shutdown(Shutdown::Read);
+    io::ErrorKind::TimedOut.into()
 }
 
 /// It fails only on a closed socket, which the relay notices by itself.
@@ -159,7 +168,6 @@ impl Series {
 
 #[cfg(test)]
 mod tests {
-    use socket2::SockRef;
     use tokio::io::AsyncWriteExt as _;
 
     use super::super::tests::pair;

@@ -126,6 +126,26 @@ async fn reply_to_a_client_that_only_writes_is_delivered() {
 }
 
 #[tokio::test]
+async fn last_bytes_of_a_dead_endpoint_are_delivered_without_waiting_for_more() {
+    let (mut client, mut accepted, mut upstream, mut server) = chain().await;
+    server.write_all(b"last words").await.unwrap();
+    upstream.readable().await.unwrap();
+    assert_eq!(liveness::give_up(&upstream).kind(), io::ErrorKind::TimedOut);
+    {
+        let ((from_client, to_client), (from_upstream, to_upstream)) = (accepted.split(), upstream.split());
+        let mut request = Direction::new(from_client, to_upstream);
+        let mut response = Direction::new(from_upstream, to_client);
+        let delivery = linger::deliver(&mut response, &mut request);
+        // It would give up by itself after 30 s.
+        tokio::time::timeout(std::time::Duration::from_secs(15), delivery).await.unwrap();
+    }
+    drop(accepted);
+    let mut received = String::new();
+    client.read_to_string(&mut received).await.unwrap();
+    assert_eq!(received, "last words");
+}
+
+#[tokio::test]
 async fn idle_direction_gives_the_buffer_of_a_bulk_transfer_back() {
     const LENGTH: usize = 1_000_000;
     let (mut client, mut accepted, mut upstream, mut server) = chain().await;
