@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portolan_discovery::model::{IpFamily, NamespacedName};
 use portolan_discovery::{Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshot};
@@ -105,17 +105,24 @@ async fn files_come_change_break_and_go() {
     discovery.stop().await;
 }
 
-/// As vim does: the old file aside, a new one in its place, the old one away. Slowly, as over a network.
-fn edit(path: &Path, text: &str) {
+/// How long a file may be missing before it counts as deleted.
+const SETTLING: Duration = Duration::from_millis(100);
+
+/// As vim does: the old file aside, a new one in its place, the old one away. Slowly, as over a network. Returns
+/// for how long there was no whole file.
+fn edit(path: &Path, text: &str) -> Duration {
     const PAUSE: Duration = Duration::from_millis(5);
     let aside = path.with_extension("yaml~");
+    let started = Instant::now();
     fs::rename(path, &aside).unwrap();
     std::thread::sleep(PAUSE);
     let mut file = fs::File::create(path).unwrap();
     std::thread::sleep(PAUSE);
     file.write_all(text.as_bytes()).unwrap();
     drop(file);
+    let took = started.elapsed();
     fs::remove_file(aside).unwrap();
+    took
 }
 
 #[tokio::test]
@@ -135,8 +142,11 @@ async fn file_that_an_editor_replaces_is_never_taken_for_deleted() {
         let (file, text) = (file.clone(), WEB.replace("port: 80,", &format!("port: {number},")));
         let editing = tokio::task::spawn_blocking(move || edit(&file, &text));
         let seen = until(&discovery, "the edit, or worse", |s| port(s) != Some(number - 1)).await;
-        assert_eq!(port(&seen), Some(number));
-        editing.await.unwrap();
+        // On a busy machine the editor may take longer than a reader waits.
+        if editing.await.unwrap() < SETTLING {
+            assert_eq!(port(&seen), Some(number));
+        }
+        until(&discovery, "the edit", |s| port(s) == Some(number)).await;
     }
     fs::remove_file(file).unwrap();
     until(&discovery, "the Service is deleted", |s| !has_web(s)).await;
