@@ -40,8 +40,6 @@ pub(crate) enum Command {
     Install(install::InstallArgs),
     /// Takes away what `install` has written, and nothing else.
     Uninstall(install::UninstallArgs),
-    /// Shows it all on a node of its own that is gone afterwards (portolan-bench does it).
-    Demo,
     /// Prints the completion script of a shell.
     Completion {
         /// Which one.

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::conflist::{self, PLUGIN};
-use crate::{attached, demo, tool};
+use crate::{attached, tool};
 use receipt::{Entry, Receipt};
 use runtime::{Layout, Runtime};
 
@@ -124,13 +124,20 @@ pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<Done> {
 }
 
 fn plugin(args: &InstallArgs) -> anyhow::Result<PathBuf> {
-    let path = args.plugin.clone().unwrap_or_else(|| demo::beside(PLUGIN));
+    let path = args.plugin.clone().unwrap_or_else(|| beside(PLUGIN));
     ensure!(
         path.is_file(),
         "{PLUGIN} is not at {}: `make build` makes it; --plugin FILE names it",
         path.display()
     );
     Ok(path)
+}
+
+/// A program in the directory of this one, else by `PATH`.
+fn beside(name: &str) -> PathBuf {
+    let own = std::env::current_exe().ok();
+    let neighbour = own.and_then(|own| Some(own.parent()?.join(name))).filter(|path| path.is_file());
+    neighbour.unwrap_or_else(|| name.into())
 }
 
 /// The programs that an earlier call installed; configurations stay as they are.

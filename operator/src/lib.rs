@@ -12,7 +12,6 @@
 mod args;
 mod attached;
 mod conflist;
-mod demo;
 mod doctor;
 mod exposition;
 mod install;
@@ -41,7 +40,6 @@ pub fn run(args: Args) -> ExitCode {
         Command::Trace(args) => trace::trace(&args).map(|trace| show(&trace, json, |trace| trace.reached)),
         Command::Install(args) => install::install(&args).map(|done| show(&done, json, |_| true)),
         Command::Uninstall(args) => install::uninstall(&args).map(|done| show(&done, json, |_| true)),
-        Command::Demo => demo::demo(),
         Command::Completion { shell } => manual::completion(shell),
         Command::Stay => loop {
             std::thread::park();

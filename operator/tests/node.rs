@@ -231,7 +231,7 @@ fn completion_and_manual_pages_know_every_command() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("man1");
     assert!(portolan(&node, &["man", path.to_str().unwrap()]).status.success());
-    for command in ["status", "doctor", "trace", "install", "uninstall", "demo", "completion", "man"] {
+    for command in ["status", "doctor", "trace", "install", "uninstall", "completion", "man"] {
         assert!(script.contains(command), "{command}");
         let page = std::fs::read_to_string(path.join(format!("portolan-{command}.1"))).unwrap();
         assert!(page.contains(".TH"), "{command}: {page}");
