@@ -1,6 +1,5 @@
 //! The sockets that queries arrive at, opened or inherited, what answers on them, and their end.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -8,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use daemon::drain::Drain;
-use daemon::succession::Incumbent;
+use daemon::handover::{self, Claim};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::connections::Connections;
 use crate::responder::Responder;
@@ -22,15 +21,15 @@ use crate::{https, quic, tcp, udp};
 /// What queries under way are given to finish.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// What connections are given when somebody else takes the new ones: nobody waits for us.
-const FAREWELL: Duration = Duration::from_secs(30);
+/// How long open connections may stay once the next process takes the new ones.
+const HANDOVER_DRAIN: Duration = Duration::from_secs(30);
 
 /// All that answers.
 pub(crate) struct Listeners {
     workers: udp::Workers,
     servers: JoinSet<()>,
     drain: Drain,
-    /// For a successor.
+    /// For the next process.
     sockets: Vec<OwnedFd>,
 }
 
@@ -96,23 +95,18 @@ impl Listeners {
         Ok(Self { workers, servers, drain, sockets })
     }
 
-    /// Returns when a successor has our sockets and serves. Never, if we cannot be found. `is_claimed` says whether there is
-    /// one that has not begun.
-    pub(crate) async fn await_successor(&self, name: Option<&str>, note: &[u8], is_claimed: &Cell<bool>) {
-        match name.map(Incumbent::take) {
-            Some(Ok(incumbent)) => return incumbent.await_successor(note, &self.sockets, is_claimed).await,
-            Some(Err(error)) => warn!(%error, "a later process will not find this one"),
-            None => {}
-        }
-        std::future::pending().await
+    /// Returns when the next process has the sockets and serves. Never returns without a name.
+    pub(crate) async fn await_next(&self, name: Option<&str>, note: &[u8], claim: &Claim) {
+        let Some(name) = name else { return std::future::pending().await };
+        handover::Current::take(name).await.await_next(note, &self.sockets, claim).await;
     }
 
     /// Takes no more queries, and answers those that were taken.
-    pub(crate) async fn drain(self, has_successor: bool) {
+    pub(crate) async fn drain(self, has_next: bool) {
         drop(self.sockets);
         self.drain.start();
         self.workers.stop().await;
-        let deadline = if has_successor { FAREWELL } else { DRAIN };
+        let deadline = if has_next { HANDOVER_DRAIN } else { DRAIN };
         drop(tokio::time::timeout(deadline, self.servers.join_all()).await);
     }
 }

@@ -1,6 +1,5 @@
 //! Puts the parts together and runs until told to stop.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,8 +9,8 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use daemon::admin;
 use daemon::drain::Drain;
+use daemon::handover::{self, Claim, Handover, Previous};
 use daemon::readiness::{Condition, Readiness};
-use daemon::succession::{self, Inheritance, Predecessor};
 use discovery::{Snapshots, Staleness};
 use futures_util::FutureExt as _;
 use tokio::sync::Notify;
@@ -32,8 +31,8 @@ use crate::socket::Inherited;
 use crate::tls::{self, Certificate};
 use crate::zone::{Settings, Zone};
 
-/// Told to end while a successor reads its first state, as in a rolling update, the process before serves on for so long.
-const SUCCESSION: Duration = Duration::from_secs(10);
+/// How long a process that receives SIGTERM still serves while the next one reads its first state, as in a rolling update.
+const CLAIMED_DRAIN_DELAY: Duration = Duration::from_secs(10);
 
 /// The domain below which Services have their names, in lower case. Never the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +90,7 @@ pub struct Config {
     pub ready_address: SocketAddr,
 }
 
-/// Runs until the drain has begun and ended, or a successor has taken over.
+/// Runs until the drain has begun and ended, or the next process has taken over.
 ///
 /// # Errors
 /// When a socket cannot be opened, or an upstream server is this server itself.
@@ -102,20 +101,16 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let mut certificate =
         config.tls.clone().map(Certificate::open).transpose().context("--tls-cert, --tls-key")?;
     let tls = certificate.as_ref().map(Certificate::current).zip(config.tls.as_ref());
-    let name = succession_name(&config.listen);
-    let (secret, inherited, predecessor) = inherit(name.as_deref()).await?;
+    let name = handover_name(&config.listen);
+    let (secret, inherited, previous) = receive_handover(name.as_deref()).await?;
     let responder = Arc::new(responder(&config, &metrics, &forwarder, secret)?);
 
     let is_in_pod = config.discovery.is_in_pod();
     let discovery = discovery::start(config.discovery.clone());
     let staleness = Staleness::new("portolan_dns", discovery.snapshots.clone())?;
     metrics.registry.register(Box::new(staleness))?;
-    let readiness = Readiness::default();
-    let snapshots = discovery.snapshots.clone();
-    readiness.add("sources", move || {
-        let (ready, detail) = snapshots.borrow().health();
-        Condition { ready, detail }
-    });
+    let claim = Claim::default();
+    let readiness = readiness(discovery.snapshots.clone(), claim.clone());
     let pages = serve_pages(&config, &metrics, &readiness, &drain);
 
     let synced = Notify::new();
@@ -130,11 +125,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     }
     .fuse();
     tokio::pin!(upkeep);
-    if let Some(predecessor) = &predecessor {
-        info!("taking over from the process before when the first state is in force");
+    if let Some(previous) = &previous {
+        info!("taking over from the previous process once the first state is applied");
         tokio::select! {
             () = synced.notified() => {}
-            () = predecessor.ended() => warn!("the process before has ended"),
+            () = previous.exited() => warn!("the previous process has exited"),
             () = drain.started() => return Ok(()),
             () = &mut upkeep => anyhow::bail!("the sources have ended"),
         }
@@ -142,34 +137,33 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let threads =
         config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let listeners = Listeners::open(&config.listen, tls, threads, inherited, &responder)?;
-    if let Some(predecessor) = predecessor {
-        predecessor.relieve().await;
-        info!("serving in place of the process before");
+    if let Some(previous) = previous {
+        previous.stop().await;
+        info!("serving in place of the previous process");
     }
     daemon::service_manager::ready();
-    let has_successor = {
-        let is_claimed = Cell::new(false);
-        let succession = listeners.await_successor(name.as_deref(), &secret.0, &is_claimed);
+    let has_next = {
+        let next = listeners.await_next(name.as_deref(), &secret.0, &claim);
         let ends = async {
             drain.started().await;
             // Unhealthy already, so that others go elsewhere.
-            let patience = if is_claimed.get() { config.lameduck.max(SUCCESSION) } else { config.lameduck };
-            tokio::time::sleep(patience).await;
+            let claimed = if claim.is_claimed() { CLAIMED_DRAIN_DELAY } else { Duration::ZERO };
+            tokio::time::sleep(config.lameduck.max(claimed)).await;
         };
         tokio::select! {
             () = ends => false,
             () = &mut upkeep => false,
             () = hold_names(&config) => false,
-            () = succession => true,
+            () = next => true,
         }
     };
-    info!(has_successor, "draining");
-    if has_successor {
+    info!(has_next, "draining");
+    if has_next {
         // Its pages have to be found, not ours.
         drop(pages);
     }
-    finish(listeners, has_successor, &mut upkeep).await;
-    if has_successor && is_in_pod {
+    finish(listeners, has_next, &mut upkeep).await;
+    if has_next && is_in_pod {
         info!(
             "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
         );
@@ -181,8 +175,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 }
 
 /// Queries under way still get their answers, and connections that are kept those of the state in force.
-async fn finish(listeners: Listeners, has_successor: bool, upkeep: impl Future<Output = ()>) {
-    let mut drained = std::pin::pin!(listeners.drain(has_successor));
+async fn finish(listeners: Listeners, has_next: bool, upkeep: impl Future<Output = ()>) {
+    let mut drained = std::pin::pin!(listeners.drain(has_next));
     tokio::select! {
         () = &mut drained => {}
         () = upkeep => drained.await,
@@ -226,32 +220,32 @@ fn identity(nsid: &str) -> String {
     if nsid.is_empty() { host() } else { nsid.to_owned() }
 }
 
-/// Under which name a process with the same addresses finds this one; none if nobody else can have the address.
-fn succession_name(listen: &[SocketAddr]) -> Option<String> {
+/// The name under which a process with the same addresses finds this one; none where the kernel chooses the port.
+fn handover_name(listen: &[SocketAddr]) -> Option<String> {
     listen.first().filter(|address| address.port() != 0).map(|address| format!("portolan-dns/{address}"))
 }
 
 /// Holds the names by which portolan-proxy finds out where this server listens: there it leaves queries to it. The first
-/// address has its name by [`succession_name`].
+/// address has its name by [`handover_name`].
 async fn hold_names(config: &Config) {
     let tls = config.tls.iter().flat_map(|tls| &tls.listen);
     let others = config.listen.iter().skip(1).chain(tls).filter(|address| address.port() != 0);
     let names: Vec<String> = others.map(|address| format!("portolan-dns/{address}")).collect();
-    let holding: Vec<_> = names.iter().map(|name| succession::hold(name)).collect();
+    let holding: Vec<_> = names.iter().map(|name| handover::hold(name)).collect();
     futures_util::future::join_all(holding).await;
     std::future::pending().await
 }
 
-/// What the process before hands over: the secret of its cookies, and its sockets.
-async fn inherit(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Option<Predecessor>)> {
-    let inheritance = match name {
-        Some(name) => succession::inherit(name).await.unwrap_or_else(|error| {
-            warn!(%error, "the process before does not hand over");
+/// What the previous process hands over: the secret of its cookies, and its sockets.
+async fn receive_handover(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Option<Previous>)> {
+    let handover = match name {
+        Some(name) => handover::receive(name).await.unwrap_or_else(|error| {
+            warn!(%error, "the previous process does not hand over");
             None
         }),
         None => None,
     };
-    let Some(Inheritance { note, sockets, predecessor }) = inheritance else {
+    let Some(Handover { note, sockets, previous }) = handover else {
         return Ok((Secret::new().context("random bytes")?, Inherited::default(), None));
     };
     let secret = match note.try_into() {
@@ -259,7 +253,18 @@ async fn inherit(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Optio
         // Of another version.
         Err(_) => Secret::new().context("random bytes")?,
     };
-    Ok((secret, Inherited::new(sockets), Some(predecessor)))
+    Ok((secret, Inherited::new(sockets), Some(previous)))
+}
+
+/// Ready once every source was read, unless a next process is about to serve.
+fn readiness(snapshots: Snapshots, claim: Claim) -> Readiness {
+    let readiness = Readiness::default();
+    readiness.add("sources", move || {
+        let (ready, detail) = snapshots.borrow().health();
+        Condition { ready, detail }
+    });
+    readiness.add("handover", move || claim.readiness());
+    readiness
 }
 
 /// Serves a page each at these addresses. One that is taken costs its page, and nothing else.

@@ -152,8 +152,8 @@ fn a_proxy_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it
     let start = |log: &str| {
         let program = container.start(log);
         wait_for("it to be in force", || {
-            let pid = node.shell("cat /run/portolan/proxy.pid")?;
-            ensure!(pid.trim() == program.id().to_string(), "{pid}");
+            let serving = node.serving_proxy()?;
+            ensure!(serving == program.id(), "process {serving} serves");
             Ok(())
         })
         .unwrap();
@@ -182,7 +182,7 @@ fn a_name_server_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_
     let mut old = container.start("old.log");
     wait_for("an answer", ask).unwrap();
     let _new = container.start("new.log");
-    container.wait_for("new.log", "serving in place of the process before");
+    container.wait_for("new.log", "serving in place of the previous process");
     container.wait_for("old.log", "waiting to be told to end");
     node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
     ask().unwrap();

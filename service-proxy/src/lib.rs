@@ -23,7 +23,6 @@ mod proxier;
 mod run;
 mod service_port;
 mod serving;
-mod succession;
 mod surroundings;
 mod tcp;
 mod traffic;
@@ -35,6 +34,9 @@ pub use cni_config::CniConfig;
 pub use kernel::conntrack::Settings as ConntrackSettings;
 pub use kernel::node_address::NodePortAddress;
 pub use node_routes::NodeRoutes;
+/// The abstract unix address by which the next proxy of a network namespace finds the running one.
+const HANDOVER_NAME: &str = "portolan-proxy";
+
 pub use run::{Config, clean_up, run};
 pub use surroundings::Place;
 pub use worker::patience::Patience;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use daemon::admin::{self, Response, Server};
+use daemon::handover::Claim;
 use daemon::program::Settings;
 use daemon::readiness::{Condition, Readiness};
 use discovery::model::NamespacedName;
@@ -51,6 +52,8 @@ pub(crate) struct Pages {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) snapshots: Snapshots,
     pub(crate) status: Status,
+    /// Whether a next proxy has started.
+    pub(crate) claim: Claim,
 }
 
 impl Status {
@@ -75,8 +78,10 @@ impl Status {
 
 /// Starts the pages. An address that is taken costs its pages, and nothing else.
 pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
-    let Pages { metrics_address, healthz_address, settings, proxy_name, metrics, snapshots, status } = pages;
+    let Pages { metrics_address, healthz_address, settings, proxy_name, metrics, snapshots, status, claim } =
+        pages;
     let readiness = readiness(snapshots.clone(), status.clone());
+    readiness.add("handover", move || claim.readiness());
     daemon::build_info::register(&metrics.registry);
     daemon::log::register(&metrics.registry, "portolan_proxy");
     let shown = (status.clone(), Arc::clone(&metrics), readiness.clone());

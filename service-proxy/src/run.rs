@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use daemon::drain::Drain;
+use daemon::handover::{self, Claim, Previous};
 use daemon::log::RateLimit;
 use daemon::program::Settings;
 use discovery::{Notice, Recorder, Regarding, Staleness};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -28,7 +29,6 @@ use crate::pages::health_check::HealthChecks;
 use crate::pages::{self, Pages, Status};
 use crate::proxier::Proxier;
 use crate::serving::Serving;
-use crate::succession::Succession;
 use crate::surroundings::Place;
 use crate::worker::patience::Patience;
 use crate::worker::{Context, Worker};
@@ -82,6 +82,9 @@ pub struct Config {
 pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let limits = daemon::file_limit::raise();
     info!(?config, %limits, "starting");
+    // Before the pages: from now on the previous proxy is not ready, and its page cannot be taken for ours.
+    let previous = previous().await;
+    let (claim, started) = (Claim::default(), Arc::new(Notify::new()));
     let budget = Budget::new(limits.soft, config.workers);
     let metrics = Arc::new(Metrics::new(&budget));
     let conntrack = Conntrack::new(&config.conntrack);
@@ -112,6 +115,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         metrics: Arc::clone(&metrics),
         snapshots: discovery.snapshots.clone(),
         status: status.clone(),
+        claim: claim.clone(),
     };
     pages::serve(&mut tasks, shown);
 
@@ -123,24 +127,33 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let nodes = node_routes::Keeper::start(config.node_routes, place, snapshots, metrics);
     let nodes = nodes.context("keep routes to other nodes")?;
 
-    let succession = Succession::new();
-    if succession.other().is_none() {
-        // Whoever waits for it need not wait for the first state: /readyz tells about that.
+    if previous.is_none() {
+        // The service manager need not wait for the first state: /readyz shows that.
         daemon::service_manager::ready();
     }
-    let mut successor = signal(SignalKind::user_defined2()).context("wait for SIGUSR2")?;
+    let next = hand_over(previous, &started, &claim);
+    tokio::pin!(next);
     let routes = LocalRoutes::ensure(&service_cidrs).await?;
-    let mut serving =
-        Serving { proxier, routes, divert, conntrack, health_checks, succession, status, updated: None };
+    let mut serving = Serving {
+        proxier,
+        routes,
+        divert,
+        conntrack,
+        health_checks,
+        claim: claim.clone(),
+        started: Arc::clone(&started),
+        status,
+        updated: None,
+    };
     let mut replaced = tokio::select! {
         () = serving.follow(discovery.snapshots.clone(), &drain) => false,
-        _ = successor.recv() => true,
+        () = &mut next => true,
     };
 
     // The routes themselves stay.
     drop(nodes);
     let finished = wait_for_connections(&context.tasks, config.drain_timeout);
-    let proxier = finish(serving, &mut tasks, &mut successor, finished, &mut replaced).await;
+    let proxier = finish(serving, &mut tasks, next, finished, &mut replaced).await;
     if replaced && is_in_pod {
         info!(
             "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
@@ -159,7 +172,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 async fn finish(
     mut serving: Serving,
     tasks: &mut JoinSet<()>,
-    successor: &mut Signal,
+    next: impl Future<Output = ()>,
     finished: impl Future<Output = ()>,
     replaced: &mut bool,
 ) -> Proxier {
@@ -170,7 +183,7 @@ async fn finish(
         serving.proxier.close_all();
         *replaced = tokio::select! {
             () = &mut finished => false,
-            _ = successor.recv() => true,
+            () = next => true,
         };
     }
     if !*replaced {
@@ -186,16 +199,33 @@ async fn finish(
     proxier
 }
 
+/// The running proxy, which serves until it is told to stop.
+async fn previous() -> Option<Previous> {
+    let handover = handover::receive(crate::HANDOVER_NAME).await;
+    let handover = handover.inspect_err(|error| warn!(%error, "the previous proxy does not hand over"));
+    Some(handover.ok()??.previous)
+}
+
+/// Tells the previous proxy to stop once this one serves, and returns when the next one does.
+async fn hand_over(previous: Option<Previous>, started: &Notify, claim: &Claim) {
+    started.notified().await;
+    if let Some(previous) = previous {
+        // Before it exits, or the service manager takes its exit for that of the service.
+        daemon::service_manager::ready();
+        previous.stop().await;
+        info!("serving in place of the previous proxy");
+    }
+    handover::Current::take(crate::HANDOVER_NAME).await.await_next(&[], &[], claim).await;
+}
+
 /// Takes away all that a proxy has left on the node, however it ended.
 ///
 /// # Errors
 /// When a proxy runs here, which would put it back; what the kernel says to the routes to other nodes; the
 /// rest is best effort.
 pub async fn clean_up(config: Config) -> anyhow::Result<()> {
-    let succession = Succession::new();
-    if let Some(running) = succession.other() {
-        anyhow::bail!("a proxy runs on this node, process {running}: end it first");
-    }
+    let running = handover::is_held(crate::HANDOVER_NAME);
+    anyhow::ensure!(!running, "a proxy runs on this node: stop it first (it has @{})", crate::HANDOVER_NAME);
     LocalRoutes::ensure(&config.discovery.service_cidrs).await?.remove().await;
     if let Ok(divert) = Divert::ensure().await {
         divert.remove().await;
@@ -204,7 +234,6 @@ pub async fn clean_up(config: Config) -> anyhow::Result<()> {
     if let Some(cni) = &config.cni {
         cni_config::remove(&cni.file).with_context(|| format!("remove {}", cni.file.display()))?;
     }
-    succession.forget();
     node_routes::clean_up().await.context("delete the routes to other nodes")
 }
 

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use daemon::drain::Drain;
+use daemon::handover::{self, Claim};
 use discovery::{Snapshot, Snapshots};
+use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::kernel::conntrack::Conntrack;
@@ -13,7 +15,6 @@ use crate::kernel::local_route::LocalRoutes;
 use crate::pages::health_check::HealthChecks;
 use crate::pages::{Shown, Status};
 use crate::proxier::Proxier;
-use crate::succession::Succession;
 
 /// How often a frontend that could not be opened is tried again, and the kernel's part is looked after.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,7 +28,10 @@ pub(crate) struct Serving {
     pub(crate) divert: Option<Divert>,
     pub(crate) conntrack: Conntrack,
     pub(crate) health_checks: HealthChecks,
-    pub(crate) succession: Succession,
+    /// Whether a next proxy has started.
+    pub(crate) claim: Claim,
+    /// Notified once the first state is applied.
+    pub(crate) started: Arc<Notify>,
     pub(crate) status: Status,
     /// When the last state was put into force.
     pub(crate) updated: Option<SystemTime>,
@@ -83,18 +87,23 @@ impl Serving {
         if self.proxier.retry_failures() {
             self.note(snapshot).await;
         }
-        if self.succession.is_taken() {
+        if self.is_current() {
             self.repair().await;
         }
     }
 
-    /// Notes what is applied. The first time the previous proxy, which may be draining already, receives the
-    /// hand-over.
+    /// Whether new connections are for this proxy: it has applied a state.
+    fn is_current(&self) -> bool {
+        self.updated.is_some()
+    }
+
+    /// Notes what is applied. The first time, the previous proxy is told to stop.
     async fn note(&mut self, snapshot: &Snapshot) {
         if snapshot.synced && self.proxier.stuck_since().is_none() {
+            let is_first = !self.is_current();
             self.updated = Some(SystemTime::now());
-            if !self.succession.is_taken() {
-                self.succession.take();
+            if is_first {
+                self.started.notify_one();
                 self.repair().await;
             }
         }
@@ -128,16 +137,17 @@ impl Serving {
         self.proxier.stop_intercepting();
     }
 
-    /// Takes everything out of the kernel, unless it is another proxy's by now.
+    /// Removes everything from the kernel, unless it belongs to another proxy: the previous one, which still
+    /// serves, or a next one that has started.
     pub(crate) async fn clean_up(mut self) -> Proxier {
-        // The next process may not have written its id yet.
-        if self.succession.other().is_none() && self.proxier.forget() {
+        let has_other =
+            if self.is_current() { self.claim.is_claimed() } else { handover::is_held(crate::HANDOVER_NAME) };
+        if !has_other && self.proxier.forget() {
             // The routes come last: without them, not even open connections work.
             self.routes.remove().await;
             if let Some(divert) = self.divert {
                 divert.remove().await;
             }
-            self.succession.end();
         }
         self.proxier
     }

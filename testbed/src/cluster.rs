@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
 use crate::{Binaries, ControlPlane, Network, Node, Plugin, Pod, Program, wait_for};
@@ -130,19 +130,29 @@ impl Cluster {
     /// # Errors
     /// When the new one does not take over.
     pub fn succeed_proxy(&mut self) -> Result<Program> {
-        let new = self.start_proxy()?;
-        let old = std::mem::replace(&mut self.proxy, new);
-        let own = self.proxy.id().to_string();
+        let old = self.start_next_proxy()?;
+        let own = self.proxy.id();
         wait_for("the new proxy to take over", || {
-            let pid = self.node.shell("cat /run/portolan/proxy.pid")?;
-            ensure!(pid.trim() == own, "{pid}");
+            let serving = self.node.serving_proxy()?;
+            ensure!(serving == own, "process {serving} serves");
             Ok(())
         })?;
         Ok(old)
     }
 
+    /// Starts a proxy beside the one that runs, and returns that one.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_next_proxy(&mut self) -> Result<Program> {
+        let new = self.start_proxy()?;
+        Ok(std::mem::replace(&mut self.proxy, new))
+    }
+
     fn start_proxy(&self) -> Result<Program> {
-        let log = self.directory.path().join("proxy-again.log");
+        let mut logs =
+            (1..).map(|number: u32| self.directory.path().join(format!("proxy-again-{number}.log")));
+        let log = logs.find(|log| !log.exists()).context("no name is left")?;
         let binary = Binaries::find()?.path("portolan-proxy");
         let read = self.source.flags("portolan-proxy");
         let mut arguments: Vec<&str> = read.iter().map(String::as_str).collect();

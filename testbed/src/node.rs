@@ -112,6 +112,16 @@ impl Node {
         self.run(|| shell(script))
     }
 
+    /// The process id of the portolan-proxy that serves: it listens at `@portolan-proxy`.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn serving_proxy(&self) -> Result<u32> {
+        let listeners = self.shell("ss -Hxlp src unix:@portolan-proxy")?;
+        let pid = listeners.split("pid=").nth(1).and_then(|rest| rest.split(',').next());
+        pid.context("no proxy serves")?.parse().context(listeners.clone())
+    }
+
     /// Creates a named network namespace, as a runtime does for a pod, and returns its path.
     ///
     /// # Errors

@@ -87,11 +87,11 @@ fn cleanup_takes_empty_bridges_of_ours_and_leaves_what_the_daemons_have_in_the_s
     let bridged = json!({ "stateDir": "/run/other", "mode": "bridge", "bridge": "br0", "isGateway": true, "macspoofchk": true });
     let bridged = merge(config("1.1.0"), bridged);
     fixture.add("a", &bridged);
-    fixture.node().shell("touch /run/other/proxy.pid").unwrap();
+    fixture.node().shell("touch /run/other/other.file").unwrap();
     let cleanup = format!("{} cleanup --state-dir /run/other", fixture.plugin.binary.display());
     fixture.node().shell(&cleanup).unwrap_err();
     fixture.quiet("DEL", "a", &bridged);
     fixture.node().shell(&cleanup).unwrap();
     let left = "nft list ruleset; find /run/other -type f; ip link show br0 2>/dev/null || true";
-    assert_eq!(fixture.node().shell(left).unwrap(), "/run/other/proxy.pid\n");
+    assert_eq!(fixture.node().shell(left).unwrap(), "/run/other/other.file\n");
 }

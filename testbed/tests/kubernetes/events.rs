@@ -80,7 +80,7 @@ fn a_proxy_that_may_not_record_events_serves_all_the_same() {
     ground.apply(&(service("web", "") + &slice("web", &[&pod.ip])));
     ground.expect("web", "web-1");
     wait("the refusal", &ground, || {
-        let log = std::fs::read_to_string(ground.cluster.directory().join("proxy-again.log"))?;
+        let log = std::fs::read_to_string(ground.cluster.directory().join("proxy-again-1.log"))?;
         ensure!(log.contains("no Event is recorded") && log.contains("forbidden"), "{log}");
         Ok(())
     });

@@ -35,7 +35,7 @@ fn portolan_dns_has_the_address_at_which_it_listens_and_the_service_has_it_other
     let start = |log: &str, flags: &[&str]| {
         let arguments = [&["netns", "exec", "coredns", dns.to_str().unwrap()], flags].concat();
         let log = cluster.directory().join(log);
-        testbed::Program::start(&cluster.node, std::path::Path::new("ip"), &arguments, &log).unwrap()
+        Program::start(&cluster.node, std::path::Path::new("ip"), &arguments, &log).unwrap()
     };
     let _other = start("coredns.log", &flags);
     let answer = |transport: &str| -> Result<String> {
@@ -167,6 +167,6 @@ fn portolan_dns_of_another_user_has_its_address() {
     let flags =
         [dns.to_str().unwrap(), "--manifests", manifests.to_str().unwrap(), "--upstream", "192.0.2.1"];
     let setpriv = std::path::Path::new("setpriv");
-    let _dns = testbed::Program::start(&cluster.node, setpriv, &[&user[..], &flags].concat(), &log).unwrap();
+    let _dns = Program::start(&cluster.node, setpriv, &[&user[..], &flags].concat(), &log).unwrap();
     is_left(true);
 }

@@ -28,7 +28,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use testbed::{Cluster, NameServer, Pod, wait_for};
+use testbed::{Cluster, NameServer, Pod, Program, wait_for};
 
 /// A replica that answers with its name on port 8080.
 struct Replica {

@@ -74,20 +74,30 @@ fn table_of_another_proxy_is_left_alone_while_that_one_listens() {
     expect_answers(&client, &address, &["web-1"]);
 }
 
-/// Without the pid file the next proxy does not find the previous one, which goes on with its checks and
-/// changes.
+/// A process of another user has the name by which proxies find each other: the next proxy does not find the
+/// previous one, which continues with its checks and changes.
 #[test]
 fn previous_proxy_does_not_take_the_table_back() {
     let (mut cluster, client) = cluster();
+    cluster.proxy.kill();
+    let script = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('\\0portolan-proxy'); s.listen(); time.sleep(600)";
+    let arguments = ["--reuid=65534", "python3", "-c", script];
+    let log = cluster.directory().join("holder.log");
+    let _holder = Program::start(&cluster.node, "/usr/bin/setpriv".as_ref(), &arguments, &log).unwrap();
+    wait_for("the name to be held", || cluster.node.serving_proxy()).unwrap();
+    cluster.replace_proxy().unwrap();
     let _web = replica(&cluster, "web-1", "web");
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
     expect_answers(&client, &address, &["web-1"]);
-    cluster.node.shell("rm /run/portolan/proxy.pid").unwrap();
     let previous = owners(&cluster).unwrap();
-    let mut old = cluster.succeed_proxy().unwrap();
-    let next = owners(&cluster).unwrap();
-    assert_ne!(next, previous);
+    let mut old = cluster.start_next_proxy().unwrap();
+    let next = wait_for("the next proxy", || {
+        let now = owners(&cluster)?;
+        ensure!(now != previous, "{now}");
+        Ok(now)
+    })
+    .unwrap();
     for name in ["one", "two"] {
         wait_for_check(&cluster);
         cluster.apply("changed.yaml", &manual(name, "ports: [{port: 80}]", "192.0.2.1", 80)).unwrap();

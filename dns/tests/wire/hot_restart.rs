@@ -119,16 +119,16 @@ fn a_successor_that_never_gets_there_changes_nothing_and_one_whose_predecessor_d
     // It waits for a directory that is not there yet.
     let unready = manifests.path().join("later");
     let mut heir = server.spawn_beside(&unready, &[]);
-    server.wait_for_log("a successor has the sockets");
+    server.wait_for_log("the next process has started");
     assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
     heir.kill().unwrap();
     heir.wait().unwrap();
-    server.wait_for_log("a successor has not taken over");
+    server.wait_for_log("the next process has not taken over");
     for _ in 0..20 {
         assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
     }
     let heir = server.spawn_beside(&unready, &[]);
-    server.wait_for_log("a successor has the sockets");
+    server.wait_for_log("the next process has started");
     server.replace(heir);
     assert_eq!(server.status(&format!("{NAME} A")), "SERVFAIL", "alone, and without a state");
     std::fs::create_dir(&unready).unwrap();
@@ -146,7 +146,7 @@ fn a_server_told_to_end_while_its_successor_reads_serves_until_that_one_does() {
     let manifests = tempfile::tempdir().unwrap();
     let later = manifests.path().join("later");
     let heir = server.spawn_beside(&later, &[]);
-    server.wait_for_log("a successor has the sockets");
+    server.wait_for_log("the next process has started");
     server.tell_to_end();
     for _ in 0..20 {
         assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
