@@ -125,8 +125,8 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
             };
             let result = tokio::select! {
                 biased;
-                () = progress.request_checks(&local.check_clock) => Ok(()),
                 result = relay::relay(&mut client, &mut upstream, &local.poller, &progress, count) => result,
+                () = progress.request_checks(&local.check_clock) => Ok(()),
                 () = context.patience.exhausted(&progress, &local.slow_clock) => {
                     metrics.quiet_ended.inc();
                     Err(ErrorKind::TimedOut.into())

@@ -57,11 +57,12 @@ impl Patience {
 }
 
 impl Progress {
-    /// Has the relay, which is polled behind it, look after the connection at every tick. Never returns.
+    /// Has the relay, which is polled with it, look after the connection at every tick. Never returns.
     pub(crate) async fn request_checks(&self, clock: &Clock) {
         loop {
             clock.next_tick().await;
             self.check_due.store(true, Ordering::Relaxed);
+            tokio::task::yield_now().await;
         }
     }
 
