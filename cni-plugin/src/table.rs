@@ -172,14 +172,18 @@ fn unrecord(
         errors.push(error);
         None
     });
+    let mut is_released = held.is_some();
     span(Span::Nft, || {
-        errors.extend(ports::remove(netfilter, held.as_ref(), recorded.as_ref()).err());
+        let removed = ports::remove(netfilter, held.as_ref(), recorded.as_ref());
+        // The next DEL finds what is still to do.
+        is_released &= removed.is_ok();
+        errors.extend(removed.err());
         if let Some(record) = &recorded {
             errors.extend(record.bridge.as_ref().and_then(|_| frames::remove(netfilter, record)));
         }
         errors.extend(rules::remove_pod(netfilter, &header.name, &leaving));
     });
-    if held.is_some() {
+    if is_released {
         errors.extend(ports::release(header, key).err());
     }
     errors.extend(span(Span::Store, || store.remove(key)).err().map(Error::from));
