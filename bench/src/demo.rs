@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
-use testbed::{Cluster, NameServer, Pod, wait_for};
+use testbed::{Cluster, HostnameServer, Pod, wait_for};
 
 use crate::docs::latencies;
 use crate::latency::latency;
@@ -109,10 +109,10 @@ pub fn demo() -> Result<()> {
     Ok(())
 }
 
-fn start(cluster: &Cluster, app: &str, number: usize, spec: &str) -> Result<(Pod, NameServer)> {
+fn start(cluster: &Cluster, app: &str, number: usize, spec: &str) -> Result<(Pod, HostnameServer)> {
     let name = format!("{app}-{number}");
     let pod = cluster.add_pod(&name)?;
-    let server = NameServer::start(&pod, 8080)?;
+    let server = HostnameServer::start(&pod, 8080)?;
     let manifest = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\nspec: {{containers: [], {spec}}}\n"
     );
@@ -121,7 +121,7 @@ fn start(cluster: &Cluster, app: &str, number: usize, spec: &str) -> Result<(Pod
     Ok((pod, server))
 }
 
-fn start_database(cluster: &Cluster, number: usize) -> Result<(Pod, NameServer)> {
+fn start_database(cluster: &Cluster, number: usize) -> Result<(Pod, HostnameServer)> {
     start(cluster, "database", number, &format!("hostname: database-{number}, subdomain: database"))
 }
 
@@ -137,7 +137,7 @@ fn replace_one(
     cluster: &Cluster,
     client: &Pod,
     address: &str,
-    replicas: &mut Vec<(Pod, NameServer)>,
+    replicas: &mut Vec<(Pod, HostnameServer)>,
 ) -> Result<(usize, BTreeMap<String, usize>)> {
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {

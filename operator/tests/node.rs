@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use anyhow::ensure;
 use serde_json::Value;
-use testbed::{Binaries, Cluster, NameServer, Node, Program, wait_for};
+use testbed::{Binaries, Cluster, HostnameServer, Node, Program, wait_for};
 
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: lonely}\nspec: {selector: {app: nobody}, ports: [{port: 80}]}\n";
 
@@ -35,7 +35,7 @@ fn findings<'a>(report: &'a Value, check: &str) -> Vec<&'a Value> {
 fn status_shows_what_runs_and_who_serves() {
     let mut cluster = Cluster::start().unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
-    let _server = NameServer::start(&server, 8080).unwrap();
+    let _server = HostnameServer::start(&server, 8080).unwrap();
     cluster.apply("web.yaml", WEB).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
     wait_for("the service", || client.ask(&address)).unwrap();
@@ -67,7 +67,7 @@ fn status_shows_what_runs_and_who_serves() {
 fn trace_walks_a_request_and_names_the_step_that_fails() {
     let cluster = Cluster::start().unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
-    let listening = NameServer::start(&server, 8080).unwrap();
+    let listening = HostnameServer::start(&server, 8080).unwrap();
     cluster.apply("web.yaml", WEB).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
     wait_for("the service", || client.ask(&address)).unwrap();

@@ -195,7 +195,7 @@ impl Pod {
         Ok(text(&output.stdout))
     }
 
-    /// One request to a [`crate::NameServer`] at `address`: the name of the pod that answered.
+    /// One request to a [`crate::HostnameServer`] at `address`: the name of the pod that answered.
     ///
     /// # Errors
     /// As connecting and reading.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
-use testbed::{Cluster, NameServer, Pod, wait_for};
+use testbed::{Cluster, HostnameServer, Pod, wait_for};
 
 const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: echo}\nspec: {selector: {app: echo}, ports: [{port: 53, targetPort: 5353, protocol: UDP}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: echo}}\nspec: {containers: []}\n";
 
@@ -333,7 +333,7 @@ fn the_series_of_a_service_go_with_it_though_no_other_service_changes() {
 #[test]
 fn a_flood_of_datagrams_leaves_time_for_everybody_else() {
     let path = Path::with(&["--workers", "1"]);
-    let _web = NameServer::start(&path.server, 8080).unwrap();
+    let _web = HostnameServer::start(&path.server, 8080).unwrap();
     let web = MANIFEST
         .replace("name: echo", "name: web")
         .replace("targetPort: 5353, protocol: UDP", "targetPort: 8080");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use testbed::{Binaries, Cluster, NameServer, Pod, Program, wait_for};
+use testbed::{Binaries, Cluster, HostnameServer, Pod, Program, wait_for};
 
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n";
 
@@ -22,7 +22,7 @@ fn no_request_is_lost_while_proxies_follow_each_other() {
     let mut cluster = Cluster::start_with(&["--workers", "2"]).unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
     client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
-    let _server = NameServer::start(&server, 8080).unwrap();
+    let _server = HostnameServer::start(&server, 8080).unwrap();
     let node_port = WEB
         .replace("spec: {sel", "spec: {type: NodePort, sel")
         .replace("{port: 80", "{nodePort: 30080, port: 80");
@@ -102,7 +102,7 @@ fn an_open_connection_outlives_the_proxy_that_has_it() {
 fn what_the_running_proxy_has_stays_while_the_next_one_knows_nothing_yet() {
     let cluster = Cluster::start().unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
-    let _server = NameServer::start(&server, 8080).unwrap();
+    let _server = HostnameServer::start(&server, 8080).unwrap();
     cluster.apply("web.yaml", &WEB.replace("spec: {sel", "spec: {externalIPs: [203.0.113.10], sel")).unwrap();
     wait_for("the service", || client.ask("203.0.113.10:80")).unwrap();
     let log = cluster.directory().join("next.log");

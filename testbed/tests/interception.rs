@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use netns::NetNs;
-use testbed::{Cluster, NameServer, Pod, wait_for};
+use testbed::{Cluster, HostnameServer, Pod, wait_for};
 
 /// An address of the service range that no Service has.
 const UNASSIGNED: &str = "10.96.77.77";
@@ -117,9 +117,9 @@ fn pod_manifest(name: &str) -> String {
 }
 
 /// A pod that answers with its name over TCP and UDP on port 8080, and a Service of its name.
-fn serve(cluster: &Cluster, name: &str, spec: &str) -> (Pod, NameServer) {
+fn serve(cluster: &Cluster, name: &str, spec: &str) -> (Pod, HostnameServer) {
     let pod = cluster.add_pod(name).unwrap();
-    let server = NameServer::start(&pod, 8080).unwrap();
+    let server = HostnameServer::start(&pod, 8080).unwrap();
     let socket = pod.netns.run(|| UdpSocket::bind((pod.ip.as_str(), 8080))).unwrap().unwrap();
     answer_datagrams(socket, name);
     cluster.apply(&format!("{name}.yaml"), &(service(name, spec) + &pod_manifest(name))).unwrap();
@@ -307,7 +307,7 @@ fn an_external_ip_that_is_a_pods_address_does_not_cut_the_pod_off() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let pod = cluster.add_pod("victim").unwrap();
-    let _own = [NameServer::start(&pod, 8080).unwrap(), NameServer::start(&pod, 22).unwrap()];
+    let _own = [HostnameServer::start(&pod, 8080).unwrap(), HostnameServer::start(&pod, 22).unwrap()];
     let spec = format!("externalIPs: [{}], {BOTH}", pod.ip);
     let (web, _server) = serve(&cluster, "web", &spec);
     wait_for("the service", || {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use socket2::{Domain, Socket, Type};
-use testbed::{Binaries, Cluster, NameServer, Pod, Program, wait_for};
+use testbed::{Binaries, Cluster, HostnameServer, Pod, Program, wait_for};
 
 /// Less than the half minute after which everything is looked at again.
 const SOON: Duration = Duration::from_secs(20);
@@ -23,9 +23,9 @@ fn service(name: &str, protocol: &str) -> String {
 }
 
 /// A pod that answers with its name, behind a Service of its name; returns the virtual IP and port too.
-fn serve(cluster: &Cluster, name: &str) -> (Pod, NameServer, String) {
+fn serve(cluster: &Cluster, name: &str) -> (Pod, HostnameServer, String) {
     let pod = cluster.add_pod(name).unwrap();
-    let server = NameServer::start(&pod, 8080).unwrap();
+    let server = HostnameServer::start(&pod, 8080).unwrap();
     cluster.apply(&format!("{name}.yaml"), &service(name, "TCP")).unwrap();
     let address = format!("{}:80", cluster.virtual_ip(name).unwrap());
     (pod, server, address)
@@ -168,7 +168,7 @@ fn files_that_could_not_be_read_for_want_of_descriptors_are_read_once_there_are_
     let mut cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let web = cluster.add_pod("web").unwrap();
-    let _server = NameServer::start(&web, 8080).unwrap();
+    let _server = HostnameServer::start(&web, 8080).unwrap();
     let (hosts, log) = (cluster.directory().join("hosts"), cluster.directory().join("dns.log"));
     std::fs::write(&hosts, "192.0.2.7 old.test\n").unwrap();
     cluster.dns.kill();
@@ -257,7 +257,7 @@ fn a_client_with_a_low_hop_limit_ejects_no_endpoint() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let pod = cluster.add_pod("web").unwrap();
-    let _server = NameServer::start(&pod, 8080).unwrap();
+    let _server = HostnameServer::start(&pod, 8080).unwrap();
     let manifest = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{ports: [{{port: 80, targetPort: 8080}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{{addresses: [{}]}}, {{addresses: [{}]}}]\n",
         pod.ip,

@@ -5,14 +5,14 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use testbed::{Cluster, Fleet, NameServer, Node, Pod, Program, wait_for};
+use testbed::{Cluster, Fleet, HostnameServer, Node, Pod, Program, wait_for};
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
 
 /// A replica of `web` on one of the nodes, which answers with its name.
-fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, NameServer) {
+fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, HostnameServer) {
     let pod = fleet.members[index].add_pod(name).unwrap();
-    let server = NameServer::start(&pod, 8080).unwrap();
+    let server = HostnameServer::start(&pod, 8080).unwrap();
     let manifest = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\nspec: {{nodeName: node-{}, containers: []}}\nstatus: {{podIP: {}}}\n",
         index + 1,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
-use testbed::{Cluster, NameServer, Pod, wait_for};
+use testbed::{Cluster, HostnameServer, Pod, wait_for};
 
 fn service(name: &str, ports: &str) -> String {
     format!(
@@ -24,9 +24,9 @@ fn pod(name: &str, app: &str) -> String {
 }
 
 /// A replica: attached, described and answering with its name.
-fn replica(cluster: &Cluster, name: &str) -> (Pod, NameServer) {
+fn replica(cluster: &Cluster, name: &str) -> (Pod, HostnameServer) {
     let pod_handle = cluster.add_pod(name).unwrap();
-    let server = NameServer::start(&pod_handle, 8080).unwrap();
+    let server = HostnameServer::start(&pod_handle, 8080).unwrap();
     cluster.apply(&format!("pod-{name}.yaml"), &pod(name, "web")).unwrap();
     (pod_handle, server)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
-use testbed::{Cluster, NameServer, wait_for};
+use testbed::{Cluster, HostnameServer, wait_for};
 
 use crate::cores;
 use crate::interleave::Path;
@@ -109,7 +109,7 @@ fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize
 fn changes(record: &mut Record, topology: &Topology, extent: Extent) -> Result<()> {
     let cluster = &topology.cluster;
     let pods = [cluster.add_pod("one")?, cluster.add_pod("other")?];
-    let _servers = [NameServer::start(&pods[0], 9092)?, NameServer::start(&pods[1], 9092)?];
+    let _servers = [HostnameServer::start(&pods[0], 9092)?, HostnameServer::start(&pods[1], 9092)?];
     let change = |number: usize| {
         let pod = &pods[number % 2];
         let manifest =

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use testbed::{Binaries, ControlPlane, NameServer, Network, Node, Plugin, Pod};
+use testbed::{Binaries, ControlPlane, HostnameServer, Network, Node, Plugin, Pod};
 
 /// What the daemons may do.
 const RBAC: &str = include_str!("../../../deploy/kubernetes/rbac.yaml");
@@ -37,7 +37,7 @@ pub(super) struct Ground {
     pub(super) control_plane: ControlPlane,
     pub(super) node: Node,
     client: Pod,
-    replicas: [(Pod, NameServer); 2],
+    replicas: [(Pod, HostnameServer); 2],
 }
 
 impl Ground {
@@ -48,7 +48,7 @@ impl Ground {
         let network = Network::new(plugin, "10.96.0.10");
         let replica = |name: &str| -> Result<_> {
             let pod = network.add(name)?;
-            let server = NameServer::start(&pod, 8080)?;
+            let server = HostnameServer::start(&pod, 8080)?;
             Ok((pod, server))
         };
         let (replicas, client) = ([replica("first")?, replica("second")?], network.add("client")?);

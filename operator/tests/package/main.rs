@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::ensure;
-use testbed::{NameServer, Network, Plugin, wait_for};
+use testbed::{HostnameServer, Network, Plugin, wait_for};
 
 use deb::provide;
 use machine::Machine;
@@ -50,7 +50,7 @@ fn a_package_is_installed_upgraded_under_load_and_removed_without_a_trace() {
     let network = Network::with_config(plugin, config);
     let (client, server) = (network.add("client").unwrap(), network.add("web-1").unwrap());
     client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
-    let listening = NameServer::start(&server, 8080).unwrap();
+    let listening = HostnameServer::start(&server, 8080).unwrap();
     machine.shell(&format!("printf '{WEB}' > /etc/portolan/manifests/new; mv /etc/portolan/manifests/new /etc/portolan/manifests/web.yaml")).unwrap();
     wait_for("the service", || client.ask("10.96.7.7:80")).unwrap();
 

@@ -12,7 +12,7 @@ const PROXY: &str = "127.0.0.1:10249";
 const DNS: &str = "127.0.0.1:10262";
 
 /// A cluster that serves `web`.
-fn serving() -> (Ground, [(Pod, NameServer); 2]) {
+fn serving() -> (Ground, [(Pod, HostnameServer); 2]) {
     let ground = Ground::new();
     let replicas = ["web-1", "web-2"].map(|name| ground.replica(name));
     ground.apply(&(service("web", "") + &slice("web", &[&replicas[0].0.ip])));

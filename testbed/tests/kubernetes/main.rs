@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use testbed::{Cluster, ControlPlane, NameServer, Pod};
+use testbed::{Cluster, ControlPlane, HostnameServer, Pod};
 
 /// A cluster of one node, with a client.
 struct Ground {
@@ -49,9 +49,9 @@ impl Ground {
         self.control_plane.apply(manifests).unwrap();
     }
 
-    fn replica(&self, name: &str) -> (Pod, NameServer) {
+    fn replica(&self, name: &str) -> (Pod, HostnameServer) {
         let pod = self.cluster.add_pod(name).unwrap();
-        let server = NameServer::start(&pod, 8080).unwrap();
+        let server = HostnameServer::start(&pod, 8080).unwrap();
         (pod, server)
     }
 

@@ -23,7 +23,7 @@ fn publish(cluster: &Cluster, name: &str, ports: &[u16]) -> Replica {
     let plugin =
         Plugin { binary: Binaries::find().unwrap().path("portolan-cni"), node: cluster.node.clone() };
     let pod = Network::with_config(plugin, config).add(name).unwrap();
-    let server = NameServer::start(&pod, 8080).unwrap();
+    let server = HostnameServer::start(&pod, 8080).unwrap();
     Replica { pod, _server: server }
 }
 

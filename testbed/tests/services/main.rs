@@ -28,17 +28,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use testbed::{Cluster, NameServer, Pod, Program, wait_for};
+use testbed::{Cluster, HostnameServer, Pod, Program, wait_for};
 
 /// A replica that answers with its name on port 8080.
 struct Replica {
     pod: Pod,
-    _server: NameServer,
+    _server: HostnameServer,
 }
 
 fn replica(cluster: &Cluster, name: &str, app: &str) -> Replica {
     let pod = cluster.add_pod(name).unwrap();
-    let server = NameServer::start(&pod, 8080).unwrap();
+    let server = HostnameServer::start(&pod, 8080).unwrap();
     cluster.apply(&format!("pod-{name}.yaml"), &pod_manifest(name, app, "")).unwrap();
     Replica { pod, _server: server }
 }

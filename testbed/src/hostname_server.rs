@@ -13,12 +13,12 @@ use crate::Pod;
 
 /// Accepts connections in a pod, writes the pod's name and closes; ends when dropped.
 #[derive(Debug)]
-pub struct NameServer {
+pub struct HostnameServer {
     listener: TcpListener,
     thread: Option<JoinHandle<()>>,
 }
 
-impl NameServer {
+impl HostnameServer {
     /// Listens on `port` of the pod's address.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl NameServer {
     }
 }
 
-impl Drop for NameServer {
+impl Drop for HostnameServer {
     fn drop(&mut self) {
         // Wakes the accept, also when the pod's interface has gone.
         let woken = socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both);
