@@ -1,20 +1,21 @@
-//! Every section, one after the other, into one directory.
+//! Runs all sections in turn and writes their results into one directory.
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
 use crate::record::Record;
-use crate::{interrupt, show};
+use crate::{interrupt, render};
 
-/// A section and what measures it.
+/// The name of a section and the function that measures it.
 pub type Section<'a> = (&'static str, &'a dyn Fn() -> Record);
 
-/// Measures the sections and writes each as soon as it is there. One that fails does not keep the others from running: its
-/// record has what had been measured, and says why it ends there.
+/// Measures the sections and writes each record as soon as its section ends. A section that fails does not
+/// stop the remaining ones: its record keeps what was measured and the reason for the failure.
 ///
 /// # Errors
-/// At the end, when a section has failed or the run was interrupted; and when the directory cannot be written.
+/// After all sections, when one failed or the run was interrupted; at once, when the directory cannot be
+/// written.
 pub fn all(directory: &Path, sections: &[Section<'_>]) -> Result<()> {
     let mut failed = Vec::new();
     for (name, measure) in sections {
@@ -22,16 +23,16 @@ pub fn all(directory: &Path, sections: &[Section<'_>]) -> Result<()> {
             break;
         }
         let record = measure();
-        // Written first: the terminal may have gone.
+        // Write before printing: the terminal may be closed.
         record.write_into(directory)?;
-        show::print(&record);
+        render::print(&record);
         failed.extend(record.interrupted.map(|why| format!("{name}: {why}")));
     }
     if interrupt::requested() {
-        bail!("interrupted: what had been measured is in {}, marked as partial", directory.display());
+        bail!("interrupted: partial results are in {}", directory.display());
     }
     if !failed.is_empty() {
-        bail!("not all could be measured:\n{}", failed.join("\n"));
+        bail!("some sections failed:\n{}", failed.join("\n"));
     }
     Ok(())
 }

@@ -1,14 +1,15 @@
-//! The wall clock, in words.
+//! The wall clock as text.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Now, UTC, RFC 3339, to the second.
+/// Returns the current time in UTC as RFC 3339, to the second.
 pub(crate) fn now_utc() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     utc(since.as_secs())
 }
 
-/// Days are counted in years that begin on 1 March, so that a leap day is the last of its year.
+/// Formats seconds since the epoch. Counts days in years that begin on 1 March, so a leap day is the last day
+/// of its year.
 fn utc(seconds: u64) -> String {
     let (days, time) = (seconds / 86_400 + 719_468, seconds % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -27,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_are_those_of_the_calendar() {
+    fn seconds_are_formatted_as_calendar_dates() {
         assert_eq!(utc(0), "1970-01-01T00:00:00Z");
         assert_eq!(utc(951_827_696), "2000-02-29T12:34:56Z");
         assert_eq!(utc(4_102_444_799), "2099-12-31T23:59:59Z");

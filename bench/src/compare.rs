@@ -1,4 +1,4 @@
-//! Two results of one section, before and after a change.
+//! Compares two results of one section, before and after a change.
 
 use std::path::Path;
 
@@ -6,16 +6,16 @@ use anyhow::{Result, ensure};
 
 use crate::comparison::{Comparison, Percentile};
 use crate::record::{Estimate, Figure, Record, Table};
-use crate::show;
+use crate::render;
 use crate::target::Bound;
 
-/// Paths with nothing of ours on them: what they changed by is what two runs differ by.
+/// Paths without Portolan. Their change from one run to the other is noise.
 const CONTROLS: [&str; 6] = ["loopback", "nftables", "HAProxy", "nginx", "reference bridge", "reference ptp"];
 
-/// Prints what has changed, and whether it is real.
+/// Prints the differences and whether each is beyond the noise.
 ///
 /// # Errors
-/// When a file cannot be read, and when the two have nothing in common.
+/// When a file cannot be read, or the two results have nothing in common.
 #[expect(clippy::print_stdout, reason = "this is the program's output")]
 pub fn compare(before: &Path, after: &Path) -> Result<()> {
     let (before, after) = (Record::read(before)?, Record::read(after)?);
@@ -25,7 +25,7 @@ pub fn compare(before: &Path, after: &Path) -> Result<()> {
         before.section,
         after.section
     );
-    let tables = [added(&before, &after), asked_for(&before, &after)];
+    let tables = [added(&before, &after), targets_table(&before, &after)];
     ensure!(
         tables.iter().any(|table| !table.rows.is_empty()),
         "the two results have neither a load nor a figure in common: measure the same again"
@@ -34,12 +34,12 @@ pub fn compare(before: &Path, after: &Path) -> Result<()> {
         println!("{caveat}\n");
     }
     for table in tables.iter().filter(|table| !table.rows.is_empty()) {
-        print!("{}", show::table(table));
+        print!("{}", render::table(table));
     }
     Ok(())
 }
 
-/// Why the two may differ by more than the change.
+/// Returns reasons why the results may differ besides the change.
 fn caveats(before: &Record, after: &Record) -> Vec<String> {
     let mut found = Vec::new();
     if before.environment.summary() != after.environment.summary() {
@@ -48,17 +48,17 @@ fn caveats(before: &Record, after: &Record) -> Vec<String> {
     }
     for (name, record) in [("before", before), ("after", after)] {
         if record.environment.build == "debug" {
-            found.push(format!("{name}: measured with a debug build, which says nothing"));
+            found.push(format!("{name}: measured with a debug build, which is not meaningful"));
         }
         found.extend(record.interrupted.iter().map(|why| format!("{name}: ended early, {why}")));
     }
     found
 }
 
-/// What each path adds to the first one in the same run: that way, a machine that was slower on that day does not count.
+/// Compares what each path adds to the first path of its own run, so that a slower machine does not count.
 fn added(before: &Record, after: &Record) -> Table {
-    let note = "What a path adds to the first one at the median, µs. Beyond: more than both intervals, what the first path twice \
-                differs by, and what paths without anything of ours have changed by. Repeat the run before you believe it.";
+    let note = "Added to the first path at the median, µs. Beyond: the change exceeds both intervals, the \
+        A/A noise and the change of the control paths. Repeat the run before you trust it.";
     let title = format!("{}: {} to {}", before.section, before.environment.commit, after.environment.commit);
     let mut table = Table::new(&title, &["load", "path", "before", "after", "change", ""], note);
     for old in before.comparisons.iter().filter(|old| !old.saturated) {
@@ -67,24 +67,25 @@ fn added(before: &Record, after: &Record) -> Table {
         for path in old.paths.iter().filter(|path| !path.again) {
             let Some((was, is)) = both(old, new, &path.path) else { continue };
             let is_control = CONTROLS.contains(&path.path.as_str());
-            let said = if is_control { "control" } else { verdict(was, is, noise, Bound::AtMost(0.0)) };
+            let verdict =
+                if is_control { "control" } else { judge_change(was, is, noise, Bound::AtMost(0.0)) };
             let one = |value: f64| format!("{value:+.1}");
-            let cells = [one(was.value), one(is.value), one(is.value - was.value), said.to_owned()];
+            let cells = [one(was.value), one(is.value), one(is.value - was.value), verdict.to_owned()];
             table.row([old.title.clone(), path.path.clone()].into_iter().chain(cells));
         }
     }
     table
 }
 
-/// Figures are ratios to a peer of the same run, or hold on any machine of the kind.
-fn asked_for(before: &Record, after: &Record) -> Table {
-    let note = "Without an interval, one observation each: nothing can be told from two.";
-    let mut table = Table::new("Asked for", &["figure", "before", "after", ""], note);
+/// Compares the figures that have a target.
+fn targets_table(before: &Record, after: &Record) -> Table {
+    let note = "Without an interval there is one observation each, which gives no verdict.";
+    let mut table = Table::new("Targets", &["figure", "before", "after", ""], note);
     for old in &before.figures {
         let found = after.figures.iter().find(|new| new.id == old.id);
         let Some((was, new)) = old.measured.zip(found) else { continue };
         let Some(is) = new.measured else { continue };
-        let [shown_before, shown_after] = [was, is].map(|estimate| show::with_unit(estimate, &old.unit));
+        let [shown_before, shown_after] = [was, is].map(|estimate| render::with_unit(estimate, &old.unit));
         table.row([
             old.figure.clone(),
             shown_before,
@@ -101,7 +102,7 @@ fn figure_verdict(old: &Figure, was: Estimate, new: &Figure, is: Estimate) -> &'
         return if was.value == is.value { "the same" } else { "-" };
     }
     let noise = old.noise.unwrap_or(0.0).max(new.noise.unwrap_or(0.0));
-    verdict(was, is, noise, old.target)
+    judge_change(was, is, noise, old.target)
 }
 
 fn both(old: &Comparison, new: &Comparison, path: &str) -> Option<(Estimate, Estimate)> {
@@ -109,14 +110,14 @@ fn both(old: &Comparison, new: &Comparison, path: &str) -> Option<(Estimate, Est
     Some((added(old)?, added(new)?))
 }
 
-/// A/A of both runs, and the most that a control has changed.
+/// Returns the A/A noise of both runs or the largest change of a control path, whichever is larger.
 fn noise(old: &Comparison, new: &Comparison) -> f64 {
     let again = [old, new].into_iter().filter_map(|comparison| comparison.noise(Percentile::P50));
     let moved = CONTROLS.iter().filter_map(|control| both(old, new, control));
     again.chain(moved.map(|(was, is)| (is.value - was.value).abs())).fold(0.0, f64::max)
 }
 
-fn verdict(was: Estimate, is: Estimate, noise: f64, good: Bound) -> &'static str {
+fn judge_change(was: Estimate, is: Estimate, noise: f64, good: Bound) -> &'static str {
     let change = is.value - was.value;
     if change.abs() <= noise.max(was.half_width().hypot(is.half_width())) {
         "no difference"
@@ -134,25 +135,25 @@ mod tests {
     const LESS: Bound = Bound::AtMost(0.0);
 
     #[test]
-    fn a_change_is_real_beyond_intervals_and_noise_alone() {
+    fn change_counts_only_beyond_intervals_and_noise() {
         let was = Estimate::new(18.0, 20.0, 22.0);
         let (more, less) = (Estimate::new(28.0, 30.0, 32.0), Estimate::new(8.0, 10.0, 12.0));
-        assert_eq!(verdict(was, more, 3.0, LESS), "worse, beyond");
-        assert_eq!(verdict(was, more, 3.0, Bound::AtLeast(1.0)), "better, beyond");
-        assert_eq!(verdict(was, less, 3.0, LESS), "better, beyond");
-        assert_eq!(verdict(was, more, 11.0, LESS), "no difference");
-        assert_eq!(verdict(was, Estimate::new(19.0, 22.0, 25.0), 0.1, LESS), "no difference");
+        assert_eq!(judge_change(was, more, 3.0, LESS), "worse, beyond");
+        assert_eq!(judge_change(was, more, 3.0, Bound::AtLeast(1.0)), "better, beyond");
+        assert_eq!(judge_change(was, less, 3.0, LESS), "better, beyond");
+        assert_eq!(judge_change(was, more, 11.0, LESS), "no difference");
+        assert_eq!(judge_change(was, Estimate::new(19.0, 22.0, 25.0), 0.1, LESS), "no difference");
     }
 
     #[test]
-    fn figures_are_compared_and_single_observations_are_not_judged() {
+    fn figures_are_compared_and_single_observations_get_no_verdict() {
         let (mut before, mut after) = (Record::new("cni"), Record::new("cni"));
         before.measured("add-bridge", Estimate::new(0.2, 0.22, 0.24));
         after.measured("add-bridge", Estimate::new(0.1, 0.12, 0.14));
         before.measured("add-memory", 3.0);
         after.measured("add-memory", 3.5);
         before.measured("del-kernel", 1.0);
-        let rows = asked_for(&before, &after).rows;
+        let rows = targets_table(&before, &after).rows;
         let verdicts: Vec<_> = rows.iter().map(|row| row[3].as_str()).collect();
         assert_eq!(verdicts, ["better, beyond", "-"]);
         assert!(added(&before, &after).rows.is_empty());

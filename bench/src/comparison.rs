@@ -1,15 +1,15 @@
-//! Paths measured side by side, and what may be concluded from it.
+//! The result of several paths measured side by side.
 
 use serde::{Deserialize, Serialize};
 
 use crate::statistics::Estimate;
 
-/// One shape of load over several paths.
+/// One load over several paths.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Comparison {
     /// Short: `RR`, `open loop, 1,000/s`.
     pub title: String,
-    /// The load in words.
+    /// A description of the load.
     pub load: String,
     /// `requests` or `MiB`.
     pub unit: String,
@@ -17,23 +17,24 @@ pub struct Comparison {
     pub rounds: usize,
     /// Length of a block.
     pub block_ms: u64,
-    /// Whether more is asked for than can be carried: a latency is then what is under way over the rate, and says no more.
+    /// Whether the load saturates the paths. A latency is then the number of requests in flight divided by
+    /// the rate.
     #[serde(default)]
     pub saturated: bool,
-    /// The first is what the others are compared with; the one that is the same again shows the noise.
+    /// All paths. The first is the baseline; the one with `again` measures the noise.
     pub paths: Vec<PathResult>,
 }
 
-/// What one path has shown. Times in microseconds.
+/// The result of one path. Times in microseconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PathResult {
     /// Its name in tables.
     pub path: String,
-    /// Whether it is the first path once more: what the two differ by is noise.
+    /// Whether it is the first path measured a second time (A/A).
     pub again: bool,
-    /// Answered.
+    /// Answered requests.
     pub requests: u64,
-    /// Not answered, or not in time.
+    /// Requests without an answer within the deadline.
     pub errors: u64,
     /// Quantiles over all blocks.
     pub p50: f64,
@@ -47,21 +48,21 @@ pub struct PathResult {
     pub max: f64,
     /// Requests, or MiB, a second: over the rounds.
     pub rate: Estimate,
-    /// What is added to the first path in the same round; nothing for the first, for streams, and where either has
-    /// answered nothing.
+    /// Latency added to the first path in the same round. `None` for the first path, for streams, and where
+    /// either path has no answer.
     pub added: Option<Added>,
-    /// Rate over the first path's in the same round.
+    /// Rate divided by the first path's rate in the same round.
     pub relative_rate: Estimate,
-    /// What it took.
+    /// Resources used.
     pub usage: Usage,
-    /// How late requests were sent, in open loop: p50, p99, max.
+    /// Delay from the scheduled to the actual send time in an open loop: p50, p99, max.
     pub lag: Option<[f64; 3]>,
     /// p50, p99, p99.9 and rate of each round.
     pub rounds: Vec<[f64; 4]>,
-    /// Processor time of the program between client and server in each round, µs a request.
+    /// CPU time of the proxy or server under test in each round, µs a request.
     #[serde(default)]
     pub between_rounds: Vec<f64>,
-    /// Cores' worth of time that program took; nothing if it is the kernel alone.
+    /// Cores used by that program; `None` if only the kernel is on the path.
     #[serde(default)]
     pub busy: Option<f64>,
 }
@@ -77,18 +78,18 @@ pub struct Added {
     pub p999: Estimate,
 }
 
-/// What a request, or a MiB, took of the machine; nothing of a path that has answered none.
+/// Resources used for a request or a MiB; `None` for a path without answers.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
-    /// Processor time of the program between client and server, µs; nothing if it is the kernel alone.
+    /// CPU time of the proxy or server under test, µs; `None` if only the kernel is on the path.
     pub between: Option<f64>,
-    /// Processor time of client, server and the program between them, µs.
+    /// CPU time of client, server and the program under test, µs.
     pub all: Option<f64>,
     /// Context switches of the machine.
     pub switches: Option<f64>,
-    /// How often the client was put off its core, over all blocks.
+    /// Involuntary context switches of the client, over all blocks.
     pub preempted: u64,
-    /// Time the hypervisor took from this machine, ms over all blocks.
+    /// CPU steal time, ms over all blocks.
     pub steal_ms: f64,
 }
 
@@ -115,31 +116,32 @@ impl Added {
 }
 
 impl Comparison {
-    /// How far the first path is from itself: the end of the A/A interval that is further from zero, µs.
+    /// Returns the A/A noise: the end of the A/A interval that is further from zero, µs.
     pub fn noise(&self, percentile: Percentile) -> Option<f64> {
         let again = self.paths.iter().find(|path| path.again)?.added?.at(percentile);
         Some(again.low.abs().max(again.high.abs()))
     }
 
-    /// The same for the rate: as a factor from one.
+    /// Returns the A/A noise of the rate, as a distance from factor one.
     pub fn rate_noise(&self) -> Option<f64> {
         let again = self.paths.iter().find(|path| path.again)?.relative_rate;
         Some((again.low - 1.0).abs().max((again.high - 1.0).abs()))
     }
 
-    /// Whether what a path adds is a difference: the interval has no zero in it and the value is beyond the noise.
+    /// Returns whether the added latency is significant: its interval excludes zero and its value exceeds the
+    /// noise.
     pub fn is_difference(&self, path: &PathResult, percentile: Percentile) -> bool {
         let (Some(added), Some(noise)) = (path.added, self.noise(percentile)) else { return false };
         let added = added.at(percentile);
         (added.low > 0.0 || added.high < 0.0) && added.value.abs() > noise
     }
 
-    /// The path of a name.
+    /// Returns the path of that name.
     pub fn path(&self, name: &str) -> Option<&PathResult> {
         self.paths.iter().find(|path| path.path == name)
     }
 
-    /// What a reader must know: errors, and a machine too noisy to tell anything but large differences.
+    /// Returns warnings for a reader: errors, a noisy machine, a late generator.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let mut found = Vec::new();
         for path in self.paths.iter().filter(|path| path.errors > 0) {
@@ -153,8 +155,8 @@ impl Comparison {
         };
         if noise > first.p50 * TOO_NOISY {
             found.push(format!(
-                "{}: the machine is noisy: the same path twice differs by up to {noise:.1} µs at a p50 of {:.1} µs; stop \
-                 what else runs on it and measure again",
+                "{}: the machine is noisy: the same path measured twice differs by up to {noise:.1} µs at a \
+                 p50 of {:.1} µs; stop other load and measure again",
                 self.title, first.p50
             ));
         }
@@ -162,30 +164,30 @@ impl Comparison {
         found
     }
 
-    /// An open loop whose tail is that of the generator, not of a path.
+    /// Returns a warning if the generator sent late, so that the tail is the generator's and not the path's.
     fn lateness(&self) -> Option<String> {
         let late = |path: &&PathResult| path.lag.is_some_and(|[_, p99, _]| p99 > path.p99 * TOO_LATE);
         let worst = self.paths.iter().filter(late).map(|path| path.lag.unwrap_or_default()[1]);
         let worst = worst.max_by(f64::total_cmp)?;
         Some(format!(
-            "{}: the generator was put off its core: one request in a hundred was sent {worst:.0} µs late or more, which the p99 \
-             has in it; it is the machine's",
+            "{}: the generator was preempted: 1% of the requests was sent {worst:.0} µs late or more, which \
+             is part of the p99",
             self.title
         ))
     }
 }
 
-/// Share of the median that A/A may be wide before a reader is warned.
+/// A/A noise above this share of the median gives a warning.
 const TOO_NOISY: f64 = 0.2;
 
-/// Share of the p99 that requests may be sent late before a reader is warned.
+/// A send delay above this share of the p99 gives a warning.
 const TOO_LATE: f64 = 0.1;
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
-    /// A path that differs from the first one by the same at every percentile.
+    /// A path that adds the same latency at every percentile.
     pub(crate) fn path(name: &str, errors: u64, added: Option<Estimate>) -> PathResult {
         let added = added.map(|estimate| Added { p50: estimate, p99: estimate, p999: estimate });
         PathResult {
@@ -226,7 +228,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nothing_within_the_noise_is_a_difference() {
+    fn difference_within_the_noise_is_not_significant() {
         let quiet = compared(2.0, 0);
         assert!(quiet.is_difference(&quiet.paths[2], Percentile::P50));
         let noisy = compared(5.5, 0);
@@ -235,14 +237,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_noisy_machine_and_errors_are_told() {
+    fn noisy_machine_and_errors_give_warnings() {
         assert_eq!(compared(2.0, 0).warnings(), Vec::<String>::new());
         assert!(compared(20.0, 0).warnings()[0].contains("the machine is noisy"));
         assert!(compared(2.0, 3).warnings()[0].contains("RR: proxy: 3 errors in 1000 requests"));
     }
 
     #[test]
-    fn an_open_loop_that_was_late_itself_says_so() {
+    fn late_generator_of_an_open_loop_gives_a_warning() {
         let mut open = compared(2.0, 0);
         open.paths[2].lag = Some([0.1, 6.0, 9.0]);
         assert_eq!(open.warnings(), Vec::<String>::new());

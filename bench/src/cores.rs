@@ -1,12 +1,12 @@
-//! Which core runs what, and before whom: a load and what it loads must not take each other's time, nor lose it to whatever else
-//! the machine does.
+//! CPU pinning and priority: generator and server must not compete for a core, with each other or with other
+//! processes.
 
 use anyhow::{Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use rustix::process::setpriority_process;
 
-/// A core for each.
+/// One core for the generator and one for the server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cores {
     pub(crate) generator: usize,
@@ -14,10 +14,10 @@ pub(crate) struct Cores {
 }
 
 impl Cores {
-    /// The first and the last that this process may use.
+    /// Chooses the first and the last core of this process's affinity mask.
     ///
     /// # Errors
-    /// When there is only one.
+    /// When there is only one core.
     pub(crate) fn choose() -> Result<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(0))?;
         let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
@@ -25,51 +25,52 @@ impl Cores {
         let server = cores.next_back();
         ensure!(
             server.is_some(),
-            "only one core may be used: server and generator need one each; run it on a machine with two"
+            "only one core may be used: server and generator need one each; run it on a machine \
+             with two cores"
         );
         Ok(Self { generator, server: server.unwrap_or(generator) })
     }
 }
 
-/// As [`pin`], the client of a load; where there is but one core, it shares it.
+/// Pins the calling thread to the generator's core. With one core only, it does nothing.
 pub(crate) fn pin_client() -> Result<()> {
     Cores::choose().map_or(Ok(()), |cores| pin(cores.generator))
 }
 
-/// As [`pin`], the server at the end of a load.
+/// Pins the calling thread to the server's core. With one core only, it does nothing.
 pub(crate) fn pin_server() -> Result<()> {
     Cores::choose().map_or(Ok(()), |cores| pin(cores.server))
 }
 
-/// The calling thread, and what it starts from now on, runs on this core alone.
+/// Pins the calling thread, and threads and processes that it starts, to one core.
 pub(crate) fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-/// The scheduler gives it 28 times as much as anything else that wants the core.
-const PRECEDENCE: i32 = -15;
+/// A nice value that gets 28 times the share of a thread with nice 0.
+const NICE: i32 = -15;
 
-/// While this lives, the thread that made it, and what it starts, goes before the rest of the machine.
+/// Raises the priority of the thread that creates it, and of what that starts, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Precedence(());
+pub(crate) struct HighPriority(());
 
-impl Precedence {
-    /// Takes it. Without the privilege for it, nothing changes.
-    pub(crate) fn take() -> Option<Self> {
-        setpriority_process(None, PRECEDENCE).ok().map(|()| Self(()))
+impl HighPriority {
+    /// Raises the priority. Returns `None` without the privilege to do so.
+    pub(crate) fn acquire() -> Option<Self> {
+        setpriority_process(None, NICE).ok().map(|()| Self(()))
     }
 }
 
-impl Drop for Precedence {
+impl Drop for HighPriority {
     fn drop(&mut self) {
-        give_up_precedence();
+        reset_priority();
     }
 }
 
-/// The calling thread is like any other.
-pub(crate) fn give_up_precedence() {
-    // It can always be given up.
-    setpriority_process(None, 0).ok();
+/// Resets the calling thread to nice 0.
+pub(crate) fn reset_priority() {
+    // Lowering the priority needs no privilege.
+    let _ = setpriority_process(None, 0);
 }

@@ -1,4 +1,4 @@
-//! The demonstration: an application of three tiers on a node of its own, step by step, with the output of each step.
+//! The demonstration: a three-tier application on a private node, step by step, with the output of each step.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use testbed::{Cluster, HostnameServer, Pod, wait_for};
 use crate::docs::latencies;
 use crate::latency::latency;
 use crate::load::Shape;
-use crate::show::table;
+use crate::render::table;
 
-/// Requests that are sent while a replica is killed and another one started.
+/// Requests sent while one replica is killed and another one starts.
 const REQUESTS: usize = 1000;
 
 const BACKEND: &str = "
@@ -34,12 +34,12 @@ spec:
   ports: [{name: sql, port: 5432}]
 ";
 
-/// Runs it.
+/// Runs the demonstration.
 ///
 /// # Errors
-/// When a step does not do what it says.
+/// When a step fails.
 pub fn demo() -> Result<()> {
-    step("A node of its own: portolan-proxy and portolan-dns read a directory of Kubernetes YAML");
+    step("A private node: portolan-proxy and portolan-dns read a directory of Kubernetes YAML");
     let cluster = Cluster::start()?;
     say(&cluster.node.shell("ip route show table local | grep 10.96")?);
 
@@ -58,7 +58,7 @@ pub fn demo() -> Result<()> {
     let vip = cluster.virtual_ip("backend")?;
     let address = format!("{vip}:80");
     wait_for("all replicas", || {
-        let seen = ask(&frontend, &address, 20)?;
+        let seen = request_repeatedly(&frontend, &address, 20)?;
         ensure!(seen.len() == 3, "{seen:?}");
         Ok(())
     })?;
@@ -70,7 +70,7 @@ pub fn demo() -> Result<()> {
     let first = "database-0.database";
     wait_for(first, || frontend.shell(&cluster.node, &format!("getent hosts {first}")))?;
 
-    step("The frontend resolves names, as any program does");
+    step("The frontend resolves names");
     for command in [
         "getent hosts backend",
         "getent hosts database-0.database",
@@ -94,13 +94,13 @@ pub fn demo() -> Result<()> {
     step("A replica is killed and another one started, under load");
     let (lost, seen) = replace_one(&cluster, &frontend, &address, &mut backends)?;
     say(&format!("{REQUESTS} requests, {lost} lost; answered by {seen:?}"));
-    ensure!(lost <= 1, "more was lost than a request in flight on the killed replica");
+    ensure!(lost <= 1, "more requests were lost than the one in flight on the killed replica");
 
     step("What the Service costs: a request and a connection, directly and through the virtual IP");
     drop(cluster);
     let record = latency(8, &[Shape::Requests, Shape::Connections]);
     say(&table(&latencies(&record)));
-    say("`portolan-bench all` measures thoroughly, with programs of `make build`.");
+    say("`portolan-bench all` measures thoroughly, with the programs of `make build`.");
     if let Some(why) = record.interrupted {
         bail!("the measurement ended early, {why}");
     }
@@ -114,7 +114,8 @@ fn start(cluster: &Cluster, app: &str, number: usize, spec: &str) -> Result<(Pod
     let pod = cluster.add_pod(&name)?;
     let server = HostnameServer::start(&pod, 8080)?;
     let manifest = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\nspec: {{containers: [], {spec}}}\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n\
+         spec: {{containers: [], {spec}}}\n"
     );
     cluster.apply(&format!("{name}.yaml"), &manifest)?;
     say(&format!("{name} has {}", pod.ip));
@@ -125,7 +126,7 @@ fn start_database(cluster: &Cluster, number: usize) -> Result<(Pod, HostnameServ
     start(cluster, "database", number, &format!("hostname: database-{number}, subdomain: database"))
 }
 
-fn ask(client: &Pod, address: &str, count: usize) -> Result<BTreeMap<String, usize>> {
+fn request_repeatedly(client: &Pod, address: &str, count: usize) -> Result<BTreeMap<String, usize>> {
     let mut seen = BTreeMap::new();
     for _ in 0..count {
         *seen.entry(client.ask(address)?).or_default() += 1;
@@ -140,7 +141,7 @@ fn replace_one(
     replicas: &mut Vec<(Pod, HostnameServer)>,
 ) -> Result<(usize, BTreeMap<String, usize>)> {
     std::thread::scope(|scope| {
-        let asking = scope.spawn(|| {
+        let requests = scope.spawn(|| {
             let (mut lost, mut seen) = (0, BTreeMap::new());
             for _ in 0..REQUESTS {
                 match client.ask(address).ok().filter(|name| !name.is_empty()) {
@@ -156,7 +157,7 @@ fn replace_one(
         cluster.delete(&format!("{}.yaml", killed.name))?;
         say(&format!("{} is killed", killed.name));
         replicas.push(start(cluster, "backend", 4, "")?);
-        asking.join().map_err(|_panic| anyhow::anyhow!("the client panicked"))
+        requests.join().map_err(|_panic| anyhow::anyhow!("the client panicked"))
     })
 }
 

@@ -1,18 +1,19 @@
-//! `portolan-dns` beside other servers: 10,000 Services, the server on one core and the generator on another.
+//! `portolan-dns` compared with other DNS servers: 10,000 Services, the server on one core and the generator
+//! on another.
 
-mod changing;
+mod changing_service;
 mod dnsperf;
 mod flows;
 mod hickory;
-mod names;
+mod open_loop;
+mod osnoise;
 mod overload;
-mod paced;
+mod propagation;
 mod restarts;
 mod scale;
 mod servers;
-mod stalls;
-mod streams;
-mod visible;
+mod tcp;
+mod workload;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,37 +21,37 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::comparison::PathResult;
-use crate::cores::{self, Precedence};
-use crate::interleave::{BLOCK, Contender, Measurement, interleave};
+use crate::cores::{self, HighPriority};
+use crate::interleave::{BLOCK, Measurement, Variant, interleave};
 use crate::interrupt;
 use crate::load::{self, Block};
 use crate::record::{Estimate, Record, Table};
 use crate::statistics::{bootstrap, paired, ratio_of_medians};
 use flows::Flows;
 pub use hickory::serve_with_hickory;
-use names::Queries;
-use paced::Paced;
+use open_loop::OpenLoop;
 use servers::{Lab, Server};
-use streams::Streams;
+use tcp::TcpConnections;
+use workload::Queries;
 
-/// A part of what is measured.
+/// A part of the DNS measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DnsPart {
-    /// Names of Services over UDP, as fast as it goes.
+    /// Names of Services over UDP, in a closed loop.
     Hits,
-    /// Names that do not exist, as a search list makes them.
+    /// Names that do not exist, as the search list produces them.
     Missing,
-    /// Names outside, once they are known, over UDP and TCP.
+    /// Cached external names, over UDP and TCP.
     Cached,
-    /// At half of what each server can do.
+    /// Half of each server's capacity.
     HalfLoad,
-    /// From a file's rename to the first answer that shows it.
+    /// Time from the rename of a manifest to the first answer with its content.
     Visible,
-    /// What is lost while processes, and then states, follow each other.
+    /// Queries lost during hot restarts and reloads.
     Restarts,
     /// Memory with 10,000 Services and 150,000 endpoints.
     Scale,
-    /// Ten times as many queries as the server can answer.
+    /// Ten times the server's capacity.
     Overload,
 }
 
@@ -68,20 +69,20 @@ pub const DNS_PARTS: [DnsPart; 8] = [
 
 const OURS: &str = "portolan-dns";
 
-/// Who serves names of the cluster, and who remembers names outside.
+/// Peers that serve cluster names, and peers that cache external names.
 const CLUSTER: [&str; 3] = ["knotd", "hickory", "CoreDNS"];
 const CACHES: [&str; 2] = ["unbound", "CoreDNS"];
 
 /// An open loop needs more queries in a block.
 const HALF_LOAD_BLOCK: Duration = Duration::from_millis(500);
 
-/// A server that is busy for less of the time has waited for the generator.
+/// A server with a lower CPU utilization has waited for the generator.
 const SATURATED: f64 = 0.9;
 
-/// Measures in nodes of its own.
+/// Measures the DNS servers on private nodes.
 ///
-/// When a server that is there cannot be started or gives a wrong answer the record ends there. One that is not there is left
-/// out, and it says how to get it.
+/// The record ends early when an installed server cannot be started or gives a wrong answer. A server that is
+/// not installed is skipped, and the record says how to install it.
 pub fn dns(rounds: usize, parts: &[DnsPart]) -> Record {
     Record::of("dns", |record| measure(record, rounds, parts))
 }
@@ -90,8 +91,8 @@ fn measure(record: &mut Record, rounds: usize, parts: &[DnsPart]) -> Result<()> 
     record.set("rounds", rounds);
     record.set("block", format!("{} ms", BLOCK.as_millis()));
     record.set("flows", format!("{} of {} queries each", flows::FLOWS, flows::BURST));
-    record.set("connections", format!("{} of {} queries each", streams::CONNECTIONS, streams::PIPELINED));
-    let _precedence = Precedence::take();
+    record.set("connections", format!("{} of {} queries each", tcp::CONNECTIONS, tcp::PIPELINED));
+    let _priority = HighPriority::acquire();
     let has = |part| parts.contains(&part) && !interrupt::requested();
     if parts
         .iter()
@@ -101,15 +102,15 @@ fn measure(record: &mut Record, rounds: usize, parts: &[DnsPart]) -> Result<()> 
         record.set("cores", format!("generator {}, server {}", lab.cores.generator, lab.cores.server));
         record.configurations.extend(lab.servers.iter().map(|server| server.configuration.clone()));
         let measured = side_by_side(record, &lab, rounds, has);
-        judge(record);
+        evaluate(record);
         measured?;
         memory(record, &lab);
     }
     if has(DnsPart::Visible) {
-        visible::measure(record, rounds * 10)?;
+        propagation::measure(record, rounds * 10)?;
     }
     if has(DnsPart::Restarts) {
-        // A hundred of each in a full run.
+        // A full run has 100 of each.
         restarts::measure(record, (rounds * 10).div_ceil(3).min(100))?;
     }
     if has(DnsPart::Scale) {
@@ -123,31 +124,32 @@ fn measure(record: &mut Record, rounds: usize, parts: &[DnsPart]) -> Result<()> 
 
 fn side_by_side(record: &mut Record, lab: &Lab, rounds: usize, has: impl Fn(DnsPart) -> bool) -> Result<()> {
     let (services, missing, external) = (Queries::services(), Queries::missing(), Queries::external());
-    let fast = |queries| Load { lab, queries, kind: Kind::Datagrams };
+    let fast = |queries| Load { lab, queries, kind: Kind::Udp };
     if has(DnsPart::Hits) || has(DnsPart::HalfLoad) {
-        let words = "closed loop over UDP: A records of 10,000 Services";
-        fast(&services).compare(record, "hits", words, rounds, &CLUSTER)?;
+        let description = "closed loop over UDP: A records of 10,000 Services";
+        fast(&services).compare(record, "hits", description, rounds, &CLUSTER)?;
         dnsperf::check(record, lab, &services, rounds.div_ceil(6))?;
     }
     if has(DnsPart::Missing) {
-        let words = "closed loop over UDP: names a search list makes, which do not exist";
-        // hickory looks through the whole zone for each: some hundred a second, and no end of it after a block.
+        let description = "closed loop over UDP: names that do not exist, from a search list";
+        // hickory scans the zone for each: a few hundred queries/s, and it is still busy after the block.
         let peers = CLUSTER.into_iter().filter(|name| *name != "hickory").collect::<Vec<_>>();
-        fast(&missing).compare(record, "NXDOMAIN", words, rounds, &peers)?;
-        let why = "hickory with names that do not exist: it looks through the whole zone for each, some hundred a second";
+        fast(&missing).compare(record, "NXDOMAIN", description, rounds, &peers)?;
+        let why =
+            "hickory with names that do not exist: it scans the zone for each query, a few hundred queries/s";
         record.not_measured.push(why.to_owned());
     }
     if has(DnsPart::Cached) && lab.has_upstream() && CACHES.iter().any(|name| lab.server(name).is_some()) {
         for server in lab.servers.iter().filter(|server| server.name == OURS || CACHES.contains(&server.name))
         {
             interrupt::check()?;
-            learn(lab, server, &external)?;
+            fill_cache(lab, server, &external)?;
         }
-        let words = "closed loop over UDP: 10,000 names outside, all of them known by now";
-        fast(&external).compare(record, "cached", words, rounds, &CACHES)?;
-        let words = "closed loop over TCP, pipelined: the same names outside";
-        let tcp = Load { lab, queries: &external, kind: Kind::Streams };
-        tcp.compare(record, "TCP", words, rounds, &CACHES)?;
+        let description = "closed loop over UDP: 10,000 cached external names";
+        fast(&external).compare(record, "cached", description, rounds, &CACHES)?;
+        let description = "closed loop over TCP, pipelined: the same external names";
+        let tcp = Load { lab, queries: &external, kind: Kind::Tcp };
+        tcp.compare(record, "TCP", description, rounds, &CACHES)?;
     }
     if has(DnsPart::HalfLoad) {
         half_load(record, lab, &services, rounds)?;
@@ -155,13 +157,13 @@ fn side_by_side(record: &mut Record, lab: &Lab, rounds: usize, has: impl Fn(DnsP
     Ok(())
 }
 
-/// How queries are asked.
+/// How queries are sent.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Datagrams,
-    Streams,
-    /// At so many a second.
-    Paced(u32),
+    Udp,
+    Tcp,
+    /// Over UDP at a fixed rate, queries a second.
+    OpenLoop(u32),
 }
 
 #[derive(Clone, Copy)]
@@ -172,39 +174,39 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    /// Ours, ours again, and the peers that are there.
+    /// Compares portolan-dns, portolan-dns again (A/A) and the running peers.
     fn compare(
         self,
         record: &mut Record,
         title: &str,
-        words: &str,
+        description: &str,
         rounds: usize,
         peers: &[&str],
     ) -> Result<()> {
         let again = format!("{OURS} again");
         let servers =
             [(OURS, OURS), (&again, OURS)].into_iter().chain(peers.iter().map(|name| (*name, *name)));
-        let contenders: Vec<Contender<'_>> = servers
+        let variants: Vec<Variant<'_>> = servers
             .filter_map(|(name, server)| {
                 let server = self.lab.server(server)?;
                 let block = Box::new(move |length| self.block(server.address, length));
-                Some(Contender { name, process: Some(&server.process), block })
+                Some(Variant { name, process: Some(&server.process), block })
             })
             .collect();
-        let (title, words) = (title.to_owned(), words.to_owned());
-        let asked = Measurement {
+        let (title, description) = (title.to_owned(), description.to_owned());
+        let measurement = Measurement {
             title,
-            words,
+            description,
             unit: "requests",
             length: BLOCK,
             rounds,
             shows_stalls: false,
             saturates: true,
         };
-        interleave(record, &asked, &contenders)
+        interleave(record, &measurement, &variants)
     }
 
-    /// On the generator's core.
+    /// Runs one block on the generator's core.
     fn block(self, server: SocketAddr, length: Duration) -> Result<Block> {
         self.lab.node.run(|| {
             cores::pin(self.lab.cores.generator)?;
@@ -212,10 +214,10 @@ impl Load<'_> {
             let from = fastrand::usize(..self.queries.messages.len());
             let preempted = load::preempted()?;
             match self.kind {
-                Kind::Datagrams => Flows::open(server, self.queries, from)?.load(&mut block, length)?,
-                Kind::Streams => Streams::open(server, self.queries, from)?.load(&mut block, length)?,
-                Kind::Paced(rate) => {
-                    Paced::open(server, self.queries, from)?.load(&mut block, rate, length)?;
+                Kind::Udp => Flows::open(server, self.queries, from)?.load(&mut block, length)?,
+                Kind::Tcp => TcpConnections::open(server, self.queries, from)?.load(&mut block, length)?,
+                Kind::OpenLoop(rate) => {
+                    OpenLoop::open(server, self.queries, from)?.load(&mut block, rate, length)?;
                 }
             }
             block.preempted = load::preempted()? - preempted;
@@ -224,40 +226,40 @@ impl Load<'_> {
     }
 }
 
-/// Asks for every name once, at a rate that the one it asks can follow.
-fn learn(lab: &Lab, server: &Server, queries: &Queries) -> Result<()> {
-    let load = Load { lab, queries, kind: Kind::Paced(5000) };
-    // What is lost is asked again in the round that warms up.
-    load.block(server.address, Duration::from_secs(queries.messages.len() as u64 / 5000)).map(drop)
+/// Queries every name once, at a rate that the upstream server can answer.
+fn fill_cache(lab: &Lab, server: &Server, queries: &Queries) -> Result<()> {
+    let load = Load { lab, queries, kind: Kind::OpenLoop(5000) };
+    // The warm-up round queries lost names again.
+    load.block(server.address, Duration::from_secs(queries.messages.len() as u64 / 5000)).map(|_block| ())
 }
 
-/// Each at half of its own rate, by the clock.
+/// Measures each server in an open loop at half of its own rate.
 fn half_load(record: &mut Record, lab: &Lab, queries: &Queries, rounds: usize) -> Result<()> {
     let Some(hits) = record.comparison("hits").cloned() else { return Ok(()) };
-    let contenders: Vec<Contender<'_>> = hits
+    let variants: Vec<Variant<'_>> = hits
         .paths
         .iter()
         .filter_map(|path| {
             let server = lab.server(path.path.strip_suffix(" again").unwrap_or(&path.path))?;
-            let load = Load { lab, queries, kind: Kind::Paced(whole(path.rate.value / 2.0)) };
+            let load = Load { lab, queries, kind: Kind::OpenLoop(whole(path.rate.value / 2.0)) };
             let block = Box::new(move |length| load.block(server.address, length));
-            Some(Contender { name: &path.path, process: Some(&server.process), block })
+            Some(Variant { name: &path.path, process: Some(&server.process), block })
         })
         .collect();
     let rounds = rounds.div_ceil(2);
-    let asked = Measurement {
+    let measurement = Measurement {
         title: "half load".to_owned(),
-        words: "each at half of its own rate, by the clock; latency from the intended moment".to_owned(),
+        description: "each at half of its own rate, open loop; latency from the scheduled time".to_owned(),
         unit: "requests",
         length: HALF_LOAD_BLOCK,
         rounds,
         shows_stalls: false,
         saturates: false,
     };
-    interleave(record, &asked, &contenders)?;
-    drop(contenders);
+    interleave(record, &measurement, &variants)?;
+    drop(variants);
     let own = hits.path(OURS).map_or(0.0, |path| path.rate.value / 2.0);
-    stalls::measure(record, lab.cores, whole(own), rounds, HALF_LOAD_BLOCK)
+    osnoise::measure(record, lab.cores, whole(own), rounds, HALF_LOAD_BLOCK)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate that was measured")]
@@ -265,8 +267,8 @@ fn whole(rate: f64) -> u32 {
     (rate as u32).max(1)
 }
 
-/// Fills in what is asked for.
-fn judge(record: &mut Record) {
+/// Fills in the figures that have a target.
+fn evaluate(record: &mut Record) {
     let rate: fn(&PathResult) -> Vec<f64> = |path| path.rounds.iter().map(|round| round[3]).collect();
     let cpu: fn(&PathResult) -> Vec<f64> = |path| path.between_rounds.clone();
     for (id, title, peer, values) in [
@@ -291,7 +293,7 @@ fn judge(record: &mut Record) {
         record.measured("half-load", bootstrap(&p99));
         record.remark("half-load", format!("at {:.0} queries/s", half.rate.value));
     }
-    let waited: Vec<String> = record
+    let unsaturated: Vec<String> = record
         .comparisons
         .iter()
         .filter(|comparison| comparison.title != "half load")
@@ -305,17 +307,17 @@ fn judge(record: &mut Record) {
             ))
         })
         .collect();
-    record.warnings.extend(waited);
+    record.warnings.extend(unsaturated);
 }
 
-/// Ours over a peer's, round by round.
+/// Returns the ratio of portolan-dns to a peer, round by round.
 fn ratio(record: &Record, title: &str, peer: &str, values: fn(&PathResult) -> Vec<f64>) -> Option<Estimate> {
     let of = |path: &str| Some(values(record.comparison(title)?.path(path)?));
     Some(paired(&of(OURS)?, &of(peer)?, |own, other| own / other))
 }
 
 fn memory(record: &mut Record, lab: &Lab) {
-    let note = "After all of the above. Resident now and at its highest, MiB.";
+    let note = "After all measurements above. Resident memory now and its peak, MiB.";
     let mut table = Table::new("Memory with 10,000 Services", &["server", "now", "peak"], note);
     for server in &lab.servers {
         let memory = server.process.memory();

@@ -1,4 +1,4 @@
-//! Figures in the documents, written by a command and never by hand.
+//! Writes the figures of a run into the documents.
 
 use std::path::Path;
 
@@ -6,16 +6,16 @@ use anyhow::{Context as _, Result};
 
 use crate::comparison::{Comparison, Percentile};
 use crate::record::{Record, Table};
-use crate::{report, show};
+use crate::{render, report};
 
-/// What is between these lines is generated.
+/// The text between these lines is generated.
 const BEGIN: &str = "<!-- figures: written by `portolan-bench docs` -->";
 const END: &str = "<!-- end of figures -->";
 
 /// Writes the figures of a run into README.md and docs/benchmarks.md.
 ///
 /// # Errors
-/// When there are no results, or a document has no place for them.
+/// When there are no results, or a document lacks the marker lines.
 pub fn write_docs(from: &Path, repository: &Path) -> Result<()> {
     for (file, text) in documents(from, repository)? {
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
@@ -23,21 +23,21 @@ pub fn write_docs(from: &Path, repository: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The documents as they should be.
+/// Returns the documents with the figures of a run.
 fn documents(from: &Path, repository: &Path) -> Result<Vec<(std::path::PathBuf, String)>> {
     let records = report::read(from)?;
     let documents = [("README.md", summary(&records)), ("docs/benchmarks.md", everything(&records))];
-    let renewed = documents.into_iter().map(|(name, figures)| {
+    let updated = documents.into_iter().map(|(name, figures)| {
         let file = repository.join(name);
         let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
         let (before, after) = parts.with_context(|| format!("{name} has no lines {BEGIN:?} and {END:?}"))?;
         Ok((file, format!("{before}{BEGIN}\n\n{}\n{END}{after}", figures.trim_end())))
     });
-    renewed.collect()
+    updated.collect()
 }
 
-/// For a reader of the README.
+/// Returns the summary for README.md.
 fn summary(records: &[Record]) -> String {
     let Some(latency) = records.iter().find(|record| record.section == "latency") else {
         return "Not measured.\n".to_owned();
@@ -56,7 +56,7 @@ fn summary(records: &[Record]) -> String {
     )
 }
 
-/// The kinds of request that were measured, directly and through a virtual IP.
+/// Returns the table of request kinds, directly and through a virtual IP.
 pub(crate) fn latencies(latency: &Record) -> Table {
     let mut table =
         Table::new("", &["µs", "direct, p50 / p99", "through a virtual IP", "added at the median (95%)"], "");
@@ -71,13 +71,13 @@ pub(crate) fn latencies(latency: &Record) -> Table {
             continue;
         };
         let both = |p50: f64, p99: f64| format!("{p50:.1} / {p99:.1}");
-        let added = show::added(comparison, path, Percentile::P50);
+        let added = render::added_cell(comparison, path, Percentile::P50);
         table.row([words.to_owned(), both(direct.p50, direct.p99), both(path.p50, path.p99), added]);
     }
     table
 }
 
-/// For a reader of docs/benchmarks.md.
+/// Returns all figures, for docs/benchmarks.md.
 fn everything(records: &[Record]) -> String {
     let mut text = format!("{}\n", report::answer(records));
     for record in records {
@@ -85,21 +85,21 @@ fn everything(records: &[Record]) -> String {
         for note in record.interrupted.iter().chain(&record.warnings).chain(&record.not_measured) {
             text += &format!("- {note}\n");
         }
-        text += &record.comparisons.iter().map(compared).collect::<String>();
+        text += &record.comparisons.iter().map(comparison_section).collect::<String>();
         for table in &record.tables {
             text += &format!("\n**{}**\n\n{}\n{}\n", table.title, markdown(table), table.note);
         }
         text += &format!(
-            "\n**Asked for**\n\n{}",
-            markdown(&show::figures(&record.figures, &record.confidence()))
+            "\n**Targets**\n\n{}",
+            markdown(&render::figures(&record.figures, &record.confidence()))
         );
     }
     text
 }
 
-fn compared(comparison: &Comparison) -> String {
-    let table = show::compared(comparison);
-    // What every other table's note says is said once, above them.
+fn comparison_section(comparison: &Comparison) -> String {
+    let table = render::comparison_table(comparison);
+    // The common part of the notes is in the document, above all tables.
     let note = if comparison.saturated { format!("\n{}\n", table.note) } else { String::new() };
     format!("\n**{}** ({} rounds)\n\n{}{note}", table.title, comparison.rounds, markdown(&table))
 }
@@ -121,14 +121,14 @@ fn markdown(table: &Table) -> String {
 mod tests {
     use super::*;
 
-    /// The run whose figures are in the documents.
+    /// The committed run is the source of the figures in the documents.
     #[test]
-    fn the_documents_show_the_committed_run() {
+    fn documents_match_the_committed_run() {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for (file, text) in documents(&repository.join("bench/results/current"), &repository).unwrap() {
-            let is = std::fs::read_to_string(&file).unwrap();
+            let current = std::fs::read_to_string(&file).unwrap();
             assert!(
-                is == text,
+                current == text,
                 "{} is out of date: `portolan-bench docs --in bench/results/current` writes it",
                 file.display()
             );

@@ -1,44 +1,45 @@
-//! The machine a figure comes from.
+//! The machine that a figure was measured on.
 
 use std::path::Path;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-/// What is needed to judge a figure.
+/// Properties of the machine that matter for a figure.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Environment {
     /// Model of the processor.
     pub cpu: String,
-    /// How many of them the run may use.
+    /// Number of cores that the run may use.
     pub cores: usize,
-    /// Whether two of them may share a core, as the kernel says.
+    /// State of simultaneous multithreading, as the kernel reports it.
     pub smt: String,
-    /// Frequency governor, if the kernel has a say in it.
+    /// Frequency governor, if the kernel controls the frequency.
     pub governor: String,
-    /// Whether it is a virtual machine, and whose.
+    /// Whether it is a virtual machine, and the vendor.
     pub hypervisor: String,
     /// Memory, MiB.
     pub memory_mib: u64,
     /// Release of the kernel.
     pub kernel: String,
-    /// Clock the kernel reads.
+    /// Clock source of the kernel.
     pub clock_source: String,
     /// Distribution.
     pub system: String,
-    /// What is done about flaws of the processor, those that apply.
+    /// Active mitigations of CPU vulnerabilities.
     pub mitigations: Vec<[String; 2]>,
-    /// Settings of the kernel that bear on the figures, as on the machine; the nodes start with the kernel's defaults.
+    /// Kernel settings of the machine that affect the figures. The private nodes start with the kernel's
+    /// defaults.
     pub sysctls: Vec<[String; 2]>,
     /// Version of Portolan.
     pub version: String,
-    /// Commit it was built from, with `+` if there were changes beside it.
+    /// Commit it was built from, with `+` if the working tree had changes.
     pub commit: String,
-    /// `release` or `debug`: figures of a debug build are not worth reading.
+    /// `release` or `debug`. Figures of a debug build are not meaningful.
     pub build: String,
-    /// Runnable threads, 1 minute average, before and after.
+    /// Load average of 1 minute, before and after the run.
     pub load: [f64; 2],
-    /// Time the hypervisor took from this machine since it started, seconds, before and after.
+    /// CPU steal time since boot, seconds, before and after the run.
     pub steal_seconds: [f64; 2],
 }
 
@@ -87,7 +88,7 @@ impl Environment {
         self.steal_seconds[1] = steal_seconds();
     }
 
-    /// In one line: `2 x AMD EPYC (virtual machine), Linux 6.18.44`.
+    /// Returns one line: `2 x AMD EPYC (virtual machine), Linux 6.18.44`.
     pub fn summary(&self) -> String {
         let virtual_machine = if self.hypervisor == "no" { "" } else { " (virtual machine)" };
         format!("{} x {}{virtual_machine}, Linux {}", self.cores, self.cpu, self.kernel)
@@ -128,7 +129,7 @@ fn mitigations() -> Vec<[String; 2]> {
     found
 }
 
-/// Of the working tree that the program lies in.
+/// Returns the commit of the working tree that contains the program.
 fn commit() -> String {
     let Ok(own) = std::env::current_exe() else { return "unknown".to_owned() };
     let Some(directory) = own.parent() else { return "unknown".to_owned() };
@@ -146,7 +147,8 @@ fn load() -> f64 {
     read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0)
 }
 
-/// `steal` is the eighth figure of the line `cpu`, in ticks of 10 ms (USER_HZ is 100 on every architecture we run on).
+/// `steal` is the eighth figure of the line `cpu`, in ticks of 10 ms (USER_HZ is 100 on every architecture we
+/// run on).
 pub(crate) fn steal_seconds() -> f64 {
     let stat = read("/proc/stat");
     let cpu = stat.lines().next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Paths measured side by side: short blocks in random order, compared round by round.
+//! Measures variants side by side: short blocks in random order, compared round by round.
 
 use std::time::{Duration, Instant};
 
@@ -17,49 +17,49 @@ use crate::raw::{RawBlock, RawPath};
 use crate::record::{Axis, Chart, Line, Record, micros};
 use crate::statistics::{bootstrap, paired};
 
-/// Short, so that a drift of the machine's speed meets all paths alike.
+/// Length of a block. It is short, so that a drift of the machine's speed affects all paths alike.
 pub(crate) const BLOCK: Duration = Duration::from_millis(200);
 
-/// An open loop needs some requests in a block.
+/// Length of a block of an open loop, which needs more requests.
 const OPEN_BLOCK: Duration = Duration::from_millis(500);
 
 /// One way from the client to the server.
 pub(crate) struct Path<'a> {
     pub(crate) name: String,
-    /// Where the client is.
+    /// The client's network namespace.
     pub(crate) client: &'a NetNs,
     pub(crate) to: Destination,
-    /// What it cannot carry.
+    /// Shapes of load that the path does not support.
     pub(crate) without: &'static [Shape],
-    /// Who carries it, if not the kernel.
+    /// The proxy on the path, if there is one.
     pub(crate) process: Option<Process>,
 }
 
-/// One of those that are measured side by side.
-pub(crate) struct Contender<'a> {
+/// One of the alternatives that are measured side by side.
+pub(crate) struct Variant<'a> {
     pub(crate) name: &'a str,
-    /// Whose processor time counts as spent between client and server.
+    /// The program under test, whose CPU time is measured.
     pub(crate) process: Option<&'a Process>,
-    /// Loads it for so long.
+    /// Runs the load for one block of this length.
     pub(crate) block: Box<dyn Fn(Duration) -> Result<Block> + 'a>,
 }
 
-/// What is measured, in words, and how.
+/// Description and parameters of a measurement.
 #[derive(Clone, Debug)]
 pub(crate) struct Measurement {
     pub(crate) title: String,
-    pub(crate) words: String,
-    /// `requests`; of a stream, `MiB`.
+    pub(crate) description: String,
+    /// `requests`, or `MiB` for a stream.
     pub(crate) unit: &'static str,
     pub(crate) length: Duration,
     pub(crate) rounds: usize,
-    /// Whether the slowest request of each block is worth a chart.
+    /// Whether to chart the slowest request of each block.
     pub(crate) shows_stalls: bool,
-    /// Whether it asks for more than can be carried.
+    /// Whether the load saturates the variants.
     pub(crate) saturates: bool,
 }
 
-/// What is collected of one path.
+/// The accumulated results of one variant.
 struct Total {
     latencies: Histogram<u64>,
     lag: Histogram<u64>,
@@ -68,28 +68,28 @@ struct Total {
     spent: Spent,
     preempted: u64,
     rounds: Vec<[f64; 4]>,
-    /// Processor time of the program in between, µs a unit, in each round.
+    /// CPU time of the program under test, µs a unit, in each round.
     between: Vec<f64>,
     took: Duration,
     blocks: Vec<RawBlock>,
 }
 
-/// Measures every path that carries the load for `rounds` rounds, as [`interleave`] does.
+/// Measures every path that supports the load, as [`interleave`] does.
 pub(crate) fn measure(record: &mut Record, load: Load, paths: &[Path<'_>], rounds: usize) -> Result<()> {
-    measure_as(record, load, "", paths, rounds)
+    measure_with_suffix(record, load, "", paths, rounds)
 }
 
-/// As [`measure`], with words behind the load's title that say what is special about these paths.
-pub(crate) fn measure_as(
+/// As [`measure`], with a suffix for the title that says what is special about these paths.
+pub(crate) fn measure_with_suffix(
     record: &mut Record,
     load: Load,
-    special: &str,
+    suffix: &str,
     paths: &[Path<'_>],
     rounds: usize,
 ) -> Result<()> {
     let paths = paths.iter().filter(|path| !path.without.contains(&load.shape));
-    let contenders: Vec<Contender<'_>> = paths
-        .map(|path| Contender {
+    let variants: Vec<Variant<'_>> = paths
+        .map(|path| Variant {
             name: &path.name,
             process: path.process.as_ref(),
             block: Box::new(move |length| {
@@ -101,40 +101,40 @@ pub(crate) fn measure_as(
         })
         .collect();
     let measurement = Measurement {
-        title: load.title() + special,
-        words: load.words(),
+        title: load.title() + suffix,
+        description: load.description(),
         unit: if load.shape == Shape::Stream { "MiB" } else { "requests" },
         length: if load.shape == Shape::Open { OPEN_BLOCK } else { BLOCK },
         rounds,
         shows_stalls: matches!(load.shape, Shape::Requests | Shape::Open)
             && load.message == load::MESSAGE
             && load.connections == 1,
-        // The server and whoever carries take a core each.
+        // Server and proxy take one core each.
         saturates: load.connections > std::thread::available_parallelism()?.get(),
     };
-    interleave(record, &measurement, &contenders)
+    interleave(record, &measurement, &variants)
 }
 
-/// Measures every contender for some rounds after one that warms up, and adds what was found to the record: the
-/// comparison, the distributions, the raw data. The first one is what the others are compared with. A run that is
-/// interrupted, or fails, keeps the rounds that are whole.
+/// Measures every variant for a number of rounds after a warm-up round, and adds the comparison, the
+/// distributions and the raw data to the record. The first variant is the baseline. After an interrupt or an
+/// error, the complete rounds count.
 pub(crate) fn interleave(
     record: &mut Record,
     measurement: &Measurement,
-    contenders: &[Contender<'_>],
+    variants: &[Variant<'_>],
 ) -> Result<()> {
-    let mut totals: Vec<Total> = contenders.iter().map(|_| Total::new()).collect();
-    let measured = all_rounds(record, measurement, contenders, &mut totals);
+    let mut totals: Vec<Total> = variants.iter().map(|_| Total::new()).collect();
+    let measured = run_rounds(record, measurement, variants, &mut totals);
     if totals.first().is_some_and(|total| !total.rounds.is_empty()) {
-        conclude(record, measurement, contenders, totals)?;
+        add_results(record, measurement, variants, totals)?;
     }
     measured
 }
 
-fn all_rounds(
+fn run_rounds(
     record: &mut Record,
     measurement: &Measurement,
-    contenders: &[Contender<'_>],
+    variants: &[Variant<'_>],
     totals: &mut [Total],
 ) -> Result<()> {
     let Measurement { title, rounds, length, .. } = measurement;
@@ -142,21 +142,21 @@ fn all_rounds(
     let mut progress = Progress::new(title, *rounds);
     for round in 0..=*rounds {
         progress.at(round);
-        let mut order: Vec<usize> = (0..contenders.len()).collect();
+        let mut order: Vec<usize> = (0..variants.len()).collect();
         fastrand::shuffle(&mut order);
-        let mut found = Vec::new();
+        let mut blocks = Vec::new();
         for index in order {
             if interrupt::requested() {
                 record.interrupted = Some(format!("by a signal, in round {round} of {rounds} of {title}"));
                 return Ok(());
             }
-            let contender = &contenders[index];
-            let block = block(contender, *length);
-            found.push((index, block.with_context(|| format!("{title} through {}", contender.name))?));
+            let variant = &variants[index];
+            let block = block(variant, *length);
+            blocks.push((index, block.with_context(|| format!("{title} through {}", variant.name))?));
         }
-        // Only whole rounds can be compared; the first one warms up.
-        if round > 0 && found.len() == contenders.len() {
-            for (index, (block, spent)) in found {
+        // Only complete rounds can be compared. The first round is a warm-up.
+        if round > 0 && blocks.len() == variants.len() {
+            for (index, (block, spent)) in blocks {
                 totals[index].add(round, began, block, spent)?;
             }
         }
@@ -164,40 +164,40 @@ fn all_rounds(
     Ok(())
 }
 
-fn block(contender: &Contender<'_>, length: Duration) -> Result<(Block, Spent)> {
-    let before = Meter::read(contender.process);
-    let block = (contender.block)(length)?;
-    Ok((block, before.until(&Meter::read(contender.process))))
+fn block(variant: &Variant<'_>, length: Duration) -> Result<(Block, Spent)> {
+    let before = Meter::read(variant.process);
+    let block = (variant.block)(length)?;
+    Ok((block, before.until(&Meter::read(variant.process))))
 }
 
-fn conclude(
+fn add_results(
     record: &mut Record,
     measurement: &Measurement,
-    contenders: &[Contender<'_>],
+    variants: &[Variant<'_>],
     totals: Vec<Total>,
 ) -> Result<()> {
-    let Measurement { title, words, unit, length, shows_stalls, saturates, .. } = measurement;
+    let Measurement { title, description, unit, length, shows_stalls, saturates, .. } = measurement;
     let is_stream = *unit == "MiB";
     let first = totals[0].rounds.clone();
     let (mut results, mut stalls) = (Vec::new(), Vec::new());
-    for (index, (contender, total)) in contenders.iter().zip(totals).enumerate() {
+    for (index, (variant, total)) in variants.iter().zip(totals).enumerate() {
         if !total.latencies.is_empty() {
-            record.distribution(title, contender.name, &total.latencies);
+            record.distribution(title, variant.name, &total.latencies);
         }
         if !total.lag.is_empty() {
-            record.distribution(&format!("{title}: sent late"), contender.name, &total.lag);
+            record.distribution(&format!("{title}: sent late"), variant.name, &total.lag);
         }
-        results.push(total.result(is_stream, contender, (index > 0).then_some(&first)));
+        results.push(total.result(is_stream, variant, (index > 0).then_some(&first)));
         let blocks = total.blocks;
         stalls.push(Line {
-            name: contender.name.to_owned(),
+            name: variant.name.to_owned(),
             points: blocks.iter().filter_map(slowest).collect(),
         });
-        record.raw.push(RawPath { load: title.clone(), path: contender.name.to_owned(), blocks });
+        record.raw.push(RawPath { load: title.clone(), path: variant.name.to_owned(), blocks });
     }
     let comparison = Comparison {
         title: title.clone(),
-        load: words.clone(),
+        load: description.clone(),
         unit: (*unit).to_owned(),
         rounds: first.len(),
         block_ms: u64::try_from(length.as_millis())?,
@@ -207,7 +207,7 @@ fn conclude(
     if *shows_stalls {
         record.charts.push(Chart {
             title: format!("{title}: the slowest request of each block"),
-            note: "Stalls show as peaks, on the path they happened to meet.".to_owned(),
+            note: "Stalls show as peaks on the path that was measured at that moment.".to_owned(),
             x: Axis::linear("seconds since the start"),
             y: Axis::logarithmic("µs"),
             lines: stalls,
@@ -218,7 +218,8 @@ fn conclude(
     Ok(())
 }
 
-/// Nothing of a block without an answer: its axis has no zero.
+/// Returns the slowest request of a block; `None` if it has no answer, since the logarithmic axis has no
+/// zero.
 fn slowest(block: &RawBlock) -> Option<[f64; 2]> {
     (!block.latencies.is_empty()).then(|| [block.at.as_secs_f64(), micros(block.latencies.max())])
 }
@@ -264,24 +265,19 @@ impl Total {
         Ok(())
     }
 
-    fn result(
-        &self,
-        is_stream: bool,
-        contender: &Contender<'_>,
-        first: Option<&Vec<[f64; 4]>>,
-    ) -> PathResult {
+    fn result(&self, is_stream: bool, variant: &Variant<'_>, first: Option<&Vec<[f64; 4]>>) -> PathResult {
         let at = |quantile| micros(self.latencies.value_at_quantile(quantile));
         let lag = |quantile| micros(self.lag.value_at_quantile(quantile));
         let column =
             |rounds: &[[f64; 4]], index: usize| rounds.iter().map(|round| round[index]).collect::<Vec<_>>();
-        // What answers nothing takes no time, and adds none.
+        // A variant without answers has no latency to compare.
         let has_answered = |rounds: &[[f64; 4]]| rounds.iter().any(|round| round[3] > 0.0);
         let compared = first.filter(|first| !is_stream && has_answered(first) && has_answered(&self.rounds));
         let per_unit = |amount: f64| (self.units > 0.0).then(|| amount / self.units);
         let micros_per_unit = |time: Duration| per_unit(time.as_secs_f64() * 1e6);
         PathResult {
-            path: contender.name.to_owned(),
-            again: contender.name.ends_with(" again"),
+            path: variant.name.to_owned(),
+            again: variant.name.ends_with(" again"),
             requests: self.latencies.len(),
             errors: self.errors,
             p50: at(0.5),
@@ -304,7 +300,7 @@ impl Total {
                 },
             ),
             usage: Usage {
-                between: contender.process.and_then(|_| micros_per_unit(self.spent.between)),
+                between: variant.process.and_then(|_| micros_per_unit(self.spent.between)),
                 all: micros_per_unit(self.spent.between + self.spent.own),
                 switches: per_unit(self.spent.switches as f64),
                 preempted: self.preempted,
@@ -312,8 +308,8 @@ impl Total {
             },
             lag: (!self.lag.is_empty()).then(|| [lag(0.5), lag(0.99), micros(self.lag.max())]),
             rounds: self.rounds.clone(),
-            between_rounds: contender.process.map_or_else(Vec::new, |_| self.between.clone()),
-            busy: contender.process.map(|_| self.spent.between.as_secs_f64() / self.took.as_secs_f64()),
+            between_rounds: variant.process.map_or_else(Vec::new, |_| self.between.clone()),
+            busy: variant.process.map(|_| self.spent.between.as_secs_f64() / self.took.as_secs_f64()),
         }
     }
 }

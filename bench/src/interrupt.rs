@@ -1,4 +1,4 @@
-//! Ctrl-C: what has been measured is kept, and everything is taken down in order.
+//! Ctrl-C: the run keeps its results and cleans up in order.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,37 +13,37 @@ use crate::processor;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Everything is being killed.
+/// Whether all child processes are being killed.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
-/// Whether somebody wants the run to end.
+/// Returns whether a signal asked the run to end.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
 }
 
-/// Ends what takes long and has nothing to keep.
+/// Returns an error if a signal asked the run to end, for long steps that have no partial result.
 pub(crate) fn check() -> Result<()> {
     ensure!(!requested(), "interrupted by a signal");
     Ok(())
 }
 
-/// To be called before the process ends by itself: does not return if the second signal has come. What fails then fails because
-/// everything is being killed, and the process must not end before all of it is.
-pub fn leave_to_second_signal() {
+/// Blocks forever if the second signal has arrived. The caller must call it before the process exits: errors
+/// are then consequences of the kill, and the process must not exit before all children are killed.
+pub fn wait_if_killed() {
     while ENDING.load(Ordering::Relaxed) {
         std::thread::park();
     }
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP ask for the end; the second one ends the process at once, and all that it has
-/// started. To be called before any other thread starts, so that all of them leave the signals to this one; processes
-/// that are started have them blocked.
+/// Handles SIGINT, SIGTERM and SIGHUP in a thread: the first signal requests the end of the run, the second
+/// one kills all children and exits. The caller must call it before it starts threads, so that they inherit
+/// the signal mask. Child processes inherit it too.
 ///
 /// # Errors
-/// What the kernel says.
+/// When the signals cannot be blocked or received.
 pub fn watch() -> Result<()> {
     let mut signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
-    // `nohup` means that the run goes on without its terminal.
+    // Under `nohup` the run continues without its terminal.
     if !is_ignored(Signal::SIGHUP)? {
         signals.add(Signal::SIGHUP);
     }
@@ -51,40 +51,43 @@ pub fn watch() -> Result<()> {
     let pending = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK)?;
     std::thread::spawn(move || {
         while signals.wait().is_ok() {
-            // The run must not end by the first signal while the second one is pending.
+            // If the second signal is already pending, the run must not end by the first one.
             let is_second = matches!(pending.read_signal(), Ok(Some(_)));
             if REQUESTED.swap(true, Ordering::Relaxed) || is_second {
-                end_at_once();
+                kill_all_and_exit();
             }
-            say("interrupted: what has been measured is kept; once more ends it at once");
+            print_notice("interrupted: results are kept; press Ctrl-C again to end at once");
         }
     });
     Ok(())
 }
 
-/// Whether the process was started so that it does not get that signal (`proc(5)`, `SigIgn`).
+/// Returns whether the process ignores a signal (`proc(5)`, `SigIgn`).
 fn is_ignored(signal: Signal) -> Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let ignored = u64::from_str_radix(ignored.context("the kernel tells no ignored signals")?.trim(), 16)?;
+    let ignored = u64::from_str_radix(ignored.context("no SigIgn in /proc/self/status")?.trim(), 16)?;
     Ok(ignored >> (signal as i32 - 1) & 1 == 1)
 }
 
-#[expect(clippy::exit, reason = "the second signal means it; namespaces go with the last process in them")]
-fn end_at_once() {
+#[expect(
+    clippy::exit,
+    reason = "the second signal ends the process; the kernel removes namespaces with their last process"
+)]
+fn kill_all_and_exit() {
     ENDING.store(true, Ordering::Relaxed);
     Program::kill_all();
-    // And what is waited for at the moment: `kubectl`, once the API server has gone, tries for minutes.
+    // Then the remaining children: `kubectl` retries for minutes after the API server has exited.
     for process in processor::descendants(std::process::id()).into_iter().skip(1) {
         if let Ok(process) = i32::try_from(process) {
-            // It may have gone already.
-            kill(Pid::from_raw(process), Signal::SIGKILL).ok();
+            // The process may have exited.
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
         }
     }
     std::process::exit(130);
 }
 
-/// To a person who waits, or to nobody: a terminal that was closed takes no more.
-fn say(text: &str) {
-    writeln!(std::io::stderr(), "\n{text}").ok();
+/// Prints to standard error, which may be closed.
+fn print_notice(text: &str) {
+    let _ = writeln!(std::io::stderr(), "\n{text}");
 }

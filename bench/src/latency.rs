@@ -1,7 +1,7 @@
-//! Direct against virtual IP: what the path through a Service adds.
+//! The latency that a Service adds: virtual IP compared with the direct path.
 
-mod surroundings;
-mod sweep;
+mod baselines;
+mod many_services;
 
 use std::time::Duration;
 
@@ -14,24 +14,24 @@ use crate::load::{self, Load, Shape, server};
 use crate::record::{Axis, Chart, Line, Record};
 use crate::sockperf;
 use crate::topology::Topology;
-use surroundings::Surroundings;
+use baselines::Baselines;
 
 /// Rates of the open loop, requests a second.
 const RATES: [u32; 4] = [1000, 2000, 4000, 8000];
 
-/// Bytes of a request beside the usual.
+/// Further request sizes, bytes.
 const MESSAGES: [usize; 4] = [1, 1024, 16_384, 65_536];
 
-/// Connections beside the usual.
+/// Further numbers of connections.
 const CONNECTIONS: [usize; 2] = [4, 16];
 
-/// Measures in a node of its own.
+/// Measures the latency on a private node.
 ///
-/// When the node, a pod or a program cannot be set up the record ends there.
+/// The record ends early when the node, a pod or a program cannot be started.
 pub fn latency(rounds: usize, shapes: &[Shape]) -> Record {
     Record::of("latency", |record| {
         let measured = every_load(record, rounds, shapes);
-        judge(record);
+        evaluate(record);
         measured
     })
 }
@@ -41,9 +41,9 @@ fn every_load(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<()
     record.set("block", format!("{} ms", BLOCK.as_millis()));
     record.distribution("floor", "nothing at all", &load::floor(Duration::from_secs(1))?);
     let topology = Topology::new(&[])?;
-    let surroundings = Surroundings::set_up(record, &topology)?;
+    let baselines = Baselines::start(record, &topology)?;
     server::start_on_loopback(&topology.client.netns)?;
-    // Direct comes twice: what the two differ by is the noise of the machine.
+    // The direct path is measured twice: the difference is the noise of the machine (A/A).
     let mut paths = vec![
         topology.direct("direct")?,
         topology.direct("direct again")?,
@@ -51,7 +51,7 @@ fn every_load(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<()
     ];
     for shape in shapes.iter().filter(|&&shape| shape != Shape::Open) {
         if *shape == Shape::Requests {
-            paths.extend(surroundings.paths(&topology)?);
+            paths.extend(baselines.paths(&topology)?);
         }
         if !interrupt::requested() {
             measure(record, (*shape).into(), &paths, rounds)?;
@@ -68,8 +68,8 @@ fn every_load(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<()
             measure(record, load, &paths, rounds.div_ceil(2))?;
         }
     }
-    if sweep::SHAPES.iter().all(|shape| shapes.contains(shape)) && !interrupt::requested() {
-        sweep::measure(record, &topology, rounds.div_ceil(2))?;
+    if many_services::SHAPES.iter().all(|shape| shapes.contains(shape)) && !interrupt::requested() {
+        many_services::measure(record, &topology, rounds.div_ceil(2))?;
     }
     if shapes.contains(&Shape::Open) {
         for rate in RATES.iter().filter(|_| !interrupt::requested()) {
@@ -80,7 +80,7 @@ fn every_load(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<()
     Ok(())
 }
 
-/// Rate against p99 of each path.
+/// Returns the chart of rate against p99 of each path.
 fn rate_chart(record: &Record) -> Option<Chart> {
     let measured: Vec<_> = RATES
         .iter()
@@ -104,10 +104,10 @@ fn rate_chart(record: &Record) -> Option<Chart> {
     })
 }
 
-/// Fills in what is asked for.
-fn judge(record: &mut Record) {
+/// Fills in the figures that have a target.
+fn evaluate(record: &mut Record) {
     use Percentile::{P50, P99};
-    let many = format!("{}{}", Load::from(Shape::Connections).title(), sweep::AMONG_MANY);
+    let many = format!("{}{}", Load::from(Shape::Connections).title(), many_services::AMONG_MANY);
     for (id, title, path, percentile) in [
         ("rr-p50", "RR", "virtual IP", P50),
         ("rr-p99", "RR", "virtual IP", P99),
@@ -115,7 +115,7 @@ fn judge(record: &mut Record) {
         ("crr-p99", "CRR", "virtual IP", P99),
         ("cold-p50", "cold", "virtual IP", P50),
         ("cold-p99", "cold", "virtual IP", P99),
-        ("many-p99", &many, sweep::MANY, P99),
+        ("many-p99", &many, many_services::MANY, P99),
         ("open-p99", "open loop 1000/s", "virtual IP", P99),
     ] {
         let Some(comparison) = record.comparison(title) else { continue };

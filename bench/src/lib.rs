@@ -1,7 +1,7 @@
-//! `portolan-bench`: what the data plane adds to a request, and a demonstration that it works.
+//! `portolan-bench` measures what the data plane adds to a request, and demonstrates that it works.
 //!
-//! The pods are network namespaces wired by the real `portolan-cni`, the virtual IP is served by the real
-//! `portolan-proxy`; nothing shows on the machine. The method is in docs/benchmarks.md.
+//! Pods are network namespaces attached by the real `portolan-cni`; the real `portolan-proxy` serves the
+//! virtual IP. The machine's own network is not changed. docs/benchmarks.md describes the method.
 
 mod all;
 mod clock;
@@ -25,10 +25,10 @@ mod progress;
 mod proxy;
 mod raw;
 mod record;
+mod render;
 mod report;
 mod scale;
 mod services;
-mod show;
 mod sockperf;
 mod statistics;
 mod target;
@@ -42,13 +42,13 @@ pub use demo::demo;
 pub use dns::{DNS_PARTS, DnsPart, dns, serve_with_hickory};
 pub use docs::write_docs;
 pub use environment::Environment;
-pub use interrupt::{leave_to_second_signal, watch as watch_signals};
+pub use interrupt::{wait_if_killed, watch as watch_signals};
 pub use latency::latency;
 pub use load::Shape;
 pub use privilege::check as check_privileges;
 pub use proxy::proxy;
 pub use record::{Axis, Chart, Configuration, Distribution, Estimate, Figure, Line, Record, Table};
+pub use render::print;
 pub use report::report;
 pub use scale::{Size, scale};
-pub use show::print;
 pub use target::{Bound, Target};

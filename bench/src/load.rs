@@ -1,8 +1,8 @@
 //! The load generator: one thread, no timer on the measured path.
 //!
-//! A closed loop sends when it has been answered, so a server that stalls is asked less while it stalls, and the stall
-//! hardly shows in its percentiles (coordinated omission). An open loop sends when the schedule says so and counts from
-//! that moment, whatever became of the requests before.
+//! A closed loop sends the next request after the answer, so a stalled server gets fewer requests and the
+//! stall hardly shows in the percentiles (coordinated omission). An open loop sends by a schedule and
+//! measures from the scheduled time, whether earlier requests are answered or not.
 
 mod closed;
 mod open;
@@ -16,25 +16,26 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
 
-/// Bytes of a request and of its answer, unless a load says otherwise.
+/// Default size of a request and of its answer, bytes.
 pub(crate) const MESSAGE: usize = 64;
 
-/// Longer than this is a failure, not a latency.
+/// A request without an answer after this time is an error.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// What one block of measurements has found.
+/// The result of one block.
 #[derive(Debug)]
 pub(crate) struct Block {
     /// Nanoseconds.
     pub(crate) latencies: Histogram<u64>,
-    /// How late requests were sent, nanoseconds: empty in a closed loop, which has no schedule.
+    /// Delay from the scheduled to the actual send time, nanoseconds. Empty in a closed loop, which has no
+    /// schedule.
     pub(crate) lag: Histogram<u64>,
     pub(crate) errors: u64,
     /// Requests, or mebibytes of a stream.
     pub(crate) units: f64,
     pub(crate) began: Instant,
     pub(crate) took: Duration,
-    /// How often this thread was put off its core.
+    /// Involuntary context switches of this thread.
     pub(crate) preempted: u64,
 }
 
@@ -44,48 +45,48 @@ pub enum Shape {
     /// Requests on one open connection (netperf's TCP_RR).
     #[value(name = "rr")]
     Requests,
-    /// Requests on 64 open connections, each sent as soon as the one before is answered.
+    /// Requests on 64 open connections, each sent as soon as the previous one is answered.
     #[value(name = "rr64")]
     Many,
     /// A connection for each request (netperf's TCP_CRR).
     #[value(name = "crr")]
     Connections,
-    /// One stream, as fast as it goes.
+    /// One stream at full speed.
     Stream,
     /// Requests by datagram (netperf's UDP_RR).
     #[value(name = "udp-rr")]
     Datagrams,
-    /// Resolve a name, connect, one request: what a program that starts pays.
+    /// Resolve a name, connect, send one request: the cost for a program that has just started.
     Cold,
-    /// Requests at a fixed rate, whether answered or not: latency counts from the intended moment.
+    /// Requests at a fixed rate, whether answered or not. Latency counts from the scheduled time.
     Open,
 }
 
-/// A load in every detail.
+/// All parameters of a load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) shape: Shape,
     /// Bytes of a request and of its answer.
     pub(crate) message: usize,
-    /// Open at a time.
+    /// Number of open connections.
     pub(crate) connections: usize,
     /// Requests a second of an open loop.
     pub(crate) rate: u32,
 }
 
-/// Where a load goes.
+/// The target of a load.
 #[derive(Clone, Debug)]
 pub(crate) struct Destination {
-    /// What echoes.
+    /// The echo server.
     pub(crate) echo: SocketAddr,
-    /// What swallows a stream.
+    /// The server that discards a stream.
     pub(crate) sink: SocketAddr,
-    /// The name that leads to `echo`'s address.
+    /// A name that resolves to `echo`'s address.
     pub(crate) host: String,
 }
 
 impl Shape {
-    /// Its name in tables.
+    /// The name in tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Requests => "RR",
@@ -107,12 +108,12 @@ impl From<Shape> for Load {
 }
 
 impl Load {
-    /// At a fixed rate, requests a second.
+    /// An open loop of `rate` requests a second.
     pub(crate) fn open(rate: u32) -> Self {
         Self { rate, ..Shape::Open.into() }
     }
 
-    /// Short, for a heading.
+    /// A short title for headings.
     pub(crate) fn title(self) -> String {
         let mut title = self.shape.name().to_owned();
         if self.shape == Shape::Open {
@@ -127,17 +128,15 @@ impl Load {
         title
     }
 
-    /// In words.
-    pub(crate) fn words(self) -> String {
+    /// A description in words.
+    pub(crate) fn description(self) -> String {
         let bytes = format!("{} bytes each way", self.message);
         match self.shape {
             Shape::Requests | Shape::Many => {
                 format!("closed loop, {bytes}, {} connections", self.connections)
             }
             Shape::Connections => format!("closed loop, {bytes}, a connection for each request"),
-            Shape::Stream => {
-                "one connection, as fast as it goes, until the receiver has everything".to_owned()
-            }
+            Shape::Stream => "one connection at full speed, until the receiver has everything".to_owned(),
             Shape::Datagrams => format!("closed loop, {bytes}, by datagram"),
             Shape::Cold => format!("A and AAAA of the name, a connection, {bytes}"),
             Shape::Open => format!("{} a second, latency from the intended moment, {bytes}", self.rate),
@@ -158,7 +157,7 @@ impl Block {
         }
     }
 
-    /// An answer that came now to a request of that moment.
+    /// Records an answer that arrived now for a request of that time.
     pub(crate) fn answered(&mut self, since: Instant) -> Result<()> {
         self.latencies.record(u64::try_from(since.elapsed().as_nanos())?)?;
         self.units += 1.0;
@@ -166,7 +165,7 @@ impl Block {
     }
 }
 
-/// Loads `to` for `length`, from where the calling thread is.
+/// Runs the load against `to` for `length`, from the calling thread's network namespace.
 pub(crate) fn run(load: Load, to: &Destination, length: Duration) -> Result<Block> {
     let mut block = Block::new();
     let preempted_before = preempted()?;
@@ -180,7 +179,7 @@ pub(crate) fn run(load: Load, to: &Destination, length: Duration) -> Result<Bloc
     Ok(block)
 }
 
-/// What the generator itself costs: exchanges that do nothing. Its tail is the machine's.
+/// Measures the generator's own cost: exchanges that do nothing. Their tail is the noise of the machine.
 pub(crate) fn floor(length: Duration) -> Result<Histogram<u64>> {
     let mut block = Block::new();
     let end = block.began + length;
@@ -193,12 +192,12 @@ pub(crate) fn floor(length: Duration) -> Result<Histogram<u64>> {
     }
 }
 
-/// Nanoseconds up to a minute, three digits.
+/// Returns a histogram for nanoseconds up to a minute with three significant digits.
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds")
 }
 
-/// How often the calling thread was put off its core so far.
+/// Returns the involuntary context switches of the calling thread.
 pub(crate) fn preempted() -> Result<u64> {
     Ok(u64::try_from(getrusage(UsageWho::RUSAGE_THREAD)?.involuntary_context_switches())?)
 }

@@ -1,4 +1,4 @@
-//! Flags, output, exit code. Everything else is in the library.
+//! Command line, output and exit code. Everything else is in the library.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -7,12 +7,13 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use portolan_bench::{DNS_PARTS, DnsPart, Record, Shape, Size};
 
-/// Measures what Portolan adds to a request, in private network namespaces of this machine. Needs root.
+/// Measures what Portolan adds to a request, in private network namespaces on this machine. Needs root.
 #[derive(Parser)]
 #[command(
     name = "portolan-bench",
     version,
-    after_help = "Example:\n  portolan-bench all --quick --out run\n  portolan-bench report --in run --out report.html"
+    after_help = "Example:\n  portolan-bench all --quick --out run\n  portolan-bench report --in run \
+        --out report.html"
 )]
 struct Args {
     #[command(subcommand)]
@@ -21,14 +22,17 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// What a Service adds to a request: closed and open loop, warm and cold, by size, connections and rate.
+    /// Latency that a Service adds to a request: closed and open loop, warm and cold, by size, connections
+    /// and rate.
     Latency(Run),
-    /// portolan-proxy against HAProxy, nginx and kube-proxy's nftables rules, on one node, to one server.
+    /// portolan-proxy compared with HAProxy, nginx and kube-proxy's nftables rules, on one node, to one
+    /// server.
     Proxy(Run),
-    /// portolan-cni against the reference plugins bridge, ptp and host-local: ADD, DEL, ports, 16 and
-    /// 300 pods at once, memory.
+    /// portolan-cni compared with the reference plugins bridge, ptp and host-local: ADD, DEL, ports, 16 and
+    /// 300 concurrent pods, memory.
     Cni {
-        /// 6 rounds in place of 150, 500 addresses in use in place of 5,000, 100 pods at once in place of 300.
+        /// 6 rounds instead of 150, 500 addresses in use instead of 5,000, 100 concurrent pods instead of
+        /// 300.
         #[arg(long)]
         quick: bool,
         /// Write every figure as JSON to this file.
@@ -38,13 +42,15 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// portolan-dns against knotd, unbound, CoreDNS and plain hickory-server: 10,000 Services, the server on one core.
+    /// portolan-dns compared with knotd, unbound, CoreDNS and plain hickory-server: 10,000 Services, server
+    /// on one core.
     Dns {
-        /// 3 rounds in place of 40.
+        /// 3 rounds instead of 40.
         #[arg(long)]
         quick: bool,
-        /// Rounds to measure, instead.
-        #[arg(long, value_name = "N", conflicts_with = "quick", value_parser = clap::value_parser!(u16).range(1..))]
+        /// Number of rounds.
+        #[arg(long, value_name = "N", conflicts_with = "quick")]
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         rounds: Option<u16>,
         /// Parts to measure [default: all].
         #[arg(long, value_name = "PART", value_delimiter = ',')]
@@ -56,19 +62,21 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Plain hickory-server: a peer of `dns`.
+    /// Runs a plain hickory-server: a peer of `dns`.
     #[command(hide = true)]
     Hickory { origin: String, zone: PathBuf, address: SocketAddr },
-    /// The daemons and kube-proxy on a real API server with 10,000 Services and 150,000 endpoints: start, memory, changes.
+    /// The daemons and kube-proxy with a real API server, 10,000 Services and 150,000 endpoints: start,
+    /// memory, changes.
     Scale {
-        /// 500 Services, and three changes.
+        /// 500 Services and 3 changes.
         #[arg(long)]
         quick: bool,
-        /// Services to create, instead.
+        /// Number of Services to create.
         #[arg(long, value_name = "N", conflicts_with = "quick")]
         services: Option<usize>,
-        /// Endpoints of each.
-        #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        /// Endpoints of each Service.
+        #[arg(long, value_name = "N", default_value_t = 15)]
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
         endpoints: u16,
         /// Write every figure as JSON to this file.
         #[arg(long, value_name = "FILE")]
@@ -77,28 +85,29 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// All of the above, as JSON and raw data in one directory.
+    /// Runs all of the above; writes JSON and raw data into one directory.
     All {
-        /// 3 rounds in place of 40: five minutes in place of forty.
+        /// 3 rounds instead of 40: 5 minutes instead of 40.
         #[arg(long)]
         quick: bool,
-        /// Rounds to measure, instead.
-        #[arg(long, value_name = "N", conflicts_with = "quick", value_parser = clap::value_parser!(u16).range(1..))]
+        /// Number of rounds.
+        #[arg(long, value_name = "N", conflicts_with = "quick")]
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         rounds: Option<u16>,
-        /// Where the results go.
+        /// Directory for the results.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// One self-contained HTML file from the results of a run.
+    /// Writes one self-contained HTML file from the results of a run.
     Report {
-        /// Where the results are.
+        /// Directory of the results.
         #[arg(long = "in", value_name = "DIR")]
         from: PathBuf,
         /// The file to write.
         #[arg(long, value_name = "FILE.html")]
         out: PathBuf,
     },
-    /// What has changed from one result to another, and whether it is real.
+    /// Compares two results, and says which differences are beyond the noise.
     Compare {
         /// The result before.
         before: PathBuf,
@@ -107,26 +116,27 @@ enum Command {
     },
     /// Writes the figures of a run into README.md and docs/benchmarks.md.
     Docs {
-        /// Where the results are.
+        /// Directory of the results.
         #[arg(long = "in", value_name = "DIR")]
         from: PathBuf,
         /// The repository.
         #[arg(long, value_name = "DIR", default_value = ".")]
         repository: PathBuf,
     },
-    /// Three tiers of pods find each other by name, while replicas come and go.
+    /// Shows three tiers of pods that find each other by name while replicas are replaced.
     Demo,
 }
 
 #[derive(clap::Args)]
 struct Run {
-    /// 3 rounds in place of 40.
+    /// 3 rounds instead of 40.
     #[arg(long)]
     quick: bool,
-    /// Rounds to measure, instead.
-    #[arg(long, value_name = "N", conflicts_with = "quick", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Number of rounds.
+    #[arg(long, value_name = "N", conflicts_with = "quick")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
-    /// Shapes of load to measure [default: all that the command is about].
+    /// Shapes of load to measure [default: all of the command].
     #[arg(long, value_name = "SHAPE", value_delimiter = ',')]
     only: Vec<Shape>,
     /// Write every figure as JSON to this file.
@@ -149,14 +159,14 @@ impl Run {
 }
 
 fn finish(record: &Record, directory: Option<PathBuf>, file: Option<PathBuf>) -> Result<()> {
-    // Written first: the terminal may have gone.
+    // Write before printing: the terminal may be closed.
     if let Some(directory) = directory {
         record.write_into(&directory)?;
     }
     file.map_or(Ok(()), |file| record.write(&file))?;
     portolan_bench::print(record);
     match &record.interrupted {
-        Some(why) => anyhow::bail!("ended early, {why}: the results are partial, and marked so"),
+        Some(why) => anyhow::bail!("ended early, {why}: the results are partial"),
         None => Ok(()),
     }
 }
@@ -173,7 +183,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     portolan_bench::watch_signals()?;
     let ended = run(args.command);
-    portolan_bench::leave_to_second_signal();
+    portolan_bench::wait_if_killed();
     ended
 }
 

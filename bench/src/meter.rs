@@ -1,4 +1,4 @@
-//! What the machine spends while something is measured.
+//! Resources that the machine uses during a measurement.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use crate::environment::steal_seconds;
 use crate::processor::Process;
 
-/// Readings at one moment.
+/// Counters at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meter {
     between: Duration,
@@ -17,21 +17,21 @@ pub(crate) struct Meter {
     steal: f64,
 }
 
-/// What has been spent between two moments.
+/// Resources used between two moments.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Spent {
-    /// Processor time of the program between client and server.
+    /// CPU time of the program under test.
     pub(crate) between: Duration,
-    /// Processor time of this process, which has client and server in it.
+    /// CPU time of this process, which contains client and server.
     pub(crate) own: Duration,
     /// Context switches of the machine.
     pub(crate) switches: u64,
-    /// Time the hypervisor took, seconds.
+    /// CPU steal time, seconds.
     pub(crate) steal: f64,
 }
 
 impl Meter {
-    /// Reads them, with the time of the program in between if there is one.
+    /// Reads the counters, with the CPU time of the program under test if there is one.
     pub(crate) fn read(between: Option<&Process>) -> Self {
         Self {
             between: between.map_or(Duration::ZERO, Process::time),
@@ -41,7 +41,7 @@ impl Meter {
         }
     }
 
-    /// What has been spent since.
+    /// Returns the resources used from this reading to a later one.
     pub(crate) fn until(&self, later: &Self) -> Spent {
         Spent {
             between: later.between.saturating_sub(self.between),
@@ -61,7 +61,7 @@ impl std::ops::AddAssign for Spent {
     }
 }
 
-/// Of all threads this process has had, also of those that have ended.
+/// Returns the CPU time of this process, including ended threads.
 fn own_time() -> Duration {
     let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return Duration::ZERO };
     let micros = |time: TimeVal| u64::try_from(time.num_microseconds()).unwrap_or(0);

@@ -1,4 +1,5 @@
-//! The other ways to carry a Service, HAProxy, nginx, the kernel, and which peers are there.
+//! The peers that portolan-proxy is compared with: HAProxy, nginx, kube-proxy's nftables rules. Checks what
+//! is installed.
 
 use std::path::Path as FilePath;
 use std::process::Command;
@@ -13,10 +14,10 @@ use crate::processor::Process;
 use crate::record::{Configuration, Record};
 use crate::topology::{ECHO, SINK, Topology};
 
-/// Where a peer that has an address of its own listens: echo, sink.
+/// Ports of a peer with its own address: echo, sink.
 pub(crate) const PORTS: (u16, u16) = (ECHO, SINK);
 
-/// An address that only the kernel's rules know.
+/// A virtual IP that exists only in the nftables rules.
 pub(crate) const NFTABLES_ADDRESS: &str = "10.128.0.1";
 
 const HAPROXY_PORTS: (u16, u16) = (8001, 8002);
@@ -26,51 +27,53 @@ const NGINX_PORTS: (u16, u16) = (8003, 8004);
 pub(crate) struct Peer<'a> {
     pub(crate) path: Path<'a>,
     pub(crate) configuration: Configuration,
-    /// It stops when this is dropped.
+    /// Stops when dropped.
     pub(crate) program: Program,
 }
 
 /// Starts a peer on the node of a topology.
 pub(crate) type Start = for<'a> fn(&'a Topology) -> Result<Peer<'a>>;
 
-/// Files of a peer and the Debian packages they are in.
+/// Files of a peer and their Debian packages.
 type Package = (&'static [&'static str], &'static str);
 
 pub(crate) const HAPROXY: Package = (&["/usr/sbin/haproxy"], "haproxy");
 pub(crate) const NGINX: Package =
     (&["/usr/sbin/nginx", "/usr/lib/nginx/modules/ngx_stream_module.so"], "nginx-light libnginx-mod-stream");
-/// `nft`, which kube-proxy calls too.
+/// `nft`; kube-proxy runs it too.
 pub(crate) const NFT: Package = (&["/usr/sbin/nft"], "nftables");
 pub(crate) const KNOT: Package = (&["/usr/sbin/knotd"], "knot");
 pub(crate) const UNBOUND: Package = (&["/usr/sbin/unbound"], "unbound");
-/// The reference plugins, and host-local, which both call.
+/// The reference plugins, and host-local, which both run.
 pub(crate) const BRIDGE: Package =
     (&["/usr/lib/cni/bridge", "/usr/lib/cni/host-local"], "containernetworking-plugins");
 pub(crate) const PTP: Package =
     (&["/usr/lib/cni/ptp", "/usr/lib/cni/host-local"], "containernetworking-plugins");
 
-/// It starts `iptables`.
+/// portmap runs `iptables`.
 pub(crate) const PORTMAP: Package =
     (&["/usr/lib/cni/portmap", "/usr/sbin/iptables"], "containernetworking-plugins iptables");
 
-/// Whether a peer is there. Of one that is not, the record says how to get it.
-pub(crate) fn is_there(record: &mut Record, peer: &str, (files, packages): Package) -> bool {
-    let is_there = files.iter().all(|file| FilePath::new(file).exists());
-    if !is_there {
+/// Returns whether a peer is installed. If not, records how to install it.
+pub(crate) fn is_installed(record: &mut Record, peer: &str, (files, packages): Package) -> bool {
+    let is_installed = files.iter().all(|file| FilePath::new(file).exists());
+    if !is_installed {
         record.not_measured.push(format!(
             "{peer}: not installed; `apt-get install --no-install-recommends {packages}` as root"
         ));
     }
-    is_there
+    is_installed
 }
 
-/// `mode tcp` as in its own documentation's examples.
+/// Starts HAProxy with `mode tcp`, as in the examples of its documentation.
 pub(crate) fn haproxy(topology: &Topology) -> Result<Peer<'_>> {
     let (echo, sink) = HAPROXY_PORTS;
     let server = &topology.server.ip;
     let config = format!(
-        "global\n  maxconn 4096\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1h\n  \
-         timeout server 1h\nlisten echo\n  bind *:{echo}\n  server pod {server}:{ECHO_PORT}\nlisten sink\n  bind *:{sink}\n  \
+        "global\n  maxconn 4096\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  \
+         timeout client 1h\n  \
+         timeout server 1h\nlisten echo\n  bind *:{echo}\n  server pod {server}:{ECHO_PORT}\n\
+         listen sink\n  bind *:{sink}\n  \
          server pod {server}:{SINK_PORT}\n"
     );
     let file = topology.cluster.directory().join("haproxy.cfg");
@@ -82,14 +85,16 @@ pub(crate) fn haproxy(topology: &Topology) -> Result<Peer<'_>> {
     Ok(peer)
 }
 
-/// `stream`, with a worker a core.
+/// Starts nginx with its stream module and one worker a core.
 pub(crate) fn nginx(topology: &Topology) -> Result<Peer<'_>> {
     let (echo, sink) = NGINX_PORTS;
     let server = &topology.server.ip;
     let directory = topology.cluster.directory().to_string_lossy().into_owned();
     let config = format!(
-        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nworker_processes auto;\nuser root;\n\
-         pid {directory}/nginx.pid;\nerror_log {directory}/nginx-error.log;\nevents {{ worker_connections 4096; }}\nstream {{\n  proxy_half_close on;\n  \
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nworker_processes auto;\n\
+         user root;\n\
+         pid {directory}/nginx.pid;\nerror_log {directory}/nginx-error.log;\n\
+         events {{ worker_connections 4096; }}\nstream {{\n  proxy_half_close on;\n  \
          server {{ listen {echo} reuseport; proxy_pass {server}:{ECHO_PORT}; }}\n  \
          server {{ listen {echo} udp reuseport; proxy_pass {server}:{ECHO_PORT}; proxy_timeout 60s; }}\n  \
          server {{ listen {sink} reuseport; proxy_pass {server}:{SINK_PORT}; }}\n}}\n"
@@ -97,7 +102,7 @@ pub(crate) fn nginx(topology: &Topology) -> Result<Peer<'_>> {
     let file = topology.cluster.directory().join("nginx.conf");
     std::fs::write(&file, &config)?;
     let file = file.to_string_lossy().into_owned();
-    // Where its own files are does not matter to a reader.
+    // The path of the temporary directory does not matter to a reader.
     let config = config.replace(&directory, "DIR");
     let mut peer =
         start(topology, "nginx", FilePath::new("/usr/sbin/nginx"), &["-c", &file], NGINX_PORTS, config)?;
@@ -105,7 +110,8 @@ pub(crate) fn nginx(topology: &Topology) -> Result<Peer<'_>> {
     Ok(peer)
 }
 
-/// kube-proxy's way in its nftables mode: a verdict map to a chain a Service, which picks an endpoint by `numgen`.
+/// Loads rules like kube-proxy's nftables mode: a verdict map to a chain for each Service, which selects an
+/// endpoint by `numgen`.
 pub(crate) fn nftables(topology: &Topology) -> Result<Configuration> {
     let server = &topology.server.ip;
     let chain = |protocol: &str, port: u16| {
@@ -118,7 +124,8 @@ pub(crate) fn nftables(topology: &Topology) -> Result<Configuration> {
         "table ip bench-kube-proxy {{\n\
          chain endpoint-tcp {{ {} }}\nchain endpoint-udp {{ {} }}\nchain endpoint-sink {{ {} }}\n\
          map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{\n\
-         {NFTABLES_ADDRESS} . tcp . {ECHO} : goto endpoint-tcp, {NFTABLES_ADDRESS} . udp . {ECHO} : goto endpoint-udp,\n\
+         {NFTABLES_ADDRESS} . tcp . {ECHO} : goto endpoint-tcp, {NFTABLES_ADDRESS} . udp . {ECHO} : goto \
+         endpoint-udp,\n\
          {NFTABLES_ADDRESS} . tcp . {SINK} : goto endpoint-sink }} }}\n\
          chain services {{ ip daddr . meta l4proto . th dport vmap @service-ips; }}\n\
          chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}\n}}\n",
@@ -146,18 +153,18 @@ fn start<'a>(
     let log = topology.cluster.directory().join(format!("{name}.log"));
     let program = Program::start(&topology.cluster.node, binary, arguments, &log)?;
     let path = topology.path(name, address, ports, "server", Some(Process(program.id())))?;
-    // `Address already in use` and the like are in its log.
-    let said = || std::fs::read_to_string(&log).unwrap_or_default();
-    topology.wait(address, ports.0).with_context(|| format!("{name}: {}", said()))?;
-    // Somebody else may have accepted.
-    ensure!(Process(program.id()).is_running(), "{name} has ended: {}", said());
+    // Errors such as `Address already in use` are in its log.
+    let output = || std::fs::read_to_string(&log).unwrap_or_default();
+    topology.wait(address, ports.0).with_context(|| format!("{name}: {}", output()))?;
+    // Another process may have accepted the connection.
+    ensure!(Process(program.id()).is_running(), "{name} has exited: {}", output());
     let configuration = Configuration { name: name.to_owned(), version: version(binary), text };
     Ok(Peer { path, configuration, program })
 }
 
-/// The first line of what it says to `-v`.
+/// Returns the first line that the program prints for `-v`.
 fn version(binary: &FilePath) -> String {
     let Ok(output) = Command::new(binary).arg("-v").output() else { return "unknown".to_owned() };
-    let said = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&said).lines().next().unwrap_or("unknown").to_owned()
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or("unknown").to_owned()
 }

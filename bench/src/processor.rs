@@ -1,14 +1,14 @@
-//! Processor time, so that a latency bought with it shows its price.
+//! CPU time and memory of processes.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A process whose time is counted, with all its threads and children.
+/// A process whose CPU time is measured, with all its threads and children.
 #[derive(Clone, Debug)]
 pub(crate) struct Process(pub(crate) u32);
 
 impl Process {
-    /// The time it has run so far. Zero when it has gone.
+    /// Returns the CPU time used so far. Zero after it has exited.
     pub(crate) fn time(&self) -> Duration {
         let tree = descendants(self.0);
         tree.iter().flat_map(|process| threads(*process)).map(|thread| running_time(&thread)).sum()
@@ -19,19 +19,19 @@ impl Process {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Memory {
     pub(crate) now: f64,
-    /// The most it has been.
+    /// Its maximum.
     pub(crate) peak: f64,
 }
 
 impl Process {
-    /// Whether it has not ended. One that has, and that nobody has waited for, is a zombie.
+    /// Returns whether the process runs. A zombie has exited.
     pub(crate) fn is_running(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap_or_default();
-        // The state stands behind the name, which is in parentheses and may have any character in it.
+        // The state follows the name, which is in parentheses and may contain any character.
         stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
     }
 
-    /// Of this process alone. Zero when it has gone.
+    /// Returns the memory of this process without its children. Zero after it has exited.
     pub(crate) fn memory(&self) -> Memory {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).unwrap_or_default();
         let mebibytes = |name: &str| {
@@ -43,7 +43,7 @@ impl Process {
     }
 }
 
-/// The process, then its children, theirs too: servers with worker processes.
+/// Returns the process and all its descendants: servers have worker processes.
 pub(crate) fn descendants(process: u32) -> Vec<u32> {
     let mut found = vec![process];
     let mut next = 0;
@@ -62,7 +62,7 @@ fn threads(process: u32) -> Vec<PathBuf> {
     listed.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// The first figure of `schedstat`, nanoseconds.
+/// Returns the run time of a thread: the first field of `schedstat`, nanoseconds.
 fn running_time(thread: &std::path::Path) -> Duration {
     let text = std::fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
     Duration::from_nanos(text.split(' ').next().and_then(|figure| figure.parse().ok()).unwrap_or(0))

@@ -1,8 +1,9 @@
-//! How far a long work is, on a terminal.
+//! Progress of a long task on a terminal.
 
 use std::io::{IsTerminal as _, Write as _};
 
-/// A bar on standard error, which vanishes when dropped; where that is not a terminal, a line a work. It may be closed.
+/// A progress bar on standard error that is erased on drop. Where standard error is not a terminal, one line
+/// a task.
 pub(crate) struct Progress {
     what: String,
     total: usize,
@@ -13,27 +14,26 @@ pub(crate) struct Progress {
 const WIDTH: usize = 30;
 
 impl Progress {
-    /// `total` steps of something.
+    /// Starts a task of `total` steps.
     pub(crate) fn new(what: &str, total: usize) -> Self {
         if !std::io::stderr().is_terminal() {
-            writeln!(std::io::stderr(), "{what}, {total} times").ok();
+            let _ = writeln!(std::io::stderr(), "{what}, {total} times"); // Standard error may be closed.
         }
         Self { what: what.to_owned(), total, is_shown: std::io::stderr().is_terminal() }
     }
 
-    /// So many of them are done.
+    /// Shows that `done` steps are complete.
     pub(crate) fn at(&mut self, done: usize) {
         if self.is_shown {
             let full = (done * WIDTH).checked_div(self.total).unwrap_or(WIDTH);
-            write!(
+            let _ = write!(
                 std::io::stderr(),
                 "\r{:24} [{}{}] {done}/{}",
                 self.what,
                 "#".repeat(full),
                 ".".repeat(WIDTH - full),
                 self.total
-            )
-            .ok();
+            );
         }
     }
 }
@@ -41,7 +41,7 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if self.is_shown {
-            write!(std::io::stderr(), "\r{:80}\r", "").ok();
+            let _ = write!(std::io::stderr(), "\r{:80}\r", "");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! `portolan-proxy` against the relays a user could pick instead, all on one node, to one server.
+//! `portolan-proxy` compared with other proxies, all on one node, to one server.
 
-mod calls;
 mod idle;
 mod scale;
+mod syscalls;
 
 use anyhow::Result;
 
@@ -14,20 +14,21 @@ use crate::peers::{self, Start};
 use crate::record::{Estimate, Record};
 use crate::topology::Topology;
 
-/// Measures in a node of its own.
+/// Measures the proxies on a private node.
 ///
-/// When a program cannot be set up the record ends there. A peer that is not installed is left out, and it says how to get it.
+/// The record ends early when a program cannot be started. A peer that is not installed is skipped, and the
+/// record says how to install it.
 pub fn proxy(rounds: usize, shapes: &[Shape]) -> Record {
     Record::of("proxy", |record| {
         let measured = side_by_side(record, rounds, shapes);
-        judge(record);
+        evaluate(record);
         measured?;
         interrupt::check()?;
-        // What is not about a single load is measured with all of them only.
-        if calls::SHAPES.iter().all(|shape| shapes.contains(shape)) {
-            calls::measure(record)?;
+        // Measurements that belong to no single load run only with all loads.
+        if syscalls::SHAPES.iter().all(|shape| shapes.contains(shape)) {
+            syscalls::measure(record)?;
             idle::measure(record)?;
-            scale::measure(record, scale::Extent::of(rounds))?;
+            scale::measure(record, scale::RunSize::of(rounds))?;
         }
         Ok(())
     })
@@ -37,7 +38,7 @@ fn side_by_side(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<
     record.set("rounds", rounds);
     record.set("block", format!("{} ms", BLOCK.as_millis()));
     let topology = Topology::new(&[])?;
-    // A node has one proxy, so the one that does not poll is on a node of its own.
+    // A node has one proxy, so the proxy without polling runs on a second node.
     let sleeping = Topology::new(&["--poll", "0"])?;
     let mut peers = Vec::new();
     let known = [
@@ -45,7 +46,7 @@ fn side_by_side(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<
         ("nginx", peers::NGINX, peers::nginx as Start),
     ];
     for (name, package, start) in known {
-        if peers::is_there(record, name, package) {
+        if peers::is_installed(record, name, package) {
             peers.push(start(&topology)?);
         }
     }
@@ -56,9 +57,10 @@ fn side_by_side(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<
         topology.through_proxy("portolan-proxy")?,
         sleeping.through_proxy("without polling")?,
     ];
-    let (programs, carried): (Vec<_>, Vec<_>) = peers.drain(..).map(|peer| (peer.program, peer.path)).unzip();
-    paths.extend(carried);
-    if peers::is_there(record, "nftables", peers::NFT) {
+    let (programs, peer_paths): (Vec<_>, Vec<_>) =
+        peers.drain(..).map(|peer| (peer.program, peer.path)).unzip();
+    paths.extend(peer_paths);
+    if peers::is_installed(record, "nftables", peers::NFT) {
         record.configurations.push(peers::nftables(&topology)?);
         let mut nftables =
             topology.path("nftables", peers::NFTABLES_ADDRESS, peers::PORTS, "server", None)?;
@@ -74,12 +76,12 @@ fn side_by_side(record: &mut Record, rounds: usize, shapes: &[Shape]) -> Result<
     Ok(())
 }
 
-/// Fills in what is asked for.
-fn judge(record: &mut Record) {
-    let found = record.comparisons.clone();
-    let by_title = |title: &str| found.iter().find(|comparison| comparison.title == title);
+/// Fills in the figures that have a target.
+fn evaluate(record: &mut Record) {
+    let comparisons = record.comparisons.clone();
+    let by_title = |title: &str| comparisons.iter().find(|comparison| comparison.title == title);
     if let Some(rr) = by_title("RR") {
-        let better = better(rr, |path| path.added.map_or(f64::MAX, |added| added.p50.value));
+        let better = better_peer(rr, |path| path.added.map_or(f64::MAX, |added| added.p50.value));
         for (id, path) in [("rr-added", "portolan-proxy"), ("rr-added-no-poll", "without polling")] {
             let (own, other) =
                 (rr.path(path).and_then(|path| path.added), better.and_then(|path| path.added));
@@ -92,23 +94,23 @@ fn judge(record: &mut Record) {
         [("RR x64", "rr64-rate"), ("CRR", "crr-rate"), ("stream", "stream-rate"), ("UDP RR", "udp-rate")]
     {
         let Some(comparison) = by_title(title) else { continue };
-        let better = better(comparison, |path| -path.rate.value);
+        let better = better_peer(comparison, |path| -path.rate.value);
         if let (Some(own), Some(other)) = (comparison.path("portolan-proxy"), better) {
             record.measured(id, rate_ratio(own, other));
-            if let (Some(cpu), Some(others), "RR x64") = (own.usage.between, other.usage.between, title) {
-                record.measured("rr64-cpu", cpu / others);
+            if let (Some(cpu), Some(peer_cpu), "RR x64") = (own.usage.between, other.usage.between, title) {
+                record.measured("rr64-cpu", cpu / peer_cpu);
             }
         }
     }
 }
 
-/// The one of HAProxy and nginx that has less of this.
-fn better(comparison: &Comparison, key: impl Fn(&PathResult) -> f64) -> Option<&PathResult> {
+/// Returns the one of HAProxy and nginx with the lower key.
+fn better_peer(comparison: &Comparison, key: impl Fn(&PathResult) -> f64) -> Option<&PathResult> {
     let peers = ["HAProxy", "nginx"].into_iter().filter_map(|name| comparison.path(name));
     peers.min_by(|one, other| key(one).total_cmp(&key(other)))
 }
 
-/// What we add over what they add; the interval is the widest that both allow.
+/// Returns the ratio of two added latencies. The interval is the widest that both allow.
 fn added_ratio(own: Estimate, other: Estimate) -> Estimate {
     let ends = [own.low / other.low, own.low / other.high, own.high / other.low, own.high / other.high];
     let (low, high) =
@@ -116,7 +118,7 @@ fn added_ratio(own: Estimate, other: Estimate) -> Estimate {
     Estimate::new(low, own.value / other.value, high)
 }
 
-/// Round by round.
+/// Returns the ratio of two rates, round by round.
 fn rate_ratio(own: &PathResult, other: &PathResult) -> Estimate {
     let rates = |path: &PathResult| path.rounds.iter().map(|round| round[3]).collect::<Vec<_>>();
     crate::statistics::paired(&rates(own), &rates(other), |own, other| own / other)

@@ -1,4 +1,4 @@
-//! Raw data beside the results: an interval log a path, and a line a block.
+//! Raw data of a run: a histogram log for each path, and a CSV line for each block.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
 #[derive(Clone, Debug)]
 pub(crate) struct RawBlock {
     pub(crate) round: usize,
-    /// Since the run began.
+    /// Time since the start of the run.
     pub(crate) at: Duration,
     pub(crate) took: Duration,
     pub(crate) latencies: Histogram<u64>,
@@ -44,7 +44,8 @@ pub(crate) fn write(directory: &Path, section: &str, paths: &[RawPath]) -> Resul
             let max = block.latencies.max() as f64 / 1000.0;
             writeln!(
                 lines,
-                "\"{}\",\"{}\",{round},{began:.3},{took:.4},{units:.3},{errors},{},{},{},{max},{preempted},{steal}",
+                "\"{}\",\"{}\",{round},{began:.3},{took:.4},{units:.3},{errors},{},{},{},{max},{preempted},\
+                 {steal}",
                 path.load,
                 path.path,
                 at(0.5),
@@ -74,7 +75,7 @@ fn log(path: &RawPath) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Letters and digits, with dashes between.
+/// Returns lower-case letters and digits, separated by dashes.
 fn file_name(words: &str) -> String {
     let dashed: String =
         words.chars().map(|c| if c.is_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();

@@ -1,11 +1,11 @@
-//! What one subcommand has measured, as `--json` writes it and `report` reads it.
+//! The results of one subcommand, as `--json` writes them and `report` reads them.
 //!
-//! A subcommand makes a [`Record`], fills in figures by their id in `target`, adds tables, charts and
-//! distributions of its own, and ends it with [`Record::finish`]. Everything is plain data: the report renders what it
-//! finds and knows nothing of how it was measured.
+//! A subcommand creates a [`Record`], fills in figures by their id in `target`, adds tables, charts and
+//! distributions, and ends with [`Record::finish`]. The record is plain data: the report renders it without
+//! knowing how it was measured.
 
+mod content;
 mod figure;
-mod shown;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,46 +25,46 @@ use crate::statistics::confidence;
 use crate::target;
 
 pub use crate::statistics::Estimate;
+pub(crate) use content::micros;
+pub use content::{Axis, Chart, Configuration, Distribution, Line, Table};
 pub use figure::Figure;
-pub(crate) use shown::micros;
-pub use shown::{Axis, Chart, Configuration, Distribution, Line, Table};
 
-/// Version of the format. One that differs is not read.
+/// Version of the format. Records of other versions are rejected.
 const FORMAT: u32 = 1;
 
-/// Everything one subcommand has found.
+/// All results of one subcommand.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Version of this format.
     pub format: u32,
     /// `latency`, `proxy`, `dns`, `cni` or `scale`.
     pub section: String,
-    /// The command line that measures the same again.
+    /// The command line that repeats the measurement.
     pub command: String,
-    /// When it began, UTC, RFC 3339.
+    /// Start time, UTC, RFC 3339.
     pub started: String,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Why it ended early, if it did: what is here is what had been measured by then.
+    /// Why the run ended early, if it did. The record then has what was measured until that moment.
     pub interrupted: Option<String>,
     /// Rounds, block length, seed and the like.
     pub settings: BTreeMap<String, String>,
     /// The machine.
     pub environment: Environment,
-    /// Every figure asked for in this section, measured or not.
+    /// All figures of this section that have a target, measured or not.
     pub figures: Vec<Figure>,
     /// Paths or programs measured side by side.
     #[serde(default)]
     pub comparisons: Vec<Comparison>,
-    /// Anything else, in rows.
+    /// Further results in rows.
     pub tables: Vec<Table>,
-    /// Anything that is seen better.
+    /// Results as charts.
     pub charts: Vec<Chart>,
     /// Latency distributions, for percentile plots.
     pub distributions: Vec<Distribution>,
-    /// What the peers ran with, word for word.
+    /// The peers' configurations, verbatim.
     pub configurations: Vec<Configuration>,
-    /// What a reader must know before believing it: a noisy machine, errors.
+    /// What limits the validity of the results: a noisy machine, errors.
     pub warnings: Vec<String>,
     /// What was not measured, and why.
     pub not_measured: Vec<String>,
@@ -75,7 +75,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Begins a section: captures the machine and lists the figures asked for.
+    /// Starts a section: captures the machine and lists the figures that have a target.
     pub fn new(section: &str) -> Self {
         Self {
             format: FORMAT,
@@ -99,11 +99,12 @@ impl Record {
         }
     }
 
-    /// A section from its begin to its end. An error ends it early: what had been measured by then is kept, and marked.
+    /// Measures a section and returns its finished record. After an error the record keeps what was measured,
+    /// and the reason.
     pub(crate) fn of(section: &str, measure: impl FnOnce(&mut Self) -> Result<()>) -> Self {
         let mut record = Self::new(section);
         if let Err(error) = measure(&mut record)
-            // What fails then fails because things are taken down.
+            // After a signal, errors are consequences of the shutdown.
             && !interrupt::requested()
         {
             record.interrupted = Some(format!("{error:#}"));
@@ -112,12 +113,12 @@ impl Record {
         record
     }
 
-    /// Notes how it was measured: `rounds`, `block`, `seed`.
+    /// Records a setting of the measurement: `rounds`, `block`, `seed`.
     pub fn set(&mut self, name: &str, value: impl ToString) {
         self.settings.insert(name.to_owned(), value.to_string());
     }
 
-    /// How sure its intervals are: few rounds have a range.
+    /// Returns the confidence of the intervals: `95%`, or a range if there are few rounds.
     pub(crate) fn confidence(&self) -> String {
         let rounds = self.settings.get("rounds").and_then(|rounds| rounds.parse().ok());
         confidence(rounds.unwrap_or(usize::MAX))
@@ -126,12 +127,13 @@ impl Record {
     /// Fills in a figure.
     ///
     /// # Panics
-    /// When the section has no figure of that id: add it to the targets.
+    /// When the targets of the section have no figure of that id.
     pub fn measured(&mut self, id: &str, estimate: impl Into<Estimate>) {
         self.figure(id).measure(estimate.into());
     }
 
-    /// The same, of what differs from itself by `noise`: a verdict that this could turn is none.
+    /// As [`Record::measured`], with the A/A noise of the measurement: a difference within the noise gives no
+    /// verdict.
     ///
     /// # Panics
     /// As [`Record::measured`].
@@ -141,7 +143,7 @@ impl Record {
         figure.noise = noise;
     }
 
-    /// Says why a figure could not be measured, or what must be known beside it.
+    /// Records why a figure could not be measured, or what a reader must know with it.
     ///
     /// # Panics
     /// As [`Record::measured`].
@@ -160,7 +162,7 @@ impl Record {
         self.distributions.push(Distribution::new(group, name, histogram));
     }
 
-    /// Adds the distribution of single times in milliseconds. A minute is the most that is plotted.
+    /// Adds a distribution of times in milliseconds. Values are capped at a minute.
     pub(crate) fn milliseconds(&mut self, group: &str, name: &str, values: &[f64]) {
         let mut histogram = load::histogram();
         for value in values {
@@ -170,23 +172,23 @@ impl Record {
         self.distribution(group, name, &histogram);
     }
 
-    /// The comparison of that title.
+    /// Returns the comparison of that title.
     pub fn comparison(&self, title: &str) -> Option<&Comparison> {
         self.comparisons.iter().find(|comparison| comparison.title == title)
     }
 
-    /// Ends it.
+    /// Ends the section.
     pub(crate) fn finish(&mut self) {
         self.seconds = self.clock.map_or(0.0, |began| began.elapsed().as_secs_f64());
         self.environment.finish();
-        // Of a part that had not begun when it was interrupted.
+        // An interrupted run leaves the tables of later parts empty.
         self.tables.retain(|table| !table.rows.is_empty());
         if interrupt::requested() && self.interrupted.is_none() {
             self.interrupted = Some("by a signal, between two loads".to_owned());
         }
     }
 
-    /// Writes it as JSON.
+    /// Writes the record as JSON.
     ///
     /// # Errors
     /// As writing a file.
@@ -208,10 +210,10 @@ impl Record {
         if self.raw.is_empty() { Ok(()) } else { raw::write(directory, &self.section, &self.raw) }
     }
 
-    /// Reads what [`Record::write`] has written.
+    /// Reads a record that [`Record::write`] wrote.
     ///
     /// # Errors
-    /// When the file is not there, or not one of ours, or of another version.
+    /// When the file is missing, is no record, or has another version.
     pub fn read(file: &Path) -> Result<Self> {
         let name = file.display();
         let text = std::fs::read_to_string(file).with_context(|| format!("read {name}"))?;
@@ -220,14 +222,15 @@ impl Record {
         let format = json["format"].as_u64();
         ensure!(
             format == Some(u64::from(FORMAT)),
-            "{name}: format is {}, not {FORMAT}: not a result of portolan-bench, or of another version; measure again",
+            "{name}: format is {}, not {FORMAT}: not a result of portolan-bench, or of another version; \
+             measure again",
             json["format"]
         );
         serde_json::from_value(json).with_context(|| format!("{name} is not a result of portolan-bench"))
     }
 }
 
-/// As it was typed, without the path of the program.
+/// Returns the command line as typed, without the path of the program.
 fn command_line() -> String {
     let arguments = std::env::args().skip(1);
     std::iter::once("portolan-bench".to_owned()).chain(arguments).collect::<Vec<_>>().join(" ")

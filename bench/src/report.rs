@@ -1,4 +1,4 @@
-//! The report: one HTML file with everything in it, from the records of a run.
+//! The report: one self-contained HTML file from the records of a run.
 
 mod markup;
 mod plot;
@@ -13,19 +13,19 @@ use crate::comparison::Percentile;
 use crate::record::{Estimate, Record};
 use crate::statistics::confidence;
 
-/// In the order of the report.
+/// Sections in the order of the report.
 pub(crate) const SECTIONS: [&str; 5] = ["latency", "proxy", "dns", "cni", "scale"];
 
-/// Reads the records of a run; those of sections that were not measured are missing.
+/// Reads the records of a run. Sections that were not measured have none.
 ///
 /// # Errors
-/// When there is none, or one cannot be read.
+/// When there is no record, or one cannot be read.
 pub(crate) fn read(directory: &Path) -> Result<Vec<Record>> {
     let files = SECTIONS.map(|section| directory.join(format!("{section}.json")));
     let found: Vec<_> = files.iter().filter(|file| file.is_file()).collect();
     ensure!(
         !found.is_empty(),
-        "{}: no results there; `portolan-bench all --quick --out {0}` makes them",
+        "{}: no results; `portolan-bench all --quick --out {0}` creates them",
         directory.display()
     );
     found.into_iter().map(|file| Record::read(file)).collect()
@@ -46,13 +46,14 @@ pub fn report(from: &Path, to: &Path) -> Result<()> {
     std::fs::write(to, sections::page(&records, &raw)).with_context(|| format!("write {}", to.display()))
 }
 
-/// What a request is said to cost, µs.
+/// The latency that a Service is often assumed to add, µs.
 const FOLKLORE: f64 = 1000.0;
 
-/// Rounds without which nothing is shown: fewer have no 95% interval.
+/// Minimum number of rounds for an answer: fewer have no 95% interval.
 const ROUNDS: usize = 6;
 
-/// The answer in one sentence. It is "Not shown" where the noise of the same path or the number of rounds could turn it.
+/// Returns the answer in one sentence. It is "Not shown" where the noise or the number of rounds could
+/// reverse it.
 pub(crate) fn answer(records: &[Record]) -> String {
     let latency = records.iter().find(|record| record.section == "latency");
     let effects: Vec<Effect> =
@@ -72,7 +73,8 @@ pub(crate) fn answer(records: &[Record]) -> String {
         let noise = effects.iter().filter_map(|effect| effect.noise).fold(0.0, f64::max);
         let rounds = effects.iter().map(|effect| effect.rounds).min().unwrap_or_default();
         return format!(
-            "Not shown: a Service {}; the direct path differs from itself by up to {noise:.1} µs, in {rounds} rounds.",
+            "Not shown: a Service {}; the direct path differs from itself by up to {noise:.1} µs, in \
+             {rounds} rounds.",
             words.join(", and ")
         );
     };
@@ -80,10 +82,10 @@ pub(crate) fn answer(records: &[Record]) -> String {
     format!("{verdict}: a Service {}.", words.join(", and "))
 }
 
-/// What a Service does to a kind of request, at the median.
+/// The effect of a Service on a kind of request, at the median.
 struct Effect {
     added: Estimate,
-    /// How far the direct path is from itself, µs; none if it was not measured twice.
+    /// A/A noise of the direct path, µs; `None` if it was not measured twice.
     noise: Option<f64>,
     differs: bool,
     rounds: usize,
@@ -100,14 +102,14 @@ impl Effect {
     }
 
     fn is_more(&self) -> bool {
-        self.is_shown(|noise| self.added.low - noise >= FOLKLORE)
+        self.is_certain(|noise| self.added.low - noise >= FOLKLORE)
     }
 
     fn is_less(&self) -> bool {
-        self.is_shown(|noise| self.added.high + noise < FOLKLORE)
+        self.is_certain(|noise| self.added.high + noise < FOLKLORE)
     }
 
-    fn is_shown(&self, beyond: impl Fn(f64) -> bool) -> bool {
+    fn is_certain(&self, beyond: impl Fn(f64) -> bool) -> bool {
         self.rounds >= ROUNDS && self.noise.is_some_and(beyond)
     }
 

@@ -1,9 +1,9 @@
-//! The programs on a real API server with many Services and endpoints, and kube-proxy beside them.
+//! The daemons and kube-proxy with a real API server that has many Services and endpoints.
 
+mod cluster;
+mod daemon;
 mod fill;
-mod found;
-mod ground;
-mod subject;
+mod results;
 
 use std::time::{Duration, Instant};
 
@@ -14,38 +14,39 @@ use crate::peers;
 use crate::processor::Memory;
 use crate::progress::Progress;
 use crate::record::Record;
-use found::Found;
-use ground::Ground;
-use subject::{Kind, Subject};
+use cluster::TestCluster;
+use daemon::{Daemon, Kind};
+use results::DaemonResult;
 
-/// How much of it.
+/// The size of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     /// Services in the API server.
     pub services: usize,
-    /// Endpoints of each.
+    /// Endpoints of each Service.
     pub endpoints: usize,
-    /// Changes whose way to the next connection is timed, and Services made while both daemons run.
+    /// Endpoint changes to time, and Services to create while both daemons run.
     pub changes: usize,
 }
 
 impl Size {
-    /// What is asked for.
+    /// The size that the targets are for.
     pub const FULL: Self = Self { services: 10_000, endpoints: 15, changes: 100 };
-    /// What shows that it works.
+    /// A quick run.
     pub const QUICK: Self = Self { services: 500, endpoints: 15, changes: 3 };
 }
 
-/// What a program may take to serve all this. kube-proxy has needed minutes (kubernetes#135639).
-const START: Duration = Duration::from_secs(600);
+/// Deadline for a program to serve all Services. kube-proxy has needed minutes (kubernetes#135639).
+const START_DEADLINE: Duration = Duration::from_secs(600);
 
-/// What a change, or a list, may take.
-const SOON: Duration = Duration::from_secs(120);
+/// Deadline for a change or a relist.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Fills an API server, then starts each program on it: what it takes, and how soon a change is served.
+/// Fills an API server, then starts each program: measures start time, memory, and the time until a change is
+/// served.
 ///
-/// When a program cannot be set up the record ends there. Where the control plane is not built nothing is measured, and it
-/// says how to get it.
+/// The record ends early when a program cannot be started. Without a built control plane nothing is measured,
+/// and the record says how to build it.
 pub fn scale(size: Size) -> Record {
     Record::of("scale", |record| {
         record.set("services", size.services);
@@ -55,35 +56,35 @@ pub fn scale(size: Size) -> Record {
             record.not_measured.push("the Kubernetes control plane: not built; `make tools`".to_owned());
             return Ok(());
         }
-        on_a_control_plane(record, size)
+        measure_all(record, size)
     })
 }
 
-fn on_a_control_plane(record: &mut Record, size: Size) -> Result<()> {
-    let mut ground = Ground::new()?;
-    let filled = fill::fill(&ground.control_plane, size.services, size.endpoints)?;
+fn measure_all(record: &mut Record, size: Size) -> Result<()> {
+    let mut cluster = TestCluster::new()?;
+    let filled = fill::fill(&cluster.control_plane, size.services, size.endpoints)?;
     interrupt::check()?;
     record.set("created in", format!("{:.0} s", filled.as_secs_f64()));
     let mut kinds = vec![Kind::Proxy, Kind::KubeProxy, Kind::Dns];
-    if !peers::is_there(record, "kube-proxy, which calls nft", peers::NFT) {
+    if !peers::is_installed(record, "kube-proxy, which calls nft", peers::NFT) {
         kinds.retain(|kind| *kind != Kind::KubeProxy);
     }
     let mut found = Vec::new();
     let measured: Result<()> = kinds.into_iter().try_for_each(|kind| {
-        found.push(measure(&mut ground, kind, size.changes).with_context(|| kind.name())?);
+        found.push(measure(&mut cluster, kind, size.changes).with_context(|| kind.name())?);
         Ok(())
     });
-    judge(record, &found, size);
-    record.tables.push(found::table(&found, size));
+    evaluate(record, &found, size);
+    record.tables.push(results::table(&found, size));
     measured?;
-    let known = know(&ground, size.changes).context("Services made known")?;
-    record.measured("known", milliseconds(percentile(&known, 99)));
-    record.tables.push(found::known(&known));
+    let times = measure_creation(&cluster, size.changes).context("from creation to an answer by name")?;
+    record.measured("known", milliseconds(percentile(&times, 99)));
+    record.tables.push(results::creation_table(&times));
     Ok(())
 }
 
-/// Fills in what is asked for, with the size it is true of.
-fn judge(record: &mut Record, found: &[Found], size: Size) {
+/// Fills in the figures that have a target, with the size of the run.
+fn evaluate(record: &mut Record, found: &[DaemonResult], size: Size) {
     let mut measured = |id: &str, value: f64| {
         record.measured(id, value);
         record.remark(id, format!("{} Services of {} endpoints", size.services, size.endpoints));
@@ -98,35 +99,35 @@ fn judge(record: &mut Record, found: &[Found], size: Size) {
     }
 }
 
-fn measure(ground: &mut Ground, kind: Kind, changes: usize) -> Result<Found> {
-    ground.point(kind.probe(), 0)?;
+fn measure(cluster: &mut TestCluster, kind: Kind, changes: usize) -> Result<DaemonResult> {
+    cluster.set_endpoint(kind.probe(), 0)?;
     let started = Instant::now();
-    let subject = Subject::start(kind, ground)?;
-    until(START, || subject.serves(ground, 0))?;
+    let daemon = Daemon::start(kind, cluster)?;
+    retry_until(START_DEADLINE, || daemon.check_serving(cluster, 0))?;
     let ready = started.elapsed();
-    let (cpu, at_start) = (subject.time(), subject.memory());
+    let (cpu, at_start) = (daemon.time(), daemon.memory());
     let mut progress = Progress::new(kind.name(), changes);
     let mut times = Vec::new();
     for change in 1..=changes {
         progress.at(change);
         interrupt::check()?;
-        ground.point(kind.probe(), change % 2)?;
+        cluster.set_endpoint(kind.probe(), change % 2)?;
         let patched = Instant::now();
-        until(SOON, || subject.serves(ground, change % 2))?;
+        retry_until(CHANGE_DEADLINE, || daemon.check_serving(cluster, change % 2))?;
         times.push(patched.elapsed());
     }
-    let relisted = if subject.tells_lists() { Some(relist(ground, &subject)?) } else { None };
-    subject.stop(ground)?;
-    Ok(Found { kind, ready, cpu, at_start, relisted, changes: times })
+    let relisted = if daemon.logs_lists() { Some(relist(cluster, &daemon)?) } else { None };
+    daemon.stop(cluster)?;
+    Ok(DaemonResult { kind, ready, cpu, at_start, relisted, changes: times })
 }
 
-/// Makes Services, one after the other, and asks for each by its name from a pod until it answers.
-fn know(ground: &Ground, services: usize) -> Result<Vec<Duration>> {
+/// Creates Services in turn and measures the time until a pod reaches each by its name.
+fn measure_creation(cluster: &TestCluster, services: usize) -> Result<Vec<Duration>> {
     let mut daemons = Vec::new();
     for kind in [Kind::Proxy, Kind::Dns] {
-        ground.point(kind.probe(), 0)?;
-        let daemon = Subject::start(kind, ground)?;
-        until(START, || daemon.serves(ground, 0))?;
+        cluster.set_endpoint(kind.probe(), 0)?;
+        let daemon = Daemon::start(kind, cluster)?;
+        retry_until(START_DEADLINE, || daemon.check_serving(cluster, 0))?;
         daemons.push(daemon);
     }
     let mut progress = Progress::new("from creation to an answer", services);
@@ -134,16 +135,16 @@ fn know(ground: &Ground, services: usize) -> Result<Vec<Duration>> {
     for number in 0..services {
         progress.at(number);
         interrupt::check()?;
-        let name = ground.create(number)?;
+        let name = cluster.create_service(number)?;
         let created = Instant::now();
-        until(SOON, || ground.is_known(&name))?;
+        retry_until(CHANGE_DEADLINE, || cluster.check_by_name(&name))?;
         times.push(created.elapsed());
     }
-    daemons.into_iter().try_for_each(|daemon| daemon.stop(ground))?;
+    daemons.into_iter().try_for_each(|daemon| daemon.stop(cluster))?;
     Ok(times)
 }
 
-/// The least time that so many of a hundred do not exceed.
+/// Returns a percentile of the times.
 fn percentile(times: &[Duration], percent: usize) -> Duration {
     let mut sorted = times.to_vec();
     sorted.sort();
@@ -154,25 +155,26 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// The API server forgets what was, so that everything has to be listed once more.
-fn relist(ground: &mut Ground, subject: &Subject) -> Result<Memory> {
-    ground.point(subject.kind.probe(), 1)?;
-    let lists = subject.lists();
-    subject.reset_peak()?;
-    ground.control_plane.stop_server();
-    ground.control_plane.compact()?;
-    ground.control_plane.start_server()?;
-    until(SOON, || {
-        let now = subject.lists();
+/// Restarts the API server with a compacted store, so that the daemon must relist. Returns the memory after
+/// that.
+fn relist(cluster: &mut TestCluster, daemon: &Daemon) -> Result<Memory> {
+    cluster.set_endpoint(daemon.kind.probe(), 1)?;
+    let lists = daemon.lists();
+    daemon.reset_peak()?;
+    cluster.control_plane.stop_server();
+    cluster.control_plane.compact()?;
+    cluster.control_plane.start_server()?;
+    retry_until(CHANGE_DEADLINE, || {
+        let now = daemon.lists();
         ensure!(now >= lists + 2, "{now} lists");
         Ok(())
     })?;
-    until(SOON, || subject.serves(ground, 1))?;
-    Ok(subject.memory())
+    retry_until(CHANGE_DEADLINE, || daemon.check_serving(cluster, 1))?;
+    Ok(daemon.memory())
 }
 
-fn until(patience: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + patience;
+fn retry_until(limit: Duration, mut attempt: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + limit;
     while let Err(error) = attempt() {
         if Instant::now() > deadline || interrupt::requested() {
             return Err(error);

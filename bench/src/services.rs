@@ -1,4 +1,4 @@
-//! Manifests of Services, few and many.
+//! Manifests of Services.
 
 use std::fmt::Write as _;
 use std::net::TcpStream;
@@ -7,10 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use testbed::{Pod, wait_for};
 
-/// Where the endpoints of [`write`] would listen, if there were any.
+/// Port of the endpoints of [`write`], which do not exist.
 pub(crate) const PORT: u16 = 9092;
 
-/// Services `s-0` and so on, each with a slice, `in_files` of them in one file.
+/// Writes Services `s-0` and so on, each with a slice, `in_files` of them in one file.
 pub(crate) fn write(directory: &Path, services: usize, endpoints: usize, in_files: usize) -> Result<()> {
     for file in 0..services / in_files {
         let mut text = String::new();
@@ -23,15 +23,15 @@ pub(crate) fn write(directory: &Path, services: usize, endpoints: usize, in_file
             write!(text, "{}", manifest(&format!("s-{number}"), &ip, PORT, addresses))?;
         }
         let path = directory.join(format!("services-{file}.yaml"));
-        // Whole at once, as any careful writer does it.
-        let hidden = directory.join(".services");
-        std::fs::write(&hidden, text)?;
-        std::fs::rename(&hidden, &path).with_context(|| path.display().to_string())?;
+        // Rename into place, so that the proxy never reads a partial file.
+        let temporary = directory.join(".services");
+        std::fs::write(&temporary, text)?;
+        std::fs::rename(&temporary, &path).with_context(|| path.display().to_string())?;
     }
     Ok(())
 }
 
-/// A Service with a slice of these addresses.
+/// Returns a Service with a slice of these addresses.
 pub(crate) fn manifest(
     name: &str,
     cluster_ip: &str,
@@ -40,16 +40,18 @@ pub(crate) fn manifest(
 ) -> String {
     let endpoints: String = addresses.map(|address| format!("- {{addresses: [{address}]}}\n")).collect();
     format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {cluster_ip}, ports: \
-         [{{port: 80, targetPort: {port}}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: \
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{clusterIP: {cluster_ip}, ports: \
+         [{{port: 80, targetPort: {port}}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: \
          {name}-1, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: \
          {port}}}]\nendpoints:\n{endpoints}"
     )
 }
 
-/// Waits until somebody accepts there.
+/// Waits until a connection to the address succeeds.
 pub(crate) fn wait(client: &Pod, address: &str, port: u16) -> Result<()> {
     wait_for(&format!("{address}:{port}"), || {
-        client.netns.run(|| Ok(TcpStream::connect((address, port)).map(drop)?))?
+        client.netns.run(|| Ok(TcpStream::connect((address, port)).map(|_stream| ())?))?
     })
 }

@@ -1,5 +1,5 @@
-//! The generator checked against another one: sockperf, on the direct path, in turn, each with its client and its server on the
-//! cores where the blocks of a comparison have theirs: left to the scheduler, medians have two modes.
+//! Checks the generator against sockperf on the direct path, in turn. Client and server of each are pinned to
+//! the same cores as in a comparison: left to the scheduler, medians have two modes.
 
 use std::path::Path as FilePath;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const BINARY: &str = "/usr/bin/sockperf";
 
 const PORT: u16 = 9092;
 
-/// What a round measures.
+/// Measurements of a round.
 const OWN: usize = 0;
 const AGAIN: usize = 1;
 const SOCKPERF: usize = 2;
@@ -47,7 +47,7 @@ pub(crate) fn check(record: &mut Record, topology: &Topology, rounds: usize) -> 
     let _server = Program::start(&topology.cluster.node, FilePath::new("/usr/sbin/ip"), &arguments, &log)?;
     topology.wait(server, PORT)?;
     let direct = topology.direct("direct")?;
-    // Our own comes twice: blocks of a second, in turn with another program's, have a noise of their own.
+    // The generator of this program is measured twice, for the A/A noise of one-second blocks.
     let mut medians: [Vec<f64>; 3] = Default::default();
     let (mut order, mut progress) = ([OWN, AGAIN, SOCKPERF], Progress::new("sockperf", rounds));
     for round in 0..rounds {
@@ -71,7 +71,8 @@ pub(crate) fn check(record: &mut Record, topology: &Topology, rounds: usize) -> 
     let mut table = Table::new(
         "The generator beside sockperf, on the direct path",
         &["p50, µs", "portolan-bench", "sockperf", "difference (95%)", "A/A"],
-        "64 bytes each way on one connection, a second each in random order; each with its own server. A/A: ours, measured twice in each round.",
+        "64 bytes each way on one connection, a second each in random order; each with its own server. \
+         A/A: portolan-bench, measured twice in each round.",
     );
     let one = |value: f64| format!("{value:.1}");
     let interval = format!("{:+.1} ({:+.1} to {:+.1})", difference.value, difference.low, difference.high);
@@ -82,7 +83,7 @@ pub(crate) fn check(record: &mut Record, topology: &Topology, rounds: usize) -> 
     Ok(())
 }
 
-/// Of one second of our own, µs.
+/// Returns the median of one second of this program's generator, µs.
 fn own_median(direct: &Path<'_>) -> Result<f64> {
     let block = direct.client.run(|| {
         cores::pin_client()?;
@@ -91,15 +92,15 @@ fn own_median(direct: &Path<'_>) -> Result<f64> {
     Ok(micros(block.latencies.value_at_quantile(0.5)))
 }
 
-/// Of one second of sockperf's ping-pong, whole round trips, µs.
+/// Returns the median round trip of one second of sockperf's ping-pong, µs.
 fn sockperf_median(topology: &Topology, core: usize) -> Result<f64> {
     let server = &topology.server.ip;
     let command = format!(
         "taskset -c {core} {BINARY} ping-pong --tcp -i {server} -p {PORT} -t 1 -m {} --full-rtt",
         load::MESSAGE
     );
-    let said = topology.client.shell(&topology.cluster.node, &command)?;
-    let line = said.lines().find(|line| line.contains("percentile 50.000"));
+    let output = topology.client.shell(&topology.cluster.node, &command)?;
+    let line = output.lines().find(|line| line.contains("percentile 50.000"));
     let value = line.and_then(|line| line.split_once('=')?.1.split_whitespace().next()?.parse().ok());
-    value.with_context(|| format!("sockperf said no median: {said}"))
+    value.with_context(|| format!("no median in the output of sockperf: {output}"))
 }

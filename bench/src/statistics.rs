@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 2000;
 
-/// A value and the 95% interval it lies in.
+/// A value and its 95% interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The best single value.
@@ -24,12 +24,12 @@ impl Estimate {
         Self { value, low, high }
     }
 
-    /// Half of what is between the ends.
+    /// Returns half the width of the interval.
     pub fn half_width(self) -> f64 {
         (self.high - self.low) / 2.0
     }
 
-    /// How far a difference, of either sign, is from what is noise.
+    /// Returns how far a difference, of either sign, exceeds the noise.
     #[must_use]
     pub fn beyond(self, noise: f64) -> Self {
         let size = |difference: f64| (difference.abs() - noise).max(0.0);
@@ -38,21 +38,21 @@ impl Estimate {
         Self { value: size(self.value), low: least, high: low.max(high) }
     }
 
-    /// The same in another unit.
+    /// Returns the estimate in another unit.
     #[must_use]
     pub fn scaled(self, factor: f64) -> Self {
         Self { value: self.value * factor, low: self.low * factor, high: self.high * factor }
     }
 }
 
-/// A count, or a single observation: no interval.
+/// A count or a single observation, without an interval.
 impl From<f64> for Estimate {
     fn from(value: f64) -> Self {
         Self { value, low: value, high: value }
     }
 }
 
-/// The median; zero of nothing.
+/// Returns the median; zero without values.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     let middle = values.len() / 2;
     if values.is_empty() {
@@ -66,17 +66,18 @@ pub(crate) fn median(values: &mut [f64]) -> f64 {
     }
 }
 
-/// The median, and where it lies with 95% confidence, by resampling the rounds. The same values give the same answer.
+/// Returns the median with its 95% bootstrap interval. The same values give the same result.
 pub(crate) fn bootstrap(values: &[f64]) -> Estimate {
     let mut random = Rng::with_seed(0x5EED);
     resampled(median(&mut values.to_vec()), || resample(values, &mut random))
 }
 
-/// Over another median that was measured at another time, so that no round of one belongs to a round of the other.
-pub(crate) fn ratio_of_medians(values: &[f64], others: &[f64]) -> Estimate {
+/// Returns the ratio of two medians that were measured at different times, so that their rounds are not
+/// paired.
+pub(crate) fn ratio_of_medians(values: &[f64], baseline: &[f64]) -> Estimate {
     let mut random = Rng::with_seed(0x5EED);
-    let value = median(&mut values.to_vec()) / median(&mut others.to_vec());
-    resampled(value, || resample(values, &mut random) / resample(others, &mut random))
+    let value = median(&mut values.to_vec()) / median(&mut baseline.to_vec());
+    resampled(value, || resample(values, &mut random) / resample(baseline, &mut random))
 }
 
 fn resampled(value: f64, draw: impl FnMut() -> f64) -> Estimate {
@@ -85,22 +86,22 @@ fn resampled(value: f64, draw: impl FnMut() -> f64) -> Estimate {
     Estimate::new(drawn[RESAMPLES / 40], value, drawn[RESAMPLES - 1 - RESAMPLES / 40])
 }
 
-/// The median of as many, drawn with repetition.
+/// Returns the median of a sample of the same size, drawn with replacement.
 fn resample(values: &[f64], random: &mut Rng) -> f64 {
     let mut drawn: Vec<f64> =
         values.iter().map(|_| random.choice(values).copied().unwrap_or_default()).collect();
     median(&mut drawn)
 }
 
-/// How sure the interval of so many rounds is, for the head of a column. With a few it is the range of what was seen, which
-/// misses the true median in two of 2^rounds runs: in one of four with three.
+/// Returns the confidence of an interval for a column head. With few rounds the interval is the range of the
+/// values, which misses the true median in two of 2^rounds runs: with three rounds in one of four.
 pub(crate) fn confidence(rounds: usize) -> String {
     if rounds < 6 { format!("range of {rounds}") } else { "95%".to_owned() }
 }
 
-/// Differences of values of the same round.
-pub(crate) fn paired(values: &[f64], others: &[f64], by: impl Fn(f64, f64) -> f64) -> Estimate {
-    let paired: Vec<f64> = values.iter().zip(others).map(|(&value, &other)| by(value, other)).collect();
+/// Compares values of the same round and returns the median with its interval.
+pub(crate) fn paired(values: &[f64], baseline: &[f64], by: impl Fn(f64, f64) -> f64) -> Estimate {
+    let paired: Vec<f64> = values.iter().zip(baseline).map(|(&value, &other)| by(value, other)).collect();
     bootstrap(&paired)
 }
 
@@ -109,29 +110,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle_of_odd_and_even_counts() {
+    fn median_of_odd_and_even_counts() {
         assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 2.5);
         assert_eq!(median(&mut []), 0.0);
     }
 
     #[test]
-    fn the_interval_holds_the_true_median_about_as_often_as_it_says() {
+    fn interval_contains_the_true_median_as_often_as_stated() {
         let mut random = Rng::with_seed(7);
         let trials = 300;
-        let mut held = 0;
+        let mut contained = 0;
         for _ in 0..trials {
             // Skewed, as latencies are; the median of an exponential distribution is ln 2.
             let values: Vec<f64> = (0..60).map(|_| -(1.0 - random.f64()).ln()).collect();
             let estimate = bootstrap(&values);
-            held += u32::from(estimate.low <= 2_f64.ln() && 2_f64.ln() <= estimate.high);
+            contained += u32::from(estimate.low <= 2_f64.ln() && 2_f64.ln() <= estimate.high);
         }
-        let share = f64::from(held) / f64::from(trials);
+        let share = f64::from(contained) / f64::from(trials);
         assert!((0.91..=0.99).contains(&share), "{share}");
     }
 
     #[test]
-    fn a_difference_counts_from_the_noise_on_and_its_interval_with_it() {
+    fn noise_is_subtracted_from_a_difference_and_its_interval() {
         for (difference, expected) in [
             (Estimate::new(-9.0, -8.0, 3.0), Estimate::new(0.0, 6.0, 7.0)),
             (Estimate::new(-9.0, -8.0, -5.0), Estimate::new(3.0, 6.0, 7.0)),
@@ -143,9 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn few_rounds_are_called_a_range() {
+    fn interval_of_few_rounds_is_called_a_range() {
         let mut random = Rng::with_seed(7);
-        let held = |rounds: usize, random: &mut Rng| {
+        let contained = |rounds: usize, random: &mut Rng| {
             let trial = |_: &u32| {
                 let values: Vec<f64> = (0..rounds).map(|_| random.f64()).collect();
                 let estimate = bootstrap(&values);
@@ -154,12 +155,12 @@ mod tests {
             (0..400).filter(trial).count()
         };
         assert_eq!((confidence(3), confidence(6)), ("range of 3".to_owned(), "95%".to_owned()));
-        assert!(held(3, &mut random) < 340, "three rounds hold it in 300 of 400");
-        assert!(held(6, &mut random) > 360);
+        assert!(contained(3, &mut random) < 340, "three rounds contain it in 300 of 400");
+        assert!(contained(6, &mut random) > 360);
     }
 
     #[test]
-    fn medians_of_two_times_are_each_as_uncertain_as_they_are() {
+    fn ratio_of_medians_has_the_uncertainty_of_both() {
         let wide: Vec<f64> = (0..40).map(|value| 90.0 + f64::from(value) / 2.0).collect();
         let ratio = ratio_of_medians(&wide, &[50.0; 40]);
         assert!((1.9..2.1).contains(&ratio.value) && ratio.low < ratio.value && ratio.value < ratio.high);
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn pairing_removes_what_both_have_in_common() {
+    fn pairing_removes_common_drift() {
         let drift = |round: u32| f64::from(round) * 10.0;
         let base: Vec<f64> = (0..60).map(drift).collect();
         let more: Vec<f64> = (0..60).map(|round| drift(round) + 3.0).collect();

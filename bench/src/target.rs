@@ -1,4 +1,4 @@
-//! Every figure Portolan is held to, whether a run has measured it or not.
+//! All figures that have a target, measured or not.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,20 +8,20 @@ mod latency;
 mod proxy;
 mod scale;
 
-/// Which side of a number is good.
+/// On which side of its limit a figure meets its target.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// This or less.
+    /// The limit or less.
     AtMost(f64),
-    /// This or more.
+    /// The limit or more.
     AtLeast(f64),
 }
 
-/// A figure with the value it should have.
+/// A figure with its target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name within the section, as `Record::measured` has it.
+    /// Its id within the section, for `Record::measured`.
     pub(crate) id: &'static str,
     /// What is measured, in words.
     pub(crate) figure: &'static str,
@@ -31,7 +31,7 @@ pub struct Target {
 }
 
 impl Bound {
-    /// Whether `value` is on the good side.
+    /// Returns whether `value` meets the target.
     pub fn is_met_by(self, value: f64) -> bool {
         match self {
             Self::AtMost(limit) => value <= limit,
@@ -40,7 +40,7 @@ impl Bound {
     }
 }
 
-/// The figures of a section.
+/// Returns the targets of a section.
 pub(crate) fn of(section: &str) -> &'static [Target] {
     match section {
         "latency" => latency::TARGETS,

@@ -1,4 +1,4 @@
-//! The node, the pods and the Service every measurement starts from.
+//! The node, the pods and the Service that a measurement uses.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::load::{Destination, server};
 use crate::processor::Process;
 use crate::services;
 
-/// A client and a server on one node, everything running.
+/// A client and a server on one node with both daemons.
 pub(crate) struct Topology {
     pub(crate) client: Pod,
     pub(crate) server: Pod,
@@ -18,7 +18,7 @@ pub(crate) struct Topology {
     pub(crate) virtual_ip: String,
 }
 
-/// Ports of the Service, which lead to the echo and the sink.
+/// Ports of the Service for the echo server and the sink.
 pub(crate) const ECHO: u16 = 80;
 pub(crate) const SINK: u16 = 81;
 
@@ -48,7 +48,7 @@ spec: {containers: []}
 ";
 
 impl Topology {
-    /// A node whose proxy has these flags.
+    /// Starts a node whose proxy has these flags.
     pub(crate) fn new(proxy_flags: &[&str]) -> Result<Self> {
         let cluster = Cluster::start_with(proxy_flags)?;
         let (client, server) = (cluster.add_pod("client")?, cluster.add_pod("server")?);
@@ -64,18 +64,18 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Straight to the pod, whose name a headless Service gives.
+    /// Returns the path directly to the pod. Its name is that of a headless Service.
     pub(crate) fn direct(&self, name: &str) -> Result<Path<'_>> {
         self.path(name, &self.server.ip, (server::ECHO_PORT, server::SINK_PORT), "headless", None)
     }
 
-    /// By the virtual IP.
+    /// Returns the path through the virtual IP.
     pub(crate) fn through_proxy(&self, name: &str) -> Result<Path<'_>> {
         let proxy = Process(self.cluster.proxy.id());
         self.path(name, &self.virtual_ip, (ECHO, SINK), "server", Some(proxy))
     }
 
-    /// By any address and the ports that lead to the echo and the sink.
+    /// Returns a path through any address, with the ports for the echo server and the sink.
     pub(crate) fn path(
         &self,
         name: &str,
@@ -90,13 +90,13 @@ impl Topology {
         Ok(Path { name: name.to_owned(), client: &self.client.netns, to, without: &[], process })
     }
 
-    /// Waits until somebody accepts there.
+    /// Waits until a connection to the address succeeds.
     pub(crate) fn wait(&self, address: &str, port: u16) -> Result<()> {
         services::wait(&self.client, address, port)
     }
 }
 
-/// Otherwise CRR measures the search for a free port among those in TIME_WAIT.
+/// Enables reuse of ports in TIME_WAIT. Otherwise CRR measures the kernel's search for a free port.
 pub(crate) fn reuse_ports() -> std::io::Result<()> {
     std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")
 }

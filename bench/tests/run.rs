@@ -1,6 +1,6 @@
-//! The program as a person uses it: a run, its report, and what goes wrong.
+//! Runs the program: a measurement, its report, and error cases.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Lines};
@@ -27,7 +27,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn a_run_becomes_a_page_that_needs_nothing_else() {
+fn report_of_a_run_is_self_contained() {
     let directory = tempfile::tempdir().unwrap();
     let (results, page) = (directory.path().join("run"), directory.path().join("report.html"));
     let measured = run(&["latency", "--rounds", "1", "--only", "rr,cold,open", "--out", text(&results)]);
@@ -53,31 +53,32 @@ fn a_run_becomes_a_page_that_needs_nothing_else() {
 }
 
 #[test]
-fn an_interrupted_run_keeps_what_it_has_says_so_and_leaves_nothing_running() {
+fn interrupted_run_keeps_partial_results_and_leaves_no_process() {
     let directory = tempfile::tempdir().unwrap();
-    // Each load is announced; when the second one is, the first is complete.
+    // Each load is announced: once the second one is, the first one is complete.
     let arguments = ["latency", "--rounds", "2", "--only", "rr,open", "--out", text(directory.path())];
-    let (mut child, said, daemons) = begin(&arguments, "RR 1 B");
+    let (mut child, stderr, daemons) = begin(&arguments, "RR 1 B");
     kill(pid(&child), Signal::SIGINT).unwrap();
-    let said: Vec<String> = said.map_while(Result::ok).collect();
+    let lines: Vec<String> = stderr.map_while(Result::ok).collect();
     assert!(!child.wait().unwrap().success());
-    assert!(said.iter().any(|line| line.contains("results are partial")), "{said:?}");
+    assert!(lines.iter().any(|line| line.contains("results are partial")), "{lines:?}");
     let record = Record::read(&directory.path().join("latency.json")).unwrap();
     assert!(record.comparison("RR").is_some() && record.comparison("open loop 8000/s").is_none());
     assert!(record.interrupted.unwrap().contains("signal"));
     for daemon in daemons {
-        assert!(!Path::new("/proc").join(&daemon).exists(), "process {daemon} is still there");
+        assert!(!Path::new("/proc").join(&daemon).exists(), "process {daemon} still exists");
     }
 }
 
-/// The first one, here of a terminal that is closed, would take everything down in order.
+/// The first signal alone, here SIGHUP of a closed terminal, would end the run in order.
 #[test]
-fn a_second_signal_ends_it_at_once_with_everything_it_has_started() {
-    let (mut child, _said, daemons) = begin(&["latency", "--rounds", "2", "--only", "rr"], "RR,");
+fn second_signal_kills_the_run_and_all_its_children_at_once() {
+    let (mut child, _stderr, daemons) = begin(&["latency", "--rounds", "2", "--only", "rr"], "RR,");
     let network = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
     let networks: HashSet<PathBuf> = daemons.iter().filter_map(|daemon| network(daemon)).collect();
     assert!(networks.len() >= 3 && !networks.contains(&network("self").unwrap()), "{networks:?}");
-    // Both are there when it goes on: the first alone might end it before the second comes.
+    // Both signals are pending when the process continues: the first alone might end it before the second
+    // arrives.
     for signal in [Signal::SIGSTOP, Signal::SIGHUP, Signal::SIGINT, Signal::SIGCONT] {
         kill(pid(&child), signal).unwrap();
     }
@@ -87,7 +88,7 @@ fn a_second_signal_ends_it_at_once_with_everything_it_has_started() {
         let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
         names.filter(|name| network(name).is_some_and(|own| networks.contains(&own))).collect()
     };
-    // They have been killed, and go when they are next scheduled.
+    // Killed processes exit when they are next scheduled.
     let deadline = Instant::now() + Duration::from_secs(10);
     while !left().is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
@@ -95,7 +96,8 @@ fn a_second_signal_ends_it_at_once_with_everything_it_has_started() {
     assert_eq!(left(), Vec::<String>::new(), "processes are left in the namespaces of the run");
 }
 
-/// A run that has come as far as saying this, the rest of what it says, and the daemons it has started.
+/// Starts a run and waits for an announcement. Returns the run, its further output and the daemons that it
+/// has started.
 fn begin(arguments: &[&str], announced: &str) -> (Child, Lines<BufReader<ChildStderr>>, Vec<String>) {
     let mut run = Command::new(PROGRAM);
     let mut child = run.args(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -110,7 +112,7 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).unwrap())
 }
 
-/// Of all its threads.
+/// Returns the child processes of all threads of a process.
 fn children(pid: Pid) -> Vec<String> {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let of = |thread: std::fs::DirEntry| {
@@ -120,7 +122,7 @@ fn children(pid: Pid) -> Vec<String> {
 }
 
 #[test]
-fn a_missing_privilege_is_named_with_the_way_out() {
+fn missing_privilege_is_reported_with_the_fix() {
     let limited = Command::new("setpriv")
         .args(["--bounding-set", "-sys_admin", PROGRAM, "latency", "--quick"])
         .output()
@@ -130,7 +132,7 @@ fn a_missing_privilege_is_named_with_the_way_out() {
 }
 
 #[test]
-fn a_missing_peer_is_left_out_and_the_record_says_how_to_get_it() {
+fn missing_peer_is_skipped_and_the_record_says_how_to_install_it() {
     let script = format!("mount -t tmpfs none /usr/lib/nginx; {}", without("nft"));
     let record = run_after(&script, "proxy --rounds 1 --only rr");
     assert_missing(&record, &[("nginx", "nginx-light libnginx-mod-stream"), ("nftables", "nftables")]);
@@ -139,7 +141,7 @@ fn a_missing_peer_is_left_out_and_the_record_says_how_to_get_it() {
 }
 
 #[test]
-fn without_the_reference_plugins_ours_is_measured_alone() {
+fn without_reference_plugins_portolan_cni_is_measured_alone() {
     let peers = ["reference bridge", "reference ptp"].map(|peer| (peer, "containernetworking-plugins"));
     let latency = run_after("mount -t tmpfs none /usr/lib/cni", "latency --rounds 1 --only rr");
     assert_missing(&latency, &peers);
@@ -153,15 +155,16 @@ fn without_the_reference_plugins_ours_is_measured_alone() {
     assert!(figure("add-bridge").is_none() && figure("add-ptp").is_none() && figure("burst-rate").is_none());
 }
 
-/// A script that takes one program away from the mount namespace it runs in.
+/// Returns a script that hides one program in the current mount namespace.
 fn without(program: &str) -> String {
     format!(
         "mount -t tmpfs none /mnt; mkdir /mnt/upper /mnt/work\n\
-         mount -t overlay none -o lowerdir=/usr/sbin,upperdir=/mnt/upper,workdir=/mnt/work /usr/sbin; rm /usr/sbin/{program}\n"
+         mount -t overlay none -o lowerdir=/usr/sbin,upperdir=/mnt/upper,workdir=/mnt/work /usr/sbin\n\
+         rm /usr/sbin/{program}\n"
     )
 }
 
-/// The record of a run on a machine that a script has changed, for that run alone.
+/// Runs a script and then a measurement in a private mount namespace. Returns the record.
 fn run_after(script: &str, arguments: &str) -> Record {
     let file = tempfile::NamedTempFile::new().unwrap();
     let script = format!("{script}\nexec {PROGRAM} {arguments} --json {}", file.path().display());
@@ -179,16 +182,16 @@ fn assert_missing(record: &Record, peers: &[(&str, &str)]) {
 }
 
 #[test]
-fn results_that_are_not_there_are_asked_for() {
+fn missing_results_are_reported_with_the_command_that_creates_them() {
     let directory = tempfile::tempdir().unwrap();
     let output = run(&["report", "--in", text(directory.path()), "--out", "/dev/null"]);
     assert!(!output.status.success());
     assert!(stderr(&output).contains("portolan-bench all --quick --out"), "{}", stderr(&output));
 }
 
-/// With a debug build of the server: what it measures is not worth reading, how it does is.
+/// Uses a debug build of the server: the figures are not meaningful, but the procedure is.
 #[test]
-fn name_servers_are_measured_side_by_side_and_those_missing_are_named() {
+fn dns_servers_are_compared_and_missing_ones_are_reported() {
     let script = without("unbound") + "export PORTOLAN_TOOLS=/mnt";
     let record = run_after(&script, "dns --rounds 1 --only hits,missing,half-load,overload");
     assert_missing(&record, &[("unbound", "unbound")]);
@@ -203,7 +206,7 @@ fn name_servers_are_measured_side_by_side_and_those_missing_are_named() {
         }
         assert!(comparison.path("CoreDNS").is_none());
     }
-    // On a busy machine a tenth of a core may be nothing.
+    // On a busy machine the server may get no CPU time.
     let has_tenth = !notes.iter().any(|note| note.starts_with("overload: "));
     let figures =
         ["udp-knotd", "udp-hickory", "cpu-knotd", "nxdomain", "dnsperf", "half-load", "overload-rate"];
@@ -214,12 +217,12 @@ fn name_servers_are_measured_side_by_side_and_those_missing_are_named() {
 }
 
 #[test]
-fn without_knotd_nobody_answers_for_names_outside_and_the_cluster_is_measured() {
+fn without_knotd_external_names_are_skipped_and_cluster_names_are_measured() {
     let script = without("knotd") + "export PORTOLAN_TOOLS=/mnt";
     let record = run_after(&script, "dns --rounds 1 --only hits,cached");
     assert_missing(&record, &[("knotd", "knot")]);
     let notes = &record.not_measured;
-    assert!(notes.iter().any(|note| note.starts_with("names outside: knotd serves them")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.starts_with("external names: knotd serves them")), "{notes:?}");
     let hits = record.comparison("hits").unwrap();
     assert!(hits.path("hickory").is_some() && hits.path("knotd").is_none());
     assert!(record.comparison("cached").is_none());

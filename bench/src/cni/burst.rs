@@ -1,4 +1,4 @@
-//! As many pods at once as a node gets when it comes up.
+//! A burst of concurrent ADDs, as on a node that starts with all its pods.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -7,8 +7,8 @@ use anyhow::Result;
 use netns::NetNs;
 
 use super::command::run;
-use super::contender::{BESIDE_ONE, Contender, Kind};
-use super::parallel::at_once;
+use super::parallel::run_concurrently;
+use super::setup::{Kind, ONE_OTHER_POD, Setup};
 use crate::interrupt;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
@@ -21,7 +21,8 @@ struct Burst {
     duplicates: usize,
 }
 
-/// So many at once, by ours and by the reference bridge if it is there, one after the other, `bursts` times.
+/// Runs `bursts` bursts of `pods` ADDs and then DELs with `portolan-cni` and, if installed, the reference
+/// bridge.
 pub(super) fn measure(record: &mut Record, has_bridge: bool, pods: usize, bursts: usize) -> Result<()> {
     let mut kinds = vec![Kind::Portolan { masquerade: true }];
     kinds.extend(has_bridge.then_some(Kind::Bridge));
@@ -29,7 +30,7 @@ pub(super) fn measure(record: &mut Record, has_bridge: bool, pods: usize, bursts
     for _ in 0..bursts {
         for (kind, results) in kinds.iter().zip(&mut results) {
             interrupt::check()?;
-            results.push(burst(&Contender::new(*kind, BESIDE_ONE)?, pods)?);
+            results.push(burst(&Setup::new(*kind, ONE_OTHER_POD)?, pods)?);
         }
     }
     let columns = ["plugin", "ADDs a second", "DELs a second", "failures", "duplicates"];
@@ -43,7 +44,7 @@ pub(super) fn measure(record: &mut Record, has_bridge: bool, pods: usize, bursts
             format!("{:.0} ({:.0} to {:.0})", estimate.value, estimate.low, estimate.high)
         };
         table.row([
-            super::contender::name(*kind, BESIDE_ONE),
+            super::setup::name(*kind, ONE_OTHER_POD),
             rate(&adds(results)),
             rate(&dels),
             count(|burst| burst.failures),
@@ -52,8 +53,8 @@ pub(super) fn measure(record: &mut Record, has_bridge: bool, pods: usize, bursts
     }
     record.tables.push(table);
     #[expect(clippy::cast_precision_loss, reason = "a count of a few hundred")]
-    let bad = results[0].iter().map(|burst| burst.failures + burst.duplicates).sum::<usize>() as f64;
-    record.measured("burst-failures", bad);
+    let failed = results[0].iter().map(|burst| burst.failures + burst.duplicates).sum::<usize>() as f64;
+    record.measured("burst-failures", failed);
     record.remark("burst-failures", format!("{pods} ADDs, {bursts} times"));
     if has_bridge {
         let rate = paired(&adds(&results[0]), &adds(&results[1]), |ours, theirs| ours / theirs);
@@ -64,23 +65,23 @@ pub(super) fn measure(record: &mut Record, has_bridge: bool, pods: usize, bursts
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a count of a few hundred")]
-fn burst(contender: &Contender, pods: usize) -> Result<Burst> {
+fn burst(setup: &Setup, pods: usize) -> Result<Burst> {
     let names: Vec<String> = (0..pods).map(|number| format!("pod-{number}")).collect();
-    let paths = names.iter().map(|name| contender.node.add_netns(name)).collect::<Result<Vec<PathBuf>>>()?;
-    let all = |command: &'static str| {
-        contender.node.run(|| {
-            let (results, took) = at_once(pods, |pod| {
-                let call = contender.call(command, &names[pod], &paths[pod]);
+    let paths = names.iter().map(|name| setup.node.add_netns(name)).collect::<Result<Vec<PathBuf>>>()?;
+    let run_all = |command: &'static str| {
+        setup.node.run(|| {
+            let (results, took) = run_concurrently(pods, |pod| {
+                let call = setup.call(command, &names[pod], &paths[pod]);
                 run(&call).map(|(result, _)| result["ips"][0]["address"].to_string())
             });
             (results, pods as f64 / took.as_secs_f64())
         })
     };
-    let (added, adds_per_second) = all("ADD");
+    let (added, adds_per_second) = run_all("ADD");
     let addresses: Vec<String> = added.into_iter().filter_map(Result::ok).collect();
     let distinct = addresses.iter().collect::<HashSet<_>>().len();
-    let (_, dels_per_second) = all("DEL");
-    contender.node.run(|| paths.iter().try_for_each(NetNs::remove_named))?;
+    let (_, dels_per_second) = run_all("DEL");
+    setup.node.run(|| paths.iter().try_for_each(NetNs::remove_named))?;
     Ok(Burst {
         adds_per_second,
         dels_per_second,

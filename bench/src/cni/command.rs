@@ -1,4 +1,4 @@
-//! One call of a plugin, timed as a runtime waits for it.
+//! One call of a plugin, timed from start to exit as a runtime sees it.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-/// What to call.
+/// A plugin, its command and its parameters.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call<'a> {
     pub(super) binary: &'a Path,
@@ -18,27 +18,28 @@ pub(super) struct Call<'a> {
     pub(super) ifname: &'a str,
     pub(super) netns: &'a Path,
     pub(super) config: &'a str,
-    /// Where ours writes its trace.
+    /// The file that `portolan-cni` writes its trace to.
     pub(super) trace: Option<&'a Path>,
 }
 
-/// Runs it where the calling thread is; returns what it printed and how long it took.
+/// Runs the call in the namespaces of the calling thread. Returns the plugin's result and how long the call
+/// took.
 pub(super) fn run(call: &Call<'_>) -> Result<(Value, Duration)> {
     let began = Instant::now();
     let mut child = start(call)?;
-    let mut printed = Vec::new();
-    child.stdout.take().context("its output is piped")?.read_to_end(&mut printed)?;
+    let mut stdout = Vec::new();
+    child.stdout.take().context("stdout is piped")?.read_to_end(&mut stdout)?;
     let status = child.wait()?;
     let took = began.elapsed();
-    let text = String::from_utf8_lossy(&printed);
+    let text = String::from_utf8_lossy(&stdout);
     if !status.success() {
         bail!("{} {} of {}: {text}", call.binary.display(), call.command, call.container);
     }
     Ok((if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? }, took))
 }
 
-/// Peak resident memory, MiB: of the process's own memory map, read again and again while it runs. What `wait4` tells
-/// would have ours in it, from before exec.
+/// Returns the peak resident memory of the plugin, MiB. It polls the process status: the value of `wait4`
+/// would include the memory of this process before exec.
 pub(super) fn peak_memory(call: &Call<'_>) -> Result<f64> {
     let mut child = start(call)?;
     let file = format!("/proc/{}/status", child.id());
@@ -46,7 +47,7 @@ pub(super) fn peak_memory(call: &Call<'_>) -> Result<f64> {
     let mut peak = 0.0_f64;
     while child.try_wait()?.is_none() {
         let status = std::fs::read_to_string(&file).unwrap_or_default();
-        // Fifteen characters of the name; before exec it is still ours.
+        // `comm` has 15 characters. Before exec it is still the name of this program.
         if status.lines().next().is_some_and(|line| line.ends_with(own.get(..15).unwrap_or(&own))) {
             let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
             let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
@@ -60,13 +61,13 @@ fn start(call: &Call<'_>) -> Result<Child> {
     let mut command = Command::new(call.binary);
     command.env_clear().env("CNI_COMMAND", call.command).env("CNI_CONTAINERID", call.container);
     command.env("CNI_NETNS", call.netns).env("CNI_IFNAME", call.ifname).env("CNI_PATH", "/usr/lib/cni");
-    // The reference plugins look for iptables there.
+    // The reference plugins search iptables in PATH.
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command.envs(call.trace.map(|file| ("PORTOLAN_TRACE", file)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    // Ctrl-C ends the measurement after this round, and not the plugin in it.
+    // In its own process group, the plugin does not receive Ctrl-C: the run ends after this round.
     command.process_group(0);
     let mut child = command.spawn().with_context(|| format!("start {}", call.binary.display()))?;
-    child.stdin.take().context("its input is piped")?.write_all(call.config.as_bytes())?;
+    child.stdin.take().context("stdin is piped")?.write_all(call.config.as_bytes())?;
     Ok(child)
 }

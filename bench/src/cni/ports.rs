@@ -1,4 +1,5 @@
-//! Ports of the node, and connections that it tracks: what they cost ADD and DEL, of their own pod and of others.
+//! The cost of host ports and tracked connections for ADD and DEL, of the pod that has them and of other
+//! pods.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -10,75 +11,77 @@ use netns::NetNs;
 use serde_json::{Value, json};
 
 use super::command::{Call, run};
-use super::contender::{BESIDE_ONE, Contender, Kind};
 use super::parallel;
+use super::setup::{Kind, ONE_OTHER_POD, Setup};
 use crate::interrupt;
 use crate::record::{Record, Table};
 use crate::statistics::{bootstrap, paired};
 
-/// What a busy node tracks.
+/// Tracked connections of a busy node: one for each port and source.
 const TRACKED: u16 = 50_000;
 const SOURCES: u16 = 2;
 
-/// A passive FTP server or a media server publishes so many.
+/// A passive FTP server or a media server publishes thousands of ports.
 const MANY: u16 = 3000;
 const FIRST_PORT: u16 = 20_000;
 
-/// The reference plugin starts several processes for each port: so many are enough to see what one costs.
+/// The reference plugin starts several processes for each port: fewer ports are enough to measure the cost of
+/// one.
 const MANY_OF_REFERENCE: u16 = 100;
 
-/// What one kind has shown, milliseconds a round.
+/// ADD and DEL times, milliseconds, one value a round.
 #[derive(Default)]
 struct Times {
     add: Vec<f64>,
     del: Vec<f64>,
 }
 
-/// What is measured of one contender.
+/// One row of the table.
 struct Row {
     name: String,
     ports: u16,
     times: Times,
 }
 
-/// Measures `rounds` of ADD and DEL without ports, with one and with many, beside none and beside many tracked connections; and
-/// an ADD without ports while a pod with many is attached. Then pods that start at once, without a port and with one.
+/// Measures `rounds` of ADD and DEL with no, one and many ports, without and with tracked connections, and an
+/// ADD without ports while a pod with many ports is attached. Then measures concurrent ADDs of pods without
+/// and with a port.
 pub(super) fn measure(record: &mut Record, has_reference: bool, rounds: usize) -> Result<()> {
     record.set("tracked connections", u32::from(TRACKED) * u32::from(SOURCES));
     let mut kinds = vec![Kind::Portolan { masquerade: true }];
     kinds.extend(has_reference.then_some(Kind::Bridge));
     let columns =
         ["plugin", "tracked", "ports", "ADD p50 (95%)", "DEL p50 (95%)", "another ADD meanwhile, longest"];
-    let note = "Milliseconds, processes included; ports over TCP, in a row. The reference is bridge + host-local + portmap.";
+    let note = "Milliseconds, processes included; ports over TCP, in a row. The reference is bridge + \
+        host-local + portmap.";
     let mut table = Table::new("Ports and tracked connections", &columns, note);
-    let mut at_once = parallel::table();
+    let mut concurrent = parallel::table();
     for kind in kinds {
-        let node = [Contender::new(kind, BESIDE_ONE)?, Contender::new(kind, BESIDE_ONE)?];
+        let node = [Setup::new(kind, ONE_OTHER_POD)?, Setup::new(kind, ONE_OTHER_POD)?];
         track(&node[1])?;
         let many = if kind == Kind::Bridge { MANY_OF_REFERENCE } else { MANY };
         let mut found = Vec::new();
-        for (contender, tracked) in node.iter().zip(["none", "100,000"]) {
-            let mut rows: Vec<Row> = [0, 1, many]
-                .map(|ports| Row { name: contender.name(), ports, times: Times::default() })
-                .into();
+        for (setup, tracked) in node.iter().zip(["none", "100,000"]) {
+            let mut rows: Vec<Row> =
+                [0, 1, many].map(|ports| Row { name: setup.name(), ports, times: Times::default() }).into();
             for round in 0..=rounds {
                 interrupt::check()?;
                 for row in &mut rows {
-                    let (add, del) = one(contender, row.ports)?;
-                    // One round warms up.
+                    let (add, del) = one(setup, row.ports)?;
+                    // The first round is a warm-up.
                     if round > 0 {
                         row.times.add.push(add);
                         row.times.del.push(del);
                     }
                 }
             }
-            let meanwhile = beside(contender, many)?;
+            let longest_add = longest_concurrent_add(setup, many)?;
             for row in &rows {
                 let cell = |values: &[f64]| {
                     let estimate = bootstrap(values);
                     format!("{:.2} ({:.2} to {:.2})", estimate.value, estimate.low, estimate.high)
                 };
-                let longest = if row.ports == many { format!("{meanwhile:.2}") } else { "-".to_owned() };
+                let longest = if row.ports == many { format!("{longest_add:.2}") } else { "-".to_owned() };
                 let cells = [
                     tracked.to_owned(),
                     row.ports.to_string(),
@@ -89,22 +92,22 @@ pub(super) fn measure(record: &mut Record, has_reference: bool, rounds: usize) -
                 table.row(std::iter::once(row.name.clone()).chain(cells));
             }
             for ports in [0, 1] {
-                let cells = parallel::measure(contender, ports, rounds.div_ceil(4))?;
-                let labels = [contender.name(), tracked.to_owned(), ports.to_string()];
-                at_once.row(labels.into_iter().chain(cells));
+                let cells = parallel::measure(setup, ports, rounds.div_ceil(4))?;
+                let labels = [setup.name(), tracked.to_owned(), ports.to_string()];
+                concurrent.row(labels.into_iter().chain(cells));
             }
             found.push(rows);
         }
         if kind != Kind::Bridge {
-            judge(record, &found);
+            evaluate(record, &found);
         }
     }
-    record.tables.extend([table, at_once]);
+    record.tables.extend([table, concurrent]);
     Ok(())
 }
 
-/// Ratios of ours, of the same round.
-fn judge(record: &mut Record, found: &[Vec<Row>]) {
+/// Fills in the ratios of `portolan-cni`, each of values of the same round.
+fn evaluate(record: &mut Record, found: &[Vec<Row>]) {
     let [none, tracked] = found else { return };
     let by = |value: f64, other: f64| value / other;
     for (id, of, to) in [
@@ -117,43 +120,43 @@ fn judge(record: &mut Record, found: &[Vec<Row>]) {
     }
 }
 
-/// ADD and DEL of a pod with so many ports, milliseconds.
-fn one(contender: &Contender, ports: u16) -> Result<(f64, f64)> {
-    let path = contender.node.add_netns("pod")?;
+/// Returns the times of ADD and DEL of a pod with `ports` ports, milliseconds.
+fn one(setup: &Setup, ports: u16) -> Result<(f64, f64)> {
+    let path = setup.node.add_netns("pod")?;
     let (mappings, name) = (mappings(0, ports), "pod");
-    contender.node.run(|| {
-        let (result, add) = contender.add_with_ports(name, &path, &mappings)?;
-        let del = contender.del_with_ports(name, &path, &mappings, &result)?;
+    setup.node.run(|| {
+        let (result, add) = setup.add_with_ports(name, &path, &mappings)?;
+        let del = setup.del_with_ports(name, &path, &mappings, &result)?;
         NetNs::remove_named(&path)?;
         Ok((milliseconds(add), milliseconds(del)))
     })
 }
 
-/// The longest ADD without ports while pods with many are attached and detached, milliseconds.
-fn beside(contender: &Contender, ports: u16) -> Result<f64> {
-    let paths = ["many", "other"].map(|name| contender.node.add_netns(name));
-    let [many, other] = paths;
+/// Returns the longest ADD of a pod without ports while a pod with many ports is attached and detached,
+/// milliseconds.
+fn longest_concurrent_add(setup: &Setup, ports: u16) -> Result<f64> {
+    let [many, other] = ["many", "other"].map(|name| setup.node.add_netns(name));
     let (many, other) = (many?, other?);
     let mappings = mappings(0, ports);
-    contender.node.run(|| {
+    setup.node.run(|| {
         let is_done = AtomicBool::new(false);
         let longest = std::thread::scope(|scope| {
             let (mappings, many, is_done) = (&mappings, &many, &is_done);
             let busy = scope.spawn(move || {
                 let attached = (0..3).try_for_each(|_| {
-                    let (result, _) = contender.add_with_ports("many", many, mappings)?;
-                    contender.del_with_ports("many", many, mappings, &result).map(drop)
+                    let (result, _) = setup.add_with_ports("many", many, mappings)?;
+                    setup.del_with_ports("many", many, mappings, &result).map(|_took| ())
                 });
                 is_done.store(true, Ordering::Relaxed);
                 attached
             });
             let mut longest = Duration::ZERO;
             while !is_done.load(Ordering::Relaxed) {
-                let (_, took) = run(&contender.call("ADD", "other", &other))?;
+                let (_, took) = run(&setup.call("ADD", "other", &other))?;
                 longest = longest.max(took);
-                run(&contender.call("DEL", "other", &other))?;
+                run(&setup.call("DEL", "other", &other))?;
             }
-            busy.join().expect("a pod with many ports comes and goes without a panic")?;
+            busy.join().expect("attaching a pod with many ports does not panic")?;
             Ok::<_, anyhow::Error>(longest)
         })?;
         NetNs::remove_named(&many)?;
@@ -162,28 +165,28 @@ fn beside(contender: &Contender, ports: u16) -> Result<f64> {
     })
 }
 
-/// Has the node track connections: datagrams from outside to ports where nothing listens.
-fn track(contender: &Contender) -> Result<()> {
-    contender.node.shell("echo 3600 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout")?;
-    let to = contender.node.address().to_owned();
-    contender.node.outside().run(|| {
+/// Fills the node's connection tracking with datagrams from outside to closed ports.
+fn track(setup: &Setup) -> Result<()> {
+    setup.node.shell("echo 3600 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout")?;
+    let to = setup.node.address().to_owned();
+    setup.node.outside().run(|| {
         for _ in 0..SOURCES {
             let socket = UdpSocket::bind(("0.0.0.0", 0))?;
             for port in 0..TRACKED {
-                // ICMP port unreachable: nothing listens.
-                drop(socket.send_to(b"x", (&*to, port + 10_000)));
+                // Fails with the ICMP port unreachable of an earlier datagram: the ports are closed.
+                let _ = socket.send_to(b"x", (&*to, port + 10_000));
             }
         }
         Ok::<_, std::io::Error>(())
     })??;
-    let tracked = contender.node.shell("cat /proc/sys/net/netfilter/nf_conntrack_count")?;
+    let tracked = setup.node.shell("cat /proc/sys/net/netfilter/nf_conntrack_count")?;
     let tracked: u32 = tracked.trim().parse()?;
     let wanted = u32::from(TRACKED) * u32::from(SOURCES);
     ensure!(tracked > wanted / 10 * 9, "{tracked} connections are tracked, not {wanted}");
     Ok(())
 }
 
-/// So many ports in a row, the first of them `offset` behind the first of all.
+/// Returns mappings of `ports` consecutive ports from [`FIRST_PORT`] + `offset` on.
 pub(super) fn mappings(offset: u16, ports: u16) -> Value {
     let mapping = |port: u16| {
         let port = FIRST_PORT + offset + port;
@@ -196,8 +199,8 @@ fn milliseconds(took: Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 
-impl Contender {
-    /// ADD with port mappings: of the reference, by portmap behind it in the chain.
+impl Setup {
+    /// Runs ADD with port mappings. The reference plugin needs portmap as the next plugin of the chain.
     pub(super) fn add_with_ports(
         &self,
         container: &str,

@@ -1,4 +1,4 @@
-//! The generator checked against dnsperf, in turn, on the same core.
+//! Checks the generator against dnsperf, in turn, on the same core.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::flows::{BURST, FLOWS};
-use super::names::{self, Queries};
 use super::servers::{Lab, Server};
+use super::workload::{self, Queries};
 use super::{Kind, Load};
 use crate::interrupt;
 use crate::progress::Progress;
@@ -16,10 +16,10 @@ use crate::statistics::{bootstrap, paired};
 
 const BINARY: &str = "/usr/bin/dnsperf";
 
-/// What both ask for in a block.
+/// Length of a block of each generator.
 const BLOCK: Duration = Duration::from_secs(1);
 
-/// A server that is the limit under both generators: what they find must be the same.
+/// A server that is the bottleneck with both generators: both must measure the same rate.
 const REFERENCE: &str = "hickory";
 
 /// Adds a table, and the figure `dnsperf`.
@@ -29,10 +29,10 @@ pub(super) fn check(record: &mut Record, lab: &Lab, queries: &Queries, rounds: u
         return Ok(());
     }
     let file = lab.directory().join("queries");
-    std::fs::write(&file, names::dnsperf_lines(queries))?;
+    std::fs::write(&file, workload::dnsperf_lines(queries))?;
     let note = format!(
-        "{FLOWS} clients, {} queries under way, a second each in turn, on one core. busy: cores' worth of time the server took. \
-         Where dnsperf is the limit, the server has time left.",
+        "{FLOWS} clients, {} queries in flight, a second each in turn, on one core. busy: cores used by the \
+         server. Where dnsperf is the bottleneck, the server has idle time.",
         FLOWS * BURST
     );
     let columns = ["queries/s", "portolan-bench", "busy", "dnsperf", "busy", "of dnsperf's (95%)"];
@@ -45,7 +45,7 @@ pub(super) fn check(record: &mut Record, lab: &Lab, queries: &Queries, rounds: u
             if interrupt::requested() {
                 return Ok(());
             }
-            let load = Load { lab, queries, kind: Kind::Datagrams };
+            let load = Load { lab, queries, kind: Kind::Udp };
             let before = server.process.time();
             let block = load.block(server.address, BLOCK)?;
             let between = server.process.time();
@@ -68,16 +68,16 @@ pub(super) fn check(record: &mut Record, lab: &Lab, queries: &Queries, rounds: u
         );
         if server.name == REFERENCE {
             record.measured("dnsperf", Estimate::new(low - 1.0, value - 1.0, high - 1.0).beyond(0.0));
-            record.remark("dnsperf", format!("of {REFERENCE}, which is the limit under both"));
+            record.remark("dnsperf", format!("of {REFERENCE}, the bottleneck with both generators"));
         }
     }
     record.tables.push(table);
     Ok(())
 }
 
-/// Queries a second.
+/// Runs dnsperf and returns the queries a second.
 fn dnsperf(lab: &Lab, server: &Server, file: &Path) -> Result<f64> {
-    let said = lab.node.shell(&format!(
+    let output = lab.node.shell(&format!(
         "taskset -c {} {BINARY} -s {} -d {} -c {FLOWS} -q {} -T 1 -l {}",
         lab.cores.generator,
         server.address.ip(),
@@ -85,6 +85,7 @@ fn dnsperf(lab: &Lab, server: &Server, file: &Path) -> Result<f64> {
         FLOWS * BURST,
         BLOCK.as_secs()
     ))?;
-    let line = said.lines().find_map(|line| line.trim().strip_prefix("Queries per second:"));
-    line.and_then(|rate| rate.trim().parse().ok()).with_context(|| format!("dnsperf said no rate: {said}"))
+    let line = output.lines().find_map(|line| line.trim().strip_prefix("Queries per second:"));
+    line.and_then(|rate| rate.trim().parse().ok())
+        .with_context(|| format!("no rate in the output of dnsperf: {output}"))
 }

@@ -1,8 +1,9 @@
-//! DNS queries by datagram over many flows, from one thread that never sleeps.
+//! DNS queries over many UDP flows, from one thread that never sleeps.
 //!
-//! A flow is a connected socket with a port of its own, so a server that spreads its clients over sockets is given enough
-//! to spread, and answers cost no route look-up here. The thread spins on the flow that has waited longest: servers do not
-//! pay for waking it up. Every answer is checked against its query: id, question, code, whether there are records.
+//! A flow is a connected socket with its own port: a server with SO_REUSEPORT sockets gets enough flows to
+//! distribute, and answers need no route lookup here. The thread spins on the flow that has waited longest,
+//! so servers do not pay for a wake-up. It checks every answer against its query: id, question, response
+//! code, whether there are records.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -13,19 +14,19 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg};
 
-use super::names::Queries;
+use super::workload::Queries;
 use crate::load::Block;
 
-/// Enough that a hash spreads them (dnsperf: `-c 128`).
+/// Number of flows: enough for a hash to distribute (dnsperf: `-c 128`).
 pub(super) const FLOWS: usize = 128;
 
-/// Queries a flow sends at once: a resolver asks for A and AAAA together.
+/// Queries that a flow sends together, as a resolver sends A and AAAA.
 pub(super) const BURST: usize = 2;
 
-/// No answer of ours is larger.
+/// Maximum size of an answer.
 const ANSWER: usize = 1232;
 
-/// A query that was sent, of the number it has among the queries.
+/// A query in flight; `number` is its index among the queries.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sent {
     id: u16,
@@ -53,7 +54,7 @@ pub(super) struct Flows<'q> {
 }
 
 impl<'q> Flows<'q> {
-    /// Opens them where the calling thread is; `from` is the first query to ask.
+    /// Opens the flows in the calling thread's network namespace; `from` is the first query to send.
     pub(super) fn open(server: SocketAddr, queries: &'q Queries, from: usize) -> io::Result<Self> {
         let flow = || {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -73,17 +74,17 @@ impl<'q> Flows<'q> {
         })
     }
 
-    /// Closed loop: a flow whose queries are answered sends the next at once.
+    /// Closed loop: a flow whose queries are answered sends the next ones at once.
     pub(super) fn load(&mut self, block: &mut Block, length: Duration) -> Result<()> {
-        // An answer that takes longer has been lost. A flow that waits asks nothing, which makes the others faster: it must not for a
-        // whole block.
+        // After this time an answer counts as lost. A waiting flow sends nothing, which makes the other flows
+        // faster, so it must not wait for a whole block.
         let lost = length / 2;
         block.began = Instant::now();
         let end = block.began + length;
         for index in 0..FLOWS {
             self.send(index)?;
         }
-        // Answers come in the order of queries, or nearly: the flow after the one that was answered is the next.
+        // Answers arrive nearly in the order of the queries, so the next flow is checked next.
         let (mut index, mut now) = (0, block.began);
         while now < end {
             let received = self.receive(index)?;
@@ -111,8 +112,8 @@ impl<'q> Flows<'q> {
         Ok(())
     }
 
-    /// Takes what is still to come, so that a slow server does not work on it while another one is measured. The block is
-    /// over: waiting here for what was lost says nothing about a rate.
+    /// Receives the outstanding answers, so that a slow server is idle before another one is measured. The
+    /// block is over: this wait does not count for the rate.
     fn drain(&mut self, since: Instant, lost: Duration) -> Result<()> {
         for index in (0..FLOWS).cycle() {
             if since.elapsed() > lost || self.flows.iter().all(|flow| flow.waiting == 0) {
@@ -123,7 +124,7 @@ impl<'q> Flows<'q> {
         Ok(())
     }
 
-    /// The next queries of a flow.
+    /// Sends the next queries of a flow.
     fn send(&mut self, index: usize) -> Result<()> {
         let flow = &mut self.flows[index];
         for (message, sent) in flow.outgoing.iter_mut().zip(&mut flow.sent) {
@@ -145,7 +146,7 @@ impl<'q> Flows<'q> {
         Ok(())
     }
 
-    /// Takes what has come on a flow; returns how many right answers that was.
+    /// Receives the available answers of a flow. Returns the number of correct answers.
     fn receive(&mut self, index: usize) -> Result<usize> {
         let flow = &mut self.flows[index];
         let [one, two] = &mut self.answers;
@@ -161,7 +162,7 @@ impl<'q> Flows<'q> {
         for (answer, length) in self.answers.iter().zip(lengths) {
             let answer = &answer[..length];
             let Some(id) = answer.first_chunk().map(|id| u16::from_be_bytes(*id)) else { continue };
-            // An answer that is nobody's came too late.
+            // An answer without a query arrived too late.
             let Some(sent) = flow.sent.iter_mut().find(|sent| sent.id == id && !sent.is_answered) else {
                 continue;
             };

@@ -1,4 +1,4 @@
-//! hickory's own server with its in-memory zone: what a Rust program gets without further work.
+//! hickory-server with its in-memory zone: the baseline of a Rust program.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +12,7 @@ use hickory_server::store::file::{FileConfig, FileZoneHandler};
 use hickory_server::zone_handler::{AxfrPolicy, Catalog, ZoneType};
 use tokio::net::{TcpListener, UdpSocket};
 
-/// Serves a zone file until the process ends.
+/// Serves a zone file until the process exits.
 ///
 /// # Errors
 /// When the zone cannot be read or the address is taken.

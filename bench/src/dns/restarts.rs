@@ -1,4 +1,4 @@
-//! One process after another, then one state after another, while queries come in by the clock: what is lost.
+//! Queries lost during hot restarts and reloads, at a fixed rate of queries.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 
-use super::changing::{self, Changing, DEADLINE};
-use super::names::{self, Queries};
-use super::paced::Paced;
+use super::changing_service::{self, ChangingService, DEADLINE};
+use super::open_loop::OpenLoop;
 use super::servers::Lab;
+use super::workload::{self, Queries};
 use crate::cores;
 use crate::interrupt;
 use crate::load::Block;
@@ -19,19 +19,20 @@ use crate::record::{Record, Table, micros};
 /// Queries a second.
 const RATE: u32 = 5000;
 
-/// Before each reload: it is over within milliseconds, and what comes after it counts too.
+/// Pause before each reload: a reload takes milliseconds, and the queries after it count too.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Measures so many of each, with 10,000 Services.
+/// Measures `times` restarts and reloads with 10,000 Services.
 pub(super) fn measure(record: &mut Record, times: usize) -> Result<()> {
     let mut lab = Lab::empty()?;
-    let changing = Changing::start(&mut lab, &Queries::services())?;
+    let changing = ChangingService::start(&mut lab, &Queries::services())?;
     let note = format!(
-        "{RATE} queries/s; a restart is a second process that takes over, a reload a manifest that changes another name's address. ms."
+        "{RATE} queries/s. Restart: a hot restart into a second process. Reload: a changed manifest of \
+         another name. ms."
     );
     let columns = ["", "times", "queries", "lost", "p50", "p99", "max"];
     let mut table = Table::new("Restarts and reloads of portolan-dns", &columns, &note);
-    let restart = |lab: &mut Lab, _| lab.succeed(0);
+    let restart = |lab: &mut Lab, _| lab.hot_restart(0);
     let reload = |lab: &mut Lab, n| {
         std::thread::sleep(PAUSE);
         changing.write(n)?;
@@ -42,7 +43,7 @@ pub(super) fn measure(record: &mut Record, times: usize) -> Result<()> {
     for (what, id, change) in
         [("restart", "restart-lost", &restart as Change<'_>), ("reload", "reload-lost", &reload)]
     {
-        let (block, done) = ask_meanwhile(&mut lab, what, times, change)?;
+        let (block, done) = query_during_changes(&mut lab, what, times, change)?;
         if done == 0 {
             continue;
         }
@@ -57,8 +58,9 @@ pub(super) fn measure(record: &mut Record, times: usize) -> Result<()> {
     Ok(())
 }
 
-/// Makes the changes one after the other; returns what the queries found meanwhile, and how many changes there were.
-fn ask_meanwhile(
+/// Applies the changes in turn under a query load. Returns the result of the queries and the number of
+/// changes.
+fn query_during_changes(
     lab: &mut Lab,
     what: &str,
     times: usize,
@@ -67,12 +69,12 @@ fn ask_meanwhile(
     let (node, core, server) = (lab.node.clone(), lab.cores.generator, lab.servers[0].address);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let asker = scope.spawn(|| {
+        let generator = scope.spawn(|| {
             node.run(|| {
                 cores::pin(core)?;
                 let (mut block, queries) = (Block::new(), Queries::services());
-                let goes_on = |_| !done.load(Ordering::Relaxed);
-                Paced::open(server, &queries, 0)?.load_while(&mut block, RATE, goes_on)?;
+                let is_running = |_| !done.load(Ordering::Relaxed);
+                OpenLoop::open(server, &queries, 0)?.load_while(&mut block, RATE, is_running)?;
                 Ok(block)
             })
         });
@@ -84,13 +86,14 @@ fn ask_meanwhile(
             change(lab, n)
         });
         done.store(true, Ordering::Relaxed);
-        let block: Result<Block> = asker.join().map_err(|_panic| anyhow!("the generator has panicked"))?;
+        let block: Result<Block> =
+            generator.join().map_err(|_panic| anyhow!("the generator has panicked"))?;
         changed?;
         Ok((block?, made))
     })
 }
 
-/// Until an answer has the address of that change.
+/// Waits until an answer has the address of that change.
 fn wait_for(lab: &Lab, n: usize) -> Result<()> {
     let server: SocketAddr = lab.servers[0].address;
     lab.node.run(|| {
@@ -99,10 +102,10 @@ fn wait_for(lab: &Lab, n: usize) -> Result<()> {
         socket.set_read_timeout(Some(DEADLINE))?;
         let began = Instant::now();
         loop {
-            socket.send(&names::query(changing::NAME))?;
+            socket.send(&workload::query(changing_service::NAME))?;
             let mut answer = [0; 512];
             let length = socket.recv(&mut answer)?;
-            if answer[..length].ends_with(&changing::address(n).octets()) {
+            if answer[..length].ends_with(&changing_service::address(n).octets()) {
                 return Ok(());
             }
             ensure!(began.elapsed() < DEADLINE, "reload {n} is not visible after {DEADLINE:?}");

@@ -1,4 +1,4 @@
-//! Memory with a large cluster, while all of it is read anew.
+//! Memory with a large cluster, including a full reload.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::names::{self, Queries};
 use super::servers::Lab;
+use super::workload::{self, Queries};
 use crate::interrupt;
 use crate::progress::Progress;
 use crate::record::{Record, Table};
@@ -17,10 +17,10 @@ use crate::record::{Record, Table};
 const SERVICES: usize = 10_000;
 const ENDPOINTS: usize = 15;
 
-/// Services of a file.
+/// Services in each file.
 const PER_FILE: usize = 100;
 
-/// Longer than this is no reading any more.
+/// Deadline for reading all files.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 pub(super) fn measure(record: &mut Record) -> Result<()> {
@@ -45,7 +45,7 @@ pub(super) fn measure(record: &mut Record) -> Result<()> {
         "Every file is replaced by one with another endpoint in each slice. MiB; peak: since the start.";
     let columns = ["10,000 Services, 150,000 endpoints", "took", "resident", "peak"];
     let mut table = Table::new("Memory of portolan-dns with a large cluster", &columns, note);
-    for (what, took, memory) in [("started", start, started), ("all read anew", relist, relisted)] {
+    for (what, took, memory) in [("started", start, started), ("all files reloaded", relist, relisted)] {
         let one = |value: f64| format!("{value:.1}");
         table.row([
             what.to_owned(),
@@ -56,7 +56,7 @@ pub(super) fn measure(record: &mut Record) -> Result<()> {
     }
     record.tables.push(table);
     record.measured("scale-memory", relisted.peak);
-    record.remark("scale-memory", "from manifests; the highest there was");
+    record.remark("scale-memory", "from manifests; peak");
     Ok(())
 }
 
@@ -64,7 +64,7 @@ fn probe(service: usize) -> String {
     format!("endpoint-0.service-{service}.default.svc.cluster.local")
 }
 
-/// All files, each put in place in one step.
+/// Writes all files, each by an atomic rename.
 fn write(lab: &Lab, directory: &Path, version: usize) -> Result<()> {
     let new = lab.directory().join("new");
     for file in 0..SERVICES / PER_FILE {
@@ -75,13 +75,14 @@ fn write(lab: &Lab, directory: &Path, version: usize) -> Result<()> {
                 "---\napiVersion: v1\nkind: Service\nmetadata: {{name: service-{service}}}\n\
                  spec: {{clusterIP: None, ports: [{{name: http, port: 80}}]}}\n---\n\
                  apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-                 metadata: {{name: service-{service}-1, labels: {{kubernetes.io/service-name: service-{service}}}}}\n\
+                 metadata: {{name: service-{service}-1, labels: {{kubernetes.io/service-name: \
+                 service-{service}}}}}\n\
                  addressType: IPv4\nports: [{{name: http, port: 80}}]\nendpoints:"
             )?;
             for endpoint in 0..ENDPOINTS {
                 let number = service * ENDPOINTS + endpoint;
                 let [_, b, c, d] = u32::try_from(number)?.to_be_bytes();
-                // The first one says which version this is.
+                // The first endpoint encodes the version.
                 let a = if endpoint == 0 { 100 + version } else { 10 };
                 writeln!(text, "- {{addresses: [{a}.{b}.{c}.{d}], hostname: endpoint-{endpoint}}}")?;
             }
@@ -92,7 +93,7 @@ fn write(lab: &Lab, directory: &Path, version: usize) -> Result<()> {
     Ok(())
 }
 
-/// Until the last Service of every file is of this version.
+/// Waits until DNS serves this version of the last Service of every file.
 fn wait_for_all(lab: &Lab, version: usize) -> Result<()> {
     let server = lab.servers[0].address;
     lab.node.run(|| {
@@ -101,7 +102,7 @@ fn wait_for_all(lab: &Lab, version: usize) -> Result<()> {
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         let began = Instant::now();
         for file in 1..=SERVICES / PER_FILE {
-            let query = names::query(&probe(file * PER_FILE - 1));
+            let query = workload::query(&probe(file * PER_FILE - 1));
             loop {
                 socket.send(&query)?;
                 let mut answer = [0; 512];

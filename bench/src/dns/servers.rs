@@ -1,4 +1,4 @@
-//! `portolan-dns` and the servers a user could run instead, each on an address of its own in one node.
+//! Starts `portolan-dns` and its peers, each on its own address of one node.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -10,29 +10,29 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 use testbed::{Binaries, Node, Program, go_tool, wait_for};
 
-use super::names::{self, Queries};
+use super::workload::{self, Queries};
 use crate::cores::Cores;
 use crate::interrupt;
 use crate::peers;
 use crate::processor::Process;
 use crate::record::{Configuration, Record};
 
-/// On the loopback, where every address of the network is local.
+/// A network on the loopback, so that all its addresses are local.
 const NETWORK: &str = "10.53.0.1/16";
 
-/// A server that runs on the servers' core.
+/// A running server.
 pub(super) struct Server {
     pub(super) name: &'static str,
     pub(super) address: SocketAddr,
     pub(super) process: Process,
     pub(super) configuration: Configuration,
-    /// What starts it, on the servers' core.
+    /// Its command line, pinned to the servers' core.
     command: Vec<String>,
-    /// It stops when this is dropped.
+    /// Stops when dropped.
     program: Program,
 }
 
-/// The node, and who serves there.
+/// The node with its servers.
 pub(super) struct Lab {
     pub(super) node: Node,
     pub(super) cores: Cores,
@@ -41,23 +41,23 @@ pub(super) struct Lab {
     upstream: Option<Program>,
 }
 
-/// What is needed to start one.
-struct Start<'a> {
+/// Parameters to start a server.
+struct ServerSpec<'a> {
     name: &'static str,
     address: Ipv4Addr,
     binary: PathBuf,
     arguments: Vec<String>,
-    /// Its file, or its flags.
+    /// Its configuration file or flags.
     text: String,
     version: &'a [&'a str],
-    /// Answered once it serves.
+    /// Queries that it answers once it is ready.
     queries: &'a Queries,
 }
 
 const UPSTREAM: Ipv4Addr = Ipv4Addr::new(10, 53, 0, 9);
 
 impl Lab {
-    /// A node with nothing in it.
+    /// A node without servers.
     pub(super) fn empty() -> Result<Self> {
         let cores = Cores::choose()?;
         let node = Node::new()?;
@@ -65,19 +65,19 @@ impl Lab {
         Ok(Self { node, cores, servers: Vec::new(), directory: TempDir::new()?, upstream: None })
     }
 
-    /// All servers there are. Of the others, the record says how to get them.
+    /// Starts all installed servers. The record says how to install the missing ones.
     pub(super) fn with_all(record: &mut Record) -> Result<Self> {
         let mut lab = Self::empty()?;
         let directory = lab.directory.path().to_owned();
-        fs::write(directory.join("cluster.zone"), names::cluster_zone())?;
-        fs::write(directory.join("external.zone"), names::external_zone())?;
+        fs::write(directory.join("cluster.zone"), workload::cluster_zone())?;
+        fs::write(directory.join("external.zone"), workload::external_zone())?;
         fs::create_dir(directory.join("manifests"))?;
-        names::write_manifests(&directory.join("manifests"))?;
-        let has_knot = peers::is_there(record, "knotd", peers::KNOT);
+        workload::write_manifests(&directory.join("manifests"))?;
+        let has_knot = peers::is_installed(record, "knotd", peers::KNOT);
         if has_knot {
             lab.start_upstream()?;
         } else {
-            record.not_measured.push("names outside: knotd serves them, see there".to_owned());
+            record.not_measured.push("external names: knotd serves them and is missing".to_owned());
         }
         let (services, external) = (Queries::services(), Queries::external());
         let portolan = ["--upstream", &UPSTREAM.to_string()].map(str::to_owned);
@@ -94,8 +94,8 @@ impl Lab {
                     .push("CoreDNS: not built; `make tools` builds it from its Go module".to_owned());
             }
         }
-        // It has nothing but names outside.
-        if peers::is_there(record, "unbound", peers::UNBOUND) && has_knot {
+        // unbound serves only external names.
+        if peers::is_installed(record, "unbound", peers::UNBOUND) && has_knot {
             lab.start_unbound(&external)?;
         }
         Ok(lab)
@@ -109,12 +109,12 @@ impl Lab {
         self.directory.path()
     }
 
-    /// Whether somebody answers for names outside.
+    /// Returns whether a server for external names runs.
     pub(super) fn has_upstream(&self) -> bool {
         self.upstream.is_some()
     }
 
-    /// `portolan-dns` on these manifests, with more flags.
+    /// Starts `portolan-dns` with these manifests and further flags.
     pub(super) fn start_portolan(
         &mut self,
         manifests: &Path,
@@ -128,10 +128,10 @@ impl Lab {
         let binary = Binaries::find()?.path("portolan-dns");
         let text = arguments.join(" ");
         let version = &["--version"];
-        self.start(Start { name: "portolan-dns", address, binary, arguments, text, version, queries })
+        self.start(ServerSpec { name: "portolan-dns", address, binary, arguments, text, version, queries })
     }
 
-    /// The world outside.
+    /// Starts the server for external names.
     fn start_upstream(&mut self) -> Result<()> {
         let config = self.knot_config(UPSTREAM, "example.org", "external.zone");
         let file = self.write("upstream.conf", &config)?;
@@ -146,18 +146,19 @@ impl Lab {
         let text = self.knot_config(address, "cluster.local", "cluster.zone");
         let arguments = vec!["-c".to_owned(), self.write("knot.conf", &text)?];
         let (binary, version) = ("/usr/sbin/knotd".into(), &["-V"][..]);
-        self.start(Start { name: "knotd", address, binary, arguments, text, version, queries })
+        self.start(ServerSpec { name: "knotd", address, binary, arguments, text, version, queries })
     }
 
-    /// A worker for each protocol, as many as it has cores.
+    /// Returns a knotd configuration with one worker for each protocol, since it has one core.
     fn knot_config(&self, address: Ipv4Addr, domain: &str, zone: &str) -> String {
         let directory = self.directory.path().display();
         let state = self.directory.path().join(domain);
         let state = state.display();
         format!(
-            "server:\n    listen: {address}@53\n    rundir: {state}\n    user: root\n    udp-workers: 1\n    tcp-workers: 1\n    \
-             background-workers: 1\ndatabase:\n    storage: {state}\nzone:\n  - domain: {domain}\n    file: {directory}/{zone}\n    \
-             zonefile-sync: -1\n    journal-content: none\n"
+            "server:\n    listen: {address}@53\n    rundir: {state}\n    user: root\n    udp-workers: 1\n    \
+             tcp-workers: 1\n    background-workers: 1\ndatabase:\n    storage: {state}\nzone:\n  \
+             - domain: {domain}\n    file: {directory}/{zone}\n    zonefile-sync: -1\n    \
+             journal-content: none\n"
         )
     }
 
@@ -165,10 +166,19 @@ impl Lab {
         let address = Ipv4Addr::new(10, 53, 0, 3);
         let zone = self.directory.path().join("cluster.zone").to_string_lossy().into_owned();
         let arguments = ["hickory", "cluster.local.", &zone, &format!("{address}:53")].map(str::to_owned);
-        let text = "hickory_server::Server with a Catalog of one FileZoneHandler, which is in memory; tokio, a thread a core"
-            .to_owned();
+        let text =
+            "hickory_server::Server with a Catalog of one in-memory FileZoneHandler; tokio, a thread a core";
+        let text = text.to_owned();
         let (name, binary) = ("hickory", std::env::current_exe()?);
-        self.start(Start { name, address, binary, arguments: arguments.into(), text, version: &[], queries })
+        self.start(ServerSpec {
+            name,
+            address,
+            binary,
+            arguments: arguments.into(),
+            text,
+            version: &[],
+            queries,
+        })
     }
 
     fn start_coredns(&mut self, binary: PathBuf, queries: &Queries) -> Result<()> {
@@ -180,23 +190,24 @@ impl Lab {
         );
         let arguments = vec!["-conf".to_owned(), self.write("Corefile", &text)?];
         let version = &["-version"];
-        self.start(Start { name: "CoreDNS", address, binary, arguments, text, version, queries })
+        self.start(ServerSpec { name: "CoreDNS", address, binary, arguments, text, version, queries })
     }
 
     fn start_unbound(&mut self, queries: &Queries) -> Result<()> {
         let address = Ipv4Addr::new(10, 53, 0, 5);
         let directory = self.directory.path().display();
         let text = format!(
-            "server:\n  interface: {address}\n  access-control: 0.0.0.0/0 allow\n  do-daemonize: no\n  username: \"\"\n  \
-             chroot: \"\"\n  directory: \"{directory}\"\n  pidfile: \"\"\n  use-syslog: no\n  num-threads: 1\n  \
-             module-config: \"iterator\"\n  msg-cache-size: 64m\n  rrset-cache-size: 128m\n  incoming-num-tcp: 256\n  \
-             so-rcvbuf: 4m\n  so-sndbuf: 4m\n\
+            "server:\n  interface: {address}\n  access-control: 0.0.0.0/0 allow\n  do-daemonize: no\n  \
+             username: \"\"\n  chroot: \"\"\n  directory: \"{directory}\"\n  pidfile: \"\"\n  use-syslog: \
+             no\n  num-threads: 1\n  \
+             module-config: \"iterator\"\n  msg-cache-size: 64m\n  rrset-cache-size: 128m\n  \
+             incoming-num-tcp: 256\n  so-rcvbuf: 4m\n  so-sndbuf: 4m\n\
              remote-control:\n  control-enable: no\n\
              forward-zone:\n  name: \".\"\n  forward-addr: {UPSTREAM}\n"
         );
         let arguments = vec!["-d".to_owned(), "-c".to_owned(), self.write("unbound.conf", &text)?];
         let (binary, version) = ("/usr/sbin/unbound".into(), &["-V"][..]);
-        self.start(Start { name: "unbound", address, binary, arguments, text, version, queries })
+        self.start(ServerSpec { name: "unbound", address, binary, arguments, text, version, queries })
     }
 
     fn write(&self, name: &str, text: &str) -> Result<String> {
@@ -208,29 +219,29 @@ impl Lab {
         Ok(file.to_string_lossy().into_owned())
     }
 
-    fn start(&mut self, start: Start<'_>) -> Result<()> {
+    fn start(&mut self, spec: ServerSpec<'_>) -> Result<()> {
         interrupt::check()?;
-        let Start { name, address, binary, arguments, text, version, queries } = start;
+        let ServerSpec { name, address, binary, arguments, text, version, queries } = spec;
         let address = SocketAddr::from((address, 53));
-        // Whoever has it would be measured in its place.
+        // A process that has the address already would be measured instead.
         self.node.run(|| UdpSocket::bind(address)).with_context(|| {
-            format!("{name}: {address} is taken; `ss -lnup` in its namespace tells by whom")
+            format!("{name}: {address} is taken; `ss -lnup` in its namespace shows the process")
         })?;
         let core = self.cores.server.to_string();
         let mut command = vec!["-c".to_owned(), core.clone(), binary.to_string_lossy().into_owned()];
         command.extend(arguments);
         let program = self.run(name, &command)?;
-        let said = || self.log(name);
-        self.wait_for(address, queries).with_context(|| format!("{name}: {}", said()))?;
+        let output = || self.log(name);
+        self.wait_for(address, queries).with_context(|| format!("{name}: {}", output()))?;
         let process = Process(program.id());
-        ensure!(process.is_running(), "{name} has ended: {}", said());
-        // Once more: knotd puts its threads on cores of its own choice.
+        ensure!(process.is_running(), "{name} has exited: {}", output());
+        // Again, with all threads: knotd sets the affinity of its threads itself.
         self.node.shell(&format!("taskset -a -c -p {core} {} >&2", program.id()))?;
         let directory = self.directory.path().to_string_lossy().into_owned();
         let configuration = Configuration {
             name: name.to_owned(),
             version: if version.is_empty() { "0.26.3".to_owned() } else { first_line(&binary, version) },
-            // Where its own files are does not matter to a reader.
+            // The path of the temporary directory does not matter to a reader.
             text: text.replace(&directory, "DIR"),
         };
         self.servers.push(Server { name, address, process, configuration, command, program });
@@ -247,8 +258,9 @@ impl Lab {
         fs::read_to_string(self.directory.path().join(format!("{name}.log"))).unwrap_or_default()
     }
 
-    /// Starts a server once more, beside itself, and waits until the process before has ended.
-    pub(super) fn succeed(&mut self, index: usize) -> Result<()> {
+    /// Starts a second process of a server for a hot restart, and waits until the previous process has
+    /// exited.
+    pub(super) fn hot_restart(&mut self, index: usize) -> Result<()> {
         let new = self.run(self.servers[index].name, &self.servers[index].command)?;
         let server = &mut self.servers[index];
         server.process = Process(new.id());
@@ -258,7 +270,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Until it answers rightly.
+    /// Waits until the server gives a correct answer.
     fn wait_for(&self, server: SocketAddr, queries: &Queries) -> Result<()> {
         let answers = || {
             self.node.run(|| {
@@ -272,16 +284,16 @@ impl Lab {
                 Ok(())
             })
         };
-        // `Address already in use` and the like are in its log.
+        // Errors such as `Address already in use` are in its log.
         wait_for(&server.to_string(), answers)
     }
 }
 
-/// The first line it says.
+/// Returns the first line that a program prints.
 fn first_line(binary: &Path, arguments: &[&str]) -> String {
     let Ok(output) = Command::new(binary).args(arguments).output() else { return "unknown".to_owned() };
-    let said = [output.stdout, output.stderr].concat();
-    String::from_utf8_lossy(&said).lines().next().unwrap_or("unknown").to_owned()
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or("unknown").to_owned()
 }
 
 #[cfg(test)]
@@ -289,13 +301,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_in_use_is_named_with_who_has_it() {
+    fn port_in_use_is_reported_with_the_command_that_shows_the_process() {
         let mut lab = Lab::empty().unwrap();
         let manifests = lab.directory().join("manifests");
         fs::create_dir(&manifests).unwrap();
         let version = Queries::one_text("dns-version.cluster.local");
         lab.start_portolan(&manifests, &[], &version).unwrap();
-        // The first one would answer in place of the second.
+        // Otherwise the first process would answer for the second.
         let error = format!("{:#}", lab.start_portolan(&manifests, &[], &version).unwrap_err());
         assert!(error.contains("portolan-dns: 10.53.0.1:53 is taken; `ss -lnup`"), "{error}");
         assert!(error.contains("Address already in use"), "{error}");

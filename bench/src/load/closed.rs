@@ -1,4 +1,4 @@
-//! Loops that send once they have been answered.
+//! Closed loops: the next request is sent after the answer.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -31,7 +31,7 @@ pub(super) fn run(block: &mut Block, load: Load, to: &Destination, end: Instant)
             socket.set_read_timeout(Some(DEADLINE))?;
             repeat(block, end, || {
                 socket.send(&message)?;
-                socket.recv(&mut message).map(drop)
+                socket.recv(&mut message).map(|_length| ())
             })
         }
     }
@@ -50,7 +50,7 @@ fn repeat(block: &mut Block, end: Instant, mut request: impl FnMut() -> io::Resu
     }
 }
 
-/// Each connection sends again as soon as it has been answered.
+/// Many connections in one thread; each sends the next request after its answer.
 fn many(block: &mut Block, load: Load, address: SocketAddr, end: Instant) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let mut streams = Vec::new();
@@ -78,7 +78,7 @@ fn many(block: &mut Block, load: Load, address: SocketAddr, end: Instant) -> Res
     Ok(())
 }
 
-/// The time counts until the receiver has said that it has everything.
+/// Sends a stream. The time counts until the receiver confirms the last byte.
 fn stream(block: &mut Block, address: SocketAddr, end: Instant) -> Result<()> {
     let mut stream = connect(address)?;
     let buffer = vec![7; 256 * 1024];

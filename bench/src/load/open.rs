@@ -1,4 +1,4 @@
-//! A loop that sends by the clock. It spins: a thread that sleeps wakes when the kernel likes.
+//! The open loop: requests are sent by a schedule. The thread spins, since a sleeping thread may wake late.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -10,14 +10,14 @@ use anyhow::Result;
 use super::closed::connect;
 use super::{Block, DEADLINE, Load};
 
-/// One connection, on which requests may follow each other before they are answered.
+/// One connection with pipelined requests.
 struct Connection {
     stream: TcpStream,
-    /// When the requests that are not answered yet should have been sent.
+    /// Scheduled send times of the requests without an answer.
     intended: VecDeque<Instant>,
-    /// Bytes of requests that the kernel has not taken yet.
+    /// Bytes of requests that are not written to the socket yet.
     unsent: usize,
-    /// Bytes of the answer that is arriving.
+    /// Bytes received of the current answer.
     received: usize,
 }
 
@@ -63,10 +63,10 @@ pub(super) fn run(block: &mut Block, load: Load, address: SocketAddr, end: Insta
 }
 
 impl Connection {
-    /// Sends what is due and takes what has come, without waiting.
+    /// Sends due requests and reads available answers, without blocking.
     fn advance(&mut self, block: &mut Block, message: &[u8], buffer: &mut [u8]) -> Result<()> {
         while self.unsent > 0 {
-            // Requests are all the same bytes, so where one ends does not matter to the sender.
+            // All requests have the same bytes, so the sender need not track where one ends.
             let length = self.unsent.min(message.len());
             match self.stream.write(&message[..length]) {
                 Ok(sent) => self.unsent -= sent,

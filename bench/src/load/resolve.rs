@@ -1,17 +1,17 @@
-//! A name, resolved as glibc does it: A and AAAA at once on one socket, both awaited.
+//! Resolves a name as glibc does: sends A and AAAA together on one socket and waits for both answers.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use super::DEADLINE;
 
-/// Where pods ask.
+/// The pods' DNS server.
 const NAMESERVER: &str = "10.96.0.10:53";
 
 const A: u16 = 1;
 const AAAA: u16 = 28;
 
-/// The first IPv4 address of a name that is complete.
+/// Returns the first IPv4 address of a fully qualified name.
 pub(super) fn resolve(name: &str) -> io::Result<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect(NAMESERVER)?;
@@ -29,7 +29,7 @@ pub(super) fn resolve(name: &str) -> io::Result<IpAddr> {
     found.map(IpAddr::V4).ok_or_else(|| io::Error::other(format!("{name} has no address")))
 }
 
-/// The type is the id too.
+/// Encodes a query whose id is the record type.
 fn query(name: &str, kind: u16) -> Vec<u8> {
     let mut message = kind.to_be_bytes().to_vec();
     // Recursion desired; one question.
@@ -44,7 +44,7 @@ fn query(name: &str, kind: u16) -> Vec<u8> {
     message
 }
 
-/// The first A record of an answer.
+/// Returns the first A record of an answer.
 fn address(message: &[u8]) -> Option<Ipv4Addr> {
     let number =
         |at: usize| Some(usize::from(u16::from_be_bytes([*message.get(at)?, *message.get(at + 1)?])));
@@ -61,7 +61,7 @@ fn address(message: &[u8]) -> Option<Ipv4Addr> {
     None
 }
 
-/// Labels up to the root, or up to a pointer.
+/// Returns the offset after a name: after its root label or its compression pointer.
 fn after_name(message: &[u8], mut at: usize) -> Option<usize> {
     loop {
         match *message.get(at)? {

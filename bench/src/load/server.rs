@@ -1,5 +1,5 @@
-//! What the load is sent to: answers every message with itself, swallows streams. In a pod, on the core that the client is not
-//! on: where the scheduler puts them together or apart, medians have two modes.
+//! The servers of the load, in a pod: one echoes messages, one discards streams. They run on another core
+//! than the client: left to the scheduler, medians have two modes.
 
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
@@ -11,13 +11,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use crate::cores;
 
-/// Port that echoes, TCP and UDP.
+/// Port of the echo server, TCP and UDP.
 pub(crate) const ECHO_PORT: u16 = 9090;
 
-/// Port that swallows a stream and says how many bytes it had (eight, big-endian).
+/// Port of the server that discards a stream and replies with its length (eight bytes, big-endian).
 pub(crate) const SINK_PORT: u16 = 9091;
 
-/// Starts the servers, which live as long as the process.
+/// Starts the servers. They run until the process exits.
 pub(crate) fn start(pod: &NetNs, address: IpAddr) -> anyhow::Result<()> {
     let at = |port| SocketAddr::new(address, port);
     let echo = pod.run(|| TcpListener::bind(at(ECHO_PORT)))??;
@@ -26,32 +26,32 @@ pub(crate) fn start(pod: &NetNs, address: IpAddr) -> anyhow::Result<()> {
     spawn(move || echo_streams(&echo));
     spawn(move || {
         for stream in sink.incoming().flatten() {
-            std::thread::spawn(move || swallow(stream));
+            std::thread::spawn(move || discard(stream));
         }
         Ok(())
     });
     spawn(move || {
         let mut message = [0; 65_535];
         while let Ok((length, from)) = datagrams.recv_from(&mut message) {
-            // A client that has gone is its own affair.
-            drop(datagrams.send_to(&message[..length], from));
+            // The client may have closed its socket.
+            let _ = datagrams.send_to(&message[..length], from);
         }
         Ok(())
     });
     Ok(())
 }
 
-/// A thread on the servers' core, with all that it starts.
+/// Starts a thread, and the threads that it starts, on the servers' core.
 fn spawn(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
     std::thread::spawn(move || {
-        // Where there is nothing to choose, it stays where it is.
-        drop(cores::pin_server());
-        // A server whose namespace goes has nothing to say.
-        drop(work());
+        // Without a second core the thread is not pinned.
+        let _ = cores::pin_server();
+        // The server ends with an error when its namespace is removed.
+        let _ = work();
     });
 }
 
-/// The same on 127.0.0.1: what a request costs where no network is between.
+/// Starts the servers on 127.0.0.1, for the cost of a request without a network.
 pub(crate) fn start_on_loopback(pod: &NetNs) -> anyhow::Result<()> {
     start(pod, IpAddr::from([127, 0, 0, 1]))
 }
@@ -75,7 +75,7 @@ fn echo_streams(listener: &TcpListener) -> io::Result<()> {
             } else if let Some(stream) = streams.get_mut(&event.data()) {
                 let length = stream.read(&mut message).unwrap_or(0);
                 if length == 0 || stream.write_all(&message[..length]).is_err() {
-                    // Closing takes it out of the epoll set.
+                    // Closing removes it from the epoll set.
                     streams.remove(&event.data());
                 }
             }
@@ -83,7 +83,7 @@ fn echo_streams(listener: &TcpListener) -> io::Result<()> {
     }
 }
 
-fn swallow(mut stream: TcpStream) -> io::Result<()> {
+fn discard(mut stream: TcpStream) -> io::Result<()> {
     let (mut buffer, mut total) = (vec![0; 256 * 1024], 0_u64);
     loop {
         let length = stream.read(&mut buffer)?;

@@ -1,4 +1,4 @@
-//! The generator against a server whose stalls are known.
+//! The generator against a server with known stalls.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -6,21 +6,22 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 
-/// The server does nothing for a tenth of the time: long enough that two hundredths are more than a busy machine adds.
+/// The server stalls for a tenth of the time: long enough that a tolerance of 2% exceeds what a busy machine
+/// adds.
 const PERIOD: Duration = Duration::from_secs(4);
 const STALL: Duration = Duration::from_millis(400);
 
-/// A thread may be put off its core just when it matters; a generator that is wrong is wrong each time.
+/// A thread may be preempted at the wrong moment; a wrong generator fails every attempt.
 const ATTEMPTS: usize = 3;
 
 type Stalls = Arc<Mutex<Vec<(Instant, Instant)>>>;
 
-/// Echoes, but stands still for the first [`STALL`] of every [`PERIOD`]. It notes when it really did.
+/// Echoes, but stalls for the first [`STALL`] of every [`PERIOD`]. It records when it stalled.
 fn stalling_server() -> (Destination, Stalls) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let stalls = Stalls::default();
-    let noted = Arc::clone(&stalls);
+    let recorded = Arc::clone(&stalls);
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
             stream.set_nodelay(true).unwrap();
@@ -30,7 +31,7 @@ fn stalling_server() -> (Destination, Stalls) {
             while let Ok(length @ 1..) = stream.read(&mut buffer) {
                 if Instant::now() >= stall {
                     std::thread::sleep((stall + STALL).saturating_duration_since(Instant::now()));
-                    noted.lock().unwrap().push((stall, Instant::now()));
+                    recorded.lock().unwrap().push((stall, Instant::now()));
                     stall += PERIOD;
                 }
                 if stream.write_all(&buffer[..length]).is_err() {
@@ -42,7 +43,7 @@ fn stalling_server() -> (Destination, Stalls) {
     (Destination { echo: address, sink: address, host: String::new() }, stalls)
 }
 
-/// What a request of each moment of the schedule has to wait for the stalls alone; p99, nanoseconds.
+/// Returns the p99 of the delay that the stalls alone add to scheduled requests, nanoseconds.
 fn injected_p99(block: &Block, load: Load, stalls: &Stalls) -> u64 {
     let stalls = stalls.lock().unwrap();
     let mut expected = histogram();
@@ -57,7 +58,7 @@ fn injected_p99(block: &Block, load: Load, stalls: &Stalls) -> u64 {
 }
 
 #[test]
-fn an_open_loop_recovers_the_p99_of_a_stalling_server_and_a_closed_loop_misses_it() {
+fn open_loop_shows_the_p99_of_a_stalling_server_and_closed_loop_does_not() {
     let (server, stalls) = stalling_server();
     let load = Load::open(1000);
     let open = || {
@@ -66,7 +67,7 @@ fn an_open_loop_recovers_the_p99_of_a_stalling_server_and_a_closed_loop_misses_i
         let measured = block.latencies.value_at_quantile(0.99);
         (injected_p99(&block, load, &stalls), measured, block.latencies.len())
     };
-    // Another process that has the core adds to what is measured, and takes requests away at the end.
+    // Preemption adds latency and loses requests at the end.
     let is_close = |&(truth, measured, sent): &(u64, u64, u64)| {
         sent > 3000 && measured * 50 > truth * 49 && measured < truth * 2
     };
@@ -78,16 +79,16 @@ fn an_open_loop_recovers_the_p99_of_a_stalling_server_and_a_closed_loop_misses_i
     let truth = found[0].0;
     assert!(truth > 300_000_000, "the server has stalled: {truth} ns");
     let closed = run(Shape::Requests.into(), &server, PERIOD).unwrap();
-    assert!(closed.latencies.max() > 300_000_000, "it has met a stall");
+    assert!(closed.latencies.max() > 300_000_000, "a request of the closed loop met a stall");
     let missed = closed.latencies.value_at_quantile(0.99);
     assert!(missed < truth / 2, "{missed} ns of a closed loop, {truth} ns injected");
 }
 
 #[test]
-fn requests_that_nobody_answers_are_errors() {
+fn unanswered_requests_are_errors() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || listener.accept().map(drop));
+    std::thread::spawn(move || listener.accept().map(|_connection| ()));
     let server = Destination { echo: address, sink: address, host: String::new() };
     let block = run(Load::open(100), &server, Duration::from_millis(100)).unwrap();
     assert_eq!(block.latencies.len(), 0);
@@ -95,7 +96,7 @@ fn requests_that_nobody_answers_are_errors() {
 }
 
 #[test]
-fn the_generator_itself_costs_less_than_a_microsecond() {
-    // The median: no other load on the machine takes away more than a part of the exchanges.
+fn generator_costs_less_than_a_microsecond() {
+    // The median: other load on the machine affects only a part of the exchanges.
     assert!(floor(Duration::from_millis(20)).unwrap().value_at_quantile(0.5) < 1000);
 }

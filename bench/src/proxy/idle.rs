@@ -1,4 +1,4 @@
-//! What the proxy holds for clients that say nothing more.
+//! Memory of the proxy for idle clients.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -13,16 +13,16 @@ use crate::record::{Record, Table};
 use crate::statistics::Estimate;
 use crate::topology::{ECHO, Topology};
 
-/// So many that a thousand of the proxy's own would not matter, and few enough for a process that may open 20,000 files: of each
-/// connection client, server and proxy have one or two.
+/// Number of idle clients: enough to average out the proxy's own allocations, and few enough for a limit of
+/// 20,000 open files, of which client, server and proxy use one or two for each connection.
 const COUNT: usize = 4000;
 
-/// Clients that have had one answer, and stay.
+/// Measures clients that stay open after one answer.
 pub(super) fn measure(record: &mut Record) -> Result<()> {
     let mut table = Table::new(
         "Idle clients",
         &["", "open", "resident before", "with them", "each"],
-        "Each has had one answer. Memory of the proxy, without the kernel's.",
+        "Each has received one answer. Memory of the proxy, without kernel memory.",
     );
     let mut row = |name: &str, id: &str, open: fn(SocketAddr) -> Result<Client>| -> Result<()> {
         interrupt::check()?;
@@ -47,7 +47,7 @@ pub(super) fn measure(record: &mut Record) -> Result<()> {
     Ok(())
 }
 
-/// Open while it lives.
+/// A client that stays open until it is dropped.
 enum Client {
     Connection { _stream: TcpStream },
     Flow { _socket: UdpSocket },

@@ -1,4 +1,4 @@
-//! Many Services: how long the proxy takes to be ready, what it holds, and how soon a change is in force.
+//! Many Services: time until the proxy is ready, its memory, and the time until a change is applied.
 
 use std::io::Read as _;
 use std::net::TcpStream;
@@ -20,17 +20,17 @@ use crate::services;
 use crate::statistics::{Estimate, bootstrap, paired};
 use crate::topology::Topology;
 
-/// How much is measured.
+/// How much the run measures.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Extent {
-    /// Starts with 10,000 Services: each in a file of its own, at the last start a thousand in one.
+pub(super) struct RunSize {
+    /// Starts with 10,000 Services, one in each file; at the last start a thousand in each file.
     starts: usize,
     changes: usize,
     /// Pairs of blocks, one with changes and one without.
     pairs: usize,
 }
 
-impl Extent {
+impl RunSize {
     pub(super) fn of(rounds: usize) -> Self {
         Self {
             starts: if rounds < 10 { 2 } else { 3 },
@@ -44,43 +44,44 @@ impl Extent {
 const CHANGING: &str = "changing";
 const CHANGING_IP: &str = "10.96.9.9";
 
-/// Between two changes while there is traffic.
+/// Pause between two changes under traffic.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Measures everything about many Services.
-pub(super) fn measure(record: &mut Record, extent: Extent) -> Result<()> {
+/// Runs all measurements with many Services.
+pub(super) fn measure(record: &mut Record, size: RunSize) -> Result<()> {
     let mut table = Table::new(
         "Many Services",
         &["Services", "endpoints", "files", "ready after", "resident"],
-        "A proxy is started beside what is there; ready is when /readyz says so. Memory after a second.",
+        "A proxy starts with existing manifests; it is ready when /readyz succeeds. Memory is read a \
+         second later.",
     );
-    let ready = starts(record, &mut table, extent);
+    let ready = measure_starts(record, &mut table, size);
     record.tables.push(table);
     ready?;
     interrupt::check()?;
     let topology = Topology::new(&[])?;
     services::write(&topology.cluster.manifests(), 10_000, 10, 1)?;
-    changes(record, &topology, extent)
+    measure_changes(record, &topology, size)
 }
 
-fn starts(record: &mut Record, table: &mut Table, extent: Extent) -> Result<()> {
-    let small = started(table, 100, 10, 1)?;
+fn measure_starts(record: &mut Record, table: &mut Table, size: RunSize) -> Result<()> {
+    let small = measure_start(table, 100, 10, 1)?;
     record.measured("small-memory", Estimate::from(small.memory));
     let mut big = Started::default();
-    for start in 1..=extent.starts {
-        let in_files = if start == extent.starts { 1000 } else { 1 };
-        let next = started(table, 10_000, 10, in_files)?;
+    for start in 1..=size.starts {
+        let in_files = if start == size.starts { 1000 } else { 1 };
+        let next = measure_start(table, 10_000, 10, in_files)?;
         big.memory = big.memory.max(next.memory);
         big.ready = big.ready.max(next.ready);
     }
     record.measured("scale-ready", Estimate::from(big.ready));
     record.measured("scale-memory", Estimate::from(big.memory));
-    let full = started(table, 5000, 50, 1)?;
+    let full = measure_start(table, 5000, 50, 1)?;
     record.measured("sync-250k", Estimate::from(full.ready));
     Ok(())
 }
 
-/// The worst of several starts.
+/// The worst values of several starts.
 #[derive(Debug, Default)]
 struct Started {
     /// Seconds.
@@ -89,7 +90,7 @@ struct Started {
     memory: f64,
 }
 
-fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize) -> Result<Started> {
+fn measure_start(table: &mut Table, services: usize, endpoints: usize, in_files: usize) -> Result<Started> {
     interrupt::check()?;
     let mut cluster = Cluster::start()?;
     services::write(&cluster.manifests(), services, endpoints, in_files)?;
@@ -104,9 +105,9 @@ fn started(table: &mut Table, services: usize, endpoints: usize, in_files: usize
     Ok(Started { ready, memory })
 }
 
-/// The endpoint of one Service of ten thousand changes again and again: how soon does it take connections, and what does
-/// other traffic feel?
-fn changes(record: &mut Record, topology: &Topology, extent: Extent) -> Result<()> {
+/// Changes the endpoint of one Service of ten thousand repeatedly. Measures the time until the new endpoint
+/// gets connections and the effect on other traffic.
+fn measure_changes(record: &mut Record, topology: &Topology, size: RunSize) -> Result<()> {
     let cluster = &topology.cluster;
     let pods = [cluster.add_pod("one")?, cluster.add_pod("other")?];
     let _servers = [HostnameServer::start(&pods[0], 9092)?, HostnameServer::start(&pods[1], 9092)?];
@@ -118,20 +119,20 @@ fn changes(record: &mut Record, topology: &Topology, extent: Extent) -> Result<(
     };
     let name = change(0)?;
     wait_for("the Service that changes", || {
-        ensure!(asked(topology)? == name);
+        ensure!(current_endpoint(topology)? == name);
         Ok(())
     })?;
-    let mut progress = Progress::new("changes", extent.changes + 2 * extent.pairs);
+    let mut progress = Progress::new("changes", size.changes + 2 * size.pairs);
     let mut visible = Histogram::<u64>::new(3)?;
-    for number in 1..=extent.changes {
+    for number in 1..=size.changes {
         if interrupt::requested() {
             return Ok(());
         }
         progress.at(number);
         let name = change(number)?;
         let renamed = Instant::now();
-        while asked(topology)? != name {
-            ensure!(renamed.elapsed() < Duration::from_secs(10), "the change never showed");
+        while current_endpoint(topology)? != name {
+            ensure!(renamed.elapsed() < Duration::from_secs(10), "the change was not applied within 10 s");
         }
         visible.record(u64::try_from(renamed.elapsed().as_nanos())?)?;
         std::thread::sleep(Duration::from_millis(20));
@@ -144,29 +145,29 @@ fn changes(record: &mut Record, topology: &Topology, extent: Extent) -> Result<(
         "From the rename of the one file that changed to the first connection that reaches the new endpoint.",
     );
     let cells = [0.5, 0.99, 1.0].map(|quantile| format!("{:.1} ms", milliseconds(quantile)));
-    table.row(std::iter::once(extent.changes.to_string()).chain(cells));
+    table.row(std::iter::once(size.changes.to_string()).chain(cells));
     record.tables.push(table);
     record.distribution("changes", "visible after", &visible);
     record.measured("change-visible", Estimate::from(milliseconds(0.99)));
-    bump(record, topology, extent, &mut progress, &change)
+    measure_p99_increase(record, topology, size, &mut progress, &change)
 }
 
-/// One connection, from the client.
-fn asked(topology: &Topology) -> Result<String> {
-    let ask = || -> Result<String> {
+/// Opens one connection from the client and returns the name of the endpoint that answers.
+fn current_endpoint(topology: &Topology) -> Result<String> {
+    let connect = || -> Result<String> {
         let mut name = String::new();
         TcpStream::connect((CHANGING_IP, 80))?.read_to_string(&mut name)?;
         Ok(name)
     };
-    topology.client.netns.run(ask)?
+    topology.client.netns.run(connect)?
 }
 
-/// What a block is measured for.
+/// Kinds of block: without changes, without changes again (A/A), with changes.
 const CALM: usize = 0;
 const AGAIN: usize = 1;
 const BUSY: usize = 2;
 
-/// The p99 of requests on an open connection, µs.
+/// Returns the p99 of requests on an open connection, µs.
 fn block(path: &Path<'_>) -> Result<f64> {
     let block = path.client.run(|| {
         cores::pin_client()?;
@@ -175,16 +176,16 @@ fn block(path: &Path<'_>) -> Result<f64> {
     Ok(micros(block.latencies.value_at_quantile(0.99)))
 }
 
-/// Works while one change follows another.
-fn beside<'a>(
+/// Runs `work` while changes are applied.
+fn with_changes<'a>(
     change: &(impl Fn(usize) -> Result<&'a str> + Sync),
     work: impl FnOnce() -> Result<f64>,
 ) -> Result<f64> {
-    let over = AtomicBool::new(false);
+    let is_done = AtomicBool::new(false);
     let (worked, changed) = std::thread::scope(|scope| {
         let changing = scope.spawn(|| -> Result<()> {
             let mut number = 0;
-            while !over.load(Ordering::Relaxed) {
+            while !is_done.load(Ordering::Relaxed) {
                 change(number)?;
                 number += 1;
                 std::thread::sleep(PAUSE);
@@ -192,32 +193,36 @@ fn beside<'a>(
             Ok(())
         });
         let worked = work();
-        over.store(true, Ordering::Relaxed);
+        is_done.store(true, Ordering::Relaxed);
         (worked, changing.join())
     });
     changed.ok().context("the thread that changes has panicked")??;
     worked
 }
 
-/// The p99 of requests on an open connection in blocks with changes, less that of the blocks beside them without.
-fn bump<'a>(
+/// Measures how much changes increase the p99 of requests on an open connection.
+fn measure_p99_increase<'a>(
     record: &mut Record,
     topology: &Topology,
-    extent: Extent,
+    size: RunSize,
     progress: &mut Progress,
     change: &(impl Fn(usize) -> Result<&'a str> + Sync),
 ) -> Result<()> {
     let path = topology.through_proxy("portolan-proxy")?;
     let mut p99: [Vec<f64>; 3] = Default::default();
     let mut order = [CALM, AGAIN, BUSY];
-    for pair in 0..extent.pairs {
-        progress.at(extent.changes + 2 * pair);
+    for pair in 0..size.pairs {
+        progress.at(size.changes + 2 * pair);
         fastrand::shuffle(&mut order);
         for which in order {
             if interrupt::requested() {
                 return Ok(());
             }
-            p99[which].push(if which == BUSY { beside(change, || block(&path))? } else { block(&path)? });
+            p99[which].push(if which == BUSY {
+                with_changes(change, || block(&path))?
+            } else {
+                block(&path)?
+            });
         }
     }
     let [calm, again, busy] = p99;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::statistics::Estimate;
 use crate::target::{Bound, Target};
 
-/// One row of the table "asked, measured, met or not".
+/// One row of the table of targets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figure {
     /// Its name within the section.
@@ -16,14 +16,14 @@ pub struct Figure {
     pub unit: String,
     /// What it should be.
     pub target: Bound,
-    /// What it was; nothing if it was not measured.
+    /// The measured value; `None` if it was not measured.
     pub measured: Option<Estimate>,
-    /// How far what was measured twice is from itself, where that is known: A/A.
+    /// The A/A noise of the measurement, where it is known.
     #[serde(default)]
     pub noise: Option<f64>,
     /// Whether the measured value is on the good side of the target.
     pub met: Option<bool>,
-    /// Why it was not measured, or what must be known beside it.
+    /// Why it was not measured, or what a reader must know with it.
     pub remark: Option<String>,
 }
 
@@ -41,10 +41,11 @@ impl Figure {
         }
     }
 
-    /// A ratio to what was not answered is no number, and JSON has no other.
+    /// Sets the measured value. A ratio to zero answers is not finite, and JSON cannot represent it: it
+    /// becomes a remark.
     pub(crate) fn measure(&mut self, estimate: Estimate) {
         if ![estimate.low, estimate.value, estimate.high].into_iter().all(f64::is_finite) {
-            self.remark = Some("a path it is made of has answered nothing".to_owned());
+            self.remark = Some("one of its paths has no answer".to_owned());
             return;
         }
         self.measured = Some(estimate);
@@ -59,7 +60,8 @@ impl Figure {
         })
     }
 
-    /// `met`, `missed`, with doubt if the interval reaches over the target, or `not measured`.
+    /// Returns `met`, `missed`, either with `within the noise` if the interval includes the target, or `not
+    /// measured`.
     pub fn verdict(&self) -> &'static str {
         match (self.met, self.is_certain()) {
             (None, _) => "not measured",

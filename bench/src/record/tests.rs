@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn a_record_lists_what_is_asked_for_and_says_what_is_not_measured() {
+fn record_lists_all_targets_and_marks_unmeasured_ones() {
     let mut record = Record::new("cni");
     record.measured("add-bridge", Estimate::new(0.2, 0.22, 0.3));
     record.measured("del-kernel", 1.5);
@@ -14,7 +14,7 @@ fn a_record_lists_what_is_asked_for_and_says_what_is_not_measured() {
 }
 
 #[test]
-fn a_verdict_that_the_noise_could_turn_is_in_doubt() {
+fn verdict_within_the_noise_is_marked() {
     let mut record = Record::new("latency");
     record.measured_in_noise("open-p99", Estimate::new(300.0, 400.0, 500.0), Some(700.0));
     record.measured_in_noise("rr-p99", Estimate::new(300.0, 400.0, 500.0), Some(20.0));
@@ -23,7 +23,7 @@ fn a_verdict_that_the_noise_could_turn_is_in_doubt() {
 }
 
 #[test]
-fn what_is_written_can_be_read_again() {
+fn written_record_reads_back_equal() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("dns.json");
     let mut record = Record::new("dns");
@@ -40,9 +40,9 @@ fn what_is_written_can_be_read_again() {
 }
 
 #[test]
-fn a_file_that_is_no_result_is_refused_by_name() {
+fn file_that_is_no_record_is_rejected_with_its_name() {
     let directory = tempfile::tempdir().unwrap();
-    for (text, said) in [
+    for (text, expected) in [
         ("", "is not JSON"),
         ("{}", "format is null"),
         (r#"{"format": 99}"#, "format is 99"),
@@ -51,12 +51,12 @@ fn a_file_that_is_no_result_is_refused_by_name() {
         let file = directory.path().join("a.json");
         std::fs::write(&file, text).unwrap();
         let error = format!("{:#}", Record::read(&file).unwrap_err());
-        assert!(error.contains(said) && error.contains("a.json"), "{text}: {error}");
+        assert!(error.contains(expected) && error.contains("a.json"), "{text}: {error}");
     }
 }
 
 #[test]
-fn a_section_that_fails_keeps_what_it_has_and_says_why_it_ends() {
+fn failed_section_keeps_its_results_and_the_reason() {
     let record = Record::of("cni", |record| {
         record.measured("del-kernel", 1.1);
         anyhow::bail!("ADD of pod-7: no address is left")
@@ -65,9 +65,9 @@ fn a_section_that_fails_keeps_what_it_has_and_says_why_it_ends() {
     assert!(record.figures.iter().any(|figure| figure.id == "del-kernel" && figure.measured.is_some()));
 }
 
-/// The empty CNI plots were of a histogram whose range did not grow: each quantile is compared with the data.
+/// Compares each quantile with the data: a histogram with a fixed range once made the CNI plots empty.
 #[test]
-fn plotted_quantiles_of_times_are_those_of_the_data() {
+fn plotted_quantiles_match_the_data() {
     let mut random = fastrand::Rng::with_seed(7);
     let mut values: Vec<f64> = (0..500).map(|_| 1.0 + 200.0 * random.f64()).collect();
     let mut record = Record::new("cni");
@@ -78,7 +78,7 @@ fn plotted_quantiles_of_times_are_those_of_the_data() {
     for [quantile, microseconds] in quantiles {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
         let index = ((quantile * values.len() as f64).ceil() as usize).clamp(1, values.len()) - 1;
-        // The last figures of a count of quantiles meet the neighbour.
+        // Rounding of the quantile may select a neighbouring value.
         let near = &values[index.saturating_sub(1)..(index + 2).min(values.len())];
         let is_near = |value: &&f64| (**value * 1e3 / microseconds - 1.0).abs() < 0.002;
         assert!(near.iter().any(|value| is_near(&value)), "{quantile}: {microseconds} of {near:?}");

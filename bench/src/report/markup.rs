@@ -1,13 +1,13 @@
-//! HTML in small pieces.
+//! HTML elements of the report.
 
 use crate::record::Table;
 
-/// Text, with what means something in HTML made harmless.
+/// Escapes text for HTML.
 pub(super) fn text(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A table that scrolls sideways where the page is too narrow for it.
+/// Returns a table that scrolls horizontally on a narrow page.
 pub(super) fn table(table: &Table) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
         cells.iter().map(|cell| format!("<{tag}{}>{}</{tag}>", verdict_class(cell), text(cell))).collect()
@@ -19,13 +19,14 @@ pub(super) fn table(table: &Table) -> String {
         format!("<p class=note>{}</p>", text(&table.note))
     };
     format!(
-        "<h4>{}</h4><div class=wide><table><thead><tr>{}</tr></thead><tbody>\n{rows}</tbody></table></div>{note}\n",
+        "<h4>{}</h4><div class=wide><table><thead><tr>{}</tr></thead><tbody>\n\
+         {rows}</tbody></table></div>{note}\n",
         text(&table.title),
         cells("th", &table.columns)
     )
 }
 
-/// A verdict is seen before it is read.
+/// Returns the CSS class that colours a verdict.
 fn verdict_class(cell: &str) -> &'static str {
     match cell {
         cell if cell.starts_with("met") => " class=met",
@@ -35,12 +36,12 @@ fn verdict_class(cell: &str) -> &'static str {
     }
 }
 
-/// A part that is shown on demand.
+/// Returns a collapsed part.
 pub(super) fn details(summary: &str, inner: &str) -> String {
     format!("<details><summary>{}</summary>{inner}</details>\n", text(summary))
 }
 
-/// A list of sentences; nothing of none.
+/// Returns a list; an empty string without items.
 pub(super) fn list(class: &str, items: &[String]) -> String {
     if items.is_empty() {
         return String::new();

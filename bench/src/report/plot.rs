@@ -1,4 +1,5 @@
-//! Plots as SVG. Colours and fonts come from the page's style sheet, so that they follow the reader's dark mode.
+//! Plots as SVG. Colours and fonts come from the page's style sheet, so that they follow the reader's dark
+//! mode.
 
 use std::fmt::Write as _;
 
@@ -16,16 +17,16 @@ const BOTTOM: f64 = 44.0;
 /// Narrow enough for a phone.
 const INTERVALS_WIDTH: f64 = 440.0;
 
-/// A letter of a name beside its row and, in bold, of the value behind it; and what is between them and the plot.
+/// Widths of a letter of a row's name and of its value (bold), and the gaps to the plot.
 const NAME_LETTER: f64 = 6.8;
 const NAME_GAP: f64 = 16.0;
 const VALUE_LETTER: f64 = 8.4;
 const VALUE_GAP: f64 = 12.0;
 
-/// Paths that stand out.
+/// Highlighted paths.
 const OURS: [&str; 3] = ["virtual IP", "portolan-proxy", "without polling"];
 
-/// Colours that can be told apart; as many as the style sheet has.
+/// Number of colours in the style sheet.
 const COLOURS: usize = 8;
 
 struct Axes<'a> {
@@ -47,7 +48,7 @@ pub(super) fn chart(chart: &Chart) -> String {
     figure(&chart.title, &chart.note, &axes.draw(&lines), &legend(lines.iter().map(|(name, _)| *name)))
 }
 
-/// Distributions of one group: value by quantile, equal lengths for each further nine.
+/// Plots the distributions of one group: value by quantile, with equal lengths for each further nine.
 pub(super) fn percentiles(title: &str, distributions: &[&Distribution]) -> String {
     let points = |distribution: &Distribution| -> Vec<[f64; 2]> {
         let reachable = distribution.quantiles.iter().filter(|[quantile, _]| *quantile < 1.0);
@@ -63,7 +64,7 @@ pub(super) fn percentiles(title: &str, distributions: &[&Distribution]) -> Strin
     figure(&format!("{title}: latency by percentile"), "", &axes.draw(&lines), &names)
 }
 
-/// A value with its interval a row, and a band where differences are noise.
+/// Plots a value with its interval in each row, and a band for the noise.
 pub(super) fn intervals(
     title: &str,
     note: &str,
@@ -73,7 +74,7 @@ pub(super) fn intervals(
 ) -> String {
     let row_height = 34.0;
     let longest = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    // Each value stands behind its interval, which may end at the right.
+    // The value is right of its interval, which may end at the right edge.
     let values = rows.iter().map(|(_, estimate)| format!("{:+.1}", estimate.value).len()).max().unwrap_or(0);
     let right = INTERVALS_WIDTH - VALUE_GAP - values as f64 * VALUE_LETTER;
     let left = NAME_GAP + longest as f64 * NAME_LETTER;
@@ -202,7 +203,7 @@ fn figure(title: &str, note: &str, svg: &str, legend: &str) -> String {
 }
 
 fn write_to(svg: &mut String, piece: std::fmt::Arguments<'_>) {
-    svg.write_fmt(piece).expect("a string takes everything");
+    svg.write_fmt(piece).expect("writing to a string succeeds");
 }
 
 #[cfg(test)]
@@ -210,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_behind_the_widest_interval_is_within_the_picture() {
+    fn value_right_of_the_widest_interval_is_inside_the_plot() {
         let rows = [("virtual IP".to_owned(), Estimate::new(-2000.0, 1516.0, 2165.8))];
         let svg = intervals("", "", "", &rows, 1.0);
         let value = svg.split("<text class=value x=").nth(1).unwrap();

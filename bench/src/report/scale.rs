@@ -1,4 +1,4 @@
-//! From values to places on the page, and the ticks between.
+//! Axis scales: from values to positions, and the ticks.
 
 /// One axis.
 #[derive(Clone, Debug)]
@@ -6,12 +6,12 @@ pub(super) struct Scale {
     low: f64,
     high: f64,
     logarithmic: bool,
-    /// Values and what is written beside them.
+    /// Values and labels of the ticks.
     pub(super) ticks: Vec<(f64, String)>,
 }
 
 impl Scale {
-    /// Equal steps; from zero unless something is below.
+    /// A linear scale that starts at zero unless a value is below.
     pub(super) fn linear(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = ends(values, 0.0);
         let step = round_step((high - low).max(1e-9) / 5.0);
@@ -27,7 +27,7 @@ impl Scale {
         Self { low: first * step, high: last * step, logarithmic: false, ticks }
     }
 
-    /// Equal factors; whole decades, with 2 and 5 between if there are few.
+    /// A logarithmic scale with ticks at decades, and at 2 and 5 if there are few decades.
     pub(super) fn logarithmic(values: impl Iterator<Item = f64> + Clone) -> Self {
         let positive = values.filter(|value| *value > 0.0);
         let smallest = positive.clone().fold(f64::MAX, f64::min).min(1e12);
@@ -45,7 +45,7 @@ impl Scale {
         Self { low, high, logarithmic: true, ticks }
     }
 
-    /// Quantiles: equal lengths for each further nine. Values are 1 / (1 - quantile).
+    /// A scale for quantiles with equal lengths for each further nine. Values are 1 / (1 - quantile).
     pub(super) fn nines(high: f64) -> Self {
         let names =
             [(2.0, "50%"), (10.0, "90%"), (100.0, "99%"), (1e3, "99.9%"), (1e4, "99.99%"), (1e5, "99.999%")];
@@ -54,14 +54,14 @@ impl Scale {
         Self { low: 1.0, high, logarithmic: true, ticks: ticks.collect() }
     }
 
-    /// Where a value is: 0 at the low end, 1 at the high one.
+    /// Returns the position of a value: 0 at the low end, 1 at the high end.
     pub(super) fn at(&self, value: f64) -> f64 {
-        let place = if self.logarithmic {
+        let position = if self.logarithmic {
             (value.max(self.low) / self.low).ln() / (self.high / self.low).ln()
         } else {
             (value - self.low) / (self.high - self.low)
         };
-        place.clamp(0.0, 1.0)
+        position.clamp(0.0, 1.0)
     }
 }
 
@@ -69,7 +69,7 @@ fn ends(values: impl Iterator<Item = f64>, start: f64) -> (f64, f64) {
     values.fold((start, start), |(low, high), value| (low.min(value), high.max(value)))
 }
 
-/// 1, 2 or 5 times a power of ten, at least this.
+/// Returns 1, 2 or 5 times a power of ten, at least `step`.
 fn round_step(step: f64) -> f64 {
     above(step)
 }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_round_and_reach_over_all_values() {
+    fn ticks_are_round_and_cover_all_values() {
         let linear = Scale::linear([-29.7, 149.1].into_iter());
         let labels: Vec<&str> = linear.ticks.iter().map(|(_, label)| label.as_str()).collect();
         assert_eq!(labels, ["-50", "0", "50", "100", "150"]);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_at_all_has_a_scale_too() {
+    fn scale_without_values_is_valid() {
         assert!(Scale::linear(std::iter::empty()).ticks.len() >= 2);
         assert!(Scale::logarithmic(std::iter::empty()).at(1.0).is_finite());
     }

@@ -1,11 +1,11 @@
-//! The parts of the report, in the order of a reader's patience.
+//! The parts of the report, the most important first.
 
 use super::markup::{details, list, table, text};
 use super::{SECTIONS, answer, plot};
 use crate::comparison::{Comparison, Percentile};
 use crate::environment::Environment;
 use crate::record::{Distribution, Record, Table};
-use crate::show;
+use crate::render;
 use crate::target;
 
 const STYLE: &str = include_str!("style.css");
@@ -14,7 +14,8 @@ const STYLE: &str = include_str!("style.css");
 pub(super) fn page(records: &[Record], raw: &[String]) -> String {
     let sections: String = records.iter().map(section).collect();
     format!(
-        "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content=\"width=device-width, initial-scale=1\">\
+        "<!doctype html><html lang=en><head><meta charset=utf-8>\
+         <meta name=viewport content=\"width=device-width, initial-scale=1\">\
          <title>Does it really cost a millisecond?</title><style>{STYLE}</style></head><body><main>\n\
          <header><p class=kicker>Portolan benchmark report</p><h1>Does it really cost a millisecond?</h1>\n\
          <p class=answer>{}</p>\n<p class=note>{}</p></header>\n{}{}{}{sections}{}{}</main></body></html>\n",
@@ -22,7 +23,7 @@ pub(super) fn page(records: &[Record], raw: &[String]) -> String {
         text(&origin(records)),
         interruptions(records),
         added(records),
-        asked_for(records),
+        targets(records),
         environments(records),
         reproduce(records, raw),
     )
@@ -37,7 +38,7 @@ fn origin(records: &[Record]) -> String {
     format!("{}, {word} {commits}, {build} build, {}", first.environment.summary(), first.started)
 }
 
-/// Each once, in the order they first come in.
+/// Returns distinct texts in the order of first occurrence.
 fn distinct<'t>(texts: impl Iterator<Item = &'t str>) -> Vec<&'t str> {
     let mut found = Vec::new();
     for text in texts {
@@ -48,47 +49,47 @@ fn distinct<'t>(texts: impl Iterator<Item = &'t str>) -> Vec<&'t str> {
     found
 }
 
-/// What must be known before anything is believed.
+/// Returns what limits the validity of the results.
 fn interruptions(records: &[Record]) -> String {
-    let (mut said, mut noted) = (Vec::new(), Vec::new());
+    let (mut notes, mut warnings) = (Vec::new(), Vec::new());
     for record in records {
         let section = &record.section;
-        said.extend(
+        notes.extend(
             record
                 .interrupted
                 .iter()
-                .map(|why| format!("{section}: ended early, {why}: what follows is what had been measured")),
+                .map(|why| format!("{section}: ended early, {why}: the results are partial")),
         );
-        noted.extend(record.warnings.iter().map(|warning| format!("{section}: {warning}")));
+        warnings.extend(record.warnings.iter().map(|warning| format!("{section}: {warning}")));
         if record.environment.build == "debug" {
-            said.push(format!("{section}: measured with a debug build: figures of it are not worth reading"));
+            notes.push(format!("{section}: measured with a debug build: its figures are not meaningful"));
         }
     }
     let of_sections: Vec<&str> =
         SECTIONS.into_iter().filter(|name| !records.iter().any(|r| r.section == *name)).collect();
     if !of_sections.is_empty() {
-        said.push(format!("not in this run: {}", of_sections.join(", ")));
+        notes.push(format!("not in this run: {}", of_sections.join(", ")));
     }
-    // A few are read, many are a list to open.
-    if noted.len() <= 3 {
-        said.append(&mut noted);
-        return list("warnings", &said);
+    // More than three warnings are collapsed.
+    if warnings.len() <= 3 {
+        notes.append(&mut warnings);
+        return list("warnings", &notes);
     }
-    let noisy = noted.iter().filter(|warning| warning.contains("the machine is noisy")).count();
+    let noisy = warnings.iter().filter(|warning| warning.contains("the machine is noisy")).count();
     let measured: usize = records.iter().map(|record| record.comparisons.len()).sum();
     if noisy > 0 {
-        said.insert(
+        notes.insert(
             0,
             format!(
                 "the machine was too noisy in {noisy} of {measured} comparisons to tell small differences"
             ),
         );
     }
-    let count = format!("all {} warnings", noted.len());
-    list("warnings", &said) + &details(&count, &list("warnings", &noted))
+    let count = format!("all {} warnings", warnings.len());
+    list("warnings", &notes) + &details(&count, &list("warnings", &warnings))
 }
 
-/// What each path adds, with intervals.
+/// Returns what each path adds, with intervals.
 fn added(records: &[Record]) -> String {
     let mut html = String::new();
     for (section, title, heading) in [
@@ -110,28 +111,29 @@ fn added_by(comparison: &Comparison, heading: &str) -> String {
         comparison.paths.iter().filter_map(|path| Some((path.path.clone(), path.added?.p50))).collect();
     let noise = comparison.noise(Percentile::P50).unwrap_or(0.0);
     let note = format!(
-        "Difference of medians from the direct path in the same round, {} rounds, 95% bootstrap interval. Within the grey band, \
-         where the direct path differs from itself, nothing is a difference. Left of zero is faster than direct.",
+        "Difference of medians from the direct path in the same round, {} rounds, 95% bootstrap interval. \
+         The grey band is the A/A noise of the direct path: values inside are not significant. Left of zero \
+         is faster than direct.",
         comparison.rounds
     );
     plot::intervals(heading, &note, "µs at the median", &rows, noise)
 }
 
-/// Every figure, also those of sections that were not measured.
-fn asked_for(records: &[Record]) -> String {
-    let mut html = "<h2>Asked for, measured, met or not</h2>".to_owned();
+/// Returns all figures that have a target, also of sections that were not measured.
+fn targets(records: &[Record]) -> String {
+    let mut html = "<h2>Targets and measured values</h2>".to_owned();
     for section in SECTIONS {
-        let mut shown = match records.iter().find(|record| record.section == section) {
-            Some(record) => show::figures(&record.figures, &record.confidence()),
+        let mut figures = match records.iter().find(|record| record.section == section) {
+            Some(record) => render::figures(&record.figures, &record.confidence()),
             None => {
-                let asked: Vec<_> = target::of(section).iter().map(crate::record::Figure::new).collect();
-                show::figures(&asked, "95%")
+                let unmeasured: Vec<_> = target::of(section).iter().map(crate::record::Figure::new).collect();
+                render::figures(&unmeasured, "95%")
             }
         };
-        let count = |word: &str| shown.rows.iter().filter(|row| row[3].starts_with(word)).count();
+        let count = |word: &str| figures.rows.iter().filter(|row| row[3].starts_with(word)).count();
         let (met, missed, open) = (count("met"), count("missed"), count("not measured"));
-        shown.title = format!("portolan-bench {section}: {met} met, {missed} missed, {open} not measured");
-        html += &table(&shown);
+        figures.title = format!("portolan-bench {section}: {met} met, {missed} missed, {open} not measured");
+        html += &table(&figures);
     }
     html
 }
@@ -152,8 +154,11 @@ fn section(record: &Record) -> String {
         let drawn = plot::percentiles(group, &of_group);
         html += &if index < 4 { drawn } else { details(&format!("{group}: latency by percentile"), &drawn) };
     }
-    html +=
-        &record.comparisons.iter().map(|comparison| table(&show::compared(comparison))).collect::<String>();
+    html += &record
+        .comparisons
+        .iter()
+        .map(|comparison| table(&render::comparison_table(comparison)))
+        .collect::<String>();
     html += &record.tables.iter().map(table).collect::<String>();
     for configuration in &record.configurations {
         let summary = format!("Configuration of {}, {}", configuration.name, configuration.version);
@@ -165,7 +170,7 @@ fn section(record: &Record) -> String {
 fn environments(records: &[Record]) -> String {
     let Some(record) = records.first() else { return String::new() };
     let environment = &record.environment;
-    let mut shown = Table::new("The machine", &["", ""], "");
+    let mut properties = Table::new("The machine", &["", ""], "");
     let Environment { cpu, smt, governor, hypervisor, kernel, clock_source, system, version, build, .. } =
         environment;
     for (name, value) in [
@@ -179,32 +184,34 @@ fn environments(records: &[Record]) -> String {
         ("system", system.clone()),
         ("Portolan", format!("{version}, {build}")),
     ] {
-        shown.row([name.to_owned(), value]);
+        properties.row([name.to_owned(), value]);
     }
     for record in records {
         let [load, load_after] = record.environment.load;
         let steal = record.environment.steal_seconds[1] - record.environment.steal_seconds[0];
-        let said = format!(
-            "commit {}; load {load:.2} before, {load_after:.2} after; {steal:.2} s stolen by the hypervisor in {:.0} s",
+        let usage = format!(
+            "commit {}; load {load:.2} before, {load_after:.2} after; {steal:.2} s stolen by the \
+             hypervisor in {:.0} s",
             record.environment.commit, record.seconds
         );
-        shown.row([format!("during {}", record.section), said]);
+        properties.row([format!("during {}", record.section), usage]);
         let settings: Vec<String> =
             record.settings.iter().map(|(name, value)| format!("{name} {value}")).collect();
-        shown.row([format!("settings of {}", record.section), settings.join(", ")]);
+        properties.row([format!("settings of {}", record.section), settings.join(", ")]);
     }
     for [name, value] in environment.mitigations.iter().chain(&environment.sysctls) {
-        shown.row([name.clone(), value.clone()]);
+        properties.row([name.clone(), value.clone()]);
     }
-    format!("<h2>Environment</h2>{}", table(&shown))
+    format!("<h2>Environment</h2>{}", table(&properties))
 }
 
 fn reproduce(records: &[Record], raw: &[String]) -> String {
     let commands = distinct(records.iter().map(|record| record.command.as_str())).join("\n");
     format!(
-        "<h2>Reproduce it</h2><p>On a fresh machine, as root, in the repository: <code>make setup build</code>, then</p><pre>{}</pre>\
-         <p>Raw data beside this report: histograms of every block (<code>.hlog</code>, nanoseconds), a line a block (<code>.csv</code>), \
-         everything (<code>.json</code>).</p>{}",
+        "<h2>Reproduce it</h2><p>On a fresh machine, as root, in the repository: <code>make setup \
+         build</code>, then</p><pre>{}</pre>\
+         <p>Raw data beside this report: histograms of every block (<code>.hlog</code>, nanoseconds), \
+         a line for each block (<code>.csv</code>), all results (<code>.json</code>).</p>{}",
         text(&commands),
         details(&format!("{} files", raw.len()), &list("files", raw))
     )

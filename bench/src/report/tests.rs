@@ -2,12 +2,12 @@ use super::*;
 use crate::comparison::Comparison;
 use crate::comparison::tests::path;
 
-fn found(requests: Estimate, connections: Estimate, rounds: usize) -> String {
-    found_beside(2.0, requests, connections, rounds)
+fn answer_of(requests: Estimate, connections: Estimate, rounds: usize) -> String {
+    answer_with_noise(2.0, requests, connections, rounds)
 }
 
-/// With a direct path that differs from itself by up to `noise`, µs.
-fn found_beside(noise: f64, requests: Estimate, connections: Estimate, rounds: usize) -> String {
+/// The answer for a direct path with an A/A noise of `noise`, µs.
+fn answer_with_noise(noise: f64, requests: Estimate, connections: Estimate, rounds: usize) -> String {
     let mut record = Record::new("latency");
     record.comparisons = [("RR", requests), ("CRR", connections)]
         .map(|(title, added)| Comparison {
@@ -28,35 +28,35 @@ fn found_beside(noise: f64, requests: Estimate, connections: Estimate, rounds: u
 }
 
 #[test]
-fn the_answer_is_the_worse_of_both_and_no_surer_than_the_run() {
+fn answer_is_the_worse_of_both_loads_with_the_confidence_of_the_run() {
     let (little, much) = (Estimate::new(10.0, 12.0, 14.0), Estimate::new(1400.0, 1500.0, 1600.0));
-    let said = found(little, Estimate::new(190.0, 200.0, 210.0), 40);
+    let answered = answer_of(little, Estimate::new(190.0, 200.0, 210.0), 40);
     assert_eq!(
-        said,
-        "No: a Service adds 12.0 µs at the median (95%: +10.0 to +14.0) to a request on an open connection, and adds 200.0 µs \
-         at the median (95%: +190.0 to +210.0) to one with a connection of its own."
+        answered,
+        "No: a Service adds 12.0 µs at the median (95%: +10.0 to +14.0) to a request on an open connection, \
+         and adds 200.0 µs at the median (95%: +190.0 to +210.0) to one with a connection of its own."
     );
-    assert!(found(little, much, 40).starts_with("Yes: a Service adds 12.0"));
-    assert!(found(little, Estimate::new(900.0, 950.0, 1100.0), 40).starts_with("Not shown: "));
-    let unclear = found(little, Estimate::new(-1.0, 1.0, 3.0), 3);
+    assert!(answer_of(little, much, 40).starts_with("Yes: a Service adds 12.0"));
+    assert!(answer_of(little, Estimate::new(900.0, 950.0, 1100.0), 40).starts_with("Not shown: "));
+    let unclear = answer_of(little, Estimate::new(-1.0, 1.0, 3.0), 3);
     assert!(unclear.contains("(range of 3: +10.0 to +14.0)"), "{unclear}");
     assert!(unclear.contains("makes no difference to one with a connection of its own"), "{unclear}");
     assert_eq!(answer(&[]), "This run has not measured what a Service adds to a request.");
 }
 
 #[test]
-fn the_answer_is_not_shown_where_the_noise_or_too_few_rounds_could_turn_it() {
+fn answer_is_not_shown_when_noise_or_too_few_rounds_could_reverse_it() {
     let (little, saved) = (Estimate::new(10.0, 12.0, 14.0), Estimate::new(-2155.0, -900.0, -109.0));
     for (noise, added, rounds) in
         [(1718.0, saved, 40), (990.0, little, 40), (2.0, little, 1), (2.0, little, 5)]
     {
-        let answer = found_beside(noise, added, little, rounds);
+        let answer = answer_with_noise(noise, added, little, rounds);
         assert!(answer.starts_with("Not shown: "), "{answer}");
         let why = format!("the direct path differs from itself by up to {noise:.1} µs, in {rounds} rounds.");
         assert!(answer.ends_with(&why), "{answer}");
     }
     let much = Estimate::new(1400.0, 1500.0, 1600.0);
-    assert!(found_beside(500.0, much, much, 40).starts_with("Not shown: "));
-    assert!(found_beside(300.0, much, much, 40).starts_with("Yes: "));
-    assert!(found(little, much, 3).starts_with("Not shown: "));
+    assert!(answer_with_noise(500.0, much, much, 40).starts_with("Not shown: "));
+    assert!(answer_with_noise(300.0, much, much, 40).starts_with("Yes: "));
+    assert!(answer_of(little, much, 3).starts_with("Not shown: "));
 }

@@ -1,4 +1,4 @@
-//! Services and EndpointSlices as their controllers would write them, many at a time.
+//! Creates Services and EndpointSlices as their controllers would, in batches.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use crate::progress::Progress;
 /// Services in one call of `kubectl`.
 const BATCH: usize = 500;
 
-/// Nodes that endpoints are spread over, in three zones.
+/// Nodes of the endpoints, in three zones.
 const NODES: usize = 1000;
 
-/// Creates them and returns how long that took.
+/// Creates the Services and slices. Returns how long that took.
 pub(super) fn fill(control_plane: &ControlPlane, services: usize, endpoints: usize) -> Result<Duration> {
     let started = Instant::now();
     let mut batches = Vec::new();
@@ -35,10 +35,10 @@ pub(super) fn fill(control_plane: &ControlPlane, services: usize, endpoints: usi
     };
     let create = || {
         std::iter::from_fn(next).try_for_each(|batch| {
-            control_plane.kubectl(&["create", "--validate=false", "-f", "-"], batch).map(drop)
+            control_plane.kubectl(&["create", "--validate=false", "-f", "-"], batch).map(|_output| ())
         })
     };
-    // Two at a time keep the API server busy.
+    // Two concurrent requests keep the API server busy.
     std::thread::scope(|scope| {
         let other = scope.spawn(create);
         create()?;

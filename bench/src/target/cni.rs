@@ -1,4 +1,4 @@
-//! What is asked of `portolan-cni`, beside the reference plugins of containernetworking-plugins.
+//! Targets of `portolan-cni`, compared with the reference plugins of containernetworking-plugins.
 
 use super::{Target, at_least, at_most};
 

@@ -1,4 +1,4 @@
-//! What is asked of `portolan-dns`: 10,000 Services, server on one core, generator on another.
+//! Targets of `portolan-dns`: 10,000 Services, server on one core, generator on another.
 
 use super::{Target, at_least, at_most};
 

@@ -1,4 +1,4 @@
-//! What is asked of the path of a request: that the millisecond of folklore is not there.
+//! Targets of the request latency: a Service adds less than a millisecond.
 
 use super::{Target, at_most};
 

@@ -1,4 +1,4 @@
-//! What is asked of `portolan-proxy`. The better peer is the better of HAProxy and nginx.
+//! Targets of `portolan-proxy`. The better peer is the better of HAProxy and nginx.
 
 use super::{Target, at_least, at_most};
 

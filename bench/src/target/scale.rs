@@ -1,4 +1,4 @@
-//! What is asked of the daemons on an API server with 10,000 Services and 150,000 endpoints.
+//! Targets of the daemons with an API server that has 10,000 Services and 150,000 endpoints.
 
 use super::{Target, at_most};
 
@@ -7,7 +7,8 @@ pub(super) const TARGETS: &[Target] = &[
         100.0,
         "ms",
         "known",
-        "a Service and its EndpointSlice created: first answer by name through the virtual IP, p99 from the API server's answer",
+        "a Service and its EndpointSlice created: first answer by name through the virtual IP, \
+         p99 from the API server's answer",
     ),
     at_most(
         1.0,

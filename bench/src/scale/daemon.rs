@@ -1,4 +1,4 @@
-//! A program that is measured.
+//! A program under test: portolan-proxy, portolan-dns or kube-proxy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use testbed::{Binaries, Program, go_tool};
 
-use super::ground::Ground;
+use super::cluster::TestCluster;
 use crate::processor::{Memory, Process};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(super) enum Kind {
     Dns,
 }
 
-pub(super) struct Subject {
+pub(super) struct Daemon {
     pub(super) kind: Kind,
     program: Program,
     log: PathBuf,
@@ -32,7 +32,7 @@ impl Kind {
         }
     }
 
-    /// The Service that shows its changes.
+    /// The Service whose changes are timed.
     pub(super) fn probe(self) -> &'static str {
         match self {
             Self::Proxy | Self::KubeProxy => "probe",
@@ -41,14 +41,14 @@ impl Kind {
     }
 }
 
-impl Subject {
-    pub(super) fn start(kind: Kind, ground: &Ground) -> Result<Self> {
+impl Daemon {
+    pub(super) fn start(kind: Kind, cluster: &TestCluster) -> Result<Self> {
         let user = match kind {
             Kind::Proxy => "portolan-proxy",
             Kind::KubeProxy => "admin",
             Kind::Dns => "portolan-dns",
         };
-        let kubeconfig = ground.control_plane.kubeconfig(user)?.display().to_string();
+        let kubeconfig = cluster.control_plane.kubeconfig(user)?.display().to_string();
         let own = format!("--kubeconfig={kubeconfig}");
         let (binary, flags) = match kind {
             Kind::Proxy => (Binaries::find()?.path("portolan-proxy"), vec![&*own, "--node-name=node-1"]),
@@ -69,16 +69,16 @@ impl Subject {
                 (go_tool("control-plane")?, flags)
             }
         };
-        let log = ground.control_plane.directory().join(format!("{user}.log"));
-        let program = Program::start(&ground.node, &binary, &flags, &log)?;
+        let log = cluster.control_plane.directory().join(format!("{user}.log"));
+        let program = Program::start(&cluster.node, &binary, &flags, &log)?;
         Ok(Self { kind, program, log })
     }
 
-    /// Whether it serves the replica that it should.
-    pub(super) fn serves(&self, ground: &Ground, replica: usize) -> Result<()> {
+    /// Checks that the program serves this replica.
+    pub(super) fn check_serving(&self, cluster: &TestCluster, replica: usize) -> Result<()> {
         let served = match self.kind {
-            Kind::Dns => ground.is_named(replica),
-            Kind::Proxy | Kind::KubeProxy => ground.is_reached(replica),
+            Kind::Dns => cluster.check_dns(replica),
+            Kind::Proxy | Kind::KubeProxy => cluster.check_virtual_ip(replica),
         };
         served.with_context(|| {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -86,7 +86,7 @@ impl Subject {
         })
     }
 
-    /// Processor time so far.
+    /// Returns the CPU time used so far.
     pub(super) fn time(&self) -> Duration {
         Process(self.program.id()).time()
     }
@@ -95,34 +95,35 @@ impl Subject {
         Process(self.program.id()).memory()
     }
 
-    /// The peak is what comes from now on (`proc(5)`, `clear_refs`).
+    /// Resets the peak of resident memory (`proc(5)`, `clear_refs`).
     pub(super) fn reset_peak(&self) -> Result<()> {
         Ok(std::fs::write(format!("/proc/{}/clear_refs", self.program.id()), "5")?)
     }
 
-    /// Whether it says when it has listed.
-    pub(super) fn tells_lists(&self) -> bool {
+    /// Returns whether the program logs its lists.
+    pub(super) fn logs_lists(&self) -> bool {
         self.kind != Kind::KubeProxy
     }
 
-    /// How many lists of Services and EndpointSlices it has had.
+    /// Returns the number of lists of Services and EndpointSlices in the log.
     pub(super) fn lists(&self) -> usize {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let is_list = |line: &&str| line.contains("listed") && !line.contains("/n");
         log.lines().filter(is_list).count()
     }
 
-    /// Ends it and takes away what it has left.
-    pub(super) fn stop(mut self, ground: &Ground) -> Result<()> {
+    /// Kills the program and removes its rules.
+    pub(super) fn stop(mut self, cluster: &TestCluster) -> Result<()> {
         self.program.kill();
         match self.kind {
             Kind::Proxy => {
                 let binary = Binaries::find()?.path("portolan-proxy");
-                ground.node.shell(&format!("{} --cleanup", binary.display())).map(drop)
+                cluster.node.shell(&format!("{} --cleanup", binary.display())).map(|_output| ())
             }
-            Kind::KubeProxy => {
-                ground.node.shell("nft delete table ip kube-proxy; nft delete table ip6 kube-proxy").map(drop)
-            }
+            Kind::KubeProxy => cluster
+                .node
+                .shell("nft delete table ip kube-proxy; nft delete table ip6 kube-proxy")
+                .map(|_output| ()),
             Kind::Dns => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! A plugin, in a node of its own, with addresses in use.
+//! A plugin on its own node, with a number of addresses in use.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::peers;
 use crate::record::Record;
 
-/// Whose plugin.
+/// Which plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Portolan {
@@ -24,21 +24,21 @@ pub(super) enum Kind {
     Bridge,
     /// ptp and host-local, without ipMasq.
     Ptp,
-    /// `ip link add` and `ip link del` of a veth: a process, and what the kernel needs.
+    /// `ip link add` and `ip link del` of a veth: one process and the kernel's own time.
     Kernel,
 }
 
-/// No other pod: what a round finds is a node that has had none, and what it leaves is taken away, untimed.
-pub(super) const FIRST: usize = 0;
+/// No other pod: before each round the node is reset, which is not timed.
+pub(super) const FIRST_POD: usize = 0;
 
-/// What a node mostly has: other pods, one of them enough to show it.
-pub(super) const BESIDE_ONE: usize = 1;
+/// One other pod is attached.
+pub(super) const ONE_OTHER_POD: usize = 1;
 
-/// Something that attaches pods.
-pub(super) struct Contender {
+/// A plugin with its node and configuration.
+pub(super) struct Setup {
     pub(super) node: Node,
     kind: Kind,
-    /// Addresses that others have.
+    /// Addresses in use by other pods.
     in_use: usize,
     binary: PathBuf,
     config: String,
@@ -46,7 +46,7 @@ pub(super) struct Contender {
 
 const NETWORK: &str = "bench";
 
-/// Commands with milliseconds by span.
+/// Commands with the milliseconds of each span.
 pub(super) type Traced = Vec<(String, Vec<(String, f64)>)>;
 
 pub(super) fn name(kind: Kind, in_use: usize) -> String {
@@ -58,27 +58,27 @@ pub(super) fn name(kind: Kind, in_use: usize) -> String {
         Kind::Kernel => "ip link add/del of a veth",
     };
     match in_use {
-        FIRST if kind != Kind::Kernel => format!("{name}, first and last pod of a node"),
-        FIRST | BESIDE_ONE => name.to_owned(),
+        FIRST_POD if kind != Kind::Kernel => format!("{name}, first and last pod of a node"),
+        FIRST_POD | ONE_OTHER_POD => name.to_owned(),
         _ => format!("{name}, {in_use} in use"),
     }
 }
 
 impl Kind {
-    /// Those of all kinds that are there. Of the others, the record says how to get them.
+    /// Returns the kinds that are installed. The record says how to install the missing ones.
     pub(super) fn available(record: &mut Record) -> Vec<Self> {
         let mut kinds =
             vec![Self::Portolan { masquerade: true }, Self::Portolan { masquerade: false }, Self::Kernel];
         for (kind, peer, package) in
             [(Self::Bridge, "reference bridge", peers::BRIDGE), (Self::Ptp, "reference ptp", peers::PTP)]
         {
-            kinds.extend(peers::is_there(record, peer, package).then_some(kind));
+            kinds.extend(peers::is_installed(record, peer, package).then_some(kind));
         }
         kinds
     }
 }
 
-impl Contender {
+impl Setup {
     pub(super) fn new(kind: Kind, in_use: usize) -> Result<Self> {
         let binary = match kind {
             Kind::Portolan { .. } => Binaries::find()?.path("portolan-cni"),
@@ -86,16 +86,16 @@ impl Contender {
             Kind::Ptp => "/usr/lib/cni/ptp".into(),
             Kind::Kernel => "/sbin/ip".into(),
         };
-        let contender = Self { node: Node::new()?, kind, in_use, binary, config: config(kind).to_string() };
-        contender.occupy().with_context(|| format!("occupy addresses for {}", contender.name()))?;
-        Ok(contender)
+        let setup = Self { node: Node::new()?, kind, in_use, binary, config: config(kind).to_string() };
+        setup.fill_addresses().with_context(|| format!("fill_addresses addresses for {}", setup.name()))?;
+        Ok(setup)
     }
 
     pub(super) fn name(&self) -> String {
         name(self.kind, self.in_use)
     }
 
-    /// Its configuration.
+    /// The network configuration.
     pub(super) fn config(&self) -> &str {
         &self.config
     }
@@ -116,14 +116,14 @@ impl Contender {
         }
     }
 
-    /// ADD and DEL of one pod, milliseconds.
+    /// Runs ADD and DEL of one pod and returns their times, milliseconds.
     pub(super) fn round(&self) -> Result<(f64, f64)> {
         self.with_netns(|path| {
             if self.kind == Kind::Kernel {
                 return kernel_round();
             }
-            if self.in_use == FIRST {
-                self.forget_pods()?;
+            if self.in_use == FIRST_POD {
+                self.reset_node()?;
             }
             let (_, add) = run(&self.call("ADD", "pod", path))?;
             let (_, del) = run(&self.call("DEL", "pod", path))?;
@@ -131,7 +131,7 @@ impl Contender {
         })
     }
 
-    /// ADD and DEL with the plugin's own account of its time.
+    /// Runs ADD and DEL of one pod and returns the spans of the plugin's trace.
     pub(super) fn traced_round(&self) -> Result<Traced> {
         self.with_netns(|path| {
             let trace = Path::new("/run/trace");
@@ -149,7 +149,7 @@ impl Contender {
         })
     }
 
-    /// Peak memory of one ADD, MiB.
+    /// Returns the peak memory of one ADD, MiB.
     pub(super) fn memory_of_add(&self) -> Result<f64> {
         self.with_netns(|path| {
             let peak = peak_memory(&self.call("ADD", "pod", path))?;
@@ -167,8 +167,8 @@ impl Contender {
         })
     }
 
-    /// Makes the node as it was before its first pod.
-    fn forget_pods(&self) -> Result<()> {
+    /// Resets the node to its state before the first pod.
+    fn reset_node(&self) -> Result<()> {
         let mut command = match self.kind {
             Kind::Portolan { .. } => {
                 let mut command = std::process::Command::new(&self.binary);
@@ -186,10 +186,10 @@ impl Contender {
         Ok(())
     }
 
-    /// One other pod is attached. As many as are asked for beyond it are given to host-local as its files; ours attaches as
-    /// many interfaces, all to that pod.
-    fn occupy(&self) -> Result<()> {
-        if self.in_use == FIRST || self.kind == Kind::Kernel {
+    /// Attaches one other pod and occupies the remaining addresses: as files of host-local, or as further
+    /// interfaces of that pod with `portolan-cni`.
+    fn fill_addresses(&self) -> Result<()> {
+        if self.in_use == FIRST_POD || self.kind == Kind::Kernel {
             return Ok(());
         }
         let path = self.node.add_netns("occupant")?;
@@ -236,16 +236,16 @@ fn spans(line: &Value, all: f64) -> Vec<(String, f64)> {
     let spent = line["spent"].as_object().into_iter().flatten();
     let mut spans: Vec<(String, f64)> =
         spent.map(|(name, value)| (name.clone(), milliseconds(value))).collect();
-    let told: f64 = spans.iter().map(|(_, value)| value).sum();
+    let traced: f64 = spans.iter().map(|(_, value)| value).sum();
     spans.extend([
         ("exec".to_owned(), all - inside),
-        ("own".to_owned(), inside - told),
+        ("own".to_owned(), inside - traced),
         ("all".to_owned(), all),
     ]);
     spans
 }
 
-/// The least a plugin that is a process of its own can need.
+/// Creates and deletes a veth with `ip`: the minimum time of a plugin that runs as a process.
 fn kernel_round() -> Result<(f64, f64)> {
     let timed = |arguments: &[&str]| -> Result<f64> {
         let began = Instant::now();

@@ -1,4 +1,4 @@
-//! Everything there is to compare with: the loopback, other ways to wire pods, other nodes.
+//! Paths to compare with: the loopback, other pod networks, other nodes.
 
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
@@ -17,29 +17,30 @@ use crate::services;
 use crate::topology::{ECHO, SINK, Topology, reuse_ports};
 
 /// The Service of a server on another node.
-const FAR: &str = "far";
-const FAR_IP: &str = "10.96.9.8";
+const REMOTE: &str = "far";
+const REMOTE_IP: &str = "10.96.9.8";
 
-/// All of them.
-pub(super) struct Surroundings {
+/// All baseline paths.
+pub(super) struct Baselines {
     pairs: Vec<Pair>,
-    far: Vec<Far>,
+    cross_node: Vec<CrossNode>,
 }
 
-impl Surroundings {
-    pub(super) fn set_up(record: &mut Record, topology: &Topology) -> Result<Self> {
+impl Baselines {
+    pub(super) fn start(record: &mut Record, topology: &Topology) -> Result<Self> {
         let mut pairs = vec![Pair::attach(topology, "bridge mode", "portolan-cni", "10.25.0.0/16")?];
         for (name, package, plugin, subnet) in [
             ("reference bridge", peers::BRIDGE, "bridge", "10.23.0.0/16"),
             ("reference ptp", peers::PTP, "ptp", "10.24.0.0/16"),
         ] {
-            if peers::is_there(record, name, package) {
+            if peers::is_installed(record, name, package) {
                 pairs.push(Pair::attach(topology, name, plugin, subnet)?);
             }
         }
-        // On one link nodes have routes to each other's pods; on two, a tunnel.
-        let far = vec![Far::start("another node", &[0, 0])?, Far::start("VXLAN", &[0, 1])?];
-        Ok(Self { pairs, far })
+        // Nodes on one link have routes to each other's pods; nodes on two links use a tunnel.
+        let cross_node =
+            vec![CrossNode::start("another node", &[0, 0])?, CrossNode::start("VXLAN", &[0, 1])?];
+        Ok(Self { pairs, cross_node })
     }
 
     pub(super) fn paths<'a>(&'a self, topology: &'a Topology) -> Result<Vec<Path<'a>>> {
@@ -48,11 +49,11 @@ impl Surroundings {
         for pair in &self.pairs {
             paths.push(path(&pair.name, &pair.client, &pair.server.ip, direct, None)?);
         }
-        for far in &self.far {
-            paths.push(path(far.name, &far.client, &far.server.ip, direct, None)?);
-            let name = format!("{}, virtual IP", far.name);
-            let proxy = Process(far.fleet.members[0].proxy.id());
-            paths.push(path(&name, &far.client, FAR_IP, (ECHO, SINK), Some(proxy))?);
+        for remote in &self.cross_node {
+            paths.push(path(remote.name, &remote.client, &remote.server.ip, direct, None)?);
+            let name = format!("{}, virtual IP", remote.name);
+            let proxy = Process(remote.fleet.members[0].proxy.id());
+            paths.push(path(&name, &remote.client, REMOTE_IP, (ECHO, SINK), Some(proxy))?);
         }
         Ok(paths)
     }
@@ -71,7 +72,7 @@ fn path<'a>(
     Ok(Path { name: name.to_owned(), client: &client.netns, to, without: &[], process })
 }
 
-/// A client and a server on the topology's node, attached by another plugin or in another mode.
+/// A client and a server on the topology's node, attached by another plugin or mode.
 struct Pair {
     name: String,
     client: Pod,
@@ -83,13 +84,14 @@ impl Pair {
         let ranges = json!([[{ "subnet": subnet }]]);
         let (binary, config) = if plugin == "portolan-cni" {
             let config = json!({
-                "cniVersion": "1.1.0", "name": "bridged", "type": plugin, "mode": "bridge", "bridge": "bridge-mode0",
-                "isDefaultGateway": true, "ipam": { "ranges": ranges },
+                "cniVersion": "1.1.0", "name": "bridged", "type": plugin, "mode": "bridge",
+                "bridge": "bridge-mode0", "isDefaultGateway": true, "ipam": { "ranges": ranges },
             });
             (Binaries::find()?.path(plugin), config)
         } else {
             let config = json!({
-                "cniVersion": "1.0.0", "name": plugin, "type": plugin, "bridge": "reference0", "isGateway": true,
+                "cniVersion": "1.0.0", "name": plugin, "type": plugin, "bridge": "reference0",
+                "isGateway": true,
                 "ipam": { "type": "host-local", "ranges": ranges, "routes": [{ "dst": "0.0.0.0/0" }] },
             });
             (FilePath::new("/usr/lib/cni").join(plugin), config)
@@ -102,15 +104,15 @@ impl Pair {
     }
 }
 
-/// A client on one node and a server on another, which a Service of the client's node leads to as well.
-struct Far {
+/// A client on one node and a server on another one, which is also the endpoint of a Service.
+struct CrossNode {
     name: &'static str,
     fleet: Fleet,
     client: Pod,
     server: Pod,
 }
 
-impl Far {
+impl CrossNode {
     fn start(name: &'static str, subnets: &[usize; 2]) -> Result<Self> {
         interrupt::check()?;
         let fleet = Fleet::start(subnets)?;
@@ -122,8 +124,9 @@ impl Far {
         }
         server::start(&server.netns, server.ip.parse()?)?;
         let addresses = std::iter::once(server.ip.clone());
-        fleet.members[0].apply("far.yaml", &services::manifest(FAR, FAR_IP, server::ECHO_PORT, addresses))?;
-        services::wait(&client, FAR_IP, ECHO)?;
+        fleet.members[0]
+            .apply("far.yaml", &services::manifest(REMOTE, REMOTE_IP, server::ECHO_PORT, addresses))?;
+        services::wait(&client, REMOTE_IP, ECHO)?;
         Ok(Self { name, fleet, client, server })
     }
 }

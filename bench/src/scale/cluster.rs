@@ -1,4 +1,4 @@
-//! A control plane on a node with two replicas of the Services whose changes are timed.
+//! A control plane on a node, with two replicas for the Services whose changes are timed.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use testbed::{Binaries, ControlPlane, HostnameServer, Network, Node, Plugin, Pod};
 
-/// What the daemons may do.
+/// The daemons' roles.
 const RBAC: &str = include_str!("../../../deploy/kubernetes/rbac.yaml");
 
-/// A Service with a virtual IP and one without, both with one endpoint, which is changed.
+/// A Service with a virtual IP and a headless one. The measurement changes their only endpoint.
 const PROBES: &str = "
 apiVersion: v1
 kind: Node
@@ -30,17 +30,17 @@ spec: {clusterIP: None, ports: [{name: http, port: 80, targetPort: 8080}]}
 
 const PROBE: &str = "10.96.0.80:80";
 
-/// Where EndpointSlices are.
+/// API path of EndpointSlices.
 const SLICES: &str = "apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
-pub(super) struct Ground {
+pub(super) struct TestCluster {
     pub(super) control_plane: ControlPlane,
     pub(super) node: Node,
     client: Pod,
     replicas: [(Pod, HostnameServer); 2],
 }
 
-impl Ground {
+impl TestCluster {
     pub(super) fn new() -> Result<Self> {
         let node = Node::new()?;
         let control_plane = ControlPlane::start(&node)?;
@@ -60,62 +60,63 @@ impl Ground {
     }
 
     /// Makes one replica the endpoint of a Service.
-    pub(super) fn point(&self, service: &str, replica: usize) -> Result<()> {
+    pub(super) fn set_endpoint(&self, service: &str, replica: usize) -> Result<()> {
         let endpoints = json!([{
             "op": "replace",
             "path": "/endpoints",
             "value": [{ "addresses": [self.replicas[replica].0.ip], "conditions": { "ready": true } }],
         }]);
         let slice = format!("{SLICES}/{service}-1");
-        self.tell_api("PATCH", "application/json-patch+json", &slice, &endpoints)
+        self.call_api("PATCH", "application/json-patch+json", &slice, &endpoints)
     }
 
-    /// Creates a Service that leads to the first replica, and returns its full name.
-    pub(super) fn create(&self, number: usize) -> Result<String> {
+    /// Creates a Service with the first replica as its endpoint. Returns its full DNS name.
+    pub(super) fn create_service(&self, number: usize) -> Result<String> {
         let name = format!("fresh-{number}");
-        let service = json!({ "metadata": { "name": name }, "spec": { "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] } });
+        let ports = json!([{ "name": "http", "port": 80, "targetPort": 8080 }]);
+        let service = json!({ "metadata": { "name": name }, "spec": { "ports": ports } });
         let slice = json!({
             "metadata": { "name": format!("{name}-1"), "labels": { "kubernetes.io/service-name": name } },
             "addressType": "IPv4",
             "ports": [{ "name": "http", "port": 8080 }],
             "endpoints": [{ "addresses": [self.replicas[0].0.ip], "conditions": { "ready": true } }],
         });
-        self.tell_api("POST", "application/json", "api/v1/namespaces/default/services", &service)?;
-        self.tell_api("POST", "application/json", SLICES, &slice)?;
+        self.call_api("POST", "application/json", "api/v1/namespaces/default/services", &service)?;
+        self.call_api("POST", "application/json", SLICES, &slice)?;
         Ok(format!("{name}.default.svc.cluster.local"))
     }
 
-    /// `curl` has ended when the answer is there, `kubectl` takes its time.
-    fn tell_api(&self, method: &str, kind: &str, path: &str, body: &Value) -> Result<()> {
+    /// Calls the API server with `curl`, which exits sooner after the answer than `kubectl`.
+    fn call_api(&self, method: &str, kind: &str, path: &str, body: &Value) -> Result<()> {
         let admin = self.control_plane.kubeconfig("admin")?;
         let file = |name: &str| admin.with_file_name(name).display().to_string();
         self.node
             .shell(&format!(
-                "curl -fsS -m 10 -o /dev/null --cacert {} --cert {} --key {} -X {method} -H 'Content-Type: {kind}' -d '{body}' \
-                 https://192.0.2.2:6443/{path}",
+                "curl -fsS -m 10 -o /dev/null --cacert {} --cert {} --key {} -X {method} \
+                 -H 'Content-Type: {kind}' -d '{body}' https://192.0.2.2:6443/{path}",
                 file("ca.crt"),
                 file("admin.crt"),
                 file("admin.key"),
             ))
-            .map(drop)
+            .map(|_output| ())
     }
 
-    /// Whether a connection to the virtual IP reaches this replica.
-    pub(super) fn is_reached(&self, replica: usize) -> Result<()> {
+    /// Checks that a connection to the virtual IP reaches this replica.
+    pub(super) fn check_virtual_ip(&self, replica: usize) -> Result<()> {
         let answer = self.client.ask(PROBE)?;
         ensure!(answer == self.replicas[replica].0.name, "{answer} answers");
         Ok(())
     }
 
-    /// Whether the name of the other Service leads to this replica.
-    pub(super) fn is_named(&self, replica: usize) -> Result<()> {
+    /// Checks that the name of the headless Service resolves to this replica.
+    pub(super) fn check_dns(&self, replica: usize) -> Result<()> {
         let address = self.node.run(|| resolve("127.0.0.1:53", "names.default.svc.cluster.local"))?;
-        ensure!(address.to_string() == self.replicas[replica].0.ip, "{address} is answered");
+        ensure!(address.to_string() == self.replicas[replica].0.ip, "DNS answers {address}");
         Ok(())
     }
 
-    /// Whether a pod that asks for a name and connects to what it is told reaches the first replica.
-    pub(super) fn is_known(&self, name: &str) -> Result<()> {
+    /// Checks that a pod that resolves a name and connects to the address reaches the first replica.
+    pub(super) fn check_by_name(&self, name: &str) -> Result<()> {
         let address = self.client.netns.run(|| resolve("10.96.0.10:53", name))??;
         let answer = self.client.ask(&format!("{address}:80"))?;
         ensure!(answer == self.replicas[0].0.name, "{answer} answers");
@@ -123,7 +124,7 @@ impl Ground {
     }
 }
 
-/// The only address of a name, by one query.
+/// Returns the last address of a name, by one query.
 fn resolve(server: &str, name: &str) -> Result<Ipv4Addr> {
     let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.').chain([""]) {
@@ -142,7 +143,9 @@ fn resolve(server: &str, name: &str) -> Result<Ipv4Addr> {
 
 fn slice(service: &str, address: &str) -> String {
     format!(
-        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {service}-1, labels: {{kubernetes.io/service-name: {service}}}}}\n\
-         addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [{address}], conditions: {{ready: true}}}}]\n---\n"
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {service}-1, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+         addressType: IPv4\nports: [{{name: http, port: 8080}}]\n\
+         endpoints: [{{addresses: [{address}], conditions: {{ready: true}}}}]\n---\n"
     )
 }

@@ -1,18 +1,18 @@
-//! A comparison as a table.
+//! Renders a comparison as a table.
 
 use super::{one, signed, whole};
 use crate::comparison::{Comparison, PathResult, Percentile};
 use crate::record::Table;
 use crate::statistics::confidence;
 
-/// With fewer requests, fewer than a hundred are above the 99.9th percentile.
-const ENOUGH: u64 = 100_000;
+/// Minimum number of requests for a p99.9: a hundred are then above it.
+const MIN_REQUESTS_FOR_P999: u64 = 100_000;
 
-/// A column: its head, and a path's cell.
+/// A column: its head, and the function for a path's cell.
 type Column<'c> = (String, Box<dyn Fn(&PathResult) -> String + 'c>);
 
-/// A row a path.
-pub(crate) fn compared(comparison: &Comparison) -> Table {
+/// Returns a table with a row for each path.
+pub(crate) fn comparison_table(comparison: &Comparison) -> Table {
     let columns = if comparison.unit == "MiB" { of_stream(comparison) } else { of_requests(comparison) };
     let heads: Vec<&str> =
         std::iter::once("path").chain(columns.iter().map(|(head, _)| head.as_str())).collect();
@@ -24,8 +24,8 @@ pub(crate) fn compared(comparison: &Comparison) -> Table {
     table
 }
 
-/// What a path adds: with its interval, and a star where that is no difference.
-pub(crate) fn added(comparison: &Comparison, path: &PathResult, percentile: Percentile) -> String {
+/// Formats the latency that a path adds, with its interval; a star marks a value that is not significant.
+pub(crate) fn added_cell(comparison: &Comparison, path: &PathResult, percentile: Percentile) -> String {
     let Some(added) = path.added else { return "-".to_owned() };
     let star = if path.again || comparison.is_difference(path, percentile) { "" } else { " *" };
     signed(added.at(percentile)) + star
@@ -35,8 +35,7 @@ fn note(comparison: &Comparison) -> String {
     let Comparison { rounds, block_ms, .. } = comparison;
     let mut note = format!("Times in µs. {rounds} blocks of {block_ms} ms each, in random order.");
     if comparison.saturated {
-        note +=
-            " At capacity: a latency here is what is under way divided by the rate, and says nothing more.";
+        note += " At capacity: the latency is the number of requests in flight divided by the rate.";
     } else if comparison.unit != "MiB" {
         note += " * not distinguishable from no difference.";
     }
@@ -69,7 +68,7 @@ fn of_requests(comparison: &Comparison) -> Vec<Column<'_>> {
         }));
     } else {
         let adds = |name: &str, percentile| {
-            column(&format!("{name} added ({sure})"), move |path| added(comparison, path, percentile))
+            column(&format!("{name} added ({sure})"), move |path| added_cell(comparison, path, percentile))
         };
         columns.extend([adds("p50", Percentile::P50), adds("p99", Percentile::P99)]);
         if comparison.paths.iter().skip(1).any(has_enough) {
@@ -105,10 +104,10 @@ fn first(comparison: &Comparison) -> &str {
 }
 
 fn has_enough(path: &PathResult) -> bool {
-    path.requests >= ENOUGH
+    path.requests >= MIN_REQUESTS_FOR_P999
 }
 
-/// Of a path that has answered anything.
+/// Returns the cell of a time; `-` for a path without answers.
 fn time(of: fn(&PathResult) -> f64) -> impl Fn(&PathResult) -> String {
     move |path| each((path.requests > 0).then(|| of(path)))
 }

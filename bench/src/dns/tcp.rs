@@ -1,4 +1,4 @@
-//! DNS queries over TCP, pipelined: each connection has several under way (RFC 7766 §6.2.1.1).
+//! DNS queries over TCP, pipelined: each connection has several queries in flight (RFC 7766 §6.2.1.1).
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::names::Queries;
+use super::workload::Queries;
 use crate::load::Block;
 
-/// Connections, and queries under way on each: as many under way as over UDP.
+/// Connections and queries in flight on each: in total as many as over UDP.
 pub(super) const CONNECTIONS: usize = 16;
 pub(super) const PIPELINED: usize = 16;
 
@@ -21,41 +21,41 @@ struct Sent {
 
 struct Connection {
     stream: TcpStream,
-    /// By id, which is free once it has been answered.
-    under_way: [Option<Sent>; PIPELINED],
+    /// Queries in flight by id. An id is free after its answer.
+    in_flight: [Option<Sent>; PIPELINED],
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
 }
 
 /// Connections to one server.
-pub(super) struct Streams<'q> {
+pub(super) struct TcpConnections<'q> {
     queries: &'q Queries,
     connections: Vec<Connection>,
     buffer: Vec<u8>,
     next: usize,
 }
 
-impl<'q> Streams<'q> {
-    /// Connects from where the calling thread is.
+impl<'q> TcpConnections<'q> {
+    /// Connects from the calling thread's network namespace.
     pub(super) fn open(server: SocketAddr, queries: &'q Queries, from: usize) -> io::Result<Self> {
         let connection = || {
             let stream = TcpStream::connect_timeout(&server, Duration::from_secs(5))?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
             let (outgoing, incoming) = (Vec::new(), Vec::new());
-            Ok(Connection { stream, under_way: [None; PIPELINED], outgoing, incoming })
+            Ok(Connection { stream, in_flight: [None; PIPELINED], outgoing, incoming })
         };
         let connections = (0..CONNECTIONS).map(|_| connection()).collect::<io::Result<_>>()?;
         Ok(Self { queries, connections, buffer: vec![0; 65_536], next: from })
     }
 
-    /// Closed loop: each answer makes room for the next query.
+    /// Closed loop: each answer frees an id for the next query.
     pub(super) fn load(&mut self, block: &mut Block, length: Duration) -> Result<()> {
         block.began = Instant::now();
         let end = block.began + length;
         let mut index = 0;
         while Instant::now() < end {
-            self.ask(index)?;
+            self.send(index)?;
             self.receive(block, index)?;
             index = (index + 1) % CONNECTIONS;
         }
@@ -63,11 +63,11 @@ impl<'q> Streams<'q> {
         Ok(())
     }
 
-    /// As many queries as there is room for, in one write.
-    fn ask(&mut self, index: usize) -> Result<()> {
+    /// Sends a query for each free id, in one write.
+    fn send(&mut self, index: usize) -> Result<()> {
         let connection = &mut self.connections[index];
         let at = Instant::now();
-        for (id, place) in connection.under_way.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
+        for (id, place) in connection.in_flight.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
             let number = self.next % self.queries.messages.len();
             self.next += 1;
             let message = &self.queries.messages[number];
@@ -80,7 +80,9 @@ impl<'q> Streams<'q> {
             return Ok(());
         }
         match connection.stream.write(&connection.outgoing) {
-            Ok(written) => drop(connection.outgoing.drain(..written)),
+            Ok(written) => {
+                connection.outgoing.drain(..written);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error.into()),
         }
@@ -101,7 +103,7 @@ impl<'q> Streams<'q> {
             let Some(answer) = rest.get(..usize::from(u16::from_be_bytes(*length))) else { break };
             read += 2 + answer.len();
             let id = answer.first_chunk().map_or(u16::MAX, |id| u16::from_be_bytes(*id));
-            let sent = connection.under_way.get_mut(usize::from(id)).and_then(Option::take);
+            let sent = connection.in_flight.get_mut(usize::from(id)).and_then(Option::take);
             let is_right = sent.is_some_and(|sent| self.queries.is_answered_by(sent.number, id, answer));
             ensure!(is_right, "a wrong answer: {answer:02x?}");
             if let Some(sent) = sent {

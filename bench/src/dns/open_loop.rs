@@ -1,4 +1,4 @@
-//! DNS queries by datagram at a fixed rate, whether answered or not. Latency counts from the intended moment.
+//! DNS queries over UDP at a fixed rate, whether answered or not. Latency counts from the scheduled time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::flows::FLOWS;
-use super::names::Queries;
+use super::workload::Queries;
 use crate::load::Block;
 
-/// An answer that takes longer has been lost.
+/// After this time an answer counts as lost.
 pub(super) const LOST: Duration = Duration::from_secs(1);
 
-/// A query under way.
+/// A query in flight.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     id: u16,
@@ -24,18 +24,18 @@ struct Sent {
 }
 
 /// Flows to one server, used in turn.
-pub(super) struct Paced<'q> {
+pub(super) struct OpenLoop<'q> {
     queries: &'q Queries,
     sockets: Vec<UdpSocket>,
     message: Vec<u8>,
-    /// In order; the socket of one is its id modulo the number of sockets.
-    under_way: VecDeque<Sent>,
+    /// Queries in flight, in order. The socket of a query is its id modulo the number of sockets.
+    in_flight: VecDeque<Sent>,
     next: usize,
     id: u16,
     cursor: usize,
 }
 
-impl<'q> Paced<'q> {
+impl<'q> OpenLoop<'q> {
     pub(super) fn open(server: SocketAddr, queries: &'q Queries, from: usize) -> io::Result<Self> {
         let socket = || {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -44,41 +44,42 @@ impl<'q> Paced<'q> {
             Ok(socket)
         };
         let sockets = (0..FLOWS).map(|_| socket()).collect::<io::Result<_>>()?;
-        let (message, under_way) = (Vec::new(), VecDeque::new());
-        Ok(Self { queries, sockets, message, under_way, next: from, id: 0, cursor: 0 })
+        let (message, in_flight) = (Vec::new(), VecDeque::new());
+        Ok(Self { queries, sockets, message, in_flight, next: from, id: 0, cursor: 0 })
     }
 
-    /// Asks `rate` times a second, for so long. What is not answered, or finds no room in the kernel, is an error.
+    /// Sends `rate` queries a second for `length`. A query that is unanswered or does not fit into the socket
+    /// buffer is an error.
     pub(super) fn load(&mut self, block: &mut Block, rate: u32, length: Duration) -> Result<()> {
         let end = Instant::now() + length;
         self.load_while(block, rate, |next| next < end)
     }
 
-    /// The same, as long as this holds for the moment of the next query.
+    /// As [`OpenLoop::load`], as long as `is_running` holds for the time of the next query.
     pub(super) fn load_while(
         &mut self,
         block: &mut Block,
         rate: u32,
-        goes_on: impl Fn(Instant) -> bool,
+        is_running: impl Fn(Instant) -> bool,
     ) -> Result<()> {
         let interval = Duration::from_secs(1) / rate;
         block.began = Instant::now();
         let mut next = block.began;
         loop {
             let now = Instant::now();
-            let goes_on = goes_on(next);
-            if now >= next && goes_on {
+            let is_running = is_running(next);
+            if now >= next && is_running {
                 block.lag.record(u64::try_from((now - next).as_nanos())?)?;
                 self.send(block, next)?;
                 next += interval;
             }
             self.receive(block)?;
-            while self.under_way.front().is_some_and(|sent| sent.is_answered || now - sent.intended > LOST) {
-                let sent = self.under_way.pop_front();
+            while self.in_flight.front().is_some_and(|sent| sent.is_answered || now - sent.intended > LOST) {
+                let sent = self.in_flight.pop_front();
                 block.errors += u64::from(sent.is_some_and(|sent| !sent.is_answered));
             }
-            // What is lost leaves the queue after a while.
-            if !goes_on && self.under_way.is_empty() {
+            // Lost queries leave the queue after `LOST`.
+            if !is_running && self.in_flight.is_empty() {
                 block.took = block.began.elapsed();
                 return Ok(());
             }
@@ -92,7 +93,7 @@ impl<'q> Paced<'q> {
         self.message[..2].copy_from_slice(&self.id.to_be_bytes());
         match self.sockets[usize::from(self.id) % FLOWS].send(&self.message) {
             Ok(_) => {
-                self.under_way.push_back(Sent { id: self.id, number, intended, is_answered: false });
+                self.in_flight.push_back(Sent { id: self.id, number, intended, is_answered: false });
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => block.errors += 1,
             Err(error) => return Err(error.into()),
@@ -102,9 +103,9 @@ impl<'q> Paced<'q> {
         Ok(())
     }
 
-    /// Looks at the socket whose answer is due next; if there is nothing, at one other.
+    /// Reads the socket of the oldest query; if it has no answer, reads one further socket.
     fn receive(&mut self, block: &mut Block) -> Result<()> {
-        let Some(oldest) = self.under_way.front() else { return Ok(()) };
+        let Some(oldest) = self.in_flight.front() else { return Ok(()) };
         let due = usize::from(oldest.id) % FLOWS;
         if !self.receive_on(block, due)? {
             self.cursor = (self.cursor + 1) % FLOWS;
@@ -113,7 +114,7 @@ impl<'q> Paced<'q> {
         Ok(())
     }
 
-    /// Whether there was anything.
+    /// Reads one socket. Returns whether it had a datagram.
     fn receive_on(&mut self, block: &mut Block, index: usize) -> Result<bool> {
         let mut answer = [0; 512];
         let length = match self.sockets[index].recv(&mut answer) {
@@ -123,15 +124,15 @@ impl<'q> Paced<'q> {
         };
         let answer = &answer[..length];
         let (Some(first), Some(id)) =
-            (self.under_way.front(), answer.first_chunk().map(|id| u16::from_be_bytes(*id)))
+            (self.in_flight.front(), answer.first_chunk().map(|id| u16::from_be_bytes(*id)))
         else {
             return Ok(true);
         };
-        // Ids follow each other, but for those that were not sent.
+        // Ids are consecutive except for queries that were not sent.
         let guess = usize::from(id.wrapping_sub(first.id));
-        let from = guess.min(self.under_way.len() - 1);
-        let found = (0..=from).rev().find(|at| self.under_way[*at].id == id);
-        let Some(sent) = found.and_then(|at| self.under_way.get_mut(at)) else { return Ok(true) };
+        let from = guess.min(self.in_flight.len() - 1);
+        let found = (0..=from).rev().find(|at| self.in_flight[*at].id == id);
+        let Some(sent) = found.and_then(|at| self.in_flight.get_mut(at)) else { return Ok(true) };
         if !std::mem::replace(&mut sent.is_answered, true) {
             ensure!(self.queries.is_answered_by(sent.number, id, answer), "a wrong answer: {answer:02x?}");
             block.answered(sent.intended)?;

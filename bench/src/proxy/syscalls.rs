@@ -1,7 +1,7 @@
-//! What a request costs in system calls and wake-ups of `portolan-proxy`.
+//! System calls and wake-ups of `portolan-proxy` for a request.
 //!
-//! Calls are counted by `strace -c`, which slows the proxy down tenfold: polling then never pays, so the calls are those of
-//! a proxy that does not poll. Wake-ups are counted apart, without it.
+//! `strace -c` counts the calls and slows the proxy down tenfold: polling then never succeeds, so the
+//! measured proxy does not poll. Wake-ups are counted separately, without strace.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,7 @@ pub(super) const SHAPES: [Shape; 5] =
 
 const BLOCK: Duration = Duration::from_secs(1);
 
-/// Counts for one proxy that does not poll.
+/// Counts the calls and wake-ups of a proxy that does not poll.
 pub(super) fn measure(record: &mut Record) -> Result<()> {
     if let Err(error) = Command::new("strace").arg("-V").stdout(Stdio::null()).status() {
         record.not_measured.push(format!("system calls: strace: {error}; `apt-get install strace` as root"));
@@ -34,7 +34,7 @@ pub(super) fn measure(record: &mut Record) -> Result<()> {
     let mut table = Table::new(
         "System calls and wake-ups a request",
         &["load", "wake-ups", "calls", "which"],
-        "Of portolan-proxy without polling; a stream's are per MiB.",
+        "portolan-proxy without polling; for a stream, per MiB.",
     );
     for shape in SHAPES {
         if interrupt::requested() {
@@ -58,7 +58,7 @@ pub(super) fn measure(record: &mut Record) -> Result<()> {
     Ok(())
 }
 
-/// `strace -c` at work.
+/// A running `strace -c`.
 struct Counter {
     child: Child,
     output: tempfile::NamedTempFile,
@@ -81,16 +81,16 @@ impl Counter {
         Ok(Self { child, output })
     }
 
-    /// Calls by name.
+    /// Ends strace and returns the number of calls by name.
     fn finish(mut self) -> Result<BTreeMap<String, u64>> {
-        // Not one of those that this program blocks, and its children with it.
+        // A signal that this program, and so its children, do not block.
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGQUIT)?;
         self.child.wait()?;
         parse(&std::fs::read_to_string(self.output.path())?)
     }
 }
 
-/// Rows of `% time, seconds, usecs/call, calls, [errors,] name`.
+/// Parses rows of `% time, seconds, usecs/call, calls, [errors,] name`.
 fn parse(text: &str) -> Result<BTreeMap<String, u64>> {
     let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit()));
     let row = |line: &str| -> Option<(String, u64)> {
@@ -102,7 +102,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, u64>> {
     Ok(calls)
 }
 
-/// How often its threads have gone to sleep, and so had to be woken.
+/// Returns how often the threads of a process have slept, and so had to be woken.
 fn wake_ups(process: u32) -> u64 {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
     let switches = |task: std::fs::DirEntry| -> Option<u64> {
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_read_with_and_without_errors() {
+    fn rows_with_and_without_errors_are_parsed() {
         let text = "% time     seconds  usecs/call     calls    errors syscall\n\
                     ------ ----------- ----------- --------- --------- ----------------\n \
                     60.00    0.000600           6       100        10 recvfrom\n \

@@ -1,4 +1,4 @@
-//! From the rename of a file to the first answer that shows what is in it, under a steady load.
+//! Time from the rename of a manifest to the first answer with its content, under a steady load.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -6,31 +6,31 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 
-use super::changing::{self, Changing, DEADLINE};
+use super::changing_service::{self, ChangingService, DEADLINE};
 use super::flows::FLOWS;
-use super::names::{self, Queries};
 use super::servers::Lab;
+use super::workload::{self, Queries};
 use crate::cores;
 use crate::interrupt;
 use crate::load;
 use crate::progress::Progress;
 use crate::record::{Estimate, Record, micros};
 
-/// Queries a second while changes come.
+/// Queries a second during the changes.
 const RATE: u32 = 5000;
 
-/// Between the change that was seen and the next one.
+/// Pause after a visible change.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Measures as many changes of an endpoint, with 10,000 other Services about.
+/// Measures `changes` changes of an endpoint, with 10,000 other Services.
 pub(super) fn measure(record: &mut Record, changes: usize) -> Result<()> {
     let mut lab = Lab::empty()?;
     let services = Queries::services();
-    let changing = Changing::start(&mut lab, &services)?;
+    let changing = ChangingService::start(&mut lab, &services)?;
     let server = lab.servers[0].address;
     let (seen, lost) = lab.node.run(|| {
         cores::pin(lab.cores.generator)?;
-        watch(server, &services, &changing, changes)
+        measure_changes(server, &services, &changing, changes)
     })?;
     if seen.is_empty() {
         return Ok(());
@@ -45,11 +45,12 @@ pub(super) fn measure(record: &mut Record, changes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Every second query is for the name that changes. Returns the times, and how many queries had no answer.
-fn watch(
+/// Applies the changes; every second query is for the changing name. Returns the times and the number of lost
+/// queries.
+fn measure_changes(
     server: SocketAddr,
     queries: &Queries,
-    changing: &Changing,
+    changing: &ChangingService,
     changes: usize,
 ) -> Result<(Histogram<u64>, u64)> {
     let mut client = Client::new(server, queries)?;
@@ -62,7 +63,7 @@ fn watch(
         }
         changing.write(change)?;
         client.run_for(PAUSE)?;
-        let (renamed, wanted) = (Instant::now(), changing::address(change).octets());
+        let (renamed, wanted) = (Instant::now(), changing_service::address(change).octets());
         changing.publish()?;
         while client.run_until_answer()? != Some(wanted) {
             ensure!(renamed.elapsed() < DEADLINE, "change {change} is not visible after {DEADLINE:?}");
@@ -72,7 +73,7 @@ fn watch(
     Ok((seen, client.lost))
 }
 
-/// Asks by the clock, one query after the other.
+/// Sends queries at a fixed rate, one at a time.
 struct Client<'q> {
     sockets: Vec<UdpSocket>,
     queries: &'q Queries,
@@ -91,7 +92,7 @@ impl<'q> Client<'q> {
             Ok(socket)
         };
         let sockets = (0..FLOWS).map(|_| socket()).collect::<Result<_>>()?;
-        let (probe, next) = (names::query(changing::NAME), Instant::now());
+        let (probe, next) = (workload::query(changing_service::NAME), Instant::now());
         Ok(Self { sockets, queries, probe, next, number: 0, lost: 0 })
     }
 
@@ -103,7 +104,8 @@ impl<'q> Client<'q> {
         Ok(())
     }
 
-    /// One query, when it is due; the address in its answer if it was for the name that changes.
+    /// Sends one query when it is due. Returns the address of the answer if the query was for the changing
+    /// name.
     fn run_until_answer(&mut self) -> Result<Option<[u8; 4]>> {
         while Instant::now() < self.next {
             std::hint::spin_loop();

@@ -1,25 +1,25 @@
-//! What was found of each program, in rows.
+//! Tables of the results.
 
 use std::time::Duration;
 
-use super::subject::Kind;
+use super::daemon::Kind;
 use super::{Size, milliseconds, percentile};
 use crate::processor::Memory;
 use crate::record::Table;
 
-pub(super) struct Found {
+pub(super) struct DaemonResult {
     pub(super) kind: Kind,
-    /// From its start to the first connection, or answer.
+    /// From process start to the first connection or answer.
     pub(super) ready: Duration,
-    /// Processor time until then.
+    /// CPU time until then.
     pub(super) cpu: Duration,
     pub(super) at_start: Memory,
-    /// Once everything was listed again.
+    /// Memory after a relist.
     pub(super) relisted: Option<Memory>,
     pub(super) changes: Vec<Duration>,
 }
 
-pub(super) fn table(found: &[Found], size: Size) -> Table {
+pub(super) fn table(found: &[DaemonResult], size: Size) -> Table {
     let columns = [
         "program",
         "start to serving, s",
@@ -33,15 +33,15 @@ pub(super) fn table(found: &[Found], size: Size) -> Table {
     ];
     let title =
         format!("{} Services with {} endpoints each, from the API server", size.services, size.endpoints);
-    let note = "A change is a patch of an EndpointSlice; its time is from the API server's answer to the first connection that \
-                reaches the new endpoint (proxies), or the first answer with its address (DNS). kube-proxy gathers changes for up to \
-                a second; it does not say when it has listed.";
+    let note = "A change is a patch of an EndpointSlice. Its time is from the API server's answer to the \
+        first connection to the new endpoint (proxies), or to the first answer with its address (DNS). \
+        kube-proxy batches changes for up to a second; it does not log its lists.";
     let mut table = Table::new(&title, &columns, note);
     found.iter().for_each(|found| table.row(row(found)));
     table
 }
 
-fn row(found: &Found) -> [String; 9] {
+fn row(found: &DaemonResult) -> [String; 9] {
     let ms = |percent| format!("{:.1}", milliseconds(percentile(&found.changes, percent)));
     let mib = |mebibytes: f64| format!("{mebibytes:.0}");
     let relisted =
@@ -59,13 +59,14 @@ fn row(found: &Found) -> [String; 9] {
     ]
 }
 
-/// How long Services took from their creation to an answer by name.
-pub(super) fn known(times: &[Duration]) -> Table {
+/// Returns the table of times from the creation of a Service to an answer by its name.
+pub(super) fn creation_table(times: &[Duration]) -> Table {
     let columns = ["Services created", "ms: p50", "p99", "longest"];
-    let note = "Both daemons run. From the API server's answer to the second object, the slice, to the answer of the endpoint to a pod \
-                that has asked for the name and connected to what it was told; it asks again at once.";
+    let note = "Both daemons run. From the API server's answer to the creation of the slice until a pod has \
+        resolved the name, connected to the address and received the endpoint's answer. The pod \
+        retries at once.";
     let mut table = Table::new("From creation to an answer by name", &columns, note);
-    let shown = [50, 99, 100].map(|percent| format!("{:.1}", milliseconds(percentile(times, percent))));
-    table.row([vec![times.len().to_string()], shown.to_vec()].concat());
+    let cells = [50, 99, 100].map(|percent| format!("{:.1}", milliseconds(percentile(times, percent))));
+    table.row([vec![times.len().to_string()], cells.to_vec()].concat());
     table
 }

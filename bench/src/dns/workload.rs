@@ -1,4 +1,4 @@
-//! The names that are asked for, as each kind of server wants to be told of them.
+//! The queried names, and the configuration that serves them in the format of each server.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -7,50 +7,50 @@ use std::path::Path;
 use anyhow::Result;
 use fastrand::Rng;
 
-/// Services of the cluster, in as many namespaces as a hundredth of it.
+/// Services of the cluster.
 pub(super) const SERVICES: usize = 10_000;
 
-/// Documents of a manifest, Services of a namespace.
+/// Services of a namespace, and so documents of a manifest.
 const PER_NAMESPACE: usize = 100;
 
-/// Names of the world outside.
+/// External names.
 const EXTERNAL: usize = 10_000;
 
-/// Serial, then refresh, retry, expire, and what negative answers live: seconds, as CoreDNS has them.
+/// Serial, then refresh, retry, expire and negative TTL in seconds, as CoreDNS sets them.
 const SOA_NUMBERS: &str = "1 7200 1800 86400 5";
 
-/// Queries with the answers they must get.
+/// Queries with their expected answers.
 #[derive(Clone, Debug)]
 pub(super) struct Queries {
     /// Messages with an id of zero.
     pub(super) messages: Vec<Vec<u8>>,
-    /// The code that answers must have.
+    /// The expected response code.
     pub(super) rcode: u8,
 }
 
 impl Queries {
-    /// The virtual IPs of all Services.
+    /// Queries for the virtual IPs of all Services.
     pub(super) fn services() -> Self {
         Self::shuffled((0..SERVICES).map(|number| query(&service(number))), 0)
     }
 
-    /// What a search list makes of names outside (`ndots:5`): nothing.
+    /// Queries of a search list for external names (`ndots:5`): the names do not exist.
     pub(super) fn missing() -> Self {
         let name = |number: usize| format!("host-{number}.example.org.{}", domain(number));
         Self::shuffled((0..SERVICES).map(|number| query(&name(number))), 3)
     }
 
-    /// Names that have to be asked of another server, the first time.
+    /// Queries for external names, which the server forwards the first time.
     pub(super) fn external() -> Self {
         Self::shuffled((0..EXTERNAL).map(|number| query(&format!("host-{number}.example.org"))), 0)
     }
 
-    /// A single one, which has an answer.
+    /// A single query for A, which has an answer.
     pub(super) fn one(name: &str) -> Self {
         Self { messages: vec![query(name)], rcode: 0 }
     }
 
-    /// A single one, for TXT.
+    /// A single query for TXT.
     #[cfg(test)]
     pub(super) fn one_text(name: &str) -> Self {
         let mut one = Self::one(name);
@@ -61,14 +61,14 @@ impl Queries {
         one
     }
 
-    /// Always in the same order, which is that of no server's memory.
+    /// Shuffles with a fixed seed: the order is the same in every run and not the order of the zone.
     fn shuffled(messages: impl Iterator<Item = Vec<u8>>, rcode: u8) -> Self {
         let mut messages: Vec<_> = messages.collect();
         Rng::with_seed(53).shuffle(&mut messages);
         Self { messages, rcode }
     }
 
-    /// Whether a message is the right answer to the query of that number, with that id.
+    /// Returns whether a message is the correct answer to query `number` with that id.
     pub(super) fn is_answered_by(&self, number: usize, id: u16, message: &[u8]) -> bool {
         let Some(query) = self.messages.get(number) else { return false };
         let Some((header, rest)) = message.split_first_chunk::<12>() else { return false };
@@ -81,7 +81,7 @@ impl Queries {
     }
 }
 
-/// A query for the A records of a name, recursion desired, without EDNS: as glibc's and dnsperf's.
+/// Encodes a query for A records with recursion desired and without EDNS, as glibc and dnsperf do.
 pub(super) fn query(name: &str) -> Vec<u8> {
     let mut message = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
@@ -105,14 +105,15 @@ fn address(number: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x0a60_0100 + u32::try_from(number).unwrap_or(0))
 }
 
-/// A file a namespace.
+/// Writes a manifest for each namespace.
 pub(super) fn write_manifests(directory: &Path) -> Result<()> {
     for namespace in 0..SERVICES / PER_NAMESPACE {
         let mut text = String::new();
         for number in namespace * PER_NAMESPACE..(namespace + 1) * PER_NAMESPACE {
             writeln!(
                 text,
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: service-{number}, namespace: namespace-{namespace}}}\n\
+                "---\napiVersion: v1\nkind: Service\n\
+                 metadata: {{name: service-{number}, namespace: namespace-{namespace}}}\n\
                  spec: {{clusterIP: {}, ports: [{{name: http, port: 80}}]}}",
                 address(number)
             )?;
@@ -122,7 +123,7 @@ pub(super) fn write_manifests(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same Services as a zone.
+/// Returns the Services as a zone.
 pub(super) fn cluster_zone() -> String {
     let mut zone = head("cluster.local.", 5);
     for number in 0..SERVICES {
@@ -132,7 +133,7 @@ pub(super) fn cluster_zone() -> String {
     zone
 }
 
-/// The world outside.
+/// Returns the external names as a zone.
 pub(super) fn external_zone() -> String {
     let mut zone = head("example.org.", 3600);
     for number in 0..EXTERNAL {
@@ -143,12 +144,12 @@ pub(super) fn external_zone() -> String {
 
 fn head(origin: &str, ttl: u32) -> String {
     format!(
-        "$ORIGIN {origin}\n$TTL {ttl}\n@ SOA ns.dns.{origin} hostmaster.{origin} {SOA_NUMBERS}\n@ NS ns.dns.{origin}\n\
-         ns.dns A 10.53.0.1\n"
+        "$ORIGIN {origin}\n$TTL {ttl}\n@ SOA ns.dns.{origin} hostmaster.{origin} {SOA_NUMBERS}\n\
+         @ NS ns.dns.{origin}\nns.dns A 10.53.0.1\n"
     )
 }
 
-/// As dnsperf wants them.
+/// Returns the queries in the format of dnsperf.
 pub(super) fn dnsperf_lines(queries: &Queries) -> String {
     queries.messages.iter().map(|message| format!("{} A\n", name_of(message))).collect()
 }
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_right_answer_to_this_very_query_counts() {
+    fn only_a_correct_answer_to_the_query_counts() {
         let queries = Queries::services();
         let mut answer = queries.messages[7].clone();
         answer[1] = 9;

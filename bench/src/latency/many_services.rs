@@ -1,9 +1,9 @@
-//! The same request among ten thousand Services, and to one of a hundred endpoints.
+//! The same request with ten thousand Services configured, and to a Service with a hundred endpoints.
 
 use anyhow::Result;
 use testbed::Pod;
 
-use crate::interleave::measure_as;
+use crate::interleave::measure_with_suffix;
 use crate::interrupt;
 use crate::load::{Shape, server};
 use crate::processor::Process;
@@ -11,10 +11,10 @@ use crate::record::Record;
 use crate::services;
 use crate::topology::{ECHO, Topology};
 
-/// What a number of Services could matter to.
+/// Loads that the number of Services could affect.
 pub(super) const SHAPES: [Shape; 2] = [Shape::Requests, Shape::Connections];
 
-/// Behind the title of a load, and the path of the Service with one endpoint.
+/// Suffix of the load's title, and name of the path to the Service with one endpoint.
 pub(super) const AMONG_MANY: &str = " among many Services";
 pub(super) const MANY: &str = "10,000 Services";
 
@@ -24,13 +24,13 @@ const ENDPOINTS: usize = 100;
 /// The Service with many endpoints.
 const WIDE_IP: &str = "10.96.9.7";
 
-/// Beside `few`, a topology with one Service.
+/// Compares with `few`, a topology with one Service.
 pub(super) fn measure(record: &mut Record, few: &Topology, rounds: usize) -> Result<()> {
     let many = Topology::new(&[])?;
     let endpoints = (0..ENDPOINTS).map(|number| endpoint(&many, number)).collect::<Result<Vec<_>>>()?;
     services::write(&many.cluster.manifests(), SERVICES, 1, 1)?;
     let addresses = endpoints.iter().map(|pod| pod.ip.clone());
-    // What is written last is read last.
+    // The proxy reads manifests in order: once this one is served, all are.
     many.cluster.apply("wide.yaml", &services::manifest("wide", WIDE_IP, server::ECHO_PORT, addresses))?;
     many.wait(WIDE_IP, ECHO)?;
     let proxy = Process(many.cluster.proxy.id());
@@ -42,7 +42,7 @@ pub(super) fn measure(record: &mut Record, few: &Topology, rounds: usize) -> Res
         many.path("10,000 Services, 100 endpoints", WIDE_IP, (ECHO, ECHO), "wide", Some(proxy))?,
     ];
     for shape in SHAPES.into_iter().filter(|_| !interrupt::requested()) {
-        measure_as(record, shape.into(), AMONG_MANY, &paths, rounds)?;
+        measure_with_suffix(record, shape.into(), AMONG_MANY, &paths, rounds)?;
     }
     Ok(())
 }

@@ -1,20 +1,20 @@
-//! A record on the terminal.
+//! Renders a record as text tables.
 
-mod side_by_side;
+mod comparison;
 
 use crate::record::{Estimate, Figure, Record, Table};
 use crate::target::Bound;
 
-pub(crate) use side_by_side::{added, compared};
+pub(crate) use comparison::{added_cell, comparison_table};
 
-/// Prints what a person wants to know at once: the comparisons, the tables, and what was asked for.
+/// Prints the comparisons, the tables and the figures that have a target.
 #[expect(clippy::print_stdout, reason = "this is the program's output")]
 pub fn print(record: &Record) {
     for comparison in &record.comparisons {
-        print!("{}", table(&compared(comparison)));
+        print!("{}", table(&comparison_table(comparison)));
     }
-    for shown in &record.tables {
-        print!("{}", table(shown));
+    for content in &record.tables {
+        print!("{}", table(content));
     }
     print!("{}", table(&figures(&record.figures, &record.confidence())));
     for (kind, notes) in [("warning", &record.warnings), ("not measured", &record.not_measured)] {
@@ -30,10 +30,10 @@ pub fn print(record: &Record) {
     );
 }
 
-/// What was asked for, as a table. `confidence` is that of the intervals.
+/// Returns the table of the figures that have a target. `confidence` is that of the intervals.
 pub(crate) fn figures(figures: &[Figure], confidence: &str) -> Table {
     let measured = format!("measured ({confidence})");
-    let mut table = Table::new("Asked for", &["figure", "target", &measured, ""], "");
+    let mut table = Table::new("Targets", &["figure", "target", &measured, ""], "");
     for figure in figures {
         let remark = figure.remark.as_ref().map(|remark| format!(": {remark}")).unwrap_or_default();
         let measured =
@@ -43,7 +43,7 @@ pub(crate) fn figures(figures: &[Figure], confidence: &str) -> Table {
     table
 }
 
-/// `at most 0.25 x`.
+/// Formats a target: `at most 0.25 x`.
 pub(crate) fn target(figure: &Figure) -> String {
     let (words, limit) = match figure.target {
         Bound::AtMost(limit) => ("at most", limit),
@@ -52,7 +52,7 @@ pub(crate) fn target(figure: &Figure) -> String {
     format!("{words} {limit} {}", figure.unit)
 }
 
-/// `0.22 (0.20 to 0.30) x`; without the interval where there is none.
+/// Formats an estimate: `0.22 (0.20 to 0.30) x`, without the interval if there is none.
 pub(crate) fn with_unit(estimate: Estimate, unit: &str) -> String {
     let number = |value: f64| if value.abs() < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") };
     let Estimate { value, low, high } = estimate;
@@ -74,7 +74,7 @@ fn whole(value: f64) -> String {
     format!("{value:.0}")
 }
 
-/// The first column to the left, the others to the right, as wide as needed.
+/// Formats a table: the first column is left-aligned, the others are right-aligned.
 pub(crate) fn table(table: &Table) -> String {
     let rows = || std::iter::once(&table.columns).chain(&table.rows);
     let width =

@@ -1,9 +1,9 @@
-//! What a section shows besides figures: tables, charts, distributions, configurations.
+//! The parts of a record besides figures: tables, charts, distributions, configurations.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Rows under a header; the first column names the row, numbers are formatted already.
+/// Rows under a header. The first column names the row; numbers are already formatted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Table {
     /// Its heading.
@@ -12,7 +12,7 @@ pub struct Table {
     pub columns: Vec<String>,
     /// One cell a column.
     pub rows: Vec<Vec<String>>,
-    /// What must be known to read it.
+    /// What a reader must know to read it.
     pub note: String,
 }
 
@@ -27,16 +27,16 @@ pub struct Chart {
     pub x: Axis,
     /// Up.
     pub y: Axis,
-    /// At most eight: there are no more colours that can be told apart.
+    /// At most eight: the style sheet has eight distinguishable colours.
     pub lines: Vec<Line>,
 }
 
-/// What is along one side.
+/// One axis.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Axis {
     /// With its unit.
     pub label: String,
-    /// Whether decades have equal length; then every value is above zero.
+    /// Whether the axis is logarithmic. All values must then be above zero.
     pub logarithmic: bool,
 }
 
@@ -45,14 +45,14 @@ pub struct Axis {
 pub struct Line {
     /// As in the legend.
     pub name: String,
-    /// In the order they are joined in.
+    /// In drawing order.
     pub points: Vec<[f64; 2]>,
 }
 
 /// A latency distribution.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Distribution {
-    /// Those of one group are plotted together.
+    /// Distributions of one group are plotted together.
     pub group: String,
     /// As in the legend.
     pub name: String,
@@ -62,19 +62,19 @@ pub struct Distribution {
     pub quantiles: Vec<[f64; 2]>,
 }
 
-/// What a peer ran with.
+/// The configuration of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
     /// Of the peer.
     pub name: String,
-    /// As it says itself.
+    /// Its version, as it prints it.
     pub version: String,
-    /// Its file, or its rules, or its flags.
+    /// Its configuration file, rules or flags.
     pub text: String,
 }
 
 impl Table {
-    /// An empty one.
+    /// Returns an empty table.
     pub fn new(title: &str, columns: &[&str], note: &str) -> Self {
         let columns = columns.iter().map(|&column| column.to_owned()).collect();
         Self { title: title.to_owned(), columns, rows: Vec::new(), note: note.to_owned() }
@@ -87,19 +87,19 @@ impl Table {
 }
 
 impl Axis {
-    /// Equal steps, equal lengths.
+    /// A linear axis.
     pub fn linear(label: &str) -> Self {
         Self { label: label.to_owned(), logarithmic: false }
     }
 
-    /// Equal factors, equal lengths.
+    /// A logarithmic axis.
     pub fn logarithmic(label: &str) -> Self {
         Self { label: label.to_owned(), logarithmic: true }
     }
 }
 
 impl Distribution {
-    /// Of values in nanoseconds. Five points for each halving of what is left above.
+    /// From values in nanoseconds, with five points for each halving of the remaining tail.
     pub(crate) fn new(group: &str, name: &str, histogram: &Histogram<u64>) -> Self {
         let mut quantiles: Vec<[f64; 2]> = Vec::new();
         for step in histogram.iter_quantiles(5) {
@@ -109,7 +109,7 @@ impl Distribution {
     }
 }
 
-/// Microseconds.
+/// Converts nanoseconds to microseconds.
 #[expect(clippy::cast_precision_loss, reason = "latencies are far below 2^52 ns")]
 pub(crate) fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1000.0
