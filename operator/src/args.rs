@@ -7,50 +7,51 @@ use clap_complete::Shell;
 
 use crate::{doctor, install, status, trace};
 
-/// Looks after Portolan on this node: what runs, what is wrong, where a request goes, what is installed.
+/// Inspects and installs Portolan on this node: status, problems, the path of a request, the CNI plugin.
 ///
-/// Every command only looks, but for `install` and `uninstall`.
+/// All commands except `install` and `uninstall` are read-only.
 #[derive(Debug, Parser)]
 #[command(
     name = "portolan",
     version,
-    after_help = "Examples:\n  portolan status\n  portolan doctor\n  portolan trace web:80 --from default/client\n  \
+    after_help = "Examples:\n  portolan status\n  portolan doctor\n  portolan trace web:80 --from \
+        default/client\n  \
                   portolan install --runtime podman\n\n\
-                  Exit code: 0 all is well, 1 something is not, 2 the command line is wrong."
+                  Exit code: 0 success, 1 a problem was found, 2 the command line is invalid."
 )]
 pub struct Args {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub(crate) command: Command,
 
-    /// Write JSON, for programs.
+    /// Print JSON.
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// What runs here, what it reads, and every Service with its endpoints and traffic.
+    /// Shows the daemons, their sources, and all Services with endpoints and traffic.
     Status(status::Args),
-    /// Looks for what keeps Portolan from working on this node, and says how to mend it.
+    /// Finds what prevents Portolan from working on this node, and says how to fix it.
     Doctor(doctor::Args),
-    /// Walks a request to a Service, step by step, and says what each step answered.
+    /// Traces a request to a Service and prints the result of each step.
     Trace(trace::Args),
-    /// Gives the CNI plugin to a container runtime. Repeating it brings the plugin up to date.
+    /// Installs the CNI plugin for a container runtime. Repeat it to update the plugin.
     Install(install::InstallArgs),
-    /// Takes away what `install` has written, and nothing else.
+    /// Removes the files that `install` wrote, and nothing else.
     Uninstall(install::UninstallArgs),
     /// Prints the completion script of a shell.
     Completion {
-        /// Which one.
+        /// The shell.
         shell: Shell,
     },
-    /// Does nothing until it is told to end: in a pod, whose containers may not end by themselves.
+    /// Sleeps until it is killed: the last container of a DaemonSet pod, which must not exit.
     #[command(hide = true)]
     Stay,
     /// Writes the manual pages into a directory.
     Man {
-        /// Where to; it is created.
+        /// The directory; it is created if missing.
         directory: PathBuf,
     },
 }

@@ -1,24 +1,24 @@
-//! CNI network configurations in a runtime's directory, in the order in which it reads them.
+//! CNI network configurations in a runtime's directory, in the order in which the runtime reads them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// The plugin's name, as `type` of a configuration and as a file.
+/// The plugin's name: `type` of a configuration, and name of the binary.
 pub(crate) const PLUGIN: &str = "portolan-cni";
 
-/// What libcni takes for a configuration.
+/// File name extensions of configurations, as in libcni.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
-/// One file.
+/// A configuration file.
 #[derive(Debug)]
 pub(crate) struct Conflist {
     pub(crate) path: PathBuf,
     pub(crate) content: Result<Value, String>,
 }
 
-/// The files of a directory, first by name first.
+/// Returns the configuration files of a directory, sorted by name.
 pub(crate) fn list(directory: &Path) -> Vec<Conflist> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries
@@ -35,17 +35,17 @@ fn read(path: &Path) -> Result<Value, String> {
 }
 
 impl Conflist {
-    /// Whether our plugin is in it.
+    /// Returns whether the file configures portolan-cni.
     pub(crate) fn is_ours(&self) -> bool {
         self.plugin().is_some()
     }
 
-    /// `mtu` of our plugin, in bytes.
+    /// Returns `mtu` of portolan-cni, in bytes.
     pub(crate) fn mtu(&self) -> Option<u64> {
         self.plugin()?["mtu"].as_u64()
     }
 
-    /// `ipam.ranges[][].subnet` of our plugin.
+    /// Returns `ipam.ranges[][].subnet` of portolan-cni.
     pub(crate) fn subnets(&self) -> Vec<&str> {
         let sets = self.plugin().and_then(|plugin| plugin["ipam"]["ranges"].as_array()).into_iter().flatten();
         sets.filter_map(Value::as_array).flatten().filter_map(|range| range["subnet"].as_str()).collect()

@@ -1,6 +1,7 @@
-//! What keeps Portolan from working on this node, and how to mend it.
+//! Checks what prevents Portolan from working on this node, and suggests fixes.
 //!
-//! Each module looks at one thing and knows its remedy. What cannot be looked at is said, never taken for fine.
+//! Each module checks one area and knows its fixes. What cannot be checked is reported as a warning, never as
+//! ok.
 
 mod conflicts;
 mod firewall;
@@ -8,8 +9,8 @@ mod kernel;
 mod network;
 mod ports;
 mod runtime;
-mod setting;
 pub(crate) mod sources;
+mod sysctl;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,15 +23,15 @@ use crate::table::Table;
 /// Flags of `portolan doctor`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Where the container runtime looks for plugins.
+    /// The container runtime's directory of plugins.
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
     bin_dir: PathBuf,
 
-    /// Where the container runtime looks for network configurations.
+    /// The container runtime's directory of network configurations.
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     conf_dir: PathBuf,
 
-    /// Where portolan-dns answers.
+    /// Address of portolan-dns.
     #[arg(long, value_name = "IP", default_value = "10.96.0.10")]
     dns: IpAddr,
 }
@@ -41,18 +42,18 @@ pub(crate) struct Report {
     findings: Vec<Finding>,
 }
 
-/// How bad it is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
     Ok,
-    /// Something will be worse than it could be, or could not be looked at.
+    /// Something works worse than it could, or could not be checked.
     Warning,
-    /// Something will not work.
+    /// Something does not work.
     Error,
 }
 
-/// What was looked at, what was seen, and what to do.
+/// The result of a check: what was seen, and the fix.
 #[derive(Debug, Serialize)]
 struct Finding {
     check: &'static str,
@@ -76,23 +77,23 @@ impl Finding {
     }
 }
 
-/// Looks at everything; the worst comes last, where a terminal shows it.
-pub(crate) fn examine(args: &Args) -> Report {
-    let mut findings = kernel::examine();
-    findings.extend(setting::examine());
-    findings.extend(network::examine(args));
-    findings.extend(firewall::examine());
-    findings.extend(conflicts::examine());
-    findings.extend(ports::examine(args.dns));
-    findings.extend(runtime::examine(args));
-    findings.extend(sources::examine());
+/// Runs all checks. Sorts by severity, the worst last, where a terminal shows it.
+pub(crate) fn check(args: &Args) -> Report {
+    let mut findings = kernel::check();
+    findings.extend(sysctl::check());
+    findings.extend(network::check(args));
+    findings.extend(firewall::check());
+    findings.extend(conflicts::check());
+    findings.extend(ports::check(args.dns));
+    findings.extend(runtime::check(args));
+    findings.extend(sources::check());
     findings.sort_by_key(|finding| finding.level);
     Report { findings }
 }
 
 impl Report {
-    /// There is no error; warnings pass.
-    pub(crate) fn is_well(&self) -> bool {
+    /// Returns whether there is no error. Warnings are accepted.
+    pub(crate) fn is_healthy(&self) -> bool {
         self.findings.iter().all(|finding| finding.level < Level::Error)
     }
 }
@@ -117,6 +118,11 @@ impl fmt::Display for Report {
             }
         }
         let count = |level| self.findings.iter().filter(|finding| finding.level == level).count();
-        write!(f, "{table}\n{} errors, {} warnings\n", count(Level::Error), count(Level::Warning))
+        let (errors, warnings) = (count(Level::Error), count(Level::Warning));
+        writeln!(f, "{table}\n{}, {}", plural(errors, "error"), plural(warnings, "warning"))
     }
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }

@@ -1,7 +1,7 @@
-//! Gives the CNI plugin to a container runtime, and takes it away again.
+//! Installs the CNI plugin for a container runtime, and removes it again.
 //!
-//! What is written is noted first, in a receipt ([`receipt`]): so whatever happens, `uninstall` knows what is ours. A
-//! file that somebody else wrote, or has changed since, is never touched.
+//! A receipt ([`receipt`]) records each file before it is written, so that `uninstall` knows the files even
+//! after a crash. Files of other origin, and files that were changed later, are never touched.
 
 mod receipt;
 mod runtime;
@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::conflist::{self, PLUGIN};
-use crate::{attached, tool};
+use crate::{attached_pods, command};
 use receipt::{Entry, Receipt};
 use runtime::{Layout, Runtime};
 
@@ -28,7 +28,7 @@ const CONFLIST: &str = "10-portolan.conflist";
 /// Flags of `portolan install`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InstallArgs {
-    /// The runtime; without it, what was installed before is brought up to date.
+    /// The container runtime. Without it, the installed plugin is updated.
     #[arg(long, value_name = "RUNTIME")]
     runtime: Option<Runtime>,
 
@@ -36,19 +36,20 @@ pub(crate) struct InstallArgs {
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
 
-    /// Where the runtime looks for plugins [default: what its own configuration says].
+    /// The runtime's directory of plugins [default: from its configuration].
     #[arg(long, value_name = "DIR", requires = "runtime")]
     bin_dir: Option<PathBuf>,
 
-    /// Where the runtime looks for networks [default: what its own configuration says].
+    /// The runtime's directory of network configurations [default: from its configuration].
     #[arg(long, value_name = "DIR", requires = "runtime")]
     conf_dir: Option<PathBuf>,
 
-    /// The plugin alone: somebody else writes the network's configuration, as `portolan-proxy --cni-conflist` does.
+    /// Install only the plugin: another program writes the configuration, such as `portolan-proxy
+    /// --cni-conflist`.
     #[arg(long, requires = "runtime")]
     plugin_only: bool,
 
-    /// Ranges of the pods' addresses, one a family.
+    /// Ranges of the pods' addresses, one for each family.
     #[arg(
         long,
         value_name = "CIDR",
@@ -58,7 +59,7 @@ pub(crate) struct InstallArgs {
     )]
     pod_cidr: Vec<String>,
 
-    /// Where pods ask for names.
+    /// DNS server of the pods.
     #[arg(long, value_name = "IP", default_value = "10.96.0.10", requires = "runtime")]
     dns: IpAddr,
 }
@@ -66,16 +67,16 @@ pub(crate) struct InstallArgs {
 /// Flags of `portolan uninstall`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct UninstallArgs {
-    /// Also while pods are attached: their runtime can no longer take them off the network.
+    /// Uninstall while pods are attached: their runtime can then no longer detach them.
     #[arg(long)]
     force: bool,
 }
 
-/// What was done, file by file.
+/// What was done with each file.
 #[derive(Debug, Serialize)]
-pub(crate) struct Done {
+pub(crate) struct Report {
     actions: Vec<Action>,
-    /// What is left to do for the operator.
+    /// Next steps for the operator.
     next: Vec<String>,
 }
 
@@ -85,7 +86,7 @@ struct Action {
     path: PathBuf,
 }
 
-/// A file that the runtime needs.
+/// A file to install.
 struct File {
     path: PathBuf,
     content: Vec<u8>,
@@ -95,53 +96,53 @@ struct File {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Always the newest.
+    /// Always updated.
     Program,
-    /// The operator may have changed it.
+    /// Kept if the operator has changed it.
     Configuration,
 }
 
-/// Installs, or brings up to date.
+/// Installs or updates.
 ///
 /// # Errors
-/// When a file in the way is somebody else's, the plugin is not to be found, or the file system refuses; what was
-/// written until then is in the receipt.
-pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<Done> {
+/// When a file of other origin is in the way, the plugin is not found, or a file cannot be written. The
+/// receipt has the files written until then.
+pub(crate) fn install(args: &InstallArgs) -> anyhow::Result<Report> {
     let mut receipt = Receipt::load()?;
     let plugin = fs::read(plugin(args)?).context("read the plugin")?;
-    let mut done = Done { actions: Vec::new(), next: Vec::new() };
+    let mut done = Report { actions: Vec::new(), next: Vec::new() };
     let files = match args.runtime {
-        Some(runtime) => wanted(args, runtime, plugin, &receipt, &mut done)?,
-        None => known(&receipt, &plugin)?,
+        Some(runtime) => files_to_install(args, runtime, plugin, &receipt, &mut done)?,
+        None => installed_programs(&receipt, &plugin)?,
     };
     for file in &files {
         file.check(&receipt)?;
     }
     for file in files {
-        done.actions.push(file.put(&mut receipt)?);
+        done.actions.push(file.write(&mut receipt)?);
     }
     Ok(done)
 }
 
 fn plugin(args: &InstallArgs) -> anyhow::Result<PathBuf> {
-    let path = args.plugin.clone().unwrap_or_else(|| beside(PLUGIN));
+    let path = args.plugin.clone().unwrap_or_else(|| sibling_binary(PLUGIN));
     ensure!(
         path.is_file(),
-        "{PLUGIN} is not at {}: `make build` makes it; --plugin FILE names it",
+        "{PLUGIN} is not at {}: `make build` builds it; --plugin FILE names it",
         path.display()
     );
     Ok(path)
 }
 
-/// A program in the directory of this one, else by `PATH`.
-fn beside(name: &str) -> PathBuf {
+/// Returns the path of a program in the directory of this one; otherwise its name, for `PATH`.
+fn sibling_binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().ok();
     let neighbour = own.and_then(|own| Some(own.parent()?.join(name))).filter(|path| path.is_file());
     neighbour.unwrap_or_else(|| name.into())
 }
 
-/// The programs that an earlier call installed; configurations stay as they are.
-fn known(receipt: &Receipt, plugin: &[u8]) -> anyhow::Result<Vec<File>> {
+/// Returns the programs that an earlier call installed. Configurations are not updated.
+fn installed_programs(receipt: &Receipt, plugin: &[u8]) -> anyhow::Result<Vec<File>> {
     let programs: Vec<File> = receipt
         .entries
         .iter()
@@ -160,12 +161,12 @@ fn known(receipt: &Receipt, plugin: &[u8]) -> anyhow::Result<Vec<File>> {
     Ok(programs)
 }
 
-fn wanted(
+fn files_to_install(
     args: &InstallArgs,
     runtime: Runtime,
     plugin: Vec<u8>,
     receipt: &Receipt,
-    done: &mut Done,
+    done: &mut Report,
 ) -> anyhow::Result<Vec<File>> {
     let Layout { bin_dir, conf_dir, settings } = runtime.layout()?;
     let bin_dir = args.bin_dir.clone().unwrap_or(bin_dir);
@@ -184,21 +185,21 @@ fn wanted(
     files.extend(settings.map(|(path, content)| text(path, content)));
     let own = conf_dir.join(CONFLIST);
     let lists = conflist::list(&conf_dir);
-    // One that the operator wrote for our plugin is as good.
+    // An existing configuration for the plugin is sufficient.
     if let Some(list) = lists.iter().find(|list| list.is_ours() && !receipt.entries.contains_key(&list.path))
     {
-        done.actions.push(Action { what: "kept, it names the plugin already", path: list.path.clone() });
+        done.actions.push(Action { what: "kept, it already names the plugin", path: list.path.clone() });
         return Ok(files);
     }
     if let Some(list) = lists
         .iter()
         .find(|list| list.path != own && list.content.as_ref().is_ok_and(|c| c["name"] == "portolan"))
     {
-        bail!("{} has a network \"portolan\" of another plugin: move it away", list.path.display());
+        bail!("{} has a network \"portolan\" of another plugin: remove it", list.path.display());
     }
     if let Some(first) = lists.first().filter(|list| list.path < own && runtime != Runtime::Podman) {
         done.next.push(format!(
-            "{} comes first by name, and {runtime} takes the first: move it away",
+            "{} comes first by name, and {runtime} uses the first: remove it",
             first.path.display()
         ));
     }
@@ -227,17 +228,17 @@ fn conflist_for(pod_cidrs: &[String], dns: IpAddr) -> String {
 }
 
 impl File {
-    /// Nobody else's file is overwritten; looked at before anything is written.
+    /// Checks that no file of other origin would be overwritten. Called for all files before the first write.
     fn check(&self, receipt: &Receipt) -> anyhow::Result<()> {
         let Ok(present) = fs::read(&self.path) else { return Ok(()) };
         if receipt.entries.contains_key(&self.path) || present == self.content {
             return Ok(());
         }
-        bail!("{} is there already and is not of `portolan install`: move it away", self.path.display())
+        bail!("{} already exists and is not from `portolan install`: remove it", self.path.display())
     }
 
-    /// Writes it in one step, unless what is there shall stay.
-    fn put(&self, receipt: &mut Receipt) -> anyhow::Result<Action> {
+    /// Writes the file atomically, unless the present one is kept.
+    fn write(&self, receipt: &mut Receipt) -> anyhow::Result<Action> {
         let action = |what| Ok(Action { what, path: self.path.clone() });
         if let Ok(present) = fs::read(&self.path) {
             if present == self.content {
@@ -245,7 +246,7 @@ impl File {
             }
             let written = receipt.entries.get(&self.path).and_then(|entry| entry.text.as_deref());
             if self.kind == Kind::Configuration && written != Some(&String::from_utf8_lossy(&present)) {
-                return action("kept, it was changed by hand");
+                return action("kept, it was changed after the installation");
             }
         }
         let text =
@@ -254,48 +255,48 @@ impl File {
         receipt.create_directories(directory)?;
         receipt.entries.insert(self.path.clone(), Entry { text });
         receipt.save()?;
-        write(&self.path, &self.content, self.mode)
+        write_atomically(&self.path, &self.content, self.mode)
             .with_context(|| format!("write {}", self.path.display()))?;
         action("written")
     }
 }
 
-/// A runtime may execute or read the file at any moment: it is there whole, or not at all.
-fn write(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
+/// Writes a file by a rename: a runtime may read or execute it at any moment.
+fn write_atomically(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    // libcni takes no file of this ending for a configuration.
+    // libcni ignores files with this extension.
     name.push(".new");
     let new = path.with_file_name(name);
-    // One that a killed run has left may have another mode.
-    drop(fs::remove_file(&new));
+    // A killed run may have left a file with another mode. Usually there is none.
+    let _ = fs::remove_file(&new);
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&new, path)
 }
 
-/// What the plugin keeps on the node between pods is the plugin's to take away, as long as it is there.
+/// Runs `portolan-cni cleanup`, which removes the plugin's state on the node. Returns its error.
 fn clean_up(receipt: &Receipt) -> Option<String> {
     let mut programs = receipt.entries.keys().filter(|path| path.ends_with("portolan-cni") && path.exists());
-    let cleaned = tool::output(&programs.next()?.to_string_lossy(), &["cleanup"]);
+    let cleaned = command::output(&programs.next()?.to_string_lossy(), &["cleanup"]);
     cleaned.err().map(|e| e.to_string())
 }
 
-/// Takes away what the receipt names.
+/// Removes the files of the receipt.
 ///
 /// # Errors
-/// While pods are attached; when the file system refuses, after everything was tried.
-pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Done> {
+/// While pods are attached; and when a file cannot be removed, after all files were tried.
+pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Report> {
     let mut receipt = Receipt::load()?;
-    let pods = attached::all(attachment::DEFAULT_DIRECTORY.as_ref());
+    let pods = attached_pods::all(attachment::DEFAULT_DIRECTORY.as_ref());
     if !pods.is_empty() && !args.force {
-        let names: BTreeSet<String> = pods.iter().map(attached::name).collect();
+        let names: BTreeSet<String> = pods.iter().map(attached_pods::name).collect();
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
         bail!(
-            "pods are attached, and only the plugin can take them off the network: {names}; stop them first, or use --force"
+            "pods are attached, and only the plugin can detach them: {names}; stop them first, or use --force"
         );
     }
-    let mut done = Done { actions: Vec::new(), next: Vec::new() };
+    let mut done = Report { actions: Vec::new(), next: Vec::new() };
     let mut errors = Vec::new();
     if pods.is_empty() {
         errors.extend(clean_up(&receipt));
@@ -304,7 +305,11 @@ pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Done> {
         let changed =
             entry.text.as_ref().is_some_and(|text| fs::read_to_string(path).is_ok_and(|now| now != *text));
         if changed {
-            done.actions.push(Action { what: "kept, it was changed by hand", path: path.clone() });
+            done.actions.push(Action {
+                what: "kept, it was changed after the \
+                installation",
+                path: path.clone(),
+            });
             continue;
         }
         match fs::remove_file(path) {
@@ -315,14 +320,14 @@ pub(crate) fn uninstall(args: &UninstallArgs) -> anyhow::Result<Done> {
         }
     }
     if !errors.is_empty() {
-        // The receipt stays, so that the next call knows what to try again.
+        // The receipt is kept, so that the next call can retry.
         bail!("{}", errors.join("; "));
     }
     receipt.remove()?;
     Ok(done)
 }
 
-impl fmt::Display for Done {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for action in &self.actions {
             writeln!(f, "{}: {}", action.path.display(), action.what)?;

@@ -1,26 +1,26 @@
-//! `portolan`: one small command for the person who operates a node.
+//! `portolan`: the command for the operator of a node.
 //!
 //! ```text
-//! status ──HTTP──> pages of portolan-proxy and portolan-dns
-//! doctor ──> /proc, nft, ip, files; a network namespace of its own to try the kernel in
-//! trace  ──> DNS from the pod's namespace, route, the proxy's page, connections to endpoints and virtual IP
+//! status ──HTTP──> status and metrics of portolan-proxy and portolan-dns
+//! doctor ──> /proc, nft, ip, files; a temporary network namespace for the kernel probes
+//! trace  ──> DNS from the pod's namespace, route, the proxy's status, connections to endpoints and virtual IP
 //! install, uninstall ──> files of the container runtime, and a receipt of what was written
 //! ```
-//! It only looks, but for `install` and `uninstall`. Each command makes a report that is text for people and JSON for
-//! programs.
+//! All commands except `install` and `uninstall` are read-only. Each command returns a report, printed as
+//! text or JSON.
 
+mod admin_address;
 mod args;
-mod attached;
+mod attached_pods;
+mod command;
 mod conflist;
 mod doctor;
-mod exposition;
 mod install;
 mod manual;
-mod pages;
+mod metrics;
 mod process;
 mod status;
 mod table;
-mod tool;
 mod trace;
 
 use std::fmt::Display;
@@ -31,15 +31,15 @@ pub use args::Args;
 use args::Command;
 use serde::Serialize;
 
-/// Carries out what the command line asks for.
+/// Runs the command.
 pub fn run(args: Args) -> ExitCode {
     let json = args.json;
     let result = match args.command {
-        Command::Status(args) => Ok(show(&status::status(&args), json, |status| status.healthy)),
-        Command::Doctor(args) => Ok(show(&doctor::examine(&args), json, doctor::Report::is_well)),
-        Command::Trace(args) => trace::trace(&args).map(|trace| show(&trace, json, |trace| trace.reached)),
-        Command::Install(args) => install::install(&args).map(|done| show(&done, json, |_| true)),
-        Command::Uninstall(args) => install::uninstall(&args).map(|done| show(&done, json, |_| true)),
+        Command::Status(args) => Ok(print(&status::status(&args), json, |status| status.healthy)),
+        Command::Doctor(args) => Ok(print(&doctor::check(&args), json, doctor::Report::is_healthy)),
+        Command::Trace(args) => trace::trace(&args).map(|trace| print(&trace, json, |trace| trace.reached)),
+        Command::Install(args) => install::install(&args).map(|done| print(&done, json, |_| true)),
+        Command::Uninstall(args) => install::uninstall(&args).map(|done| print(&done, json, |_| true)),
         Command::Completion { shell } => manual::completion(shell),
         Command::Stay => loop {
             std::thread::park();
@@ -47,21 +47,21 @@ pub fn run(args: Args) -> ExitCode {
         Command::Man { directory } => manual::man(&directory),
     };
     result.unwrap_or_else(|error| {
-        // Standard error may be closed: the exit code still tells.
-        drop(writeln!(std::io::stderr(), "portolan: {error:#}"));
+        // Standard error may be closed; the exit code reports the error.
+        let _ = writeln!(std::io::stderr(), "portolan: {error:#}");
         ExitCode::FAILURE
     })
 }
 
-/// Prints a report; the exit code says whether all is well.
-fn show<R: Serialize + Display>(report: &R, json: bool, is_well: impl FnOnce(&R) -> bool) -> ExitCode {
+/// Prints a report. Returns success if it is healthy.
+fn print<R: Serialize + Display>(report: &R, json: bool, is_healthy: impl FnOnce(&R) -> bool) -> ExitCode {
     let mut out = std::io::stdout().lock();
-    // A closed pipe is the reader's choice.
-    drop(if json {
+    // The reader may close the pipe.
+    let _ = if json {
         let text = serde_json::to_string_pretty(report).expect("a report has string keys only");
         writeln!(out, "{text}")
     } else {
         write!(out, "{report}")
-    });
-    if is_well(report) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    };
+    if is_healthy(report) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

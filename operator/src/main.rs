@@ -1,4 +1,4 @@
-//! The command line, and the exit code: 0 all is well, 1 something is not, 2 the command line is wrong.
+//! Command line and exit code: 0 success, 1 a problem was found, 2 the command line is invalid.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Processes of this node: those in the network namespace that we are in.
+//! Processes of this node: those in the network namespace of this program.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,42 +13,42 @@ pub(crate) struct Process {
     pub(crate) name: String,
 }
 
-/// Those that `/proc` shows us, lowest pid first.
+/// Returns all processes in `/proc` of this network namespace, by pid.
 pub(crate) fn all() -> Vec<Process> {
-    let here = netns(Path::new("/proc/self"));
+    let own = netns(Path::new("/proc/self"));
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let mut found: Vec<Process> = pids
         .filter_map(|pid: u32| {
             let directory = PathBuf::from(format!("/proc/{pid}"));
             let name = fs::read_to_string(directory.join("comm")).ok()?.trim_end().to_owned();
-            (netns(&directory) == here).then_some(Process { pid, name })
+            (netns(&directory) == own).then_some(Process { pid, name })
         })
         .collect();
     found.sort_by_key(|process| process.pid);
     found
 }
 
-/// Those of one name.
+/// Returns the processes of one name.
 pub(crate) fn named(name: &str) -> Vec<Process> {
     all().into_iter().filter(|process| process.name == name).collect()
 }
 
-/// What a flag of a daemon is set to: by the command line of the one that runs, and by the config file as that one sees it. Where
-/// none runs, by the config file that it would read.
+/// Returns the value of a daemon's flag: from the command line of the running process, or from its config
+/// file as seen in its mount namespace. If none runs, from the config file that it would read.
 pub(crate) fn flag(program: &str, flag: &str) -> Option<String> {
-    // Of two, the newer one takes over.
+    // During a hot restart there are two: the newer one counts.
     let running = named(program).pop().map(|process| PathBuf::from(format!("/proc/{}", process.pid)));
-    let typed = running.as_ref().and_then(|directory| fs::read(directory.join("cmdline")).ok());
-    let typed: Vec<OsString> = typed
+    let arguments = running.as_ref().and_then(|directory| fs::read(directory.join("cmdline")).ok());
+    let arguments: Vec<OsString> = arguments
         .unwrap_or_default()
         .split(|byte| *byte == 0)
         .map(|argument| OsString::from_vec(argument.to_vec()))
         .collect();
-    daemon::config_file::value(program, flag, &typed, |file| {
+    daemon::config_file::value(program, flag, &arguments, |file| {
         let Some(directory) = &running else { return fs::read_to_string(file) };
         fs::read_to_string(match file.strip_prefix("/") {
-            Ok(below) => directory.join("root").join(below),
+            Ok(relative) => directory.join("root").join(relative),
             Err(_) => directory.join("cwd").join(file),
         })
     })

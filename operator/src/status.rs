@@ -1,4 +1,4 @@
-//! What runs on this node, by what the daemons themselves say.
+//! Status of this node, from the daemons' own pages.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,16 +7,16 @@ use std::net::{IpAddr, SocketAddr};
 use daemon::page;
 use serde::{Deserialize, Serialize};
 
+use crate::admin_address::{self, AdminAddresses};
 use crate::doctor::sources::STALE;
-use crate::pages::{self, Pages};
 use crate::table::Table;
-use crate::{attached, exposition, process};
+use crate::{attached_pods, metrics, process};
 
 /// Flags of `portolan status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    pages: pages::Args,
+    addresses: admin_address::Args,
 
     /// Only Services whose namespace/name contains this.
     #[arg(value_name = "SERVICE")]
@@ -27,11 +27,11 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Status {
-    /// Both daemons are ready, follow their sources, and nothing failed.
+    /// Both daemons are ready and in sync with their sources, and no frontend failed.
     pub(crate) healthy: bool,
     programs: Vec<Program>,
     services: Vec<Service>,
-    /// Pods that the CNI plugin has attached here.
+    /// Number of pods that the CNI plugin has attached to this node.
     pods: usize,
 }
 
@@ -40,15 +40,15 @@ pub(crate) struct Status {
 struct Program {
     name: &'static str,
     state: State,
-    /// More than one while one takes over from another.
+    /// More than one during a hot restart.
     pids: Vec<u32>,
     version: Option<String>,
-    /// Of the state in force.
+    /// Generation of the applied snapshot.
     generation: Option<u64>,
     seconds_since_change: Option<u64>,
-    /// What it says of each source and of itself.
+    /// Conditions of the readiness page.
     conditions: Vec<String>,
-    /// Counters, by what they count.
+    /// Counters by name.
     traffic: BTreeMap<&'static str, u64>,
 }
 
@@ -56,10 +56,10 @@ struct Program {
 #[serde(rename_all = "kebab-case")]
 enum State {
     Ready,
-    /// It serves, but a source has said nothing for longer than passing trouble takes.
+    /// The daemon serves, but a source is stale for longer than [`STALE`].
     Stale,
     NotReady,
-    /// A process is there, its pages are not.
+    /// The process runs, but its pages do not answer.
     Silent,
     Stopped,
 }
@@ -82,10 +82,10 @@ struct Frontend {
 #[derive(Debug, Serialize)]
 struct Endpoint {
     address: String,
-    /// Namespace and name, where it is attached to this node.
+    /// Namespace and name of the pod, if it is attached to this node.
     pod: Option<String>,
     connections: u64,
-    /// It does not accept connections, and is left alone for a while.
+    /// The endpoint does not accept connections and is ejected.
     ejected: bool,
 }
 
@@ -96,12 +96,12 @@ pub(crate) struct Served {
     pub(crate) seconds_since_change: Option<u64>,
     pub(crate) failures: Vec<String>,
     pub(crate) frontends: Vec<ServedFrontend>,
-    pub(crate) without_endpoints: Vec<Idle>,
+    pub(crate) without_endpoints: Vec<WithoutEndpoints>,
 }
 
-/// A Service with virtual IPs and nobody behind them.
+/// A Service with virtual IPs and without ready endpoints.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Idle {
+pub(crate) struct WithoutEndpoints {
     pub(crate) service: String,
     pub(crate) addresses: Vec<IpAddr>,
 }
@@ -116,7 +116,7 @@ pub(crate) struct ServedFrontend {
 #[derive(Debug, Deserialize)]
 pub(crate) struct ServedEndpoint {
     pub(crate) address: String,
-    /// Whether it gets traffic; one that is not ready, or is for other nodes, is shown too.
+    /// Whether it receives traffic. The page also has endpoints that are not ready or belong to other nodes.
     pub(crate) used: bool,
     pub(crate) connections: u64,
     pub(crate) ejected: bool,
@@ -137,13 +137,18 @@ const DNS_TRAFFIC: [(&str, &str); 4] = [
     ("shed", "coredns_shed_dropped_total"),
 ];
 
-/// Asks the daemons.
+/// Queries the daemons.
 pub(crate) fn status(args: &Args) -> Status {
-    let pages = args.pages.find();
-    let served = served(pages);
-    let mut proxy =
-        program("portolan-proxy", pages.proxy_metrics, "/readyz", pages.proxy_metrics, &PROXY_TRAFFIC);
-    let dns = program("portolan-dns", pages.dns_ready, "/ready", pages.dns_metrics, &DNS_TRAFFIC);
+    let addresses = args.addresses.find();
+    let served = served(addresses);
+    let mut proxy = program(
+        "portolan-proxy",
+        addresses.proxy_metrics,
+        "/readyz",
+        addresses.proxy_metrics,
+        &PROXY_TRAFFIC,
+    );
+    let dns = program("portolan-dns", addresses.dns_ready, "/ready", addresses.dns_metrics, &DNS_TRAFFIC);
     let failures = served.as_ref().map_or(0, |served| served.failures.len());
     proxy.seconds_since_change = served.as_ref().and_then(|served| served.seconds_since_change);
     let programs = vec![proxy, dns];
@@ -151,13 +156,13 @@ pub(crate) fn status(args: &Args) -> Status {
         healthy: failures == 0 && programs.iter().all(|program| program.state == State::Ready),
         services: services(served.unwrap_or_default(), args.filter.as_deref().unwrap_or_default()),
         programs,
-        pods: attached::all(attachment::DEFAULT_DIRECTORY.as_ref()).len(),
+        pods: attached_pods::all(attachment::DEFAULT_DIRECTORY.as_ref()).len(),
     }
 }
 
-/// What the proxy serves; `None` when it does not answer.
-pub(crate) fn served(pages: Pages) -> Option<Served> {
-    let page = page::get(pages.proxy_metrics, "/debug/services?format=json").ok()?;
+/// Returns what the proxy serves; `None` if it does not answer.
+pub(crate) fn served(addresses: AdminAddresses) -> Option<Served> {
+    let page = page::get(addresses.proxy_metrics, "/debug/services?format=json").ok()?;
     let mut served: Served = serde_json::from_str(&page.body).ok()?;
     for frontend in &mut served.frontends {
         frontend.endpoints.retain(|endpoint| endpoint.used);
@@ -176,7 +181,7 @@ fn program(
     let ready = page::get(ready_at, &format!("{ready_path}?verbose"));
     let metrics = page::get(metrics_at, "/metrics").map(|page| page.body).unwrap_or_default();
     let prefix = name.replace('-', "_");
-    let stale = exposition::max(&metrics, &format!("{prefix}_source_stale_seconds"));
+    let stale = metrics::max(&metrics, &format!("{prefix}_source_stale_seconds"));
     let (state, conditions) = match ready {
         Ok(page) if page.is_ok() && stale > Some(STALE) => (State::Stale, conditions(&page.body)),
         Ok(page) if page.is_ok() => (State::Ready, conditions(&page.body)),
@@ -185,21 +190,21 @@ fn program(
         Err(_) => (State::Stopped, Vec::new()),
     };
     let counter =
-        |(what, metric): &(&'static str, &str)| Some((*what, whole(exposition::sum(&metrics, metric)?)));
+        |(what, metric): &(&'static str, &str)| Some((*what, whole(metrics::sum(&metrics, metric)?)));
     let generation = format!("{prefix}_snapshot_generation");
     Program {
         name,
         state,
         pids,
-        version: exposition::label(&metrics, "portolan_build_info", "version").map(str::to_owned),
-        generation: exposition::sum(&metrics, &generation).map(whole),
+        version: metrics::label(&metrics, "portolan_build_info", "version").map(str::to_owned),
+        generation: metrics::sum(&metrics, &generation).map(whole),
         seconds_since_change: None,
         conditions,
         traffic: counters.iter().filter_map(counter).collect(),
     }
 }
 
-/// The lines of a readiness page, without its last one, which says it all again.
+/// Returns the conditions of a readiness page, without its last line, which repeats them.
 fn conditions(page: &str) -> Vec<String> {
     let lines = page.lines().filter(|line| line.starts_with('['));
     lines.flat_map(|line| line.split("; ")).map(str::to_owned).collect()
@@ -215,10 +220,10 @@ fn whole(value: f64) -> u64 {
 }
 
 fn services(served: Served, filter: &str) -> Vec<Service> {
-    let records = attached::all(attachment::DEFAULT_DIRECTORY.as_ref());
+    let records = attached_pods::all(attachment::DEFAULT_DIRECTORY.as_ref());
     let mut services: BTreeMap<String, Vec<Frontend>> = BTreeMap::new();
-    for idle in served.without_endpoints {
-        services.entry(idle.service).or_default();
+    for empty in served.without_endpoints {
+        services.entry(empty.service).or_default();
     }
     for ServedFrontend { frontend, service, endpoints } in served.frontends {
         let endpoint = |endpoint: ServedEndpoint| Endpoint {
@@ -226,7 +231,7 @@ fn services(served: Served, filter: &str) -> Vec<Service> {
                 .address
                 .parse::<SocketAddr>()
                 .ok()
-                .and_then(|at| attached::owner(&records, at.ip())),
+                .and_then(|at| attached_pods::owner(&records, at.ip())),
             address: endpoint.address,
             connections: endpoint.connections,
             ejected: endpoint.ejected,
@@ -298,7 +303,7 @@ fn or_dash(text: String) -> String {
 }
 
 impl Service {
-    /// The Service's name and a frontend's address show once, before the first of their lines.
+    /// Adds the rows of the Service. Its name and each frontend's address are shown only in the first row.
     fn rows(&self, table: &mut Table) {
         let mut name = self.name.clone();
         if self.frontends.is_empty() {
@@ -310,13 +315,13 @@ impl Service {
                 table.row([std::mem::take(&mut name), address.clone(), "none".into()]);
             }
             for endpoint in &frontend.endpoints {
-                let passed_over = if endpoint.ejected { ", passed over: does not accept" } else { "" };
+                let ejected = if endpoint.ejected { ", ejected: does not accept" } else { "" };
                 table.row([
                     std::mem::take(&mut name),
                     std::mem::take(&mut address),
                     endpoint.address.clone(),
                     or_dash(endpoint.pod.clone().unwrap_or_default()),
-                    format!("{}{passed_over}", endpoint.connections),
+                    format!("{}{ejected}", endpoint.connections),
                 ]);
             }
         }

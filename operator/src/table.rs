@@ -1,8 +1,8 @@
-//! Columns that line up.
+//! Tables with aligned columns.
 
 use std::fmt;
 
-/// Rows below a heading, each column as wide as its widest cell.
+/// Rows below a heading. Each column is as wide as its widest cell.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up_and_lines_have_no_trailing_blanks() {
+    fn columns_are_aligned_without_trailing_blanks() {
         let mut table = Table::new(&["NAME", "N"]);
         table.row(["a-longer-name".to_owned(), "1".to_owned()]);
         table.row(["b".to_owned(), String::new()]);

@@ -1,4 +1,4 @@
-//! Walks a request as it travels: name, route, virtual IP, endpoints, and then the request itself.
+//! Traces a request step by step: name, route, virtual IP, endpoints, and then the request itself.
 
 mod client;
 mod kernel;
@@ -13,28 +13,28 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::attached;
-use crate::pages::{self, Pages};
+use crate::admin_address::{self, AdminAddresses};
+use crate::attached_pods;
 use crate::status::{Served, ServedFrontend, served};
 use client::Client;
 use kernel::{Route, connect, route};
 use step::{Outcome, Step};
 
-/// A headless Service may have thousands of endpoints; so many tell.
+/// Maximum number of addresses to trace: a headless Service may have thousands.
 const MAX_ADDRESSES: usize = 8;
 
 /// Flags of `portolan trace`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A name as a pod would write it, or an address; without PORT every port that is served there.
+    /// A name as a pod writes it, or an address. Without PORT, all ports that are served at that address.
     #[arg(value_name = "NAME[:PORT]")]
     target: String,
 
-    /// The pod that asks: its name, namespace/name or container ID [default: the node].
+    /// The client pod: its name, namespace/name or container ID [default: the node].
     #[arg(long, value_name = "POD")]
     from: Option<String>,
 
-    /// Where portolan-dns answers.
+    /// Address of portolan-dns.
     #[arg(long, value_name = "ADDR:PORT", default_value = "10.96.0.10:53")]
     dns: SocketAddr,
 
@@ -42,51 +42,54 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     cluster_domain: String,
 
-    /// Directory where the CNI plugin records which pod has which address.
+    /// Directory of the CNI plugin's attachment records.
     #[arg(long, value_name = "DIR", default_value = attachment::DEFAULT_DIRECTORY)]
     attachments: PathBuf,
 
     #[command(flatten)]
-    pages: pages::Args,
+    addresses: admin_address::Args,
 }
 
 /// The report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Trace {
     target: String,
-    /// The last step, the request itself, was answered.
+    /// Whether the last step, the request itself, succeeded.
     pub(crate) reached: bool,
     steps: Vec<Step>,
 }
 
-/// Everything a step needs.
-struct Walk<'a> {
+/// The state of a trace.
+struct Tracer<'a> {
     args: &'a Args,
     client: Client,
     records: Vec<attachment::Attachment>,
-    pages: Pages,
+    addresses: AdminAddresses,
     served: Option<Served>,
     steps: Vec<Step>,
 }
 
-/// Goes the whole way, as far as it goes.
+/// Traces the request until a step fails.
 ///
 /// # Errors
 /// When the command line names a pod or port that does not exist.
 pub(crate) fn trace(args: &Args) -> anyhow::Result<Trace> {
     let (name, port) = split(&args.target)?;
-    let records = attached::all(&args.attachments);
+    let records = attached_pods::all(&args.attachments);
     let client = Client::find(args.from.as_deref(), &records)?;
-    let pages = args.pages.find();
-    let mut walk = Walk { args, client, records, pages, served: served(pages), steps: Vec::new() };
-    walk.introduce();
-    let addresses = walk.resolve(name);
-    let reached =
-        addresses.iter().map(|address| walk.follow(*address, port)).fold(false, |any, one| any | one);
-    Ok(Trace { target: args.target.clone(), reached, steps: walk.steps })
+    let admin = args.addresses.find();
+    let mut tracer =
+        Tracer { args, client, records, addresses: admin, served: served(admin), steps: Vec::new() };
+    tracer.add_client_step();
+    let addresses = tracer.resolve(name);
+    let reached = addresses
+        .iter()
+        .map(|address| tracer.trace_address(*address, port))
+        .fold(false, |any, one| any | one);
+    Ok(Trace { target: args.target.clone(), reached, steps: tracer.steps })
 }
 
-/// `web`, `web:80`, `10.96.0.10:53`, `fd00::1`, `[fd00::1]:80`.
+/// Splits a target: `web`, `web:80`, `10.96.0.10:53`, `fd00::1`, `[fd00::1]:80`.
 fn split(target: &str) -> anyhow::Result<(&str, Option<u16>)> {
     if target.parse::<IpAddr>().is_ok() {
         return Ok((target, None));
@@ -97,22 +100,22 @@ fn split(target: &str) -> anyhow::Result<(&str, Option<u16>)> {
     Ok((name.trim_start_matches('[').trim_end_matches(']'), Some(port)))
 }
 
-impl Walk<'_> {
-    fn introduce(&mut self) {
-        let mut step = Step::new("client", Outcome::Fine, format!("{} asks", self.client.name));
+impl Tracer<'_> {
+    fn add_client_step(&mut self) {
+        let mut step = Step::new("client", Outcome::Fine, format!("from {}", self.client.name));
         if self.served.is_none() {
-            let page = self.pages.proxy_metrics;
+            let page = self.addresses.proxy_metrics;
             step = Step::new(
                 "proxy",
                 Outcome::Failed,
                 format!("no proxy answers at http://{page}/debug/services"),
             )
-            .fix("start portolan-proxy, or say where it is: --proxy-metrics ADDR:PORT");
+            .fix("start portolan-proxy, or give its address: --proxy-metrics ADDR:PORT");
         }
         self.steps.push(step);
     }
 
-    /// The name's addresses, asked for as a resolver does.
+    /// Resolves the name as a pod's resolver does.
     fn resolve(&mut self, name: &str) -> Vec<IpAddr> {
         if let Ok(address) = name.parse() {
             return vec![address];
@@ -128,62 +131,73 @@ impl Walk<'_> {
                     }
                 }
                 Err(error) => {
-                    self.steps.push(self.no_name_server(&candidate, &error));
+                    self.steps.push(self.dns_failure(&candidate, &error));
                     return Vec::new();
                 }
             }
         }
         let step = Step::new("name", Outcome::Failed, format!("no address by the name {name}"));
-        self.steps.push(step.fix("`portolan status` lists the Services; `portolan-proxy --check-config` says what is wrong with their manifests"));
+        self.steps.push(step.fix(
+            "`portolan status` lists the Services; `portolan-proxy --check-config` \
+            validates their manifests",
+        ));
         Vec::new()
     }
 
-    fn no_name_server(&self, name: &str, error: &io::Error) -> Step {
+    fn dns_failure(&self, name: &str, error: &io::Error) -> Step {
         let server = self.args.dns;
         let fix = if route(server.ip()).is_ok_and(|route| route.is_local) {
-            "start portolan-dns, or say where it answers: --dns ADDR:PORT"
+            "start portolan-dns, or give its address: --dns ADDR:PORT"
         } else {
-            "the address is not local to this node: it is while portolan-proxy runs with a --service-cidr around it"
+            "the address is not local to this node: portolan-proxy makes it local if it runs with a \
+             --service-cidr that contains it"
         };
         Step::new("name", Outcome::Failed, format!("{server} does not answer for {name}: {error}")).fix(fix)
     }
 
-    /// From an address to an answer; whether there is one.
-    fn follow(&mut self, address: IpAddr, port: Option<u16>) -> bool {
+    /// Traces a request to an address. Returns whether it succeeds.
+    fn trace_address(&mut self, address: IpAddr, port: Option<u16>) -> bool {
         let is_virtual = self.route_to(address);
         let served = self.served.take().unwrap_or_default();
-        let here: Vec<&ServedFrontend> = served
+        let frontends: Vec<&ServedFrontend> = served
             .frontends
             .iter()
             .filter(|frontend| socket_of(&frontend.frontend).is_some_and(|(at, _)| at.ip() == address))
             .collect();
-        let reached = if here.is_empty() {
+        let reached = if frontends.is_empty() {
             self.without_frontend(address, port, is_virtual, &served)
         } else {
-            self.frontends(&here, address, port, is_virtual)
+            self.frontends(&frontends, address, port, is_virtual)
         };
         self.served = Some(served);
         reached
     }
 
-    /// Whether the node takes the address for its own.
+    /// Adds the route step. Returns whether the address is local to the node.
     fn route_to(&mut self, address: IpAddr) -> bool {
         let (step, is_local) = match route(address) {
             Ok(Route { is_local: true, .. }) => {
-                let said = format!("{address} is local to this node: no packet is rewritten");
-                (Step::new("route", Outcome::Fine, said), true)
+                let text = format!("{address} is local to this node: no packet is rewritten");
+                (Step::new("route", Outcome::Fine, text), true)
             }
-            Ok(Route { said, .. }) => (Step::new("route", Outcome::Fine, said), false),
+            Ok(Route { description, .. }) => (Step::new("route", Outcome::Fine, description), false),
             Err(error) => {
                 let step = Step::new("route", Outcome::Failed, format!("no route to {address}: {error}"));
-                (step.fix("a virtual IP is local while portolan-proxy runs; a pod's address while it is attached"), false)
+                (
+                    step.fix(
+                        "a virtual IP is local while portolan-proxy runs; a pod's address has a route \
+                    while the pod is attached",
+                    ),
+                    false,
+                )
             }
         };
         self.steps.push(step);
         is_local
     }
 
-    /// An address that the proxy does not serve: of a Service without endpoints, of a pod, or of something else.
+    /// Traces a request to an address without frontends: of a Service without endpoints, a pod, or another
+    /// host.
     fn without_frontend(
         &mut self,
         address: IpAddr,
@@ -191,112 +205,134 @@ impl Walk<'_> {
         is_local: bool,
         served: &Served,
     ) -> bool {
-        if let Some(idle) = served.without_endpoints.iter().find(|idle| idle.addresses.contains(&address)) {
-            let said = format!(
-                "{address} is Service {}, which has no ready endpoint: the kernel refuses",
-                idle.service
+        if let Some(empty) = served.without_endpoints.iter().find(|empty| empty.addresses.contains(&address))
+        {
+            let text = format!(
+                "{address} is Service {}, which has no ready endpoint: the kernel refuses connections",
+                empty.service
             );
-            self.steps.push(Step::new("frontend", Outcome::Failed, said).fix(
-                "do its pods run, and does its selector match their labels? `portolan-proxy --check-config` reads the manifests",
+            self.steps.push(Step::new("frontend", Outcome::Failed, text).fix(
+                "check that its pods run and that its selector matches their labels; `portolan-proxy \
+                 --check-config` validates the manifests",
             ));
             return false;
         }
-        let said = match attached::owner(&self.records, address) {
-            Some(pod) => format!("{address} is pod {pod} itself: the proxy is not in the way"),
-            None if is_local => format!("the proxy serves nothing at {address}; another program may"),
-            None => format!("{address} is no virtual IP: the proxy is not in the way"),
+        let text = match attached_pods::owner(&self.records, address) {
+            Some(pod) => format!("{address} is pod {pod} itself: the proxy is not on the path"),
+            None if is_local => format!("the proxy serves nothing at {address}; another program may listen"),
+            None => format!("{address} is no virtual IP: the proxy is not on the path"),
         };
-        self.steps.push(Step::new("frontend", Outcome::Note, said));
+        self.steps.push(Step::new("frontend", Outcome::Note, text));
         if let Some(port) = port {
             return self.request(SocketAddr::new(address, port));
         }
-        self.steps.push(Step::new("request", Outcome::Note, "no port was named, so none was tried".into()));
+        self.steps.push(Step::new(
+            "request",
+            Outcome::Note,
+            "no port given, so no connection \
+            was attempted"
+                .into(),
+        ));
         !is_local
     }
 
-    /// The ports of an address that is served.
+    /// Traces the ports of an address with frontends.
     fn frontends(
         &mut self,
-        here: &[&ServedFrontend],
+        frontends: &[&ServedFrontend],
         address: IpAddr,
         port: Option<u16>,
         is_local: bool,
     ) -> bool {
-        let is_asked = |at: &SocketAddr| port.is_none_or(|port| at.port() == port);
-        let asked: Vec<(&ServedFrontend, SocketAddr, bool)> = here
+        let is_selected = |at: &SocketAddr| port.is_none_or(|port| at.port() == port);
+        let selected: Vec<(&ServedFrontend, SocketAddr, bool)> = frontends
             .iter()
             .filter_map(|frontend| socket_of(&frontend.frontend).map(|(at, is_tcp)| (*frontend, at, is_tcp)))
-            .filter(|(_, at, _)| is_asked(at))
+            .filter(|(_, at, _)| is_selected(at))
             .collect();
-        if let Some(port) = port.filter(|_| asked.is_empty() && !is_local) {
-            // An external IP: only the Service's ports are taken.
-            let said =
-                format!("port {port} of {address} is none of a Service's: the proxy is not in the way");
-            self.steps.push(Step::new("frontend", Outcome::Note, said));
+        if let Some(port) = port.filter(|_| selected.is_empty() && !is_local) {
+            // Of an external IP the proxy intercepts only the Service's ports.
+            let text =
+                format!("port {port} of {address} belongs to no Service: the proxy is not on the path");
+            self.steps.push(Step::new("frontend", Outcome::Note, text));
             return self.request(SocketAddr::new(address, port));
         }
-        if asked.is_empty() {
-            let served: Vec<&str> = here.iter().map(|frontend| frontend.frontend.as_str()).collect();
-            let said =
+        if selected.is_empty() {
+            let served: Vec<&str> = frontends.iter().map(|frontend| frontend.frontend.as_str()).collect();
+            let text =
                 format!("port {} is not one of the Service's: the kernel refuses it", port.unwrap_or(0));
-            let step = Step::new("frontend", Outcome::Failed, said);
-            self.steps.push(step.fix(&format!("ask for one that is served: {}", served.join(", "))));
+            let step = Step::new("frontend", Outcome::Failed, text);
+            self.steps.push(step.fix(&format!("use a port that is served: {}", served.join(", "))));
         }
-        asked.iter().fold(false, |any, (frontend, at, is_tcp)| self.frontend(frontend, *at, *is_tcp) | any)
+        selected.iter().fold(false, |any, (frontend, at, is_tcp)| self.frontend(frontend, *at, *is_tcp) | any)
     }
 
     fn frontend(&mut self, frontend: &ServedFrontend, at: SocketAddr, is_tcp: bool) -> bool {
-        let said = format!(
+        let text = format!(
             "{} is Service {} with {} endpoints",
             frontend.frontend,
             frontend.service,
             frontend.endpoints.len()
         );
-        self.steps.push(Step::new("frontend", Outcome::Fine, said));
+        self.steps.push(Step::new("frontend", Outcome::Fine, text));
         for endpoint in &frontend.endpoints {
             self.endpoint(&endpoint.address, endpoint.ejected, is_tcp);
         }
         if is_tcp {
             return self.request(at);
         }
-        let said =
-            "UDP has no handshake: whether the Service answers, only its own client can say".to_owned();
-        self.steps.push(Step::new("request", Outcome::Note, said));
+        let text = "UDP has no handshake: only a client of the protocol can tell whether the \
+             Service answers"
+            .to_owned();
+        self.steps.push(Step::new("request", Outcome::Note, text));
         !frontend.endpoints.is_empty()
     }
 
-    /// An endpoint, as the proxy would connect to it.
+    /// Connects to an endpoint as the proxy does.
     fn endpoint(&mut self, address: &str, ejected: bool, is_tcp: bool) {
         let Ok(at) = address.parse::<SocketAddr>() else { return };
-        let pod = attached::owner(&self.records, at.ip())
+        let pod = attached_pods::owner(&self.records, at.ip())
             .map_or_else(|| "not attached here".into(), |pod| format!("pod {pod}"));
-        let passed_over = if ejected { "; the proxy passes it over for now" } else { "" };
+        let ejected = if ejected { "; the proxy has ejected it" } else { "" };
         let step = if !is_tcp {
-            Step::new("endpoint", Outcome::Note, format!("{address} ({pod}){passed_over}"))
+            Step::new("endpoint", Outcome::Note, format!("{address} ({pod}){ejected}"))
         } else {
             match connect(at) {
-                Ok(taken) => Step::new("endpoint", Outcome::Fine, format!("{address} ({pod}) accepts{passed_over}")).took(taken),
-                Err(error) => Step::new("endpoint", Outcome::Failed, format!("{address} ({pod}) does not accept: {error}{passed_over}"))
-                    .fix("does the program in the pod listen on that port, on the pod's address and not on localhost alone?"),
+                Ok(taken) => {
+                    Step::new("endpoint", Outcome::Fine, format!("{address} ({pod}) accepts{ejected}"))
+                        .took(taken)
+                }
+                Err(error) => Step::new(
+                    "endpoint",
+                    Outcome::Failed,
+                    format!(
+                        "{address} ({pod}) does not \
+                    accept: {error}{ejected}"
+                    ),
+                )
+                .fix(
+                    "check that the program in the pod listens on that port, and on the pod's address \
+                        and not only on localhost",
+                ),
             }
         };
         self.steps.push(step);
     }
 
-    /// The request itself, from where the client is.
+    /// Sends the request itself, from the client's network namespace.
     fn request(&mut self, at: SocketAddr) -> bool {
         let connected = self.client.run(|| connect(at));
         let step = match &connected {
             Ok(taken) => Step::new("request", Outcome::Fine, format!("connected to {at}")).took(*taken),
             Err(error) => Step::new("request", Outcome::Failed, format!("cannot connect to {at}: {error}"))
-                .fix("if every step before is fine: `portolan doctor`"),
+                .fix("if all previous steps are ok: `portolan doctor`"),
         };
         self.steps.push(step);
         connected.is_ok()
     }
 }
 
-/// `10.96.0.10:53/udp`, and whether it is TCP.
+/// Parses `10.96.0.10:53/udp`. Returns the address and whether the protocol is TCP.
 fn socket_of(frontend: &str) -> Option<(SocketAddr, bool)> {
     let (address, protocol) = frontend.rsplit_once('/')?;
     Some((address.parse().ok()?, protocol.eq_ignore_ascii_case("tcp")))
@@ -316,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_a_name_or_an_address_with_or_without_a_port() {
+    fn target_is_a_name_or_an_address_with_or_without_a_port() {
         for (target, expected) in [
             ("web", ("web", None)),
             ("web.shop:80", ("web.shop", Some(80))),

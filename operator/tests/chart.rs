@@ -1,6 +1,6 @@
-//! The Helm chart and what is rendered from it, by the real API server.
+//! The Helm chart and its rendered manifests, validated by a real API server.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use testbed::{Binaries, ControlPlane, Node, Program, go_tool, wait_for};
 
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// What `helm template` prints with these values.
+/// Returns the output of `helm template` with these values.
 fn render(values: &str) -> String {
     let mut helm = Command::new(go_tool("helm").unwrap());
     helm.args([
@@ -27,7 +27,7 @@ fn render(values: &str) -> String {
 }
 
 #[test]
-fn the_manifests_are_what_the_chart_renders() {
+fn manifests_equal_the_rendered_chart() {
     let output = Command::new("make")
         .args(["--no-print-directory", "-s", "manifests", "MANIFESTS=/dev/stdout"])
         .current_dir(WORKSPACE)
@@ -39,7 +39,7 @@ fn the_manifests_are_what_the_chart_renders() {
 }
 
 #[test]
-fn the_roles_are_what_the_chart_renders_and_pods_are_watched_only_if_that_is_wanted() {
+fn roles_equal_the_rendered_chart_and_pods_are_watched_only_if_configured() {
     let roles = include_str!("../../deploy/kubernetes/rbac.yaml");
     let with_pods = roles.replace("[services, namespaces]", "[services, namespaces, pods]");
     for (values, roles) in [("disabled", roles), ("insecure", roles), ("verified", &with_pods)] {
@@ -53,49 +53,51 @@ fn the_roles_are_what_the_chart_renders_and_pods_are_watched_only_if_that_is_wan
 }
 
 #[test]
-fn an_api_server_takes_every_object_of_the_chart_to_the_letter() {
+fn api_server_accepts_every_object_of_the_chart_with_strict_validation() {
     let node = Node::new().unwrap();
     let control_plane = ControlPlane::start(&node).unwrap();
-    let try_out = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
+    let dry_run = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
     for values in [
         "apiServer.host=192.0.2.10",
-        "apiServer.host=::1,cni.enabled=true,cni.clusterCIDRs={10.244.0.0/16,fd00:244::/48},proxy.extraArgs={--poll=0}",
+        "apiServer.host=::1,cni.enabled=true,cni.clusterCIDRs={10.244.0.0/16,fd00:244::/48},\
+         proxy.extraArgs={--poll=0}",
     ] {
         let rendered = render(values);
-        let said = control_plane.kubectl(&try_out, &rendered).unwrap();
+        let output = control_plane.kubectl(&dry_run, &rendered).unwrap();
         for object in [
             "daemonset.apps/portolan-proxy",
             "daemonset.apps/portolan-dns",
             "clusterrole.rbac.authorization.k8s.io/portolan-dns",
         ] {
-            assert!(said.contains(object), "{object}: {said}");
+            assert!(output.contains(object), "{object}: {output}");
         }
-        // It would notice.
+        // Strict validation rejects a misspelled field.
         let misspelled = rendered.replace("readOnlyRootFilesystem", "readOnlyRootFileSystem");
-        let refused = control_plane.kubectl(&try_out, &misspelled).unwrap_err().to_string();
+        let refused = control_plane.kubectl(&dry_run, &misspelled).unwrap_err().to_string();
         assert!(refused.contains("unknown field"), "{refused}");
     }
     let cleanup = include_str!("../../deploy/kubernetes/cleanup.yaml");
-    let said = control_plane.kubectl(&try_out, cleanup).unwrap();
-    assert!(said.contains("daemonset.apps/portolan-cleanup"), "{said}");
+    let output = control_plane.kubectl(&dry_run, cleanup).unwrap();
+    assert!(output.contains("daemonset.apps/portolan-cleanup"), "{output}");
     let image = concat!("image: localhost/portolan:", env!("CARGO_PKG_VERSION"));
     assert_eq!(cleanup.matches(image).count(), 3, "its image is the chart's");
 }
 
 #[test]
-fn a_chart_without_the_servers_address_says_what_it_needs() {
+fn chart_without_the_api_servers_address_fails_with_an_explanation() {
     let mut helm = Command::new(go_tool("helm").unwrap());
     helm.args(["template", "deploy/helm/portolan", "--kube-version", "1.34"]);
     let output = helm.current_dir(WORKSPACE).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         !output.status.success()
-            && said.contains("apiServer.host: the API server by an address that needs no Service"),
-        "{said}"
+            && stderr.contains("apiServer.host: the API server by an address that needs no Service"),
+        "{stderr}"
     );
 }
 
-/// A container of the DaemonSet of that program: with the account's token, the authority, the server's address.
+/// A program started as the container of its DaemonSet: with the service account's token, the CA and the API
+/// server's address.
 struct Container<'a> {
     node: &'a Node,
     program: &'a str,
@@ -113,7 +115,8 @@ impl<'a> Container<'a> {
             kubeconfig.split("certificate-authority: ").nth(1).unwrap().split('}').next().unwrap();
         let directory = "/var/run/secrets/kubernetes.io/serviceaccount";
         node.shell(&format!(
-            "mkdir -p {directory}; cp {authority} {directory}/ca.crt; printf '%s' '{}' > {directory}/token; printf kube-system > {directory}/namespace",
+            "mkdir -p {directory}; cp {authority} {directory}/ca.crt; printf '%s' '{}' > {directory}/token; \
+             printf kube-system > {directory}/namespace",
             token.trim()
         ))
         .unwrap();
@@ -124,7 +127,7 @@ impl<'a> Container<'a> {
         Self { node, program, flags, environment, directory: tempfile::tempdir().unwrap() }
     }
 
-    /// Starts it, with a log of that name.
+    /// Starts the program with a log of that name.
     fn start(&self, log: &str) -> Program {
         let binary = Binaries::find().unwrap().path(self.program).display().to_string();
         let mut line: Vec<&str> = self.environment.iter().map(String::as_str).collect();
@@ -133,11 +136,11 @@ impl<'a> Container<'a> {
         Program::start(self.node, "/usr/bin/env".as_ref(), &line, &self.directory.path().join(log)).unwrap()
     }
 
-    /// Waits for words in a log.
+    /// Waits until a log contains a text.
     fn wait_for(&self, log: &str, words: &str) {
         wait_for(words, || {
-            let said = std::fs::read_to_string(self.directory.path().join(log))?;
-            ensure!(said.contains(words), "{log}: {said}");
+            let log_text = std::fs::read_to_string(self.directory.path().join(log))?;
+            ensure!(log_text.contains(words), "{log}: {log_text}");
             Ok(())
         })
         .unwrap();
@@ -145,13 +148,13 @@ impl<'a> Container<'a> {
 }
 
 #[test]
-fn a_proxy_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it() {
+fn proxy_replaced_by_a_rolling_update_runs_until_the_kubelet_stops_it() {
     let node = Node::new().unwrap();
     let control_plane = ControlPlane::start(&node).unwrap();
     let container = Container::new(&node, &control_plane, "portolan-proxy", &["--node-name=node-1"]);
     let start = |log: &str| {
         let program = container.start(log);
-        wait_for("it to be in force", || {
+        wait_for("the hot restart", || {
             let serving = node.serving_proxy()?;
             ensure!(serving == program.id(), "process {serving} serves");
             Ok(())
@@ -169,24 +172,24 @@ fn a_proxy_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it
 }
 
 #[test]
-fn a_name_server_that_was_replaced_in_a_rolling_update_waits_for_the_kubelet_to_end_it() {
+fn dns_server_replaced_by_a_rolling_update_runs_until_the_kubelet_stops_it() {
     let node = Node::new().unwrap();
     let control_plane = ControlPlane::start(&node).unwrap();
     let container = Container::new(&node, &control_plane, "portolan-dns", &["--listen=127.0.0.1:53"]);
-    let ask = || {
-        let said =
+    let resolve = || {
+        let answer =
             node.shell("dig +short +time=1 +tries=1 @127.0.0.1 kubernetes.default.svc.cluster.local")?;
-        ensure!(said.trim() == "10.96.0.1", "{said}");
+        ensure!(answer.trim() == "10.96.0.1", "{answer}");
         Ok(())
     };
     let mut old = container.start("old.log");
-    wait_for("an answer", ask).unwrap();
+    wait_for("an answer", resolve).unwrap();
     let _new = container.start("new.log");
     container.wait_for("new.log", "serving in place of the previous process");
     container.wait_for("old.log", "waiting to be told to end");
     node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
-    ask().unwrap();
+    resolve().unwrap();
     assert!(old.terminate().unwrap().success());
     node.shell("curl -fsS -m 2 http://127.0.0.1:10264/ready").unwrap();
-    ask().unwrap();
+    resolve().unwrap();
 }

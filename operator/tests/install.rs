@@ -1,16 +1,17 @@
-//! `portolan install` and `uninstall`: what they write, what they leave alone, and that nothing is left.
+//! `portolan install` and `uninstall`: which files they write and keep, and that uninstall leaves nothing.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
 use testbed::{Binaries, Network, Node, Plugin};
 
-/// Directories where anything could be left, but for what the kernel shows.
-const LISTING: &str = "find /etc /opt /var/lib /run -path /run/overlay -prune -o \\( -type d -printf '%p d %m\\n' -o -printf '%p %y %m %s %l\\n' \\) | sort";
+/// Lists all directories where files could be left.
+const LISTING: &str = "find /etc /opt /var/lib /run -path /run/overlay -prune -o \\( -type d -printf '%p d \
+    %m\\n' -o -printf '%p %y %m %s %l\\n' \\) | sort";
 
-/// A node whose `/opt` is its own too, and empty.
+/// Returns a node with an empty private `/opt`.
 fn node() -> Node {
     let node = Node::new().unwrap();
     node.shell("mount -t tmpfs tmpfs /opt; rm -rf /etc/cni /etc/portolan; rmdir /run/portolan").unwrap();
@@ -21,24 +22,27 @@ fn portolan(node: &Node, arguments: &[&str]) -> Output {
     node.run(|| Command::new(env!("CARGO_BIN_EXE_portolan")).args(arguments).output()).unwrap()
 }
 
-fn done(node: &Node, arguments: &[&str]) -> String {
+fn succeed(node: &Node, arguments: &[&str]) -> String {
     let output = portolan(node, arguments);
-    let said = text(&output);
-    assert!(output.status.success(), "{arguments:?}: {said}");
-    said
+    let output_text = text(&output);
+    assert!(output.status.success(), "{arguments:?}: {output_text}");
+    output_text
 }
 
 fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// What is there: files with their modes and sizes, what the kernel has, and what runtimes read.
+/// Returns the state of the node: files with modes and sizes, kernel state, and the runtimes' configurations.
 fn state(node: &Node) -> String {
-    node.shell(&format!("{LISTING}; ip -o link; ip route show table all; nft list ruleset; cat /etc/cni/net.d/* 2>/dev/null || true"))
-        .unwrap()
+    node.shell(&format!(
+        "{LISTING}; ip -o link; ip route show table all; nft list ruleset; cat \
+        /etc/cni/net.d/* 2>/dev/null || true"
+    ))
+    .unwrap()
 }
 
-/// Only lines that differ are shown: a machine has many files.
+/// Asserts equality and shows only the lines that differ.
 fn assert_same(now: &str, before: &str, what: &str) {
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
     let (now, before) = (lines(now), lines(before));
@@ -47,42 +51,46 @@ fn assert_same(now: &str, before: &str, what: &str) {
 }
 
 #[test]
-fn uninstall_leaves_every_runtime_as_it_was() {
+fn uninstall_restores_the_state_before_install_for_every_runtime() {
     for (runtime, expected) in [
         ("podman", &["/opt/cni/bin/portolan-cni", "/etc/containers/containers.conf.d/10-portolan.conf"][..]),
-        // As Debian's containerd is configured.
+        // The directory of Debian's containerd.
         ("containerd", &["/usr/lib/cni/portolan-cni"]),
         ("crio", &["/opt/cni/bin/portolan-cni"]),
     ] {
         let node = node();
         node.shell("mkdir -p /run/usr-lib-cni; mount --bind /run/usr-lib-cni /usr/lib/cni").unwrap();
-        node.shell("mkdir -p /etc/cni/net.d; echo '{\"name\": \"other\", \"plugins\": []}' > /etc/cni/net.d/87-other.conflist").unwrap();
+        node.shell(
+            "mkdir -p /etc/cni/net.d; echo '{\"name\": \"other\", \"plugins\": []}' > \
+            /etc/cni/net.d/87-other.conflist",
+        )
+        .unwrap();
         let before = state(&node);
-        done(&node, &["install", "--runtime", runtime]);
+        succeed(&node, &["install", "--runtime", runtime]);
         let installed = state(&node);
         for path in expected {
             node.shell(&format!("test -s {path}")).unwrap();
         }
         node.shell("grep -q portolan-cni /etc/cni/net.d/10-portolan.conflist").unwrap();
-        // Repeating it changes nothing.
-        let again = done(&node, &["install", "--runtime", runtime]);
+        // A second install changes nothing.
+        let again = succeed(&node, &["install", "--runtime", runtime]);
         assert!(!again.contains("written") && again.contains("up to date"), "{again}");
         assert_same(&state(&node), &installed, "repeated");
-        done(&node, &["uninstall"]);
+        succeed(&node, &["uninstall"]);
         assert_same(&state(&node), &before, runtime);
-        assert_eq!(done(&node, &["uninstall"]), "nothing to do\n");
+        assert_eq!(succeed(&node, &["uninstall"]), "nothing to do\n");
     }
 }
 
 #[test]
-fn the_conflist_is_what_deploy_has_and_the_plugin_takes_it() {
+fn conflist_equals_the_one_in_deploy_and_the_plugin_accepts_it() {
     let node = node();
-    done(&node, &["install", "--runtime", "crio"]);
+    succeed(&node, &["install", "--runtime", "crio"]);
     let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
     let written = read(&node.shell("cat /etc/cni/net.d/10-portolan.conflist").unwrap());
     assert_eq!(written, read(include_str!("../../deploy/10-portolan.conflist")));
 
-    // A pod comes and goes by what was installed; then nothing of it is left either.
+    // Attach and detach a pod with the installed plugin; afterwards nothing is left.
     let mut config = written["plugins"][0].clone();
     config["cniVersion"] = "1.0.0".into();
     config["name"] = "portolan".into();
@@ -93,7 +101,7 @@ fn the_conflist_is_what_deploy_has_and_the_plugin_takes_it() {
     assert!(!refused.status.success() && text(&refused).contains("pods are attached"), "{}", text(&refused));
     assert!(text(&refused).contains("default/web-1"), "{}", text(&refused));
     network.remove(&pod).unwrap();
-    // A bridge has a table of its own, and stays when its last pod goes.
+    // A bridge has its own table, and is kept after its last pod is detached.
     config["name"] = "bridged".into();
     config["mode"] = "bridge".into();
     config["macspoofchk"] = true.into();
@@ -102,53 +110,71 @@ fn the_conflist_is_what_deploy_has_and_the_plugin_takes_it() {
     let network = Network::with_config(plugin, config);
     let pod = network.add("web-2").unwrap();
     network.remove(&pod).unwrap();
-    let stays = node.shell("nft list tables").unwrap();
-    assert!(stays.contains("inet portolan") && stays.contains("bridge portolan"), "{stays}");
-    done(&node, &["uninstall"]);
-    let left = node.shell("ip -o link | grep -e ptl -e bridge || true; ip route show table all | grep -e 10.22 -e 10.23 || true; nft list tables; ls -d /run/portolan /opt/cni /var/lib/portolan 2>/dev/null || true").unwrap();
+    let tables = node.shell("nft list tables").unwrap();
+    assert!(tables.contains("inet portolan") && tables.contains("bridge portolan"), "{tables}");
+    succeed(&node, &["uninstall"]);
+    let left = node
+        .shell(
+            "ip -o link | grep -e ptl -e bridge || true; ip route show table all | grep -e \
+        10.22 -e 10.23 || true; nft list tables; ls -d /run/portolan /opt/cni /var/lib/portolan \
+        2>/dev/null || true",
+        )
+        .unwrap();
     assert_eq!(left, "");
 }
 
 #[test]
-fn what_others_wrote_is_left_alone() {
+fn files_of_other_origin_are_kept() {
     let node = node();
     node.shell("mkdir -p /opt/cni/bin /etc/cni/net.d; echo theirs > /opt/cni/bin/portolan-cni").unwrap();
     let before = state(&node);
     let refused = portolan(&node, &["install", "--runtime", "crio"]);
     assert!(
-        !refused.status.success() && text(&refused).contains("/opt/cni/bin/portolan-cni is there already"),
+        !refused.status.success() && text(&refused).contains("/opt/cni/bin/portolan-cni already exists"),
         "{}",
         text(&refused)
     );
-    assert_same(&state(&node), &before, "nothing is written before everything was looked at");
-    node.shell("rm /opt/cni/bin/portolan-cni; echo '{\"name\": \"theirs\", \"plugins\": []}' > /etc/cni/net.d/10-portolan.conflist").unwrap();
+    assert_same(&state(&node), &before, "all files are checked before the first write");
+    node.shell(
+        "rm /opt/cni/bin/portolan-cni; echo '{\"name\": \"theirs\", \"plugins\": []}' > \
+        /etc/cni/net.d/10-portolan.conflist",
+    )
+    .unwrap();
     let refused = portolan(&node, &["install", "--runtime", "crio"]);
-    assert!(text(&refused).contains("10-portolan.conflist is there already"), "{}", text(&refused));
+    assert!(text(&refused).contains("10-portolan.conflist already exists"), "{}", text(&refused));
     node.shell("mv /etc/cni/net.d/10-portolan.conflist /etc/cni/net.d/05-theirs.conflist").unwrap();
-    let said = done(&node, &["install", "--runtime", "crio"]);
-    assert!(said.contains("next: /etc/cni/net.d/05-theirs.conflist comes first by name"), "{said}");
+    let output = succeed(&node, &["install", "--runtime", "crio"]);
+    assert!(output.contains("next: /etc/cni/net.d/05-theirs.conflist comes first by name"), "{output}");
 
-    // What was changed after is the operator's, too.
+    // A file that the operator changed later is kept too.
     node.shell("sed -i s/10.22/10.99/ /etc/cni/net.d/10-portolan.conflist").unwrap();
     assert!(
-        done(&node, &["install", "--runtime", "crio"])
-            .contains("10-portolan.conflist: kept, it was changed by hand")
+        succeed(&node, &["install", "--runtime", "crio"])
+            .contains("10-portolan.conflist: kept, it was changed after the installation")
     );
-    assert!(done(&node, &["uninstall"]).contains("10-portolan.conflist: kept, it was changed by hand"));
+    assert!(
+        succeed(&node, &["uninstall"])
+            .contains("10-portolan.conflist: kept, it was changed after the installation")
+    );
     assert_eq!(node.shell("ls /etc/cni/net.d").unwrap(), "05-theirs.conflist\n10-portolan.conflist\n");
 }
 
 #[test]
-fn an_upgrade_replaces_the_plugin_in_one_step() {
+fn upgrade_replaces_the_plugin_atomically() {
     let node = node();
     let old = Binaries::find().unwrap().path("portolan-cni");
-    done(&node, &["install", "--runtime", "podman", "--plugin", old.to_str().unwrap()]);
-    // A new version: any other program will do.
+    succeed(&node, &["install", "--runtime", "podman", "--plugin", old.to_str().unwrap()]);
+    // Another file stands for the new version.
     node.shell(&format!("cat {} > /run/new; echo new >> /run/new; chmod +x /run/new", old.display()))
         .unwrap();
-    let running = node.shell("exec 3< /opt/cni/bin/portolan-cni; readlink /proc/self/fd/3 >/dev/null; stat -L -c %i /proc/self/fd/3").unwrap();
-    let said = done(&node, &["install", "--plugin", "/run/new"]);
-    assert_eq!(said, "/opt/cni/bin/portolan-cni: written\n");
+    let running = node
+        .shell(
+            "exec 3< /opt/cni/bin/portolan-cni; readlink /proc/self/fd/3 >/dev/null; stat \
+        -L -c %i /proc/self/fd/3",
+        )
+        .unwrap();
+    let output = succeed(&node, &["install", "--plugin", "/run/new"]);
+    assert_eq!(output, "/opt/cni/bin/portolan-cni: written\n");
     let now = node
         .shell(
             "stat -c %i /opt/cni/bin/portolan-cni; cmp /run/new /opt/cni/bin/portolan-cni; ls /opt/cni/bin",
@@ -156,21 +182,21 @@ fn an_upgrade_replaces_the_plugin_in_one_step() {
         .unwrap();
     assert!(
         now.ends_with("portolan-cni\n") && !now.starts_with(running.trim()),
-        "{now}: a new file, and nothing beside it"
+        "{now}: a new file, and no other one"
     );
-    // Killed between the receipt and the file: uninstall is content, and so is the next install.
+    // After a kill between receipt and file, both uninstall and the next install succeed.
     node.shell("rm /opt/cni/bin/portolan-cni; echo half > /opt/cni/bin/portolan-cni.new").unwrap();
-    done(&node, &["install", "--plugin", "/run/new"]);
-    done(&node, &["uninstall"]);
+    succeed(&node, &["install", "--plugin", "/run/new"]);
+    succeed(&node, &["uninstall"]);
     assert_eq!(node.shell("ls -A /opt").unwrap(), "");
 }
 
 #[test]
-fn without_a_runtime_and_a_receipt_the_way_out_is_named() {
+fn install_without_runtime_and_receipt_fails_with_the_fix() {
     let node = node();
-    let said = text(&portolan(&node, &["install"]));
+    let output = text(&portolan(&node, &["install"]));
     assert!(
-        said.contains("nothing is installed yet: portolan install --runtime podman|containerd|crio"),
-        "{said}"
+        output.contains("nothing is installed yet: portolan install --runtime podman|containerd|crio"),
+        "{output}"
     );
 }

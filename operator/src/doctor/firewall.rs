@@ -1,20 +1,20 @@
-//! What drops packets between pods and the rest: a FORWARD policy of `drop`, as Docker sets it.
+//! Firewall rules that drop packets of pods: a FORWARD policy of `drop`, as Docker sets it.
 
 use std::io;
 
 use serde_json::Value;
 
 use super::Finding;
-use crate::tool;
+use crate::command;
 
 const CHECK: &str = "firewall";
 
-pub(super) fn examine() -> Vec<Finding> {
-    let chains = tool::json("nft", &["-j", "list", "chains"]);
+pub(super) fn check() -> Vec<Finding> {
+    let chains = command::json("nft", &["-j", "list", "chains"]);
     let mut findings = vec![match &chains {
         Ok(chains) => nftables(chains),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Finding::warning(CHECK, "nft is not installed: rules cannot be looked at", "apt install nftables")
+            Finding::warning(CHECK, "nft is not installed: rules cannot be checked", "apt install nftables")
         }
         Err(error) => Finding::warning(CHECK, error.to_string(), "run as root"),
     }];
@@ -42,10 +42,10 @@ fn nftables(chains: &Value) -> Finding {
     }
 }
 
-/// Whether the chain has rules as those of [`fix`].
+/// Returns whether the chain has rules like those of [`fix`].
 fn accepts_pods(chain: &str) -> bool {
     let arguments: Vec<&str> = ["-j", "list", "chain"].into_iter().chain(chain.split(' ')).collect();
-    let Ok(listed) = tool::json("nft", &arguments) else { return false };
+    let Ok(listed) = command::json("nft", &arguments) else { return false };
     let rules = || listed["nftables"].as_array().into_iter().flatten().map(|item| &item["rule"]["expr"]);
     let accepts = |key: &str, rule: &Value| {
         let parts = || rule.as_array().into_iter().flatten();
@@ -56,10 +56,10 @@ fn accepts_pods(chain: &str) -> bool {
     ["iifname", "oifname"].iter().all(|key| rules().any(|rule| accepts(key, rule)))
 }
 
-/// What accepts pods' packets, in the words of the firewall that drops them.
+/// Returns the command that accepts pods' packets, for the firewall that drops them.
 fn fix(chain: &str) -> String {
     match chain.split(' ').collect::<Vec<_>>()[..] {
-        // iptables writes its tables so.
+        // The tables of iptables-nft.
         ["ip", "filter", "FORWARD"] => accept("iptables"),
         ["ip6", "filter", "FORWARD"] => accept("ip6tables"),
         _ => format!(
@@ -72,13 +72,13 @@ fn accept(program: &str) -> String {
     format!("{program} -I FORWARD -i ptl+ -j ACCEPT; {program} -I FORWARD -o ptl+ -j ACCEPT")
 }
 
-/// Rules of the old kind are in no nftables table.
+/// Checks iptables-legacy, whose rules are in no nftables table.
 fn legacy() -> Option<Finding> {
     let tables = std::fs::read_to_string("/proc/net/ip_tables_names").ok()?;
     if !tables.lines().any(|table| table == "filter") {
         return None;
     }
-    Some(match tool::output("iptables-legacy", &["-S", "FORWARD"]) {
+    Some(match command::output("iptables-legacy", &["-S", "FORWARD"]) {
         Ok(rules) if rules.contains("-P FORWARD DROP") && !rules.contains("-o ptl+ -j ACCEPT") => {
             Finding::error(
                 CHECK,
@@ -89,7 +89,7 @@ fn legacy() -> Option<Finding> {
         Ok(_) => Finding::ok(CHECK, "iptables-legacy drops no packets from or to pods by policy"),
         Err(error) => Finding::warning(
             CHECK,
-            format!("legacy rules cannot be looked at: {error}"),
+            format!("legacy rules cannot be checked: {error}"),
             "apt install iptables",
         ),
     })

@@ -1,4 +1,4 @@
-//! What the kernel can do, tried out in a network namespace that is gone afterwards.
+//! Kernel features, probed in a temporary network namespace.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,18 +9,18 @@ use nftables::{Batch, Rule};
 use socket2::{Domain, Socket, Type};
 
 use super::Finding;
-use crate::tool;
+use crate::command;
 
 const CHECK: &str = "kernel";
 
-/// Any table: nobody else is in the namespace.
+/// Any name: the namespace is private.
 const TABLE: &str = "portolan-doctor";
 const CHAIN: &str = "chain";
 
-/// What is tried, what it is for, what it needs.
-type Trial = (&'static str, fn() -> io::Result<()>, &'static str);
+/// Feature and its purpose, the probe, and what the kernel needs.
+type Probe = (&'static str, fn() -> io::Result<()>, &'static str);
 
-const TRIALS: [Trial; 9] = [
+const PROBES: [Probe; 9] = [
     ("veth interfaces (pods)", veth, "CONFIG_VETH, module veth"),
     ("nftables with TPROXY (virtual IPs)", tproxy, "CONFIG_NFT_TPROXY, module nft_tproxy"),
     ("nftables socket match (clients' addresses)", socket_match, "CONFIG_NFT_SOCKET, module nft_socket"),
@@ -40,40 +40,41 @@ const TRIALS: [Trial; 9] = [
     ("VXLAN (pods of nodes on other links)", vxlan, "CONFIG_VXLAN, module vxlan"),
 ];
 
-pub(super) fn examine() -> Vec<Finding> {
+pub(super) fn check() -> Vec<Finding> {
     if !nix::unistd::geteuid().is_root() {
-        return vec![Finding::warning(CHECK, "not tried: this needs root", "sudo portolan doctor")];
+        return vec![Finding::warning(CHECK, "not checked: this needs root", "sudo portolan doctor")];
     }
-    let attempts = NetNs::create_unnamed()
-        .and_then(|netns| netns.run(|| TRIALS.map(|(what, attempt, needs)| (what, attempt(), needs))));
-    let attempts = match attempts {
-        Ok(attempts) => attempts,
+    let results = NetNs::create_unnamed()
+        .and_then(|netns| netns.run(|| PROBES.map(|(feature, probe, needs)| (feature, probe(), needs))));
+    let results = match results {
+        Ok(results) => results,
         Err(error) => {
             let fix = "a container needs CAP_SYS_ADMIN and CAP_NET_ADMIN, and a kernel with CONFIG_NET_NS";
             return vec![Finding::error(CHECK, error.to_string(), fix)];
         }
     };
-    let mut findings: Vec<Finding> = attempts
+    let mut findings: Vec<Finding> = results
         .iter()
-        .filter_map(|(what, result, needs)| {
+        .filter_map(|(feature, result, needs)| {
             let error = result.as_ref().err()?;
-            Some(Finding::error(CHECK, format!("no {what}: {error}"), format!("the kernel needs {needs}")))
+            Some(Finding::error(CHECK, format!("no {feature}: {error}"), format!("the kernel needs {needs}")))
         })
         .collect();
     if findings.is_empty() {
-        let all: Vec<&str> = TRIALS.iter().map(|(what, ..)| *what).collect();
+        let all: Vec<&str> = PROBES.iter().map(|(feature, ..)| *feature).collect();
         findings.push(Finding::ok(CHECK, format!("has {}", all.join(", "))));
     }
     findings
 }
 
 fn veth() -> io::Result<()> {
-    tool::output("ip", &["link", "add", "tried", "type", "veth", "peer", "name", "peer"]).map(drop)
+    let line = ["link", "add", "probed", "type", "veth", "peer", "name", "peer"];
+    command::output("ip", &line).map(|_output| ())
 }
 
 fn vxlan() -> io::Result<()> {
     let line = ["link", "add", "tunnel", "type", "vxlan", "id", "1", "dstport", "8472", "dev", "lo"];
-    tool::output("ip", &line).map(drop)
+    command::output("ip", &line).map(|_output| ())
 }
 
 fn tproxy() -> io::Result<()> {
@@ -111,8 +112,8 @@ fn replies() -> io::Result<()> {
     let mut batch = table();
     batch.add_prerouting_chain(CHAIN);
     batch.add_flow_set("set", 1, true, 16);
-    let noted = Rule::default().from_foreign_address().tcp();
-    batch.add_rule(CHAIN, &noted.note_reverse_flow("set", true, Duration::from_secs(1)));
+    let recorded = Rule::default().from_foreign_address().tcp();
+    batch.add_rule(CHAIN, &recorded.note_reverse_flow("set", true, Duration::from_secs(1)));
     batch.commit(&nftables::Netfilter::open()?)
 }
 
@@ -123,7 +124,7 @@ fn masquerade() -> io::Result<()> {
     batch.commit(&nftables::Netfilter::open()?)
 }
 
-/// Empty, whatever the trial before has left.
+/// Returns a batch that recreates the table, so that it is empty.
 fn table() -> Batch<'static> {
     let mut batch = Batch::new(TABLE);
     batch.add_table();

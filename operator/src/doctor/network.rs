@@ -1,18 +1,18 @@
-//! Ranges that overlap, and packets that are too long.
+//! Overlapping ranges and MTU.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
 use super::{Args, Finding};
+use crate::command;
 use crate::conflist::{self, Conflist};
-use crate::tool;
 
-/// What the interface of the tunnel is called, and what a packet in it is longer by, at most (VXLAN over IPv6).
+/// Interface of the tunnel.
 const TUNNEL: &str = "portolan-vxlan";
 
-pub(super) fn examine(args: &Args) -> Vec<Finding> {
-    let links = match tool::json("ip", &["-j", "link"]) {
+pub(super) fn check(args: &Args) -> Vec<Finding> {
+    let links = match command::json("ip", &["-j", "link"]) {
         Ok(links) => links,
         Err(error) => return vec![Finding::warning("network", error.to_string(), "apt install iproute2")],
     };
@@ -23,7 +23,7 @@ pub(super) fn examine(args: &Args) -> Vec<Finding> {
 }
 
 fn mtu(links: &Value, own: Option<&Conflist>) -> Finding {
-    let uplink = tool::json("ip", &["-j", "route", "show", "default"]).unwrap_or_default();
+    let uplink = command::json("ip", &["-j", "route", "show", "default"]).unwrap_or_default();
     let Some(uplink) = uplink[0]["dev"].as_str() else {
         return Finding::warning(
             "MTU",
@@ -44,7 +44,8 @@ fn mtu(links: &Value, own: Option<&Conflist>) -> Finding {
         Some(longest) if longest > outside => Finding::warning(
             "MTU",
             format!(
-                "pods send packets of up to {longest} bytes, {through} carries {outside}: large ones rely on path MTU discovery"
+                "pods send packets of up to {longest} bytes, {through} carries {outside}: larger ones rely \
+                 on path MTU discovery"
             ),
             format!("\"mtu\": {outside} in the portolan-cni entry of the conflist; new pods get it"),
         ),
@@ -52,12 +53,12 @@ fn mtu(links: &Value, own: Option<&Conflist>) -> Finding {
     }
 }
 
-/// A pod range that a route of the node leads elsewhere would cut off what is there.
+/// Checks that no route of the node overlaps a pod range: the pods would hide the route's destination.
 fn overlaps(own: &Conflist) -> Finding {
     let routes = [["-4", "-j", "route"], ["-6", "-j", "route"]];
-    let routes: Vec<Value> = routes.iter().filter_map(|line| tool::json("ip", line).ok()).collect();
+    let routes: Vec<Value> = routes.iter().filter_map(|line| command::json("ip", line).ok()).collect();
     let routes = routes.iter().filter_map(Value::as_array).flatten();
-    let meets = |route: &&Value| {
+    let conflicts = |route: &&Value| {
         let is_ours = route["dev"].as_str().is_some_and(|dev| dev.starts_with("ptl") || dev == TUNNEL)
             || route["type"] == "unreachable"
             || route["protocol"] == "113";
@@ -66,8 +67,8 @@ fn overlaps(own: &Conflist) -> Finding {
             && destination != "default"
             && own.subnets().iter().any(|subnet| overlap(subnet, destination))
     };
-    match routes.into_iter().find(meets) {
-        None => Finding::ok("ranges", format!("{} are routed by nobody else", own.subnets().join(", "))),
+    match routes.into_iter().find(conflicts) {
+        None => Finding::ok("ranges", format!("{} have no other route", own.subnets().join(", "))),
         Some(route) => Finding::error(
             "ranges",
             format!(
@@ -76,7 +77,7 @@ fn overlaps(own: &Conflist) -> Finding {
                 route["dst"].as_str().unwrap_or_default(),
                 route["dev"].as_str().unwrap_or_default()
             ),
-            format!("another ipam.ranges in {}", own.path.display()),
+            format!("choose another ipam.ranges in {}", own.path.display()),
         ),
     }
 }
@@ -87,7 +88,7 @@ fn overlap(one: &str, other: &str) -> bool {
     one.1 == other.1 && one.0.checked_shr(one.1 - shorter) == other.0.checked_shr(one.1 - shorter)
 }
 
-/// The address as a number, the bits of its family, the length of the prefix.
+/// Returns the address as a number, the number of bits of its family, and the prefix length.
 fn range(text: &str) -> Option<(u128, u32, u32)> {
     let (address, length) = text.split_once('/').unwrap_or((text, ""));
     let (value, bits) = match address.parse().ok()? {
@@ -102,7 +103,7 @@ mod tests {
     use super::overlap;
 
     #[test]
-    fn ranges_overlap_when_one_has_the_other_within() {
+    fn ranges_overlap_when_one_contains_the_other() {
         assert!(overlap("10.22.0.0/16", "10.22.3.0/24"));
         assert!(overlap("10.22.3.7", "10.22.0.0/16"));
         assert!(overlap("0.0.0.0/0", "10.0.0.0/8"));

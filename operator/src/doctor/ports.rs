@@ -1,15 +1,15 @@
-//! Ports that the daemons need and somebody else has.
+//! Ports of the daemons that another process uses.
 
 use std::collections::HashMap;
 use std::fs;
 use std::net::IpAddr;
 
 use super::Finding;
-use crate::{pages, process};
+use crate::{admin_address, process};
 
 const CHECK: &str = "ports";
 
-/// Addresses that a daemon may be given, and the port of its default.
+/// Flags of listen addresses, with the default port.
 const PAGES: [(&str, &str, u16); 5] = [
     ("portolan-proxy", "metrics-bind-address", 10249),
     ("portolan-proxy", "healthz-bind-address", 10256),
@@ -21,34 +21,41 @@ const PAGES: [(&str, &str, u16); 5] = [
 /// `TCP_LISTEN` of linux/tcp_states.h, as `/proc/net/tcp` writes it.
 const LISTEN: &str = "0A";
 
-pub(super) fn examine(dns: IpAddr) -> Vec<Finding> {
+pub(super) fn check(dns: IpAddr) -> Vec<Finding> {
     let listening = listening();
     let owners = owners();
-    let pages = PAGES.map(|(program, flag, port)| (pages::set(program, flag, port).port(), program));
+    let pages =
+        PAGES.map(|(program, flag, port)| (admin_address::configured(program, flag, port).port(), program));
     let mut findings: Vec<Finding> = [(53, "portolan-dns")]
         .iter()
         .chain(&pages)
         .filter_map(|(port, program)| {
-            let meets = |(address, at, _): &&(String, u16, String)| *at == *port && may_meet(address, *port, dns);
-            let (_, _, inode) = listening.iter().filter(meets).find(|(_, _, inode)| {
-                owners.get(inode).is_none_or(|owner| owner != program)
-            })?;
+            let conflicts =
+                |(address, at, _): &&(String, u16, String)| *at == *port && may_conflict(address, *port, dns);
+            let (_, _, inode) = listening
+                .iter()
+                .filter(conflicts)
+                .find(|(_, _, inode)| owners.get(inode).is_none_or(|owner| owner != program))?;
             let owner = owners.get(inode).map_or("another process", String::as_str);
             Some(Finding::error(
                 CHECK,
                 format!("port {port}/tcp, which {program} needs, is taken by {owner}"),
-                format!("stop it, or give {program} another address (`{program} --help`); `ss -lntp sport = {port}` shows it"),
+                format!(
+                    "stop it, or give {program} another address (`{program} --help`); `ss -lntp sport = \
+                    {port}` shows it"
+                ),
             ))
         })
         .collect();
     if findings.is_empty() {
-        findings.push(Finding::ok(CHECK, "nobody else has the ports that the daemons need"));
+        findings.push(Finding::ok(CHECK, "no other process uses the daemons' ports"));
     }
     findings
 }
 
-/// Whether a listener there keeps ours away. Addresses are in `/proc`'s hexadecimal; zeros are every address.
-fn may_meet(address: &str, port: u16, dns: IpAddr) -> bool {
+/// Returns whether a listener conflicts with the daemon's. Addresses are hexadecimal as in `/proc`; zeros are
+/// the wildcard.
+fn may_conflict(address: &str, port: u16, dns: IpAddr) -> bool {
     let is_any = address.chars().all(|digit| digit == '0');
     match dns {
         IpAddr::V4(ip) if port == 53 => {
@@ -59,7 +66,7 @@ fn may_meet(address: &str, port: u16, dns: IpAddr) -> bool {
     }
 }
 
-/// Address, port and inode of every listening TCP socket.
+/// Returns address, port and inode of all listening TCP sockets.
 fn listening() -> Vec<(String, u16, String)> {
     let files = ["/proc/net/tcp", "/proc/net/tcp6"].map(|file| fs::read_to_string(file).unwrap_or_default());
     let lines = files.iter().flat_map(|file| file.lines().skip(1));
@@ -73,7 +80,7 @@ fn listening() -> Vec<(String, u16, String)> {
         .collect()
 }
 
-/// The process that has each socket, by inode.
+/// Returns the name of the process of each socket, by inode.
 fn owners() -> HashMap<String, String> {
     let mut owners = HashMap::new();
     for process in process::all() {

@@ -1,4 +1,4 @@
-//! What the container runtime will find: the plugin, and our configuration first.
+//! What the container runtime finds: the plugin, and whether Portolan's configuration is the first.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -8,7 +8,7 @@ use crate::process;
 
 const CHECK: &str = "runtime";
 
-pub(super) fn examine(args: &Args) -> Vec<Finding> {
+pub(super) fn check(args: &Args) -> Vec<Finding> {
     vec![plugin(args), order(args), daemons()]
 }
 
@@ -17,7 +17,7 @@ fn plugin(args: &Args) -> Finding {
     let install = "portolan install --runtime podman|containerd|crio";
     match std::fs::metadata(&path) {
         Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => {
-            Finding::ok(CHECK, format!("{} is there", path.display()))
+            Finding::ok(CHECK, format!("{} is installed", path.display()))
         }
         Ok(_) => Finding::error(CHECK, format!("{} cannot be executed", path.display()), install),
         Err(error) => {
@@ -27,7 +27,7 @@ fn plugin(args: &Args) -> Finding {
     }
 }
 
-/// containerd and CRI-O take the first file by name; podman goes by the network's name.
+/// containerd and CRI-O use the first file by name; podman selects by the network's name.
 fn order(args: &Args) -> Finding {
     let lists = conflist::list(&args.conf_dir);
     let broken = lists.iter().find_map(|list| Some((&list.path, list.content.as_ref().err()?)));
@@ -35,7 +35,7 @@ fn order(args: &Args) -> Finding {
         return Finding::error(
             CHECK,
             format!("{}: {error}", path.display()),
-            "mend it or move it away: runtimes may stop at it",
+            "fix or remove it: runtimes may fail on it",
         );
     }
     let Some(own) = lists.iter().find(|list| list.is_ours()) else {
@@ -46,17 +46,17 @@ fn order(args: &Args) -> Finding {
         Some(first) if first.path != own.path => Finding::warning(
             CHECK,
             format!(
-                "{} comes before {}: containerd and CRI-O take the first by name",
+                "{} comes before {}: containerd and CRI-O use the first by name",
                 first.path.display(),
                 own.path.display()
             ),
             format!(
-                "mv {} {}.disabled, if its network is not wanted",
+                "mv {} {}.disabled, if its network is not needed",
                 first.path.display(),
                 first.path.display()
             ),
         ),
-        _ => Finding::ok(CHECK, format!("{} comes first", own.path.display())),
+        _ => Finding::ok(CHECK, format!("{} is the first configuration", own.path.display())),
     }
 }
 

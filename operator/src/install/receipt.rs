@@ -1,4 +1,4 @@
-//! What `portolan install` has written on this machine.
+//! The receipt: the files that `portolan install` has written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-/// Survives reboots, as what it names does.
+/// Persistent, as the installed files are.
 const DIRECTORY: &str = "/var/lib/portolan";
 const FILE: &str = "/var/lib/portolan/install.json";
 
@@ -16,18 +16,18 @@ const FILE: &str = "/var/lib/portolan/install.json";
 pub(super) struct Receipt {
     /// Files by path.
     pub(super) entries: BTreeMap<PathBuf, Entry>,
-    /// Directories that were not there before.
+    /// Directories that `install` created.
     directories: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
-    /// What was written, to tell whether somebody has changed it; `None` for a program.
+    /// The written text, to detect later changes; `None` for a program.
     pub(super) text: Option<String>,
 }
 
 impl Receipt {
-    /// An empty one where nothing was installed.
+    /// Reads the receipt; an empty one if nothing was installed.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -40,7 +40,7 @@ impl Receipt {
         }
     }
 
-    /// Creates a directory with all above it, and notes which were not there.
+    /// Creates a directory with its ancestors, and records which ones were missing.
     ///
     /// # Errors
     /// As creating directories.
@@ -63,10 +63,11 @@ impl Receipt {
             self.directories.insert(DIRECTORY.into());
         }
         let text = serde_json::to_vec_pretty(self).context("write the receipt")?;
-        super::write(FILE.as_ref(), &text, 0o644).with_context(|| format!("write {FILE} (root is needed)"))
+        super::write_atomically(FILE.as_ref(), &text, 0o644)
+            .with_context(|| format!("write {FILE} (root is needed)"))
     }
 
-    /// Forgets everything: directories that were made and are empty go too, the deepest first.
+    /// Removes the receipt and the created directories that are empty, the deepest first.
     ///
     /// # Errors
     /// As removing files.
@@ -75,11 +76,11 @@ impl Receipt {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context(format!("remove {FILE}")),
             _ => {}
         }
-        // In a pod it was the kubelet that made it.
+        // In a pod the kubelet created it.
         self.directories.insert(DIRECTORY.into());
         for directory in self.directories.iter().rev() {
-            // One that somebody else uses is not empty and stays.
-            drop(fs::remove_dir(directory));
+            // A directory with files of another program is not empty and is kept.
+            let _ = fs::remove_dir(directory);
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Where each runtime looks for plugins and networks.
+//! Directories and settings of each container runtime.
 
 use std::fmt;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
-use crate::tool;
+use crate::command;
 
 /// The defaults of containerd, CRI-O and podman alike.
 const BIN_DIR: &str = "/opt/cni/bin";
@@ -21,9 +21,10 @@ const CRIO: &str = "/etc/crio/crio.conf";
 const CRIO_DIRECTORY: &str = "/etc/crio/crio.conf.d";
 
 const PODMAN: &str = "/etc/containers/containers.conf.d/10-portolan.conf";
-const PODMAN_SETTINGS: &str = "# Written by `portolan install`, removed by `portolan uninstall`.\n[network]\nnetwork_backend = \"cni\"\n";
+const PODMAN_SETTINGS: &str = "# Written by `portolan install`, removed by `portolan uninstall`.\n\
+    [network]\nnetwork_backend = \"cni\"\n";
 
-/// podman 5 knows netavark alone.
+/// podman 5 supports only netavark.
 const PODMAN_WITHOUT_CNI: u32 = 5;
 
 /// A container runtime.
@@ -37,19 +38,19 @@ pub(crate) enum Runtime {
     Crio,
 }
 
-/// What goes where.
+/// Directories and settings.
 pub(super) struct Layout {
     pub(super) bin_dir: PathBuf,
     pub(super) conf_dir: PathBuf,
-    /// A file of settings that makes the runtime use CNI.
+    /// A settings file that makes the runtime use CNI.
     pub(super) settings: Option<(PathBuf, String)>,
 }
 
 impl Runtime {
-    /// As the runtime's own configuration says.
+    /// Returns the layout from the runtime's configuration.
     ///
     /// # Errors
-    /// When that cannot be read, or the runtime cannot do CNI.
+    /// When that cannot be read, or the runtime does not support CNI.
     pub(super) fn layout(self) -> anyhow::Result<Layout> {
         let mut layout = Layout { bin_dir: BIN_DIR.into(), conf_dir: CONF_DIR.into(), settings: None };
         match self {
@@ -63,7 +64,7 @@ impl Runtime {
         Ok(layout)
     }
 
-    /// What the operator has to do after.
+    /// Returns the next step for the operator.
     pub(super) fn next(self) -> Option<String> {
         (self == Self::Podman)
             .then(|| "podman run --network portolan …; a container of another network keeps that".to_owned())
@@ -80,15 +81,15 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// One that is not installed yet is fine.
+/// Checks the version of podman, if it is installed.
 fn check_podman() -> anyhow::Result<()> {
-    let Ok(said) = tool::output("podman", &["--version"]) else { return Ok(()) };
+    let Ok(version) = command::output("podman", &["--version"]) else { return Ok(()) };
     let major =
-        said.split_whitespace().last().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+        version.split_whitespace().last().and_then(|number| number.split('.').next()?.parse::<u32>().ok());
     ensure!(
         major.is_none_or(|major| major < PODMAN_WITHOUT_CNI),
-        "{} has no CNI, podman 4 was the last: use containerd (nerdctl) here",
-        said.trim()
+        "{} does not support CNI, podman 4 was the last: use containerd (nerdctl)",
+        version.trim()
     );
     Ok(())
 }
@@ -98,13 +99,13 @@ impl Layout {
         let Some(config) = read(Path::new(CONTAINERD))? else { return Ok(()) };
         for plugin in CONTAINERD_PLUGINS {
             let Some(cni) = config.get("plugins").and_then(|p| p.get(plugin)?.get("cni")) else { continue };
-            self.take(cni.get("bin_dir"), cni.get("conf_dir"));
-            self.take(cni.get("bin_dirs").and_then(|dirs| dirs.get(0)), None);
+            self.set(cni.get("bin_dir"), cni.get("conf_dir"));
+            self.set(cni.get("bin_dirs").and_then(|dirs| dirs.get(0)), None);
         }
         Ok(())
     }
 
-    /// Later files are stronger.
+    /// Later files override earlier ones.
     fn read_crio(&mut self) -> anyhow::Result<()> {
         let entries = fs::read_dir(CRIO_DIRECTORY).into_iter().flatten().flatten();
         let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
@@ -113,12 +114,12 @@ impl Layout {
         for file in files {
             let Some(config) = read(&file)? else { continue };
             let Some(network) = config.get("crio").and_then(|crio| crio.get("network")) else { continue };
-            self.take(network.get("plugin_dirs").and_then(|dirs| dirs.get(0)), network.get("network_dir"));
+            self.set(network.get("plugin_dirs").and_then(|dirs| dirs.get(0)), network.get("network_dir"));
         }
         Ok(())
     }
 
-    fn take(&mut self, bin_dir: Option<&toml::Value>, conf_dir: Option<&toml::Value>) {
+    fn set(&mut self, bin_dir: Option<&toml::Value>, conf_dir: Option<&toml::Value>) {
         let path =
             |value: Option<&toml::Value>| value?.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
         self.bin_dir = path(bin_dir).unwrap_or_else(|| self.bin_dir.clone());

@@ -1,4 +1,4 @@
-//! Asks for names as a pod's resolver does: the search list, both families, one server.
+//! Resolves names as a pod's resolver does: the search list, both families, one server.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -10,22 +10,22 @@ use hickory_proto::rr::{Name, RData, RecordType};
 
 use super::step::{Outcome, Step};
 
-/// Resolvers wait 5 s; a node's own server answers in far less.
+/// Deadline of a query. Resolvers wait 5 s; the node's own server answers much sooner.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// Dots that make a resolver try the name as it is first (`ndots` in the pods' resolv.conf).
+/// A name with this many dots is tried as is first (`ndots` in the pods' resolv.conf).
 const NDOTS: usize = 5;
 
 /// RFC 8914.
 const EXTENDED_ERROR: u16 = 15;
 
-/// What was found under one name.
+/// The answers for one name.
 pub(super) struct Found {
     pub(super) addresses: Vec<IpAddr>,
     pub(super) steps: Vec<Step>,
 }
 
-/// The names a resolver asks for, in its order.
+/// Returns the names that a resolver queries, in order.
 pub(super) fn candidates(name: &str, namespace: &str, domain: &str) -> Vec<String> {
     if name.ends_with('.') {
         return vec![name.to_owned()];
@@ -41,7 +41,7 @@ pub(super) fn candidates(name: &str, namespace: &str, domain: &str) -> Vec<Strin
     names
 }
 
-/// Addresses of both families.
+/// Queries addresses of both families.
 ///
 /// # Errors
 /// When the server does not answer.
@@ -49,7 +49,7 @@ pub(super) fn addresses(server: SocketAddr, name: &str) -> io::Result<Found> {
     let mut found = Found { addresses: Vec::new(), steps: Vec::new() };
     for kind in [RecordType::A, RecordType::AAAA] {
         let start = Instant::now();
-        let answer = ask(server, name, kind)?;
+        let answer = query(server, name, kind)?;
         let taken = start.elapsed();
         let data: Vec<String> = answer.answers.iter().map(|record| record.data.to_string()).collect();
         found.addresses.extend(answer.answers.iter().filter_map(|record| match &record.data {
@@ -58,13 +58,13 @@ pub(super) fn addresses(server: SocketAddr, name: &str) -> io::Result<Found> {
             _ => None,
         }));
         let code = answer.metadata.response_code;
-        let (outcome, said) = match (code, data.is_empty()) {
+        let (outcome, text) = match (code, data.is_empty()) {
             (ResponseCode::NoError, false) => (Outcome::Fine, data.join(", ")),
             (ResponseCode::NoError, true) => (Outcome::Note, "no such record".to_owned()),
             (ResponseCode::NXDomain, _) => (Outcome::Note, "no such name".to_owned()),
             _ => (Outcome::Failed, format!("{code}{}", reason(&answer))),
         };
-        found.steps.push(Step::new("name", outcome, format!("{name} {kind}: {said}")).took(taken));
+        found.steps.push(Step::new("name", outcome, format!("{name} {kind}: {text}")).took(taken));
         if code == ResponseCode::NXDomain {
             break;
         }
@@ -72,7 +72,7 @@ pub(super) fn addresses(server: SocketAddr, name: &str) -> io::Result<Found> {
     Ok(found)
 }
 
-fn ask(server: SocketAddr, name: &str, kind: RecordType) -> io::Result<Message> {
+fn query(server: SocketAddr, name: &str, kind: RecordType) -> io::Result<Message> {
     let name = Name::from_ascii(name).map_err(io::Error::other)?;
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
@@ -81,7 +81,7 @@ fn ask(server: SocketAddr, name: &str, kind: RecordType) -> io::Result<Message> 
     let any: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
-    // Connected: a refusal (ICMP) is an error at once, and answers of others are not heard.
+    // A connected socket reports ICMP errors at once and drops datagrams of other senders.
     socket.connect(server)?;
     socket.set_read_timeout(Some(DEADLINE))?;
     socket.send(&query.to_vec().map_err(io::Error::other)?)?;
@@ -95,7 +95,7 @@ fn ask(server: SocketAddr, name: &str, kind: RecordType) -> io::Result<Message> 
     }
 }
 
-/// The text of an Extended DNS Error, if there is one.
+/// Returns the text of an Extended DNS Error, if there is one.
 fn reason(answer: &Message) -> String {
     let option = answer.edns.as_ref().and_then(|edns| edns.option(EdnsCode::Unknown(EXTENDED_ERROR)));
     match option {
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_searched_for_as_in_a_pod() {
+    fn search_list_is_applied_as_in_a_pod() {
         assert_eq!(
             candidates("web", "shop", "cluster.local"),
             ["web.shop.svc.cluster.local.", "web.svc.cluster.local.", "web.cluster.local.", "web."]

@@ -1,4 +1,4 @@
-//! One step of a request, and what it answered.
+//! One step of a trace with its result.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,8 @@ pub(super) enum Outcome {
 pub(super) struct Step {
     step: &'static str,
     outcome: Outcome,
-    said: String,
+    #[serde(rename = "said")]
+    text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     microseconds: Option<u128>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -25,8 +26,8 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn new(step: &'static str, outcome: Outcome, said: String) -> Self {
-        Self { step, outcome, said, microseconds: None, fix: None }
+    pub(super) fn new(step: &'static str, outcome: Outcome, text: String) -> Self {
+        Self { step, outcome, text, microseconds: None, fix: None }
     }
 
     pub(super) fn took(self, time: Duration) -> Self {
@@ -46,7 +47,7 @@ impl fmt::Display for Step {
             Outcome::Failed => "!!",
         };
         let time = self.microseconds.map_or_else(String::new, |time| format!(" ({time} µs)"));
-        writeln!(f, "{sign} {:<9} {}{time}", self.step, self.said)?;
+        writeln!(f, "{sign} {:<9} {}{time}", self.step, self.text)?;
         self.fix.iter().try_for_each(|fix| writeln!(f, "{:13}-> {fix}", ""))
     }
 }

@@ -1,4 +1,4 @@
-//! Builds the package as `make deb` does, of the programs under test.
+//! Builds the package as `make deb` does, from the programs under test.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use testbed::{Binaries, go_tool};
 
 use crate::machine::Machine;
 
-/// A version and the next one.
+/// Two successive versions.
 pub(crate) const VERSIONS: [&str; 2] = ["0.1.0-1", "0.1.0-2"];
 
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -47,13 +47,13 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Puts the packages on the machine; returns where they are.
+/// Copies the packages to the machine. Returns their paths.
 pub(crate) fn provide(machine: &Machine) -> [String; 2] {
     machine.shell("mkdir -p /run/packages").unwrap();
     VERSIONS.map(|version| {
-        let there = format!("/run/packages/{version}.deb");
-        let here = std::fs::read(file(PACKAGES.path(), version)).unwrap();
-        machine.node.run(|| std::fs::write(&there, here)).unwrap();
-        there
+        let target = format!("/run/packages/{version}.deb");
+        let bytes = std::fs::read(file(PACKAGES.path(), version)).unwrap();
+        machine.node.run(|| std::fs::write(&target, bytes)).unwrap();
+        target
     })
 }

@@ -1,4 +1,4 @@
-//! The guides of docs/, command by command as they are written there.
+//! Runs the guides of docs/ command by command.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use testbed::{KUBELET_TUNABLES, containerd_config, go_tool, import_image, wait_f
 use crate::deb::provide;
 use crate::machine::Machine;
 
-/// Within the limits of a machine without CAP_SYS_RESOURCE and with both kinds of cgroups; storage that works on an overlay.
+/// podman settings for a machine without CAP_SYS_RESOURCE, with both kinds of cgroups, and with storage on an
+/// overlay.
 const PODMAN: &str = "
     cat > /etc/containers/containers.conf <<END
 [engine]
@@ -26,27 +27,27 @@ END
 /// The image that the guides use.
 const BUSYBOX: &str = "docker.io/library/busybox:latest";
 
-/// What a registry would give: the machine's busybox, under the name that the guides use.
+/// Imports the machine's busybox under the image name of the guides, in place of a registry.
 const IMAGE: &str = "
     mkdir -p /run/image/bin /run/image/tmp; cp /bin/busybox /run/image/bin/
     for applet in sh httpd wget; do ln -s busybox /run/image/bin/$applet; done
     tar c -C /run/image . | podman import --change 'CMD [\"/bin/sh\"]' - docker.io/library/busybox:latest
 ";
 
-/// The commands of a page: what stands in its `sh` blocks.
+/// Returns the commands of a page: its `sh` blocks.
 fn commands(page: &str) -> Vec<String> {
     let blocks = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
     blocks.map(str::to_owned).collect()
 }
 
-/// What there is of ours on the machine; the runtime's own state is the runtime's.
+/// Returns the state that belongs to Portolan, without the runtime's own state.
 fn ours(machine: &Machine) -> Vec<String> {
     let state = machine.state().unwrap();
     let is_ours = |line: &&str| line.contains("portolan") || line.contains("ptl") || line.contains("10.22.");
     state.lines().filter(is_ours).map(str::to_owned).collect()
 }
 
-/// The first package where the guides expect it; the second is for later.
+/// Copies the first package to where the guides expect it, and the second one for the upgrade.
 fn provide_one(machine: &Machine) {
     provide(machine);
     machine
@@ -54,28 +55,29 @@ fn provide_one(machine: &Machine) {
         .unwrap();
 }
 
-/// Upgrades the package while a Service is asked again and again: no request may fail.
+/// Upgrades the package under a load of requests, none of which may fail.
 fn upgrade_under_load(machine: &Machine, service: &str) {
     let address =
         machine.shell(&format!("dig +short @10.96.0.10 {service}.default.svc.cluster.local")).unwrap();
     let requests = format!(
-        "count=0; until [ -e /run/enough ]; do curl -fsS -m 3 -o /dev/null http://{}/; count=$((count + 1)); done; echo $count",
+        "count=0; until [ -e /run/enough ]; do curl -fsS -m 3 -o /dev/null http://{}/; count=$((count + \
+         1)); done; echo $count",
         address.trim()
     );
     let old = machine.main_pid("portolan-proxy").unwrap();
     std::thread::scope(|scope| {
         let load = scope.spawn(|| machine.shell(&requests));
         machine.shell("dpkg -i /run/next.deb").unwrap();
-        machine.wait_for_successor(old);
+        machine.wait_for_hot_restart(old);
         machine.shell("touch /run/enough").unwrap();
         let count: u32 = load.join().unwrap().unwrap().trim().parse().unwrap();
-        assert!(count > 20, "{count} requests are no load");
+        assert!(count > 20, "only {count} requests");
     });
     machine.shell("rm /run/enough /run/next.deb").unwrap();
 }
 
 #[test]
-fn the_podman_guide_works_as_it_is_written() {
+fn commands_of_the_podman_guide_succeed() {
     let machine = Machine::boot().unwrap();
     provide_one(&machine);
     machine.shell(PODMAN).unwrap();
@@ -83,10 +85,10 @@ fn the_podman_guide_works_as_it_is_written() {
     let before = ours(&machine);
     let blocks = commands(include_str!("../../../docs/guide-podman.md"));
     assert_eq!(blocks.len(), 7);
-    let mut said = Vec::new();
+    let mut outputs = Vec::new();
     for block in &blocks {
         let script = format!("cd /run/packages\n{block}");
-        // A reader is slower than a test, and does not ask a program that has not started yet.
+        // Steps that only query are retried: a test is faster than a reader.
         let creates = block.contains("run -d") || block.contains("install");
         let run = || machine.shell(&script);
         if block.contains("nodePort") {
@@ -99,26 +101,26 @@ fn the_podman_guide_works_as_it_is_written() {
             wait_for("the node port", by_port).unwrap();
             continue;
         }
-        said.push(if creates { run().unwrap() } else { wait_for("the step", run).unwrap() });
-        if said.len() == 4 {
+        outputs.push(if creates { run().unwrap() } else { wait_for("the step", run).unwrap() });
+        if outputs.len() == 4 {
             upgrade_under_load(&machine, "shop");
         }
     }
-    assert!(said[2].contains("default/shop-1") && said[2].contains("default/shop-2"), "{}", said[2]);
-    assert!(said[3].starts_with("one\n") || said[3].starts_with("two\n"), "{}", said[3]);
-    assert!(said[3].contains("shop:80 can be reached"), "{}", said[3]);
-    assert!(said[4].ends_with("two\n"), "{}", said[4]);
+    assert!(outputs[2].contains("default/shop-1") && outputs[2].contains("default/shop-2"), "{}", outputs[2]);
+    assert!(outputs[3].starts_with("one\n") || outputs[3].starts_with("two\n"), "{}", outputs[3]);
+    assert!(outputs[3].contains("shop:80 can be reached"), "{}", outputs[3]);
+    assert!(outputs[4].ends_with("two\n"), "{}", outputs[4]);
     assert_eq!(ours(&machine), before);
 }
 
-/// The kubelet looks for two controllers of cgroups, and uses none.
+/// The kubelet requires two cgroup controllers.
 const CONTROLLERS: &str = "
     for controller in cpu cpuacct; do
         mkdir -p /sys/fs/cgroup/$controller; mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller
     done
 ";
 
-/// Starts containerd as a unit, with what a registry would give: the machine's busybox, under the name that the guide uses.
+/// Starts containerd as a unit and imports the machine's busybox under the image name of the guide.
 fn start_containerd(machine: &Machine) {
     let config = containerd_config(BUSYBOX, "/usr/lib/cni".as_ref(), "/etc/cni/net.d".as_ref());
     let start = format!(
@@ -134,17 +136,17 @@ END
         "
     );
     machine.shell(&start).unwrap();
-    patiently("containerd", || machine.shell("ctr version"));
+    wait_long_for("containerd", || machine.shell("ctr version"));
     let socket = "/run/containerd/containerd.sock";
     machine.shell(&import_image("/run/image".as_ref(), BUSYBOX, socket.as_ref())).unwrap();
 }
 
-/// A kubelet takes some tens of seconds for its first pod, as the page says.
-fn patiently(what: &str, mut attempt: impl FnMut() -> Result<String>) -> String {
+/// Retries for two minutes: a kubelet needs tens of seconds for its first pod.
+fn wait_long_for(what: &str, mut attempt: impl FnMut() -> Result<String>) -> String {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         match attempt() {
-            Ok(said) => return said,
+            Ok(output) => return output,
             Err(error) if Instant::now() > deadline => panic!("waiting for {what}: {error:#}"),
             Err(_) => std::thread::sleep(Duration::from_millis(500)),
         }
@@ -152,7 +154,7 @@ fn patiently(what: &str, mut attempt: impl FnMut() -> Result<String>) -> String 
 }
 
 #[test]
-fn the_kubelet_guide_works_as_it_is_written() {
+fn commands_of_the_kubelet_guide_succeed() {
     let machine = Machine::boot().unwrap();
     provide_one(&machine);
     machine.shell(CONTROLLERS).unwrap();
@@ -167,11 +169,14 @@ fn the_kubelet_guide_works_as_it_is_written() {
     for block in [start, pod, service] {
         machine.shell(block).unwrap();
     }
-    let said = patiently("the answer", || machine.shell(ask));
-    assert!(said.contains("shop:80 can be reached") && said.ends_with("hello from the shop\n"), "{said}");
+    let output = wait_long_for("the answer", || machine.shell(ask));
+    assert!(
+        output.contains("shop:80 can be reached") && output.ends_with("hello from the shop\n"),
+        "{output}"
+    );
     upgrade_under_load(&machine, "shop");
     machine.shell(remove).unwrap();
-    patiently("no pod any more", || {
+    wait_long_for("the last pod to be removed", || {
         let status = machine.shell("portolan status")?;
         ensure!(status.contains("0 pods attached"), "{status}");
         Ok(status)

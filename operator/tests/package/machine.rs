@@ -1,4 +1,4 @@
-//! A node whose first process is systemd, with a file system of its own on top of the machine's.
+//! A node with systemd as its first process and overlays over the machine's file system.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Node, wait_for};
 
-/// Hierarchies of cgroups that systemd uses, as `/proc/self/cgroup` names them, and where they are mounted.
+/// The cgroup hierarchies of systemd, as in `/proc/self/cgroup`, and their mount points.
 const CGROUPS: [(&str, &str); 5] = [
     ("name=systemd", "systemd"),
     ("", "unified"),
@@ -15,8 +15,8 @@ const CGROUPS: [(&str, &str); 5] = [
     ("memory", "memory"),
 ];
 
-/// Everything a package may write, on layers of the node's own; and of units only what systemd cannot do without, so that
-/// nothing of the machine's starts.
+/// Mounts overlays on all directories that a package may write to, and keeps only the units that systemd
+/// requires, so that none of the machine's services starts.
 const LAYERS: &str = "
     for directory in /usr /var/cache /var/log /opt; do
         own=/run/overlay$directory; mkdir -p $own/upper $own/work
@@ -31,8 +31,8 @@ const LAYERS: &str = "
     printf '[Service]\\nStandardError=append:/run/systemd/services.log\\n' > /etc/systemd/system/service.d/log.conf
 ";
 
-/// In a process namespace: what systemd expects to be mounted. It would set limits that are the whole machine's;
-/// what is under `net` is the node's own.
+/// Mounts what systemd expects, in a PID namespace. /proc/sys is read-only, since systemd would set limits of
+/// the whole machine; /proc/sys/net belongs to the node.
 const BOOT: &str = "
     mount -t proc proc /proc; mount -t tmpfs tmpfs /tmp
     mount --bind /proc/sys /proc/sys; mount --bind /proc/sys/net /proc/sys/net; mount -o remount,bind,ro /proc/sys
@@ -43,7 +43,7 @@ const BOOT: &str = "
     exec env container=testbed /usr/lib/systemd/systemd --unit=multi-user.target
 ";
 
-/// Where a package could leave anything, without dpkg's own notes and what systemd has while it runs.
+/// Prints the state that a package could leave, without dpkg's own files and systemd's runtime state.
 const STATE: &str = "
     find /etc /usr /opt /var/lib /var/cache /run \\( -path /run/overlay -o -path /run/systemd -o -path /run/packages -o -path /var/lib/dpkg \
         -o -path /var/cache/man -o -path /run/lock -o -path /run/credentials -o -path /etc/machine-id -o -name '*.dsh-also' -o -name ld.so.cache \\) -prune \
@@ -51,7 +51,7 @@ const STATE: &str = "
     ip -o link; ip rule; ip -6 rule; ip route show table all; nft list ruleset; dpkg -l portolan 2>/dev/null | grep '^.[^n]  *portolan' || true
 ";
 
-/// A running machine; it is off when this is dropped.
+/// A running machine. Dropping it powers it off.
 pub(crate) struct Machine {
     pub(crate) node: Node,
     outer: Child,
@@ -68,7 +68,8 @@ impl Machine {
             .iter()
             .map(|group| format!("mkdir {0}; echo $$ > {0}/cgroup.procs", group.display()))
             .collect();
-        let unshare = "exec unshare --mount --pid --fork --uts --ipc --cgroup --kill-child --propagation private sh -ec \"$0\"";
+        let unshare = "exec unshare --mount --pid --fork --uts --ipc --cgroup --kill-child --propagation \
+            private sh -ec \"$0\"";
         let script = format!("{}; {unshare}", enter.join("; "));
         let mut line = Command::new("sh");
         line.args(["-ec", &script, BOOT]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -76,14 +77,14 @@ impl Machine {
         let mut machine = Self { node, outer, init: 0, cgroups };
         machine.init = wait_for("the first process", || machine.find_init())?;
         wait_for("systemd", || {
-            let said = machine.shell("systemctl is-system-running || true")?;
-            ensure!(["running\n", "degraded\n"].contains(&said.as_str()), "{said}");
+            let state = machine.shell("systemctl is-system-running || true")?;
+            ensure!(["running\n", "degraded\n"].contains(&state.as_str()), "{state}");
             Ok(())
         })?;
         Ok(machine)
     }
 
-    /// The only child of `unshare`, once it is what it shall be.
+    /// Returns the only child of `unshare` once it is systemd.
     fn find_init(&self) -> Result<u32> {
         let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.outer.id()))?;
         let child: u32 = children.split_whitespace().next().context("none yet")?.parse()?;
@@ -115,30 +116,30 @@ impl Machine {
         self.node.run(|| std::fs::read_to_string("/run/systemd/services.log")).unwrap_or_default()
     }
 
-    /// What there is, to be compared.
+    /// Returns the state of the machine, for comparison.
     pub(crate) fn state(&self) -> Result<String> {
         self.shell(STATE)
     }
 
-    /// Waits until a proxy has taken over from that one, which has ended, and both daemons are well.
-    pub(crate) fn wait_for_successor(&self, old: u32) {
-        let ended = || {
+    /// Waits until the proxy `old` has exited after a hot restart, and both daemons are healthy.
+    pub(crate) fn wait_for_hot_restart(&self, old: u32) {
+        let exited = || {
             let new = self.main_pid("portolan-proxy")?;
-            let left = self.shell(&format!("test -d /proc/{old} || echo gone"))?;
-            ensure!(new != old && left == "gone\n", "{old} {new}");
+            let state = self.shell(&format!("test -d /proc/{old} || echo exited"))?;
+            ensure!(new != old && state == "exited\n", "{old} {new}");
             Ok(())
         };
-        wait_for("the next proxy", ended).unwrap();
+        wait_for("the next proxy", exited).unwrap();
         wait_for("both daemons", || self.shell("portolan status")).unwrap();
     }
 
-    /// The main process of a service, as systemd sees it.
+    /// Returns the main process of a service from systemd.
     pub(crate) fn main_pid(&self, unit: &str) -> Result<u32> {
         Ok(self.shell(&format!("systemctl show -P MainPID {unit}"))?.trim().parse()?)
     }
 }
 
-/// A part of each tree of its own: what systemd makes of it is gone afterwards.
+/// Returns a private cgroup in each hierarchy, which is removed afterwards.
 fn own_cgroups() -> Result<Vec<PathBuf>> {
     let name = format!("portolan-{}-{:?}", std::process::id(), std::thread::current().id());
     let name = name.replace(['(', ')'], "");
@@ -157,9 +158,10 @@ fn own_cgroups() -> Result<Vec<PathBuf>> {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // The first process goes with the one that made its namespace, and all others of the namespace with it.
-        drop(self.outer.kill());
-        drop(self.outer.wait());
+        // The kernel kills systemd with `unshare` (--kill-child), and with it all processes of the PID
+        // namespace. Errors mean that `unshare` has exited already.
+        let _ = self.outer.kill();
+        let _ = self.outer.wait();
         for group in &self.cgroups {
             let remove = || {
                 let line = Command::new("find")
@@ -169,7 +171,8 @@ impl Drop for Machine {
                 ensure!(!group.exists(), "{line:?}");
                 Ok(())
             };
-            drop(wait_for("the cgroups to be empty", remove));
+            // A cgroup that cannot be removed must not fail the test.
+            let _ = wait_for("the cgroups to be empty", remove);
         }
     }
 }

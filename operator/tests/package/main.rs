@@ -1,6 +1,6 @@
-//! The Debian package, from installation to removal, under a systemd of the node's own.
+//! The Debian package from installation to removal, on a node with its own systemd.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod deb;
 mod guides;
@@ -15,9 +15,11 @@ use testbed::{HostnameServer, Network, Plugin, wait_for};
 use deb::provide;
 use machine::Machine;
 
-const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.7.7, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n";
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+    spec: {clusterIP: 10.96.7.7, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\n\
+    apiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n";
 
-/// Only lines that differ are shown: a machine has many files.
+/// Asserts equality and shows only the lines that differ.
 fn assert_same(now: &str, before: &str) {
     let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
     let (now, before) = (lines(now), lines(before));
@@ -26,7 +28,7 @@ fn assert_same(now: &str, before: &str) {
 }
 
 #[test]
-fn a_package_is_installed_upgraded_under_load_and_removed_without_a_trace() {
+fn package_is_installed_upgraded_under_load_and_removed_without_remains() {
     let machine = Machine::boot().unwrap();
     let [first, second] = provide(&machine);
     let before = machine.state().unwrap();
@@ -38,9 +40,14 @@ fn a_package_is_installed_upgraded_under_load_and_removed_without_a_trace() {
         machine.shell("systemctl is-enabled portolan-proxy portolan-dns").unwrap(),
         "enabled\nenabled\n"
     );
-    machine.shell("dpkg -L portolan | grep -qx /usr/share/man/man1/portolan-trace.1.gz; portolan install --runtime crio").unwrap();
+    machine
+        .shell(
+            "dpkg -L portolan | grep -qx /usr/share/man/man1/portolan-trace.1.gz; portolan install \
+        --runtime crio",
+        )
+        .unwrap();
 
-    // Pods by what was installed, and a Service.
+    // Pods attached by the installed plugin, and a Service.
     let plugin = Plugin { binary: "/opt/cni/bin/portolan-cni".into(), node: machine.node.clone() };
     let conflist: serde_json::Value =
         serde_json::from_str(&machine.shell("cat /etc/cni/net.d/10-portolan.conflist").unwrap()).unwrap();
@@ -51,7 +58,12 @@ fn a_package_is_installed_upgraded_under_load_and_removed_without_a_trace() {
     let (client, server) = (network.add("client").unwrap(), network.add("web-1").unwrap());
     client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
     let listening = HostnameServer::start(&server, 8080).unwrap();
-    machine.shell(&format!("printf '{WEB}' > /etc/portolan/manifests/new; mv /etc/portolan/manifests/new /etc/portolan/manifests/web.yaml")).unwrap();
+    machine
+        .shell(&format!(
+            "printf '{WEB}' > /etc/portolan/manifests/new; mv /etc/portolan/manifests/new \
+        /etc/portolan/manifests/web.yaml"
+        ))
+        .unwrap();
     wait_for("the service", || client.ask("10.96.7.7:80")).unwrap();
 
     let old = machine.main_pid("portolan-proxy").unwrap();
@@ -66,15 +78,15 @@ fn a_package_is_installed_upgraded_under_load_and_removed_without_a_trace() {
             count
         });
         machine.shell(&format!("dpkg -i {second}")).unwrap();
-        machine.wait_for_successor(old);
+        machine.wait_for_hot_restart(old);
         done.store(true, Ordering::Relaxed);
         assert!(requests.join().unwrap() > 100);
     });
     assert_eq!(machine.shell("systemctl is-active portolan-proxy portolan-dns").unwrap(), "active\nactive\n");
     let program = machine.shell("readlink /proc/$(systemctl show -P MainPID portolan-proxy)/exe").unwrap();
-    assert_eq!(program, "/usr/bin/portolan-proxy\n", "the program of the new package, not a deleted one");
+    assert_eq!(program, "/usr/bin/portolan-proxy\n", "the program of the new package, not a deleted file");
     let again = machine.shell("systemctl show -P NRestarts portolan-proxy").unwrap();
-    assert_eq!(again, "0\n", "it was handed over, not restarted");
+    assert_eq!(again, "0\n", "a hot restart, not a restart by systemd");
 
     let refused = format!("{:#}", machine.shell("dpkg -r portolan 2>&1").unwrap_err());
     assert!(refused.contains("pods are attached") && refused.contains("default/web-1"), "{refused}");
@@ -87,7 +99,7 @@ fn a_package_is_installed_upgraded_under_load_and_removed_without_a_trace() {
 }
 
 #[test]
-fn a_reload_that_fails_leaves_the_service_as_it_was() {
+fn failed_reload_keeps_the_running_service() {
     let machine = Machine::boot().unwrap();
     let [package, _] = provide(&machine);
     machine.shell(&format!("dpkg -i {package}")).unwrap();
@@ -96,7 +108,7 @@ fn a_reload_that_fails_leaves_the_service_as_it_was() {
     machine
         .shell("echo 'no-such-flag: 1' > /etc/portolan/config.yaml; systemctl reload portolan-proxy")
         .unwrap();
-    // The next process says what is wrong and ends; then one with a mended file takes over.
+    // The next process logs the error and exits. After the file is fixed, a hot restart succeeds.
     wait_for("the refusal", || machine.shell("grep no-such-flag /run/systemd/services.log")).unwrap();
     machine.shell("echo > /etc/portolan/config.yaml").unwrap();
     assert_eq!(machine.main_pid("portolan-proxy").unwrap(), pid);
@@ -106,7 +118,7 @@ fn a_reload_that_fails_leaves_the_service_as_it_was() {
         machine.shell("systemctl is-active portolan-proxy")
     })
     .unwrap();
-    // A crash is repaired by systemd.
+    // systemd restarts the proxy after a crash.
     let crashed = machine.main_pid("portolan-proxy").unwrap();
     machine.shell(&format!("kill -9 {crashed}")).unwrap();
     wait_for("the proxy after the crash", || {
@@ -114,7 +126,7 @@ fn a_reload_that_fails_leaves_the_service_as_it_was() {
         machine.shell("portolan status")
     })
     .unwrap();
-    // What the units allow is what the daemons need: nothing is refused to them.
+    // The daemons run under the restrictions of their units.
     let status = machine
         .shell("grep -E 'CapBnd|NoNewPrivs|Seccomp:' /proc/$(systemctl show -P MainPID portolan-dns)/status")
         .unwrap();
@@ -122,13 +134,13 @@ fn a_reload_that_fails_leaves_the_service_as_it_was() {
 }
 
 #[test]
-fn the_units_are_correct_and_hardened() {
+fn units_are_valid_and_hardened() {
     let machine = Machine::boot().unwrap();
     let [package, _] = provide(&machine);
     machine.shell(&format!("dpkg -i {package}")).unwrap();
     for unit in ["portolan-proxy.service", "portolan-dns.service"] {
-        let said = machine.shell(&format!("systemd-analyze verify {unit} 2>&1")).unwrap();
-        assert_eq!(said, "", "{unit}");
+        let output = machine.shell(&format!("systemd-analyze verify {unit} 2>&1")).unwrap();
+        assert_eq!(output, "", "{unit}");
         let score = machine
             .shell(&format!(
                 "systemd-analyze security --offline=true /usr/lib/systemd/system/{unit} | tail -1"

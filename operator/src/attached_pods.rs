@@ -1,11 +1,11 @@
-//! The pods that the CNI plugin has attached to this node, by its records.
+//! The pods that the CNI plugin has attached to this node, from its attachment records.
 
 use std::net::IpAddr;
 use std::path::Path;
 
 use attachment::{Attachment, Store};
 
-/// Every readable record, of all networks.
+/// Returns all readable records of all networks.
 pub(crate) fn all(directory: &Path) -> Vec<Attachment> {
     let store = Store::new(directory);
     let networks = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -13,7 +13,7 @@ pub(crate) fn all(directory: &Path) -> Vec<Attachment> {
     names.flat_map(|network| store.list(&network).0).collect()
 }
 
-/// `namespace/name` of the pod, or the container's id where the runtime has no pods.
+/// Returns `namespace/name` of the pod, or the container ID if the runtime has no pods.
 pub(crate) fn name(attachment: &Attachment) -> String {
     match &attachment.pod {
         Some(pod) => format!("{}/{}", pod.namespace, pod.name),
@@ -21,7 +21,7 @@ pub(crate) fn name(attachment: &Attachment) -> String {
     }
 }
 
-/// Who has an address.
+/// Returns the name of the pod that has an address.
 pub(crate) fn owner(records: &[Attachment], address: IpAddr) -> Option<String> {
     records.iter().find(|record| record.ips.contains(&address)).map(name)
 }

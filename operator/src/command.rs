@@ -1,24 +1,24 @@
-//! Programs of the system that show what the kernel has: `ip`, `nft`, `iptables-legacy`.
+//! Runs system programs that show the state of the kernel: `ip`, `nft`, `iptables-legacy`.
 
 use std::io;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// What a program printed.
+/// Runs a program and returns its output.
 ///
 /// # Errors
-/// `NotFound` when it is not installed; otherwise what it said.
+/// `NotFound` when it is not installed; otherwise with its standard error.
 pub(crate) fn output(program: &str, arguments: &[&str]) -> io::Result<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program} {}: {}", arguments.join(" "), said.trim())))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{program} {}: {}", arguments.join(" "), stderr.trim())))
 }
 
-/// The same, as JSON. Nothing at all is an empty list, as `ip -j` has it.
+/// As [`output`], parsed as JSON. Empty output is an empty list, as `ip -j` prints it.
 ///
 /// # Errors
 /// As [`output`]; also when it is not JSON.

@@ -1,4 +1,4 @@
-//! Kernel settings under `/proc/sys`, and limits.
+//! Kernel settings under `/proc/sys`, and the limit of open files.
 
 use std::fs;
 use std::io;
@@ -7,13 +7,13 @@ use super::Finding;
 
 const CHECK: &str = "settings";
 
-/// Fuller than this many per cent, conntrack is about to drop connections.
+/// Above this use in per cent, conntrack may soon drop connections.
 const CONNTRACK_PERCENT: u64 = 80;
 
-/// Two files a connection; below this a busy node sheds.
+/// Minimum limit of open files. A connection uses two; a busy node with fewer sheds connections.
 const FILES: u64 = 16_384;
 
-pub(super) fn examine() -> Vec<Finding> {
+pub(super) fn check() -> Vec<Finding> {
     let mut findings = vec![forwarding()];
     findings.extend(router_advertisements());
     findings.extend(conntrack());
@@ -27,18 +27,19 @@ fn forwarding() -> Finding {
         Ok(_) => Finding::warning(
             CHECK,
             "net.ipv4.ip_forward is 0: pods reach nothing beyond the node",
-            "portolan-cni sets it with the first pod; to keep it: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-portolan.conf && sysctl --system",
+            "portolan-cni sets it with the first pod; to keep it: echo net.ipv4.ip_forward=1 > \
+             /etc/sysctl.d/90-portolan.conf && sysctl --system",
         ),
         Err(error) => Finding::warning(CHECK, format!("net.ipv4.ip_forward: {error}"), "mount /proc"),
     }
 }
 
-/// A node that forwards IPv6 no longer listens to router advertisements, unless told to.
+/// Checks accept_ra: a node that forwards IPv6 ignores router advertisements unless it is 2.
 fn router_advertisements() -> Option<Finding> {
     if number("net/ipv6/conf/all/forwarding").ok()? == 0 {
         return None;
     }
-    let routes = crate::tool::json("ip", &["-6", "-j", "route", "show", "default"]).ok()?;
+    let routes = crate::command::json("ip", &["-6", "-j", "route", "show", "default"]).ok()?;
     let learned = routes.as_array()?.iter().find(|route| route["protocol"] == "ra")?;
     let dev = learned["dev"].as_str()?;
     (number(&format!("net/ipv6/conf/{dev}/accept_ra")).ok()? < 2).then(|| {
@@ -58,13 +59,13 @@ fn conntrack() -> Option<Finding> {
     let is_full = max > 0 && count * 100 / max >= CONNTRACK_PERCENT;
     Some(if is_full {
         let fix = format!("sysctl -w net.netfilter.nf_conntrack_max={}", max * 2);
-        Finding::warning(CHECK, format!("{count} of {max} entries of conntrack are in use"), fix)
+        Finding::warning(CHECK, format!("{count} of {max} conntrack entries are in use"), fix)
     } else {
-        Finding::ok(CHECK, format!("{count} of {max} entries of conntrack are in use"))
+        Finding::ok(CHECK, format!("{count} of {max} conntrack entries are in use"))
     })
 }
 
-/// The limit of the proxy that runs, not ours.
+/// Checks the limit of the running proxy.
 fn files() -> Option<Finding> {
     let proxy = crate::process::named("portolan-proxy").pop()?;
     let limits = fs::read_to_string(format!("/proc/{}/limits", proxy.pid)).ok()?;
@@ -74,7 +75,7 @@ fn files() -> Option<Finding> {
         Finding::warning(
             CHECK,
             format!("portolan-proxy may open {soft} files, two for each connection"),
-            "LimitNOFILE=1048576 in its unit, or `ulimit -n 1048576` before it is started",
+            "LimitNOFILE=1048576 in its unit, or `ulimit -n 1048576` before it starts",
         )
     } else {
         Finding::ok(CHECK, format!("portolan-proxy may open {soft} files"))
