@@ -1,4 +1,4 @@
-//! A certificate of a server, made by `openssl`.
+//! Creates server certificates with `openssl`.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use anyhow::Result;
 
 use crate::node::shell;
 
-/// Writes a certificate and key of a server by that name, trusted by whoever trusts the certificate itself.
+/// Writes a self-signed certificate and key of a server. Clients trust it with the certificate itself as CA.
 ///
 /// # Errors
-/// What `openssl` says.
+/// When `openssl` fails.
 pub fn certify(name: &str, certificate: &Path, key: &Path) -> Result<()> {
     let script = format!(
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name} \
@@ -17,5 +17,5 @@ pub fn certify(name: &str, certificate: &Path, key: &Path) -> Result<()> {
         key.display(),
         certificate.display()
     );
-    shell(&script).map(drop)
+    shell(&script).map(|_output| ())
 }

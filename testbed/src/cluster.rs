@@ -1,4 +1,4 @@
-//! A node with everything running on it.
+//! A node with both daemons and a pod network.
 
 use std::path::{Path, PathBuf};
 
@@ -23,29 +23,29 @@ pub struct Cluster {
     proxy_flags: Vec<String>,
 }
 
-/// Where the daemons read what there is.
+/// The source of the daemons' configuration.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// A directory.
+    /// A directory of manifests.
     Manifests(PathBuf),
-    /// An API server, by a kubeconfig for each of them.
+    /// An API server, with a kubeconfig for each daemon.
     Api { proxy: PathBuf, dns: PathBuf },
 }
 
-/// What the daemons are allowed on a cluster.
+/// The daemons' roles.
 const RBAC: &str = include_str!("../../deploy/kubernetes/rbac.yaml");
 
-/// The name of a node that is alone.
+/// The name of a single node.
 const NODE_NAME: &str = "node-1";
 
-/// Where pods' addresses come from.
+/// The range of the pods' addresses.
 const POD_CIDR: &str = "10.22.0.0/16";
 
-/// Where pods ask for names.
+/// The pods' DNS server.
 const NAMESERVER: &str = "10.96.0.10";
 
 impl Cluster {
-    /// Starts everything and waits until it is ready.
+    /// Starts the daemons and waits until they are ready.
     ///
     /// # Errors
     /// When a program is not built or does not become ready.
@@ -65,8 +65,8 @@ impl Cluster {
         Self::start_on(node, directory, Source::Manifests(manifests), &[POD_CIDR], proxy_flags)
     }
 
-    /// Starts everything but a directory of manifests, on the node of a control plane, as `node-1`; with more flags for the
-    /// proxy.
+    /// Starts the daemons with a control plane as their source, on its node as `node-1`, with further flags
+    /// for the proxy.
     ///
     /// # Errors
     /// As [`Cluster::start`].
@@ -81,7 +81,7 @@ impl Cluster {
         Self::start_on(node, TempDir::new()?, source, &[POD_CIDR], &proxy_flags)
     }
 
-    /// Starts everything on a node: its logs go to `directory`, its pods get addresses of `pod_cidrs`.
+    /// Starts the daemons on a node. Logs are written to `directory`; pods get addresses of `pod_cidrs`.
     pub(crate) fn start_on(
         node: Node,
         directory: TempDir,
@@ -106,33 +106,33 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts the proxy anew; the one before is killed if it still runs.
+    /// Kills the proxy if it runs, starts a new one and waits until it is ready.
     ///
     /// # Errors
     /// When it does not become ready.
     pub fn restart_proxy(&mut self) -> Result<()> {
-        self.replace_proxy()?;
+        self.start_new_proxy()?;
         self.wait_until_ready()
     }
 
-    /// As [`Cluster::restart_proxy`], but does not wait.
+    /// As [`Cluster::restart_proxy`], without waiting.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn replace_proxy(&mut self) -> Result<()> {
+    pub fn start_new_proxy(&mut self) -> Result<()> {
         self.proxy.kill();
         self.proxy = self.start_proxy()?;
         Ok(())
     }
 
-    /// Starts a proxy beside the one that runs, which goes on until the new one takes over, and returns the old one.
+    /// Starts a second proxy for a hot restart, waits for the handover and returns the previous proxy.
     ///
     /// # Errors
-    /// When the new one does not take over.
-    pub fn succeed_proxy(&mut self) -> Result<Program> {
+    /// When the handover does not happen.
+    pub fn hot_restart_proxy(&mut self) -> Result<Program> {
         let old = self.start_next_proxy()?;
         let own = self.proxy.id();
-        wait_for("the new proxy to take over", || {
+        wait_for("the handover to the new proxy", || {
             let serving = self.node.serving_proxy()?;
             ensure!(serving == own, "process {serving} serves");
             Ok(())
@@ -168,7 +168,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Puts a manifest in place in one step.
+    /// Writes a manifest by an atomic rename.
     ///
     /// # Errors
     /// As writing a file.
@@ -179,7 +179,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes a manifest away.
+    /// Deletes a manifest.
     ///
     /// # Errors
     /// As removing a file.
@@ -187,10 +187,10 @@ impl Cluster {
         Ok(std::fs::remove_file(self.manifests().join(name))?)
     }
 
-    /// The virtual IP of a Service, as DNS says it.
+    /// Returns the virtual IP of a Service from DNS.
     ///
     /// # Errors
-    /// When there is none after ten seconds.
+    /// When DNS has no address after the deadline of [`wait_for`].
     pub fn virtual_ip(&self, service: &str) -> Result<String> {
         let name = format!("{service}.default.svc.cluster.local");
         wait_for(&name, || {
@@ -204,31 +204,31 @@ impl Cluster {
         })
     }
 
-    /// A value of `/metrics` of the proxy.
+    /// Returns a value of the proxy's `/metrics`.
     ///
     /// # Errors
-    /// When the page or the metric is not there.
+    /// When the page or the metric is missing.
     pub fn proxy_metric(&self, name: &str) -> Result<f64> {
         let page = self.node.shell("curl -fsS -m 10 http://127.0.0.1:10249/metrics")?;
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.ok_or_else(|| anyhow::anyhow!("no metric {name}"))?.parse()?)
     }
 
-    /// Starts a pod of an application.
+    /// Attaches a pod.
     ///
     /// # Errors
-    /// What the plugin says.
+    /// When the plugin fails.
     pub fn add_pod(&self, name: &str) -> Result<Pod> {
         self.network.add(name)
     }
 
-    /// What both daemons have logged.
+    /// Returns the logs of both daemons.
     pub fn logs(&self) -> String {
         let read = |name: &str| std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
         format!("proxy:\n{}\ndns:\n{}", read("proxy.log"), read("dns.log"))
     }
 
-    /// The manifest directory, if there is one.
+    /// Returns the manifest directory, or the cluster's directory if it has none.
     pub fn manifests(&self) -> PathBuf {
         match &self.source {
             Source::Manifests(directory) => directory.clone(),
@@ -236,7 +236,7 @@ impl Cluster {
         }
     }
 
-    /// Where logs and manifests are.
+    /// Returns the directory of logs and manifests.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }

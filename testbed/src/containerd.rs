@@ -1,9 +1,10 @@
-//! containerd with its Container Runtime Interface, within the limits of a machine without CAP_SYS_RESOURCE and with both
-//! kinds of cgroups.
+//! containerd with its Container Runtime Interface, configured for a machine without CAP_SYS_RESOURCE and
+//! with both kinds of cgroups.
 
 use std::path::Path;
 
-/// A configuration file: sandboxes are of `image`; the plugins and their configuration are in two directories.
+/// Returns a configuration file with `image` as the sandbox image, and the directories of CNI plugins and
+/// configurations.
 pub fn containerd_config(image: &str, plugins: &Path, conflists: &Path) -> String {
     let (plugins, conflists) = (plugins.display(), conflists.display());
     format!(
@@ -25,9 +26,10 @@ conf_dir = "{conflists}"
     )
 }
 
-/// A script that gives containerd an image of the files in `directory/root`, whose command only sleeps, as a sandbox's has to.
+/// Returns a script that imports the files in `directory/root` as an image. Its command sleeps, as that of a
+/// sandbox must.
 ///
-/// It is an archive of docker's, made by hand of what that has: layer, configuration, manifest.
+/// The script builds a docker archive of layer, configuration and manifest.
 pub fn import_image(directory: &Path, image: &str, socket: &Path) -> String {
     let (directory, socket) = (directory.display(), socket.display());
     format!(

@@ -1,7 +1,8 @@
-//! A real Kubernetes control plane on a node: etcd, kube-apiserver, and what drives them.
+//! A real Kubernetes control plane on a node: etcd, kube-apiserver, controllers, scheduler and kubectl.
 //!
-//! All of them are one program, which `make setup` builds (`testbed/control-plane`). Their state is in the node's own
-//! `/run` and gone with it; the API server takes three seconds to start, so each test may have one.
+//! All of them are one program, which `make setup` builds (`testbed/control-plane`). Their state is in the
+//! node's private `/run` and is removed with the node. The API server starts in three seconds, so each test
+//! may have its own.
 
 mod authority;
 mod controllers;
@@ -18,13 +19,13 @@ use authority::Authority;
 
 use crate::{Node, Program, go_tool};
 
-/// Where the API server listens, on every address of its node.
+/// Port of the API server, on every address of its node.
 const PORT: u16 = 6443;
 
-/// The API server takes a few seconds, and longer where the machine is busy.
+/// Deadline for the start of the API server. It takes a few seconds, and longer on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
-/// Who may do anything.
+/// The administrator.
 const ADMIN: &str = "admin";
 
 /// A control plane.
@@ -73,7 +74,7 @@ impl ControlPlane {
         Ok(control_plane)
     }
 
-    /// Starts etcd, with what it had stored if it ran before.
+    /// Starts etcd with the data of its previous run, if any.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -92,10 +93,10 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Starts the API server, and waits until it answers.
+    /// Starts the API server and waits until it is ready.
     ///
     /// # Errors
-    /// When it does not within a minute.
+    /// When it is not ready within a minute.
     pub fn start_server(&mut self) -> Result<()> {
         let file = |name: &str| self.authority.path(name).display().to_string();
         let flags = [
@@ -117,12 +118,12 @@ impl ControlPlane {
         self.wait_until_ready()
     }
 
-    /// Ends the API server at once.
+    /// Kills the API server.
     pub fn stop_server(&mut self) {
         self.server = None;
     }
 
-    /// Ends etcd at once.
+    /// Kills etcd.
     pub fn stop_etcd(&mut self) {
         self.etcd = None;
     }
@@ -135,7 +136,7 @@ impl ControlPlane {
         self.server.as_ref().context("the API server does not run")
     }
 
-    /// Has every certificate made anew by another authority, and starts the API server with them.
+    /// Renews all certificates with a new authority, and restarts the API server with them.
     ///
     /// # Errors
     /// As [`ControlPlane::start_server`].
@@ -145,18 +146,20 @@ impl ControlPlane {
         self.start_server()
     }
 
-    /// A kubeconfig for a user, who is an administrator if named `admin`, and else a service account of `kube-system`. It
-    /// refers to files that change when certificates do.
+    /// Returns a kubeconfig for a user: an administrator if named `admin`, otherwise a service account of
+    /// `kube-system`. It refers to the certificate files, which are replaced when certificates are rotated.
     ///
     /// # Errors
-    /// When no certificate can be made.
+    /// When the certificate cannot be created.
     pub fn kubeconfig(&self, user: &str) -> Result<PathBuf> {
         self.authority.certify(user)?;
         let path = self.authority.path(&format!("{user}.kubeconfig"));
         let file = |name: &str| self.authority.path(name).display().to_string();
         let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: it\ncontexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n\
-             clusters: [{{name: it, cluster: {{server: \"https://{}:{PORT}\", certificate-authority: {}}}}}]\n\
+            "apiVersion: v1\nkind: Config\ncurrent-context: it\n\
+             contexts: [{{name: it, context: {{cluster: it, user: it}}}}]\n\
+             clusters: [{{name: it, cluster: {{server: \"https://{}:{PORT}\", certificate-authority: \
+             {}}}}}]\n\
              users: [{{name: it, user: {{client-certificate: {}, client-key: {}}}}}]\n",
             self.node.address(),
             file("ca.crt"),
@@ -175,7 +178,7 @@ impl ControlPlane {
         self.kubectl_as(ADMIN, arguments, input)
     }
 
-    /// Runs `kubectl` as somebody.
+    /// Runs `kubectl` as a user.
     ///
     /// # Errors
     /// When it fails; the error has its standard error.
@@ -203,12 +206,12 @@ impl ControlPlane {
     /// `kubectl apply` of manifests.
     ///
     /// # Errors
-    /// What the API server says.
+    /// When the API server rejects them.
     pub fn apply(&self, manifests: &str) -> Result<()> {
-        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifests).map(drop)
+        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", "-"], manifests).map(|_output| ())
     }
 
-    /// Lets etcd forget every version before the present one.
+    /// Compacts etcd to the current revision.
     ///
     /// # Errors
     /// When etcd does not answer.
@@ -216,30 +219,31 @@ impl ControlPlane {
         let post = |path: &str, body: &str| {
             self.node.shell(&format!("curl -fsS -m 5 -d '{body}' http://127.0.0.1:2379/v3/{path}"))
         };
-        // A server that starts then is ahead of every client, and cannot tell any of them what it has missed.
+        // A new revision makes an API server that starts later newer than every client's version: all must
+        // relist.
         let put = post("kv/put", r#"{"key": "cG9ydG9sYW4="}"#)?;
         let put: serde_json::Value = serde_json::from_str(&put)?;
         let revision = put["header"]["revision"].as_str().context("etcd has no revision")?;
-        post("kv/compaction", &format!("{{\"revision\": {revision}}}")).map(drop)
+        post("kv/compaction", &format!("{{\"revision\": {revision}}}")).map(|_output| ())
     }
 
-    /// Copies what etcd has stored, which must not run.
+    /// Copies the data of etcd, which must not run.
     ///
     /// # Errors
-    /// When it has stored nothing.
+    /// When there are no data.
     pub fn back_up(&self) -> Result<()> {
-        self.node.shell("rm -rf /run/etcd-backup; cp -r /run/etcd /run/etcd-backup").map(drop)
+        self.node.shell("rm -rf /run/etcd-backup; cp -r /run/etcd /run/etcd-backup").map(|_output| ())
     }
 
-    /// Puts the copy in place of what etcd has stored since; it must not run.
+    /// Restores the copy of the data of etcd, which must not run.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no copy.
     pub fn restore(&self) -> Result<()> {
-        self.node.shell("rm -rf /run/etcd; mv /run/etcd-backup /run/etcd").map(drop)
+        self.node.shell("rm -rf /run/etcd; mv /run/etcd-backup /run/etcd").map(|_output| ())
     }
 
-    /// What all of them have logged last.
+    /// Returns the last lines of all logs.
     pub fn logs(&self) -> String {
         let tail = |name: &str| {
             let text = std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
@@ -266,12 +270,12 @@ impl ControlPlane {
         Program::start(&self.node, &self.binary, arguments, &self.directory.path().join(log))
     }
 
-    /// The node it runs on.
+    /// Returns the node of the control plane.
     pub fn node(&self) -> &Node {
         &self.node
     }
 
-    /// Where files for this cluster may be put.
+    /// Returns the directory for files of this control plane.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }

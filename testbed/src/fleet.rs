@@ -8,17 +8,19 @@ use tempfile::TempDir;
 use crate::cluster::Source;
 use crate::{Cluster, Router, wait_for};
 
-/// Several nodes with everything running, which read one manifest directory. In it is a Node document for each, with its
-/// addresses and the range of its pods, 10.22.1.0/24 for `node-1` and so on, so that the proxies keep routes to each other.
+/// Several nodes with both daemons, which read one manifest directory. It has a Node document for each node
+/// with its addresses and pod CIDR, 10.22.1.0/24 for `node-1` and so on, so that the proxies maintain routes
+/// to each other's pods.
 #[derive(Debug)]
 pub struct Fleet {
-    /// The nodes: `node-1`, `node-2`, …, each with a proxy and a DNS server that know its name.
+    /// The nodes `node-1`, `node-2`, …, each with a proxy and a DNS server that have its name.
     pub members: Vec<Cluster>,
     directory: TempDir,
 }
 
 impl Fleet {
-    /// Starts one node for each entry of `subnets`, on subnet 0 or 1 of a [`Router`], and waits until all are ready.
+    /// Starts a node for each entry of `subnets`, on subnet 0 or 1 of a [`Router`], and waits until all are
+    /// ready.
     ///
     /// # Errors
     /// As [`Cluster::start`].
@@ -34,8 +36,8 @@ impl Fleet {
         Self::launch(subnets, proxy_flags, |index| vec![pod_cidr(index)])
     }
 
-    /// As [`Fleet::start`], with these ranges for the pods of each node in place of 10.22.1.0/24 and so on: one address of
-    /// each for a pod.
+    /// As [`Fleet::start`], with these pod ranges for each node instead of 10.22.1.0/24 and so on. A pod gets
+    /// an address of each range.
     ///
     /// # Errors
     /// As [`Cluster::start`].
@@ -70,10 +72,10 @@ impl Fleet {
         Ok(Self { members, directory })
     }
 
-    /// Waits until the proxies keep a route from every node to the pods of every other.
+    /// Waits until every node has a route to the pods of every other node.
     ///
     /// # Errors
-    /// When there is none after ten seconds.
+    /// When a route is missing after the deadline of [`wait_for`].
     pub fn route_pods(&self) -> Result<()> {
         for (from, member) in self.members.iter().enumerate() {
             for range in (0..self.members.len()).filter(|to| *to != from).map(pod_cidr) {
@@ -87,7 +89,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// The manifest directory, which all of them read; [`Cluster::apply`] of any of them writes to it.
+    /// Returns the manifest directory of all nodes. [`Cluster::apply`] of any node writes to it.
     pub fn manifests(&self) -> PathBuf {
         self.directory.path().join("manifests")
     }
@@ -105,7 +107,8 @@ fn node_manifest(name: &str, addresses: &[std::net::IpAddr], pod_cidrs: &[String
     let addresses: Vec<String> =
         addresses.iter().map(|ip| format!("{{type: InternalIP, address: \"{ip}\"}}")).collect();
     format!(
-        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: {pod_cidrs:?}}}\nstatus: {{addresses: [{}]}}\n",
+        "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: {pod_cidrs:?}}}\n\
+         status: {{addresses: [{}]}}\n",
         addresses.join(", ")
     )
 }

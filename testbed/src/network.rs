@@ -1,4 +1,4 @@
-//! The container runtime's part: namespaces for pods, and the CNI protocol.
+//! Acts as a container runtime: creates namespaces for pods and calls CNI plugins.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use serde_json::{Value, json};
 
 use crate::Node;
 
-/// Where the addresses of all pods are, whatever their node.
+/// Ranges of the pods of all nodes.
 pub(crate) const CLUSTER_CIDRS: [&str; 2] = ["10.22.0.0/16", "fd00:10:22::/48"];
 
-/// A CNI plugin binary and how to call it in a node.
+/// A CNI plugin binary and the node to call it on.
 #[derive(Clone, Debug)]
 pub struct Plugin {
     /// The binary.
     pub binary: PathBuf,
-    /// The node to call it in.
+    /// The node to call it on.
     pub node: Node,
 }
 
-/// A CNI network with the pods that are attached to it.
+/// A CNI network.
 #[derive(Debug)]
 pub struct Network {
     plugin: Plugin,
@@ -44,10 +44,11 @@ pub struct Pod {
 }
 
 impl Plugin {
-    /// Calls the plugin with these variables and this input; returns its JSON, if any, or its error's.
+    /// Calls the plugin with these environment variables and this input. Returns its result, or its error
+    /// object.
     ///
     /// # Errors
-    /// When it cannot be started, or prints anything but one JSON object or nothing.
+    /// When it cannot be started, or its output is neither empty nor one JSON value.
     pub fn call(&self, variables: &[(&str, &str)], input: &str) -> Result<std::result::Result<Value, Value>> {
         let output = self.node.run(|| -> Result<_> {
             let mut child = Command::new(&self.binary)
@@ -58,8 +59,8 @@ impl Plugin {
                 .stderr(Stdio::piped())
                 .spawn()
                 .with_context(|| format!("start {}", self.binary.display()))?;
-            // One that does not read its input is allowed to.
-            drop(child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes())));
+            // A plugin may exit without reading its input.
+            let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
             Ok(child.wait_with_output()?)
         })?;
         let text = String::from_utf8(output.stdout).context("the plugin's output is not text")?;
@@ -67,7 +68,7 @@ impl Plugin {
         Ok(if output.status.success() { Ok(json) } else { Err(json) })
     }
 
-    /// Calls the plugin for a container.
+    /// Runs a CNI command for a container.
     ///
     /// # Errors
     /// As [`Plugin::call`].
@@ -93,12 +94,12 @@ impl Plugin {
 }
 
 impl Network {
-    /// A routed network `pods` on 10.22.0.0/16 whose pods ask `nameserver` for names.
+    /// A routed network `pods` on 10.22.0.0/16 whose pods use `nameserver`.
     pub fn new(plugin: Plugin, nameserver: &str) -> Self {
         Self::with_ranges(plugin, nameserver, &["10.22.0.0/16"])
     }
 
-    /// As [`Network::new`], with an address of each range for a pod.
+    /// As [`Network::new`], with these ranges. A pod gets an address of each.
     pub fn with_ranges(plugin: Plugin, nameserver: &str, ranges: &[&str]) -> Self {
         let ranges: Vec<Value> = ranges.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
         let config = json!({
@@ -106,7 +107,7 @@ impl Network {
             "name": "pods",
             "type": "portolan-cni",
             "ipam": { "ranges": ranges },
-            // Pods of one cluster see each other's own addresses, whatever node they are on.
+            // Traffic between pods keeps its source address, also across nodes.
             "nonMasqueradeCIDRs": CLUSTER_CIDRS,
             "dns": {
                 "nameservers": [nameserver],
@@ -117,20 +118,20 @@ impl Network {
         Self { plugin, config }
     }
 
-    /// A network of any configuration, of this plugin or another one.
+    /// A network with a configuration for any plugin.
     pub fn with_config(plugin: Plugin, config: Value) -> Self {
         Self { plugin, config }
     }
 
-    /// The configuration, as a plugin gets it.
+    /// Returns the configuration for the plugin.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// Creates a pod's namespace and attaches it. It has a resolv.conf of its own, as `ip netns exec` and runtimes do.
+    /// Creates a pod's namespace, attaches it and writes its resolv.conf.
     ///
     /// # Errors
-    /// What the plugin says.
+    /// When the plugin fails.
     pub fn add(&self, name: &str) -> Result<Pod> {
         let path = self.plugin.node.add_netns(name)?;
         let netns = self.plugin.node.netns(&path)?;
@@ -146,10 +147,10 @@ impl Network {
         Ok(Pod { name: name.to_owned(), ip, result, netns, path })
     }
 
-    /// Detaches a pod and removes its namespace: what happens when a container is killed.
+    /// Detaches a pod and removes its namespace, as when a container is killed.
     ///
     /// # Errors
-    /// What the plugin says.
+    /// When the plugin fails.
     pub fn remove(&self, pod: &Pod) -> Result<()> {
         let deleted = self.plugin.command("DEL", &pod.name, &pod.path, &self.config)?;
         if let Err(error) = deleted {
@@ -159,7 +160,7 @@ impl Network {
         Ok(())
     }
 
-    /// `ip netns exec` mounts this over /etc/resolv.conf.
+    /// Writes the file that `ip netns exec` mounts over /etc/resolv.conf.
     fn write_resolv_conf(&self, name: &str, dns: &Value) -> Result<()> {
         let words = |key: &str| -> Vec<String> {
             let values = dns[key].as_array().into_iter().flatten();
@@ -180,7 +181,7 @@ impl Network {
 }
 
 impl Pod {
-    /// Runs a shell command line in the pod's network and with its resolv.conf, and returns what it prints.
+    /// Runs a shell command line in the pod's network namespace with its resolv.conf. Returns the output.
     ///
     /// # Errors
     /// When it fails.
@@ -195,7 +196,8 @@ impl Pod {
         Ok(text(&output.stdout))
     }
 
-    /// One request to a [`crate::HostnameServer`] at `address`: the name of the pod that answered.
+    /// Sends one request to a [`crate::HostnameServer`] at `address`. Returns the name of the pod that
+    /// answered.
     ///
     /// # Errors
     /// As connecting and reading.

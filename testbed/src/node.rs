@@ -1,4 +1,4 @@
-//! A machine of its own, made of namespaces.
+//! A private node, made of namespaces.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -12,13 +12,13 @@ use netns::NetNs;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// The node's address on its uplink, where it is alone.
+/// Address of a single node on its uplink.
 const UPLINK_ADDRESS: &str = "192.0.2.2";
 
-/// The other end of that uplink, outside the node.
+/// Address of the other end of that uplink, outside the node.
 const OUTSIDE_ADDRESS: &str = "192.0.2.1";
 
-/// A private node. Cloning it is another handle to the same one.
+/// A private node. A clone is another handle to the same node.
 #[derive(Clone, Debug)]
 pub struct Node(Arc<Namespaces>);
 
@@ -32,21 +32,21 @@ struct Namespaces {
     outside_address: String,
 }
 
-/// How a node is connected to the outside.
+/// The connection of a node to the external network.
 #[derive(Clone, Debug)]
 pub(crate) struct Uplink {
-    /// Name of the other end, outside.
+    /// Interface name of the outer end.
     pub(crate) port: String,
-    /// The node's address and that of its gateway for each family, IPv4 first.
+    /// The node's address and its gateway for each family, IPv4 first.
     pub(crate) addresses: Vec<(IpNetwork, IpAddr)>,
 }
 
 impl Node {
-    /// A node with `lo`, an uplink `uplink0` (192.0.2.2/24) and a default route to [`Node::outside`], with empty
-    /// directories of its own on `/run/netns` and `/run/portolan`.
+    /// A node with `lo`, an uplink `uplink0` (192.0.2.2/24), a default route to [`Node::outside`], and its
+    /// own empty directories `/run/netns` and `/run/portolan`.
     ///
     /// # Errors
-    /// What the kernel or `ip` says; most often that root is needed.
+    /// When the kernel or `ip` refuses, usually for lack of root privileges.
     pub fn new() -> Result<Self> {
         let outside = NetNs::create_unnamed().context("create the outside network (root is needed)")?;
         let address = (network(UPLINK_ADDRESS, 24), OUTSIDE_ADDRESS.parse()?);
@@ -58,7 +58,7 @@ impl Node {
         Ok(node)
     }
 
-    /// A node that is connected by a port of an outside that it may share with others.
+    /// A node that is connected to an external network, which other nodes may share.
     pub(crate) fn connected(outside: Arc<NetNs>, uplink: Uplink) -> Result<Self> {
         let net = NetNs::create_unnamed().context("create the node's network (root is needed)")?;
         let mounts = std::thread::scope(|scope| scope.spawn(|| net.run(private_mounts)).join());
@@ -71,10 +71,10 @@ impl Node {
         Ok(node)
     }
 
-    /// Runs `work` inside the node, on a thread of its own. A process it starts is born there.
+    /// Runs `work` inside the node on a new thread. Processes that it starts run inside the node too.
     ///
     /// # Panics
-    /// When the node's own namespaces cannot be entered, and when `work` panics.
+    /// When the node's namespaces cannot be entered, and when `work` panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let inside = || {
             enter_mounts(&self.0.mounts)
@@ -84,27 +84,27 @@ impl Node {
         self.0.net.run(inside).expect("a node's network namespace can be entered")
     }
 
-    /// The network beyond the uplink, to see packets as the rest of the world does.
+    /// Returns the external network beyond the uplink.
     pub fn outside(&self) -> &NetNs {
         &self.0.outside
     }
 
-    /// The node's own address.
+    /// Returns the node's address.
     pub fn address(&self) -> &str {
         &self.0.address
     }
 
-    /// Its addresses of every family it has.
+    /// Returns the node's addresses of all its families.
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.0.uplink.addresses.iter().map(|(address, _)| address.ip()).collect()
     }
 
-    /// The address of the world outside.
+    /// Returns the address of the gateway in the external network.
     pub fn outside_address(&self) -> &str {
         &self.0.outside_address
     }
 
-    /// Runs a shell command line inside and returns what it prints.
+    /// Runs a shell command line inside the node. Returns the output.
     ///
     /// # Errors
     /// When it fails; the error has its standard error.
@@ -125,17 +125,17 @@ impl Node {
     /// Creates a named network namespace, as a runtime does for a pod, and returns its path.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// When the kernel refuses.
     pub fn add_netns(&self, name: &str) -> Result<PathBuf> {
         let path = Path::new("/run/netns").join(name);
-        self.run(|| NetNs::create_named(&path).map(drop))?;
+        self.run(|| NetNs::create_named(&path).map(|_netns| ()))?;
         Ok(path)
     }
 
-    /// Opens a namespace by a path that exists in the node.
+    /// Opens a network namespace by its path in the node.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When it does not exist.
     pub fn netns(&self, path: &Path) -> Result<NetNs> {
         Ok(self.run(|| NetNs::open(path))?)
     }
@@ -149,8 +149,12 @@ impl Node {
             ))
         })?;
         outside?;
-        // Without a link-local address that is usable at once, nothing could be resolved for a second.
-        self.shell("echo 0 > /proc/sys/net/ipv6/conf/uplink0/accept_dad; ip link set lo up && ip link set uplink0 up")?;
+        // Without duplicate address detection the link-local address is usable at once; neighbour discovery
+        // needs it.
+        self.shell(
+            "echo 0 > /proc/sys/net/ipv6/conf/uplink0/accept_dad; ip link set lo up && ip link \
+            set uplink0 up",
+        )?;
         for (address, gateway) in &self.0.uplink.addresses {
             let usable_at_once = if address.is_ipv6() { "nodad" } else { "" };
             self.shell(&format!(
@@ -161,13 +165,13 @@ impl Node {
     }
 }
 
-/// An address with the length of its prefix.
+/// Returns an address with its prefix length.
 pub(crate) fn network(address: &str, prefix: u8) -> IpNetwork {
-    let address = address.parse().expect("an address of the testbed's own");
-    IpNetwork::new(address, prefix).expect("a prefix of the testbed's own")
+    let address = address.parse().expect("a valid address of the testbed");
+    IpNetwork::new(address, prefix).expect("a valid prefix of the testbed")
 }
 
-/// Runs a shell command line where the calling thread is.
+/// Runs a shell command line in the namespaces of the calling thread.
 pub(crate) fn shell(script: &str) -> Result<String> {
     let output = Command::new("sh").args(["-ec", script]).output().context("start sh")?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -175,26 +179,26 @@ pub(crate) fn shell(script: &str) -> Result<String> {
     Ok(text(&output.stdout))
 }
 
-/// On the calling thread: mounts of its own, with empty directories where the runtime state of a node lives.
+/// Gives the calling thread a mount namespace with empty directories for the runtime state of a node.
 fn private_mounts() -> Result<File> {
     unshare(CloneFlags::CLONE_NEWNS).context("unshare mounts")?;
-    // Nothing may travel back to the machine; namespaces mounted later must reach processes of the node.
+    // Private propagation keeps all mounts off the machine.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mount on /run")?;
     std::fs::create_dir_all("/run/netns")?;
     for directory in ["/etc", "/var/lib"] {
-        keep_writes_off(directory)?;
+        mount_overlay(directory)?;
     }
-    // podman's locks, and anything else that is shared by name.
+    // podman's locks and other shared memory objects.
     mount(Some("tmpfs"), "/dev/shm", Some("tmpfs"), MsFlags::empty(), None::<&str>)
         .context("mount on /dev/shm")?;
     std::fs::create_dir_all("/run/portolan")?;
     Ok(File::open("/proc/thread-self/ns/mnt")?)
 }
 
-/// An overlay shows the machine's files and keeps what is written there off the machine: a pod's resolv.conf in
-/// /etc/netns for `ip netns exec`, a runtime's configuration and state.
-fn keep_writes_off(directory: &str) -> Result<()> {
+/// Mounts an overlay on a directory: the node sees the machine's files, and its writes do not reach the
+/// machine. Tests write /etc/netns for `ip netns exec`, and the runtimes' configuration and state.
+fn mount_overlay(directory: &str) -> Result<()> {
     let own = Path::new("/run/overlay").join(directory.trim_start_matches('/'));
     let (upper, work) = (own.join("upper"), own.join("work"));
     std::fs::create_dir_all(&upper)?;
@@ -205,8 +209,8 @@ fn keep_writes_off(directory: &str) -> Result<()> {
         .with_context(|| format!("mount on {directory}"))
 }
 
-/// A thread that shares its root and working directory with others may not change its mounts, so it stops sharing.
-#[expect(clippy::disallowed_methods, reason = "a mount namespace, on a thread that exists for this alone")]
+/// Enters a mount namespace. The kernel requires a thread that does not share its root and working directory.
+#[expect(clippy::disallowed_methods, reason = "a mount namespace, on a dedicated thread")]
 fn enter_mounts(mounts: &File) -> Result<()> {
     unshare(CloneFlags::CLONE_FS)?;
     nix::sched::setns(mounts, CloneFlags::CLONE_NEWNS)?;
@@ -223,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_reaches_the_outside_and_nothing_shows_on_the_machine() {
+    fn node_reaches_the_external_network_and_leaves_the_machine_unchanged() {
         let before = shell("ip -j link; ip -j route; ls /run/netns 2>/dev/null || true").unwrap();
         let node = Node::new().unwrap();
         node.shell(&format!("ping -c1 -W2 {OUTSIDE_ADDRESS}")).unwrap();

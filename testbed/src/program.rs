@@ -17,24 +17,24 @@ use nix::unistd::Pid;
 
 use crate::Node;
 
-/// Where tests have their servers: below the ports that the kernel gives to clients, 32768 and up unless somebody changed it.
+/// Ports for servers of tests: below the kernel's default range of ephemeral ports, which starts at 32768.
 const PORTS: Range<u16> = 12_000..32_000;
 
-/// For how long something may not be as it should: far longer than it takes, on a machine that does much else at the same time.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Deadline of all waits: long enough for a machine under heavy load.
+const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The process groups of all programs that have not been waited for.
+/// Process groups of all programs that have not been reaped.
 static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 fn running() -> MutexGuard<'static, BTreeSet<u32>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where the programs under test are.
+/// The directory of the programs under test.
 #[derive(Clone, Debug)]
 pub struct Binaries(PathBuf);
 
-/// A running program, stopped when this is dropped.
+/// A running program. Dropping it kills the program.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
@@ -42,10 +42,12 @@ pub struct Program {
 }
 
 impl Binaries {
-    /// Next to the program that is running: `target/release`, or the parent of `target/debug/deps` for a test.
+    /// Finds the directory of the running program: `target/release`, or the parent of `target/debug/deps` for
+    /// a test.
     ///
     /// # Errors
-    /// When `portolan-cni`, `portolan-proxy` or `portolan-dns` is not there: `cargo build --workspace` makes them.
+    /// When `portolan-cni`, `portolan-proxy` or `portolan-dns` is missing: `cargo build --workspace` builds
+    /// them.
     pub fn find() -> Result<Self> {
         let own = std::env::current_exe()?;
         let directory = own.ancestors().skip(1).take(2).find(|d| d.join("portolan-cni").is_file());
@@ -57,14 +59,14 @@ impl Binaries {
         Ok(Self(directory))
     }
 
-    /// The path of one of them.
+    /// Returns the path of a program.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
 
 impl Program {
-    /// Starts a program inside the node. Its log goes to `log`.
+    /// Starts a program inside the node. Its output is written to `log`.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -72,7 +74,7 @@ impl Program {
         Self::spawn(binary, arguments, log, |command| node.run(|| command.spawn()))
     }
 
-    /// As [`Program::start`], beyond the node's uplink.
+    /// As [`Program::start`], in the external network of the node.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -92,28 +94,28 @@ impl Program {
         let output = std::fs::File::create(log)?;
         let mut command = Command::new(binary);
         command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // A group of its own, so that workers it starts go with it.
+        // Its own process group, so that its workers are killed with it.
         command.process_group(0);
-        // Locked while it starts, so that `kill_all` misses none.
+        // Held while the program starts, so that `kill_all` misses none.
         let mut running = running();
         let child = spawn(&mut command).with_context(|| format!("start {}", binary.display()))?;
         running.insert(child.id());
         Ok(Self { child, name: binary.file_name().unwrap_or_default().to_string_lossy().into_owned() })
     }
 
-    /// Its process id.
+    /// Returns the process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until the program exits.
     ///
     /// # Errors
-    /// When it is still there after half a minute.
+    /// When it still runs after half a minute.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
-            // Locked from its end until it is forgotten, as another process may get its id.
+            // Held until its ID is removed, since another process may get the same ID.
             let mut running = running();
             if let Some(status) = self.child.try_wait()? {
                 running.remove(&self.child.id());
@@ -122,13 +124,13 @@ impl Program {
             drop(running);
             std::thread::sleep(Duration::from_millis(5));
         }
-        bail!("{} has not ended", self.name)
+        bail!("{} has not exited", self.name)
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits until the program exits.
     ///
     /// # Errors
-    /// When it is still there after half a minute.
+    /// When it still runs after half a minute.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
         self.wait()
@@ -136,27 +138,28 @@ impl Program {
 }
 
 impl Program {
-    /// Ends it and all it has started at once; one that has ended already is fine.
+    /// Kills the program and its process group, if it still runs.
     pub fn kill(&mut self) {
         kill_group(self.child.id());
         running().remove(&self.child.id());
-        drop(self.child.wait());
+        // It may have been reaped already.
+        let _ = self.child.wait();
     }
 
-    /// Ends all there are, and lets none start any more: for a process that exits without dropping its handles, which
-    /// those programs would outlive.
+    /// Kills all programs and prevents further starts. A process that exits without dropping its handles must
+    /// call it, or the programs outlive it.
     pub fn kill_all() {
         let running = running();
         running.iter().copied().for_each(kill_group);
-        // Whoever wants to start another one waits for good.
+        // A thread that starts another program blocks forever.
         std::mem::forget(running);
     }
 }
 
 fn kill_group(group: u32) {
-    // It may have gone already.
+    // The group may have exited.
     if let Ok(group) = i32::try_from(group) {
-        killpg(Pid::from_raw(group), Signal::SIGKILL).ok();
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
     }
 }
 
@@ -166,12 +169,12 @@ impl Drop for Program {
     }
 }
 
-/// Tries `attempt` until it succeeds.
+/// Repeats `attempt` until it succeeds.
 ///
 /// # Errors
 /// The last error, after half a minute.
 pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
@@ -183,20 +186,21 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result
     }
 }
 
-/// A port for a server of this test alone: no other test gets it while this process lives, and no client is given it, since it lies
-/// below `net.ipv4.ip_local_port_range`. Which are taken is known by names of abstract Unix sockets, which end with their process.
+/// Reserves a port for a server of this test: no other test gets it while this process runs, and no client
+/// does, since it is below `net.ipv4.ip_local_port_range`. Abstract Unix sockets mark reserved ports; the
+/// kernel removes them with the process.
 ///
 /// # Errors
-/// When none is free.
+/// When no port is free.
 pub fn free_port() -> Result<u16> {
     static TAKEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
-    // Each process starts elsewhere, so that few names are tried in vain.
+    // Each process starts at a different offset, so that few attempts fail.
     let first = usize::try_from(std::process::id())? * 61;
     for offset in 0..PORTS.len() {
         let port = PORTS.start + u16::try_from((first + offset) % PORTS.len())?;
         let name = SocketAddr::from_abstract_name(format!("portolan-test-port-{port}"))?;
         let Ok(reservation) = UnixListener::bind_addr(&name) else { continue };
-        // Something else on this machine may have it.
+        // Another process on the machine may use the port.
         if TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok() {
             TAKEN.lock().unwrap_or_else(PoisonError::into_inner).push(reservation);
             return Ok(port);

@@ -1,4 +1,4 @@
-//! The network between nodes.
+//! The router between nodes.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use netns::NetNs;
 use crate::Node;
 use crate::node::{Uplink, network, shell};
 
-/// The subnets a router can have: the first three parts of the IPv4 addresses, and the prefix of the IPv6 ones. All
-/// are for documentation.
+/// Subnets of a router: the first three octets of the IPv4 addresses and the IPv6 prefix. All are
+/// documentation ranges.
 const SUBNETS: [(&str, &str); 2] = [("192.0.2", "2001:db8:1::"), ("203.0.113", "2001:db8:2::")];
 
-/// A router with one switch for each subnet: nodes of one subnet are on one link, those of two see each other through
-/// the router, which knows nothing of pods.
+/// A router with a bridge for each subnet: nodes of one subnet share a link; nodes of different subnets are
+/// routed by the router, which has no routes to pods.
 #[derive(Debug)]
 pub struct Router {
     outside: Arc<NetNs>,
@@ -25,7 +25,7 @@ impl Router {
     /// A router with both its subnets, 192.0.2.0/24 (2001:db8:1::/64) and 203.0.113.0/24 (2001:db8:2::/64).
     ///
     /// # Errors
-    /// What the kernel or `ip` says; most often that root is needed.
+    /// When the kernel or `ip` refuses, usually for lack of root privileges.
     pub fn new() -> Result<Self> {
         let outside = NetNs::create_unnamed().context("create the network between nodes (root is needed)")?;
         let mut script = "ip link set lo up; echo 1 > /proc/sys/net/ipv4/ip_forward; \
@@ -35,14 +35,15 @@ impl Router {
         for (number, (v4, v6)) in SUBNETS.iter().enumerate() {
             script += &format!(
                 "ip link add switch{number} type bridge; ip link set switch{number} up; \
-                 ip address add {v4}.1/24 dev switch{number}; ip address add {v6}1/64 dev switch{number} nodad; "
+                 ip address add {v4}.1/24 dev switch{number}; ip address add {v6}1/64 dev \
+                 switch{number} nodad; "
             );
         }
         outside.run(|| shell(&script))??;
         Ok(Self { outside: Arc::new(outside), nodes: 0 })
     }
 
-    /// A node on subnet 0 or 1, with an address of either family. Its [`Node::outside`] is the router.
+    /// Adds a node on subnet 0 or 1 with addresses of both families. Its [`Node::outside`] is the router.
     ///
     /// # Errors
     /// As [`Node::new`].
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_of_one_subnet_share_a_link_and_those_of_two_meet_through_the_router() {
+    fn nodes_of_one_subnet_share_a_link_and_others_use_the_router() {
         let mut router = Router::new().unwrap();
         let nodes = [0, 0, 1].map(|subnet| router.add_node(subnet).unwrap());
         for to in [&nodes[1], &nodes[2]] {

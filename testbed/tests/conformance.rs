@@ -1,10 +1,10 @@
-//! The table of what is tested names tests that exist.
+//! The conformance tables name existing tests.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::{Path, PathBuf};
 
-/// Every Rust file below.
+/// Collects all Rust files below a directory.
 fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -16,7 +16,7 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// A name of a test, and not of a file, a flag or a metric.
+/// Returns whether a word is the name of a test, and not of a file, a flag or a metric.
 fn is_test(word: &str) -> bool {
     let is_part = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     word.len() > 16 && word.contains('_') && word.bytes().all(is_part)
@@ -26,13 +26,13 @@ fn quoted(row: &str) -> Vec<&str> {
     row.split('`').skip(1).step_by(2).collect()
 }
 
-/// Whether the sources have a test of this name, in a module or not.
+/// Returns whether the sources have a test of this name, in a module or not.
 fn has_test(sources: &str, name: &str) -> bool {
     ["", "    "].iter().any(|indent| sources.contains(&format!("#[test]\n{indent}fn {name}()")))
 }
 
 #[test]
-fn every_test_that_the_table_of_names_names_exists_and_no_complaint_is_without() {
+fn tests_in_the_dns_table_exist_and_every_complaint_has_one() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let table = std::fs::read_to_string(root.join("docs/dns-conformance.md")).unwrap();
     let mut files = Vec::new();
@@ -61,7 +61,7 @@ fn every_test_that_the_table_of_names_names_exists_and_no_complaint_is_without()
 }
 
 #[test]
-fn every_test_that_the_table_names_exists_where_it_says() {
+fn tests_in_the_proxy_table_exist_in_the_named_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let table = std::fs::read_to_string(root.join("docs/service-proxy-conformance.md")).unwrap();
     let mut services = Vec::new();
@@ -83,7 +83,7 @@ fn every_test_that_the_table_names_exists_where_it_says() {
     assert!(named > 70, "only {named} tests are named");
 }
 
-/// The tests of the plugin, all in one text.
+/// Returns the sources of the plugin's tests.
 fn plugin_tests(root: &Path) -> String {
     let mut found = Vec::new();
     sources(&root.join("cni-plugin/tests"), &mut found);
@@ -91,7 +91,7 @@ fn plugin_tests(root: &Path) -> String {
 }
 
 #[test]
-fn every_row_of_the_cni_contract_has_a_test_that_exists() {
+fn every_row_of_the_cni_contract_has_an_existing_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let table = std::fs::read_to_string(root.join("docs/cni-conformance.md")).unwrap();
     let tests = plugin_tests(root);
@@ -106,8 +106,8 @@ fn every_row_of_the_cni_contract_has_a_test_that_exists() {
     }
 }
 
-/// Whether a page's word for a test leads to one: its name, or the beginning of its name and `…`, if no other begins so.
-fn leads_to_one(tests: &str, word: &str) -> bool {
+/// Returns whether a word names a test: its name, or a unique prefix of it and `…`.
+fn names_a_test(tests: &str, word: &str) -> bool {
     match word.strip_suffix('…') {
         None => has_test(tests, word),
         Some(start) => {
@@ -119,7 +119,7 @@ fn leads_to_one(tests: &str, word: &str) -> bool {
 }
 
 #[test]
-fn every_claim_about_the_cni_plugin_names_a_test_that_exists() {
+fn tests_named_in_the_cni_manual_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let page = std::fs::read_to_string(root.join("docs/cni-plugin.md")).unwrap();
     let mut unit = Vec::new();
@@ -135,10 +135,10 @@ fn every_claim_about_the_cni_plugin_names_a_test_that_exists() {
             Some((module, name)) => {
                 let path = root.join(format!("cni-plugin/tests/attach/{module}.rs"));
                 let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{word}: {error}"));
-                assert!(leads_to_one(&text, name), "{word} is not one test");
+                assert!(names_a_test(&text, name), "{word} is not one test");
             }
             None if is_test(word.trim_end_matches('…')) => {
-                assert!(leads_to_one(&all, word), "{word} is not one test");
+                assert!(names_a_test(&all, word), "{word} is not one test");
             }
             None => continue,
         }
@@ -148,7 +148,7 @@ fn every_claim_about_the_cni_plugin_names_a_test_that_exists() {
 }
 
 #[test]
-fn every_row_of_the_tables_names_a_test_or_says_why_there_is_none() {
+fn every_row_of_the_tables_names_a_test_or_a_reason() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     for page in ["dns-conformance.md", "service-proxy-conformance.md"] {
         let text = std::fs::read_to_string(root.join("docs").join(page)).unwrap();
@@ -157,16 +157,16 @@ fn every_row_of_the_tables_names_a_test_or_says_why_there_is_none() {
         assert!(rows.len() > 50, "only {} rows in {page}", rows.len());
         for row in rows {
             let cell = row.trim_end_matches(" |").rsplit("| ").next().unwrap();
-            let is_told = ["none: ", "differs: ", "differ: ", "the titles above"]
+            let has_reason = ["none: ", "differs: ", "differ: ", "the titles above"]
                 .iter()
                 .any(|why| cell.starts_with(why));
-            assert!(is_told || quoted(cell).into_iter().any(is_test), "no test in {row}");
+            assert!(has_reason || quoted(cell).into_iter().any(is_test), "no test in {row}");
         }
     }
 }
 
-/// The keys of the configuration that a source file reads: fields of structs as they are written, and what is taken out of
-/// the whole by name.
+/// Returns the configuration keys that a source file reads: fields of structs, and keys that are read by
+/// name.
 fn keys(source: &str) -> Vec<String> {
     let (mut keys, mut renamed, mut is_read) = (Vec::new(), None, false);
     for line in source.lines() {
@@ -193,7 +193,7 @@ fn keys(source: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_page_of_the_cni_plugin_names_every_key_of_its_configuration() {
+fn cni_manual_names_every_configuration_key() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let page = std::fs::read_to_string(root.join("docs/cni-plugin.md")).unwrap();
     let mut found = Vec::new();
@@ -202,7 +202,7 @@ fn the_page_of_the_cni_plugin_names_every_key_of_its_configuration() {
     {
         let path = root.join("cni-plugin/src").join(file).with_extension("rs");
         let source = std::fs::read_to_string(path).unwrap();
-        // Not what else is read in there, and not what is only kept.
+        // Without keys of other files, and keys that are only stored.
         found.extend(keys(&source).into_iter().filter(|key| !["single", "cni"].contains(&&**key)));
     }
     for key in
@@ -222,7 +222,7 @@ fn the_page_of_the_cni_plugin_names_every_key_of_its_configuration() {
 }
 
 #[test]
-fn every_test_that_the_official_suite_is_run_without_is_in_the_documentation_with_its_reason() {
+fn skipped_tests_of_the_official_suite_are_documented_with_reasons() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
     let (skips, page) = (read("e2e/skip.txt"), read("docs/testing.md"));

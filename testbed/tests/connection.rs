@@ -1,6 +1,6 @@
-//! What a connection through a virtual IP keeps of TCP: every byte, half-closes, resets.
+//! TCP semantics of a connection through a virtual IP: data, half-close, reset, keepalive.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, TcpKeepalive};
 use testbed::{Cluster, Pod, wait_for};
 
-const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 9090}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: web}}\nspec: {containers: []}\n";
+const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+    spec: {selector: {app: web}, ports: [{port: 80, targetPort: 9090}]}\n---\napiVersion: v1\nkind: Pod\n\
+    metadata: {name: server, labels: {app: web}}\nspec: {containers: []}\n";
 
-/// After this an idle peer that does not answer counts as lost, if the client does not probe on its own.
-const USUAL: Duration = Duration::from_secs(300);
+/// Time after which the proxy resets an idle connection to an unreachable peer, if the client sends no
+/// keepalive probes.
+const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(300);
 
-/// A client, a server that accepts by hand, and the virtual IP between them.
+/// A client, a listener of the test, and the virtual IP between them.
 struct Path {
     cluster: Cluster,
     client: Pod,
@@ -28,7 +31,7 @@ impl Path {
         Self::with(&[])
     }
 
-    /// Through a proxy with these flags.
+    /// With a proxy that has these flags.
     fn with(flags: &[&str]) -> Self {
         let cluster = Cluster::start_with(flags).unwrap();
         let client = cluster.add_pod("client").unwrap();
@@ -39,13 +42,13 @@ impl Path {
         Self { cluster, client, server, listener, address }
     }
 
-    /// Both ends of a new connection.
+    /// Returns both ends of a new connection.
     fn open(&self) -> (TcpStream, TcpStream) {
         let connect = || Ok(self.client.netns.run(|| TcpStream::connect(&self.address))??);
         self.both_ends(wait_for("the service", connect).unwrap())
     }
 
-    /// The same, without a second attempt.
+    /// As [`Path::open`], without retries.
     fn open_at_once(&self) -> (TcpStream, TcpStream) {
         SockRef::from(&self.listener).set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         self.both_ends(self.client.netns.run(|| TcpStream::connect(&self.address)).unwrap().unwrap())
@@ -66,11 +69,11 @@ fn read_all(mut stream: &TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// The error that reading ends with.
+/// Returns the error that ends reading.
 fn read_error(mut stream: &TcpStream) -> ErrorKind {
     loop {
         match stream.read(&mut [0; 64]) {
-            Ok(0) => panic!("an orderly end where a reset was expected"),
+            Ok(0) => panic!("an orderly close instead of a reset"),
             Ok(_) => {}
             Err(error) => return error.kind(),
         }
@@ -78,7 +81,7 @@ fn read_error(mut stream: &TcpStream) -> ErrorKind {
 }
 
 #[test]
-fn a_half_closed_connection_still_answers_in_either_direction() {
+fn half_closed_connection_carries_data_in_the_open_direction() {
     let path = Path::new();
     let (mut client, mut server) = path.open();
     client.write_all(b"question").unwrap();
@@ -97,7 +100,7 @@ fn a_half_closed_connection_still_answers_in_either_direction() {
     assert_eq!(read_all(&server), b"reply");
     let open = "portolan_proxy_connections_opened_total";
     let closed = "portolan_proxy_connections_closed_total";
-    wait_for("both connections to be over", || {
+    wait_for("both connections to close", || {
         let (open, closed) = (path.cluster.proxy_metric(open)?, path.cluster.proxy_metric(closed)?);
         anyhow::ensure!(open == closed, "{open} opened, {closed} closed");
         Ok(())
@@ -106,23 +109,23 @@ fn a_half_closed_connection_still_answers_in_either_direction() {
 }
 
 #[test]
-fn a_reset_travels_on_as_a_reset_from_either_side() {
+fn reset_from_one_side_is_a_reset_on_the_other_side() {
     let path = Path::new();
     for from_server in [true, false] {
         let (mut client, mut server) = path.open();
-        // Some bytes each way first, so that a reset cannot be taken for a refused connection.
+        // Data first, so that a reset is not mistaken for a refused connection.
         client.write_all(b"x").unwrap();
         server.read_exact(&mut [0]).unwrap();
-        let (breaks, notices) = if from_server { (server, client) } else { (client, server) };
-        SockRef::from(&breaks).set_linger(Some(Duration::ZERO)).unwrap();
-        drop(breaks);
-        assert_eq!(read_error(&notices), ErrorKind::ConnectionReset, "from the server: {from_server}");
+        let (sender, receiver) = if from_server { (server, client) } else { (client, server) };
+        SockRef::from(&sender).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(sender);
+        assert_eq!(read_error(&receiver), ErrorKind::ConnectionReset, "from the server: {from_server}");
     }
 }
 
-/// How many of 30 clients that send a long request get the whole reply of a server that replies after the first bytes of it.
-/// `reply` is sent and then the connection is closed, with most of the request unread.
-fn whole_early_replies(path: &Path, address: &str, reply: &[u8]) -> usize {
+/// Returns how many of 30 clients with a long request receive the complete reply of a server that replies
+/// early. The server sends `reply` and closes the connection with most of the request unread.
+fn complete_early_replies(path: &Path, address: &str, reply: &[u8]) -> usize {
     let exchange = |listener: &TcpListener| {
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -133,10 +136,11 @@ fn whole_early_replies(path: &Path, address: &str, reply: &[u8]) -> usize {
             let mut client = path.client.netns.run(|| TcpStream::connect(address)).unwrap().unwrap();
             client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
             let block = [b'x'; 16 << 10];
-            // A reset is what tells such a client that the server has stopped reading.
+            // The client stops at the reset.
             while client.write_all(&block).is_ok() {}
             let mut received = Vec::new();
-            drop(client.read_to_end(&mut received));
+            // Reading ends with the reset after the reply.
+            let _ = client.read_to_end(&mut received);
             received == reply
         })
     };
@@ -144,24 +148,24 @@ fn whole_early_replies(path: &Path, address: &str, reply: &[u8]) -> usize {
 }
 
 #[test]
-fn reply_before_the_end_of_the_request_arrives_whole() {
+fn reply_before_the_end_of_the_request_is_complete() {
     let path = Path::new();
     drop(path.open());
     let direct = format!("{}:9090", path.server.ip);
-    // What fits into the first round trip: the server's kernel discards the rest when it resets.
+    // Replies that fit into the first round trip: the server's kernel discards the rest when it resets.
     for length in [100, 10_000] {
         let reply = vec![b'r'; length];
         assert_eq!(
-            whole_early_replies(&path, &direct, &reply),
+            complete_early_replies(&path, &direct, &reply),
             30,
             "{length} bytes over a direct connection"
         );
-        assert_eq!(whole_early_replies(&path, &path.address, &reply), 30, "{length} bytes");
+        assert_eq!(complete_early_replies(&path, &path.address, &reply), 30, "{length} bytes");
     }
 }
 
 #[test]
-fn bytes_before_a_reset_arrive_from_either_side() {
+fn bytes_before_a_reset_are_delivered_in_both_directions() {
     let path = Path::new();
     for from_server in [true, false] {
         for _ in 0..30 {
@@ -177,9 +181,9 @@ fn bytes_before_a_reset_arrive_from_either_side() {
     }
 }
 
-/// A read ends before an urgent byte, also where more has arrived.
+/// A read stops before an urgent byte, also if more data has arrived.
 #[test]
-fn urgent_byte_and_what_follows_it_arrive_at_once_from_either_side() {
+fn urgent_byte_and_following_data_are_delivered_at_once_in_both_directions() {
     let path = Path::new();
     let (client, server) = path.open();
     for (mut sender, mut receiver) in [(&client, &server), (&server, &client)] {
@@ -198,11 +202,11 @@ fn urgent_byte_and_what_follows_it_arrive_at_once_from_either_side() {
 }
 
 #[test]
-fn every_byte_arrives_in_order_both_ways_at_once() {
+fn simultaneous_streams_arrive_complete_and_in_order() {
     const TOTAL: usize = 64 << 20;
     let path = Path::new();
     let (client, server) = path.open();
-    // A period that is no multiple of any buffer, so that a lost, doubled or swapped block shows.
+    // The period divides no buffer size, so that a lost, duplicated or swapped block is detected.
     let pattern: Vec<u8> = (0..=250).collect();
     let send = |mut stream: &TcpStream| {
         let block = pattern.repeat(257);
@@ -235,21 +239,21 @@ fn every_byte_arrives_in_order_both_ways_at_once() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_reset_and_those_that_are_open_go_on() {
+fn connections_above_the_limit_are_reset_and_open_ones_continue() {
     let path = Path::with(&["--max-connections", "2"]);
     let open: Vec<_> = (0..2).map(|_| path.open()).collect();
     let (client, server) = (&open[0].0, &open[0].1);
     let shed = "portolan_proxy_connections_shed_total";
     let before = path.cluster.proxy_metric(shed).unwrap();
     let more = path.client.netns.run(|| TcpStream::connect(&path.address)).unwrap();
-    // Reset after the handshake, or before the client looks.
+    // The reset may arrive before or after `connect` returns.
     assert!(more.is_err() || read_error(&more.unwrap()) == ErrorKind::ConnectionReset);
     assert_eq!(path.cluster.proxy_metric(shed).unwrap(), before + 1.0);
     let (mut client, mut server) = (client, server);
     client.write_all(b"still here").unwrap();
     server.read_exact(&mut [0; 10]).unwrap();
     drop(open);
-    wait_for("room again", || {
+    wait_for("a free connection", || {
         let mut stream = path.client.netns.run(|| TcpStream::connect(&path.address))??;
         stream.set_read_timeout(Some(Duration::from_millis(50)))?;
         let end = stream.read(&mut [0]);
@@ -260,7 +264,7 @@ fn connections_beyond_the_limit_are_reset_and_those_that_are_open_go_on() {
 }
 
 #[test]
-fn a_silent_client_is_asked_whether_it_is_still_there() {
+fn connection_of_a_client_has_tcp_keepalive() {
     let path = Path::new();
     let _open = path.open();
     let sockets = path.cluster.node.shell("ss -Htno state established").unwrap();
@@ -269,7 +273,7 @@ fn a_silent_client_is_asked_whether_it_is_still_there() {
 }
 
 #[test]
-fn endpoint_of_this_node_is_asked_whether_it_is_still_there() {
+fn connection_to_an_endpoint_on_this_node_has_tcp_keepalive() {
     let path = Path::new();
     let _open = path.open();
     let script = format!("ss -Htno state established dst {}:9090", path.server.ip);
@@ -277,9 +281,9 @@ fn endpoint_of_this_node_is_asked_whether_it_is_still_there() {
     assert!(sockets.contains("timer:(keepalive,"), "{sockets}");
 }
 
-/// Opens a connection of a client that probes every second, cuts the endpoint's network, and returns after how long the client
-/// notices.
-fn noticed_after(path: &Path, ask: bool) -> Duration {
+/// Opens a connection of a client with keepalive probes every second, and drops all packets to the endpoint.
+/// Returns the time until the client's read fails.
+fn detection_time(path: &Path, sends_data: bool) -> Duration {
     let (mut client, mut server) = path.open();
     client.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
@@ -290,37 +294,38 @@ fn noticed_after(path: &Path, ask: bool) -> Duration {
         "nft 'add table ip cut; add chain ip cut in { type filter hook input priority 0; policy drop; }'";
     path.server.shell(&path.cluster.node, cut).unwrap();
     let started = Instant::now();
-    if ask {
-        client.write_all(b"is anybody there?").unwrap();
+    if sends_data {
+        client.write_all(b"unacknowledged").unwrap();
     }
-    client.set_read_timeout(Some(USUAL)).unwrap();
+    client.set_read_timeout(Some(DEFAULT_KEEPALIVE)).unwrap();
     let end = client.read(&mut [0]).unwrap_err();
     assert_eq!(end.kind(), ErrorKind::ConnectionReset);
     started.elapsed()
 }
 
-/// Over a direct connection it would be 4 seconds. It is less than half the usual time, also on a busy machine.
+/// A direct connection needs 4 seconds. The limit also holds on a busy machine.
 #[test]
-fn client_that_probes_notices_an_endpoint_that_is_gone_without_a_word() {
+fn client_with_keepalive_detects_an_unreachable_endpoint() {
     let path = Path::new();
-    let after = noticed_after(&path, false);
-    assert!(after < USUAL / 2, "{after:?}");
+    let after = detection_time(&path, false);
+    assert!(after < DEFAULT_KEEPALIVE / 2, "{after:?}");
 }
 
-/// Over a direct connection it would be a quarter of an hour: probes do not go beside what is sent again.
+/// A direct connection needs 15 minutes: the kernel sends no keepalive probes during retransmissions.
 #[test]
-fn client_that_probes_and_waits_for_an_answer_notices_it_too() {
+fn client_with_keepalive_and_unacknowledged_data_detects_an_unreachable_endpoint() {
     let path = Path::new();
-    let after = noticed_after(&path, true);
-    assert!(after < USUAL / 2, "{after:?}");
+    let after = detection_time(&path, true);
+    assert!(after < DEFAULT_KEEPALIVE / 2, "{after:?}");
 }
 
 #[test]
-fn a_lost_first_packet_to_the_only_endpoint_is_sent_again() {
+fn lost_syn_to_the_only_endpoint_is_retransmitted() {
     let path = Path::new();
     drop(path.open());
-    // Every second segment that asks for a connection is lost, beginning with the next one.
-    let lossy = "nft 'add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; add rule ip lossy in tcp flags syn / syn,ack numgen inc mod 2 0 drop'";
+    // Drops every second SYN, beginning with the next one.
+    let lossy = "nft 'add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; add \
+        rule ip lossy in tcp flags syn / syn,ack numgen inc mod 2 0 drop'";
     path.server.shell(&path.cluster.node, lossy).unwrap();
     for _ in 0..3 {
         let (client, server) = path.open_at_once();
@@ -330,12 +335,16 @@ fn a_lost_first_packet_to_the_only_endpoint_is_sent_again() {
 }
 
 #[test]
-fn an_endpoint_of_elsewhere_is_asked_whether_it_is_still_there() {
+fn connection_to_an_endpoint_outside_the_node_has_tcp_keepalive() {
     let path = Path::new();
     let outside = path.cluster.node.outside_address();
     let listener = path.cluster.node.outside().run(|| TcpListener::bind((outside, 9090))).unwrap().unwrap();
     let manifest = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: far}}\nspec: {{clusterIP: 10.96.0.77, ports: [{{port: 80, targetPort: 9090}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: far, labels: {{kubernetes.io/service-name: far}}}}\naddressType: IPv4\nports: [{{port: 9090}}]\nendpoints: [{{addresses: [{outside}]}}]\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: far}}\n\
+         spec: {{clusterIP: 10.96.0.77, ports: [{{port: 80, targetPort: 9090}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: far, labels: {{kubernetes.io/service-name: far}}}}\naddressType: IPv4\n\
+         ports: [{{port: 9090}}]\nendpoints: [{{addresses: [{outside}]}}]\n"
     );
     path.cluster.apply("far.yaml", &manifest).unwrap();
     let connect = || Ok(path.client.netns.run(|| TcpStream::connect("10.96.0.77:80"))??);

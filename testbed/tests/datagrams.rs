@@ -1,6 +1,6 @@
-//! What UDP through a virtual IP keeps: every datagram, its size, its client's address, and word of a refusal.
+//! UDP through a virtual IP: delivery, size, source address, and ICMP errors.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, IoSliceMut};
@@ -14,9 +14,11 @@ use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use testbed::{Cluster, HostnameServer, Pod, wait_for};
 
-const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: echo}\nspec: {selector: {app: echo}, ports: [{port: 53, targetPort: 5353, protocol: UDP}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: echo}}\nspec: {containers: []}\n";
+const MANIFEST: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: echo}\n\
+    spec: {selector: {app: echo}, ports: [{port: 53, targetPort: 5353, protocol: UDP}]}\n---\n\
+    apiVersion: v1\nkind: Pod\nmetadata: {name: server, labels: {app: echo}}\nspec: {containers: []}\n";
 
-/// A client, a server that answers by hand, and the virtual IP between them.
+/// A client, a socket of the test as server, and the virtual IP between them.
 struct Path {
     cluster: Cluster,
     client: Pod,
@@ -38,12 +40,12 @@ impl Path {
         path
     }
 
-    /// A client's socket whose flow is open.
+    /// Returns a client's socket with an open flow.
     fn connected(&self) -> UdpSocket {
         let socket = bind(&self.client, "0.0.0.0:0");
         socket.connect(&self.address).unwrap();
         wait_for("the first answer", || {
-            // Before the proxy knows the Service, the kernel refuses.
+            // The kernel refuses until the proxy has the Service.
             socket.send(b"first")?;
             socket.set_read_timeout(Some(Duration::from_millis(200)))?;
             self.answer()?;
@@ -55,7 +57,7 @@ impl Path {
         socket
     }
 
-    /// The server answers one datagram with itself.
+    /// Echoes one datagram from the server.
     fn answer(&self) -> anyhow::Result<()> {
         self.socket.set_read_timeout(Some(Duration::from_millis(500)))?;
         let mut buffer = vec![0; 65_535];
@@ -74,15 +76,15 @@ fn bind(pod: &Pod, address: &str) -> UdpSocket {
 }
 
 #[test]
-fn a_refusal_of_the_endpoint_reaches_the_client_as_one_of_the_virtual_ip() {
+fn port_unreachable_from_the_endpoint_reaches_the_client_from_the_virtual_ip() {
     let mut path = Path::with(&[]);
     let client = path.connected();
     let listening = format!("{}:5353", path.server.ip);
-    // Nobody listens in the pod any more.
+    // The pod no longer listens on the port.
     path.socket = bind(&path.server, "0.0.0.0:0");
-    client.send(b"anybody there?").unwrap();
+    client.send(b"refused").unwrap();
     assert_eq!(client.recv(&mut [0; 16]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
-    // As soon as somebody does, the same socket is served.
+    // Once it listens again, the same client socket is served.
     path.socket = bind(&path.server, &listening);
     client.send(b"and now?").unwrap();
     path.answer().unwrap();
@@ -92,7 +94,7 @@ fn a_refusal_of_the_endpoint_reaches_the_client_as_one_of_the_virtual_ip() {
 }
 
 #[test]
-fn bursts_and_large_datagrams_arrive_whole_and_replies_come_from_the_virtual_ip() {
+fn bursts_and_large_datagrams_arrive_and_replies_come_from_the_virtual_ip() {
     const BURST: u16 = 100;
     let path = Path::with(&[]);
     let client = path.connected();
@@ -101,7 +103,7 @@ fn bursts_and_large_datagrams_arrive_whole_and_replies_come_from_the_virtual_ip(
         client.send(&large).unwrap();
         path.answer().unwrap();
         let mut buffer = vec![0; 65_535];
-        // Connected: the kernel takes replies from the virtual IP alone.
+        // A connected socket accepts replies only from the virtual IP.
         let length = client.recv(&mut buffer).unwrap();
         assert_eq!(buffer[..length], large);
     }
@@ -115,11 +117,11 @@ fn bursts_and_large_datagrams_arrive_whole_and_replies_come_from_the_virtual_ip(
         client.recv(&mut number).unwrap();
         seen.insert(u16::from_be_bytes(number));
     }
-    assert_eq!(seen.len(), usize::from(BURST), "each of the burst once");
+    assert_eq!(seen.len(), usize::from(BURST), "each datagram of the burst once");
     assert_eq!(path.metric("dropped_datagrams_total"), 0.0);
 }
 
-/// Two thousand at once, each way: as many as there would be without a proxy.
+/// Two thousand datagrams in each direction, as many as without a proxy.
 #[test]
 fn a_burst_of_two_thousand_datagrams_arrives() {
     const BURST: u16 = 2000;
@@ -156,9 +158,9 @@ fn a_burst_of_two_thousand_datagrams_arrives() {
     assert_eq!(path.metric("dropped_datagrams_total"), 0.0);
 }
 
-/// A proxy that is stopped takes nothing from its queues. What finds no room is counted once it goes on.
+/// A stopped proxy does not read its queues. The drops are counted when it continues.
 #[test]
-fn datagrams_that_find_no_room_are_counted() {
+fn datagrams_dropped_by_full_queues_are_counted() {
     let path = Path::with(&["--workers", "1"]);
     let client = path.connected();
     let signal =
@@ -176,7 +178,7 @@ fn datagrams_that_find_no_room_are_counted() {
     .unwrap();
 }
 
-/// Type, code and MTU of the next ICMP error that the client's kernel has got.
+/// Returns type, code and MTU of the next ICMP error in the client's error queue.
 fn icmp_error(socket: &UdpSocket) -> anyhow::Result<(u8, u8, u32)> {
     wait_for("an ICMP error", || {
         let (mut space, mut datagram) = (cmsg_space!([u8; 64]), [0; 1]);
@@ -191,16 +193,17 @@ fn icmp_error(socket: &UdpSocket) -> anyhow::Result<(u8, u8, u32)> {
     })
 }
 
-/// An endpoint beyond a router that has no way to it, or a narrow one: the client hears what it would hear without a proxy, and the
-/// flow stays where it is.
+/// Endpoints behind a router without a route, with a prohibited route, or with a small MTU: the client
+/// receives the same ICMP errors as without a proxy, and the flow remains.
 #[test]
-fn icmp_errors_reach_the_client_as_what_they_are_and_only_a_refusal_ends_a_flow() {
+fn icmp_errors_are_relayed_to_the_client_and_only_port_unreachable_ends_a_flow() {
     let path = Path::with(&[]);
     let router = [
         "echo 1 > /proc/sys/net/ipv4/ip_forward",
         "echo 0 > /proc/sys/net/ipv4/icmp_ratelimit",
         "ip link add narrow type veth peer name sink; ip link set sink up; ip link set narrow mtu 1280 up",
-        "ip route add 198.51.100.9/32 dev narrow; ip neigh add 198.51.100.9 lladdr 02:00:00:00:00:09 dev narrow",
+        "ip route add 198.51.100.9/32 dev narrow; ip neigh add 198.51.100.9 lladdr \
+         02:00:00:00:00:09 dev narrow",
         "ip route add prohibit 198.51.100.10/32",
         "ip route add unreachable 198.51.100.11/32",
     ];
@@ -210,7 +213,11 @@ fn icmp_errors_reach_the_client_as_what_they_are_and_only_a_refusal_ends_a_flow(
     let cases = [("far-9", 9, (3, 4, 1280)), ("far-10", 10, (3, 13, 0)), ("far-11", 11, (3, 1, 0))];
     for (number, (name, host, expected)) in cases.into_iter().enumerate() {
         let text = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 53, protocol: UDP}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: 5353, protocol: UDP}}]\nendpoints: [{{addresses: [198.51.100.{host}]}}]\n"
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+             spec: {{ports: [{{port: 53, protocol: UDP}}]}}\n---\napiVersion: discovery.k8s.io/v1\n\
+             kind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: \
+             {name}}}}}\naddressType: IPv4\nports: [{{port: 5353, protocol: UDP}}]\n\
+             endpoints: [{{addresses: [198.51.100.{host}]}}]\n"
         );
         path.cluster.apply(&format!("{name}.yaml"), &text).unwrap();
         let address = format!("{}:53", path.cluster.virtual_ip(name).unwrap());
@@ -218,23 +225,23 @@ fn icmp_errors_reach_the_client_as_what_they_are_and_only_a_refusal_ends_a_flow(
         client.connect(&address).unwrap();
         setsockopt(&client, sockopt::Ipv4RecvErr, &true).unwrap();
         let error = wait_for("the error", || {
-            drop(client.send(&[0; 1400]));
+            let _ = client.send(&[0; 1400]); // Fails with the pending ICMP error.
             let error = icmp_error(&client)?;
-            // Before the proxy knows the Service, the kernel refuses.
+            // The kernel refuses until the proxy has the Service.
             ensure!(error == expected, "{error:?}");
             Ok(error)
         });
         assert_eq!(error.unwrap(), expected, "{name}");
-        // It stays, whatever it has heard.
+        // The flow remains after the errors.
         for _ in 0..3 {
-            drop(client.send(&[0; 100]));
+            let _ = client.send(&[0; 100]); // Fails with the pending ICMP error.
         }
         let open = flows + f64::from(u32::try_from(number + 1).unwrap());
         assert_eq!(path.metric("flows"), open, "{name}");
         let series = format!(
             r#"portolan_proxy_service_connections_opened_total{{namespace="default",port="",protocol="udp",service="{name}"}}"#
         );
-        assert_eq!(path.cluster.proxy_metric(&series).unwrap(), 1.0, "one flow, and never another one");
+        assert_eq!(path.cluster.proxy_metric(&series).unwrap(), 1.0, "one flow only");
     }
 }
 
@@ -264,8 +271,8 @@ fn error_about_one_of_many_datagrams_costs_those_behind_it_nothing() {
 }
 
 #[test]
-fn a_client_that_opens_flows_without_end_does_not_take_those_of_others() {
-    // Half of it a worker: enough that the modest client's two are never as many there as the other one's.
+fn client_that_opens_many_flows_does_not_evict_flows_of_other_clients() {
+    // 16 flows for each worker: the modest client's two are always fewer than the greedy client's.
     let path = Path::with(&["--workers", "2", "--udp-max-flows", "32"]);
     let modest = path.connected();
     let other = path.cluster.add_pod("greedy").unwrap();
@@ -277,7 +284,7 @@ fn a_client_that_opens_flows_without_end_does_not_take_those_of_others() {
     assert_eq!(path.metric("flows"), 32.0);
     let evicted = path.metric("evicted_flows_total");
     assert!(evicted >= 88.0, "{evicted}");
-    // The modest one still has the flow it had: the server sees the same source port.
+    // The modest client still has its flow: the server sees the same source port.
     let source = |socket: &UdpSocket| {
         socket.send(b"who?").unwrap();
         let (_, from) = path.socket.recv_from(&mut [0; 16]).unwrap();
@@ -286,15 +293,15 @@ fn a_client_that_opens_flows_without_end_does_not_take_those_of_others() {
         from
     };
     assert_eq!(source(&modest), source(&modest));
-    assert_eq!(path.metric("evicted_flows_total"), evicted, "and needs no new one");
+    assert_eq!(path.metric("evicted_flows_total"), evicted, "and no new flow is created");
 }
 
 #[test]
-fn a_silent_flow_is_forgotten() {
+fn idle_flow_expires() {
     let path = Path::with(&["--udp-idle-timeout", "1"]);
     let _client = path.connected();
     assert!(path.metric("flows") >= 1.0);
-    wait_for("the flows to be forgotten", || {
+    wait_for("the flows to expire", || {
         let flows = path.metric("flows");
         ensure!(flows == 0.0, "{flows}");
         Ok(())
@@ -303,10 +310,10 @@ fn a_silent_flow_is_forgotten() {
 }
 
 #[test]
-fn the_series_of_a_service_go_with_it_though_no_other_service_changes() {
+fn metrics_of_a_deleted_service_are_removed() {
     let path = Path::with(&[]);
     let series = r#"portolan_proxy_service_connections_opened_total{namespace="default",port="",protocol="udp",service="echo"}"#;
-    // One by TCP, so that workers look connections up among what is open now.
+    // A TCP Service too, so that workers look up connections in the current frontends.
     let (service, pod) = MANIFEST.split_once("---\n").unwrap();
     path.cluster.apply("pod.yaml", pod).unwrap();
     path.cluster
@@ -320,8 +327,8 @@ fn the_series_of_a_service_go_with_it_though_no_other_service_changes() {
     .unwrap();
     assert!(path.cluster.proxy_metric(series).unwrap() >= 1.0);
     path.cluster.delete("echo.yaml").unwrap();
-    wait_for("the series to go", || {
-        // And not the page with it.
+    wait_for("the removal of the series", || {
+        // The page itself remains.
         path.cluster.proxy_metric("portolan_proxy_frontends")?;
         ensure!(path.cluster.proxy_metric(series).is_err());
         Ok(())
@@ -329,9 +336,9 @@ fn the_series_of_a_service_go_with_it_though_no_other_service_changes() {
     .unwrap();
 }
 
-/// One worker carries both.
+/// One worker serves both.
 #[test]
-fn a_flood_of_datagrams_leaves_time_for_everybody_else() {
+fn flood_of_datagrams_does_not_starve_other_services() {
     let path = Path::with(&["--workers", "1"]);
     let _web = HostnameServer::start(&path.server, 8080).unwrap();
     let web = MANIFEST
@@ -341,18 +348,18 @@ fn a_flood_of_datagrams_leaves_time_for_everybody_else() {
     path.cluster.apply("web.yaml", service).unwrap();
     let address = format!("{}:53", path.cluster.virtual_ip("web").unwrap());
     wait_for("the other service", || path.client.ask(&address)).unwrap();
-    // Before there is a flood: in one, a flow that is answered may not be had.
+    // Open the flows before the flood: during it, the first answer may be lost.
     let sockets = [path.connected(), path.connected()];
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for socket in &sockets {
             let done = &done;
-            // The kernel makes sixty datagrams of each: quicker than the proxy can take them.
+            // The kernel segments each into sixty datagrams, faster than the proxy can read them.
             setsockopt(socket, sockopt::UdpGsoSegment, &16).unwrap();
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
-                    // A full queue is what this is about, and a refusal no end of it.
-                    drop(socket.send(&[0; 60 * 16]));
+                    // Full queues and ICMP errors are expected.
+                    let _ = socket.send(&[0; 60 * 16]);
                 }
             });
         }

@@ -1,4 +1,4 @@
-//! One proxy after another: nothing is lost, and nothing is left.
+//! Hot restarts of the proxy: no request is lost, and no state remains.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use testbed::{Binaries, Cluster, HostnameServer, Pod, Program, wait_for};
 
-const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n";
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+    spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\n\
+    metadata: {name: web-1, labels: {app: web}}\nspec: {containers: []}\n";
 
-/// How many proxies follow each other, and how many requests each carries at least before the next one comes.
+/// Number of hot restarts, and the minimum number of connections of each proxy before the next restart.
 const PROXIES: u32 = 8;
 const REQUESTS: f64 = 50.0;
 
-/// A client sends a request at most this often.
+/// Minimum interval of a client's requests.
 const INTERVAL: Duration = Duration::from_millis(4);
 
 #[test]
-fn no_request_is_lost_while_proxies_follow_each_other() {
+fn no_request_is_lost_during_repeated_hot_restarts() {
     let mut cluster = Cluster::start_with(&["--workers", "2"]).unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
     client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
@@ -48,13 +50,13 @@ fn no_request_is_lost_while_proxies_follow_each_other() {
                 })
             })
             .collect();
-        // Also when something fails here: the clients end, and the scope with them.
+        // On failure the clients must end too, so that the scope ends.
         let outcome = (0..PROXIES).try_for_each(|_| {
-            let mut old = cluster.succeed_proxy()?;
-            ensure!(old.wait()?.success(), "the old proxy ends when its connections have");
+            let mut old = cluster.hot_restart_proxy()?;
+            ensure!(old.wait()?.success(), "the old proxy exits after its last connection");
             wait_for("requests through the next proxy", || {
-                let carried = cluster.proxy_metric("portolan_proxy_connections_opened_total")?;
-                ensure!(carried >= REQUESTS, "{carried}");
+                let opened = cluster.proxy_metric("portolan_proxy_connections_opened_total")?;
+                ensure!(opened >= REQUESTS, "{opened}");
                 Ok(())
             })
         });
@@ -70,7 +72,7 @@ fn no_request_is_lost_while_proxies_follow_each_other() {
     assert!(!left.contains("7061") && !left.contains("portolan-proxy"), "{left}");
 }
 
-/// A client, a server by hand, and the Service that leads to it.
+/// A client, a listener of the test, and its Service.
 fn web(cluster: &Cluster) -> Result<(Pod, TcpListener, String)> {
     let (client, server) = (cluster.add_pod("client")?, cluster.add_pod("web-1")?);
     let listener = server.netns.run(|| TcpListener::bind((server.ip.as_str(), 8080)))??;
@@ -79,13 +81,13 @@ fn web(cluster: &Cluster) -> Result<(Pod, TcpListener, String)> {
 }
 
 #[test]
-fn an_open_connection_outlives_the_proxy_that_has_it() {
+fn open_connection_survives_a_hot_restart() {
     let mut cluster = Cluster::start().unwrap();
     let (client, listener, address) = web(&cluster).unwrap();
     let connect = || Ok(client.netns.run(|| TcpStream::connect(&address))??);
     let mut stream: TcpStream = wait_for("the service", connect).unwrap();
     let (mut accepted, _) = listener.accept().unwrap();
-    let mut old = cluster.succeed_proxy().unwrap();
+    let mut old = cluster.hot_restart_proxy().unwrap();
     let mut buffer = [0; 5];
     for _ in 0..20 {
         stream.write_all(b"still").unwrap();
@@ -99,7 +101,7 @@ fn an_open_connection_outlives_the_proxy_that_has_it() {
 }
 
 #[test]
-fn what_the_running_proxy_has_stays_while_the_next_one_knows_nothing_yet() {
+fn running_proxy_keeps_its_state_until_the_next_one_is_synced() {
     let cluster = Cluster::start().unwrap();
     let (client, server) = (cluster.add_pod("client").unwrap(), cluster.add_pod("web-1").unwrap());
     let _server = HostnameServer::start(&server, 8080).unwrap();
@@ -109,7 +111,7 @@ fn what_the_running_proxy_has_stays_while_the_next_one_knows_nothing_yet() {
     let flags = ["--manifests", "/nonexistent"];
     let binary = Binaries::find().unwrap().path("portolan-proxy");
     let mut next = Program::start(&cluster.node, &binary, &flags, &log).unwrap();
-    wait_for("it to have read the routes", || {
+    wait_for("the start of the next proxy", || {
         let log = std::fs::read_to_string(&log)?;
         ensure!(log.contains("virtual IPs are local to this node"), "{log}");
         Ok(())
@@ -131,7 +133,7 @@ fn what_the_running_proxy_has_stays_while_the_next_one_knows_nothing_yet() {
             std::thread::sleep(Duration::from_millis(20));
         }
         if !second {
-            // Nor does it take anything away when it is given up.
+            // Its termination removes nothing either.
             assert!(next.terminate().unwrap().success());
             assert_eq!(state(), before);
         }
@@ -145,9 +147,9 @@ fn what_the_running_proxy_has_stays_while_the_next_one_knows_nothing_yet() {
 }
 
 #[test]
-fn a_proxy_whose_rules_the_kernel_refuses_takes_over_once_it_accepts_them() {
+fn handover_waits_until_the_kernel_accepts_the_rules() {
     let mut cluster = Cluster::start().unwrap();
-    // Nobody may change a table that has an owner; it goes with its owner.
+    // A table with an owner can only be changed by the owner, and is removed with it.
     let mut owner = cluster
         .node
         .run(|| std::process::Command::new("nft").arg("-i").stdin(std::process::Stdio::piped()).spawn())
@@ -177,8 +179,11 @@ fn a_proxy_whose_rules_the_kernel_refuses_takes_over_once_it_accepts_them() {
     }
     owner.kill().unwrap();
     owner.wait().unwrap();
-    assert!(cluster.proxy.wait().unwrap().success(), "it is told once the next one has its rules");
-    wait_for("the next proxy to hold the name", || {
+    assert!(
+        cluster.proxy.wait().unwrap().success(),
+        "the previous proxy exits once the next one has its rules"
+    );
+    wait_for("the next proxy to serve", || {
         ensure!(cluster.node.serving_proxy()? == next.id());
         Ok(())
     })
@@ -187,7 +192,7 @@ fn a_proxy_whose_rules_the_kernel_refuses_takes_over_once_it_accepts_them() {
 }
 
 #[test]
-fn a_proxy_that_drains_leaves_to_its_successor_what_is_the_nodes() {
+fn draining_proxy_keeps_the_rules_of_the_next_one() {
     let mut cluster = Cluster::start().unwrap();
     let (client, listener, address) = web(&cluster).unwrap();
     let connect = || Ok(client.netns.run(|| TcpStream::connect(&address))??);
@@ -199,7 +204,7 @@ fn a_proxy_that_drains_leaves_to_its_successor_what_is_the_nodes() {
         Ok(())
     })
     .unwrap();
-    let mut old = cluster.succeed_proxy().unwrap();
+    let mut old = cluster.hot_restart_proxy().unwrap();
     drop((stream, accepted));
     assert!(old.wait().unwrap().success());
     let state = || {
@@ -214,7 +219,7 @@ fn a_proxy_that_drains_leaves_to_its_successor_what_is_the_nodes() {
 }
 
 #[test]
-fn routes_that_somebody_deletes_come_back() {
+fn deleted_routes_and_rules_are_restored() {
     let cluster = Cluster::start().unwrap();
     let state = "ip rule; ip route show table 7061; ip route show table local proto 112";
     let before = cluster.node.shell(state).unwrap();
@@ -232,7 +237,7 @@ fn routes_that_somebody_deletes_come_back() {
 }
 
 #[test]
-fn a_cleanup_beside_a_running_proxy_is_refused_also_with_fewer_powers() {
+fn cleanup_is_refused_while_a_proxy_runs() {
     let cluster = Cluster::start().unwrap();
     let binary = Binaries::find().unwrap().path("portolan-proxy");
     for limited in ["", "setpriv --bounding-set=-all,+net_admin --inh-caps=-all "] {

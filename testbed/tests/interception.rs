@@ -1,6 +1,6 @@
-//! What the proxy takes, and what it leaves: ports of virtual IPs, of external IPs, of the node.
+//! Which ports of virtual IPs, external IPs and the node the proxy intercepts.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -17,7 +17,7 @@ const UNASSIGNED: &str = "10.96.77.77";
 /// An address without a host.
 const EXTERNAL: &str = "203.0.113.10";
 
-/// Where a client is.
+/// The location of a client.
 #[derive(Clone, Copy)]
 enum From<'a> {
     Pod(&'a Pod),
@@ -63,13 +63,13 @@ impl From<'_> {
     }
 }
 
-/// The kernel says "port unreachable" to one address once a second, after a few: these tests ask more often.
+/// Disables the ICMP rate limit: these tests need more than one "port unreachable" a second.
 fn unlimited_icmp(cluster: &Cluster) {
     let off = "for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit; do echo 0 > /proc/sys/net/$f; done";
     cluster.node.shell(off).unwrap();
 }
 
-/// Sends a datagram and returns what comes back.
+/// Sends a datagram and returns the answer.
 fn exchange(socket: &UdpSocket) -> std::io::Result<String> {
     socket.send(b"who?")?;
     let mut buffer = [0; 64];
@@ -83,7 +83,7 @@ fn answer_datagrams(socket: UdpSocket, name: &str) {
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-            drop(socket.send_to(name.as_bytes(), from));
+            let _ = socket.send_to(name.as_bytes(), from); // The client may have closed its socket.
         }
     });
 }
@@ -93,7 +93,7 @@ fn answer_connections(listener: TcpListener, name: &str) {
     let name = name.to_owned();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            drop(stream.write_all(name.as_bytes()));
+            let _ = stream.write_all(name.as_bytes()); // The client may have closed the connection.
         }
     });
 }
@@ -106,13 +106,15 @@ fn refused<T: std::fmt::Debug>(result: std::io::Result<T>) -> Result<()> {
 
 fn service(name: &str, spec: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, {spec}}}\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{selector: {{app: {name}}}, {spec}}}\n"
     )
 }
 
 fn pod_manifest(name: &str) -> String {
     format!(
-        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec: {{containers: []}}\n"
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\n\
+         spec: {{containers: []}}\n"
     )
 }
 
@@ -129,7 +131,7 @@ fn serve(cluster: &Cluster, name: &str, spec: &str) -> (Pod, HostnameServer) {
 const BOTH: &str =
     "ports: [{name: t, port: 80, targetPort: 8080}, {name: u, port: 80, targetPort: 8080, protocol: UDP}]";
 
-/// The outside reaches virtual and external IPs by way of the node.
+/// Routes a range from the external network via the node.
 fn route_outside(cluster: &Cluster, range: &str) {
     let node = cluster.node.address();
     let add = || std::process::Command::new("ip").args(["route", "add", range, "via", node]).status();
@@ -137,7 +139,7 @@ fn route_outside(cluster: &Cluster, range: &str) {
 }
 
 #[test]
-fn processes_of_the_node_do_not_answer_on_virtual_ips() {
+fn node_processes_do_not_answer_on_virtual_ips() {
     let cluster = Cluster::start().unwrap();
     unlimited_icmp(&cluster);
     let client = cluster.add_pod("client").unwrap();
@@ -148,7 +150,7 @@ fn processes_of_the_node_do_not_answer_on_virtual_ips() {
         answer_datagrams(UdpSocket::bind("0.0.0.0:2222").unwrap(), "node");
         answer_datagrams(UdpSocket::bind("[::]:2223").unwrap(), "node");
     });
-    // One with endpoints on another port, and one without endpoints on this one.
+    // One Service with endpoints on another port, and one without endpoints on this port.
     let _web = serve(&cluster, "web", BOTH);
     let none = "ports: [{name: t, port: 2222}, {name: u, port: 2222, protocol: UDP}]";
     cluster.apply("none.yaml", &service("none", none)).unwrap();
@@ -167,7 +169,7 @@ fn processes_of_the_node_do_not_answer_on_virtual_ips() {
     let v6 = "[fd00:10:96::77]:2223";
     refused(From::Node(&cluster).connect(v6)).unwrap();
     refused(exchange(&From::Node(&cluster).flow(v6))).unwrap();
-    // The node's own addresses stay its own, inside a range too.
+    // The node's own addresses are not intercepted, also inside a service range.
     cluster
         .node
         .shell("ip address add 10.96.5.5/32 dev lo; ip address add fd00:10:96::5/128 dev lo")
@@ -176,7 +178,8 @@ fn processes_of_the_node_do_not_answer_on_virtual_ips() {
         for from in [From::Pod(&client), From::Node(&cluster), From::Outside(&cluster)] {
             wait_for("the node's own address", || {
                 ensure!(from.ask(address)? == "node");
-                // A socket on every address answers from another one than the second that it was asked at.
+                // The answer of a wildcard socket may have another source address, so the client socket is
+                // not connected.
                 let socket = from.run(|| UdpSocket::bind("0.0.0.0:0"))?;
                 socket.set_read_timeout(Some(Duration::from_secs(10)))?;
                 socket.send_to(b"who?", address)?;
@@ -187,16 +190,16 @@ fn processes_of_the_node_do_not_answer_on_virtual_ips() {
         }
     }
     wait_for("the node's own address of IPv6", || From::Node(&cluster).ask("[fd00:10:96::5]:2223")).unwrap();
-    // What is bound to a virtual IP itself is served: portolan-dns. Over TCP too.
+    // A process bound to the virtual IP itself, portolan-dns, is reachable, also over TCP.
     client
         .shell(&cluster.node, "dig +tcp +time=2 +tries=1 @10.96.0.10 web.default.svc.cluster.local")
         .unwrap();
     refused(From::Pod(&client).connect(&format!("{UNASSIGNED}:2222"))).unwrap();
 }
 
-/// Whichever comes first.
+/// In either order.
 #[test]
-fn a_process_of_the_node_and_a_service_have_one_udp_port_each() {
+fn node_process_and_service_can_use_the_same_udp_port() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let listen = || answer_datagrams(cluster.node.run(|| UdpSocket::bind("0.0.0.0:5514")).unwrap(), "node");
@@ -217,14 +220,14 @@ fn a_process_of_the_node_and_a_service_have_one_udp_port_each() {
     listen();
     served();
     assert_eq!(exchange(&From::Pod(&client).flow("192.0.2.2:5514")).unwrap(), "node");
-    // The other order: the process is there, the Service comes.
+    // The other order: the process first, then the Service.
     cluster.delete("web.yaml").unwrap();
-    wait_for("the service to be gone", || refused(exchange(&From::Pod(&client).flow(&address)))).unwrap();
+    wait_for("the removal of the service", || refused(exchange(&From::Pod(&client).flow(&address)))).unwrap();
     cluster.apply("web.yaml", &(service("web", spec) + &pod_manifest("web"))).unwrap();
     let flow = From::Pod(&client).flow(&address);
     wait_for("the service again", || Ok(exchange(&flow)?)).unwrap();
     served();
-    // Node ports keep no process from a port either, and are served all the same.
+    // A node port does not reserve the port, and is served although a process is bound to it.
     let bound = cluster.node.run(|| (UdpSocket::bind("0.0.0.0:30514"), TcpListener::bind("0.0.0.0:30514")));
     bound.0.unwrap();
     bound.1.unwrap();
@@ -234,11 +237,11 @@ fn a_process_of_the_node_and_a_service_have_one_udp_port_each() {
 }
 
 #[test]
-fn only_the_services_ports_of_an_external_ip_are_taken() {
+fn only_service_ports_of_an_external_ip_are_intercepted() {
     let cluster = Cluster::start().unwrap();
     unlimited_icmp(&cluster);
     let client = cluster.add_pod("client").unwrap();
-    // A machine outside, with servers of its own.
+    // A machine outside with its own servers.
     let outside = cluster.node.outside_address().to_owned();
     cluster
         .node
@@ -269,17 +272,17 @@ fn only_the_services_ports_of_an_external_ip_are_taken() {
     }
     assert_eq!(From::Outside(&cluster).ask(&format!("{EXTERNAL}:80")).unwrap(), "web");
     assert_eq!(exchange(&From::Outside(&cluster).flow(&format!("{EXTERNAL}:80"))).unwrap(), "web");
-    // Large ones too, and the reply is that of the external IP: the socket is connected.
+    // Large datagrams too. The socket is connected, so the reply has the external IP as its source.
     let large = From::Node(&cluster).flow(&format!("{EXTERNAL}:80"));
     large.send(&[7; 30_000]).unwrap();
     assert!(large.recv(&mut [0; 64]).is_ok());
-    // Without endpoints it is refused, as by kube-proxy, not let through.
+    // Without endpoints connections are refused, as by kube-proxy, and not forwarded.
     cluster.apply("web.yaml", &service("web", &spec)).unwrap();
     for from in [From::Pod(&client), From::Node(&cluster), From::Outside(&cluster)] {
         let address = format!("{EXTERNAL}:80");
         wait_for("refusal", || refused(from.connect(&address))).unwrap();
         wait_for("refusal of datagrams", || match exchange(&from.flow(&address)) {
-            // Where the node itself sends, the kernel refuses as it does behind kube-proxy.
+            // For senders on the node the kernel reports EPERM, as with kube-proxy.
             Err(error) if matches!(from, From::Node(_)) && error.kind() == ErrorKind::PermissionDenied => {
                 Ok(())
             }
@@ -290,7 +293,7 @@ fn only_the_services_ports_of_an_external_ip_are_taken() {
     for from in from_here {
         refused(from.connect(&format!("{outside}:80"))).unwrap();
     }
-    // And with the Service everything goes where it went before.
+    // After the Service is deleted, traffic reaches the machine outside again.
     cluster.delete("web.yaml").unwrap();
     for from in from_here {
         wait_for("the machine outside", || {
@@ -303,7 +306,7 @@ fn only_the_services_ports_of_an_external_ip_are_taken() {
 }
 
 #[test]
-fn an_external_ip_that_is_a_pods_address_does_not_cut_the_pod_off() {
+fn external_ip_equal_to_a_pod_ip_leaves_other_ports_of_the_pod_reachable() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let pod = cluster.add_pod("victim").unwrap();
@@ -325,7 +328,7 @@ fn an_external_ip_that_is_a_pods_address_does_not_cut_the_pod_off() {
 }
 
 #[test]
-fn external_ips_are_ignored_where_the_operator_says_so() {
+fn external_ips_are_ignored_when_disabled() {
     let cluster = Cluster::start_with(&["--allow-service-external-ips", "false"]).unwrap();
     let outside = cluster.node.outside_address().to_owned();
     cluster
@@ -342,8 +345,9 @@ fn external_ips_are_ignored_where_the_operator_says_so() {
 }
 
 #[test]
-fn node_ports_are_served_on_the_loopback_address_where_the_operator_says_so() {
-    let spec = "type: NodePort, ports: [{name: t, port: 80, targetPort: 8080, nodePort: 30080}, {name: u, port: 80, targetPort: 8080, protocol: UDP, nodePort: 30080}]";
+fn node_ports_are_served_on_the_loopback_address_when_enabled() {
+    let spec = "type: NodePort, ports: [{name: t, port: 80, targetPort: 8080, nodePort: 30080}, {name: u, \
+        port: 80, targetPort: 8080, protocol: UDP, nodePort: 30080}]";
     for (addresses, elsewhere) in [("localhost", false), ("localhost,primary", true), ("all", true)] {
         let cluster = Cluster::start_with(&["--node-port-addresses", addresses]).unwrap();
         let _web = serve(&cluster, "web", spec);
@@ -358,9 +362,9 @@ fn node_ports_are_served_on_the_loopback_address_where_the_operator_says_so() {
     }
 }
 
-/// A node's client of an external IP has no socket of the proxy's on its way out: the mark has to stay until the last connection ends.
+/// For clients on the node the output rules set the mark, so they must remain until the last connection ends.
 #[test]
-fn a_drain_leaves_open_connections_to_an_external_ip_alone_and_refuses_new_ones() {
+fn drain_keeps_open_connections_to_an_external_ip_and_refuses_new_ones() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let pod = cluster.add_pod("web").unwrap();
@@ -388,9 +392,9 @@ fn a_drain_leaves_open_connections_to_an_external_ip_alone_and_refuses_new_ones(
     }
 }
 
-/// Every datagram is one to the previous proxy or to the next.
+/// Every datagram reaches either the previous or the next proxy.
 #[test]
-fn datagrams_are_answered_while_one_proxy_follows_another() {
+fn datagrams_are_answered_during_a_hot_restart() {
     let mut cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let _web = serve(&cluster, "web", &format!("externalIPs: [{EXTERNAL}], {BOTH}"));
@@ -402,7 +406,7 @@ fn datagrams_are_answered_while_one_proxy_follows_another() {
     for _ in 0..2 {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let asking = flows.each_ref().map(|flow| {
+            let clients = flows.each_ref().map(|flow| {
                 let done = &done;
                 scope.spawn(move || {
                     let mut lost = 0;
@@ -412,24 +416,30 @@ fn datagrams_are_answered_while_one_proxy_follows_another() {
                     lost
                 })
             });
-            let mut old = cluster.succeed_proxy().unwrap();
+            let mut old = cluster.hot_restart_proxy().unwrap();
             assert!(old.wait().unwrap().success());
             done.store(true, Ordering::Relaxed);
-            // One may be under way in the previous proxy when its flows end.
-            let lost: u32 = asking.into_iter().map(|thread| thread.join().unwrap()).sum();
+            // One datagram of each flow may be in flight in the previous proxy when it ends.
+            let lost: u32 = clients.into_iter().map(|thread| thread.join().unwrap()).sum();
             assert!(lost <= 2, "{lost}");
         });
     }
 }
 
-/// Pods on a bridge whose packets netfilter sees on the bridge already (`br_netfilter`), as kubeadm asks for.
+/// Pods on a bridge with `br_netfilter`, as kubeadm requires.
 #[test]
 fn pods_on_a_bridge_are_served_with_br_netfilter() {
     let cluster = Cluster::start().unwrap();
     let _web = serve(&cluster, "web", &format!("externalIPs: [{EXTERNAL}], {BOTH}"));
     cluster
         .node
-        .shell("ip link add br9 type bridge; ip address add 10.77.0.1/24 dev br9; ip link set br9 up; ip netns add bridged; ip link add veth9 type veth peer name eth0 netns bridged; ip link set veth9 master br9 up; ip netns exec bridged sh -ec 'ip link set lo up; ip address add 10.77.0.2/24 dev eth0; ip link set eth0 up; ip route add default via 10.77.0.1'; echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")
+        .shell(
+            "ip link add br9 type bridge; ip address add 10.77.0.1/24 dev br9; ip link set br9 up; ip \
+            netns add bridged; ip link add veth9 type veth peer name eth0 netns bridged; ip link set veth9 \
+            master br9 up; ip netns exec bridged sh -ec 'ip link set lo up; ip address add 10.77.0.2/24 dev \
+            eth0; ip link set eth0 up; ip route add default via 10.77.0.1'; echo 1 > \
+            /proc/sys/net/bridge/bridge-nf-call-iptables",
+        )
         .unwrap();
     let bridged = cluster.node.netns(std::path::Path::new("/run/netns/bridged")).unwrap();
     let pod = From::Network(&bridged);
@@ -439,14 +449,19 @@ fn pods_on_a_bridge_are_served_with_br_netfilter() {
     }
 }
 
-/// A host as others set it up: no packet is accepted that its route back would not take, connections are tracked.
+/// A host with strict reverse path filtering and connection tracking.
 #[test]
-fn strict_reverse_path_filters_and_connection_tracking_do_not_matter() {
+fn services_work_with_strict_rp_filter_and_connection_tracking() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     cluster
         .node
-        .shell("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done; nft 'add table ip tracked; add chain ip tracked c { type filter hook forward priority 0; }; add rule ip tracked c ct state invalid drop'; nft 'add table ip6 tracked; add chain ip6 tracked c { type nat hook postrouting priority 0; }'")
+        .shell(
+            "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done; nft 'add table ip \
+            tracked; add chain ip tracked c { type filter hook forward priority 0; }; add rule ip tracked c \
+            ct state invalid drop'; nft 'add table ip6 tracked; add chain ip6 tracked c { type nat hook \
+            postrouting priority 0; }'",
+        )
         .unwrap();
     let spec = format!(
         "type: NodePort, externalIPs: [{EXTERNAL}], {}",

@@ -1,6 +1,6 @@
-//! What a client, a log reader or a lack of descriptors costs the others: nothing.
+//! Isolation: a client, an unread log or a lack of descriptors does not affect other clients.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -13,16 +13,19 @@ use anyhow::ensure;
 use socket2::{Domain, Socket, Type};
 use testbed::{Binaries, Cluster, HostnameServer, Pod, Program, wait_for};
 
-/// Less than the half minute after which everything is looked at again.
+/// Less than the 30 s period of the full check.
 const SOON: Duration = Duration::from_secs(20);
 
 fn service(name: &str, protocol: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{{port: 80, targetPort: 8080, protocol: {protocol}}}]}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec: {{containers: []}}\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{selector: {{app: {name}}}, ports: [{{port: 80, targetPort: 8080, protocol: \
+         {protocol}}}]}}\n---\napiVersion: v1\nkind: Pod\n\
+         metadata: {{name: {name}, labels: {{app: {name}}}}}\nspec: {{containers: []}}\n"
     )
 }
 
-/// A pod that answers with its name, behind a Service of its name; returns the virtual IP and port too.
+/// Starts a pod that answers with its name, behind a Service of its name. Returns its address too.
 fn serve(cluster: &Cluster, name: &str) -> (Pod, HostnameServer, String) {
     let pod = cluster.add_pod(name).unwrap();
     let server = HostnameServer::start(&pod, 8080).unwrap();
@@ -40,7 +43,7 @@ fn expect_answer(client: &Pod, address: &str, name: &str) {
     .unwrap();
 }
 
-/// Starts a daemon anew on the node, by way of a `wrapper`.
+/// Starts a daemon on the node through a wrapper command.
 fn restart(cluster: &Cluster, wrapper: &[&str], daemon: &str, flags: &[&str], log: &Path) -> Program {
     let manifests = cluster.manifests();
     let daemon = Binaries::find().unwrap().path(daemon);
@@ -62,7 +65,7 @@ fn metric(cluster: &Cluster, port: u16, name: &str) -> f64 {
     line.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
 }
 
-/// A pipe that nothing reads, full to the last byte. Returns its path for the writer.
+/// Creates a full pipe without a reader. Returns its path for the writer.
 fn full_pipe(cluster: &Cluster, name: &str) -> (PathBuf, File) {
     let path = cluster.directory().join(name);
     cluster.node.shell(&format!("mkfifo {}", path.display())).unwrap();
@@ -73,14 +76,15 @@ fn full_pipe(cluster: &Cluster, name: &str) -> (PathBuf, File) {
     (path, pipe)
 }
 
-/// Has the daemons report 2,000 wrong Services at a time until this one has dropped lines.
+/// Makes the daemons report 2,000 invalid Services at a time until the daemon has dropped log lines.
 fn drop_lines(cluster: &Cluster, port: u16, name: &str) {
     let mut round = 0;
     wait_for("dropped lines", || {
         let value = format!("{round}{}", "x".repeat(250));
         let wrong = |n| {
             format!(
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: wrong-{n}}}\nspec: {{type: {value}, ports: [{{port: 80}}]}}\n"
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: wrong-{n}}}\n\
+                 spec: {{type: {value}, ports: [{{port: 80}}]}}\n"
             )
         };
         cluster.apply("wrong.yaml", &(0..2000).map(wrong).collect::<String>())?;
@@ -92,8 +96,8 @@ fn drop_lines(cluster: &Cluster, port: u16, name: &str) {
     .unwrap();
 }
 
-/// Reads the pipe until it says how many lines were dropped.
-fn expect_told(mut pipe: &File) {
+/// Reads the pipe until it has the notice about dropped lines.
+fn expect_notice_of_dropped_lines(mut pipe: &File) {
     let (mut log, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
     wait_for("the notice", || {
         while let Ok(count @ 1..) = pipe.read(&mut buffer) {
@@ -107,12 +111,12 @@ fn expect_told(mut pipe: &File) {
 }
 
 #[test]
-fn a_log_that_is_not_read_holds_up_no_connection() {
+fn unread_log_does_not_block_connections() {
     const DROPPED: &str = "portolan_proxy_log_dropped_lines_total";
     let mut cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let (_web, _server, web) = serve(&cluster, "web");
-    // Nothing listens in this pod, so each connection would be worth a warning.
+    // Nothing listens in this pod, so each connection logs a warning.
     let _failing = cluster.add_pod("failing").unwrap();
     cluster.apply("failing.yaml", &service("failing", "TCP")).unwrap();
     let failing = format!("{}:80", cluster.virtual_ip("failing").unwrap());
@@ -130,14 +134,14 @@ fn a_log_that_is_not_read_holds_up_no_connection() {
     }
     let livez = wait_for_page(&cluster, "10256/livez");
     assert!(!livez.is_empty());
-    // Read again, it says how many are missing; not read again, it does not hold up the end either.
-    expect_told(&pipe);
+    // A reader gets the number of dropped lines. Without a reader, the shutdown is not blocked either.
+    expect_notice_of_dropped_lines(&pipe);
     drop_lines(&cluster, 10249, DROPPED);
     assert!(cluster.proxy.terminate().unwrap().success());
 }
 
 #[test]
-fn a_log_that_is_not_read_holds_up_no_query() {
+fn unread_log_does_not_block_queries() {
     const DROPPED: &str = "portolan_dns_log_dropped_lines_total";
     let mut cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
@@ -154,17 +158,17 @@ fn a_log_that_is_not_read_holds_up_no_query() {
             format!("dig +short +time=2 +tries=1 {transport} @10.96.0.10 web.default.svc.cluster.local");
         assert_eq!(client.shell(&cluster.node, &question).unwrap().trim(), expected, "{transport}");
     }
-    expect_told(&pipe);
+    expect_notice_of_dropped_lines(&pipe);
     assert!(cluster.dns.terminate().unwrap().success());
 }
 
-/// Sets how many files a process may open. What it has open stays open.
+/// Sets the limit of open files of a process. Open files remain open.
 fn limit_files(cluster: &Cluster, process: u32, files: usize) {
     cluster.node.shell(&format!("prlimit --pid {process} --nofile={files}:")).unwrap();
 }
 
 #[test]
-fn files_that_could_not_be_read_for_want_of_descriptors_are_read_once_there_are_some() {
+fn files_unreadable_for_lack_of_descriptors_are_read_later() {
     let mut cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let web = cluster.add_pod("web").unwrap();
@@ -201,14 +205,14 @@ fn files_that_could_not_be_read_for_want_of_descriptors_are_read_once_there_are_
     })
     .unwrap();
     assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
-    // Tried again each second, told once.
+    // Retried each second, logged once.
     let logs = cluster.logs();
-    let told = logs.lines().filter(|line| line.contains("ERROR") && line.contains(failures[0]));
-    assert_eq!(told.count(), 2, "{logs}");
+    let reported = logs.lines().filter(|line| line.contains("ERROR") && line.contains(failures[0]));
+    assert_eq!(reported.count(), 2, "{logs}");
 }
 
 #[test]
-fn a_client_that_takes_all_it_can_get_leaves_descriptors_to_others_and_to_the_control_side() {
+fn greedy_client_leaves_descriptors_to_other_clients_and_to_the_control_plane() {
     let mut cluster = Cluster::start().unwrap();
     let (greedy, client) = (cluster.add_pod("greedy").unwrap(), cluster.add_pod("client").unwrap());
     let (_web, _server, web) = serve(&cluster, "web");
@@ -222,7 +226,7 @@ fn a_client_that_takes_all_it_can_get_leaves_descriptors_to_others_and_to_the_co
     wait_for_page(&cluster, "10256/readyz");
     expect_answer(&greedy, &web, "web");
 
-    // Each port is another flow.
+    // Each source port is another flow.
     let send = |port: u16| -> std::io::Result<usize> {
         let socket = UdpSocket::bind(("0.0.0.0", port))?;
         socket.send_to(b"x", &datagrams)
@@ -238,11 +242,11 @@ fn a_client_that_takes_all_it_can_get_leaves_descriptors_to_others_and_to_the_co
     let (used, all) = ("portolan_proxy_descriptors", "portolan_proxy_descriptors_limit");
     let (used, all) = (cluster.proxy_metric(used).unwrap(), cluster.proxy_metric(all).unwrap());
     assert!(all == 1500.0 && used <= all / 2.0 + 10.0, "{used} of {all}");
-    // It is at its limit for connections too, and loses its own new ones.
+    // The client is at its limit for connections too, and its own new connections are reset.
     let mut refused = greedy.netns.run(|| TcpStream::connect(&web)).unwrap().unwrap();
     assert_eq!(refused.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 
-    // The others have theirs.
+    // Other clients are served.
     for _ in 0..20 {
         assert_eq!(client.ask(&web).unwrap(), "web");
     }

@@ -1,10 +1,10 @@
-//! Links between the pages lead somewhere: to a file that exists, and a heading that it has.
+//! Links between the documents lead to existing files and headings.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::path::{Path, PathBuf};
 
-/// The lines of a page that are not in a block of code.
+/// Returns the lines of a page outside code blocks.
 fn prose(page: &Path) -> Vec<String> {
     let (text, mut is_code) = (std::fs::read_to_string(page).unwrap(), false);
     let is_prose = |line: &&str| {
@@ -15,8 +15,8 @@ fn prose(page: &Path) -> Vec<String> {
     text.lines().filter(is_prose).map(str::to_owned).collect()
 }
 
-/// What GitHub calls the headings of a page: in lower case, without punctuation, spaces as hyphens; a number behind the
-/// second of the same name.
+/// Returns GitHub's anchors of the headings of a page: in lower case, without punctuation, spaces as hyphens,
+/// and a number after the second heading of the same name.
 fn anchors(page: &Path) -> Vec<String> {
     let (mut names, mut anchors): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
     for line in prose(page) {
@@ -34,7 +34,7 @@ fn anchors(page: &Path) -> Vec<String> {
     anchors
 }
 
-/// Where the links of a page lead that lead to another one of ours.
+/// Returns the targets of a page's links to other documents.
 fn links(page: &Path) -> Vec<String> {
     let text = prose(page).join("\n");
     let targets = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned()));
@@ -42,7 +42,7 @@ fn links(page: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_link_between_the_pages_leads_to_a_file_and_a_heading_that_exist() {
+fn links_between_documents_resolve() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut pages: Vec<PathBuf> = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"]
         .map(|page| root.join(page))

@@ -1,20 +1,22 @@
-//! Clusters of several nodes, on one link and on two subnets: pods and Services across them.
+//! Clusters of several nodes on one link and on two subnets: pods and Services across nodes.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use testbed::{Cluster, Fleet, HostnameServer, Node, Pod, Program, wait_for};
 
-const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+    spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n";
 
-/// A replica of `web` on one of the nodes, which answers with its name.
+/// Starts a replica of `web` on a node. It answers with its name.
 fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, HostnameServer) {
     let pod = fleet.members[index].add_pod(name).unwrap();
     let server = HostnameServer::start(&pod, 8080).unwrap();
     let manifest = format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\nspec: {{nodeName: node-{}, containers: []}}\nstatus: {{podIP: {}}}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}}}\n\
+         spec: {{nodeName: node-{}, containers: []}}\nstatus: {{podIP: {}}}\n",
         index + 1,
         pod.ip
     );
@@ -22,7 +24,7 @@ fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, HostnameServer) {
     (pod, server)
 }
 
-/// Our routes to other nodes, of both families, a line each.
+/// Returns the proxy's routes to other nodes, of both families.
 fn routes(node: &Node) -> String {
     node.shell("ip -4 route show proto 113; ip -6 route show proto 113").unwrap()
 }
@@ -38,8 +40,9 @@ fn expect_routes(node: &Node, expected: &[&str]) {
     .unwrap();
 }
 
-/// From every node to every replica: directly, with the client's own address, and through the Service.
-fn everybody_reaches_everybody(fleet: &Fleet) {
+/// Connects from every node to every replica, directly and through the Service, and checks the source
+/// address.
+fn expect_full_connectivity(fleet: &Fleet) {
     let count = fleet.members.len();
     let names: BTreeSet<String> = (0..count).map(|index| format!("web-{index}")).collect();
     let replicas: Vec<_> = (0..count).map(|index| replica(fleet, index, &format!("web-{index}"))).collect();
@@ -59,16 +62,24 @@ fn everybody_reaches_everybody(fleet: &Fleet) {
         .unwrap();
     }
     for (index, member) in fleet.members.iter().enumerate() {
-        keeps_source(member, &replicas[(index + 1) % count].0, &fleet.members[(index + 1) % count].node);
+        expect_source_address(
+            member,
+            &replicas[(index + 1) % count].0,
+            &fleet.members[(index + 1) % count].node,
+        );
     }
 }
 
-/// The pod sees the address of a client on another node, by its own address and by a Service with this one endpoint.
-fn keeps_source(member: &Cluster, server: &Pod, servers_node: &Node) {
+/// Checks that a pod sees the address of a client on another node, directly and through a Service with this
+/// endpoint.
+fn expect_source_address(member: &Cluster, server: &Pod, servers_node: &Node) {
     let name = format!("source-of-{}", server.name);
     let client = member.add_pod(&name).unwrap();
     let service = format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80, targetPort: 9090}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: 9090}}]\nendpoints: [{{addresses: [{}]}}]\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{ports: [{{port: 80, targetPort: 9090}}]}}\n---\napiVersion: discovery.k8s.io/v1\n\
+         kind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+         addressType: IPv4\nports: [{{port: 9090}}]\nendpoints: [{{addresses: [{}]}}]\n",
         server.ip
     );
     member.apply(&format!("{name}.yaml"), &service).unwrap();
@@ -79,7 +90,7 @@ fn keeps_source(member: &Cluster, server: &Pod, servers_node: &Node) {
     for target in [format!("{}:9090", server.ip), format!("{vip}:80")] {
         wait_for(&format!("a connection to {target}"), || {
             let _stream = client.netns.run(|| std::net::TcpStream::connect(&target))??;
-            let (_, seen) = wait_for("its arrival", || Ok(listener.accept()?))?;
+            let (_, seen) = wait_for("the accepted connection", || Ok(listener.accept()?))?;
             ensure!(seen.ip().to_string() == client.ip, "{seen} instead of {} at {target}", client.ip);
             Ok(())
         })
@@ -89,26 +100,26 @@ fn keeps_source(member: &Cluster, server: &Pod, servers_node: &Node) {
 }
 
 #[test]
-fn on_one_link_nodes_route_to_each_other_and_pods_keep_their_addresses() {
+fn nodes_on_one_link_route_directly_and_preserve_pod_addresses() {
     let mut fleet = Fleet::start(&[0, 0, 0]).unwrap();
     let to = |member: usize| {
         format!("10.22.{member}.0/24 via {} dev uplink0", fleet.members[member - 1].node.address())
     };
     expect_routes(&fleet.members[0].node, &[&to(2), &to(3)]);
     expect_routes(&fleet.members[2].node, &[&to(1), &to(2)]);
-    everybody_reaches_everybody(&fleet);
-    let gone = [&to(2), &to(3)].map(String::clone);
+    expect_full_connectivity(&fleet);
+    let remaining = to(2);
 
-    // A node goes: so does the way to it, and nothing else.
+    // After a node is deleted, only the route to it is removed.
     fleet.members[0].delete("node-3.yaml").unwrap();
     fleet.members.pop();
-    expect_routes(&fleet.members[0].node, &[&gone[0]]);
+    expect_routes(&fleet.members[0].node, &[&remaining]);
     let left = fleet.members[0].node.shell("ip link show portolan-vxlan 2>&1 || true").unwrap();
-    assert!(left.contains("does not exist"), "no tunnel without need: {left}");
+    assert!(left.contains("does not exist"), "no unnecessary tunnel: {left}");
 }
 
 #[test]
-fn across_subnets_nodes_reach_each_other_through_a_tunnel() {
+fn nodes_on_different_subnets_use_a_tunnel() {
     let fleet = Fleet::start(&[0, 0, 1]).unwrap();
     let nodes = [0, 1, 2].map(|index| &fleet.members[index].node);
     let tunnel =
@@ -122,14 +133,14 @@ fn across_subnets_nodes_reach_each_other_through_a_tunnel() {
     }
     let forwarding = nodes[2].shell("bridge fdb show dev portolan-vxlan").unwrap();
     assert_eq!(forwarding.lines().count(), 2, "one entry a node: {forwarding}");
-    everybody_reaches_everybody(&fleet);
+    expect_full_connectivity(&fleet);
 
     // The node itself reaches pods behind the tunnel, and they answer through it.
     let (server, _server) = replica(&fleet, 2, "from-node");
     let seen = nodes[0].shell(&format!("curl -sS -m 5 --http0.9 http://{}:8080", server.ip)).unwrap();
     assert_eq!(seen, "from-node");
 
-    // A packet too large for the tunnel is refused towards the pod, so that TCP adapts: nothing is lost.
+    // The pod receives an ICMP error for a packet larger than the tunnel's MTU, so that TCP adapts.
     let client = fleet.members[0].add_pod("large").unwrap();
     let large = |size: u32| client.shell(nodes[0], &format!("ping -c1 -W2 -M do -s {size} {}", server.ip));
     large(1450 - 28).unwrap();
@@ -137,7 +148,7 @@ fn across_subnets_nodes_reach_each_other_through_a_tunnel() {
 }
 
 #[test]
-fn routes_come_back_when_somebody_deletes_them_and_others_are_left_alone() {
+fn deleted_routes_are_restored_and_foreign_routes_are_kept() {
     let fleet = Fleet::start(&[0, 0, 1]).unwrap();
     let node = &fleet.members[0].node;
     let direct = format!("10.22.2.0/24 via {}", fleet.members[1].node.address());
@@ -153,13 +164,18 @@ fn routes_come_back_when_somebody_deletes_them_and_others_are_left_alone() {
         node.shell(sabotage).unwrap();
         expect_routes(node, &expected);
     }
-    node.shell("bridge fdb del $(bridge fdb show dev portolan-vxlan | cut -d' ' -f1) dev portolan-vxlan dst 203.0.113.4").unwrap();
+    node.shell(
+        "bridge fdb del $(bridge fdb show dev portolan-vxlan | cut -d' ' -f1) dev portolan-vxlan \
+        dst 203.0.113.4",
+    )
+    .unwrap();
     node.shell("ip neighbour flush dev portolan-vxlan nud permanent").unwrap();
-    wait_for("the way into the tunnel", || node.shell("ping -c1 -W1 10.22.3.0")).unwrap();
+    wait_for("the route into the tunnel", || node.shell("ping -c1 -W1 10.22.3.0")).unwrap();
 
-    // A route of somebody else's is in the way of a new node's: it stays, and the metric says so.
+    // A foreign route for the range of a new node is kept, and the metric reports the conflict.
     node.shell("ip route add 10.22.9.0/24 via 192.0.2.1").unwrap();
-    let manifest = "apiVersion: v1\nkind: Node\nmetadata: {name: node-9}\nspec: {podCIDRs: [10.22.9.0/24]}\nstatus: {addresses: [{type: InternalIP, address: 192.0.2.99}]}\n";
+    let manifest = "apiVersion: v1\nkind: Node\nmetadata: {name: node-9}\nspec: {podCIDRs: [10.22.9.0/24]}\n\
+        status: {addresses: [{type: InternalIP, address: 192.0.2.99}]}\n";
     fleet.members[0].apply("node-9.yaml", manifest).unwrap();
     wait_for("the problem", || {
         let problems = fleet.members[0].proxy_metric("portolan_proxy_node_route_problems")?;
@@ -172,7 +188,7 @@ fn routes_come_back_when_somebody_deletes_them_and_others_are_left_alone() {
 }
 
 #[test]
-fn routes_outlive_the_proxy_which_takes_them_over_again_and_cleanup_leaves_nothing() {
+fn routes_outlive_the_proxy_and_cleanup_removes_them() {
     let mut fleet = Fleet::start(&[0, 0, 1]).unwrap();
     let direct = format!("10.22.2.0/24 via {}", fleet.members[1].node.address());
     let tunnel = "10.22.3.0/24 via 10.22.3.0 dev portolan-vxlan";
@@ -180,11 +196,11 @@ fn routes_outlive_the_proxy_which_takes_them_over_again_and_cleanup_leaves_nothi
     let (server, _server) = replica(&fleet, 1, "web");
     let client = fleet.members[0].add_pod("client").unwrap();
 
-    // Pods talk to pods without a proxy.
+    // Pods reach pods without a proxy.
     fleet.members[0].proxy.terminate().unwrap();
     assert_eq!(client.ask(&format!("{}:8080", server.ip)).unwrap(), "web");
 
-    // What has changed meanwhile is noticed at the next start.
+    // Changes while the proxy was down are applied at its next start.
     fleet.members[0].delete("node-3.yaml").unwrap();
     fleet.members[0].restart_proxy().unwrap();
     expect_routes(&fleet.members[0].node, &[&direct]);
@@ -196,18 +212,19 @@ fn routes_outlive_the_proxy_which_takes_them_over_again_and_cleanup_leaves_nothi
     let mut cleanup = Program::start(&member.node, &binary, &["--cleanup"], &log).unwrap();
     assert!(cleanup.wait().unwrap().success(), "{}", std::fs::read_to_string(&log).unwrap());
     assert_eq!(routes(&member.node), "");
-    let left = "ip route show table local | grep 10.96 || true; ip rule | grep 7061 || true; nft list tables | grep proxy || true; ip link show portolan-vxlan 2>/dev/null || true";
+    let left = "ip route show table local | grep 10.96 || true; ip rule | grep 7061 || true; nft list \
+        tables | grep proxy || true; ip link show portolan-vxlan 2>/dev/null || true";
     assert_eq!(member.node.shell(left).unwrap(), "");
 }
 
-/// The pod's own addresses, one a family.
+/// Returns the pod's addresses, one for each family.
 fn addresses(pod: &Pod) -> Vec<std::net::IpAddr> {
     let given = pod.result["ips"].as_array().unwrap().iter();
     given.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap()).collect()
 }
 
-/// From each pod to each other one, by every address, directly on one link and by the tunnel; each sees who asks.
-fn pods_see_each_others_addresses(fleet: &Fleet, families: usize) {
+/// Connects from each pod to each other pod by every address, and checks the source address.
+fn expect_source_addresses_between_pods(fleet: &Fleet, families: usize) {
     let add = |(index, member): (usize, &Cluster)| member.add_pod(&format!("pod-{index}")).unwrap();
     let pods: Vec<Pod> = fleet.members.iter().enumerate().map(add).collect();
     for server in &pods {
@@ -221,7 +238,7 @@ fn pods_see_each_others_addresses(fleet: &Fleet, families: usize) {
                     let timeout = std::time::Duration::from_secs(10);
                     let connect = || std::net::TcpStream::connect_timeout(&listen, timeout);
                     let _stream = client.netns.run(connect)??;
-                    let (_, seen) = wait_for("its arrival", || Ok(listener.accept()?))?;
+                    let (_, seen) = wait_for("the accepted connection", || Ok(listener.accept()?))?;
                     ensure!(seen.ip() == own, "{seen} instead of {own}");
                     Ok(())
                 })
@@ -245,11 +262,11 @@ fn pods_of_both_families_reach_each_other_across_nodes() {
             "fd00:10:22:3::/64 via fd00:10:22:3:: dev portolan-vxlan",
         ],
     );
-    pods_see_each_others_addresses(&fleet, 2);
+    expect_source_addresses_between_pods(&fleet, 2);
 }
 
 #[test]
 fn pods_with_ipv6_alone_reach_each_other_across_nodes() {
     let ipv6 = |index| vec![format!("fd00:10:22:{}::/64", index + 1)];
-    pods_see_each_others_addresses(&Fleet::start_with_ranges(&[0, 1], ipv6).unwrap(), 1);
+    expect_source_addresses_between_pods(&Fleet::start_with_ranges(&[0, 1], ipv6).unwrap(), 1);
 }

@@ -1,6 +1,7 @@
-//! The whole path: pods from the CNI plugin, a Service from a file, its name from DNS, its address from the proxy.
+//! The whole path: pods from the CNI plugin, a Service from a file, its name from DNS, its virtual IP from
+//! the proxy.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
@@ -13,17 +14,19 @@ use testbed::{Cluster, HostnameServer, Pod, wait_for};
 
 fn service(name: &str, ports: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{ports}]}}\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+         spec: {{selector: {{app: {name}}}, ports: [{ports}]}}\n"
     )
 }
 
 fn pod(name: &str, app: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\nspec: {{containers: [{{name: c, ports: [{{name: http, containerPort: 8080}}]}}]}}\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n\
+         spec: {{containers: [{{name: c, ports: [{{name: http, containerPort: 8080}}]}}]}}\n"
     )
 }
 
-/// A replica: attached, described and answering with its name.
+/// Starts a replica that answers with its name, and writes its manifest.
 fn replica(cluster: &Cluster, name: &str) -> (Pod, HostnameServer) {
     let pod_handle = cluster.add_pod(name).unwrap();
     let server = HostnameServer::start(&pod_handle, 8080).unwrap();
@@ -40,14 +43,14 @@ fn answers(client: &Pod, address: &str, count: usize) -> HashMap<String, usize> 
 }
 
 #[test]
-fn a_name_leads_to_a_virtual_ip_and_that_to_every_ready_pod() {
+fn name_resolves_to_a_virtual_ip_that_reaches_every_ready_pod() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     cluster.apply("web.yaml", &service("web", "{port: 80, targetPort: http}")).unwrap();
     let vip = cluster.virtual_ip("web").unwrap();
     let address = format!("{vip}:80");
 
-    // Without endpoints: refused by the kernel, not accepted and not left without an answer.
+    // Without endpoints the kernel refuses the connection.
     let refused = client.netns.run(|| TcpStream::connect(&address)).unwrap().unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 
@@ -61,19 +64,19 @@ fn a_name_leads_to_a_virtual_ip_and_that_to_every_ready_pod() {
     let seen = answers(&client, &address, 300);
     assert!(seen.values().all(|count| (60..140).contains(count)), "evenly spread: {seen:?}");
 
-    // By name, with the resolver of the C library, in the pod's own resolv.conf; and with dig and curl.
+    // By name, with the C library's resolver and the pod's resolv.conf, and with dig and curl.
     let resolved = client.shell(&cluster.node, "getent hosts web").unwrap();
     assert!(resolved.starts_with(&vip), "{resolved}");
     assert_eq!(client.shell(&cluster.node, "dig +short +search web.default").unwrap().trim(), vip);
-    let said = client.shell(&cluster.node, "curl -fsS --http0.9 -m 5 http://web/").unwrap();
-    assert!(said.starts_with("web-"), "{said}");
+    let answer = client.shell(&cluster.node, "curl -fsS --http0.9 -m 5 http://web/").unwrap();
+    assert!(answer.starts_with("web-"), "{answer}");
 
-    // From the node itself too, and other ports of the address refuse.
+    // The node reaches it too. Other ports of the address refuse.
     cluster.node.shell(&format!("curl -fsS --http0.9 -m 5 http://{vip}/")).unwrap();
     let other = client.netns.run(|| TcpStream::connect(format!("{vip}:81"))).unwrap().unwrap_err();
     assert_eq!(other.kind(), std::io::ErrorKind::ConnectionRefused);
 
-    // The last one goes: refused again.
+    // After the last replica is removed, connections are refused again.
     for (replica, _) in &replicas {
         cluster.delete(&format!("pod-{}.yaml", replica.name)).unwrap();
         cluster.network.remove(replica).unwrap();
@@ -86,7 +89,8 @@ fn a_name_leads_to_a_virtual_ip_and_that_to_every_ready_pod() {
     .unwrap();
 }
 
-/// 10,000 requests on open connections and 5,000 connections, while replicas come and go every 100 ms.
+/// Sends 10,000 requests on an open connection and opens 5,000 connections while a replica is replaced every
+/// 100 ms.
 #[test]
 fn no_request_fails_while_replicas_are_added_killed_and_replaced() {
     let cluster = Cluster::start().unwrap();
@@ -95,7 +99,7 @@ fn no_request_fails_while_replicas_are_added_killed_and_replaced() {
     client.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1").unwrap()).unwrap();
     cluster.apply("web.yaml", &service("web", "{port: 80, targetPort: 8080}")).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-    // One stays for the connections that stay open; the others come and go.
+    // One replica is kept for the open connection; the other replicas are replaced.
     let steady = cluster.add_pod("steady").unwrap();
     cluster.apply("steady.yaml", &service("steady", "{port: 80, targetPort: 9090}")).unwrap();
     cluster.apply("pod-steady.yaml", &pod("steady", "steady")).unwrap();
@@ -105,7 +109,7 @@ fn no_request_fails_while_replicas_are_added_killed_and_replaced() {
     wait_for("the first replica", || client.ask(&address)).unwrap();
 
     let done = AtomicBool::new(false);
-    let churns = AtomicUsize::new(0);
+    let replacements = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| echo(&listener));
         scope.spawn(|| {
@@ -113,12 +117,12 @@ fn no_request_fails_while_replicas_are_added_killed_and_replaced() {
             while !done.load(Ordering::Relaxed) {
                 replicas.push(replica(&cluster, &format!("web-{number}")));
                 number += 1;
-                // Killed without a word: the manifest is still there when the pod has gone.
+                // Killed first: the manifest is deleted after the pod.
                 let (killed, server) = replicas.remove(0);
                 cluster.network.remove(&killed).unwrap();
                 drop(server);
                 cluster.delete(&format!("pod-{}.yaml", killed.name)).unwrap();
-                churns.fetch_add(1, Ordering::Relaxed);
+                replacements.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
@@ -132,13 +136,13 @@ fn no_request_fails_while_replicas_are_added_killed_and_replaced() {
                 assert_eq!(u32::from_be_bytes(answer), number);
             }
         });
-        // A connection that was already open to a replica when it was killed is in flight: an empty answer or a reset.
+        // A connection in flight to a killed replica ends with an empty answer or a reset.
         let in_flight =
             (0..5_000).filter(|_| !client.ask(&address).is_ok_and(|name| name.starts_with("web-"))).count();
         requests.join().unwrap();
         done.store(true, Ordering::Relaxed);
-        let churns = churns.load(Ordering::Relaxed);
-        assert!(in_flight <= churns, "{in_flight} failed requests at {churns} killed replicas");
+        let replacements = replacements.load(Ordering::Relaxed);
+        assert!(in_flight <= replacements, "{in_flight} failed requests at {replacements} killed replicas");
         let unserved = cluster.proxy_metric("portolan_proxy_connect_failures_total").unwrap();
         assert_eq!(unserved, 0.0, "connections for which no replica was found: {}", cluster.logs());
     });
@@ -154,7 +158,7 @@ fn echo(listener: &TcpListener) {
 }
 
 #[test]
-fn a_udp_flow_moves_at_once_when_its_endpoint_goes() {
+fn udp_flow_moves_at_once_when_its_endpoint_is_removed() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     cluster
@@ -175,7 +179,7 @@ fn a_udp_flow_moves_at_once_when_its_endpoint_goes() {
     let socket = client.netns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     socket.connect((vip.as_str(), 53)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    // One socket, so one flow: 8 kB there and back, by whichever server gets it.
+    // One socket, so one flow: 8 kB in each direction, with whichever server receives it.
     let ask = |servers: &[&UdpSocket]| -> anyhow::Result<usize> {
         socket.send(&[7; 8000])?;
         let mut buffer = [0; 9000];
@@ -186,7 +190,7 @@ fn a_udp_flow_moves_at_once_when_its_endpoint_goes() {
         });
         let length = socket.recv(&mut buffer)?;
         ensure!(length == 8000, "{length} bytes");
-        answered.ok_or_else(|| anyhow::anyhow!("nobody was asked"))
+        answered.ok_or_else(|| anyhow::anyhow!("no server received it"))
     };
     wait_for("the first server", || ask(&[&first.1])).unwrap();
     let second = server("second");
@@ -199,7 +203,7 @@ fn a_udp_flow_moves_at_once_when_its_endpoint_goes() {
 }
 
 #[test]
-fn sigterm_lets_open_connections_finish_and_leaves_no_route() {
+fn sigterm_drains_open_connections_and_removes_routes() {
     let mut cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let server = cluster.add_pod("server").unwrap();
@@ -226,9 +230,9 @@ fn sigterm_lets_open_connections_finish_and_leaves_no_route() {
     drop(accepted);
     assert_eq!(stream.read(&mut buffer).unwrap(), 0);
     drop(stream);
-    // With it go the connections that came in just before the signal and were never accepted.
+    // This also closes connections that arrived before the signal and were never accepted.
     drop(listener);
-    wait_for("the end of the proxy", || {
+    wait_for("the removal of the routes", || {
         ensure!(routes(&cluster).is_empty());
         Ok(())
     })
@@ -236,9 +240,9 @@ fn sigterm_lets_open_connections_finish_and_leaves_no_route() {
     assert!(cluster.dns.terminate().unwrap().success());
 }
 
-/// On every address, so on every virtual IP and on the node port as well: neither keeps the port from the other.
+/// A wildcard listener includes virtual IPs and the node port. Neither prevents the other.
 #[test]
-fn a_port_that_another_process_has_is_served() {
+fn service_port_used_by_a_node_process_is_served() {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();
     let taken = cluster.node.run(|| ["0.0.0.0:80", "0.0.0.0:30080"].map(TcpListener::bind));

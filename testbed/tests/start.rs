@@ -1,7 +1,7 @@
-//! What the daemons do as they start. Before the first look at the manifests nothing is served and nothing is denied: a daemon
-//! that knows nothing says so.
+//! Start of the daemons. Before the manifests are read, a daemon is not ready, and answers neither with data
+//! nor with NXDOMAIN.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use testbed::{Binaries, Node, Program, wait_for};
 
 #[test]
-fn daemons_are_not_ready_and_deny_no_name_until_the_manifests_are_there() {
+fn daemons_are_not_ready_and_answer_servfail_until_the_manifests_exist() {
     let node = Node::new().unwrap();
     let binaries = Binaries::find().unwrap();
     let directory = TempDir::new().unwrap();
@@ -27,14 +27,14 @@ fn daemons_are_not_ready_and_deny_no_name_until_the_manifests_are_there() {
     let page = |url: &str| node.shell(&format!("curl -sS -m 2 -w ' %{{http_code}}' http://{url}"));
     let pages = ["127.0.0.1:10256/readyz?verbose", "127.0.0.1:10264/ready?verbose"];
     for url in pages {
-        let told = wait_for(url, || {
+        let page = wait_for(url, || {
             let text = page(url)?;
             ensure!(text.contains("No such file or directory"), "{text}");
             Ok(text)
         });
-        assert!(told.unwrap().ends_with(" 503"), "{url}");
+        assert!(page.unwrap().ends_with(" 503"), "{url}");
     }
-    assert!(page("127.0.0.1:10256/livez").unwrap().ends_with(" 200"), "alive, if not ready");
+    assert!(page("127.0.0.1:10256/livez").unwrap().ends_with(" 200"), "alive, but not ready");
     let name = "web.default.svc.cluster.local";
     let ask = || node.shell(&format!("dig @10.96.0.10 +tries=1 +time=2 {name}"));
     let answer = wait_for("an answer", ask).unwrap();
@@ -54,7 +54,7 @@ fn daemons_are_not_ready_and_deny_no_name_until_the_manifests_are_there() {
     assert!(answer.contains("status: NXDOMAIN"), "{answer}");
 }
 
-/// The addresses of all pages of both daemons.
+/// All HTTP endpoints of both daemons.
 const PAGES: [&str; 5] = [
     "127.0.0.1:10249/metrics",
     "127.0.0.1:10256/readyz",
@@ -63,7 +63,7 @@ const PAGES: [&str; 5] = [
     "127.0.0.1:10264/ready",
 ];
 
-/// Both daemons with a Service `web`.
+/// Starts both daemons with a Service `web`.
 fn both(node: &Node, directory: &Path) -> [Program; 2] {
     let manifests = directory.join("manifests");
     std::fs::create_dir(&manifests).unwrap();
@@ -86,7 +86,7 @@ fn serves_names(node: &Node) -> anyhow::Result<()> {
 }
 
 #[test]
-fn page_whose_port_is_taken_costs_that_page_until_the_port_is_free() {
+fn page_is_served_as_soon_as_its_port_is_free() {
     let node = Node::new().unwrap();
     let directory = TempDir::new().unwrap();
     let addresses = PAGES.map(|page| page.split('/').next().unwrap());
@@ -96,7 +96,7 @@ fn page_whose_port_is_taken_costs_that_page_until_the_port_is_free() {
     for (program, flag) in
         [("portolan-proxy", "--healthz-bind-address"), ("portolan-dns", "--ready-bind-address")]
     {
-        wait_for("the log to say so", || {
+        wait_for("the error in the log", || {
             let log = std::fs::read_to_string(directory.path().join(program))?;
             ensure!(log.contains("cannot serve a page") && log.contains(flag), "{log}");
             Ok(())
@@ -112,9 +112,9 @@ fn page_whose_port_is_taken_costs_that_page_until_the_port_is_free() {
     }
 }
 
-/// A container's `-p 8080:8080` needs the port for itself.
+/// A published port of a container (`-p 8080:8080`) must be free.
 #[test]
-fn daemons_listen_on_no_port_that_containers_are_likely_to_publish() {
+fn daemons_listen_only_on_their_documented_ports() {
     let node = Node::new().unwrap();
     let directory = TempDir::new().unwrap();
     let _daemons = both(&node, directory.path());
@@ -126,7 +126,7 @@ fn daemons_listen_on_no_port_that_containers_are_likely_to_publish() {
     let mut ports: Vec<u16> = listening
         .lines()
         .map(|line| line.split_whitespace().nth(3).unwrap().rsplit(':').next().unwrap().parse().unwrap())
-        // Those of the kernel's choice, where the proxy is handed connections.
+        // Without the proxy's TPROXY listeners, which have ephemeral ports.
         .filter(|port| *port < 32_768)
         .collect();
     ports.sort_unstable();
@@ -134,7 +134,7 @@ fn daemons_listen_on_no_port_that_containers_are_likely_to_publish() {
     assert_eq!(ports, [53, 10_249, 10_256, 10_262, 10_263, 10_264], "{listening}");
 }
 
-/// kube-proxy's settings of conntrack.
+/// conntrack settings of kube-proxy.
 const CONNTRACK: [&str; 5] = [
     "tcp_timeout_established",
     "tcp_timeout_close_wait",
@@ -143,14 +143,14 @@ const CONNTRACK: [&str; 5] = [
     "udp_timeout_stream",
 ];
 
-/// What the kernel says of them.
+/// Returns the kernel's values.
 fn conntrack(node: &Node) -> Vec<String> {
     let files = CONNTRACK.map(|name| format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
     let values = node.shell(&format!("cat {}", files.join(" "))).unwrap();
     values.lines().map(str::to_owned).collect()
 }
 
-/// A proxy with nothing to serve, once it is ready.
+/// Starts a proxy without Services and waits until it is ready.
 fn proxy(node: &Node, directory: &Path, flags: &[&str]) -> Program {
     let binary = Binaries::find().unwrap().path("portolan-proxy");
     let arguments = [&["--manifests", directory.to_str().unwrap()], flags].concat();
@@ -160,20 +160,20 @@ fn proxy(node: &Node, directory: &Path, flags: &[&str]) -> Program {
 }
 
 #[test]
-fn conntrack_is_set_as_kube_proxy_sets_it() {
+fn conntrack_defaults_equal_those_of_kube_proxy() {
     let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
     let untouched = conntrack(&node);
     assert!(untouched[0] != "86400" && untouched[1] != "3600", "the kernel's defaults: {untouched:?}");
     let mut running = proxy(&node, directory.path(), &[]);
     let set = conntrack(&node);
     assert_eq!(set[..2], ["86400", "3600"]);
-    assert_eq!(set[2..], untouched[2..], "left as they are");
+    assert_eq!(set[2..], untouched[2..], "unchanged");
     running.terminate().unwrap();
-    assert_eq!(conntrack(&node), set, "as kube-proxy leaves them");
+    assert_eq!(conntrack(&node), set, "kept after the shutdown, as with kube-proxy");
 }
 
 #[test]
-fn conntrack_is_set_by_flags_and_keys_and_left_alone_with_zeros() {
+fn conntrack_is_set_by_flags_and_keys_and_unchanged_by_zeros() {
     let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
     let untouched = conntrack(&node);
     let zeros = [
@@ -186,7 +186,8 @@ fn conntrack_is_set_by_flags_and_keys_and_left_alone_with_zeros() {
     running.terminate().unwrap();
 
     let config = directory.path().join("config");
-    let keys = "conntrack-tcp-timeout-close-wait: 1h30m\nportolan-proxy: {conntrack-tcp-be-liberal: true, conntrack-udp-timeout: 40}\n";
+    let keys = "conntrack-tcp-timeout-close-wait: 1h30m\n\
+        portolan-proxy: {conntrack-tcp-be-liberal: true, conntrack-udp-timeout: 40}\n";
     std::fs::write(&config, keys).unwrap();
     let config = format!("--config={}", config.display());
     let flags = [&config, "--conntrack-tcp-timeout-established=1000", "--conntrack-udp-timeout-stream=2m0s"];
@@ -194,9 +195,9 @@ fn conntrack_is_set_by_flags_and_keys_and_left_alone_with_zeros() {
     assert_eq!(conntrack(&node), ["1000", "5400", "1", "40", "120"]);
 }
 
-/// So it is in a container that is not privileged, and in a service with ProtectKernelTunables.
+/// As in an unprivileged container, and in a systemd service with ProtectKernelTunables.
 #[test]
-fn conntrack_timeouts_are_set_where_proc_sys_is_read_only_and_the_rest_is_reported_once() {
+fn conntrack_timeouts_are_set_with_read_only_proc_sys_and_other_failures_are_reported_once() {
     let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
     node.shell("mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys").unwrap();
     let udp =
@@ -208,12 +209,16 @@ fn conntrack_timeouts_are_set_where_proc_sys_is_read_only_and_the_rest_is_report
     assert!(matches!(warnings[..], [one] if one.contains("nf_conntrack_tcp_be_liberal")), "{log}");
 }
 
-/// Kubernetes' own test of this name looks at a connection of one node to a port of another.
+/// The Kubernetes test of this name uses a connection from one node to a port of another.
 #[test]
 fn should_set_tcp_close_wait_timeout() {
     let (node, directory) = (Node::new().unwrap(), TempDir::new().unwrap());
     let _proxy = proxy(&node, directory.path(), &[]);
-    node.shell("nft 'add table ip x; add chain ip x y { type nat hook postrouting priority 100; }; add rule ip x y masquerade'").unwrap();
+    node.shell(
+        "nft 'add table ip x; add chain ip x y { type nat hook postrouting priority 100; }; add rule \
+        ip x y masquerade'",
+    )
+    .unwrap();
     let listener = node.outside().run(|| TcpListener::bind((node.outside_address(), 0))).unwrap().unwrap();
     let address = listener.local_addr().unwrap();
     let mut client = node.run(|| TcpStream::connect(address)).unwrap();

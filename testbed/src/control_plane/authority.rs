@@ -1,4 +1,4 @@
-//! Certificates, made by `openssl`.
+//! The certificate authority, using `openssl`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::ADMIN;
 use crate::node::shell;
 
-/// A certificate authority with all it has certified, in one directory.
+/// A certificate authority with all its certificates in one directory.
 #[derive(Debug)]
 pub(super) struct Authority {
     directory: PathBuf,
@@ -15,7 +15,8 @@ pub(super) struct Authority {
 }
 
 impl Authority {
-    /// An authority with a certificate for an API server at `address`, and a key for tokens of service accounts.
+    /// Creates an authority with a certificate for an API server at `address` and a key for service account
+    /// tokens.
     pub(super) fn new(directory: &Path, address: &str) -> Result<Self> {
         std::fs::create_dir(directory)?;
         let authority = Self { directory: directory.to_owned(), address: address.to_owned() };
@@ -24,11 +25,11 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Another authority takes over: everything is certified anew.
+    /// Replaces the authority and renews all certificates.
     pub(super) fn renew(&self) -> Result<()> {
         self.run(
-            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 60 -subj /CN=authority \
-             -keyout ca.key -out ca.crt",
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 60 -subj \
+             /CN=authority -keyout ca.key -out ca.crt",
         )?;
         let names = format!("IP:{},IP:127.0.0.1,IP:10.96.0.1,DNS:kubernetes.default.svc", self.address);
         self.make("server", "/CN=kube-apiserver", &format!("subjectAltName={names}"))?;
@@ -41,12 +42,12 @@ impl Authority {
         Ok(())
     }
 
-    /// Makes a certificate for a user who has none.
+    /// Creates a certificate for a user, unless there is one.
     pub(super) fn certify(&self, user: &str) -> Result<()> {
         if self.path(&format!("{user}.crt")).exists() { Ok(()) } else { self.make_user(user) }
     }
 
-    /// A file of the authority.
+    /// Returns the path of a file of the authority.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -69,13 +70,13 @@ impl Authority {
         ))
     }
 
-    /// Certificates are valid since a month ago, for nodes whose clocks are wrong.
+    /// Runs a script with certificates valid from a month ago, for nodes with wrong clocks.
     fn run(&self, script: &str) -> Result<()> {
         let script = script.replace("openssl ", "faketime -f -30d openssl ");
         shell(&format!(
             "cd {}; {{ {script}\n}} 2>openssl.log || {{ cat openssl.log >&2; false; }}",
             self.directory.display()
         ))
-        .map(drop)
+        .map(|_output| ())
     }
 }

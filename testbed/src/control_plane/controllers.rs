@@ -1,14 +1,14 @@
-//! What makes Pods of Deployments and DaemonSets, EndpointSlices of Pods, and sends Pods to nodes.
+//! kube-controller-manager and kube-scheduler.
 
 use anyhow::Result;
 
 use super::{ADMIN, ControlPlane};
 
-/// As much as Services need.
+/// Controllers that Services need.
 const OF_SERVICES: &str = "endpointslice-controller,namespace-controller,serviceaccount-controller";
 
 impl ControlPlane {
-    /// Starts the controllers that derive EndpointSlices and look after namespaces and service accounts.
+    /// Starts the controllers of EndpointSlices, namespaces and service accounts.
     ///
     /// # Errors
     /// When they cannot be started.
@@ -16,8 +16,8 @@ impl ControlPlane {
         self.run_controllers(&[&format!("--controllers={OF_SERVICES}")])
     }
 
-    /// Starts all controllers of a cluster, and the scheduler: a node that a kubelet registers gets a range of addresses for
-    /// its pods from 10.244.0.0/16, and pods of Deployments and DaemonSets.
+    /// Starts all controllers and the scheduler. A registered node gets a pod CIDR from 10.244.0.0/16, and
+    /// pods of Deployments and DaemonSets.
     ///
     /// # Errors
     /// When they cannot be started.

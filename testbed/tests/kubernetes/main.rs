@@ -1,6 +1,6 @@
-//! The daemons on a real API server: what is applied is served, and whatever happens to the server, they go on.
+//! The daemons with a real API server: applied objects are served, also during failures of the server.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod clocks;
 mod events;
@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use testbed::{Cluster, ControlPlane, HostnameServer, Pod};
 
-/// A cluster of one node, with a client.
-struct Ground {
+/// A cluster of one node with a client pod.
+struct Fixture {
     cluster: Cluster,
     client: Pod,
     control_plane: ControlPlane,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         Self::with(&[])
     }
@@ -55,7 +55,7 @@ impl Ground {
         (pod, server)
     }
 
-    /// Who answers a name, as a pod sees it.
+    /// Resolves a name in the client pod and returns the name of the pod that answers.
     fn ask(&self, name: &str) -> Result<String> {
         let script = format!("getent ahostsv4 {name} | awk 'NR == 1 {{ print $1 }}'");
         let ip = self.client.shell(&self.cluster.node, &script)?;
@@ -63,7 +63,7 @@ impl Ground {
         self.client.ask(&format!("{}:80", ip.trim()))
     }
 
-    /// Waits until a name is answered by this replica.
+    /// Waits until this replica answers for a name.
     fn expect(&self, name: &str, replica: &str) {
         wait(&format!("{replica} to answer for {name}"), self, || {
             let answer = self.ask(name)?;
@@ -85,12 +85,12 @@ impl Ground {
         });
     }
 
-    /// A page of the proxy's.
+    /// Returns an HTTP page.
     fn page(&self, address: &str) -> Result<String> {
         self.cluster.node.shell(&format!("curl -sS -m 2 'http://{address}'"))
     }
 
-    /// A metric of the proxy's or the DNS server's.
+    /// Returns a metric of the proxy or the DNS server.
     fn metric(&self, address: &str, name: &str) -> Result<f64> {
         let page = self.page(&format!("{address}/metrics"))?;
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -98,8 +98,8 @@ impl Ground {
     }
 }
 
-/// Tries until it succeeds, for a minute: some of what is waited for takes a server half of one.
-fn wait<T>(what: &str, ground: &Ground, mut attempt: impl FnMut() -> Result<T>) -> T {
+/// Repeats an attempt for up to a minute: some steps take half a minute.
+fn wait<T>(what: &str, fixture: &Fixture, mut attempt: impl FnMut() -> Result<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match attempt() {
@@ -107,8 +107,8 @@ fn wait<T>(what: &str, ground: &Ground, mut attempt: impl FnMut() -> Result<T>) 
             Err(error) if Instant::now() > deadline => {
                 panic!(
                     "waiting for {what}: {error:#}\n{}\n{}",
-                    ground.cluster.logs(),
-                    ground.control_plane.logs()
+                    fixture.cluster.logs(),
+                    fixture.control_plane.logs()
                 )
             }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
@@ -116,17 +116,19 @@ fn wait<T>(what: &str, ground: &Ground, mut attempt: impl FnMut() -> Result<T>) 
     }
 }
 
-/// A Service without a selector, at an address of its own choice, if any.
+/// Returns a Service without a selector, with further fields of its spec.
 fn service(name: &str, more: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]{more}}}\n---\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]{more}}}\n\
+         ---\n"
     )
 }
 
-/// An EndpointSlice of a Service, as its controller would write it.
+/// Returns an EndpointSlice of a Service, as its controller writes it.
 fn slice(service: &str, addresses: &[&str]) -> String {
     let mut text = format!(
-        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {service}-1, labels: {{kubernetes.io/service-name: {service}}}}}\n\
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {service}-1, labels: {{kubernetes.io/service-name: {service}}}}}\n\
          addressType: IPv4\nports: [{{name: '', port: 8080}}]\nendpoints:\n"
     );
     for address in addresses {

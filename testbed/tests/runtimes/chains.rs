@@ -1,5 +1,5 @@
-//! Chains of ours and the reference plugins `portmap`, `bandwidth`, `tuning` and `firewall`, called by libcni: what each
-//! does about the pod is seen in the kernel, CHECK of all succeeds, and after DEL nothing is left.
+//! Chains of portolan-cni and the reference plugins `portmap`, `bandwidth`, `tuning` and `firewall`, called
+//! by libcni: the effect of each is checked in the kernel, CHECK succeeds, and DEL leaves nothing.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,14 +10,14 @@ use netns::NetNs;
 use serde_json::{Value, json};
 
 use super::assert_nothing_left;
-use super::libcni::{CniTool, ours};
+use super::libcni::{CniTool, portolan_cni};
 
 const RANGE: &str = "10.22.0.0/24";
 
 const PORTS: &str =
     r#"CAP_ARGS='{"portMappings":[{"hostPort":18080,"containerPort":8080,"protocol":"tcp"}]}'"#;
 
-/// A reference plugin's part of a chain.
+/// Returns the configuration of a reference plugin in a chain.
 fn reference(kind: &str) -> Value {
     match kind {
         "portmap" => json!({ "type": kind, "capabilities": { "portMappings": true } }),
@@ -30,9 +30,9 @@ fn reference(kind: &str) -> Value {
 }
 
 fn chain(kinds: &[&str]) -> CniTool {
-    let plugin = |kind: &&str| if *kind == "ours" { ours(RANGE) } else { reference(kind) };
+    let plugin = |kind: &&str| if *kind == "portolan-cni" { portolan_cni(RANGE) } else { reference(kind) };
     let tool = CniTool::with_chain("1.0.0", &kinds.iter().map(plugin).collect::<Vec<_>>());
-    // CHECK of `portmap` (1.1.1) looks for the rules of IPv4 in ip6tables as well, behind `bridge` too, if that is there.
+    // CHECK of `portmap` (1.1.1) searches the IPv4 rules in ip6tables too, if that is installed; so hide it.
     let script =
         "#!/bin/sh\\n[ $CNI_COMMAND != CHECK ] || export PATH=/run/ipv4\\nexec /usr/lib/cni/portmap\\n";
     let path = tool.directory.path().join("cni/portmap");
@@ -45,7 +45,7 @@ fn pod(tool: &CniTool) -> NetNs {
     tool.node.netns(Path::new("/run/netns/a")).unwrap()
 }
 
-/// Whether a byte comes back from `to` when somebody in `from` connects.
+/// Returns whether a server at `to` answers a client in `from`.
 fn is_answered(from: &NetNs, to: &str) -> bool {
     let to: SocketAddr = to.parse().unwrap();
     let ask = || TcpStream::connect_timeout(&to, Duration::from_secs(1))?.read_exact(&mut [0]);
@@ -55,17 +55,20 @@ fn is_answered(from: &NetNs, to: &str) -> bool {
 fn answer(server: &NetNs, listen: &str) {
     let listener = server.run(|| TcpListener::bind(listen).unwrap()).unwrap();
     std::thread::spawn(move || {
-        listener.incoming().for_each(|client| drop(client.unwrap().write_all(b"x")));
+        // The client may have closed the connection.
+        for mut client in listener.incoming().map(Result::unwrap) {
+            let _ = client.write_all(b"x");
+        }
     });
 }
 
-/// What a reference plugin is in the chain for. `host` is the pod's interface on the node.
+/// Checks the effect of a reference plugin. `host` is the pod's interface on the node.
 fn assert_works(tool: &CniTool, kind: &str, host: &str) {
     let shell = |script: &str| tool.node.shell(script).unwrap();
     match kind {
         "portmap" => {
             answer(&pod(tool), "0.0.0.0:8080");
-            assert!(is_answered(tool.node.outside(), "192.0.2.2:18080"), "by the node's port");
+            assert!(is_answered(tool.node.outside(), "192.0.2.2:18080"), "through the host port");
         }
         "bandwidth" => {
             let limit = shell(&format!("tc qdisc show dev {host} root"));
@@ -75,14 +78,14 @@ fn assert_works(tool: &CniTool, kind: &str, host: &str) {
         }
         "tuning" => assert_eq!(shell("ip netns exec a cat /proc/sys/net/core/somaxconn"), "500\n"),
         "firewall" => {
-            // On a node that lets nothing pass it is this plugin that lets the pod out.
+            // With a FORWARD policy of DROP, the plugin's rules let the pod reach the outside.
             let outside = tool.node.outside();
             answer(outside, "192.0.2.1:7777");
             shell("iptables -P FORWARD DROP");
-            assert!(is_answered(&pod(tool), "192.0.2.1:7777"), "from a pod with a leave to pass");
+            assert!(is_answered(&pod(tool), "192.0.2.1:7777"), "from a pod with rules of the plugin");
             let chain = shell("iptables -S CNI-FORWARD");
             shell("iptables -F CNI-FORWARD");
-            assert!(!is_answered(&pod(tool), "192.0.2.1:7777"), "from a pod without one");
+            assert!(!is_answered(&pod(tool), "192.0.2.1:7777"), "from a pod without rules");
             for rule in chain.lines().filter(|line| line.starts_with("-A")) {
                 shell(&format!("iptables {rule}"));
             }
@@ -93,14 +96,14 @@ fn assert_works(tool: &CniTool, kind: &str, host: &str) {
 }
 
 #[test]
-fn each_reference_plugin_works_behind_ours_and_all_do_in_any_order() {
+fn every_reference_plugin_works_after_portolan_cni_in_any_order() {
     for kinds in [
-        &["ours", "portmap"][..],
-        &["ours", "bandwidth"],
-        &["ours", "tuning"],
-        &["ours", "firewall"],
-        &["ours", "portmap", "bandwidth", "tuning", "firewall"],
-        &["ours", "firewall", "tuning", "bandwidth", "portmap"],
+        &["portolan-cni", "portmap"][..],
+        &["portolan-cni", "bandwidth"],
+        &["portolan-cni", "tuning"],
+        &["portolan-cni", "firewall"],
+        &["portolan-cni", "portmap", "bandwidth", "tuning", "firewall"],
+        &["portolan-cni", "firewall", "tuning", "bandwidth", "portmap"],
     ] {
         let tool = chain(kinds);
         tool.node.add_netns("a").unwrap();
@@ -123,7 +126,7 @@ fn no_reference_plugin_can_be_the_first_of_a_chain() {
         ("tuning", "Required prevResult missing"),
         ("firewall", "missing prevResult from earlier plugin"),
     ] {
-        let tool = chain(&[kind, "ours"]);
+        let tool = chain(&[kind, "portolan-cni"]);
         tool.node.add_netns("a").unwrap();
         let refused = tool.run("add pods /run/netns/a", PORTS).unwrap_err().to_string();
         assert!(refused.contains(why), "{kind}: {refused}");
@@ -132,11 +135,11 @@ fn no_reference_plugin_can_be_the_first_of_a_chain() {
     }
 }
 
-/// Behind `loopback`, which makes no interface. `portmap` and `bandwidth` look for the one that ours is to make, so these
-/// come behind ours.
+/// `loopback` comes first and creates no interface. `portmap` and `bandwidth` need the interface of
+/// portolan-cni, so they come after it.
 #[test]
-fn tuning_and_firewall_work_in_front_of_ours_and_the_others_behind_it() {
-    let tool = chain(&["loopback", "tuning", "ours", "portmap", "bandwidth"]);
+fn tuning_and_firewall_work_before_portolan_cni_and_the_others_after_it() {
+    let tool = chain(&["loopback", "tuning", "portolan-cni", "portmap", "bandwidth"]);
     tool.link("loopback");
     tool.node.add_netns("a").unwrap();
     let result: Value = serde_json::from_str(&tool.run("add pods /run/netns/a", PORTS).unwrap()).unwrap();
@@ -148,8 +151,9 @@ fn tuning_and_firewall_work_in_front_of_ours_and_the_others_behind_it() {
     tool.run("del pods /run/netns/a", PORTS).unwrap();
     assert_nothing_left(&tool.node);
 
-    // `firewall` knows only the addresses that were there before it, and its CHECK wants rules for all there are by then.
-    let tool = chain(&["loopback", "tuning", "firewall", "ours"]);
+    // `firewall` has rules for the addresses of earlier plugins only, and its CHECK expects rules for all
+    // addresses.
+    let tool = chain(&["loopback", "tuning", "firewall", "portolan-cni"]);
     tool.link("loopback");
     tool.node.add_netns("a").unwrap();
     tool.run("add pods /run/netns/a", PORTS).unwrap();
@@ -163,20 +167,23 @@ fn tuning_and_firewall_work_in_front_of_ours_and_the_others_behind_it() {
     assert_nothing_left(&tool.node);
 }
 
-/// As a plugin of plugins calls them: the reference ones give the pod a network by an interface `net0`, ours comes behind all
-/// of them and gives it `eth0`.
+/// As a meta plugin calls them: the reference plugins attach the pod with an interface `net0`, and
+/// portolan-cni comes last and creates `eth0`.
 #[test]
-fn all_four_work_in_front_of_ours_about_another_interface() {
+fn all_four_work_before_portolan_cni_for_another_interface() {
     let ptp = json!({ "type": "net0-ptp", "ipMasq": true,
-        "ipam": { "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.40.0.0/24", "routes": [{ "dst": "0.0.0.0/0" }] } });
-    let about_net0 = |kind: &str| {
+        "ipam": { "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.40.0.0/24",
+            "routes": [{ "dst": "0.0.0.0/0" }] } });
+    let for_net0 = |kind: &str| {
         let mut plugin = reference(kind);
         plugin["type"] = format!("net0-{kind}").into();
         plugin
     };
     let reference = ["portmap", "bandwidth", "tuning", "firewall"];
-    let plugins: Vec<Value> =
-        std::iter::once(ptp).chain(reference.map(about_net0)).chain(std::iter::once(ours(RANGE))).collect();
+    let plugins: Vec<Value> = std::iter::once(ptp)
+        .chain(reference.map(for_net0))
+        .chain(std::iter::once(portolan_cni(RANGE)))
+        .collect();
     let tool = CniTool::with_chain("1.0.0", &plugins);
     tool.link("host-local");
     for kind in ["ptp", "portmap", "bandwidth", "tuning", "firewall"] {
@@ -197,7 +204,7 @@ fn all_four_work_in_front_of_ours_about_another_interface() {
     let host = interfaces[0]["name"].as_str().unwrap();
     reference.iter().for_each(|kind| assert_works(&tool, kind, host));
 
-    // The pod is reached by ours too, and answers by it, though the default route is the other one's.
+    // The pod is reachable through eth0 too, and answers through it, although the default route uses net0.
     answer(&pod(&tool), "10.22.0.1:8081");
     assert!(tool.node.run(|| TcpStream::connect("10.22.0.1:8081")).is_ok());
     let answers = tool.node.shell("ip -n a route get 192.0.2.1 from 10.22.0.1").unwrap();
@@ -206,27 +213,28 @@ fn all_four_work_in_front_of_ours_about_another_interface() {
     assert_nothing_left(&tool.node);
 }
 
-/// Both ends have a fixed entry for the other's hardware address, so it has to be ours that sets it.
+/// Node and pod have permanent neighbour entries for each other's MAC address, so portolan-cni must set it.
 #[test]
-fn a_hardware_address_is_set_by_ours_and_check_notices_when_tuning_has_set_another() {
+fn portolan_cni_sets_the_mac_address_and_check_detects_a_change_by_tuning() {
     const MAC: &str = "02:00:00:00:00:07";
     let tuning = json!({ "type": "tuning", "mtu": 1400, "promisc": true, "mac": MAC });
-    let tool = CniTool::with_chain("1.0.0", &[ours(RANGE), tuning]);
+    let tool = CniTool::with_chain("1.0.0", &[portolan_cni(RANGE), tuning]);
     tool.node.add_netns("a").unwrap();
-    let shown = || tool.node.shell("ip -n a link show eth0").unwrap();
+    let link = || tool.node.shell("ip -n a link show eth0").unwrap();
     tool.run("add pods /run/netns/a", "").unwrap();
-    assert!(shown().contains("mtu 1400") && shown().contains("PROMISC"), "{}", shown());
+    assert!(link().contains("mtu 1400") && link().contains("PROMISC"), "{}", link());
     let refused = tool.run("check pods /run/netns/a", "").unwrap_err().to_string();
     assert!(refused.contains("another hardware address than the node sends to"), "{refused}");
     tool.run("del pods /run/netns/a", "").unwrap();
 
-    // Setting the one it has makes the kernel forget what the pod knew of its gateway. It asks, and the node answers.
-    let asked = format!(r#"CAP_ARGS='{{"mac":"{MAC}"}}'"#);
-    tool.run("add pods /run/netns/a", &asked).unwrap();
-    assert!(shown().contains(MAC), "{}", shown());
+    // When `tuning` sets the same address, the kernel flushes the pod's neighbour entries. The pod resolves
+    // its gateway again.
+    let with_mac = format!(r#"CAP_ARGS='{{"mac":"{MAC}"}}'"#);
+    tool.run("add pods /run/netns/a", &with_mac).unwrap();
+    assert!(link().contains(MAC), "{}", link());
     assert_eq!(tool.node.shell("ip -n a neigh show 169.254.1.1").unwrap(), "");
-    tool.run("check pods /run/netns/a", &asked).unwrap();
+    tool.run("check pods /run/netns/a", &with_mac).unwrap();
     tool.node.shell("ping -c1 -W5 10.22.0.2").unwrap();
-    tool.run("del pods /run/netns/a", &asked).unwrap();
+    tool.run("del pods /run/netns/a", &with_mac).unwrap();
     assert_nothing_left(&tool.node);
 }

@@ -1,4 +1,4 @@
-//! The Helm chart on a cluster of one node: its programs run as pods, are upgraded under load, and leave nothing.
+//! The Helm chart on a cluster of one node: installation, upgrade under load, removal.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -14,7 +14,7 @@ use super::{kubelet, load};
 
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
-/// The image that the chart names if nobody says another one.
+/// The default image of the chart.
 const IMAGE: &str = concat!("localhost/portolan:", env!("CARGO_PKG_VERSION"));
 
 /// The image of the next version.
@@ -22,13 +22,13 @@ const NEXT_IMAGE: &str = "localhost/portolan:next";
 
 const VALUES: &str = "apiServer.host=192.0.2.2,cni.enabled=true,cni.clusterCIDRs={10.244.0.0/16}";
 
-/// No plugin is there but the one every runtime's package brings; names of elsewhere are asked of the outside.
+/// Only the loopback plugin is installed; external names are resolved by the external network.
 const FRESH: &str = "
     mount -t tmpfs tmpfs /opt; mkdir -p /opt/cni/bin; cp /usr/lib/cni/loopback /opt/cni/bin
     rm -f /etc/resolv.conf; echo nameserver 192.0.2.1 > /etc/resolv.conf
 ";
 
-/// The programs with the libraries they are linked to, which those of a release have in them.
+/// Copies the programs with their shared libraries. Release programs are static.
 const IMAGE_ROOT: &str = "
     mkdir -p $root
     for program in portolan portolan-proxy portolan-dns portolan-cni; do
@@ -37,7 +37,7 @@ const IMAGE_ROOT: &str = "
     done
 ";
 
-/// Where a program of ours could leave anything. Forwarding stays on, as docs/cni-plugin.md says.
+/// Prints the state that a program could leave. Forwarding stays enabled, as in docs/cni-plugin.md.
 const STATE: &str = "
     for what in address route rule; do
         ip -j $what show table all 2>/dev/null || ip -j $what; ip -j -6 $what show table all 2>/dev/null || true
@@ -70,14 +70,14 @@ spec:
         readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
 "#;
 
-/// A cluster without a network for its pods.
-struct Ground {
+/// A cluster without a pod network.
+struct Fixture {
     node: Node,
     directory: TempDir,
     control_plane: ControlPlane,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         let node = Node::new().unwrap();
         kubelet::prepare(&node);
@@ -87,7 +87,7 @@ impl Ground {
         Self { node, directory: TempDir::new().unwrap(), control_plane }
     }
 
-    /// The image of the workspace's programs, by both names.
+    /// Imports an image of the workspace's programs under both names.
     fn import_images(&self, containerd: &Containerd<'_>) {
         let (programs, image) = (Binaries::find().unwrap().path(""), self.directory.path().join("image"));
         let script = format!("programs={} root={}/root\n{IMAGE_ROOT}", programs.display(), image.display());
@@ -124,25 +124,25 @@ impl Ground {
             .unwrap_or_else(|error| panic!("{error:#}\n{}", self.report()))
     }
 
-    /// What pods there are, and what went wrong with them.
+    /// Returns pods, Events and logs, for error messages.
     fn report(&self) -> String {
         let pods = self.kubectl("get pods -A -o wide").unwrap_or_default();
         let events = self.kubectl("get events -A").unwrap_or_default();
         format!("{pods}\n{events}\n{}", self.control_plane.logs())
     }
 
-    /// All that the kernel and the file system have, a line each.
+    /// Returns the state of kernel and file system, one element a line.
     fn state(&self) -> BTreeSet<String> {
-        let said = self.node.shell(STATE).unwrap();
+        let output = self.node.shell(STATE).unwrap();
         let elements = |line: &str| match serde_json::from_str::<Value>(line) {
             Ok(Value::Array(elements)) => elements,
             Ok(Value::Object(object)) => object.into_iter().map(|(_, value)| value).collect(),
             _ => vec![Value::from(line)],
         };
-        said.lines().flat_map(elements).map(|element| element.to_string()).collect()
+        output.lines().flat_map(elements).map(|element| element.to_string()).collect()
     }
 
-    /// The network namespace of one of the Deployment's pods.
+    /// Returns the network namespace of one of the Deployment's pods.
     fn a_pod(&self) -> Result<NetNs> {
         let records = self.node.shell("cat /run/portolan/attachments/portolan/*.json")?;
         let mut records = serde_json::Deserializer::from_str(&records).into_iter::<Value>();
@@ -150,12 +150,13 @@ impl Ground {
         self.node.netns(record["netns"].as_str().context("a record has a namespace")?.as_ref())
     }
 
-    /// Of each container of the DaemonSets: name, image, and how often it was started again.
+    /// Returns name, image and restart count of each container of the DaemonSets.
     fn containers(&self) -> BTreeSet<String> {
-        let columns = "{range .items[*]}{.spec.containers[0].name} {.spec.containers[0].image} {.status.containerStatuses[0].restartCount}{\"\\n\"}{end}";
+        let columns = "{range .items[*]}{.spec.containers[0].name} {.spec.containers[0].image} \
+            {.status.containerStatuses[0].restartCount}{\"\\n\"}{end}";
         let arguments = ["-n", "kube-system", "get", "pods", "-o", &format!("jsonpath={columns}")];
-        let said = self.control_plane.kubectl(&arguments, "").unwrap();
-        said.lines().map(str::to_owned).collect()
+        let output = self.control_plane.kubectl(&arguments, "").unwrap();
+        output.lines().map(str::to_owned).collect()
     }
 
     fn uninstall(&self) {
@@ -180,60 +181,62 @@ fn assert_nothing_lost(outcomes: [load::Outcome; 2]) {
 }
 
 #[test]
-fn the_chart_makes_a_node_ready_is_upgraded_without_a_lost_request_and_leaves_nothing() {
-    let ground = Ground::new();
-    let containerd = Containerd::start_empty(&ground.node, ground.directory.path());
-    ground.import_images(&containerd);
-    let before = ground.state();
-    let _kubelet = ground.start_kubelet();
-    ground
+fn chart_makes_a_node_ready_upgrades_without_loss_and_uninstalls_cleanly() {
+    let fixture = Fixture::new();
+    let containerd = Containerd::start_empty(&fixture.node, fixture.directory.path());
+    fixture.import_images(&containerd);
+    let before = fixture.state();
+    let _kubelet = fixture.start_kubelet();
+    fixture
         .helm(&format!(
             "install portolan deploy/helm/portolan --namespace kube-system --wait --timeout 2m --set {VALUES}"
         ))
-        .unwrap_or_else(|error| panic!("{error:#}\n{}", ground.report()));
-    ground.wait("the Node to be ready", || {
-        ground.kubectl("wait --for=condition=Ready node/node-1 --timeout=5s")
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", fixture.report()));
+    fixture.wait("the Node to be ready", || {
+        fixture.kubectl("wait --for=condition=Ready node/node-1 --timeout=5s")
     });
-    ground.control_plane.apply(WEB).unwrap();
-    ground.wait("the Deployment", || ground.kubectl("rollout status deployment/web --timeout=5s"));
+    fixture.control_plane.apply(WEB).unwrap();
+    fixture.wait("the Deployment", || fixture.kubectl("rollout status deployment/web --timeout=5s"));
 
-    // A pod asks for a name that its resolv.conf completes, through the virtual IP.
+    // A pod resolves a short name with its search list, and connects to the virtual IP.
     let container = containerd.crictl("ps -q --name web").unwrap();
     let container = container.lines().next().unwrap();
-    ground.wait("the Service by name", || {
+    fixture.wait("the Service by name", || {
         let request = "(echo GET / HTTP/1.0; echo) | nc -w 3 web 80";
-        let said = containerd.crictl(&format!("exec {container} sh -c '{request}'"))?;
-        ensure!(said.lines().last().is_some_and(|line| line.starts_with("web-")), "{said}");
+        let output = containerd.crictl(&format!("exec {container} sh -c '{request}'"))?;
+        ensure!(output.lines().last().is_some_and(|line| line.starts_with("web-")), "{output}");
         Ok(())
     });
 
-    // Helm does not wait for a DaemonSet that no controller has looked at, and an old pod that is not ready is not waited with.
+    // Helm does not wait for a DaemonSet that its controller has not processed yet. An old pod that is not
+    // ready is deleted at once.
     for name in ["portolan-proxy", "portolan-dns"] {
-        ground.wait(name, || {
-            ground.kubectl(&format!("-n kube-system rollout status daemonset/{name} --timeout=5s"))
+        fixture.wait(name, || {
+            fixture.kubectl(&format!("-n kube-system rollout status daemonset/{name} --timeout=5s"))
         });
     }
     let page = ("10.96.7.7:80".parse().unwrap(), "web-");
     let query = ("10.96.0.10:53".parse().unwrap(), "web.default.svc.cluster.local");
     let upgrade = format!(
-        "upgrade portolan deploy/helm/portolan --namespace kube-system --wait --timeout 2m --reuse-values --set image={NEXT_IMAGE}"
+        "upgrade portolan deploy/helm/portolan --namespace kube-system --wait --timeout 2m --reuse-values \
+         --set image={NEXT_IMAGE}"
     );
-    let (upgraded, outcomes) = load::during(&ground.a_pod().unwrap(), page, query, || {
-        let upgraded = ground.helm(&upgrade);
-        // The old pods go last.
+    let (upgraded, outcomes) = load::during(&fixture.a_pod().unwrap(), page, query, || {
+        let upgraded = fixture.helm(&upgrade);
+        // The old pods are deleted last.
         let expected = ["portolan-dns", "portolan-proxy"].map(|name| format!("{name} {NEXT_IMAGE} 0"));
-        ground.wait("the old pods to go", || {
-            let found = ground.containers();
+        fixture.wait("the deletion of the old pods", || {
+            let found = fixture.containers();
             ensure!(found == BTreeSet::from(expected.clone()), "{found:?}");
             Ok(())
         });
         upgraded
     });
-    upgraded.unwrap_or_else(|error| panic!("{error:#}\n{}", ground.report()));
+    upgraded.unwrap_or_else(|error| panic!("{error:#}\n{}", fixture.report()));
     assert_nothing_lost(outcomes);
 
-    ground.uninstall();
-    let now = ground.state();
+    fixture.uninstall();
+    let now = fixture.state();
     let differ: Vec<&String> = now.symmetric_difference(&before).collect();
     assert!(differ.is_empty(), "{differ:#?}");
 }

@@ -1,4 +1,4 @@
-//! containerd 1.6 by its Container Runtime Interface, as the kubelet calls it.
+//! containerd 1.6 through its Container Runtime Interface, as the kubelet uses it.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ const CONFLIST: &str = include_str!("../../../deploy/10-portolan.conflist");
 
 const IMAGE: &str = "localhost/local:test";
 
-/// containerd in a node, with storage, state and configuration of its own.
+/// containerd on a node, with its own storage, state and configuration.
 pub(super) struct Containerd<'a> {
     node: &'a Node,
     directory: &'a Path,
@@ -31,7 +31,7 @@ impl<'a> Containerd<'a> {
         Self::start_with_plugins(cluster, &directory)
     }
 
-    /// Without a configuration for the CNI plugin but what the node gets.
+    /// Starts without a CNI configuration; the proxy writes it.
     pub(super) fn start_bare(cluster: &'a Cluster) -> Self {
         Self::start_with_plugins(cluster, "/etc/cni/net.d".as_ref())
     }
@@ -42,7 +42,7 @@ impl<'a> Containerd<'a> {
         Self::launch(&cluster.node, cluster.directory(), (&plugins, configurations))
     }
 
-    /// Without a plugin, too.
+    /// Starts without a CNI configuration and without plugins.
     pub(super) fn start_empty(node: &'a Node, directory: &'a Path) -> Self {
         Self::launch(node, directory, ("/opt/cni/bin".as_ref(), "/etc/cni/net.d".as_ref()))
     }
@@ -56,7 +56,7 @@ impl<'a> Containerd<'a> {
         containerd
     }
 
-    /// Kills it and starts another one; containers go on.
+    /// Kills containerd and starts it again. Containers keep running.
     fn restart(&mut self) {
         self.daemon.kill();
         self.daemon = daemon(self.node, self.directory);
@@ -67,7 +67,7 @@ impl<'a> Containerd<'a> {
         wait_for("containerd", || self.crictl("version")).unwrap();
     }
 
-    /// An image of what is in `root` there.
+    /// Imports an image of `directory/root`.
     pub(super) fn import_image(&self, name: &str, directory: &Path) {
         let socket = self.directory.join("containerd.sock");
         self.node.shell(&import_image(directory, name, &socket)).unwrap();
@@ -77,22 +77,24 @@ impl<'a> Containerd<'a> {
         let socket = self.directory.join("containerd.sock");
         let tool = go_tool("crictl")?;
         let line = format!("{} -t 20s -r unix://{} {arguments} 2>&1", tool.display(), socket.display());
-        let said = self.node.shell(&line)?;
-        // It warns about configuration it does not need.
-        Ok(said
+        let output = self.node.shell(&line)?;
+        // crictl warns about configuration that it does not need.
+        Ok(output
             .lines()
             .filter(|line| !line.starts_with("time="))
             .map(|line| line.to_owned() + "\n")
             .collect())
     }
 
-    /// Runs a sandbox, of which more may be said; returns its id.
+    /// Runs a sandbox with further fields. Returns its ID.
     fn run_sandbox(&self, name: &str, more: Value) -> Result<String> {
         let directory = self.directory;
         let mut sandbox = json!({
             "metadata": { "name": name, "namespace": "default", "uid": format!("uid-{name}"), "attempt": 0 },
             "hostname": name, "log_directory": directory.join("logs"), "linux": {},
-            "dns_config": { "servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local"], "options": ["ndots:5"] },
+            "dns_config": {
+                "servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local"], "options": ["ndots:5"],
+            },
         });
         sandbox.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let file = directory.join(format!("{name}.json"));
@@ -100,7 +102,7 @@ impl<'a> Containerd<'a> {
         Ok(self.crictl(&format!("runp {}", file.display()))?.trim().to_owned())
     }
 
-    /// Starts a container in a sandbox; returns its id.
+    /// Starts a container in a sandbox. Returns its ID.
     fn start_container(&self, sandbox: (&str, &str), name: &str, script: &str) -> String {
         let directory = self.directory;
         let container = format!(
@@ -125,13 +127,14 @@ impl<'a> Containerd<'a> {
 
 impl Drop for Containerd<'_> {
     fn drop(&mut self) {
-        // Shims are no children of the daemon's: they go with their sandboxes, also where a test has failed.
-        drop(self.crictl("rmp -a -f"));
+        // Shims are no children of containerd. Remove the sandboxes, and kill remaining shims of a failed
+        // test.
+        let _ = self.crictl("rmp -a -f");
         let directory = self.directory.display();
         let script = format!(
             "for pid in $(pgrep -f 'containerd-shim.*{directory}' || true); do kill -9 $pid || true; done"
         );
-        drop(self.node.shell(&script));
+        let _ = self.node.shell(&script);
     }
 }
 
@@ -150,7 +153,7 @@ fn with_port() -> Value {
 const SERVE: &str = "while true; do echo hello from the shop | nc -l -p 8080; done";
 
 #[test]
-fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
+fn containers_of_a_sandbox_share_localhost_and_a_host_port() {
     let cluster = Cluster::start().unwrap();
     let containerd = Containerd::start(&cluster);
     let sandbox = containerd.run_sandbox("shop-1", with_port()).unwrap();
@@ -158,11 +161,11 @@ fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
     let two = containerd.start_container((&sandbox, "shop-1"), "two", "sleep 1000");
 
     let localhost = || {
-        let said = containerd.crictl(&format!("exec {two} nc -w 2 127.0.0.1 8080"))?;
-        ensure!(said == "hello from the shop\n", "{said:?}");
+        let output = containerd.crictl(&format!("exec {two} nc -w 2 127.0.0.1 8080"))?;
+        ensure!(output == "hello from the shop\n", "{output:?}");
         Ok(())
     };
-    wait_for("the other container by localhost", localhost).unwrap();
+    wait_for("the other container on localhost", localhost).unwrap();
     let resolv_conf = containerd.crictl(&format!("exec {two} cat /etc/resolv.conf")).unwrap();
     assert_eq!(resolv_conf, "search default.svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n");
 
@@ -175,16 +178,18 @@ fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
         ensure!(output.stdout == b"hello from the shop\n", "{output:?}");
         Ok(())
     };
-    wait_for("the sandbox by the node's port", by_port).unwrap();
+    wait_for("the sandbox through the host port", by_port).unwrap();
 
-    // By name, from another sandbox, through the Service.
-    let manifest = "apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec: {selector: {app: shop}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: shop-1, labels: {app: shop}}\nspec: {containers: []}\n";
+    // From another sandbox, by the name of the Service.
+    let manifest = "apiVersion: v1\nkind: Service\nmetadata: {name: shop}\n\
+        spec: {selector: {app: shop}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\n\
+        kind: Pod\nmetadata: {name: shop-1, labels: {app: shop}}\nspec: {containers: []}\n";
     cluster.apply("shop.yaml", manifest).unwrap();
     let client = containerd.run_sandbox("client", json!({})).unwrap();
-    let asking = containerd.start_container((&client, "client"), "asking", "sleep 1000");
+    let container = containerd.start_container((&client, "client"), "client", "sleep 1000");
     let by_name = || {
-        let said = containerd.crictl(&format!("exec {asking} nc -w 2 shop 80"))?;
-        ensure!(said == "hello from the shop\n", "{said:?}");
+        let output = containerd.crictl(&format!("exec {container} nc -w 2 shop 80"))?;
+        ensure!(output == "hello from the shop\n", "{output:?}");
         Ok(())
     };
     wait_for("the shop by name", by_name).unwrap();
@@ -195,14 +200,14 @@ fn two_containers_of_a_sandbox_share_localhost_and_a_host_port_leads_to_them() {
 }
 
 #[test]
-fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of_containerd() {
+fn sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of_containerd() {
     let cluster = Cluster::start().unwrap();
     let mut containerd = Containerd::start(&cluster);
     let first = containerd.run_sandbox("first", json!({})).unwrap();
     let second = containerd.run_sandbox("second", json!({})).unwrap();
     let one = containerd.start_container((&second, "second"), "one", "sleep 1000");
 
-    // The name goes, its mount first; a plain file is in its place, as after a crash between mount and open.
+    // Replace the namespace's mount by a plain file, as after a crash between mount and open.
     let record =
         cluster.node.shell(&format!("cat /run/portolan/attachments/portolan/{first}-eth0.json")).unwrap();
     let record: Value = serde_json::from_str(&record).unwrap();
@@ -211,8 +216,8 @@ fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of
     containerd.remove_sandbox(&first);
 
     containerd.restart();
-    let said = containerd.crictl(&format!("exec {one} ip address show dev eth0")).unwrap();
-    assert!(said.contains("10.22.0."), "the pod has kept its address: {said}");
+    let output = containerd.crictl(&format!("exec {one} ip address show dev eth0")).unwrap();
+    assert!(output.contains("10.22.0."), "the pod has kept its address: {output}");
     let third = containerd.run_sandbox("third", json!({})).unwrap();
     containerd.remove_sandbox(&second);
     containerd.remove_sandbox(&third);
@@ -220,12 +225,12 @@ fn a_sandbox_is_removed_after_its_namespace_was_destroyed_and_after_a_restart_of
 }
 
 #[test]
-fn a_sandbox_whose_network_fails_is_undone_and_the_next_one_works() {
+fn failed_sandbox_is_rolled_back_and_the_next_one_works() {
     let cluster = Cluster::start().unwrap();
     let mut conflist: Value = serde_json::from_str(CONFLIST).unwrap();
     conflist["plugins"].as_array_mut().unwrap().push(json!({ "type": "tuning" }));
     let containerd = Containerd::start_with(&cluster, &conflist.to_string());
-    // The second plugin of the chain fails after ours has attached the pod.
+    // The second plugin of the chain fails after portolan-cni has attached the pod.
     let tuning = cluster.directory().join("cni/tuning");
     cluster.node.shell(&format!("ln -sf /bin/false {}", tuning.display())).unwrap();
     let failed = containerd.run_sandbox("shop-1", with_port()).unwrap_err().to_string();
@@ -239,7 +244,7 @@ fn a_sandbox_whose_network_fails_is_undone_and_the_next_one_works() {
 }
 
 #[test]
-fn annotations_of_a_pod_limit_its_bandwidth() {
+fn bandwidth_annotations_of_a_pod_are_applied() {
     let cluster = Cluster::start().unwrap();
     let containerd = Containerd::start(&cluster);
     let annotations =

@@ -1,4 +1,4 @@
-//! A cluster of one node whose pods are real: kubelet, containerd, and nothing but our programs for their network.
+//! A cluster of one node with kubelet and containerd; Portolan provides the whole pod network.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,16 +12,17 @@ use super::containerd::Containerd;
 const FLAGS: [&str; 4] =
     ["--cni-conflist", "/etc/cni/net.d/10-portolan.conflist", "--cluster-cidr", "10.244.0.0/16"];
 
-/// What the kubelet writes outside its own directories stays in the node.
-const SURROUNDINGS: &str = "rm -f /etc/cni/net.d/*; mount -t tmpfs tmpfs /var/log";
+/// Keeps what the kubelet writes outside its directories on the node.
+const PRIVATE_DIRECTORIES: &str = "rm -f /etc/cni/net.d/*; mount -t tmpfs tmpfs /var/log";
 
-/// Makes a node one that a kubelet can run on.
+/// Prepares a node for a kubelet.
 pub(super) fn prepare(node: &Node) {
-    node.shell(SURROUNDINGS).unwrap();
+    node.shell(PRIVATE_DIRECTORIES).unwrap();
     node.shell(KUBELET_TUNABLES).unwrap();
 }
 
-/// The node's own limits: cgroups v1 and v2 side by side, of which the kubelet shall use none, and a disk that may be full.
+/// Returns the kubelet's configuration, for a machine with cgroups v1 and v2 side by side and a disk that may
+/// be full.
 fn configuration(directory: &Path) -> String {
     let directory = directory.display();
     format!(
@@ -51,7 +52,7 @@ nodeStatusReportFrequency: 1s
     )
 }
 
-/// A pod that serves its name, and says when it can.
+/// Returns a pod that serves its name, with a readiness probe.
 fn pod(name: &str) -> String {
     format!(
         r#"
@@ -80,13 +81,13 @@ metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 ";
 
-/// The whole cluster.
-struct Ground {
+/// The cluster.
+struct Fixture {
     control_plane: ControlPlane,
     cluster: Cluster,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         let node = Node::new().unwrap();
         prepare(&node);
@@ -123,7 +124,7 @@ pub(super) fn start(control_plane: &ControlPlane, directory: &Path) -> Program {
     Program::start(control_plane.node(), &binary, &flags, &directory.join("kubelet.log")).unwrap()
 }
 
-/// A kubelet takes its time, on a busy machine more so; the error has the end of its log.
+/// Repeats an attempt for up to two minutes: a kubelet is slow. The error has the end of its log.
 pub(super) fn wait<T>(directory: &Path, what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
@@ -140,31 +141,31 @@ pub(super) fn wait<T>(directory: &Path, what: &str, mut attempt: impl FnMut() ->
 }
 
 #[test]
-fn the_pods_of_a_kubelet_reach_each_other_by_name_through_a_service() {
-    let mut ground = Ground::new();
-    let containerd = Containerd::start_bare(&ground.cluster);
-    let _kubelet = start(&ground.control_plane, ground.cluster.directory());
-    ground.wait("the Node", || ground.kubectl("get node node-1"));
-    // Without addresses for pods there is no configuration for the CNI plugin, and the node is not ready.
+fn kubelet_pods_reach_each_other_by_name_through_a_service() {
+    let mut fixture = Fixture::new();
+    let containerd = Containerd::start_bare(&fixture.cluster);
+    let _kubelet = start(&fixture.control_plane, fixture.cluster.directory());
+    fixture.wait("the Node", || fixture.kubectl("get node node-1"));
+    // Without a pod CIDR there is no CNI configuration, and the node is not ready.
     let ready = "{.status.conditions[?(@.type==\"Ready\")].status}";
-    let is_ready = || ground.kubectl(&format!("get node node-1 -o jsonpath={ready}"));
+    let is_ready = || fixture.kubectl(&format!("get node node-1 -o jsonpath={ready}"));
     assert_ne!(is_ready().unwrap(), "True");
     let ranges = r#"{"spec":{"podCIDR":"10.244.7.0/24","podCIDRs":["10.244.7.0/24"]}}"#;
-    ground.kubectl(&format!("patch node node-1 -p {ranges}")).unwrap();
-    ground.wait("the Node to be ready", || {
-        let said = is_ready()?;
-        ensure!(said == "True", "{said}");
+    fixture.kubectl(&format!("patch node node-1 -p {ranges}")).unwrap();
+    fixture.wait("the Node to be ready", || {
+        let status = is_ready()?;
+        ensure!(status == "True", "{status}");
         Ok(())
     });
 
-    ground.wait("the account that pods need", || ground.kubectl("get serviceaccount default"));
-    ground.control_plane.apply(&(pod("web-1") + &pod("web-2") + SERVICE)).unwrap();
-    ground
-        .wait("both pods", || ground.kubectl("wait --for=condition=Ready pod/web-1 pod/web-2 --timeout=5s"));
-    let address = ground.kubectl("get pod web-1 -o jsonpath={.status.podIP}").unwrap();
+    fixture.wait("the service account of pods", || fixture.kubectl("get serviceaccount default"));
+    fixture.control_plane.apply(&(pod("web-1") + &pod("web-2") + SERVICE)).unwrap();
+    fixture
+        .wait("both pods", || fixture.kubectl("wait --for=condition=Ready pod/web-1 pod/web-2 --timeout=5s"));
+    let address = fixture.kubectl("get pod web-1 -o jsonpath={.status.podIP}").unwrap();
     assert!(address.starts_with("10.244.7."), "{address}");
 
-    // Each of them, by the name that its resolv.conf completes, reaches both: itself too.
+    // Each pod reaches both pods by the short name of the Service, also itself.
     let ask = |from: &str| {
         let container = containerd.crictl(&format!("ps -q --name {from}"))?;
         let request = "(echo GET / HTTP/1.0; echo) | nc -w 3 web 80";
@@ -173,34 +174,37 @@ fn the_pods_of_a_kubelet_reach_each_other_by_name_through_a_service() {
     };
     for from in ["web-1", "web-2"] {
         for to in ["web-1", "web-2"] {
-            ground.wait(&format!("{to} to answer {from}"), || {
-                let said = ask(from)?;
-                ensure!(said == to, "{said}");
+            fixture.wait(&format!("{to} to answer {from}"), || {
+                let answer = ask(from)?;
+                ensure!(answer == to, "{answer}");
                 Ok(())
             });
         }
     }
-    // A pod that is deleted is asked no more.
-    ground.kubectl("delete pod web-1").unwrap();
-    ground.wait("its endpoint to go", || {
-        let slices = ground.kubectl("get endpointslices -l kubernetes.io/service-name=web -o jsonpath={.items[*].endpoints[*].addresses}")?;
+    // A deleted pod receives no more requests.
+    fixture.kubectl("delete pod web-1").unwrap();
+    fixture.wait("the removal of its endpoint", || {
+        let slices = fixture.kubectl(
+            "get endpointslices -l kubernetes.io/service-name=web -o \
+            jsonpath={.items[*].endpoints[*].addresses}",
+        )?;
         ensure!(!slices.contains(&address), "{slices}");
         Ok(())
     });
-    ground.wait("the other one", || ask("web-2"));
+    fixture.wait("the other one", || ask("web-2"));
     for _ in 0..10 {
         assert_eq!(ask("web-2").unwrap(), "web-2");
     }
-    ground.kubectl("delete pod web-2").unwrap();
-    ground.wait("the sandboxes to end", || {
+    fixture.kubectl("delete pod web-2").unwrap();
+    fixture.wait("the sandboxes to end", || {
         // The kubelet removes them a minute later.
         let sandboxes = containerd.crictl("pods -q --state Ready")?;
         ensure!(sandboxes.is_empty(), "{sandboxes}");
         Ok(())
     });
     drop(containerd);
-    ground.cluster.proxy.terminate().unwrap();
-    let routes = ground.cluster.node.shell("ip route").unwrap();
+    fixture.cluster.proxy.terminate().unwrap();
+    let routes = fixture.cluster.node.shell("ip route").unwrap();
     assert!(!routes.contains("10.244."), "{routes}");
-    assert_nothing_left(&ground.cluster.node);
+    assert_nothing_left(&fixture.cluster.node);
 }

@@ -1,4 +1,4 @@
-//! Requests and queries that go on while something else happens.
+//! A load of HTTP requests and DNS queries during other work.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use netns::NetNs;
 
-/// How long one may take.
+/// Deadline of a request or query.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Each client starts so many a second.
+/// Requests or queries a second.
 const RATE: u32 = 100;
 
-/// What has become of them.
+/// The result of a load.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) count: u32,
@@ -22,8 +22,8 @@ pub(super) struct Outcome {
     pub(super) longest: Duration,
 }
 
-/// From a network namespace, again and again while `work` goes on: a request to `address` for a page that begins with a name,
-/// on a connection of its own, and a query for a name, from a socket of its own. What has become of both.
+/// Runs `work` under a load from a network namespace: HTTP requests for a page with a known beginning, each
+/// on a new connection, and DNS queries for a name, each from a new socket. Returns the results of both.
 pub(super) fn during<T>(
     netns: &NetNs,
     page: (SocketAddr, &str),
@@ -33,7 +33,8 @@ pub(super) fn during<T>(
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let requests = scope.spawn(|| netns.run(|| repeat(&done, |_| get(page.0, page.1))).unwrap());
-        let queries = scope.spawn(|| netns.run(|| repeat(&done, |id| ask(query.0, id, query.1))).unwrap());
+        let queries =
+            scope.spawn(|| netns.run(|| repeat(&done, |id| resolve(query.0, id, query.1))).unwrap());
         let worked = work();
         done.store(true, Ordering::Relaxed);
         (worked, [requests.join().unwrap(), queries.join().unwrap()])
@@ -55,7 +56,7 @@ fn repeat(done: &AtomicBool, attempt: impl Fn(u16) -> Result<()>) -> Outcome {
     outcome
 }
 
-/// One request of HTTP.
+/// Sends one HTTP request.
 fn get(address: SocketAddr, beginning: &str) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -67,8 +68,8 @@ fn get(address: SocketAddr, beginning: &str) -> Result<()> {
     Ok(())
 }
 
-/// One query for an address, which is not repeated.
-fn ask(server: SocketAddr, id: u16, name: &str) -> Result<()> {
+/// Sends one query for an A record, without retries.
+fn resolve(server: SocketAddr, id: u16, name: &str) -> Result<()> {
     let [high, low] = id.to_be_bytes();
     let mut query = vec![high, low, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {

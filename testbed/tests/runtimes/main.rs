@@ -1,6 +1,6 @@
-//! Real container runtimes call our plugin: podman, containerd by its CRI, and libcni itself.
+//! portolan-cni with real container runtimes: podman, containerd through its CRI, and libcni itself.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod chains;
 mod chart;
@@ -14,35 +14,38 @@ use std::path::Path;
 
 use testbed::{Binaries, Node};
 
-/// What no attachment may leave behind: interfaces, elements of the plugin's nft tables, routes, records, reservations. The table
-/// itself goes with `portolan-cni cleanup`.
+/// Asserts that no attachment is left: interfaces, elements of the plugin's nft tables, routes, records,
+/// reservations. The table itself is removed by `portolan-cni cleanup`.
 fn assert_nothing_left(node: &Node) {
     let plugin = Binaries::find().unwrap().path("portolan-cni");
     let left = node
         .shell(&format!(
-            "ip -o link | grep -E 'ptl|ptb|veth|bwp' || true; for table in 'inet portolan' 'bridge portolan'; do nft list table $table 2>/dev/null | grep -A3 elements || true; done; \
-             (ip route; ip -6 route) | grep -E '10.22|10.40|fd00:22' || true; tc qdisc show | grep -E 'tbf|ingress' || true; find /run/portolan/attachments /run/portolan/ipam -type f -name '*-eth*' || true; \
-             (iptables-save; ip6tables-save) 2>/dev/null | grep -E 'CNI-(DN|SN)|10.22|10.40|fd00:22' || true; \
-             {} cleanup; nft list tables | grep 'inet portolan$' || true",
+            "ip -o link | grep -E 'ptl|ptb|veth|bwp' || true; for table in 'inet portolan' 'bridge \
+             portolan'; do nft list table $table 2>/dev/null | grep -A3 elements || true; done; (ip route; \
+             ip -6 route) | grep -E '10.22|10.40|fd00:22' || true; tc qdisc show | grep -E 'tbf|ingress' || \
+             true; find /run/portolan/attachments /run/portolan/ipam -type f -name '*-eth*' || true; \
+             (iptables-save; ip6tables-save) 2>/dev/null | grep -E 'CNI-(DN|SN)|10.22|10.40|fd00:22' || \
+             true; {} cleanup; nft list tables | grep 'inet portolan$' || true",
             plugin.display()
         ))
         .unwrap();
     assert_eq!(left, "");
 }
 
-/// A directory of plugins with ours and those of the reference that a chain names.
+/// Creates a directory with portolan-cni and the reference plugins.
 fn link_plugins(node: &Node, directory: &Path) {
     let plugin = Binaries::find().unwrap().path("portolan-cni");
     let (plugin, directory) = (plugin.display(), directory.display());
     let reference = "portmap bandwidth tuning firewall";
-    // Ours by the name of `loopback` too: containerd calls it for every sandbox.
+    // portolan-cni also replaces `loopback`, which containerd calls for every sandbox.
     node.shell(&format!(
-        "mkdir -p {directory}; for name in portolan-cni loopback; do ln -s {plugin} {directory}/$name; done; for name in {reference}; do ln -s /usr/lib/cni/$name {directory}/; done"
+        "mkdir -p {directory}; for name in portolan-cni loopback; do ln -s {plugin} {directory}/$name; \
+         done; for name in {reference}; do ln -s /usr/lib/cni/$name {directory}/; done"
     ))
     .unwrap();
 }
 
-/// A root file system with a busybox for containers, in `directory/root`.
+/// Creates a root file system with busybox in `directory/root`.
 fn make_root(node: &Node, directory: &Path) {
     let directory = directory.display();
     node.shell(&format!(

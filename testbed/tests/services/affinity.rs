@@ -19,7 +19,7 @@ fn should_be_able_to_switch_session_affinity_for_clusterip_and_nodeport_service(
     cluster.apply("web.yaml", &spec(CLIENT_IP)).unwrap();
     let addresses = [format!("{}:80", cluster.virtual_ip("web").unwrap()), "192.0.2.2:30083".to_owned()];
     for address in &addresses {
-        wait_for("all to be known", || {
+        wait_for("the service with affinity", || {
             ensure!(answering(&client, address)?.len() == 1);
             Ok(())
         })
@@ -36,9 +36,9 @@ fn should_be_able_to_switch_session_affinity_for_clusterip_and_nodeport_service(
         Ok(seen.into_iter().next().unwrap())
     })
     .unwrap();
-    // The endpoint goes: the client gets another one at once, and keeps that.
-    let gone = replicas.iter().find(|replica| replica.pod.name == stuck).unwrap();
-    cluster.network.remove(&gone.pod).unwrap();
+    // After the endpoint is removed, the client gets another one at once, and stays with it.
+    let removed = replicas.iter().find(|replica| replica.pod.name == stuck).unwrap();
+    cluster.network.remove(&removed.pod).unwrap();
     cluster.delete(&format!("pod-{stuck}.yaml")).unwrap();
     let next = client.ask(&addresses[0]).unwrap();
     assert_ne!(next, stuck);
@@ -53,10 +53,10 @@ fn should_have_session_affinity_timeout_work() {
     cluster.apply("web.yaml", &spec(&format!("{CLIENT_IP}{timeout}"))).unwrap();
     let cluster_ip = format!("{}:80", cluster.virtual_ip("web").unwrap());
     wait_for("the service", || client.ask(&cluster_ip)).unwrap();
-    // The node port too: another client, so that neither begins the other's timeout anew.
+    // Another client for the node port, so that neither refreshes the other's timeout.
     let other = cluster.add_pod("other").unwrap();
     let mut seen = [BTreeSet::new(), BTreeSet::new()];
-    // With three endpoints, eight fresh choices that are all the same come once in two thousand times.
+    // With three endpoints, eight independent choices are all equal with a probability of 1 in 2000.
     for _ in 0..8 {
         for (seen, (pod, address)) in
             seen.iter_mut().zip([(&client, cluster_ip.as_str()), (&other, "192.0.2.2:30083")])
@@ -69,7 +69,7 @@ fn should_have_session_affinity_timeout_work() {
         }
         std::thread::sleep(Duration::from_millis(1100));
     }
-    assert!(seen.iter().all(|seen| seen.len() > 1), "the timeout never came: {seen:?}");
+    assert!(seen.iter().all(|seen| seen.len() > 1), "the affinity never expired: {seen:?}");
 }
 
 #[test]
@@ -95,16 +95,18 @@ fn should_have_session_affinity_work_for_loadbalancer_service_with_external_traf
         let outside = cluster.node.outside();
         let route = ["route", "add", "203.0.113.60", "via", "192.0.2.2"];
         outside.run(|| std::process::Command::new("ip").args(route).status()).unwrap().unwrap();
-        let ways_in = ["203.0.113.60:80".to_owned(), "192.0.2.2:30083".to_owned()];
+        let addresses = ["203.0.113.60:80".to_owned(), "192.0.2.2:30083".to_owned()];
         let from_outside = |address: &String| outside.run(|| ask(address))?;
-        wait_for("the Service", || ways_in.iter().try_for_each(|address| from_outside(address).map(drop)))
-            .unwrap();
-        // Each way into the port leads to the same endpoint, from outside and, for a pod, on the cluster IP too.
-        let seen: Result<BTreeSet<_>> = (0..20).flat_map(|_| ways_in.iter().map(from_outside)).collect();
+        wait_for("the Service", || {
+            addresses.iter().try_for_each(|address| from_outside(address).map(|_name| ()))
+        })
+        .unwrap();
+        // All addresses of the port share the affinity, from outside and, for a pod, with the cluster IP too.
+        let seen: Result<BTreeSet<_>> = (0..20).flat_map(|_| addresses.iter().map(from_outside)).collect();
         assert_eq!(seen.as_ref().unwrap().len(), 1, "{policy}: {seen:?}");
         let cluster_ip = format!("{}:80", cluster.virtual_ip("web").unwrap());
         let seen: Result<BTreeSet<_>> = (0..20)
-            .flat_map(|_| ways_in.iter().chain([&cluster_ip]).map(|address| client.ask(address)))
+            .flat_map(|_| addresses.iter().chain([&cluster_ip]).map(|address| client.ask(address)))
             .collect();
         assert_eq!(seen.as_ref().unwrap().len(), 1, "{policy}: {seen:?}");
     }

@@ -1,5 +1,5 @@
-//! What the upstream tests run in their pods, `agnhost netexec`: a server that says its name, its client's address or
-//! what it was told, over HTTP and over UDP.
+//! The server of the upstream tests, `agnhost netexec`: it answers with its name, the client's address or an
+//! echo, over HTTP and UDP.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,43 +14,43 @@ use netns::NetNs;
 use nix::sys::socket;
 use testbed::{Cluster, Node, Pod};
 
-/// The port that all of them listen on, as upstream.
+/// The port of the server, as upstream.
 pub(crate) const PORT: u16 = 8080;
 
-/// How long a client waits for an answer: longer than a busy machine takes.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Deadline of an answer, long enough for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it waits where a datagram may be lost.
+/// Deadline of an answer where the datagram may be lost.
 const ATTEMPT: Duration = Duration::from_millis(500);
 
-/// Where something runs: in a pod, with `hostNetwork: true` on a node, or beyond the node's uplink.
+/// The location of a client or server: a pod, the node's network, or the external network.
 #[derive(Clone, Copy)]
-pub(crate) enum Place<'a> {
+pub(crate) enum Location<'a> {
     Pod(&'a Pod),
     Node(&'a Node),
     Outside(&'a NetNs),
 }
 
-/// Which way a question is put.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Protocol {
     Http,
     Udp,
 }
 
-pub(crate) const WAYS: [Way; 2] = [Way::Http, Way::Udp];
+pub(crate) const PROTOCOLS: [Protocol; 2] = [Protocol::Http, Protocol::Udp];
 
-/// Ends when dropped.
+/// The server. Stops when dropped.
 pub(crate) struct Agnhost {
     listener: TcpListener,
-    over: Arc<AtomicBool>,
+    is_done: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// A client that keeps its UDP socket, and so its port.
 pub(crate) struct Flow(UdpSocket);
 
-impl Place<'_> {
+impl Location<'_> {
     pub(crate) fn run<T: Send>(self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         match self {
             Self::Pod(pod) => pod.netns.run(work)?,
@@ -59,45 +59,46 @@ impl Place<'_> {
         }
     }
 
-    /// Asks once, from a new socket.
-    pub(crate) fn ask(self, way: Way, address: &str, question: &str) -> Result<String> {
-        self.run(|| match way {
-            Way::Http => get(address, question),
-            Way::Udp => Flow::open(address)?.ask(question),
+    /// Sends one request from a new socket.
+    pub(crate) fn ask(self, protocol: Protocol, address: &str, question: &str) -> Result<String> {
+        self.run(|| match protocol {
+            Protocol::Http => get(address, question),
+            Protocol::Udp => Flow::open(address)?.ask(question),
         })
     }
 }
 
 impl Agnhost {
-    /// Answers on port 8080 of this address.
-    pub(crate) fn start(place: Place<'_>, ip: &str, name: &str) -> Self {
+    /// Starts the server on port 8080 of this address.
+    pub(crate) fn start(location: Location<'_>, ip: &str, name: &str) -> Self {
         let at = SocketAddr::new(ip.parse().unwrap(), PORT);
         let bind = || Ok((TcpListener::bind(at)?, UdpSocket::bind(at)?));
-        let (listener, datagrams) = place.run(bind).unwrap();
-        let over = Arc::new(AtomicBool::new(false));
+        let (listener, datagrams) = location.run(bind).unwrap();
+        let is_done = Arc::new(AtomicBool::new(false));
         let (accepting, own) = (listener.try_clone().unwrap(), name.to_owned());
         let http = std::thread::spawn(move || {
             while let Ok((client, from)) = accepting.accept() {
                 let own = own.clone();
-                // Its own thread, so that a client that only connects keeps nobody waiting; ends with the client.
+                // A thread for each client, so that an idle client does not block others. It ends with the
+                // connection.
                 std::thread::spawn(move || serve(client, from, &own).ok());
             }
         });
-        let (over_too, own) = (Arc::clone(&over), name.to_owned());
+        let (udp_done, own) = (Arc::clone(&is_done), name.to_owned());
         datagrams.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let udp = std::thread::spawn(move || answer_datagrams(&datagrams, &over_too, &own));
-        Self { listener, over, threads: vec![http, udp] }
+        let udp = std::thread::spawn(move || answer_datagrams(&datagrams, &udp_done, &own));
+        Self { listener, is_done, threads: vec![http, udp] }
     }
 
-    /// In a pod, on its own address.
+    /// Starts the server in a pod, on its address.
     pub(crate) fn in_pod(pod: &Pod) -> Self {
-        Self::start(Place::Pod(pod), &pod.ip, &pod.name)
+        Self::start(Location::Pod(pod), &pod.ip, &pod.name)
     }
 }
 
 impl Drop for Agnhost {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.is_done.store(true, Ordering::Relaxed);
         socket::shutdown(self.listener.as_raw_fd(), socket::Shutdown::Both).unwrap();
         for thread in self.threads.drain(..) {
             thread.join().unwrap();
@@ -106,13 +107,13 @@ impl Drop for Agnhost {
 }
 
 impl Flow {
-    /// From where the calling thread is.
+    /// Opens a flow in the network namespace of the calling thread.
     pub(crate) fn open(address: &str) -> Result<Self> {
         let to: SocketAddr = address.parse()?;
         let any = if to.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         Ok(Self(socket))
     }
 
@@ -124,16 +125,16 @@ impl Flow {
         Ok(String::from_utf8(answer)?)
     }
 
-    /// The same where the datagram may be lost.
+    /// As [`Flow::ask`], with a short deadline for datagrams that may be lost.
     pub(crate) fn try_ask(&self, question: &str) -> Result<String> {
         self.0.set_read_timeout(Some(ATTEMPT))?;
         let answer = self.ask(question);
-        self.0.set_read_timeout(Some(PATIENCE))?;
+        self.0.set_read_timeout(Some(TIMEOUT))?;
         answer
     }
 }
 
-/// A pod of application `app` with such a server, described by a manifest.
+/// Starts a pod of application `app` with the server, and writes its manifest.
 pub(crate) fn agnhost(cluster: &Cluster, name: &str, app: &str) -> (Pod, Agnhost) {
     let pod = cluster.add_pod(name).unwrap();
     let server = Agnhost::in_pod(&pod);
@@ -141,10 +142,10 @@ pub(crate) fn agnhost(cluster: &Cluster, name: &str, app: &str) -> (Pod, Agnhost
     (pod, server)
 }
 
-/// One HTTP request, from where the calling thread is; the path is the question.
+/// Sends one HTTP request in the network namespace of the calling thread. The path is the question.
 fn get(address: &str, question: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address.parse()?, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(format!("GET /{question} HTTP/1.1\r\nHost: {address}\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
@@ -170,17 +171,17 @@ fn serve(mut client: TcpStream, from: SocketAddr, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn answer_datagrams(socket: &UdpSocket, over: &AtomicBool, name: &str) {
+fn answer_datagrams(socket: &UdpSocket, is_done: &AtomicBool, name: &str) {
     let mut question = vec![0; 65_535];
-    while !over.load(Ordering::Relaxed) {
+    while !is_done.load(Ordering::Relaxed) {
         match socket.recv_from(&mut question) {
             Ok((length, from)) => {
-                let said = answer(&String::from_utf8_lossy(&question[..length]), from, name);
-                // A client that has gone is its own affair.
-                socket.send_to(said.as_bytes(), from).ok();
+                let reply = answer(&String::from_utf8_lossy(&question[..length]), from, name);
+                // The client may have closed its socket.
+                let _ = socket.send_to(reply.as_bytes(), from);
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            // An ICMP error for an earlier answer.
+            // The ICMP error of an earlier answer.
             Err(_) => {}
         }
     }

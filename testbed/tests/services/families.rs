@@ -1,12 +1,12 @@
-//! IPv6, alone and beside IPv4: "[Feature:IPv6DualStack] … Secondary IP Family".
+//! IPv6, single-stack and dual-stack: "[Feature:IPv6DualStack] … Secondary IP Family".
 
 use testbed::Fleet;
 
 use super::*;
-use crate::agnhost::{Agnhost, Place, WAYS, Way};
-use crate::granular::{expect_hosts, expect_refused};
+use crate::agnhost::{Agnhost, Location, PROTOCOLS, Protocol};
+use crate::granular_checks::{expect_hosts, expect_refused};
 
-/// A node with addresses of both families, and two pods with an IPv6 address each besides their own.
+/// A node with addresses of both families, and two pods with an additional IPv6 address each.
 struct DualStack {
     fleet: Fleet,
     client: Pod,
@@ -18,7 +18,9 @@ const CLIENT: &str = "fd00:10:22::c";
 const ENDPOINT: &str = "fd00:10:22::e";
 const NODE: &str = "[2001:db8:1::2]";
 
-const PORTS: &str = "  type: NodePort\n  externalIPs: [\"2001:db8:f::1\"]\n  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30098}, {name: udp, port: 90, targetPort: 8080, protocol: UDP, nodePort: 30099}]";
+const PORTS: &str = "  type: NodePort\n  externalIPs: [\"2001:db8:f::1\"]\n  ports: [{name: http, port: 80, \
+    targetPort: 8080, nodePort: 30098}, {name: udp, port: 90, targetPort: 8080, protocol: UDP, \
+    nodePort: 30099}]";
 
 impl DualStack {
     fn start() -> Self {
@@ -28,14 +30,15 @@ impl DualStack {
         let endpoint = cluster.add_pod("web-1").unwrap();
         give_address(cluster, &client, CLIENT);
         give_address(cluster, &endpoint, ENDPOINT);
-        let servers = [&endpoint.ip, ENDPOINT].map(|ip| Agnhost::start(Place::Pod(&endpoint), ip, "web-1"));
+        let servers =
+            [&endpoint.ip, ENDPOINT].map(|ip| Agnhost::start(Location::Pod(&endpoint), ip, "web-1"));
         let pod = pod_manifest(
             "web-1",
             "web",
             &format!("status: {{podIPs: [{{ip: {}}}, {{ip: \"{ENDPOINT}\"}}]}}\n", endpoint.ip),
         );
         cluster.apply("pod-web-1.yaml", &pod).unwrap();
-        // The range of the pods tells the proxy that their IPv6 addresses are of this node.
+        // With the pod CIDR the proxy recognizes the IPv6 addresses as those of local pods.
         let text = std::fs::read_to_string(fleet.manifests().join("node-1.yaml")).unwrap();
         let both = text.replace("[\"10.22.1.0/24\"]", "[\"10.22.1.0/24\", \"fd00:10:22::/64\"]");
         cluster.apply("node-1.yaml", &both).unwrap();
@@ -46,7 +49,7 @@ impl DualStack {
         &self.fleet.members[0]
     }
 
-    /// The virtual IPs, as they are to be written before a port.
+    /// Returns the virtual IPs, in the form for an address with a port.
     fn virtual_ips(&self) -> [String; 2] {
         let aaaa = "dig +short +time=1 +tries=1 @10.96.0.10 AAAA web.default.svc.cluster.local";
         let v6 = wait_for("an AAAA record", || {
@@ -58,12 +61,15 @@ impl DualStack {
     }
 }
 
-/// The plugin gives a pod of one family a veth without IPv6. As it routes IPv4: the pod's address behind its veth, a gateway with a link-local address.
+/// Adds an IPv6 address to a pod whose veth has IPv6 disabled: a host route to the pod, and a link-local
+/// gateway.
 fn give_address(cluster: &Cluster, pod: &Pod, address: &str) {
     let route = cluster.node.shell(&format!("ip -o route show {}", pod.ip)).unwrap();
     let veth = route.split_once("dev ").unwrap().1.split(' ').next().unwrap();
     let script = format!(
-        "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; echo 0 > /proc/sys/net/ipv6/conf/{veth}/disable_ipv6; ip address add fe80::1/64 dev {veth} nodad; ip route add {address}/128 dev {veth}"
+        "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; echo 0 > \
+         /proc/sys/net/ipv6/conf/{veth}/disable_ipv6; ip address add fe80::1/64 dev {veth} nodad; ip route \
+         add {address}/128 dev {veth}"
     );
     cluster.node.shell(&script).unwrap();
     let script =
@@ -78,7 +84,7 @@ fn should_function_for_pod_node_and_endpoint_service_in_the_secondary_ip_family(
     test.cluster().apply("web.yaml", &service(&spec)).unwrap();
     let vips = test.virtual_ips();
     let node = &test.cluster().node;
-    for (way, port, node_port) in [(Way::Http, 80, 30_098), (Way::Udp, 90, 30_099)] {
+    for (protocol, port, node_port) in [(Protocol::Http, 80, 30_098), (Protocol::Udp, 90, 30_099)] {
         let addresses = [
             format!("{}:{port}", vips[0]),
             format!("{}:{port}", vips[1]),
@@ -87,49 +93,53 @@ fn should_function_for_pod_node_and_endpoint_service_in_the_secondary_ip_family(
             format!("[2001:db8:f::1]:{port}"),
         ];
         for address in &addresses {
-            for from in [Place::Pod(&test.client), Place::Pod(&test.endpoint), Place::Node(node)] {
-                expect_hosts(from, way, address, &["web-1"]);
+            for from in [Location::Pod(&test.client), Location::Pod(&test.endpoint), Location::Node(node)] {
+                expect_hosts(from, protocol, address, &["web-1"]);
             }
         }
-        expect_hosts(Place::Outside(node.outside()), way, &addresses[3], &["web-1"]);
-        let said = Place::Pod(&test.client).ask(way, &addresses[1], "clientip").unwrap();
-        assert_eq!(said, CLIENT, "the client's own address, {way:?}");
+        expect_hosts(Location::Outside(node.outside()), protocol, &addresses[3], &["web-1"]);
+        let address_seen = Location::Pod(&test.client).ask(protocol, &addresses[1], "clientip").unwrap();
+        assert_eq!(address_seen, CLIENT, "the client's own address, {protocol:?}");
         let message = "42".repeat(4096);
-        let echo = Place::Pod(&test.client).ask(way, &addresses[1], &format!("echo?msg={message}"));
-        assert_eq!(echo.unwrap(), message, "{way:?}");
+        let echo = Location::Pod(&test.client).ask(protocol, &addresses[1], &format!("echo?msg={message}"));
+        assert_eq!(echo.unwrap(), message, "{protocol:?}");
     }
 }
 
-/// "should update endpoints", "should update nodePort", "should function for client IP based session affinity", "should
-/// function for service endpoints using hostNetwork", "should function for multiple endpoint-Services with same selector".
+/// "should update endpoints", "should update nodePort", "should function for client IP based session
+/// affinity", "should function for service endpoints using hostNetwork", "should function for multiple
+/// endpoint-Services with same selector".
 #[test]
 fn should_update_endpoints_and_nodeport_and_keep_clients_in_the_secondary_ip_family() {
     let test = DualStack::start();
-    let (cluster, client) = (test.cluster(), Place::Pod(&test.client));
+    let (cluster, client) = (test.cluster(), Location::Pod(&test.client));
     let spec = format!("  ipFamilyPolicy: RequireDualStack\n  ipFamilies: [IPv4, IPv6]\n{PORTS}");
     cluster.apply("web.yaml", &service(&spec)).unwrap();
     let [_, vip] = test.virtual_ips();
     // A second endpoint, with hostNetwork.
     let on_node = NODE.trim_matches(['[', ']']);
-    let _host = Agnhost::start(Place::Node(&cluster.node), on_node, "host");
+    let _host = Agnhost::start(Location::Node(&cluster.node), on_node, "host");
     let host = pod_manifest("host", "web", &format!("status: {{podIPs: [{{ip: \"{on_node}\"}}]}}\n"))
         .replace("spec: {", "spec: {hostNetwork: true, ");
     cluster.apply("pod-host.yaml", &host).unwrap();
-    let ways = |node_ports: [u16; 2]| {
-        [(Way::Http, 80, node_ports[0]), (Way::Udp, 90, node_ports[1])]
-            .map(|(way, port, node_port)| (way, [format!("{vip}:{port}"), format!("{NODE}:{node_port}")]))
+    let protocols = |node_ports: [u16; 2]| {
+        [(Protocol::Http, 80, node_ports[0]), (Protocol::Udp, 90, node_ports[1])].map(
+            |(protocol, port, node_port)| {
+                (protocol, [format!("{vip}:{port}"), format!("{NODE}:{node_port}")])
+            },
+        )
     };
-    for (way, addresses) in ways([30_098, 30_099]) {
-        addresses.iter().for_each(|address| expect_hosts(client, way, address, &["web-1", "host"]));
+    for (protocol, addresses) in protocols([30_098, 30_099]) {
+        addresses.iter().for_each(|address| expect_hosts(client, protocol, address, &["web-1", "host"]));
     }
     let sticky = spec.replace("  type:", "  sessionAffinity: ClientIP\n  type:").replace("3009", "3008");
     cluster.apply("web.yaml", &service(&sticky)).unwrap();
-    for (way, old) in [(Way::Http, 30_098), (Way::Udp, 30_099)] {
-        expect_refused(client, way, &format!("{NODE}:{old}"));
+    for (protocol, old) in [(Protocol::Http, 30_098), (Protocol::Udp, 30_099)] {
+        expect_refused(client, protocol, &format!("{NODE}:{old}"));
     }
-    for (way, addresses) in ways([30_088, 30_089]) {
-        wait_for(&format!("one endpoint by {way:?}"), || {
-            let ask = |address: &String| client.ask(way, address, "hostname");
+    for (protocol, addresses) in protocols([30_088, 30_089]) {
+        wait_for(&format!("one endpoint by {protocol:?}"), || {
+            let ask = |address: &String| client.ask(protocol, address, "hostname");
             let seen = (0..10).flat_map(|_| addresses.iter().map(ask)).collect::<Result<BTreeSet<_>>>()?;
             ensure!(seen.len() == 1, "{seen:?}");
             Ok(())
@@ -138,16 +148,16 @@ fn should_update_endpoints_and_nodeport_and_keep_clients_in_the_secondary_ip_fam
     }
     let second = service(&spec).replace("{name: web}", "{name: second}").replace("3009", "3007");
     cluster.apply("second.yaml", &second.replace("db8:f::1", "db8:f::2")).unwrap();
-    expect_hosts(client, Way::Http, "[2001:db8:f::2]:80", &["web-1", "host"]);
+    expect_hosts(client, Protocol::Http, "[2001:db8:f::2]:80", &["web-1", "host"]);
     cluster.delete("pod-host.yaml").unwrap();
-    for (way, addresses) in ways([30_088, 30_089]) {
-        addresses.iter().for_each(|address| expect_hosts(client, way, address, &["web-1"]));
+    for (protocol, addresses) in protocols([30_088, 30_089]) {
+        addresses.iter().for_each(|address| expect_hosts(client, protocol, address, &["web-1"]));
     }
-    expect_hosts(client, Way::Http, "[2001:db8:f::2]:80", &["web-1"]);
+    expect_hosts(client, Protocol::Http, "[2001:db8:f::2]:80", &["web-1"]);
 }
 
 #[test]
-fn a_service_of_one_family_has_endpoints_of_that_family_and_may_change_it() {
+fn single_family_service_uses_its_family_and_can_change_it() {
     let test = DualStack::start();
     let with = |families: &str| {
         let spec = format!("  ipFamilies: [{families}]\n{PORTS}")
@@ -156,16 +166,16 @@ fn a_service_of_one_family_has_endpoints_of_that_family_and_may_change_it() {
     };
     with("IPv4, IPv6");
     let vips = test.virtual_ips();
-    for way in WAYS {
-        let port = if way == Way::Http { 80 } else { 90 };
+    for protocol in PROTOCOLS {
+        let port = if protocol == Protocol::Http { 80 } else { 90 };
         let [v4, v6] = vips.each_ref().map(|ip| format!("{ip}:{port}"));
         with("IPv6");
-        expect_refused(Place::Pod(&test.client), way, &v4);
-        expect_hosts(Place::Pod(&test.client), way, &v6, &["web-1"]);
+        expect_refused(Location::Pod(&test.client), protocol, &v4);
+        expect_hosts(Location::Pod(&test.client), protocol, &v6, &["web-1"]);
         with("IPv4");
-        expect_refused(Place::Pod(&test.client), way, &v6);
-        expect_hosts(Place::Pod(&test.client), way, &v4, &["web-1"]);
+        expect_refused(Location::Pod(&test.client), protocol, &v6);
+        expect_hosts(Location::Pod(&test.client), protocol, &v4, &["web-1"]);
         with("IPv4, IPv6");
-        expect_hosts(Place::Pod(&test.client), way, &v6, &["web-1"]);
+        expect_hosts(Location::Pod(&test.client), protocol, &v6, &["web-1"]);
     }
 }

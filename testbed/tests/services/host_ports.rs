@@ -1,4 +1,4 @@
-//! Host ports beside Services: each has its own addresses, whichever was there first.
+//! Host ports and Services on the same port: each uses its own addresses, in any order.
 
 use serde_json::json;
 use testbed::{Binaries, Network, Plugin};
@@ -8,7 +8,7 @@ use super::*;
 const NODE: &str = "192.0.2.2";
 const EXTERNAL: &str = "203.0.113.10";
 
-/// A pod of both families with these ports of the node, which lead to its port 8080.
+/// Starts a dual-stack pod with these host ports for its port 8080.
 fn publish(cluster: &Cluster, name: &str, ports: &[u16]) -> Replica {
     let mappings: Vec<_> = ["tcp", "udp"]
         .iter()
@@ -27,25 +27,27 @@ fn publish(cluster: &Cluster, name: &str, ports: &[u16]) -> Replica {
     Replica { pod, _server: server }
 }
 
-/// A Service of both families with an external IP, and its virtual IPs.
+/// Applies a dual-stack Service with an external IP. Returns its virtual IPs.
 fn apply_service(cluster: &Cluster) -> [String; 2] {
     let addresses = ["10.96.7.7", "fd00:10:96::77"];
     let spec = format!(
-        "  ipFamilyPolicy: RequireDualStack\n  clusterIPs: [{}, \"{}\"]\n  externalIPs: [{EXTERNAL}]\n{PORT_80}",
+        "  ipFamilyPolicy: RequireDualStack\n  clusterIPs: [{}, \"{}\"]\n  externalIPs: [{EXTERNAL}]\n\
+         {PORT_80}",
         addresses[0], addresses[1]
     );
     cluster.apply("web.yaml", &service(&spec)).unwrap();
     addresses.map(str::to_owned)
 }
 
-/// Whether a connection is refused where the calling thread is.
+/// Returns whether a connection is refused in the network namespace of the calling thread.
 fn is_refused(address: &str) -> bool {
     let connected = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(10));
     connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-/// Port 80 of the Service's addresses leads to its pod, 81 to nothing; those of the node lead to the pod that has them.
-fn expect_each_at_its_own(cluster: &Cluster, client: &Pod, virtual_ips: &[String; 2]) {
+/// Checks that port 80 of the Service's addresses reaches its pod, 81 is refused, and the node's ports reach
+/// the host port's pod.
+fn expect_service_and_host_ports(cluster: &Cluster, client: &Pod, virtual_ips: &[String; 2]) {
     let node = &cluster.node;
     expect_answers(client, &format!("{EXTERNAL}:80"), &["web-1"]);
     assert_eq!(node.run(|| ask(&format!("{EXTERNAL}:80"))).unwrap(), "web-1", "from the node");
@@ -80,7 +82,7 @@ fn host_port_added_beside_services_takes_addresses_of_the_node_only() {
     let _replica = replica(&cluster, "web-1", "web");
     expect_answers(&client, &format!("{}:80", virtual_ips[0]), &["web-1"]);
     let _published = publish(&cluster, "published", &[53, 80, 81]);
-    expect_each_at_its_own(&cluster, &client, &virtual_ips);
+    expect_service_and_host_ports(&cluster, &client, &virtual_ips);
 }
 
 #[test]
@@ -91,10 +93,10 @@ fn proxy_started_after_a_host_port_serves_its_services_on_that_port() {
     let virtual_ips = apply_service(&cluster);
     let _replica = replica(&cluster, "web-1", "web");
     cluster.restart_proxy().unwrap();
-    expect_each_at_its_own(&cluster, &client, &virtual_ips);
-    // One that is killed leaves its rules, its successor takes them over, and a flush is repaired.
+    expect_service_and_host_ports(&cluster, &client, &virtual_ips);
+    // A killed proxy leaves its rules, the next one reuses them, and restores them after a flush.
     cluster.restart_proxy().unwrap();
-    expect_each_at_its_own(&cluster, &client, &virtual_ips);
+    expect_service_and_host_ports(&cluster, &client, &virtual_ips);
     cluster.node.shell("nft flush ruleset").unwrap();
     wait_for("the proxy to repair its rules", || {
         ensure!(cluster.node.shell("nft list tables")?.contains("portolan-virtual"));
@@ -102,8 +104,8 @@ fn proxy_started_after_a_host_port_serves_its_services_on_that_port() {
     })
     .unwrap();
     let _other = publish(&cluster, "other", &[82]);
-    expect_each_at_its_own(&cluster, &client, &virtual_ips);
-    // Without a proxy nothing is left that could keep packets out of conntrack.
+    expect_service_and_host_ports(&cluster, &client, &virtual_ips);
+    // A stopped proxy leaves no rules that exclude packets from conntrack.
     cluster.proxy.terminate().unwrap();
     let left = cluster.node.shell("nft list tables").unwrap();
     assert!(!left.contains("portolan-virtual") && !left.contains("portolan-proxy"), "{left}");
@@ -114,7 +116,8 @@ fn service_keeps_its_ports_of_an_address_of_the_node_that_host_ports_have_too() 
     let (cluster, client) = cluster();
     let _published = publish(&cluster, "published", &[80, 81, 30080]);
     let spec = format!(
-        "  type: NodePort\n  externalIPs: [{NODE}]\n  ports: [{{port: 80, targetPort: 8080, nodePort: 30080}}]"
+        "  type: NodePort\n  externalIPs: [{NODE}]\n  ports: [{{port: 80, targetPort: 8080, \
+         nodePort: 30080}}]"
     );
     cluster.apply("web.yaml", &service(&spec)).unwrap();
     let _replica = replica(&cluster, "web-1", "web");
@@ -126,9 +129,9 @@ fn service_keeps_its_ports_of_an_address_of_the_node_that_host_ports_have_too() 
     expect_answers(&client, &format!("{NODE}:81"), &["published"]);
 }
 
-/// netavark, Docker and the reference portmap translate whatever is local to the node.
+/// netavark, Docker and the reference portmap translate all addresses that are local to the node.
 #[test]
-fn port_forwarding_of_other_programs_does_not_reach_virtual_ips() {
+fn dnat_rules_of_other_programs_do_not_apply_to_virtual_ips() {
     let (cluster, client) = cluster();
     let virtual_ips = apply_service(&cluster);
     let _replica = replica(&cluster, "web-1", "web");

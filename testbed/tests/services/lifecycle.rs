@@ -1,4 +1,4 @@
-//! Services and endpoints that come, change and go.
+//! Creation, change and deletion of Services and endpoints.
 
 use super::*;
 
@@ -78,16 +78,16 @@ fn should_implement_service_kubernetes_io_headless_and_service_proxy_name() {
 }
 
 #[test]
-fn a_proxy_with_a_name_carries_the_services_and_slices_that_ask_for_it() {
+fn proxy_with_a_name_serves_services_and_slices_with_its_label() {
     let cluster = Cluster::start_with(&["--service-proxy-name", "other"]).unwrap();
     let client = cluster.add_pod("client").unwrap();
-    let (ours, usual) = (replica(&cluster, "web-1", "none"), replica(&cluster, "web-2", "none"));
+    let (selected, unlabelled) = (replica(&cluster, "web-1", "none"), replica(&cluster, "web-2", "none"));
     let label = "service.kubernetes.io/service-proxy-name: other";
     let labelled = service(PORT_80).replace("{name: web}", &format!("{{name: web, labels: {{{label}}}}}"));
     cluster.apply("web.yaml", &labelled).unwrap();
-    // The slices of two controllers: each proxy has its own.
-    cluster.apply("ours.yaml", &slice("ours", &ours.pod.ip, label)).unwrap();
-    cluster.apply("usual.yaml", &slice("usual", &usual.pod.ip, "other: label")).unwrap();
+    // The slices of two controllers, one for each proxy.
+    cluster.apply("selected.yaml", &slice("selected", &selected.pod.ip, label)).unwrap();
+    cluster.apply("unlabelled.yaml", &slice("unlabelled", &unlabelled.pod.ip, "other: label")).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
     expect_answers(&client, &address, &["web-1"]);
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
@@ -114,11 +114,11 @@ fn should_work_after_restarting_the_proxy() {
     cluster.restart_proxy().unwrap();
     expect_answers(&client, &address, &["web-1"]);
     expect_answers(&client, "203.0.113.30:80", &["web-1"]);
-    // What a killed proxy had made local goes with the first state that does not want it.
+    // Local addresses of a killed proxy are removed when the next one syncs without them.
     cluster.node.shell(&format!("kill -KILL {}", cluster.proxy.id())).unwrap();
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
     cluster.restart_proxy().unwrap();
-    wait_for("the address to go", || {
+    wait_for("the removal of the address", || {
         let routes = cluster.node.shell("ip route show table local")?;
         ensure!(!routes.contains("203.0.113.30"), "{routes}");
         Ok(())
@@ -135,7 +135,7 @@ fn should_allow_pods_to_hairpin_back_to_themselves_through_services() {
 }
 
 #[test]
-fn one_look_tells_what_is_served_and_by_whom() {
+fn debug_page_shows_services_and_endpoints() {
     let (cluster, client) = cluster();
     let server = replica(&cluster, "web-1", "web");
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
@@ -154,10 +154,10 @@ fn one_look_tells_what_is_served_and_by_whom() {
 }
 
 #[test]
-fn an_endpoint_that_never_accepts_is_passed_over_and_costs_no_request() {
+fn endpoint_that_never_accepts_is_ejected_without_failed_requests() {
     let (cluster, client) = cluster();
     let _replicas = ["web-1", "web-2"].map(|name| replica(&cluster, name, "web"));
-    // Described as a pod of the Service, but nothing listens there.
+    // A pod of the Service that does not listen.
     let _dead = cluster.add_pod("web-3").unwrap();
     cluster.apply("pod-web-3.yaml", &pod_manifest("web-3", "web", "")).unwrap();
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
@@ -167,7 +167,7 @@ fn an_endpoint_that_never_accepts_is_passed_over_and_costs_no_request() {
         client.ask(&address).unwrap();
     }
     let retries = cluster.proxy_metric("portolan_proxy_connect_retries_total").unwrap();
-    assert!((1.0..=5.0).contains(&retries), "{retries} retries: it was tried again and again");
+    assert!((1.0..=5.0).contains(&retries), "{retries} retries: the endpoint was not ejected");
     let page = cluster.node.shell("curl -fsS http://127.0.0.1:10249/debug/services").unwrap();
     assert!(page.contains("passed over"), "{page}");
 }

@@ -1,17 +1,22 @@
-//! The Service of the cluster's DNS server and a portolan-dns of the node at one address: the latter answers.
+//! portolan-dns on the node and the cluster's DNS Service at the same address: portolan-dns answers.
 
 use super::*;
-use crate::loops::manual;
-use crate::rules::wait_for_check;
+use crate::nft_rules::wait_for_check;
+use crate::proxy_loops::manual;
 
 const QUESTION: &str = "+short +time=2 +tries=1 @10.96.0.10 -p 53 web.default.svc.cluster.local";
 
-/// A DNS server of its own kind in a pod, which answers everything with 192.0.2.99.
+/// Applies the Service of another DNS server. Returns its pod.
 fn other_dns(cluster: &Cluster) -> Pod {
     let pod = cluster.add_pod("coredns").unwrap();
-    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: kube-dns, namespace: kube-system}\nspec:\n  clusterIP: 10.96.0.10\n  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}]\n";
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: kube-dns, namespace: kube-system}\n\
+        spec:\n  clusterIP: 10.96.0.10\n  ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, \
+        port: 53}]\n";
     let slice = format!(
-        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: kube-dns-1, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}\naddressType: IPv4\nports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, port: 53}}]\nendpoints: [{{addresses: [{}]}}]\n",
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: kube-dns-1, namespace: kube-system, labels: {{kubernetes.io/service-name: \
+         kube-dns}}}}\naddressType: IPv4\nports: [{{name: dns, port: 53, protocol: UDP}}, {{name: dns-tcp, \
+         port: 53}}]\nendpoints: [{{addresses: [{}]}}]\n",
         pod.ip
     );
     cluster.apply("kube-dns.yaml", &format!("{service}{slice}")).unwrap();
@@ -19,12 +24,12 @@ fn other_dns(cluster: &Cluster) -> Pod {
 }
 
 #[test]
-fn portolan_dns_has_the_address_at_which_it_listens_and_the_service_has_it_otherwise() {
+fn portolan_dns_has_precedence_over_the_service_at_its_listen_address() {
     let (mut cluster, client) = cluster();
     cluster.apply("web.yaml", &service(&format!("  clusterIP: 10.96.7.8\n{PORT_80}"))).unwrap();
     assert_eq!(cluster.virtual_ip("web").unwrap(), "10.96.7.8");
     let pod = other_dns(&cluster);
-    // What stands in for CoreDNS: portolan-dns again, in the pod, with a Service `web` of its own.
+    // A second portolan-dns stands for CoreDNS, in the pod, with another Service `web`.
     let manifests = cluster.directory().join("other");
     std::fs::create_dir(&manifests).unwrap();
     std::fs::write(manifests.join("web.yaml"), service(&format!("  clusterIP: 10.96.9.9\n{PORT_80}")))
@@ -49,17 +54,17 @@ fn portolan_dns_has_the_address_at_which_it_listens_and_the_service_has_it_other
                 Ok(())
             })
             .unwrap();
-            // Every one, not some.
+            // All queries, not only some.
             for _ in 0..20 {
                 assert_eq!(answer(transport).unwrap(), address, "{transport}");
             }
         }
     };
-    let told = "10.96.0.10:53/udp of Service kube-system/kube-dns is left to portolan-dns on this node";
+    let condition = "10.96.0.10:53/udp of Service kube-system/kube-dns is left to portolan-dns on this node";
     let page = || cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose");
-    wait_for("the owner to be told", || {
+    wait_for("the reported owner", || {
         let page = page()?;
-        ensure!(page.contains(told), "{page}");
+        ensure!(page.contains(condition), "{page}");
         Ok(())
     })
     .unwrap();
@@ -70,10 +75,10 @@ fn portolan_dns_has_the_address_at_which_it_listens_and_the_service_has_it_other
     assert_eq!(cluster.proxy_metric("portolan_proxy_frontend_failures").unwrap(), 0.0);
     cluster.dns.kill();
     expect("10.96.9.9");
-    assert!(!page().unwrap().contains(told));
+    assert!(!page().unwrap().contains(condition));
 }
 
-/// A Service with TCP ports 53 and 853, whose endpoint answers with its name.
+/// Applies a Service with TCP ports 53 and 853, whose endpoint answers with its name.
 fn named_dns(cluster: &Cluster) -> Replica {
     let ports =
         "  ports: [{name: dns, port: 53, targetPort: 8080}, {name: tls, port: 853, targetPort: 8080}]";
@@ -82,7 +87,7 @@ fn named_dns(cluster: &Cluster) -> Replica {
     replica
 }
 
-/// Holds the name by which a portolan-dns says that it listens there.
+/// Binds the abstract socket by which portolan-dns announces a listen address.
 fn hold(cluster: &Cluster, address: &str) -> std::os::unix::net::UnixListener {
     use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::net::{SocketAddr, UnixListener};
@@ -90,9 +95,9 @@ fn hold(cluster: &Cluster, address: &str) -> std::os::unix::net::UnixListener {
     cluster.node.run(|| UnixListener::bind_addr(&name)).unwrap()
 }
 
-/// It takes no privilege to hold a name, but one to listen on these ports.
+/// An abstract socket needs no privilege, but listening on these ports does.
 #[test]
-fn name_without_a_listener_takes_no_address_from_its_service() {
+fn abstract_socket_without_a_listener_does_not_affect_the_service() {
     let (cluster, client) = cluster();
     let _web = named_dns(&cluster);
     let names = ["10.96.0.20:53", "10.96.0.20:853"];
@@ -100,7 +105,7 @@ fn name_without_a_listener_takes_no_address_from_its_service() {
         expect_answers(&client, address, &["web-1"]);
     }
     let _held = names.map(|address| hold(&cluster, address));
-    // The proxy has looked at the names when it answers for the next Service but one.
+    // After two further changes the proxy has read the abstract sockets.
     for name in ["one", "two"] {
         wait_for_check(&cluster);
         cluster.apply("more.yaml", &manual(name, "ports: [{port: 80}]", "192.0.2.1", 80)).unwrap();
@@ -113,7 +118,7 @@ fn name_without_a_listener_takes_no_address_from_its_service() {
 }
 
 #[test]
-fn listeners_on_both_ports_with_their_names_have_the_addresses() {
+fn listeners_with_their_abstract_sockets_have_precedence() {
     use std::io::Write as _;
     let (cluster, client) = cluster();
     let _web = named_dns(&cluster);
@@ -123,9 +128,9 @@ fn listeners_on_both_ports_with_their_names_have_the_addresses() {
         let held = hold(&cluster, address);
         let answering = listener.try_clone().unwrap();
         let server = std::thread::spawn(move || {
-            // Until the end of the listener.
+            // Until the listener is shut down.
             while let Ok((mut stream, _)) = answering.accept() {
-                drop(stream.write_all(b"on-the-node"));
+                let _ = stream.write_all(b"on-the-node"); // The client may have closed the connection.
             }
         });
         expect_answers(&client, address, &["on-the-node"]);
@@ -140,7 +145,7 @@ fn listeners_on_both_ports_with_their_names_have_the_addresses() {
     }
 }
 
-/// As the Debian package runs it (`DynamicUser=yes`).
+/// As in the Debian package (`DynamicUser=yes`).
 #[test]
 fn portolan_dns_of_another_user_has_its_address() {
     let (mut cluster, _client) = cluster();
@@ -149,8 +154,8 @@ fn portolan_dns_of_another_user_has_its_address() {
     let is_left = |expected: bool| {
         wait_for("the owner of the address", || {
             let page = node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
-            let told = "10.96.0.10:53/udp of Service kube-system/kube-dns is left to portolan-dns";
-            ensure!(page.contains(told) == expected, "{page}");
+            let condition = "10.96.0.10:53/udp of Service kube-system/kube-dns is left to portolan-dns";
+            ensure!(page.contains(condition) == expected, "{page}");
             Ok(())
         })
         .unwrap();
@@ -160,7 +165,7 @@ fn portolan_dns_of_another_user_has_its_address() {
     is_left(false);
     let dns = testbed::Binaries::find().unwrap().path("portolan-dns");
     let (manifests, log) = (cluster.manifests(), cluster.directory().join("dns-again.log"));
-    // The directory of the manifests is root's.
+    // The directory of manifests belongs to root.
     let capabilities = "+net_bind_service,+dac_override";
     let user =
         ["--reuid", "65534", "--clear-groups", "--inh-caps", capabilities, "--ambient-caps", capabilities];

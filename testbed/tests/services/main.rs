@@ -1,24 +1,24 @@
-//! The upstream end-to-end tests of Services (`test/e2e/network`), by their titles, against the real programs.
+//! The upstream end-to-end tests of Services (`test/e2e/network`), by their titles, with the real programs.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod affinity;
 mod agnhost;
 mod changes;
 mod datagrams;
-mod entrances;
 mod families;
-mod granular;
+mod frontends;
+mod granular_checks;
 mod host_ports;
+mod http_pages;
 mod lifecycle;
 mod limits;
 mod local_dns;
-mod loops;
+mod nft_rules;
 mod node_servers;
 mod nodes;
-mod pages;
 mod policies;
-mod rules;
+mod proxy_loops;
 mod slices;
 mod terminating;
 
@@ -30,7 +30,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Cluster, HostnameServer, Pod, Program, wait_for};
 
-/// A replica that answers with its name on port 8080.
+/// A pod that answers with its name on port 8080.
 struct Replica {
     pod: Pod,
     _server: HostnameServer,
@@ -45,11 +45,12 @@ fn replica(cluster: &Cluster, name: &str, app: &str) -> Replica {
 
 fn pod_manifest(name: &str, app: &str, more: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\nspec: {{containers: [{{name: c, ports: [{{name: http, containerPort: 8080}}]}}]}}\n{more}"
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {app}}}}}\n\
+         spec: {{containers: [{{name: c, ports: [{{name: http, containerPort: 8080}}]}}]}}\n{more}"
     )
 }
 
-/// A Service `web` for pods of app `web`, with this `spec` besides.
+/// Returns a Service `web` for pods of app `web`, with further fields of its spec.
 fn service(spec: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{app: web}}\n{spec}\n"
@@ -58,16 +59,18 @@ fn service(spec: &str) -> String {
 
 const PORT_80: &str = "  ports: [{port: 80, targetPort: 8080}]";
 
-/// An EndpointSlice `name` of Service `web`; an endpoint is its address and the rest of its fields.
+/// Returns an EndpointSlice of Service `web`. An endpoint is its address and its further fields.
 fn slice(name: &str, endpoints: &[(&str, &str)]) -> String {
     let endpoints: String =
         endpoints.iter().map(|(ip, more)| format!("- {{addresses: [{ip}], {more}}}\n")).collect();
     format!(
-        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints:\n{endpoints}"
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\n\
+         ports: [{{port: 8080}}]\nendpoints:\n{endpoints}"
     )
 }
 
-/// One request, from where the calling thread is.
+/// Sends one request in the network namespace of the calling thread.
 fn ask(address: &str) -> Result<String> {
     let timeout = Duration::from_secs(10);
     let mut stream = TcpStream::connect_timeout(&address.parse::<SocketAddr>()?, timeout)?;
@@ -78,12 +81,12 @@ fn ask(address: &str) -> Result<String> {
     Ok(name)
 }
 
-/// The names that answer twenty requests.
+/// Returns the names that answer twenty requests.
 fn answering(pod: &Pod, address: &str) -> Result<BTreeSet<String>> {
     (0..20).map(|_| pod.ask(address)).collect()
 }
 
-/// Waits until exactly these answer.
+/// Waits until exactly these names answer.
 fn expect_answers(pod: &Pod, address: &str, names: &[&str]) {
     let expected: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
     wait_for(&format!("answers of {names:?} at {address}"), || {
@@ -94,7 +97,7 @@ fn expect_answers(pod: &Pod, address: &str, names: &[&str]) {
     .unwrap();
 }
 
-/// Waits until a connection is refused: not accepted, not left without an answer.
+/// Waits until a connection is refused.
 fn expect_refusal(pod: &Pod, address: &str) {
     wait_for(&format!("refusal at {address}"), || {
         let result = pod
@@ -107,7 +110,7 @@ fn expect_refusal(pod: &Pod, address: &str) {
     .unwrap();
 }
 
-/// A cluster with a client.
+/// Starts a cluster with a client pod.
 fn cluster() -> (Cluster, Pod) {
     let cluster = Cluster::start().unwrap();
     let client = cluster.add_pod("client").unwrap();

@@ -1,14 +1,15 @@
-//! Titles that need several nodes: traffic distribution, traffic policies, sources across nodes.
+//! Upstream tests that need several nodes: traffic distribution, traffic policies, source addresses across
+//! nodes.
 
 use testbed::Fleet;
 
 use super::*;
-use crate::agnhost::{Agnhost, Place, Way};
-use crate::granular::{expect_hosts, expect_refused};
+use crate::agnhost::{Agnhost, Location, Protocol};
+use crate::granular_checks::{expect_hosts, expect_refused};
 
 const TYPES: &str = "  type: LoadBalancer\n  ports: [{port: 80, targetPort: 8080, nodePort: 30095}]";
 
-/// As many nodes as there are zones named, all on one link.
+/// Starts a node in each of these zones, all on one link.
 fn fleet(zones: &[&str]) -> Fleet {
     let fleet = Fleet::start(&vec![0; zones.len()]).unwrap();
     fleet.route_pods().unwrap();
@@ -22,7 +23,7 @@ fn fleet(zones: &[&str]) -> Fleet {
     fleet
 }
 
-/// A replica of `web` on a node, named after it.
+/// Starts a replica of `web` on a node.
 fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, Agnhost) {
     let pod = fleet.members[index].add_pod(name).unwrap();
     let server = Agnhost::in_pod(&pod);
@@ -30,11 +31,11 @@ fn replica(fleet: &Fleet, index: usize, name: &str) -> (Pod, Agnhost) {
     (pod, server)
 }
 
-/// A replica with `hostNetwork: true`.
+/// Starts a replica with `hostNetwork: true`.
 fn host_replica(fleet: &Fleet, index: usize, name: &str) -> Agnhost {
     let node = &fleet.members[index].node;
     describe(fleet, index, name, node.address());
-    Agnhost::start(Place::Node(node), node.address(), name)
+    Agnhost::start(Location::Node(node), node.address(), name)
 }
 
 fn describe(fleet: &Fleet, index: usize, name: &str, ip: &str) {
@@ -43,18 +44,18 @@ fn describe(fleet: &Fleet, index: usize, name: &str, ip: &str) {
     fleet.members[index].apply(&format!("{name}.yaml"), &placed).unwrap();
 }
 
-/// The virtual IP, known to be the same on every node.
+/// Returns the virtual IP, and asserts that it is the same on every node.
 fn virtual_ip(fleet: &Fleet) -> String {
     let all: BTreeSet<String> = fleet.members.iter().map(|m| m.virtual_ip("web").unwrap()).collect();
     assert_eq!(all.len(), 1, "{all:?}");
     format!("{}:80", all.first().unwrap())
 }
 
-/// What a pod of each node is answered by.
+/// Checks which replicas answer a pod of each node.
 fn expect_from_each(fleet: &Fleet, clients: &[Pod], expected: &[&[&str]]) {
     let address = virtual_ip(fleet);
     for (client, names) in clients.iter().zip(expected) {
-        expect_hosts(Place::Pod(client), Way::Http, &address, names);
+        expect_hosts(Location::Pod(client), Protocol::Http, &address, names);
     }
 }
 
@@ -78,7 +79,7 @@ fn should_route_traffic_to_an_endpoint_in_the_same_zone_when_using_prefer_close_
         fleet.members[0].apply("web.yaml", &distributed(value)).unwrap();
         expect_from_each(&fleet, &clients, &[&["in-a"], &["in-a"], &["in-b"]]);
     }
-    // A zone loses its only endpoint: its clients go to the others rather than nowhere.
+    // After a zone loses its only endpoint, its clients use endpoints of other zones.
     fleet.members[0].delete("in-b.yaml").unwrap();
     expect_from_each(&fleet, &clients, &[&["in-a"][..]; 3]);
 }
@@ -118,8 +119,8 @@ fn should_respect_internal_traffic_policy_local_pod_to_pod() {
     let _replica = replica(&fleet, 0, "on-1");
     fleet.members[0].apply("web.yaml", &internal_local()).unwrap();
     let (clients, address) = (clients(&fleet), virtual_ip(&fleet));
-    expect_hosts(Place::Pod(&clients[0]), Way::Http, &address, &["on-1"]);
-    expect_refused(Place::Pod(&clients[1]), Way::Http, &address);
+    expect_hosts(Location::Pod(&clients[0]), Protocol::Http, &address, &["on-1"]);
+    expect_refused(Location::Pod(&clients[1]), Protocol::Http, &address);
 }
 
 #[test]
@@ -128,8 +129,8 @@ fn should_respect_internal_traffic_policy_local_pod_host_network_to_pod() {
     let _replica = replica(&fleet, 0, "on-1");
     fleet.members[0].apply("web.yaml", &internal_local()).unwrap();
     let address = virtual_ip(&fleet);
-    expect_hosts(Place::Node(&fleet.members[0].node), Way::Http, &address, &["on-1"]);
-    expect_refused(Place::Node(&fleet.members[1].node), Way::Http, &address);
+    expect_hosts(Location::Node(&fleet.members[0].node), Protocol::Http, &address, &["on-1"]);
+    expect_refused(Location::Node(&fleet.members[1].node), Protocol::Http, &address);
 }
 
 #[test]
@@ -138,15 +139,16 @@ fn should_respect_internal_traffic_policy_local_pod_and_node_to_pod_host_network
     let _replica = host_replica(&fleet, 0, "host-1");
     fleet.members[0].apply("web.yaml", &internal_local()).unwrap();
     let (clients, address) = (clients(&fleet), virtual_ip(&fleet));
-    for from in [Place::Pod(&clients[0]), Place::Node(&fleet.members[0].node)] {
-        expect_hosts(from, Way::Http, &address, &["host-1"]);
+    for from in [Location::Pod(&clients[0]), Location::Node(&fleet.members[0].node)] {
+        expect_hosts(from, Protocol::Http, &address, &["host-1"]);
     }
-    for from in [Place::Pod(&clients[1]), Place::Node(&fleet.members[1].node)] {
-        expect_refused(from, Way::Http, &address);
+    for from in [Location::Pod(&clients[1]), Location::Node(&fleet.members[1].node)] {
+        expect_refused(from, Protocol::Http, &address);
     }
 }
 
-/// "ESIPP should work for type=NodePort", "… should only target nodes with endpoints", "… should work from pods".
+/// "ESIPP should work for type=NodePort", "… should only target nodes with endpoints", "… should work from
+/// pods".
 #[test]
 fn esipp_should_only_target_nodes_with_endpoints_and_keep_the_source() {
     let fleet = fleet(&["a", "a"]);
@@ -155,12 +157,12 @@ fn esipp_should_only_target_nodes_with_endpoints_and_keep_the_source() {
     let local =
         TYPES.replace("  ports", "  externalTrafficPolicy: Local\n  healthCheckNodePort: 32010\n  ports");
     fleet.members[0].apply("web.yaml", &service(&format!("{local}\n{status}"))).unwrap();
-    let outside = Place::Outside(fleet.members[0].node.outside());
+    let outside = Location::Outside(fleet.members[0].node.outside());
     let at = |index: usize| format!("{}:30095", fleet.members[index].node.address());
-    expect_hosts(outside, Way::Http, &at(0), &["on-1"]);
-    assert_eq!(outside.ask(Way::Http, &at(0), "clientip").unwrap(), "192.0.2.1");
-    wait_for("the second node to send nobody on", || {
-        ensure!(outside.ask(Way::Http, &at(1), "hostname").is_err());
+    expect_hosts(outside, Protocol::Http, &at(0), &["on-1"]);
+    assert_eq!(outside.ask(Protocol::Http, &at(0), "clientip").unwrap(), "192.0.2.1");
+    wait_for("the failure at the second node", || {
+        ensure!(outside.ask(Protocol::Http, &at(1), "hostname").is_err());
         Ok(())
     })
     .unwrap();
@@ -171,15 +173,15 @@ fn esipp_should_only_target_nodes_with_endpoints_and_keep_the_source() {
         );
         assert_eq!(fleet.members[index].node.shell(&script).unwrap(), code, "node {index}");
     }
-    // Pods and nodes of the cluster take the short way, wherever they are.
+    // Pods and nodes of the cluster use any endpoint, from every node.
     let client = fleet.members[1].add_pod("client").unwrap();
-    for from in [Place::Pod(&client), Place::Node(&fleet.members[1].node)] {
-        expect_hosts(from, Way::Http, "198.51.100.40:80", &["on-1"]);
+    for from in [Location::Pod(&client), Location::Node(&fleet.members[1].node)] {
+        expect_hosts(from, Protocol::Http, "198.51.100.40:80", &["on-1"]);
     }
-    // With Cluster every node serves, the second one in its own name.
+    // With policy Cluster every node serves; the second one uses its own source address.
     fleet.members[0].apply("web.yaml", &service(&format!("{TYPES}\n{status}"))).unwrap();
-    expect_hosts(outside, Way::Http, &at(1), &["on-1"]);
-    assert_eq!(outside.ask(Way::Http, &at(1), "clientip").unwrap(), fleet.members[1].node.address());
+    expect_hosts(outside, Protocol::Http, &at(1), &["on-1"]);
+    assert_eq!(outside.ask(Protocol::Http, &at(1), "clientip").unwrap(), fleet.members[1].node.address());
 }
 
 #[test]
@@ -189,9 +191,9 @@ fn should_preserve_source_pod_ip_for_traffic_through_service_cluster_ip_across_n
     fleet.members[0].apply("web.yaml", &service(PORT_80)).unwrap();
     let (clients, address) = (clients(&fleet), virtual_ip(&fleet));
     for client in &clients {
-        expect_hosts(Place::Pod(client), Way::Http, &address, &["on-2"]);
-        assert_eq!(Place::Pod(client).ask(Way::Http, &address, "clientip").unwrap(), client.ip);
+        expect_hosts(Location::Pod(client), Protocol::Http, &address, &["on-2"]);
+        assert_eq!(Location::Pod(client).ask(Protocol::Http, &address, "clientip").unwrap(), client.ip);
     }
-    let said = Place::Node(&fleet.members[0].node).ask(Way::Http, &address, "clientip").unwrap();
-    assert_eq!(said, fleet.members[0].node.address());
+    let source = Location::Node(&fleet.members[0].node).ask(Protocol::Http, &address, "clientip").unwrap();
+    assert_eq!(source, fleet.members[0].node.address());
 }

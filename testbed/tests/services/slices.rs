@@ -1,8 +1,8 @@
-//! EndpointSlices as they come: several, overlapping, incomplete, of other kinds (section 1.3 of the checklist).
+//! EndpointSlices: several of one Service, overlapping, incomplete, and of other address types.
 
 use super::*;
-use crate::agnhost::{Agnhost, Place, Way};
-use crate::granular::{expect_hosts, expect_refused};
+use crate::agnhost::{Agnhost, Location, Protocol};
+use crate::granular_checks::{expect_hosts, expect_refused};
 
 /// The node `here`, a Service `web` without a selector, and pods that slices can name.
 struct Slices {
@@ -29,19 +29,19 @@ impl Slices {
     }
 
     fn expect(&self, names: &[&str]) {
-        expect_hosts(Place::Pod(&self.client), Way::Http, &self.address, names);
+        expect_hosts(Location::Pod(&self.client), Protocol::Http, &self.address, names);
     }
 
-    fn client_asks(&self) -> String {
-        Place::Pod(&self.client).ask(Way::Http, &self.address, "hostname").unwrap()
+    fn request(&self) -> String {
+        Location::Pod(&self.client).ask(Protocol::Http, &self.address, "hostname").unwrap()
     }
 
     fn ips(&self) -> [&str; 2] {
         self.pods.each_ref().map(|pod| pod.ip.as_str())
     }
 
-    /// Waits until `/readyz?verbose` says this.
-    fn expect_told(&self, what: &str) {
+    /// Waits until `/readyz?verbose` contains a text.
+    fn expect_condition(&self, what: &str) {
         wait_for(what, || {
             let page = self.cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
             ensure!(page.contains(what), "{page}");
@@ -54,31 +54,31 @@ impl Slices {
 const READY: &str = "conditions: {ready: true}";
 
 #[test]
-fn all_slices_of_a_service_are_merged_and_an_endpoint_may_move_between_them() {
+fn slices_of_a_service_are_merged_and_endpoints_can_move_between_them() {
     let test = Slices::start();
     let [one, two] = test.ips();
     test.apply("web-a", &[(one, READY)]);
     test.apply("web-b", &[(two, READY)]);
     test.expect(&["web-1", "web-2"]);
-    // The only endpoint moves to and fro: the service never goes.
+    // The only endpoint moves between the slices without an interruption.
     test.cluster.delete("web-b.yaml").unwrap();
     test.expect(&["web-1"]);
     for round in 0..10 {
         let (to, from) = if round % 2 == 0 { ("web-b", "web-a") } else { ("web-a", "web-b") };
         test.apply(to, &[(one, READY)]);
-        assert_eq!(test.client_asks(), "web-1");
+        assert_eq!(test.request(), "web-1");
         test.apply(from, &[]);
         for _ in 0..10 {
-            assert_eq!(test.client_asks(), "web-1", "round {round}");
+            assert_eq!(test.request(), "web-1", "round {round}");
         }
     }
 }
 
 #[test]
-fn an_endpoint_that_two_slices_name_counts_once_and_as_local_if_one_says_so() {
+fn endpoint_in_two_slices_counts_once_and_is_local_if_one_slice_has_it_local() {
     let test = Slices::start();
     let [one, two] = test.ips();
-    // The first by name says that it is elsewhere, the second that it is here.
+    // The first slice by name has it on another node, the second on this node.
     test.apply("web-a", &[(one, "nodeName: elsewhere"), (two, "nodeName: elsewhere")]);
     test.apply("web-b", &[(one, "nodeName: here")]);
     test.expect(&["web-1", "web-2"]);
@@ -88,15 +88,15 @@ fn an_endpoint_that_two_slices_name_counts_once_and_as_local_if_one_says_so() {
     test.expect(&["web-1"]);
 }
 
-/// kubernetes#135266: a new pod has the address of one that is being deleted.
+/// kubernetes#135266: a new pod has the address of a pod that is being deleted.
 #[test]
-fn an_address_that_is_there_twice_serves_if_one_entry_is_ready_wherever_it_stands() {
+fn duplicate_address_serves_if_one_entry_is_ready() {
     let test = Slices::start();
     let [one, _] = test.ips();
-    const GONE: &str = "conditions: {ready: false, serving: false, terminating: true}";
+    const TERMINATED: &str = "conditions: {ready: false, serving: false, terminating: true}";
     let headless = service(&format!("  clusterIP: None\n{PORT_80}")).replace("{name: web}", "{name: names}");
     test.cluster.apply("names.yaml", &headless).unwrap();
-    for (first, second) in [(READY, GONE), (GONE, READY)] {
+    for (first, second) in [(READY, TERMINATED), (TERMINATED, READY)] {
         for (a, b) in [(vec![(one, first), (one, second)], vec![]), (vec![(one, first)], vec![(one, second)])]
         {
             test.apply("web-a", &a);
@@ -117,32 +117,32 @@ fn an_address_that_is_there_twice_serves_if_one_entry_is_ready_wherever_it_stand
             for name in ["web-a", "web-b", "names-a", "names-b"] {
                 test.apply(name, &[]);
             }
-            expect_refused(Place::Pod(&test.client), Way::Http, &test.address);
+            expect_refused(Location::Pod(&test.client), Protocol::Http, &test.address);
         }
     }
 }
 
 #[test]
-fn conditions_that_nobody_wrote_mean_ready_serving_and_not_terminating() {
+fn missing_conditions_mean_ready_serving_and_not_terminating() {
     let test = Slices::start();
     let [one, two] = test.ips();
     test.apply("web-a", &[(one, "conditions: {}"), (two, "conditions: {ready: false}")]);
     test.expect(&["web-1"]);
-    // Serving follows ready where only that is written, so this one does not serve its last.
+    // `serving` defaults to `ready`, so the terminating endpoint is not serving.
     test.apply(
         "web-a",
         &[(one, "conditions: {terminating: false}"), (two, "conditions: {ready: false, terminating: true}")],
     );
     test.expect(&["web-1"]);
     test.apply("web-a", &[(two, "conditions: {ready: false, terminating: true}")]);
-    expect_refused(Place::Pod(&test.client), Way::Http, &test.address);
+    expect_refused(Location::Pod(&test.client), Protocol::Http, &test.address);
     test.apply("web-a", &[(two, "nodeName: elsewhere")]);
     test.expect(&["web-2"]);
 }
 
-/// The API server writes an empty name where there is none, and so does this.
+/// The API server stores a missing name as an empty one, and the proxy treats both alike.
 #[test]
-fn a_port_without_a_number_or_of_another_name_is_passed_over_and_one_without_a_name_is_unnamed() {
+fn port_without_a_number_or_with_another_name_is_ignored() {
     let test = Slices::start();
     let [one, two] = test.ips();
     let with_ports = |name: &str, ip: &str, ports: &str| {
@@ -157,20 +157,20 @@ fn a_port_without_a_number_or_of_another_name_is_passed_over_and_one_without_a_n
 }
 
 #[test]
-fn names_are_ignored_and_an_address_of_the_wrong_family_is_told_and_left_out() {
+fn fqdn_slices_are_ignored_and_addresses_of_the_wrong_family_are_reported() {
     let test = Slices::start();
     let [one, _] = test.ips();
     test.apply("web-a", &[("\"fd00:10:22::7\"", READY), (one, READY)]);
     let names = slice("web-b", &[("web.example.com", READY)]).replace("IPv4", "FQDN");
     test.cluster.apply("web-b.yaml", &names).unwrap();
     test.expect(&["web-1"]);
-    test.expect_told("endpoints[0].addresses[0]: fd00:10:22::7 is not an IPv4 address");
-    test.expect_told("addressType: FQDN is not carried");
+    test.expect_condition("endpoints[0].addresses[0]: fd00:10:22::7 is not an IPv4 address");
+    test.expect_condition("addressType: FQDN is not carried");
 }
 
-/// Only the first address of an endpoint counts: the API promises no more.
+/// Only the first address of an endpoint counts, as the API specifies.
 #[test]
-fn an_endpoint_is_its_first_address_and_a_slice_may_hold_a_thousand() {
+fn only_the_first_address_counts_and_a_slice_can_have_a_thousand_endpoints() {
     let test = Slices::start();
     let [one, two] = test.ips();
     test.apply("web-a", &[(&format!("{one}, {two}"), READY)]);

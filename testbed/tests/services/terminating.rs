@@ -1,12 +1,12 @@
-//! Pods that are not ready or about to go: `publishNotReadyAddresses`, and KEP-1669 for every way in.
+//! Pods that are not ready or terminating: `publishNotReadyAddresses`, and KEP-1669 for all frontends.
 
 use super::*;
-use crate::agnhost::{Agnhost, Place, Way, agnhost};
-use crate::granular::{expect_hosts, expect_refused};
+use crate::agnhost::{Agnhost, Location, Protocol, agnhost};
+use crate::granular_checks::{expect_hosts, expect_refused};
 
 const UNREADY: &str = "status: {conditions: [{type: Ready, status: 'False'}]}\n";
 
-/// The Service with a ready endpoint, and two that are unready and terminating.
+/// Starts a Service with a ready, an unready and a terminating endpoint.
 fn unready_and_terminating(publish: bool) -> (Cluster, Pod, Vec<(Pod, Agnhost)>, String) {
     let (cluster, client) = cluster();
     let pods = ["ready", "unready", "leaving"].map(|name| agnhost(&cluster, name, "web"));
@@ -16,7 +16,8 @@ fn unready_and_terminating(publish: bool) -> (Cluster, Pod, Vec<(Pod, Agnhost)>,
         leaving.replace("{name: leaving,", "{name: leaving, deletionTimestamp: 2026-01-01T00:00:00Z,");
     cluster.apply("pod-leaving.yaml", &leaving).unwrap();
     let spec = format!(
-        "  type: NodePort\n  publishNotReadyAddresses: {publish}\n  ports: [{{port: 80, targetPort: 8080, nodePort: 30096}}]"
+        "  type: NodePort\n  publishNotReadyAddresses: {publish}\n  ports: [{{port: 80, targetPort: 8080, \
+         nodePort: 30096}}]"
     );
     cluster.apply("web.yaml", &service(&spec)).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
@@ -28,8 +29,8 @@ fn should_be_able_to_connect_to_terminating_and_unready_endpoints_if_publish_not
     let (cluster, client, _pods, address) = unready_and_terminating(true);
     let all = ["ready", "unready", "leaving"];
     for address in [&address, "192.0.2.2:30096"] {
-        expect_hosts(Place::Pod(&client), Way::Http, address, &all);
-        expect_hosts(Place::Outside(cluster.node.outside()), Way::Http, "192.0.2.2:30096", &all);
+        expect_hosts(Location::Pod(&client), Protocol::Http, address, &all);
+        expect_hosts(Location::Outside(cluster.node.outside()), Protocol::Http, "192.0.2.2:30096", &all);
     }
 }
 
@@ -38,12 +39,12 @@ fn should_not_be_able_to_connect_to_terminating_and_unready_endpoints_if_publish
  {
     let (cluster, client, _pods, address) = unready_and_terminating(false);
     for address in [&address, "192.0.2.2:30096"] {
-        expect_hosts(Place::Pod(&client), Way::Http, address, &["ready"]);
+        expect_hosts(Location::Pod(&client), Protocol::Http, address, &["ready"]);
     }
-    // Not even when there is nobody else: neither of them serves.
+    // Not without a ready endpoint either: neither of them is serving.
     cluster.delete("pod-ready.yaml").unwrap();
     for address in [&address, "192.0.2.2:30096"] {
-        expect_refused(Place::Pod(&client), Way::Http, address);
+        expect_refused(Location::Pod(&client), Protocol::Http, address);
     }
 }
 
@@ -54,7 +55,7 @@ fn should_create_endpoints_for_unready_pods() {
     cluster.apply("pod-web-1.yaml", &pod_manifest("web-1", "web", UNREADY)).unwrap();
     cluster.apply("web.yaml", &service(&format!("  publishNotReadyAddresses: true\n{PORT_80}"))).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
-    expect_hosts(Place::Pod(&client), Way::Http, &address, &["web-1"]);
+    expect_hosts(Location::Pod(&client), Protocol::Http, &address, &["web-1"]);
 }
 
 #[test]
@@ -63,26 +64,27 @@ fn should_fallback_to_terminating_endpoints_when_there_are_no_ready_endpoints_wi
     let (cluster, client) = cluster();
     let pods = ["one", "two"].map(|name| cluster.add_pod(name).unwrap());
     let _servers = pods.each_ref().map(Agnhost::in_pod);
-    let spec = "  type: NodePort\n  externalTrafficPolicy: Cluster\n  ports: [{port: 80, targetPort: 8080, nodePort: 30097}]";
+    let spec = "  type: NodePort\n  externalTrafficPolicy: Cluster\n  ports: [{port: 80, targetPort: 8080, \
+        nodePort: 30097}]";
     cluster.apply("web.yaml", &service(spec)).unwrap();
-    let place = |one: &str, two: &str| {
+    let apply_slice = |one: &str, two: &str| {
         let text = slice("web-1", &[(&pods[0].ip, one), (&pods[1].ip, two)]);
         cluster.apply("slice.yaml", &text).unwrap();
     };
     let (ready, leaving) =
         ("conditions: {ready: true}", "conditions: {ready: false, serving: true, terminating: true}");
-    let gone = "conditions: {ready: false, serving: false, terminating: true}";
+    let terminated = "conditions: {ready: false, serving: false, terminating: true}";
     let expect = |names: &[&str]| {
-        for from in [Place::Pod(&client), Place::Outside(cluster.node.outside())] {
-            expect_hosts(from, Way::Http, "192.0.2.2:30097", names);
+        for from in [Location::Pod(&client), Location::Outside(cluster.node.outside())] {
+            expect_hosts(from, Protocol::Http, "192.0.2.2:30097", names);
         }
     };
-    place(leaving, ready);
+    apply_slice(leaving, ready);
     expect(&["two"]);
-    place(leaving, leaving);
+    apply_slice(leaving, leaving);
     expect(&["one", "two"]);
-    place(leaving, gone);
+    apply_slice(leaving, terminated);
     expect(&["one"]);
-    place(gone, gone);
-    expect_refused(Place::Outside(cluster.node.outside()), Way::Http, "192.0.2.2:30097");
+    apply_slice(terminated, terminated);
+    expect_refused(Location::Outside(cluster.node.outside()), Protocol::Http, "192.0.2.2:30097");
 }

@@ -1,8 +1,8 @@
-//! What the proxy tells: load balancers, dashboards and people.
+//! The proxy's health checks, metrics and status page.
 
 use super::*;
 
-/// Status and body of a page, as the node sees it.
+/// Returns status and body of a page, requested from the node.
 fn page(cluster: &Cluster, url: &str) -> Result<(u16, String)> {
     let text = cluster.node.shell(&format!("curl -sS -w '\\n%{{http_code}}' {url}"))?;
     let (body, code) = text.trim_end().rsplit_once('\n').context("no status")?;
@@ -16,7 +16,7 @@ fn json(body: &str) -> serde_json::Value {
 const HEALTHZ: &str = "http://127.0.0.1:10256/healthz";
 
 #[test]
-fn a_node_that_is_about_to_go_is_not_for_load_balancers_any_more() {
+fn healthz_fails_on_a_node_that_is_being_deleted() {
     let cluster = Cluster::start_with(&["--node-name", "n1"]).unwrap();
     let (code, body) = page(&cluster, HEALTHZ).unwrap();
     assert_eq!(code, 200);
@@ -29,8 +29,8 @@ fn a_node_that_is_about_to_go_is_not_for_load_balancers_any_more() {
     let marked =
         format!("{node}spec: {{taints: [{{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}}]}}\n");
     let leaving = node.replace("{name: n1}", "{name: n1, deletionTimestamp: '2026-01-02T03:04:05Z'}");
-    for going in [&marked, &leaving] {
-        for (manifest, expected) in [(going.as_str(), 503), (node, 200)] {
+    for unschedulable in [&marked, &leaving] {
+        for (manifest, expected) in [(unschedulable.as_str(), 503), (node, 200)] {
             cluster.apply("node.yaml", manifest).unwrap();
             wait_for(&format!("status {expected}"), || {
                 let (code, body) = page(&cluster, HEALTHZ)?;
@@ -41,14 +41,14 @@ fn a_node_that_is_about_to_go_is_not_for_load_balancers_any_more() {
                 Ok(())
             })
             .unwrap();
-            assert_eq!(page(&cluster, "http://127.0.0.1:10256/livez").unwrap().0, 200, "it lives");
+            assert_eq!(page(&cluster, "http://127.0.0.1:10256/livez").unwrap().0, 200, "livez succeeds");
         }
     }
     assert!(cluster.proxy_metric(r#"kubeproxy_proxy_healthz_total{code="503"}"#).unwrap() >= 2.0);
 }
 
 #[test]
-fn a_health_check_whose_port_is_taken_is_opened_as_soon_as_it_is_free() {
+fn health_check_opens_as_soon_as_its_port_is_free() {
     let (cluster, _client) = cluster();
     let taken = cluster.node.run(|| std::net::TcpListener::bind("192.0.2.2:32100")).unwrap();
     let spec = format!(
@@ -56,7 +56,7 @@ fn a_health_check_whose_port_is_taken_is_opened_as_soon_as_it_is_free() {
     );
     cluster.apply("web.yaml", &service(&spec)).unwrap();
     let _replicas = ["web-1", "web-2"].map(|name| replica(&cluster, name, "web"));
-    wait_for("the log to tell", || {
+    wait_for("the error in the log", || {
         let log = cluster.logs();
         ensure!(log.contains("no health check for the load balancer"), "{log}");
         Ok(())
@@ -74,7 +74,7 @@ fn a_health_check_whose_port_is_taken_is_opened_as_soon_as_it_is_free() {
 }
 
 #[test]
-fn an_address_that_the_node_gets_later_is_served() {
+fn node_port_is_served_on_an_address_added_later() {
     let flags = ["--node-port-addresses", "192.0.2.0/24,198.18.0.0/24"];
     let cluster = Cluster::start_with(&flags).unwrap();
     let client = cluster.add_pod("client").unwrap();
@@ -85,7 +85,7 @@ fn an_address_that_the_node_gets_later_is_served() {
     cluster.node.shell("ip address add 198.18.0.9/24 dev lo").unwrap();
     expect_answers(&client, "198.18.0.9:30086", &["web-1"]);
     cluster.node.shell("ip address del 198.18.0.9/24 dev lo").unwrap();
-    wait_for("it to be given up", || {
+    wait_for("the removal of the address", || {
         let page = cluster.node.shell("curl -sS http://127.0.0.1:10249/debug/services")?;
         ensure!(!page.contains("198.18.0.9"), "{page}");
         Ok(())
@@ -94,7 +94,7 @@ fn an_address_that_the_node_gets_later_is_served() {
 }
 
 #[test]
-fn status_shows_every_endpoint_with_its_state_and_only_to_this_machine() {
+fn status_shows_every_endpoint_and_only_to_local_clients() {
     let cluster = Cluster::start_with(&["--metrics-bind-address", "0.0.0.0:10249"]).unwrap();
     let client = cluster.add_pod("client").unwrap();
     let ready = replica(&cluster, "web-1", "none");
@@ -123,12 +123,12 @@ fn status_shows_every_endpoint_with_its_state_and_only_to_this_machine() {
     ] {
         assert!(text.contains(&expected), "{expected}: {text}");
     }
-    assert!(!status("default/other").unwrap().contains(&vip), "only what was asked for");
-    let shown = json(&status("default/web --json").unwrap());
-    let endpoints = shown["frontends"][0]["endpoints"].as_array().unwrap().clone();
+    assert!(!status("default/other").unwrap().contains(&vip), "only the selected Service");
+    let status_json = json(&status("default/web --json").unwrap());
+    let endpoints = status_json["frontends"][0]["endpoints"].as_array().unwrap().clone();
     let states: BTreeSet<&str> = endpoints.iter().filter_map(|endpoint| endpoint["state"].as_str()).collect();
     assert_eq!(states, ["ready", "not ready", "terminating"].into());
-    assert!(shown["frontends"][0]["connectionsSoFar"].as_u64().unwrap() >= 20);
+    assert!(status_json["frontends"][0]["connectionsSoFar"].as_u64().unwrap() >= 20);
     let (code, _) = page(&cluster, "http://192.0.2.2:10249/debug/services").unwrap();
     assert_eq!(code, 403);
     let (code, _) = page(&cluster, "http://192.0.2.2:10249/metrics").unwrap();
@@ -138,7 +138,7 @@ fn status_shows_every_endpoint_with_its_state_and_only_to_this_machine() {
 }
 
 #[test]
-fn kube_proxys_metrics_are_there_under_their_names() {
+fn kube_proxy_metrics_have_their_original_names() {
     let cluster = Cluster::start_with(&["--node-name", "n1"]).unwrap();
     let client = cluster.add_pod("client").unwrap();
     let replica = replica(&cluster, "web-1", "none");
@@ -181,7 +181,7 @@ fn kube_proxys_metrics_are_there_under_their_names() {
     let series = r#"portolan_proxy_service_connections_opened_total{namespace="default",port="",protocol="tcp",service="web"}"#;
     assert!(cluster.proxy_metric(series).unwrap() >= 20.0);
     cluster.delete("web.yaml").unwrap();
-    wait_for("the series to go with the Service", || {
+    wait_for("the removal of the Service's series", || {
         ensure!(cluster.proxy_metric(series).is_err());
         Ok(())
     })
@@ -194,7 +194,7 @@ fn kube_proxys_metrics_are_there_under_their_names() {
 }
 
 #[test]
-fn a_proxy_that_drains_says_so_and_one_that_was_replaced_says_nothing() {
+fn draining_proxy_fails_its_checks_and_a_replaced_one_does_not_answer_them() {
     let (mut cluster, client) = cluster();
     let server = cluster.add_pod("web-1").unwrap();
     let listener =
@@ -218,10 +218,10 @@ fn a_proxy_that_drains_says_so_and_one_that_was_replaced_says_nothing() {
         Ok(())
     })
     .unwrap();
-    // The one before has a connection that is open, and knows of no change any more.
-    let mut old = cluster.succeed_proxy().unwrap();
+    // The previous proxy drains an open connection and no longer applies changes.
+    let mut old = cluster.hot_restart_proxy().unwrap();
     cluster.delete("pod-web-1.yaml").unwrap();
-    wait_for("the pod to be gone", || {
+    wait_for("the health check without endpoints", || {
         ensure!(page(&cluster, check)?.0 == 503);
         Ok(())
     })
@@ -245,7 +245,7 @@ fn a_proxy_that_drains_says_so_and_one_that_was_replaced_says_nothing() {
     })
     .unwrap();
     assert_eq!(page(&cluster, "http://127.0.0.1:10256/readyz").unwrap().0, 503);
-    assert_eq!(page(&cluster, "http://127.0.0.1:10256/livez").unwrap().0, 200, "it lives");
+    assert_eq!(page(&cluster, "http://127.0.0.1:10256/livez").unwrap().0, 200, "livez succeeds");
     let (code, body) = page(&cluster, check).unwrap();
     assert_eq!((code, &json(&body)["localEndpoints"]), (503, &serde_json::json!(0)));
     drop(second);
@@ -253,19 +253,19 @@ fn a_proxy_that_drains_says_so_and_one_that_was_replaced_says_nothing() {
 }
 
 #[test]
-fn the_series_of_a_service_go_when_it_is_one_without_virtual_ip_or_another_proxys() {
+fn metrics_of_a_service_are_removed_when_it_is_no_longer_served() {
     let (cluster, client) = cluster();
     let _replica = replica(&cluster, "web-1", "web");
     let series = r#"portolan_proxy_service_connections_opened_total{namespace="default",port="",protocol="tcp",service="web"}"#;
-    let others = service(PORT_80)
+    let other_proxy = service(PORT_80)
         .replace("{name: web}", "{name: web, labels: {service.kubernetes.io/service-proxy-name: other}}");
     let alias = service(&format!("  type: ExternalName\n  externalName: example.com\n{PORT_80}"));
-    for changed in [others, alias] {
+    for changed in [other_proxy, alias] {
         cluster.apply("web.yaml", &service(PORT_80)).unwrap();
         expect_answers(&client, &format!("{}:80", cluster.virtual_ip("web").unwrap()), &["web-1"]);
         assert!(cluster.proxy_metric(series).unwrap() >= 20.0);
         cluster.apply("web.yaml", &changed).unwrap();
-        wait_for("the series to go", || {
+        wait_for("the removal of the series", || {
             ensure!(cluster.proxy_metric(series).is_err());
             Ok(())
         })

@@ -1,23 +1,23 @@
-//! What the proxy keeps in the kernel while other programs, and other proxies, change it.
+//! The proxy's rules and routes while other programs and other proxies change them.
 
 use super::*;
-use crate::agnhost::Place;
-use crate::loops::{NODE, manual, wait_until_served};
+use crate::agnhost::Location;
+use crate::proxy_loops::{NODE, manual, wait_until_served};
 
 const PAGE: &str = "curl -fsS http://127.0.0.1:10249/debug/services";
 
-/// The sets that name the owner of the table: one.
+/// Returns the sets that name the owner of the table.
 fn owners(cluster: &Cluster) -> Result<String> {
     cluster.node.shell("nft list sets | grep -o 'set proxy-[0-9]*' || true")
 }
 
-/// Waits until the proxy has looked after its part of the kernel once more: what was deleted is back.
+/// Waits for the proxy's next check of the kernel state: it restores a deleted table.
 pub(crate) fn wait_for_check(cluster: &Cluster) {
     cluster.node.shell("nft delete table inet portolan-virtual").unwrap();
     wait_for("the next check", || cluster.node.shell("nft list table inet portolan-virtual")).unwrap();
 }
 
-/// All that the proxies have logged so far.
+/// Returns the logs of all proxies.
 fn logs(cluster: &Cluster) -> String {
     cluster.node.shell(&format!("cat {}/proxy*.log", cluster.directory().display())).unwrap()
 }
@@ -54,7 +54,10 @@ fn table_of_another_proxy_is_left_alone_while_that_one_listens() {
     let other = cluster.node.run(|| std::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let owner = format!("proxy-{}", other.local_addr().unwrap().port());
     let table = format!(
-        "delete table inet portolan-proxy; add table inet portolan-proxy; add set inet portolan-proxy {owner} {{ type ipv4_addr; }}; add chain inet portolan-proxy prerouting {{ type filter hook prerouting priority mangle; }}; add chain inet portolan-proxy intercept; add rule inet portolan-proxy prerouting jump intercept"
+        "delete table inet portolan-proxy; add table inet portolan-proxy; add set inet portolan-proxy \
+         {owner} {{ type ipv4_addr; }}; add chain inet portolan-proxy prerouting {{ type filter hook \
+         prerouting priority mangle; }}; add chain inet portolan-proxy intercept; add rule inet \
+         portolan-proxy prerouting jump intercept"
     );
     cluster.node.shell(&format!("nft '{table}'")).unwrap();
     for name in ["one", "two"] {
@@ -69,7 +72,7 @@ fn table_of_another_proxy_is_left_alone_while_that_one_listens() {
         .unwrap();
         assert_eq!(owners(&cluster).unwrap().trim(), format!("set {owner}"));
     }
-    // It died, or its table was restored from a file.
+    // The owner no longer listens: it died, or its table was restored from a file.
     drop(other);
     expect_answers(&client, &address, &["web-1"]);
 }
@@ -85,7 +88,7 @@ fn previous_proxy_does_not_take_the_table_back() {
     let log = cluster.directory().join("holder.log");
     let _holder = Program::start(&cluster.node, "/usr/bin/setpriv".as_ref(), &arguments, &log).unwrap();
     wait_for("the name to be held", || cluster.node.serving_proxy()).unwrap();
-    cluster.replace_proxy().unwrap();
+    cluster.start_new_proxy().unwrap();
     let _web = replica(&cluster, "web-1", "web");
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
@@ -114,7 +117,7 @@ fn previous_proxy_does_not_take_the_table_back() {
     expect_answers(&client, &address, &["web-1"]);
 }
 
-/// As portmap and Docker translate what goes to a port of a local address.
+/// portmap and Docker translate ports of local addresses.
 #[test]
 fn cluster_ip_outside_of_the_service_ranges_is_kept_out_of_nat() {
     let (cluster, client) = cluster();
@@ -126,12 +129,15 @@ fn cluster_ip_outside_of_the_service_ranges_is_kept_out_of_nat() {
     let rule = format!("fib daddr type local tcp dport 80 dnat ip to {}:8080", other.pod.ip);
     cluster
         .node
-        .shell(&format!("nft 'add table ip published; add chain ip published p {{ type nat hook prerouting priority dstnat; }}; add rule ip published p {rule}'"))
+        .shell(&format!(
+            "nft 'add table ip published; add chain ip published p {{ type nat hook prerouting \
+            priority dstnat; }}; add rule ip published p {rule}'"
+        ))
         .unwrap();
     expect_answers(&client, &format!("{NODE}:80"), &["other-1"]);
     expect_answers(&client, "10.200.0.7:80", &["web-1"]);
     cluster.delete("web.yaml").unwrap();
-    wait_for("the address to be forgotten", || {
+    wait_for("the removal of the address", || {
         let table = cluster.node.shell("nft list table inet portolan-virtual; ip route show table local")?;
         ensure!(!table.contains("10.200.0.7"), "{table}");
         Ok(())
@@ -182,9 +188,10 @@ fn refusing_server_of_the_node_is_tried_once_without_a_source_to_preserve() {
         .apply("host.yaml", &manual("host", "clusterIP: 10.96.0.66, ports: [{port: 80}]", NODE, 8080))
         .unwrap();
     wait_until_served(&cluster, "10.96.0.66:80");
-    let counter = "nft 'add table inet counted; add chain inet counted c { type filter hook output priority 0; }; add rule inet counted c tcp dport 8080 tcp flags syn counter'";
+    let counter = "nft 'add table inet counted; add chain inet counted c { type filter hook output priority \
+        0; }; add rule inet counted c tcp dport 8080 tcp flags syn counter'";
     cluster.node.shell(counter).unwrap();
-    Place::Pod(&client).run(|| ask("10.96.0.66:80")).unwrap_err();
+    Location::Pod(&client).run(|| ask("10.96.0.66:80")).unwrap_err();
     let counted = cluster.node.shell("nft list table inet counted").unwrap();
     assert!(counted.contains("packets 1 "), "{counted}");
 }

@@ -1,4 +1,4 @@
-//! A node with `portolan-dns`, a pod, and unbound in the world outside.
+//! A node with `portolan-dns`, a client pod, and unbound in the external network.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use testbed::{Binaries, Network, Node, Plugin, Pod, Program, wait_for};
 
-/// What a program in C asks its own resolver.
+/// A C program that resolves a name with its libc.
 const LOOKUP_C: &str = r#"
 #include <arpa/inet.h>
 #include <netdb.h>
@@ -24,7 +24,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Go's own resolver, without libc.
+/// A Go program that resolves a name without libc.
 const LOOKUP_GO: &str = r#"
 package main
 import ("context"; "fmt"; "net"; "os")
@@ -60,8 +60,8 @@ metadata: {name: web}
 spec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}
 ";
 
-/// Everything, gone when dropped.
-pub(crate) struct Ground {
+/// The node with its programs.
+pub(crate) struct Fixture {
     _dns: Program,
     _unbound: Program,
     pod: Pod,
@@ -69,7 +69,7 @@ pub(crate) struct Ground {
     directory: tempfile::TempDir,
 }
 
-impl Ground {
+impl Fixture {
     pub(crate) fn start(flags: &[&str]) -> Self {
         let (binaries, node) = (Binaries::find().unwrap(), Node::new().unwrap());
         let directory = tempfile::tempdir().unwrap();
@@ -91,7 +91,7 @@ impl Ground {
         let arguments = [&arguments[..], flags].concat();
         let dns =
             Program::start(&node, &binaries.path("portolan-dns"), &arguments, &path("dns.log")).unwrap();
-        // As kubelet writes it: the node's own domain comes last.
+        // The kubelet appends the node's search domain.
         node.shell("sed -i 's/^search.*/& corp.example/' /etc/netns/client/resolv.conf").unwrap();
         wait_for("an answer from outside", || {
             let answer = pod.shell(&node, "dig +short +time=1 +tries=1 @10.96.0.10 www.test")?;
@@ -108,7 +108,7 @@ impl Ground {
         self.pod.shell(&self.node, &tools).unwrap()
     }
 
-    /// How many queries the server has counted.
+    /// Returns the server's query count.
     pub(crate) fn queries(&self) -> u64 {
         let page = self.node.shell("curl -fsS -m 2 http://127.0.0.1:10262/metrics").unwrap();
         let lines = page.lines().filter(|line| line.starts_with("coredns_dns_requests_total{"));
@@ -116,7 +116,7 @@ impl Ground {
         counts.sum()
     }
 
-    /// Connections that the kernel could not track, by all processors.
+    /// Returns conntrack's failed insertions, of all CPUs.
     pub(crate) fn failed_inserts(&self) -> u64 {
         let table = self.node.shell("cat /proc/net/stat/nf_conntrack").unwrap();
         let mut lines = table.lines();
@@ -131,7 +131,7 @@ impl Ground {
     }
 }
 
-/// Where the programs are, built once.
+/// Builds the programs once. Returns their directory.
 fn tools() -> &'static Path {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
     TOOLS.get_or_init(|| {

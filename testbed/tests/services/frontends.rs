@@ -1,4 +1,4 @@
-//! Ways in: node ports, external IPs, load balancers, several ports.
+//! Frontends: node ports, external IPs, load balancers, several ports.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn should_be_able_to_create_a_functioning_nodeport_service() {
     cluster.node.outside().run(|| ask(&address)).unwrap().unwrap();
     expect_answers(&client, &format!("{}:80", cluster.virtual_ip("web").unwrap()), &["web-1", "web-2"]);
     // "should release NodePorts on delete"; "should be able to change the type from NodePort to …".
-    // As with kube-proxy, the port is not kept from a process of the node, which gets none of its connections.
+    // As with kube-proxy, a node process can bind the port, but receives no connections.
     let taken = cluster.node.run(|| std::net::TcpListener::bind(&address)).unwrap();
     expect_answers(&client, &address, &["web-1", "web-2"]);
     drop(taken);
@@ -39,23 +39,24 @@ fn should_prevent_nodeport_collisions() {
     expect_answers(&client, &format!("{NODE}:30080"), &["web-1"]);
     let _other = replica(&cluster, "other-1", "other");
     cluster.apply("z.yaml", &service(spec).replace("web", "other")).unwrap();
-    let told = wait_for("the collision to be told", || {
+    let page = wait_for("the reported collision", || {
         let page = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose")?;
         ensure!(page.contains("Service default/web has it, and comes first"), "{page}");
         Ok(page)
     });
-    told.unwrap();
+    page.unwrap();
     expect_answers(&client, &format!("{NODE}:30080"), &["web-1"]);
-    // The first one goes: the other one gets the port.
+    // After the first Service is deleted, the other one gets the port.
     cluster.delete("web.yaml").unwrap();
     expect_answers(&client, &format!("{NODE}:30080"), &["other-1"]);
 }
 
-/// Two Services ask for a node port and an external IP. Which one has them follows from the objects alone.
+/// Two Services request the same node port and external IP. The owner depends only on the objects.
 #[test]
-fn the_owner_of_a_contested_address_and_port_does_not_depend_on_what_happened_before() {
+fn owner_of_a_contested_address_depends_only_on_the_objects() {
     let (mut cluster, client) = cluster();
-    let spec = "  type: NodePort\n  externalIPs: [203.0.113.30]\n  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]";
+    let spec = "  type: NodePort\n  externalIPs: [203.0.113.30]\n  ports: [{port: 80, targetPort: 8080, \
+        nodePort: 30080}]";
     let both = [format!("{NODE}:30080"), "203.0.113.30:80".to_owned()];
     let expect = |name: &str| both.iter().for_each(|address| expect_answers(&client, address, &[name]));
     let _other = replica(&cluster, "other-1", "other");
@@ -64,7 +65,7 @@ fn the_owner_of_a_contested_address_and_port_does_not_depend_on_what_happened_be
     let _web = replica(&cluster, "web-1", "web");
     cluster.apply("b.yaml", &service(spec)).unwrap();
     expect("web-1");
-    // Whose endpoints come and go does not matter, and neither does a restart.
+    // Changes of endpoints do not matter, and neither does a restart.
     cluster.apply("pod-web-1.yaml", &pod_manifest("web-1", "none", "")).unwrap();
     both.iter().for_each(|address| expect_refusal(&client, address));
     cluster.restart_proxy().unwrap();
@@ -77,9 +78,9 @@ fn the_owner_of_a_contested_address_and_port_does_not_depend_on_what_happened_be
     assert_eq!(cluster.proxy_metric("portolan_proxy_frontend_failures").unwrap(), 0.0);
 }
 
-/// Anybody who may write a Service may write an external IP.
+/// Every author of Services can set external IPs.
 #[test]
-fn a_cluster_ip_is_not_taken_by_an_external_ip_that_comes_first() {
+fn cluster_ip_has_precedence_over_an_older_external_ip() {
     let (cluster, client) = cluster();
     let _tenant = replica(&cluster, "tenant-1", "tenant");
     let tenant = service(&format!("  externalIPs: [10.96.7.7]\n{PORT_80}")).replace("web", "tenant");
@@ -89,23 +90,25 @@ fn a_cluster_ip_is_not_taken_by_an_external_ip_that_comes_first() {
     cluster.apply("z.yaml", &service(&format!("  clusterIP: 10.96.7.7\n{PORT_80}"))).unwrap();
     expect_answers(&client, "10.96.7.7:80", &["web-1"]);
     let page = cluster.node.shell("curl -fsS http://127.0.0.1:10256/readyz?verbose").unwrap();
-    let told = "cannot serve 10.96.7.7:80/tcp of Service default/tenant: Service default/web has it, and comes first";
-    assert!(page.contains(told), "{page}");
+    let condition = "cannot serve 10.96.7.7:80/tcp of Service default/tenant: Service default/web has it, \
+        and comes first";
+    assert!(page.contains(condition), "{page}");
 }
 
-/// The page that a load balancer asks says how many endpoints its own Service has here, whichever other Service claims the port.
+/// The health check of a load balancer reports the local endpoints of the Service that owns the port.
 #[test]
-fn a_contested_health_check_port_tells_of_the_first_service() {
+fn contested_health_check_port_reports_the_first_service() {
     let (cluster, client) = cluster();
-    let spec = "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30090\n  ports: [{port: 80, targetPort: 8080}]";
+    let spec = "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30090\n  \
+        ports: [{port: 80, targetPort: 8080}]";
     cluster.apply("z.yaml", &service(spec).replace("web", "other")).unwrap();
     let page = || client.shell(&cluster.node, &format!("curl -sS -m 2 http://{NODE}:30090/"));
     let expect = |name: &str, count: usize| {
         wait_for(name, || {
             let page = page()?;
-            let told = page.contains(&format!("\"name\":\"{name}\""))
+            let is_expected = page.contains(&format!("\"name\":\"{name}\""))
                 && page.contains(&format!("\"localEndpoints\":{count}"));
-            ensure!(told, "{page}");
+            ensure!(is_expected, "{page}");
             Ok(())
         })
         .unwrap();
@@ -135,9 +138,9 @@ fn should_be_possible_to_connect_to_a_service_via_external_ip_when_it_is_not_ass
         .unwrap();
     outside.run(|| ask(address)).unwrap().unwrap();
     let routes = cluster.node.shell("ip route show table local").unwrap();
-    assert!(!routes.contains("203.0.113.10"), "the address itself stays where it is: {routes}");
+    assert!(!routes.contains("203.0.113.10"), "the address itself is not local: {routes}");
     cluster.apply("web.yaml", &service(PORT_80)).unwrap();
-    wait_for("the address to go", || {
+    wait_for("the removal of the address", || {
         let rules = cluster.node.shell("nft list table inet portolan-proxy")?;
         ensure!(!rules.contains("203.0.113.10"), "{rules}");
         Ok(())
@@ -146,17 +149,19 @@ fn should_be_possible_to_connect_to_a_service_via_external_ip_when_it_is_not_ass
 }
 
 #[test]
-fn a_load_balancers_address_is_for_its_source_ranges_only() {
+fn load_balancer_ip_accepts_only_its_source_ranges() {
     let (cluster, client) = cluster();
     let spec = format!(
-        "  type: LoadBalancer\n  loadBalancerSourceRanges: [10.22.0.0/16]\n{PORT_80}\nstatus: {{loadBalancer: {{ingress: [{{ip: 203.0.113.20}}, {{ip: 203.0.113.21, ipMode: Proxy}}, {{hostname: lb.example}}]}}}}"
+        "  type: LoadBalancer\n  loadBalancerSourceRanges: [10.22.0.0/16]\n{PORT_80}\n\
+         status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.20}}, {{ip: 203.0.113.21, ipMode: Proxy}}, \
+         {{hostname: lb.example}}]}}}}"
     );
     cluster.apply("web.yaml", &service(&spec)).unwrap();
     let _replica = replica(&cluster, "web-1", "web");
     expect_answers(&client, "203.0.113.20:80", &["web-1"]);
     let rules = cluster.node.shell("nft list table inet portolan-proxy").unwrap();
     assert!(rules.contains("203.0.113.20"), "{rules}");
-    assert!(!rules.contains("203.0.113.21"), "what a proxy in front serves is left to it: {rules}");
+    assert!(!rules.contains("203.0.113.21"), "an address with ipMode Proxy is not intercepted: {rules}");
     let outside = cluster.node.outside();
     outside
         .run(|| std::process::Command::new("ip").args(["route", "add", "203.0.113.20", "via", NODE]).status())
@@ -189,7 +194,8 @@ fn should_serve_multiport_endpoints_and_be_updated_after_adding_or_deleting_port
 #[test]
 fn should_serve_endpoints_on_same_port_and_different_protocols() {
     let (cluster, client) = cluster();
-    let both = "  ports: [{name: t, port: 80, targetPort: 8080}, {name: u, port: 80, targetPort: 8080, protocol: UDP}]";
+    let both = "  ports: [{name: t, port: 80, targetPort: 8080}, {name: u, port: 80, targetPort: 8080, \
+        protocol: UDP}]";
     cluster.apply("web.yaml", &service(both)).unwrap();
     let server = replica(&cluster, "web-1", "web");
     let datagrams =
@@ -209,18 +215,21 @@ fn should_serve_endpoints_on_same_port_and_different_protocols() {
     assert_eq!(socket.recv(&mut buffer).unwrap(), 2);
 }
 
-/// As k3s' ServiceLB does: the addresses of all nodes are in the status. Those of others are theirs: packets to them have to leave.
+/// As with k3s' ServiceLB, the status has the addresses of all nodes. Packets to other nodes must not be
+/// intercepted.
 #[test]
-fn the_address_of_another_node_is_left_to_it() {
+fn external_ip_of_another_node_is_not_intercepted() {
     let (cluster, client) = cluster();
     let address = cluster.node.outside_address().to_owned();
     let node = |kind: &str| {
         format!(
-            "apiVersion: v1\nkind: Node\nmetadata: {{name: other}}\nstatus: {{addresses: [{{type: {kind}, address: {address}}}]}}\n"
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: other}}\n\
+             status: {{addresses: [{{type: {kind}, address: {address}}}]}}\n"
         )
     };
     let spec = format!(
-        "  type: LoadBalancer\n  externalIPs: [{address}]\n{PORT_80}\nstatus: {{loadBalancer: {{ingress: [{{ip: {address}}}, {{ip: {NODE}}}]}}}}"
+        "  type: LoadBalancer\n  externalIPs: [{address}]\n{PORT_80}\n\
+         status: {{loadBalancer: {{ingress: [{{ip: {address}}}, {{ip: {NODE}}}]}}}}"
     );
     let taken = || cluster.node.shell("nft list table inet portolan-proxy").unwrap().contains(&address);
     let _replica = replica(&cluster, "web-1", "web");
@@ -231,14 +240,14 @@ fn the_address_of_another_node_is_left_to_it() {
         assert!(!taken(), "{kind}");
         cluster.node.shell(&format!("ping -c1 -W2 {address}")).unwrap();
         cluster.delete("node.yaml").unwrap();
-        wait_for("it to be nobody's", || {
+        wait_for("the interception without a Node", || {
             ensure!(taken());
             Ok(())
         })
         .unwrap();
         expect_answers(&client, &format!("{address}:80"), &["web-1"]);
         cluster.apply("node.yaml", &node(kind)).unwrap();
-        wait_for("it to be the other node's again", || {
+        wait_for("the release to the other node", || {
             ensure!(!taken());
             Ok(())
         })
@@ -248,25 +257,27 @@ fn the_address_of_another_node_is_left_to_it() {
     }
 }
 
-/// All workers take them, and the next proxy's too: the socket that keeps the port from others gets none.
+/// tproxy rules intercept node port connections, so that all workers and the next proxy can accept them.
 #[test]
-fn connections_to_a_node_port_are_handed_over_as_those_to_virtual_ips_are() {
+fn node_port_connections_are_intercepted_by_tproxy() {
     let (cluster, client) = cluster();
     let spec = "  type: NodePort\n  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]";
     cluster.apply("web.yaml", &service(spec)).unwrap();
     let _replica = replica(&cluster, "web-1", "web");
     let address = format!("{NODE}:30080");
     expect_answers(&client, &address, &["web-1"]);
-    let count = "nft 'add table inet seen; add chain inet seen in { type filter hook prerouting priority -149; }; add rule inet seen in tcp dport 30080 tcp flags syn / syn,ack counter meta mark and 0x1000 == 0x1000 counter'";
+    let count = "nft 'add table inet seen; add chain inet seen in { type filter hook prerouting priority \
+        -149; }; add rule inet seen in tcp dport 30080 tcp flags syn / syn,ack counter meta mark and 0x1000 \
+        == 0x1000 counter'";
     cluster.node.shell(count).unwrap();
     for _ in 0..20 {
         client.ask(&address).unwrap();
     }
     let seen = cluster.node.shell("nft list table inet seen").unwrap();
-    assert_eq!(seen.matches("counter packets 20 ").count(), 1, "all that were asked for: {seen}");
+    assert_eq!(seen.matches("counter packets 20 ").count(), 1, "all connections: {seen}");
     assert_eq!(
         seen.matches("counter packets 0 ").count(),
         1,
-        "those taken for connections that exist: {seen}"
+        "no connection matched an existing socket: {seen}"
     );
 }

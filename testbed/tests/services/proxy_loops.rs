@@ -1,25 +1,29 @@
-//! Endpoints that lead back to a proxy: a connection is proxied once, as by kube-proxy, or refused; it never multiplies.
+//! Endpoints that are frontends of a proxy: a connection is proxied once, as by kube-proxy, or refused; it
+//! never loops.
 
 use std::time::Instant;
 
 use testbed::Fleet;
 
 use super::*;
-use crate::agnhost::{Agnhost, Place, WAYS, Way};
-use crate::granular::expect_hosts;
+use crate::agnhost::{Agnhost, Location, PROTOCOLS, Protocol};
+use crate::granular_checks::expect_hosts;
 
 pub(crate) const NODE: &str = "192.0.2.2";
 const OPENED: &str = "portolan_proxy_connections_opened_total";
 const REFUSED: &str = "portolan_proxy_loops_refused_total";
 
-/// A Service without a selector, and its one endpoint.
+/// Returns a Service without a selector, and an EndpointSlice with one endpoint.
 pub(crate) fn manual(name: &str, spec: &str, endpoint: &str, port: u16) -> String {
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\nports: [{{port: {port}}}]\nendpoints: [{{addresses: [{endpoint}]}}]\n"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: IPv4\n\
+         ports: [{{port: {port}}}]\nendpoints: [{{addresses: [{endpoint}]}}]\n"
     )
 }
 
-/// Connects once and waits for the end of the connection, which must not be an orderly one.
+/// Connects once and expects a reset.
 fn expect_reset(client: &Pod, address: &str) {
     let connect = || TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(20));
     let Ok(mut stream) = client.netns.run(connect).unwrap() else { return };
@@ -28,7 +32,7 @@ fn expect_reset(client: &Pod, address: &str) {
     assert_eq!(end.kind(), ErrorKind::ConnectionReset, "{address}");
 }
 
-/// Waits until a Service is served: its address is no longer refused.
+/// Waits until the proxy serves an address.
 pub(crate) fn wait_until_served(cluster: &Cluster, address: &str) {
     wait_for(address, || {
         let page = cluster.node.shell("curl -fsS http://127.0.0.1:10249/debug/services?format=json")?;
@@ -59,7 +63,7 @@ fn endpoint_that_is_a_virtual_ip_is_refused_and_no_connection_multiplies() {
         assert_eq!(cluster.proxy_metric(OPENED).unwrap(), f64::from(count), "{address}");
         assert!(cluster.proxy_metric(REFUSED).unwrap() >= f64::from(count), "{address}");
     }
-    // A client can open these as often as it likes: the log has one line in ten seconds.
+    // The log is rate-limited to one line in ten seconds.
     let (warning, began) = ("an endpoint is itself served by this proxy", Instant::now());
     for _ in 0..30 {
         expect_reset(&client, addresses[0]);
@@ -101,19 +105,21 @@ fn external_ip_that_is_the_nodes_address_leads_to_a_server_of_the_node() {
     let both = manual("host", spec, NODE, 8080).replacen("---\n", status, 1);
     for server_first in [true, false] {
         let (cluster, client) = cluster();
-        let start = || Agnhost::start(Place::Node(&cluster.node), NODE, "on-the-node");
+        let start = || Agnhost::start(Location::Node(&cluster.node), NODE, "on-the-node");
         let early = server_first.then(start);
         cluster.apply("host.yaml", &both).unwrap();
         wait_until_served(&cluster, "10.96.0.65:8080");
         let _server = early.unwrap_or_else(start);
         for address in ["10.96.0.65:8080", "192.0.2.2:8080"] {
-            for from in
-                [Place::Pod(&client), Place::Outside(cluster.node.outside()), Place::Node(&cluster.node)]
-            {
-                if matches!(from, Place::Outside(_)) && address.starts_with("10.") {
+            for from in [
+                Location::Pod(&client),
+                Location::Outside(cluster.node.outside()),
+                Location::Node(&cluster.node),
+            ] {
+                if matches!(from, Location::Outside(_)) && address.starts_with("10.") {
                     continue;
                 }
-                expect_hosts(from, Way::Http, address, &["on-the-node"]);
+                expect_hosts(from, Protocol::Http, address, &["on-the-node"]);
             }
         }
         assert_eq!(cluster.proxy_metric(REFUSED).unwrap(), 0.0);
@@ -133,33 +139,37 @@ fn server_of_the_node_sees_the_address_of_its_client() {
             "ports: [{name: tcp, port: 8080}, {name: udp, port: 8080, protocol: UDP}]",
         )
         .replace("{addresses: [192.0.2.2]}", "{addresses: [192.0.2.2], nodeName: node-1}");
-    let _server = Agnhost::start(Place::Node(&cluster.node), NODE, "on-the-node");
+    let _server = Agnhost::start(Location::Node(&cluster.node), NODE, "on-the-node");
     cluster.apply("host.yaml", &manifest).unwrap();
     wait_until_served(&cluster, "10.96.0.66:80");
-    let (pod, outside) = (Place::Pod(&client), Place::Outside(cluster.node.outside()));
+    let (pod, outside) = (Location::Pod(&client), Location::Outside(cluster.node.outside()));
     let node_port = format!("{NODE}:30080");
-    for way in WAYS {
+    for protocol in PROTOCOLS {
         for (from, address, expected) in [
             (pod, "10.96.0.66:80", client.ip.as_str()),
             (pod, &node_port, &client.ip),
             (outside, &node_port, cluster.node.outside_address()),
-            (Place::Node(&cluster.node), "10.96.0.66:80", NODE),
+            (Location::Node(&cluster.node), "10.96.0.66:80", NODE),
         ] {
             for _ in 0..10 {
-                assert_eq!(from.ask(way, address, "clientip").unwrap(), expected, "{way:?} {address}");
+                assert_eq!(
+                    from.ask(protocol, address, "clientip").unwrap(),
+                    expected,
+                    "{protocol:?} {address}"
+                );
             }
         }
-        // What does not come from the proxy is answered as ever.
+        // Connections that bypass the proxy are answered as before.
         for from in [pod, outside] {
-            expect_hosts(from, way, &format!("{NODE}:8080"), &["on-the-node"]);
+            expect_hosts(from, protocol, &format!("{NODE}:8080"), &["on-the-node"]);
         }
     }
     assert_eq!(cluster.proxy_metric("portolan_proxy_source_fallbacks_total").unwrap(), 0.0);
 }
 
-/// As routers do with packets: what passed too many proxies is dropped.
+/// Like the TTL of packets, a connection that passed too many proxies is dropped.
 #[test]
-fn services_of_two_nodes_that_name_each_other_let_a_connection_end() {
+fn connection_loop_between_two_nodes_ends() {
     let fleet = Fleet::start(&[0, 0]).unwrap();
     let address = |index: usize| fleet.members[index].node.address().to_owned();
     let service = |name: &str, port: u16, to: &str, next: u16| {
@@ -184,7 +194,7 @@ fn services_of_two_nodes_that_name_each_other_let_a_connection_end() {
 }
 
 #[test]
-fn services_of_two_nodes_that_name_each_other_let_a_datagram_end() {
+fn datagram_loop_between_two_nodes_ends() {
     let fleet = Fleet::start(&[0, 0]).unwrap();
     let address = |index: usize| fleet.members[index].node.address().to_owned();
     let service = |name: &str, port: u16, to: &str, next: u16| {
@@ -203,7 +213,7 @@ fn services_of_two_nodes_that_name_each_other_let_a_datagram_end() {
     socket.send_to(b"x", format!("{}:30071", address(0))).unwrap();
     let sum =
         |name: &str| -> Result<f64> { fleet.members.iter().map(|member| member.proxy_metric(name)).sum() };
-    wait_for("the end of the circle", || {
+    wait_for("the end of the loop", || {
         let (refused, sent) = (sum(REFUSED)?, sum("portolan_proxy_udp_sent_datagrams_total")?);
         assert!(sent <= 64.0, "{sent} datagrams of one");
         ensure!(refused == 1.0, "{refused}, after {sent} datagrams");

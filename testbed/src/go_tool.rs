@@ -1,10 +1,10 @@
-//! Go programs that the tests call: `make setup` builds them, outside the tree.
+//! Go programs that the tests run. `make setup` builds them outside the tree.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The path of `crictl`, `cnitool` or `control-plane`.
+/// Returns the path of `crictl`, `cnitool`, `control-plane` or another Go program.
 ///
 /// # Errors
 /// When it is not built.
