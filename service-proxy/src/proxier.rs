@@ -46,7 +46,7 @@ pub(crate) struct Proxier {
     /// What is in force.
     snapshot: Arc<Snapshot>,
     services: HashMap<NamespacedName, Carried>,
-    /// Cluster IPs outside the service ranges, of the Services that have any.
+    /// Cluster IPs outside the service ranges of the flags, of the Services that have any.
     outside: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
     /// Addresses and ports of Services without endpoints that the kernel would not refuse by itself.
     refused: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,

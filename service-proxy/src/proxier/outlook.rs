@@ -19,8 +19,12 @@ impl Proxier {
     /// Cluster IPs outside the service ranges, which are made local one by one, those of the node itself left
     /// out.
     pub(crate) fn outside(&self) -> BTreeSet<IpAddr> {
-        let wanted = self.outside.values().flatten().copied();
-        wanted.filter(|address| !self.surroundings.locality.node.contains(address)).collect()
+        let ranges = self.ranges();
+        let is_outside = |address: &IpAddr| {
+            !self.surroundings.locality.node.contains(address)
+                && !ranges.iter().any(|range| range.contains(*address))
+        };
+        self.outside.values().flatten().copied().filter(is_outside).collect()
     }
 
     /// Whether this node is about to go.

@@ -137,6 +137,11 @@ fn service_in_an_added_service_cidr_is_served() {
     assert_eq!(fixture.client.ask("10.200.0.7:80").unwrap(), "web-1");
     let name = fixture.cluster.node.shell("dig +short @10.96.0.10 -x 10.200.0.7").unwrap();
     assert_eq!(name.trim(), "web.default.svc.cluster.local.");
+    wait("one route for the range", &fixture, || {
+        let routes = fixture.cluster.node.shell("ip route show table local")?;
+        ensure!(routes.contains("10.200.0.0/24") && !routes.contains("10.200.0.7"), "{routes}");
+        Ok(())
+    });
     // Other addresses of the range are refused and have no name, as in any service range.
     fixture.expect_refusal("10.200.0.8:80");
     let answer = fixture.cluster.node.shell("dig @10.96.0.10 -x 10.200.0.8").unwrap();
