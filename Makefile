@@ -94,18 +94,18 @@ $(CONFORMANCE_STAMP): $(COREDNS_STAMP) | packages
 	@touch $(CONTROL_PLANE_STAMP) $@
 
 build: ## release binaries in target/release; portolan-cni is static
-	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench -p portolan-operator
+	cargo build --release --locked -p portolan-proxy -p portolan-dns -p portolan-bench -p portolan-cli
 	cargo rustc --release --locked -p portolan-cni --bin portolan-cni -- -C target-feature=+crt-static
 
 deb: $(STAMP) build package-files ## a Debian package with all programs, in target/debian
-	PATH="$(PORTOLAN_TOOLS)/bin:$$PATH" cargo deb --no-build --package portolan-operator
+	PATH="$(PORTOLAN_TOOLS)/bin:$$PATH" cargo deb --no-build --package portolan-cli
 
 # The image has the version of the workspace.
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 image: ## a container image from scratch, of static programs: localhost/portolan
 	@rm -rf target/image && mkdir -p target/image
-	set -e; for program in cni:portolan-cni proxy:portolan-proxy dns:portolan-dns operator:portolan; do \
+	set -e; for program in cni:portolan-cni proxy:portolan-proxy dns:portolan-dns cli:portolan; do \
 		cargo rustc --release --locked -p portolan-$${program%:*} --bin $${program#*:} -- -C target-feature=+crt-static; \
 		cp $(RELEASE)/$${program#*:} target/image; \
 	done

@@ -37,7 +37,7 @@ fn tests_in_the_dns_table_exist_and_every_complaint_has_one() {
     let table = std::fs::read_to_string(root.join("docs/dns-conformance.md")).unwrap();
     let mut files = Vec::new();
     for directory in
-        ["dns/src", "dns/tests", "testbed/tests/clients", "testbed/tests/kubernetes", "operator/tests"]
+        ["dns/src", "dns/tests", "testbed/tests/clients", "testbed/tests/kubernetes", "cli/tests"]
     {
         sources(&root.join(directory), &mut files);
     }

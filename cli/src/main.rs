@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    operator::run(operator::Args::parse())
+    cli::run(cli::Args::parse())
 }

@@ -30,7 +30,7 @@ static PACKAGES: LazyLock<TempDir> = LazyLock::new(|| {
             "--profile",
             "dev",
             "--package",
-            "portolan-operator",
+            "portolan-cli",
         ]);
         build.args(["--deb-version", version, "--output"]).arg(file(directory.path(), version));
         run(build.current_dir(WORKSPACE));
