@@ -1,26 +1,27 @@
-//! The note on the node's end of a veth (`ip link` shows it as its alias): whose it is. Without the state
-//! directory it is all that is left to know the pods by.
+//! The alias of the node's end of a veth (`ip link` shows it): which attachment the interface belongs to.
+//! When the state directory is missing, the plugin recovers the pods from these aliases.
 
 use std::net::IpAddr;
 
 use crate::ipam::Owner;
 use crate::netlink::Link;
 
-/// The kernel takes so many bytes. A longer note would be no use cut short: it is left out.
+/// Longest alias that the kernel accepts, in bytes. A longer one is not set at all: a truncated alias is
+/// useless.
 const MAX_LENGTH: usize = 255;
 
-/// What a note says.
+/// The parsed alias of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Alias {
     pub(crate) network: String,
     pub(crate) owner: Owner,
     pub(crate) addresses: Vec<IpAddr>,
-    /// Hardware address of the pod's end.
+    /// MAC address of the pod's end.
     pub(crate) mac: String,
 }
 
 impl Alias {
-    /// `portolan/<network>/<containerID>/<ifname>/<address>,<address>/<mac>`; none of them may have a slash.
+    /// `portolan/<network>/<containerID>/<ifname>/<address>,<address>/<mac>`. No part may contain a slash.
     pub(crate) fn format(&self) -> String {
         let addresses: Vec<String> = self.addresses.iter().map(IpAddr::to_string).collect();
         let Owner { container_id, ifname } = &self.owner;
@@ -29,7 +30,7 @@ impl Alias {
         if text.len() > MAX_LENGTH { String::new() } else { text }
     }
 
-    /// Reads the note on an interface, if it has one of ours.
+    /// Parses the alias of an interface. `None` if it is not one of the plugin's.
     pub(crate) fn of(link: &Link) -> Option<Self> {
         let mut parts = link.alias.split('/');
         let (tag, network, id, ifname) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

@@ -1,9 +1,8 @@
-//! Unsolicited neighbour advertisements: who has an address of IPv6 says by which hardware address it is
-//! reached (RFC 4861 §7.2.6). For IPv4 the kernel announces by itself, see
-//! [`crate::netlink::Batch::announce`].
+//! Unsolicited neighbour advertisements (RFC 4861 §7.2.6): they announce the MAC address of an IPv6 address.
+//! For IPv4 the kernel sends the announcement, see [`crate::netlink::Batch::announce`].
 //!
-//! A socket for frames would do for both, but the kernel waits for an RCU grace period, some 10 ms, when one
-//! is closed.
+//! A packet socket would serve both families, but closing one makes the kernel wait for an RCU grace period,
+//! some 10 ms.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -17,18 +16,18 @@ use nix::sys::socket::{
 /// All nodes on the link.
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// Less is a packet that has passed a router, and counts for nothing.
+/// RFC 4861 §7.1.2: receivers ignore a lower hop limit, because a router has forwarded such a packet.
 const HOP_LIMIT: i32 = 255;
 
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
-/// Unsolicited, and the receiver replaces what it knows.
+/// The override flag: the receiver replaces its cache entry. The solicited flag is not set.
 const OVERRIDE: u8 = 0x20;
 
-/// The option with the target's hardware address, in units of 8 bytes.
+/// The target link-layer address option. Its length is in units of 8 bytes.
 const TARGET_ADDRESS: u8 = 2;
 
-/// A socket for advertisements in the namespace that it was opened in.
+/// A socket for advertisements, in the namespace in which it was opened.
 #[derive(Debug)]
 pub(crate) struct Advertiser(OwnedFd);
 
@@ -40,7 +39,7 @@ impl Advertiser {
         Ok(Self(socket))
     }
 
-    /// Says on the link with that index that `address` is at `mac`.
+    /// Advertises `address` at `mac` on the link with that index.
     pub(crate) fn advertise(&self, index: u32, address: Ipv6Addr, mac: [u8; 6]) -> io::Result<()> {
         let all_nodes = SockaddrIn6::from(SocketAddrV6::new(ALL_NODES, 0, 0, index));
         sendto(self.0.as_raw_fd(), &message(address, mac), &all_nodes, MsgFlags::empty())?;

@@ -1,4 +1,4 @@
-//! What the runtime says through the environment (CNI 1.1 §2).
+//! The environment variables that the runtime sets (CNI 1.1 §2).
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -10,7 +10,7 @@ use crate::ipam::Owner;
 /// Longest name of a network interface, without the closing NUL (`IFNAMSIZ`).
 const MAX_IFNAME: usize = 15;
 
-/// The verbs that concern one container.
+/// The commands that concern one container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Add,
@@ -20,22 +20,22 @@ pub(crate) enum Command {
     Gc,
 }
 
-/// The environment, validated for the command at hand.
+/// The environment, validated for one command.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Args {
     pub(crate) container_id: String,
-    /// Empty where DEL is called after the namespace was deleted.
+    /// Empty if DEL is called after the namespace was deleted.
     pub(crate) netns: String,
     pub(crate) ifname: String,
-    /// Directories to find a delegated plugin in.
+    /// Directories that are searched for a delegated plugin.
     pub(crate) path: Vec<PathBuf>,
-    /// `CNI_ARGS`, as pairs. A key without a value is absent, as the reference plugins have it.
+    /// `CNI_ARGS`, as pairs. A key without a value counts as absent, as in the reference plugins.
     pub(crate) extra: HashMap<String, String>,
     /// The whole environment, for a delegated plugin.
     pub(crate) environment: Vec<(OsString, OsString)>,
 }
 
-/// Keys of `CNI_ARGS` that mean something here; others need `IgnoreUnknown`.
+/// Keys of `CNI_ARGS` that the plugin reads. Any other key needs `IgnoreUnknown`.
 const KNOWN_EXTRA: [&str; 8] = [
     "IgnoreUnknown",
     "IP",
@@ -48,7 +48,7 @@ const KNOWN_EXTRA: [&str; 8] = [
 ];
 
 impl Command {
-    /// Parses `CNI_COMMAND`; upper case only, as the specification has it.
+    /// Parses `CNI_COMMAND`. The specification allows upper case only.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         Ok(match text {
             "ADD" => Self::Add,
@@ -75,12 +75,12 @@ impl Command {
 }
 
 impl Args {
-    /// Who the addresses belong to.
+    /// The owner of the addresses.
     pub(crate) fn owner(&self) -> Owner {
         Owner { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
     }
 
-    /// Reads what `command` needs; all that is missing is named at once.
+    /// Reads what `command` needs. The error names every missing variable.
     pub(crate) fn parse(command: Command, environment: Vec<(OsString, OsString)>) -> Result<Self> {
         let variable = |name: &str| {
             let found = environment.iter().find(|(key, _)| key == name);
@@ -119,7 +119,7 @@ impl Args {
     }
 }
 
-/// Containers and networks are named alike: letters and digits, then also `_.-`.
+/// Container IDs and network names: a letter or digit, then letters, digits, `_`, `.` and `-`.
 pub(crate) fn is_valid_id(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
@@ -134,7 +134,7 @@ fn check_container_id(id: &str) -> Result<()> {
     Err(Error::new(Code::InvalidEnvironment, format!("CNI_CONTAINERID {id:?} {rule}")))
 }
 
-/// What the kernel takes for the name of an interface.
+/// Whether the kernel accepts the name for an interface.
 pub(crate) fn is_valid_ifname(name: &str) -> bool {
     let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
     (1..=MAX_IFNAME).contains(&name.len()) && name != "." && name != ".." && !name.contains(forbidden)
@@ -165,7 +165,7 @@ fn parse_extra(text: &str) -> Result<HashMap<String, String>> {
     let unknown = extra.keys().find(|key| !KNOWN_EXTRA.contains(&key.as_str()));
     match unknown {
         Some(key) if !ignore_unknown => {
-            Err(invalid(format!("CNI_ARGS: unknown key {key:?}; IgnoreUnknown=1 would pass over it")))
+            Err(invalid(format!("CNI_ARGS: unknown key {key:?}; IgnoreUnknown=1 ignores it")))
         }
         _ => {
             extra.retain(|_, value| !value.is_empty());

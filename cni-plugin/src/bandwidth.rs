@@ -1,24 +1,23 @@
-//! How fast a pod may receive and send: token buckets on the node's side, where the pod cannot undo them.
+//! Bandwidth limits of a pod: token buckets on the node's side, where the pod cannot remove them.
 //!
 //! ```text
 //! to the pod    ptl<hash>  root tbf
 //! from the pod  ptl<hash>  ingress, everything redirected to ptb<hash>, root tbf, then as before
 //! ```
-//! The kernel queues only what leaves an interface; `ptb<hash>` is an ifb, an interface for what arrives to
-//! leave by first.
+//! The kernel queues only outgoing packets. `ptb<hash>` is an ifb interface: incoming packets are redirected
+//! to it and leave through its queue.
+
+use nix::errno::Errno;
 
 use crate::error::{Code, Error, Result, kernel};
 use crate::netconf::{Bandwidth, Limit};
 use crate::netlink::{Batch, Netlink};
 use crate::veth;
 
-/// `EOPNOTSUPP`: the kernel does not know this kind of interface.
-const NOT_SUPPORTED: i32 = 95;
-
-/// Counts too.
+/// Part of each packet's length.
 const ETHERNET_HEADER: u32 = 14;
 
-/// Limits the pod behind `host_name`. `ifb` is the interface for what it sends, `alias` the note on it.
+/// Limits the pod behind `host_name`. `ifb` is the interface for what the pod sends, `alias` its alias.
 pub(crate) fn limit(
     host: &mut Netlink,
     host_name: &str,
@@ -39,31 +38,32 @@ pub(crate) fn limit(
         batch.limit(link.index, limit, host_name);
     }
     if let Some(limit) = bandwidth.from_pod {
-        // One that a killed ADD has left limits no pod.
+        // Left by a killed ADD; it limits no pod.
         host.delete_link(ifb).map_err(kernel(format!("delete a left-over {ifb}")))?;
-        host.add_ifb(ifb, link.mtu).map_err(|e| match e.raw_os_error() {
-            Some(NOT_SUPPORTED) => no_ifb(),
+        host.add_ifb(ifb, link.mtu).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EOPNOTSUPP) => no_ifb(),
             _ => kernel(format!("create interface {ifb}"))(e),
         })?;
         veth::disable_ipv6(ifb);
         let mut up = Batch::default();
-        up.set_note(ifb, alias);
+        up.set_alias_of(ifb, alias);
         up.get_link(ifb);
         up.set_up(ifb);
-        let index = veth::only(up.commit(host)?.links, ifb)?.index;
+        let index = veth::only_link(up.commit(host)?.links, ifb)?.index;
         batch.limit(index, limit, ifb);
         batch.redirect(link.index, index, host_name);
     }
-    batch.commit(host).map(drop)
+    batch.commit(host)?;
+    Ok(())
 }
 
 fn no_ifb() -> Error {
-    let why = "this kernel has no ifb interfaces (CONFIG_IFB), by which what a pod sends is limited";
-    let way_out = "load the module ifb, or leave out egressRate";
-    Error::new(Code::InvalidConfig, format!("runtimeConfig.bandwidth.egressRate: {why}; {way_out}"))
+    let why = "this kernel has no ifb interfaces (CONFIG_IFB), which egress limits need";
+    let suggestion = "load the module ifb, or leave out egressRate";
+    Error::new(Code::InvalidConfig, format!("runtimeConfig.bandwidth.egressRate: {why}; {suggestion}"))
 }
 
-/// Whether the limits are still in force.
+/// Returns an error if a limit is missing or was changed.
 pub(crate) fn check(host: &mut Netlink, host_name: &str, ifb: &str, bandwidth: &Bandwidth) -> Result<()> {
     let link = veth::required(host, host_name)?;
     if let Some(limit) = bandwidth.to_pod {
@@ -74,7 +74,8 @@ pub(crate) fn check(host: &mut Netlink, host_name: &str, ifb: &str, bandwidth: &
         check_limit(host, other.index, ifb, limit)?;
         let leads = host.redirects(link.index, other.index).map_err(kernel("look for the redirection"))?;
         if !leads || !other.is_up {
-            let message = format!("what arrives at {host_name} no longer goes by {ifb}: it is not limited");
+            let message =
+                format!("packets from {host_name} are no longer redirected to {ifb}: egress is not limited");
             return Err(Error::new(Code::Conflict, message));
         }
     }
@@ -82,7 +83,7 @@ pub(crate) fn check(host: &mut Netlink, host_name: &str, ifb: &str, bandwidth: &
 }
 
 fn check_limit(host: &mut Netlink, index: u32, name: &str, limit: Limit) -> Result<()> {
-    let found = host.limited(index).map_err(kernel(format!("look for the limit of {name}")))?;
+    let found = host.rate_limit(index).map_err(kernel(format!("look for the limit of {name}")))?;
     match found {
         Some(found) if found.rate == limit.rate => Ok(()),
         Some(found) => {

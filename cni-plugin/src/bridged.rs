@@ -1,11 +1,11 @@
-//! Bridge mode: pods as ports of a bridge, as the reference plugin `bridge` has them.
+//! Mode `bridge`: pods are ports of a bridge, as with the reference plugin `bridge`.
 //!
 //! ```text
 //! pod   eth0 10.22.0.7/24, default via 10.22.0.1 if it is the gateway
 //! node  ptl<hash>, a port of cni0; cni0 10.22.0.1/24 if it is the gateway
 //! ```
-//! The bridge is made by the first ADD and stays when the last pod goes, as with the reference plugin; GC
-//! removes one that we have made and that has no ports.
+//! The first ADD creates the bridge. It stays when the last pod is deleted, as with the reference plugin. GC
+//! removes a bridge that the plugin created and that has no ports.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,13 +24,14 @@ use crate::pod::Pod;
 use crate::result::{Attached, Interface};
 use crate::{routed, veth};
 
-/// The note on a bridge of ours. It is told from those of pods by having no container.
+/// The alias of a bridge that the plugin created. Unlike the alias of a pod's interface it names no
+/// container.
 const ALIAS: &str = "portolan/bridge";
 
 /// Duplicate address detection takes 1 to 2 s.
 const DETECTION: Duration = Duration::from_secs(5);
 
-/// Between two looks at something the kernel does by itself.
+/// Interval between two checks of something that the kernel does in the background.
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Mode for Bridge {
@@ -45,7 +46,7 @@ impl Mode for Bridge {
         let link = ensure_bridge(host, self, veth.mtu)?;
         let mut assignment = complete(self, assignment)?;
         remove_duplicates(&mut assignment);
-        // The gateway first: a pod that is up may use it.
+        // Configure the gateway first: the pod may use it as soon as it is up.
         let mut new_gateways = Vec::new();
         for lease in assignment.leases.iter().filter(|_| self.is_gateway) {
             new_gateways.extend(ensure_gateway(host, &link, self, lease)?);
@@ -60,7 +61,7 @@ impl Mode for Bridge {
         if !self.disable_container_interface {
             let index = veth::peer(&port, &mut pod.netlink, veth.pod)?;
             configure_pod(pod, veth.pod, index, self, &assignment)?;
-            // The port first: what it does makes the bridge's carrier.
+            // Bring the port up first: the bridge has a carrier only when a port has one.
             veth::await_carrier(host, &[veth.host, &self.name], |link| {
                 link.name != veth.host || link.port.is_forwarding
             })?;
@@ -92,21 +93,22 @@ impl Mode for Bridge {
         &self.name
     }
 
-    /// A bridge without an address of its own is none of the node's ways.
+    /// A bridge without an address of its own does not route.
     fn forwards(&self, masquerade: bool) -> bool {
         self.is_gateway || masquerade
     }
 }
 
-/// Announces the pod's addresses on the bridge. A neighbour that has an older entry for an address sends to
-/// the hardware address in it for up to 45 s. After that it asks, so ADD does not fail if the announcement
-/// does.
+/// Announces the pod's addresses on the bridge. Without an announcement, a neighbour with an older entry
+/// sends to the old MAC address for up to 45 s and then resolves the address again. So ADD does not fail if
+/// the announcement fails.
 fn announce(pod: &mut Pod, index: u32, veth: &Veth<'_>, assignment: &Assignment) {
     let mut batch = Batch::default();
     for address in assignment.addresses() {
         match address {
             IpAddr::V4(_) => batch.announce(index, address, veth.pod),
             IpAddr::V6(address) => {
+                // Best effort, see above.
                 let _ = pod.advertiser.as_ref().map(|to| to.advertise(index, address, veth.pod_mac));
             }
         }
@@ -114,12 +116,12 @@ fn announce(pod: &mut Pod, index: u32, veth: &Veth<'_>, assignment: &Assignment)
     let _ = batch.commit(&mut pod.netlink);
 }
 
-/// The same route twice is one route; otherwise it would look like one of another network.
+/// Removes duplicate routes: a second one would look like a route of another network.
 fn remove_duplicates(assignment: &mut Assignment) {
     let routes = std::mem::take(&mut assignment.routes);
     for route in &routes {
         let full = |route: &netconf::Route| (gateway_of(route, assignment), route.options, route.dst);
-        // The one that names its gateway stays, as it is in the result.
+        // Keep the one that names its gateway, as in the result.
         let is_implied =
             route.gw.is_none() && routes.iter().any(|other| other.gw.is_some() && full(other) == full(route));
         if !is_implied && !assignment.routes.contains(route) {
@@ -128,7 +130,7 @@ fn remove_duplicates(assignment: &mut Assignment) {
     }
 }
 
-/// The bridge itself, up.
+/// Returns the bridge, created if necessary, and up.
 fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> {
     let name = &bridge.name;
     let find = |host: &mut Netlink| host.link(name).map_err(kernel(format!("look for bridge {name}")));
@@ -136,7 +138,7 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
     if found.is_none() {
         let mut batch = Batch::default();
         batch.add_bridge(&NewBridge { name, mac: veth::random_mac()?, mtu });
-        batch.set_note(name, ALIAS);
+        batch.set_alias_of(name, ALIAS);
         batch.set_up(name);
         batch.commit(host)?;
         configure_ipv6(name, bridge.enable_dad)?;
@@ -162,9 +164,9 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
     Ok(link)
 }
 
-/// Router advertisements of pods must not give the node a default route (CVE-2020-13401). The bridge's
-/// link-local address, from which the node asks for the hardware addresses of pods, is usable at once: no
-/// other interface can have it. A node without IPv6 has neither.
+/// The node must not take a default route from router advertisements of pods (CVE-2020-13401). The bridge's
+/// link-local address, from which the node resolves the pods' addresses, is usable at once: no other
+/// interface can have it, so duplicate address detection is off. A node without IPv6 has neither setting.
 fn configure_ipv6(name: &str, enable_dad: bool) -> Result<()> {
     let keys = ["accept_ra", "accept_dad"];
     for key in &keys[..if enable_dad { 1 } else { 2 }] {
@@ -177,36 +179,35 @@ fn configure_ipv6(name: &str, enable_dad: bool) -> Result<()> {
     Ok(())
 }
 
-/// A kernel without VLAN filtering takes the order for it, and does nothing: so what it has is asked for
-/// here.
+/// A kernel without VLAN filtering accepts the request and ignores it. So read back what the kernel has.
 fn refuse_vlan(name: &str, vlan: &str) -> Error {
     let has_filtering = Path::new("/sys/class/net").join(name).join("bridge/vlan_filtering").exists();
     let why = if has_filtering {
-        "VLANs on a bridge are not there yet"
+        "VLANs on a bridge are not supported yet"
     } else {
         "this kernel cannot tell VLANs apart on a bridge (CONFIG_BRIDGE_VLAN_FILTERING)"
     };
     Error::new(Code::InvalidConfig, format!("{vlan}: {why}; leave it out, or use a bridge for each VLAN"))
 }
 
-/// Gateways and default routes where the configuration asks for them and IPAM has named none.
+/// Adds gateways and default routes if the configuration asks for them and IPAM named none.
 fn complete(bridge: &Bridge, mut assignment: Assignment) -> Result<Assignment> {
     for lease in assignment.leases.iter_mut().filter(|_| bridge.is_gateway) {
-        lease.gateway = Some(lease.gateway.map_or_else(|| first_of(lease.address), Ok)?);
+        lease.gateway = Some(lease.gateway.map_or_else(|| first_address(lease.address), Ok)?);
     }
     let leases = assignment.leases.clone();
     for lease in leases.iter().filter(|_| bridge.is_default_gateway) {
         let is_of_family = |route: &netconf::Route| route.dst.is_ipv4() == lease.address.is_ipv4();
         let has_default = |route: &netconf::Route| route.dst.prefix() == 0 && route.gw.is_some();
         if !assignment.routes.iter().any(|route| is_of_family(route) && has_default(route)) {
-            assignment.routes.push(netconf::Route::new(everywhere(lease.address.ip()), lease.gateway));
+            assignment.routes.push(netconf::Route::new(default_network(lease.address.ip()), lease.gateway));
         }
     }
     Ok(assignment)
 }
 
 /// The first address of a subnet.
-fn first_of(address: IpNetwork) -> Result<IpAddr> {
+fn first_address(address: IpNetwork) -> Result<IpAddr> {
     let first = match address.network() {
         IpAddr::V4(network) => network.to_bits().checked_add(1).map(|bits| IpAddr::V4(bits.into())),
         IpAddr::V6(network) => network.to_bits().checked_add(1).map(|bits| IpAddr::V6(bits.into())),
@@ -214,8 +215,8 @@ fn first_of(address: IpNetwork) -> Result<IpAddr> {
     first.ok_or_else(|| conflict(format!("{address} has no room for a gateway")))
 }
 
-/// Gives the bridge a gateway's address; returns it if it is new. A bridge has one subnet of IPv4, and of
-/// IPv6 those that do not overlap.
+/// Adds a gateway address to the bridge. Returns it if it is new. A bridge may have one IPv4 subnet, and
+/// several IPv6 subnets that do not overlap.
 fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Lease) -> Result<Option<IpAddr>> {
     let Some(gateway) = lease.gateway else { return Ok(None) };
     let wanted = network(gateway, lease.address.prefix());
@@ -224,7 +225,7 @@ fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Leas
     if batch.commit(host)?.made == [false] {
         return Ok(None);
     }
-    // It is new: what else does the bridge have?
+    // The address is new: which other addresses does the bridge have?
     let others = host.addresses(link.index, gateway).map_err(kernel("look for the bridge's addresses"))?;
     for other in others.iter().filter(|other| (other.address, other.prefix) != (gateway, wanted.prefix())) {
         let theirs = other.network();
@@ -235,8 +236,11 @@ fn ensure_gateway(host: &mut Netlink, link: &Link, bridge: &Bridge, lease: &Leas
         let deleted = host.delete_address(link.index, unwanted.ip(), unwanted.prefix());
         deleted.map_err(kernel(format!("delete address {unwanted} of {}", bridge.name)))?;
         if !bridge.force_address {
-            let way_out = "delete it, choose another `bridge`, or set forceAddress";
-            return Err(conflict(format!("bridge {} has {theirs} and not {wanted}; {way_out}", bridge.name)));
+            let suggestion = "delete it, choose another `bridge`, or set forceAddress";
+            return Err(conflict(format!(
+                "bridge {} has {theirs} and not {wanted}; {suggestion}",
+                bridge.name
+            )));
         }
     }
     Ok(Some(gateway))
@@ -260,8 +264,8 @@ fn configure_pod(
     let routes: Vec<netconf::Route> = assignment.routes.iter().map(with_gateway).collect();
     let add_routes = |batch: &mut Batch| {
         for route in &routes {
-            // The pod may have other networks: the first one to come has the default route.
-            let wording = format!("{} to the pod", routed::worded(route));
+            // The pod may have other networks. The network that is attached first has the default route.
+            let wording = format!("{} to the pod", routed::described(route));
             batch.add_route(&routed::kernel_route(index, route, route.options), &wording);
         }
     };
@@ -293,14 +297,15 @@ fn configure_pod(
     Ok(())
 }
 
-/// A route without a gateway goes by the first one of its family.
+/// The gateway of a route; by default the first gateway of its family.
 fn gateway_of(route: &netconf::Route, assignment: &Assignment) -> Option<IpAddr> {
     let mut gateways = assignment.leases.iter().filter_map(|lease| lease.gateway);
     let implied = || gateways.find(|gateway| gateway.is_ipv4() == route.dst.is_ipv4());
     if route.is_on_link() { None } else { route.gw.or_else(implied) }
 }
 
-/// Waits until duplicate address detection has found no other interface with the addresses.
+/// Waits until duplicate address detection has completed. Returns an error if another interface has an
+/// address.
 fn await_addresses(pod: &mut Netlink, index: u32, assignment: &Assignment) -> Result<()> {
     let deadline = Instant::now() + DETECTION;
     for lease in assignment.leases.iter().filter(|lease| lease.address.is_ipv6()) {
@@ -364,7 +369,7 @@ fn check_ends(
     Ok(())
 }
 
-/// Removes the bridges that we have made, or the one of that name, if they have no port left.
+/// Removes the bridges that the plugin created, or the one with that name, if they have no ports.
 pub(crate) fn collect(host: &mut Netlink, name: Option<&str>) -> Result<()> {
     let links = host.links().map_err(kernel("list interfaces"))?;
     let is_wanted = |link: &&Link| link.alias == ALIAS && name.is_none_or(|name| link.name == name);
@@ -376,12 +381,12 @@ pub(crate) fn collect(host: &mut Netlink, name: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-fn everywhere(like: IpAddr) -> IpNetwork {
+fn default_network(like: IpAddr) -> IpNetwork {
     let any = if like.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
     network(any, 0)
 }
 
-/// An address with a prefix that comes from one of its family.
+/// The network of an address of the same family as the prefix length.
 fn network(address: IpAddr, prefix: u8) -> IpNetwork {
     IpNetwork::new(address, prefix).expect("the prefix is that of an address of the same family")
 }

@@ -1,4 +1,4 @@
-//! What people run by hand, beside the protocol that runtimes speak.
+//! The commands that users run, beside the CNI protocol.
 
 use std::path::Path;
 
@@ -26,28 +26,28 @@ configuration on standard input; see docs/cni-plugin.md. By hand:
 ";
 
 /// Runs one command line, without the program's name.
-pub fn run_by_hand(arguments: &[String]) -> Output {
+pub fn run_cli(arguments: &[String]) -> Output {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--help" | "-h" | "help"] => printed(HELP.to_owned()),
-        ["--version" | "-V"] => printed(format!("portolan-cni {}\n", env!("CARGO_PKG_VERSION"))),
+        ["--help" | "-h" | "help"] => succeeded(HELP.to_owned()),
+        ["--version" | "-V"] => succeeded(format!("portolan-cni {}\n", env!("CARGO_PKG_VERSION"))),
         ["cleanup"] => cleanup(DEFAULT_STATE_DIR.as_ref()),
         ["cleanup", "--state-dir", directory] => cleanup(directory.as_ref()),
-        ["import", conflist] => take_over(conflist, None, false),
-        ["import", conflist, "--json"] => take_over(conflist, None, true),
-        ["import", conflist, "--from", directory] => take_over(conflist, Some(directory), false),
-        ["import", conflist, "--from", directory, "--json"] => take_over(conflist, Some(directory), true),
+        ["import", conflist] => run_import(conflist, None, false),
+        ["import", conflist, "--json"] => run_import(conflist, None, true),
+        ["import", conflist, "--from", directory] => run_import(conflist, Some(directory), false),
+        ["import", conflist, "--from", directory, "--json"] => run_import(conflist, Some(directory), true),
         _ => failed(format!("portolan-cni: no such command: {}\n\n{HELP}", arguments.join(" "))),
     }
 }
 
 fn cleanup(state_dir: &Path) -> Output {
     match command::cleanup(state_dir) {
-        Ok(()) => printed(String::new()),
+        Ok(()) => succeeded(String::new()),
         Err(error) => failed(format!("portolan-cni: {}\n", error.message)),
     }
 }
 
-fn take_over(conflist: &str, from: Option<&str>, as_json: bool) -> Output {
+fn run_import(conflist: &str, from: Option<&str>, as_json: bool) -> Output {
     match import(conflist.as_ref(), from.map(Path::new)) {
         Ok(imported) => {
             let stdout = if as_json { format!("{}\n", imported.to_json()) } else { imported.to_string() };
@@ -58,7 +58,7 @@ fn take_over(conflist: &str, from: Option<&str>, as_json: bool) -> Output {
     }
 }
 
-fn printed(stdout: String) -> Output {
+fn succeeded(stdout: String) -> Output {
     Output::new(stdout, String::new(), true)
 }
 

@@ -1,4 +1,4 @@
-//! The commands of a plugin that makes interfaces, one file each, and the one that people run by hand.
+//! The commands of a plugin that creates interfaces, one file each, and `cleanup`, which users run.
 
 mod add;
 mod check;
@@ -16,7 +16,7 @@ use crate::request::Request;
 pub(crate) use cleanup::cleanup;
 pub(crate) use gc::{repaired, valid_attachments};
 
-/// Called by its own name, `bridge` or `ptp`.
+/// The plugin under its own name, or as `bridge` or `ptp`.
 pub(crate) struct Interfaces;
 
 impl Driver for Interfaces {

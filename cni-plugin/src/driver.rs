@@ -1,4 +1,4 @@
-//! What the plugin does by the name that it was called by, and the one place that chooses.
+//! Maps the name that the plugin was called by to its commands.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use crate::loopback::Loopback;
 use crate::request::Request;
 use crate::role::Role;
 
-/// The commands of a plugin. Each succeeds if it is repeated, but for ADD.
+/// The commands of a plugin. All except ADD are idempotent.
 pub(crate) trait Driver {
     /// Returns the result of ADD.
     fn add(&self, request: &Request) -> Result<Value>;
@@ -19,14 +19,14 @@ pub(crate) trait Driver {
     fn gc(&self, request: &Request) -> Result<()>;
     fn status(&self, request: &Request) -> Result<()>;
 
-    /// Takes back an ADD whose result the runtime did not get.
+    /// Undoes an ADD whose result the runtime did not receive.
     fn undo(&self, add: &Request) -> Result<()> {
         self.del(add)
     }
 }
 
 impl Role {
-    /// What answers the commands.
+    /// The implementation of the commands.
     pub(crate) fn driver(self) -> &'static dyn Driver {
         match self {
             Self::Portolan | Self::Bridge | Self::Ptp => &Interfaces,
@@ -36,7 +36,7 @@ impl Role {
     }
 }
 
-/// Runs one command. Only ADD has a result.
+/// Runs one command. Only ADD returns a result.
 pub(crate) fn run(request: &Request) -> Result<Option<Value>> {
     let driver = request.header.role.driver();
     match request.command {

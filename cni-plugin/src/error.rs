@@ -1,8 +1,8 @@
-//! Errors as the CNI specification shapes them (CNI 1.1 §5).
+//! Errors in the format of the CNI specification (CNI 1.1 §5).
 
 use serde_json::{Value, json};
 
-/// Codes of the specification.
+/// Error codes of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
     IncompatibleVersion = 1,
@@ -13,15 +13,15 @@ pub(crate) enum Code {
     InvalidConfig = 7,
     TryAgainLater = 11,
     NotAvailable = 50,
-    /// Not available either, and the pods there are may lack something.
+    /// Code 51: ADD is not available, and existing pods may lack something.
     Limited = 51,
-    /// From 100 on the codes are the plugin's own: the kernel refused.
+    /// Codes of the plugin start at 100. The kernel returned an error.
     Kernel = 100,
-    /// An object is there that must not be, or the other way round.
+    /// An object exists that must not, or is missing.
     Conflict = 101,
-    /// The kernel does not permit it as things are.
+    /// The kernel does not permit it in the current state.
     NotPermitted = 102,
-    /// Another pod was given the address at the same time.
+    /// Another pod was assigned the address at the same time.
     AddressTaken = 103,
 }
 
@@ -44,7 +44,7 @@ impl Error {
         Self { details: details.into(), ..self }
     }
 
-    /// One error that tells of all; `None` when there are none.
+    /// Joins several errors into one. `None` if there are none.
     pub(crate) fn combined(errors: Vec<Self>) -> Option<Self> {
         let code = errors.first()?.code;
         let messages: Vec<String> = errors.into_iter().map(|error| error.message).collect();
@@ -66,13 +66,13 @@ impl From<attachment::Error> for Error {
     }
 }
 
-/// For `map_err`: an I/O error with what was tried on which file.
+/// For `map_err`: an I/O error with the action and the file.
 pub(crate) fn io(action: &str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error {
     let message = format!("{action} {}", path.display());
     move |e| Error::new(Code::Io, format!("{message}: {e}"))
 }
 
-/// For `map_err`: a refusal of the kernel with what was tried.
+/// For `map_err`: an error of the kernel with the action.
 pub(crate) fn kernel(action: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     let action = action.into();
     move |e| Error::new(Code::Kernel, format!("{action}: {e}"))

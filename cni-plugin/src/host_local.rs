@@ -1,4 +1,4 @@
-//! Called `host-local`: addresses alone, for a plugin that makes the interface.
+//! The plugin called as `host-local`: IPAM only, for a plugin that creates the interface.
 
 use serde_json::Value;
 
@@ -10,15 +10,15 @@ use crate::request::Request;
 use crate::result;
 use crate::rollback::Rollback;
 
-/// It makes no interface.
+/// Creates no interface.
 pub(crate) struct HostLocal;
 
 impl Driver for HostLocal {
-    /// ADD: an address of each range set, as the result of an IPAM plugin (CNI 1.1 §4).
+    /// ADD: assigns an address of each range set and returns the result of an IPAM plugin (CNI 1.1 §4).
     fn add(&self, request: &Request) -> Result<Value> {
         let conf = request.conf()?;
         let mut rollback = Rollback::default();
-        // As host-local has it, which does not look at the node.
+        // Like host-local, do not check whether the node uses the address.
         let assigned = ipam::assign(request, &conf, &mut |_address| Ok(false), &mut rollback);
         let Assignment { leases, routes, dns } = rollback.finish(assigned)?;
         let ips = leases.iter().map(|lease| result::ip(&conf.version, lease, None)).collect();
@@ -26,18 +26,18 @@ impl Driver for HostLocal {
         Ok(result::shaped(&conf.version, Value::Null, ips, routes, dns))
     }
 
-    /// DEL: they are free again.
+    /// DEL: releases the addresses.
     fn del(&self, request: &Request) -> Result<()> {
         request.header.reservations().release(&request.args.owner())
     }
 
-    /// CHECK: they are still the container's; the reference plugin is content with any address.
+    /// CHECK: the addresses are still reserved for the container. The reference plugin accepts any address.
     fn check(&self, request: &Request) -> Result<()> {
         let conf = request.conf()?;
         let reserved = conf.header.reservations().addresses(&request.args.owner())?;
         let previous = conf.prev_result.clone().unwrap_or_default();
         let given = Assignment::parse("prevResult", &previous)?.addresses();
-        // Others in the chain may have added addresses of their own.
+        // Other plugins in the chain may have added addresses.
         let mut ours = given.iter().filter(|address| conf.ranges.iter().any(|set| set.contains(**address)));
         if let Some(lost) = ours.find(|address| !reserved.contains(address)) {
             let message = format!("address {lost} is no longer reserved for this container");
@@ -49,7 +49,7 @@ impl Driver for HostLocal {
         Ok(())
     }
 
-    /// GC: those of containers that no longer exist are free again.
+    /// GC: releases the addresses of containers that no longer exist.
     fn gc(&self, request: &Request) -> Result<()> {
         let valid = command::valid_attachments(&request.config.value)?;
         let store = request.header.reservations();
@@ -65,7 +65,7 @@ impl Driver for HostLocal {
         Error::combined(errors).map_or(Ok(()), Err)
     }
 
-    /// STATUS: whether there are addresses.
+    /// STATUS: whether addresses are available.
     fn status(&self, request: &Request) -> Result<()> {
         let conf = request.conf()?;
         conf.header.reservations().check_available(&conf.ranges, &mut |_address| Ok(false))

@@ -1,8 +1,8 @@
-//! `portolan-cni import`: take over the addresses that the reference plugin `host-local` has given out, so
-//! that none of them is given out again.
+//! `portolan-cni import`: imports the addresses that the reference plugin `host-local` has assigned, so that
+//! none of them is assigned again.
 //!
-//! `host-local` keeps a file an address, named after it, with the container's id and, on a second line, the
-//! interface. Those files stay as they are: they are there for the way back.
+//! `host-local` keeps one file per address, named after it, with the container ID and, on a second line, the
+//! interface. The import does not change these files, so that a return to `host-local` is possible.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,24 +17,24 @@ use crate::lock::Lock;
 use crate::netconf::{Config, Header, NetConf, invalid};
 use crate::role::Role;
 
-/// Where `host-local` keeps its files unless told otherwise.
+/// The default data directory of `host-local`.
 const DEFAULT_SOURCE: &str = "/var/lib/cni/networks";
 
-/// What files of before interfaces were noted mean.
+/// The interface of files from versions that did not store it.
 const DEFAULT_IFNAME: &str = "eth0";
 
-/// What has been taken over.
+/// The imported addresses.
 #[derive(Debug)]
 pub(crate) struct Imported {
     pub(crate) network: String,
     pub(crate) source: PathBuf,
     pub(crate) addresses: Vec<(IpAddr, Owner)>,
-    /// What could not be; everything else was.
+    /// What could not be imported. Everything else was.
     pub(crate) errors: Vec<Error>,
 }
 
 impl Imported {
-    /// For programs.
+    /// The JSON output.
     pub(crate) fn to_json(&self) -> Value {
         let addresses: Vec<Value> = self
             .addresses
@@ -47,7 +47,7 @@ impl Imported {
     }
 }
 
-/// A table for people.
+/// The table output.
 impl fmt::Display for Imported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<40} {:<15} CONTAINER", "ADDRESS", "INTERFACE")?;
@@ -55,28 +55,25 @@ impl fmt::Display for Imported {
             writeln!(f, "{:<40} {:<15} {}", address.to_string(), owner.ifname, owner.container_id)?;
         }
         let (count, network, source) = (self.addresses.len(), &self.network, self.source.display());
-        writeln!(
-            f,
-            "{count} addresses of network {network} taken over; the files in {source} are as they were"
-        )
+        writeln!(f, "{count} addresses of network {network} imported; the files in {source} are unchanged")
     }
 }
 
-/// Reads a conflist as it is for us, or for `host-local` by a link to us, and takes over what `from` or the
-/// place it names has of its network. Doing it twice is fine.
+/// Reads a conflist for portolan-cni, or for `host-local` as a link to it, and imports the reservations of
+/// its network from `from` or from the configured directory. Idempotent.
 pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
     let raw = read_conflist(conflist)?;
     let data_dir = raw["ipam"]["dataDir"].as_str().filter(|directory| !directory.is_empty());
     let source = from.unwrap_or_else(|| Path::new(data_dir.unwrap_or(DEFAULT_SOURCE))).to_owned();
-    // As it will be when this is the plugin.
+    // Parse it as if this were the plugin.
     let header = Header::parse(Role::HostLocal, &raw)?;
     let conf = NetConf::parse(&header, &Config::parse(raw.to_string())?, "1.1.0")?;
     let source = source.join(&conf.header.name);
     if !source.is_dir() {
-        let way_out = "name the directory that has it with --from";
-        return Err(invalid(format!("{} is not there: {way_out}", source.display())));
+        let suggestion = "name the directory that has it with --from";
+        return Err(invalid(format!("{} is not there: {suggestion}", source.display())));
     }
-    // host-local's own lock is the same file. Where both stores share a directory ours takes it.
+    // host-local locks the same file. If both stores share a directory, our lock covers it.
     let lock = (source != conf.header.ipam_dir).then(|| Lock::acquire(&source)).transpose()?;
     let (found, last, mut errors) = read_files(&source)?;
     let mut by_owner: BTreeMap<(String, String), Vec<IpAddr>> = BTreeMap::new();
@@ -92,7 +89,7 @@ pub(crate) fn import(conflist: &Path, from: Option<&Path>) -> Result<Imported> {
     Ok(Imported { network: conf.header.name, source, addresses: imported.addresses, errors })
 }
 
-/// The configuration of the first plugin that has addresses to give.
+/// The configuration of the first plugin with `ipam`.
 fn read_conflist(path: &Path) -> Result<Value> {
     let bytes = fs::read(path).map_err(io("read", path))?;
     let wrong = |why: String| invalid(format!("{}: {why}", path.display()));
@@ -107,7 +104,7 @@ fn read_conflist(path: &Path) -> Result<Value> {
 
 type Files = (Vec<(IpAddr, Owner)>, Vec<IpAddr>, Vec<Error>);
 
-/// The addresses with their owners, and those that were given out last.
+/// The addresses with their owners, and the last assigned address of each range.
 fn read_files(source: &Path) -> Result<Files> {
     let (mut found, mut last, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     for entry in fs::read_dir(source).map_err(io("list", source))?.flatten() {
@@ -125,7 +122,7 @@ fn read_files(source: &Path) -> Result<Files> {
                 let owner = Owner { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
                 found.push((address, owner));
             }
-            // A crash left it; its owner is unknown.
+            // Left by a crash. The owner is unknown.
             None => {
                 errors.push(invalid(format!("{} is empty: {address} is free from now on", path.display())))
             }

@@ -1,4 +1,4 @@
-//! Which address a pod gets: the built-in allocator, or another plugin that was named in its place.
+//! Address assignment: the built-in IPAM, or another IPAM plugin.
 
 mod assignment;
 mod delegate;
@@ -10,4 +10,4 @@ mod store;
 pub(crate) use assignment::{Assignment, Lease, assign};
 pub(crate) use delegate::{delegate, delegate_check, delegate_del};
 pub(crate) use range::RangeSet;
-pub(crate) use store::{Delegated, Given, InUse, Owner, Store};
+pub(crate) use store::{Allocation, Delegated, InUse, Owner, Store};

@@ -1,7 +1,7 @@
 //! `portolan-cni`: the CNI plugin that gives every pod its own address, interface and port space.
 //!
 //! ```text
-//! env + stdin ──> request ──> driver ──> command::{add, del, check, status, gc} ──> one JSON object on stdout
+//! env + stdin ──> request ──> driver ──> command::{add, del, check, status, gc} ──> one JSON object
 //!                               │ ipam      which address
 //!                               │ routed, bridged  links, routes, neighbours (rtnetlink)
 //!                               │ bandwidth what a pod may send and receive (traffic control)
@@ -9,10 +9,10 @@
 //!                               └ attachment  the record the daemons read
 //! ```
 //!
-//! One short-lived, synchronous process: no runtime to start, no program to run, and no dump of kernel tables
-//! in ADD and DEL (but for conntrack's, where a pod has UDP ports of the node). What ADD has done is undone
-//! in reverse if a later step fails, and DEL finds everything by names derived from the attachment alone, so
-//! that it works when the pod, the configuration or half of an ADD is missing.
+//! One short-lived, synchronous process. ADD and DEL start no async runtime, run no program, and dump no
+//! kernel table (except conntrack's, for a pod with UDP host ports). If a step of ADD fails, the earlier
+//! steps are undone in reverse order. DEL finds everything by names that are derived from the attachment
+//! alone, so it works without the pod, without the configuration, and after half an ADD.
 
 mod alias;
 mod announce;
@@ -44,5 +44,5 @@ mod trace;
 mod uplink;
 mod veth;
 
-pub use cli::run_by_hand;
+pub use cli::run_cli;
 pub use skel::{Output, run};

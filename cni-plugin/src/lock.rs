@@ -1,4 +1,4 @@
-//! A lock that dies with its process.
+//! A file lock, which the kernel releases when the process ends.
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::error::{Code, Error, Result, io};
 use crate::trace::{Span, span};
 
-/// Well below the minute after which runtimes give up on a plugin.
+/// Below the minute after which runtimes give up on a plugin.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Holds an exclusive `flock` until dropped.
@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub(crate) struct Lock(#[expect(dead_code, reason = "holding the open file is the point")] File);
 
 impl Lock {
-    /// Takes the lock of `directory`, creating both if need be. Gives up with code 11 after the deadline.
+    /// Takes the lock of `directory`, and creates both if necessary. Fails with code 11 after the deadline.
     pub(crate) fn acquire(directory: &Path) -> Result<Self> {
         span(Span::Lock, || Self::wait(directory))
     }
@@ -37,7 +37,7 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(e)) => return Err(io("lock", &path)(e)),
         }
-        // The kernel wakes waiters one by one and in their order; a thread of its own allows for a deadline.
+        // The kernel wakes waiters one by one, in order. A separate thread makes the deadline possible.
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             let _ = sender.send(file.lock().map(|()| file));

@@ -1,4 +1,4 @@
-//! Called `loopback`: the pod's `lo` is up.
+//! The plugin called as `loopback`: sets the pod's `lo` up.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::{pod, result, veth};
 
 const NAME: &str = "lo";
 
-/// It has nothing to collect, and nothing that could be missing.
+/// GC and STATUS have nothing to do.
 pub(crate) struct Loopback;
 
 impl Driver for Loopback {
@@ -21,8 +21,8 @@ impl Driver for Loopback {
         let mut batch = Batch::default();
         batch.set_up(NAME);
         batch.get_link(NAME);
-        let link = veth::only(batch.commit(&mut lo)?.links, NAME)?;
-        // In a chain it has nothing to add.
+        let link = veth::only_link(batch.commit(&mut lo)?.links, NAME)?;
+        // In a chain, return the previous result.
         let previous = &config.value["prevResult"];
         if previous.is_object() {
             return Ok(previous.clone());
@@ -43,10 +43,11 @@ impl Driver for Loopback {
         if link.is_up { Ok(()) } else { Err(Error::new(Code::Conflict, "interface lo is down")) }
     }
 
-    /// A namespace that was deleted has taken its `lo` along.
+    /// A deleted namespace has no `lo` to set down.
     fn del(&self, request: &Request) -> Result<()> {
         let Ok(mut lo) = open(&request.args) else { return Ok(()) };
-        lo.set_down(NAME).map(drop).map_err(kernel("set lo down"))
+        lo.set_down(NAME).map_err(kernel("set lo down"))?;
+        Ok(())
     }
 
     fn gc(&self, _request: &Request) -> Result<()> {
@@ -57,7 +58,7 @@ impl Driver for Loopback {
         Ok(())
     }
 
-    /// `lo` may have been up before.
+    /// Nothing to undo: `lo` may have been up before.
     fn undo(&self, _add: &Request) -> Result<()> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! How pods are connected: what mode `routed` and mode `bridge` do differently.
+//! The modes `routed` and `bridge`: what they do differently.
 
 use crate::error::Result;
 use crate::ipam::Assignment;
@@ -10,7 +10,7 @@ use crate::routed::Routed;
 
 /// One way to connect pods.
 pub(crate) trait Mode {
-    /// Creates the veth and configures both ends. Returns what the result says beside the two ends.
+    /// Creates the veth and configures both ends. Returns what the result contains beside the two ends.
     fn attach<'a>(
         &'a self,
         host: &mut Netlink,
@@ -20,8 +20,7 @@ pub(crate) trait Mode {
         assignment: Assignment,
     ) -> Result<Attached<'a>>;
 
-    /// Whether an attachment is as [`Mode::attach`] left it, by the result of ADD. Additions of other plugins
-    /// are fine.
+    /// Checks the attachment against the result of ADD. Additions of other plugins are fine.
     fn check(
         &self,
         host: &mut Netlink,
@@ -31,15 +30,15 @@ pub(crate) trait Mode {
         given: &Assignment,
     ) -> Result<()>;
 
-    /// The interface by which packets of the pod behind `host_interface` arrive on the node.
+    /// The interface on which packets of the pod behind `host_interface` arrive at the node.
     fn uplink<'a>(&'a self, host_interface: &'a str) -> &'a str;
 
-    /// Whether the node forwards what pods send.
+    /// Whether the node forwards the pods' packets.
     fn forwards(&self, masquerade: bool) -> bool;
 }
 
 impl NetConf {
-    /// How pods of the network are connected.
+    /// The mode of the network.
     pub(crate) fn mode(&self) -> &dyn Mode {
         self.bridge.as_ref().map_or(&Routed, |bridge| bridge)
     }

@@ -1,4 +1,4 @@
-//! The network configuration: what is on the wire, then what is valid.
+//! The network configuration: first as written, then validated.
 
 mod bandwidth;
 mod bridge;
@@ -28,17 +28,17 @@ pub(crate) use route::{Route, RouteOptions};
 pub(crate) use wire::WireRange;
 use wire::{Wire, lower_field_names, without_nulls};
 
-/// Where the state of a boot lives: addresses, records, what the node has been told.
+/// Default directory of the state of one boot: addresses, records, the networks' notes.
 pub(crate) const DEFAULT_STATE_DIR: &str = "/run/portolan";
 
-/// Seconds an address rests by default: what stale conntrack entries and caches of names live for.
+/// Default cooldown of an address in seconds: the lifetime of stale conntrack entries and DNS caches.
 const DEFAULT_COOLDOWN: u32 = 30;
 
-/// Longest name of a network in bytes: it is part of names of files and of sets in nft, which have 255.
+/// Longest network name in bytes: names of files and of nft sets contain it, and both are limited to 255.
 const MAX_NAME: usize = 240;
 
-/// The part every command needs; DEL and GC need no more, so that they work with a configuration that is not
-/// valid any more.
+/// What every command needs. DEL and GC need nothing else, so they work with a configuration that is no
+/// longer valid.
 #[derive(Clone, Debug)]
 pub(crate) struct Header {
     pub(crate) role: Role,
@@ -48,7 +48,7 @@ pub(crate) struct Header {
     pub(crate) ipam_dir: PathBuf,
     /// Type of a delegated IPAM plugin.
     pub(crate) delegate: Option<String>,
-    /// Seconds that an address rests before it is given out again.
+    /// Cooldown of an address in seconds.
     pub(crate) cooldown: u32,
 }
 
@@ -57,27 +57,27 @@ pub(crate) struct Header {
 pub(crate) struct NetConf {
     pub(crate) header: Header,
     pub(crate) version: String,
-    /// The bridge that pods are ports of; without one they are routed.
+    /// The bridge of the pods; `None` in mode `routed`.
     pub(crate) bridge: Option<Bridge>,
-    /// `None`: that of the uplink.
+    /// `None`: the MTU of the uplink.
     pub(crate) mtu: Option<u32>,
-    /// Whether traffic that leaves the pods' networks takes the node's address.
+    /// Whether traffic to destinations outside the pod networks is masqueraded.
     pub(crate) masquerade: bool,
-    /// Destinations that see the pod's own address all the same.
+    /// Destinations that see the pod's own address even with masquerading.
     pub(crate) exclusions: Vec<IpNetwork>,
     pub(crate) ranges: Vec<RangeSet>,
-    /// Routes for the pod in place of the default route.
+    /// Routes of the pod in place of the default route.
     pub(crate) routes: Vec<Route>,
-    /// A file that says what the pod's resolv.conf is made of where `dns` does not.
+    /// A resolv.conf file for the settings that `dns` does not have.
     pub(crate) resolv_conf: Option<PathBuf>,
-    /// Requested addresses, at most one a range set.
+    /// Requested addresses, at most one per range set.
     pub(crate) requested: Vec<IpAddr>,
     pub(crate) mac: Option<[u8; 6]>,
     pub(crate) dns: Value,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) port_mappings: Vec<PortMapping>,
     pub(crate) bandwidth: Bandwidth,
-    /// Where the proxy has its health page, if STATUS is to ask it.
+    /// The proxy's health endpoint, if STATUS should check it.
     pub(crate) service_proxy: Option<SocketAddr>,
     pub(crate) prev_result: Option<Value>,
 }
@@ -99,33 +99,33 @@ impl Header {
         let state_dir = directory(&raw["stateDir"]).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
         let delegate = raw["ipam"]["type"].as_str().filter(|kind| !kind.is_empty() && *kind != "portolan");
         let delegate = delegate.filter(|_| role != Role::HostLocal);
-        // Who has addresses by another plugin is noted apart: that plugin may be this one by another name.
+        // Reservations of delegated plugins have their own directory: the plugin may be this one under
+        // another name.
         let own = state_dir.join(if delegate.is_some() { "delegated" } else { "ipam" });
         let data_dir = directory(&raw["ipam"]["dataDir"]).filter(|_| delegate.is_none());
         let ipam_dir = data_dir.unwrap_or(own).join(&name);
         let cooldown = match &raw["ipam"]["cooldown"] {
-            // The reference plugin has none.
+            // The reference plugin has no cooldown.
             Value::Null if role == Role::HostLocal => 0,
             Value::Null => DEFAULT_COOLDOWN,
-            // A value that is none shows in the whole configuration; DEL and GC go on without.
+            // An invalid value is an error when the whole configuration is parsed. DEL and GC ignore it.
             value => value.as_u64().and_then(|s| u32::try_from(s).ok()).unwrap_or(DEFAULT_COOLDOWN),
         };
         let delegate = delegate.map(str::to_owned);
         Ok(Self { role, cni_version, name, state_dir, ipam_dir, delegate, cooldown })
     }
 
-    /// Whether no version can have attached a pod to this network, because its name is too long for a file.
+    /// Whether the network cannot have pods of any version, because its name is too long for a file.
     pub(crate) fn has_impossible_name(&self) -> bool {
         self.name.len() + ".json".len() > 255
     }
 
-    /// Who has which address.
+    /// The store of the reservations.
     pub(crate) fn reservations(&self) -> Store {
         Store::new(self.ipam_dir.clone(), self.cooldown)
     }
 
-    /// Who has which address by a former configuration: another `ipam.type`, or another `ipam.dataDir`
-    /// (`noted`).
+    /// The stores of earlier configurations: with another `ipam.type`, or another `ipam.dataDir` (`noted`).
     pub(crate) fn former_reservations(&self, noted: &[PathBuf]) -> Vec<Store> {
         let own = ["ipam", "delegated"].map(|kind| self.state_dir.join(kind).join(&self.name));
         let mut directories: Vec<&PathBuf> = own.iter().chain(noted).collect();
@@ -135,7 +135,7 @@ impl Header {
         directories.into_iter().map(|directory| Store::new(directory.clone(), self.cooldown)).collect()
     }
 
-    /// The records that ADD leaves for the daemons.
+    /// The records that ADD writes for the daemons.
     pub(crate) fn attachments(&self) -> attachment::Store {
         attachment::Store::new(self.state_dir.join("attachments"))
     }
@@ -181,7 +181,7 @@ impl NetConf {
         Ok(Self {
             version: version.to_owned(),
             mtu: wire.mtu.filter(|mtu| *mtu != 0),
-            // As the reference plugins have it, where one of them is meant.
+            // The defaults of the reference plugins, when called as one of them.
             masquerade: wire.ip_masq.unwrap_or_else(|| bridge.is_none() && header.role == Role::Portolan),
             bridge,
             header: header.clone(),
@@ -202,14 +202,15 @@ impl NetConf {
 }
 
 impl NetConf {
-    /// Whether frames are held to the pod's hardware address.
+    /// Whether frames from another MAC address than the pod's are dropped.
     pub(crate) fn checks_mac(&self) -> bool {
         self.bridge.as_ref().is_some_and(|bridge| bridge.mac_spoof_check)
     }
 }
 
 fn bridge(header: &Header, written: Option<&str>, raw: &Value) -> Result<Option<Bridge>> {
-    // Other plugins' modes come along to one that gives addresses alone: macvlan has a `bridge` too.
+    // `mode` and `bridge` may be keys of the main plugin if this one does IPAM only: macvlan has a `bridge`
+    // too.
     let is_bridge = match written.filter(|_| header.role != Role::HostLocal) {
         Some("bridge") => true,
         Some("routed") => false,
@@ -231,7 +232,7 @@ fn ranges(header: &Header, is_bridged: bool, wire: &Wire) -> Result<Vec<RangeSet
         sets.push(RangeSet::parse(&format!("ipam.ranges[{index}]"), set)?);
     }
     if sets.is_empty() && is_bridged {
-        // A bridge alone, without addresses.
+        // A bridge without addresses.
         return Ok(sets);
     }
     if sets.is_empty() {
@@ -256,7 +257,7 @@ fn requested(wire: &Wire) -> Result<Vec<IpAddr>> {
     let mut requested = Vec::new();
     for (field, text) in of_runtime.chain(of_args) {
         let address = parse_requested(field, text)?;
-        // The same address by two ways is one request.
+        // The same address requested in two ways is one request.
         if !requested.contains(&address) {
             requested.push(address);
         }
@@ -270,7 +271,7 @@ pub(crate) fn parse_requested(field: &str, text: &str) -> Result<IpAddr> {
     address.parse().map_err(|_e| invalid(format!("{field}: {text:?} is not an IP address")))
 }
 
-/// Where the proxy has its health page, if it is named.
+/// The proxy's health endpoint, if it is configured.
 fn service_proxy(text: Option<&str>) -> Result<Option<SocketAddr>> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let wrong = |_| {
@@ -280,7 +281,7 @@ fn service_proxy(text: Option<&str>) -> Result<Option<SocketAddr>> {
     text.parse().map(Some).map_err(wrong)
 }
 
-/// What the pod's resolv.conf is made of; what the runtime says wins.
+/// The pod's DNS settings. Those of the runtime take precedence.
 fn dns(wire: &Wire) -> Value {
     let (servers, search, options) = match &wire.runtime_config.dns {
         Some(dns) => (&dns.servers, &dns.searches, &dns.options),
@@ -310,7 +311,7 @@ pub(crate) fn parse_cidr(field: &str, text: &str) -> Result<IpNetwork> {
     Ok(cidr)
 }
 
-/// A unicast hardware address, six bytes in hexadecimal.
+/// A unicast MAC address, six bytes in hexadecimal.
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes: Option<Vec<u8>> =
         text.split([':', '-']).map(|byte| u8::from_str_radix(byte, 16).ok()).collect();

@@ -1,4 +1,4 @@
-//! Routing netlink, synchronously: the few requests the plugin makes, many of them in one call.
+//! Routing netlink, synchronous: the few requests of the plugin, many of them in one call.
 
 mod batch;
 mod request;
@@ -21,31 +21,32 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, R
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
 
 pub(crate) use batch::{Batch, Outcome};
 pub(crate) use request::{NewBridge, Route, RouteTarget, Veth};
 
 use crate::trace::{Span, span};
-use traffic::Limited;
+use traffic::RateLimit;
 
-/// `ESRCH`, `ENODEV`, `ENOENT`, `EADDRNOTAVAIL`: the kernel has no such object.
-const MISSING: [i32; 4] = [3, 19, 2, 99];
+/// The kernel has no such object.
+const MISSING: [Errno; 4] = [Errno::ESRCH, Errno::ENODEV, Errno::ENOENT, Errno::EADDRNOTAVAIL];
 
-/// `ENETUNREACH`, `EHOSTUNREACH`: there is no route, or one that refuses.
-const UNREACHABLE: [i32; 2] = [101, 113];
+/// There is no route, or an unreachable route.
+const UNREACHABLE: [Errno; 2] = [Errno::ENETUNREACH, Errno::EHOSTUNREACH];
 
 /// `NLM_F_DUMP_INTR`: something changed during the dump.
 const DUMP_INTERRUPTED: u16 = 0x10;
 
-/// Under constant change even this many dumps may be interrupted; then what the last one saw has to do.
+/// Under constant change even this many dumps may be interrupted. Then the last one is used.
 const DUMP_ATTEMPTS: usize = 20;
 
-/// The kernel makes its datagrams no larger than this.
+/// The kernel sends no larger datagrams.
 const DATAGRAM: usize = 32 * 1024;
 
 type Answers = io::Result<Vec<RouteNetlinkMessage>>;
 
-/// A socket in one network namespace; it stays there in whichever namespace its user is.
+/// A socket in one network namespace, whichever namespace its user is in.
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -61,18 +62,18 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     pub(crate) mac: Vec<u8>,
     pub(crate) is_up: bool,
-    /// Whether packets leave by it: the kernel has noticed its carrier.
+    /// Whether packets leave by it: it is up and the kernel has noticed its carrier.
     pub(crate) is_operational: bool,
-    /// Index of the other end of a veth, in that one's namespace.
+    /// Index of the other end of a veth, in the namespace of that end.
     pub(crate) peer: Option<u32>,
     pub(crate) is_promiscuous: bool,
     pub(crate) is_bridge: bool,
-    /// The bridge it is a port of.
+    /// The bridge that it is a port of.
     pub(crate) master: Option<u32>,
     pub(crate) port: Port,
 }
 
-/// What a bridge says of one of its ports.
+/// The options of a bridge port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Port {
     pub(crate) is_forwarding: bool,
@@ -85,14 +86,14 @@ pub(crate) struct Port {
 pub(crate) struct Assigned {
     pub(crate) address: IpAddr,
     pub(crate) prefix: u8,
-    /// Duplicate address detection is not done with it.
+    /// Duplicate address detection has not completed.
     pub(crate) is_tentative: bool,
-    /// … or has found another one.
+    /// Duplicate address detection has found the address elsewhere.
     pub(crate) is_duplicate: bool,
 }
 
 impl Assigned {
-    /// The address with the length of its prefix.
+    /// The address with its prefix length.
     pub(crate) fn network(&self) -> IpNetwork {
         IpNetwork::new(self.address, self.prefix).expect("the kernel's prefixes suit its addresses")
     }
@@ -102,16 +103,16 @@ impl Netlink {
     /// Opens a socket in the namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_ROUTE)?;
-        // This gives it an address of its own, too.
+        // Binding assigns the socket its netlink address.
         socket.connect(&SocketAddr::new(0, 0))?;
-        // The kernel answers within `send`: an answer that is not there by then will never come.
+        // The kernel answers within `send`: an answer that is not queued by then never arrives.
         socket.set_non_blocking(true)?;
-        // Dumps obey their filters only when asked to be strict; an older kernel filters nothing.
+        // The kernel filters dumps only in strict mode. An older kernel does not filter.
         let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self { socket, sequence: 0, interrupted: false })
     }
 
-    /// The interface of that name, if there is one.
+    /// Returns the interface with that name, if there is one.
     pub(crate) fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
         match self.one(request::get_link(name), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(link_of)),
@@ -120,17 +121,17 @@ impl Netlink {
         }
     }
 
-    /// Every interface.
+    /// Returns all interfaces.
     pub(crate) fn links(&mut self) -> io::Result<Vec<Link>> {
         Ok(self.dump(&request::get_links())?.into_iter().filter_map(link_of).collect())
     }
 
-    /// Deletes an interface. False if there is none.
+    /// Deletes an interface. Returns false if there is none.
     pub(crate) fn delete_link(&mut self, name: &str) -> io::Result<bool> {
         missing_is_false(self.one(request::delete_link(name), NLM_F_ACK))
     }
 
-    /// Sets an interface down. False if there is none.
+    /// Sets an interface down. Returns false if there is none.
     pub(crate) fn set_down(&mut self, name: &str) -> io::Result<bool> {
         missing_is_false(self.one(request::set_down(name), NLM_F_ACK))
     }
@@ -140,23 +141,23 @@ impl Netlink {
         Ok(self.addresses(index, address)?.iter().any(|own| own.address == address))
     }
 
-    /// The addresses of the interface, of the same family as `like`.
+    /// Returns the addresses of the interface of the same family as `like`.
     pub(crate) fn addresses(&mut self, index: u32, like: IpAddr) -> io::Result<Vec<Assigned>> {
         let answers = self.dump(&request::get_addresses(index, like))?;
         Ok(answers.into_iter().filter_map(|answer| assigned_of(index, answer)).collect())
     }
 
-    /// Takes an address from an interface. False if it has none like that.
+    /// Removes an address from an interface. Returns false if it has no such address.
     pub(crate) fn delete_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<bool> {
         missing_is_false(self.one(request::delete_address(index, address, prefix), NLM_F_ACK))
     }
 
-    /// Deletes a route. False if there is none.
+    /// Deletes a route. Returns false if there is none.
     pub(crate) fn delete_route(&mut self, route: &Route) -> io::Result<bool> {
         missing_is_false(self.one(request::delete_route(route), NLM_F_ACK))
     }
 
-    /// Where [`RouteTarget::Unreachable`] routes of ours lead.
+    /// The destinations of the plugin's [`RouteTarget::Unreachable`] routes.
     pub(crate) fn unreachable(&mut self) -> io::Result<Vec<IpNetwork>> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -165,12 +166,12 @@ impl Netlink {
         Ok(found)
     }
 
-    /// The interface by which a packet to `destination` would leave; `None` where it would not.
+    /// The interface by which a packet to `destination` would leave. `None` if there is no route.
     pub(crate) fn route_device(&mut self, destination: IpAddr) -> io::Result<Option<u32>> {
         Ok(self.route(request::get_route(destination))?.and_then(device_of))
     }
 
-    /// Whether packets to each address stay here: the addresses are of this namespace, and usable.
+    /// Whether all addresses are local to this namespace and usable.
     pub(crate) fn are_local(&mut self, addresses: &[IpAddr]) -> io::Result<bool> {
         let routes = self.routes(addresses.iter().map(|address| request::get_route(*address)))?;
         let is_local = |route: &Option<RouteMessage>| {
@@ -179,13 +180,14 @@ impl Netlink {
         Ok(routes.into_iter().collect::<io::Result<Vec<_>>>()?.iter().all(is_local))
     }
 
-    /// Whether there is a route to this very address: it is one of this namespace, or something is reached by
-    /// it.
+    /// Whether there is a route to exactly this address: it is local to this namespace, or an interface leads
+    /// to it.
     pub(crate) fn has_route_to(&mut self, address: IpAddr) -> io::Result<bool> {
         self.has_route_to_beside(address, &[]).map(|(found, _)| found)
     }
 
-    /// The same, and the interfaces by which packets to `others` would leave, in one request.
+    /// Like [`Self::has_route_to`], and the interfaces by which packets to `others` would leave, in one
+    /// request.
     pub(crate) fn has_route_to_beside(
         &mut self,
         address: IpAddr,
@@ -203,7 +205,7 @@ impl Netlink {
         self.routes([request])?.pop().unwrap_or(Ok(None))
     }
 
-    /// The answers of the kernel's routes, in one trip; `None` where there is none, or one that refuses.
+    /// Looks up several routes in one request. `None` if there is no route, or an unreachable one.
     fn routes(
         &mut self,
         requests: impl IntoIterator<Item = RouteNetlinkMessage>,
@@ -214,20 +216,20 @@ impl Netlink {
                 RouteNetlinkMessage::NewRoute(route) => Some(route),
                 _ => None,
             })),
-            Err(e) if e.raw_os_error().is_some_and(|code| UNREACHABLE.contains(&code)) => Ok(None),
+            Err(e) if has_errno(&e, &UNREACHABLE) => Ok(None),
             Err(e) => Err(e),
         };
         Ok(self.exchange(requests)?.into_iter().map(route_of).collect())
     }
 
-    /// Whether an interface of the node has the address; not one that is local by a route alone, as virtual
-    /// IPs are.
+    /// Whether an interface of the node has the address. A virtual IP, which is local by a route alone, does
+    /// not count.
     pub(crate) fn has_own(&mut self, address: IpAddr) -> io::Result<bool> {
         self.route(request::match_route(address))
             .map(|route| route.is_some_and(|route| is_of_interface(&route)))
     }
 
-    /// The hardware address to which packets for a neighbour go, if that is known.
+    /// The MAC address of a neighbour, if it is known.
     pub(crate) fn neighbour(&mut self, index: u32, address: IpAddr) -> io::Result<Option<Vec<u8>>> {
         match self.one(request::get_neighbour(index, address), NLM_F_ACK) {
             Ok(answers) => Ok(answers.into_iter().find_map(neighbour_of)),
@@ -244,17 +246,18 @@ impl Netlink {
 
     /// Creates an ifb interface.
     pub(crate) fn add_ifb(&mut self, name: &str, mtu: u32) -> io::Result<()> {
-        self.one(request::new_ifb(name, mtu), NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK).map(drop)
+        self.one(request::new_ifb(name, mtu), NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK)?;
+        Ok(())
     }
 
-    /// How fast packets may leave an interface, if that is limited.
-    pub(crate) fn limited(&mut self, index: u32) -> io::Result<Option<Limited>> {
-        // The kernel answers the one who asks only if he wants an echo.
+    /// The rate limit of an interface, if it has one.
+    pub(crate) fn rate_limit(&mut self, index: u32) -> io::Result<Option<RateLimit>> {
+        // The kernel answers the sender only if the request has the echo flag.
         let answers = self.one(traffic::get_qdisc(index), NLM_F_ACK | NLM_F_ECHO)?;
-        Ok(answers.into_iter().find_map(traffic::limited_of))
+        Ok(answers.into_iter().find_map(traffic::rate_limit_of))
     }
 
-    /// Whether what arrives at an interface is redirected to `to`.
+    /// Whether packets that arrive at an interface are redirected to `to`.
     pub(crate) fn redirects(&mut self, index: u32, to: u32) -> io::Result<bool> {
         let answers = self.dump(&traffic::get_filters(index))?;
         Ok(answers.iter().any(|answer| traffic::redirects(answer, to)))
@@ -276,7 +279,7 @@ impl Netlink {
     }
 
     /// Sends requests in one datagram and collects the answers to each, up to its acknowledgement. The kernel
-    /// works through all of them, whether or not one fails.
+    /// processes all of them, even if one fails.
     fn exchange(&mut self, requests: Vec<(RouteNetlinkMessage, u16)>) -> io::Result<Vec<Answers>> {
         span(Span::Netlink, || {
             let first = self.sequence + 1;
@@ -335,9 +338,13 @@ impl Netlink {
     }
 }
 
-/// Whether an error says that there is no such object.
+fn has_errno(error: &io::Error, codes: &[Errno]) -> bool {
+    error.raw_os_error().is_some_and(|code| codes.contains(&Errno::from_raw(code)))
+}
+
+/// Whether the error means that there is no such object.
 pub(crate) fn is_missing(error: &io::Error) -> bool {
-    error.raw_os_error().is_some_and(|code| MISSING.contains(&code))
+    has_errno(error, &MISSING)
 }
 
 fn missing_is_false(result: Answers) -> io::Result<bool> {
@@ -412,7 +419,7 @@ fn neighbour_of(answer: RouteNetlinkMessage) -> Option<Vec<u8>> {
     })
 }
 
-/// Whether the kernel has made this route, to itself, for an address of an interface.
+/// Whether the kernel created this local route for an address of an interface.
 fn is_of_interface(message: &RouteMessage) -> bool {
     message.header.kind == RouteType::Local && message.header.protocol == RouteProtocol::Kernel
 }

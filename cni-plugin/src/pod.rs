@@ -1,4 +1,4 @@
-//! The way into the pod: its network namespace and sockets there.
+//! Access to the pod: its network namespace and sockets in it.
 
 use std::fs;
 use std::io;
@@ -17,13 +17,13 @@ pub(crate) struct Pod {
     pub(crate) netlink: Netlink,
     /// Absent on a node without IPv6: there is nothing to advertise.
     pub(crate) advertiser: Option<Advertiser>,
-    /// Absent where ports cannot be reserved: then the proxy does without.
+    /// Absent if ports cannot be reserved: the proxy then does not preserve the source IP in this way.
     pub(crate) reserved_ports: Option<PortRange>,
 }
 
 impl Pod {
-    /// Opens the pod's namespace, and does there all that needs no interface: each way into a namespace takes
-    /// a thread.
+    /// Opens the pod's namespace and does everything there that needs no interface: entering a namespace
+    /// takes a thread each time.
     pub(crate) fn prepare(path: &str, advertises: bool) -> Result<Self> {
         let (netns, (netlink, advertiser, reserved_ports)) = run_in(path, || {
             let advertiser = if advertises { Advertiser::open().ok() } else { None };
@@ -38,7 +38,7 @@ pub(crate) fn open(path: &str) -> Result<(NetNs, Netlink)> {
     run_in(path, Netlink::open)
 }
 
-/// Opens the pod's namespace, which must be one and must not be the node's own, and does `work` in it.
+/// Opens the pod's namespace, refuses the node's own, and runs `work` in it.
 fn run_in<T: Send>(path: &str, work: impl FnOnce() -> io::Result<T> + Send) -> Result<(NetNs, T)> {
     span(Span::Netns, || {
         let unknown = |e: netns::Error| Error::new(Code::UnknownContainer, format!("CNI_NETNS: {e}"));
@@ -48,17 +48,17 @@ fn run_in<T: Send>(path: &str, work: impl FnOnce() -> io::Result<T> + Send) -> R
             let message = format!("CNI_NETNS: {path} is the node's own network namespace");
             return Err(Error::new(Code::UnknownContainer, message));
         }
-        // Entering tells whether it is a namespace of the network kind.
+        // Entering fails if it is not a network namespace.
         let done = netns.run(work).map_err(unknown)?.map_err(kernel("open a socket in the pod"))?;
         Ok((netns, done))
     })
 }
 
-/// Ports that the kernel leaves out when it chooses one for an outgoing connection.
+/// Ports that the kernel excludes when it chooses one for an outgoing connection.
 const LOCAL_RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// Keeps the ports from which the proxy connects with the pod's address out of what the pod's own kernel
-/// chooses, besides those that are reserved already.
+/// Adds the ports from which the proxy connects with the pod's address to the reserved ports of the pod's
+/// namespace.
 fn reserve_ports() -> io::Result<PortRange> {
     let reserved = fs::read_to_string(LOCAL_RESERVED_PORTS)?;
     let separator = if reserved.trim().is_empty() { "" } else { "," };

@@ -9,28 +9,28 @@ use crate::netconf::{Config, Header, NetConf};
 use crate::role::Role;
 use crate::trace::{Span, span};
 
-/// Versions of the specification this plugin speaks.
+/// Versions of the specification that the plugin supports.
 pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// What a configuration without `cniVersion` means (CNI 0.2.0 and before had none).
+/// The version of a configuration without `cniVersion` (CNI 0.2.0 and earlier had none).
 const VERSION_IF_ABSENT: &str = "0.1.0";
 
-/// More than any configuration has; an endless input must not use up the memory.
+/// Larger than any configuration. Bounds the memory that an endless input takes.
 const MAX_INPUT: u64 = 16 * 1024 * 1024;
 
-/// A command with what every command needs. The rest of the configuration is parsed by [`Request::conf`].
+/// A command with what every command needs. [`Request::conf`] parses the rest of the configuration.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) command: Command,
     pub(crate) args: Args,
     pub(crate) header: Header,
-    /// The version that the answer is for.
+    /// The version of the answer.
     pub(crate) version: String,
     pub(crate) config: Config,
 }
 
 impl Request {
-    /// Reads and checks a request. `answered` is the version for an error, as far as it is known by then.
+    /// Reads and checks a request. `answered` is set to the version for errors as soon as it is known.
     pub(crate) fn read(
         role: Role,
         command: &str,
@@ -53,13 +53,13 @@ impl Request {
         Ok(Self { command, args, header, version, config })
     }
 
-    /// The whole configuration, which must be valid.
+    /// Parses the whole configuration, which must be valid.
     pub(crate) fn conf(&self) -> Result<NetConf> {
         span(Span::Parse, || NetConf::parse(&self.header, &self.config, &self.version))
     }
 }
 
-/// Commands came with versions: CHECK with 0.4.0, GC and STATUS with 1.1.0.
+/// The versions that introduced commands: CHECK 0.4.0, GC and STATUS 1.1.0.
 fn check_command_version(command: Command, version: &str) -> Result<()> {
     let (name, since) = match command {
         Command::Check => ("CHECK", "0.4.0"),

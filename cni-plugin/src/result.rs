@@ -1,4 +1,4 @@
-//! The result of ADD, in the shape of the version that was asked for (CNI 1.1 §5).
+//! The result of ADD, in the format of the requested version (CNI 1.1 §5).
 
 use std::net::IpAddr;
 
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use crate::ipam::Lease;
 use crate::netconf::{NetConf, Route};
 
-/// What ADD has made.
+/// What ADD created.
 pub(crate) struct Attached<'a> {
-    /// In their order; the pod's is the last.
+    /// In order. The pod's interface is the last.
     pub(crate) interfaces: Vec<Interface<'a>>,
     pub(crate) leases: Vec<Lease>,
     pub(crate) routes: Vec<Route>,
     /// Addresses in the pod that the kernel's workers make usable.
     pub(crate) awaited: Vec<IpAddr>,
-    /// What IPAM says of names; the configuration's own wins.
+    /// The DNS settings of IPAM. Those of the configuration take precedence.
     pub(crate) dns: Value,
 }
 
@@ -24,11 +24,11 @@ pub(crate) struct Interface<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: String,
     pub(crate) mtu: u32,
-    /// Empty on the node.
+    /// Empty for interfaces of the node.
     pub(crate) netns: &'a str,
 }
 
-/// Our result behind what plugins before us in the chain have made.
+/// Appends our result to that of the earlier plugins in the chain.
 pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     let previous = conf.prev_result.clone().unwrap_or_else(|| json!({}));
     let list = |key: &str| previous[key].as_array().cloned().unwrap_or_default();
@@ -49,7 +49,7 @@ pub(crate) fn result(conf: &NetConf, attached: &Attached<'_>) -> Value {
     shaped(&conf.version, interfaces.into(), ips, routes, dns)
 }
 
-/// A result of that version. `interfaces` is null where only addresses are given.
+/// A result of that version. `interfaces` is null if only addresses are assigned.
 pub(crate) fn shaped(
     version: &str,
     interfaces: Value,
@@ -75,12 +75,12 @@ pub(crate) fn shaped(
     result
 }
 
-/// CNI 0.1.0 and 0.2.0 know no interfaces, and one address of each family.
+/// CNI 0.1.0 and 0.2.0 have no interfaces, and one address per family.
 fn has_one_address_of_each_family(version: &str) -> bool {
     ["0.1.0", "0.2.0"].contains(&version)
 }
 
-/// An item of `ips`; without an interface where only addresses are given.
+/// An item of `ips`, without an interface if only addresses are assigned.
 pub(crate) fn ip(version: &str, lease: &Lease, interface: Option<usize>) -> Value {
     let mut ip = json!({ "address": lease.address });
     if let Some(gateway) = lease.gateway {
@@ -95,7 +95,7 @@ pub(crate) fn ip(version: &str, lease: &Lease, interface: Option<usize>) -> Valu
     ip
 }
 
-/// An item of `routes`. Its options came with CNI 1.1.
+/// An item of `routes`. CNI 1.1 added the options.
 pub(crate) fn route(version: &str, route: &Route) -> Value {
     match serde_json::to_value(route) {
         Ok(all) if version == "1.1.0" => all,

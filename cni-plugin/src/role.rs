@@ -1,4 +1,5 @@
-//! The plugin it is called as: a link to the binary by the name of a reference plugin stands in for that one.
+//! The name that the plugin is called by: a link to the binary with the name of a reference plugin replaces
+//! that plugin.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -6,21 +7,21 @@ use std::path::Path;
 /// By the name of the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// By any other name: `mode` says what it is.
+    /// Any other name. `mode` applies.
     #[default]
     Portolan,
-    /// `bridge`: mode `bridge` unless another one is written.
+    /// `bridge`: `mode` defaults to `bridge`.
     Bridge,
-    /// `ptp`: mode `routed`, not masqueraded unless that is written.
+    /// `ptp`: mode `routed`, without masquerading by default.
     Ptp,
-    /// `host-local`: addresses alone, for another plugin.
+    /// `host-local`: IPAM only, for another plugin.
     HostLocal,
     /// `loopback`: the pod's `lo`.
     Loopback,
 }
 
 impl Role {
-    /// From the path of the program, as it was called.
+    /// Returns the role for the path that the program was called by.
     pub(crate) fn of(program: &OsStr) -> Self {
         match Path::new(program).file_name().and_then(OsStr::to_str) {
             Some("bridge") => Self::Bridge,

@@ -1,12 +1,12 @@
-//! Routed mode: a pod behind a veth of its own, reached by routes and not by a bridge.
+//! Mode `routed`: each pod has a veth of its own and is reached by routes, without a bridge.
 //!
 //! ```text
 //! pod   eth0 10.22.0.7/32 fd00:22::7/128, 169.254.1.1 dev eth0 scope link,
 //!       default via 169.254.1.1 and via fe80::1
 //! node  ptl<hash>, 10.22.0.7 dev ptl<hash> scope link, fd00:22::7 dev ptl<hash>
 //! ```
-//! Both ends know each other's hardware address for good, so there is no ARP and no neighbour discovery.
-//! Every packet passes the node's routing.
+//! Both ends have permanent neighbour entries, so there is no ARP and no neighbour discovery. Every packet is
+//! routed by the node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -23,39 +23,40 @@ use crate::result::Attached;
 use crate::uplink::{ANYWHERE_V4, ANYWHERE_V6};
 use crate::veth;
 
-/// The pod's gateways. They exist nowhere: permanent neighbour entries lead to the node's end of the veth.
+/// The pod's gateways. No interface has these addresses: permanent neighbour entries map them to the node's
+/// end of the veth.
 const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
 const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
 
 const FORWARDING_V4: &str = "/proc/sys/net/ipv4/ip_forward";
 const FORWARDING_V6: &str = "/proc/sys/net/ipv6/conf/all/forwarding";
 
-/// `IP6_RT_PRIO_USER`, the default of a route of IPv6. Of IPv4 that is 0.
+/// `IP6_RT_PRIO_USER`, the default metric of IPv6 routes. For IPv4 it is 0.
 const DEFAULT_METRIC_V6: u32 = 1024;
 
-/// Both ends know each other's hardware addresses for good. One that is set later, by `tuning`, makes the pod
-/// forget its gateway, and the node does not hear of it.
-const ASK_US: &str =
+/// Both ends have permanent neighbour entries. If `tuning` sets a MAC address later, the pod loses its
+/// gateway entry, and the node keeps the old address.
+const MAC_ADVICE: &str =
     "have portolan-cni set the hardware address (capability mac, or MAC in CNI_ARGS), not another plugin";
 
-/// More interfaces than any pod has; names may end in anything.
+/// More interfaces than any pod has. Interface names may end in any number.
 const MAX_RANK: u32 = 1000;
 
-/// Tables in pods with several networks are numbered by interface from here, away from those people choose.
+/// First table number for pods with several networks, away from the numbers that users choose.
 const FIRST_TABLE: u32 = 7000;
 
 fn gateway(address: IpAddr) -> IpAddr {
     if address.is_ipv4() { GATEWAY_V4 } else { GATEWAY_V6 }
 }
 
-/// What the result says of a pod's addresses.
+/// The addresses of a pod as the result reports them.
 fn leases(addresses: &[IpAddr]) -> Vec<Lease> {
-    let lease = |ip: &IpAddr| Lease { address: alone(*ip), gateway: Some(gateway(*ip)) };
+    let lease = |ip: &IpAddr| Lease { address: host_prefix(*ip), gateway: Some(gateway(*ip)) };
     addresses.iter().map(lease).collect()
 }
 
-/// The address as a network of its own: /32 or /128.
-fn alone(address: IpAddr) -> IpNetwork {
+/// The address as a /32 or /128.
+fn host_prefix(address: IpAddr) -> IpNetwork {
     IpNetwork::from(address)
 }
 
@@ -72,7 +73,7 @@ impl Mode for Routed {
         assignment: Assignment,
     ) -> Result<Attached<'a>> {
         let addresses = assignment.addresses();
-        let routes = pod_routes(&by_own_gateways(conf, &assignment), &addresses);
+        let routes = pod_routes(&via_own_gateways(conf, &assignment), &addresses);
         let host_link = veth::create(host, pod, veth, None, addresses.iter().any(IpAddr::is_ipv6))?;
         let index = veth::peer(&host_link, &mut pod.netlink, veth.pod)?;
         let changes = || configure_pod(veth, index, &addresses, &routes);
@@ -107,13 +108,13 @@ impl Mode for Routed {
     }
 }
 
-/// The node's routes to the pod, and the pod's hardware address.
+/// Adds the node's routes to the pod, and the neighbour entry.
 fn configure_host(host: &mut Netlink, link: &Link, veth: &Veth<'_>, addresses: &[IpAddr]) -> Result<()> {
     let mut batch = Batch::default();
     for address in addresses {
         batch.add_neighbour(link.index, *address, veth.pod_mac, veth.host);
-        let route = Route::new(alone(*address), RouteTarget::Link(link.index));
-        // Never in the place of another one: that would be a pod's that lives.
+        let route = Route::new(host_prefix(*address), RouteTarget::Link(link.index));
+        // Never replace a route: it would belong to a living pod.
         batch.add_own_route(&route, &format!("{address} dev {}", veth.host));
     }
     batch.get_link(veth.host);
@@ -132,40 +133,40 @@ fn configure_pod(veth: &Veth<'_>, index: u32, addresses: &[IpAddr], routes: &[ne
     let mut batch = Batch::default();
     batch.set_up(veth.pod);
     for address in addresses {
-        batch.ensure_address(index, alone(*address), veth.pod, false);
+        batch.ensure_address(index, host_prefix(*address), veth.pod, false);
     }
     for gateway in gateways(addresses) {
         batch.add_neighbour(index, gateway, veth.host_mac, veth.pod);
         let options = RouteOptions { priority: metric(veth.pod, gateway), ..RouteOptions::default() };
-        let route = Route { options, ..Route::new(alone(gateway), RouteTarget::Link(index)) };
+        let route = Route { options, ..Route::new(host_prefix(gateway), RouteTarget::Link(index)) };
         batch.replace_route(&route, &format!("{gateway} dev {}", veth.pod));
     }
     for route in routes {
-        // The pod may have other networks, and eth0 has the default route whichever was attached first.
+        // The pod may have other networks. eth0 has the default route in whichever order they are attached.
         let metric = metric(veth.pod, route.dst.network());
         let priority = if route.options.priority > 0 { route.options.priority } else { metric };
         let options = RouteOptions { priority, ..route.options };
-        batch.add_route(&kernel_route(index, route, options), &format!("{} to the pod", worded(route)));
+        batch.add_route(&kernel_route(index, route, options), &format!("{} to the pod", described(route)));
     }
     batch
 }
 
-/// The route as the kernel takes it.
+/// Converts a route to a netlink route.
 pub(crate) fn kernel_route(index: u32, route: &netconf::Route, options: RouteOptions) -> Route {
     let target = route.gw.map_or(RouteTarget::Link(index), |gateway| RouteTarget::Via(index, gateway));
     Route { destination: route.dst, target, options }
 }
 
 /// For messages.
-pub(crate) fn worded(route: &netconf::Route) -> String {
+pub(crate) fn described(route: &netconf::Route) -> String {
     match route.gw {
         Some(gateway) => format!("{} via {gateway}", route.dst),
         None => route.dst.to_string(),
     }
 }
 
-/// The number at the end of an interface's name: eth0 comes before eth1. Runtimes attach a pod's networks in
-/// any order (podman in another one each time).
+/// The number at the end of an interface's name: eth0 precedes eth1. Runtimes attach a pod's networks in any
+/// order (podman's order varies).
 fn rank(ifname: &str) -> u32 {
     let digits = ifname.len() - ifname.bytes().rev().take_while(u8::is_ascii_digit).count();
     ifname[digits..].parse().unwrap_or(0)
@@ -179,9 +180,9 @@ fn metric(ifname: &str, gateway: IpAddr) -> u32 {
     }
 }
 
-/// Another network has the default route. What comes to an address of this interface is to be answered by
-/// this interface all the same, so its addresses get a table of their own. `connected` are the subnets on the
-/// link, whose neighbours are answered directly.
+/// Another network has the default route. Packets to an address of this interface must be answered by this
+/// interface, so its addresses get a routing table of their own. `connected` are the subnets on the link,
+/// whose neighbours are answered directly.
 pub(crate) fn source_routing(
     index: u32,
     addresses: &[IpAddr],
@@ -194,7 +195,7 @@ pub(crate) fn source_routing(
     let elsewhere = |route: &&netconf::Route| route.options.table.is_none();
     for route in on_link.chain(routes.iter().filter(elsewhere).cloned()) {
         let options = RouteOptions { table: Some(table), priority: 0, ..route.options };
-        let wording = format!("{} table {table}", worded(&route));
+        let wording = format!("{} table {table}", described(&route));
         batch.replace_route(&kernel_route(index, &route, options), &wording);
     }
     for address in addresses {
@@ -227,7 +228,9 @@ fn check_ends(
         }
         let known = host.neighbour(host_link.index, *address).map_err(failed())?;
         if known.is_some_and(|known| known != pod_link.mac) {
-            return wrong(format!("{ifname} has another hardware address than the node sends to: {ASK_US}"));
+            return wrong(format!(
+                "{ifname} has another hardware address than the node sends to: {MAC_ADVICE}"
+            ));
         }
     }
     for gateway in gateways(addresses) {
@@ -237,15 +240,15 @@ fn check_ends(
             return wrong(format!("the pod's route to its gateway {gateway} is missing"));
         }
         let known = pod.neighbour(pod_link.index, gateway).map_err(kernel("look for the pod's gateway"))?;
-        // IPv6 has no proxy_arp: a solicitation would have no answer.
+        // IPv6 has no proxy_arp: a solicitation would not be answered.
         if gateway.is_ipv6() && known.is_none() {
-            return wrong(format!("{ifname} has lost its entry for the gateway {gateway}: {ASK_US}"));
+            return wrong(format!("{ifname} has lost its entry for the gateway {gateway}: {MAC_ADVICE}"));
         }
     }
     Ok(())
 }
 
-/// Whether the pod still has a way to each of these.
+/// Checks that the pod still has a route to each of these.
 pub(crate) fn check_routes(
     pod: &mut Netlink,
     destinations: impl IntoIterator<Item = IpNetwork>,
@@ -263,7 +266,7 @@ pub(crate) fn check_routes(
     Ok(())
 }
 
-/// Without forwarding no packet passes between pods.
+/// Enables forwarding. Without it no packet passes between pods.
 pub(crate) fn ensure_forwarding(addresses: &[IpAddr]) -> Result<()> {
     for (path, is_wanted) in [
         (FORWARDING_V4, addresses.iter().any(IpAddr::is_ipv4)),
@@ -277,9 +280,9 @@ pub(crate) fn ensure_forwarding(addresses: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-/// The routes that the configuration or another IPAM plugin names. The gateway of a subnet is ours here, so a
-/// route by it is one by ours.
-fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Route> {
+/// The routes of the configuration or of another IPAM plugin. In this mode the plugin provides the gateway,
+/// so a route via a subnet's gateway becomes one via ours.
+fn via_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Route> {
     let named = if conf.routes.is_empty() { &assignment.routes } else { &conf.routes };
     let is_replaced =
         |gateway: &IpAddr| assignment.leases.iter().any(|lease| lease.gateway == Some(*gateway));
@@ -290,8 +293,8 @@ fn by_own_gateways(conf: &NetConf, assignment: &Assignment) -> Vec<netconf::Rout
     named.iter().map(by_own).collect()
 }
 
-/// The configured routes with their gateways, or the default routes where there are none, for the families
-/// the pod has.
+/// The configured routes with their gateways, or the default routes if there are none, for the families of
+/// the pod.
 fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<netconf::Route> {
     let has = |address: IpAddr| addresses.iter().any(|own| own.is_ipv4() == address.is_ipv4());
     if routes.is_empty() {
@@ -308,7 +311,7 @@ fn pod_routes(routes: &[netconf::Route], addresses: &[IpAddr]) -> Vec<netconf::R
     };
     let mut all: Vec<netconf::Route> = Vec::new();
     for route in routes.iter().map(with_gateway).filter(|route| has(route.dst.network())) {
-        // Twice the same is once; otherwise it would look like another network's.
+        // Remove duplicates: a second one would look like a route of another network.
         if !all.contains(&route) {
             all.push(route);
         }

@@ -1,4 +1,4 @@
-//! From a process's environment and input to its output.
+//! Runs one command, from the environment and input to the output.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -13,43 +13,43 @@ use crate::request::{Request, VERSIONS};
 use crate::role::Role;
 use crate::{driver, trace};
 
-/// What the process prints and how it exits.
+/// What the process prints, and its exit status.
 #[derive(Debug)]
 pub struct Output {
     /// At most one JSON object.
     pub stdout: String,
-    /// For people.
+    /// Messages for the user.
     pub stderr: String,
     /// Whether the exit code is 0.
     pub success: bool,
-    /// An ADD that has succeeded.
+    /// An ADD that succeeded.
     added: Option<Request>,
 }
 
 impl Output {
-    /// For people, and no result.
+    /// Output for the user, without a result.
     pub(crate) fn new(stdout: String, stderr: String, success: bool) -> Self {
         Self { stdout, stderr, success, added: None }
     }
 
-    /// Writes it; false if the runtime cannot have got a result.
+    /// Prints the output. Returns false if the runtime cannot have received a result.
     pub fn print(&self, mut stdout: impl Write + AsFd, mut stderr: impl Write) -> bool {
         let result = stdout.write_all(self.stdout.as_bytes()).and_then(|()| stdout.flush());
         let messages = stderr.write_all(self.stderr.as_bytes());
         result.is_ok() && messages.is_ok() && !(self.added.is_some() && was_closed(&stdout))
     }
 
-    /// Takes back an ADD: a runtime without its result does not know what to delete.
+    /// Undoes an ADD: a runtime without its result does not know what to delete.
     pub fn undo(&self) {
         if let Some(request) = &self.added {
-            // Best effort: there is nowhere to report an error.
+            // Best effort: an error cannot be reported.
             let _ = request.header.role.driver().undo(request);
         }
     }
 }
 
-/// Where the standard output was closed, Rust's start-up code has opened `/dev/null`, for reading too. A
-/// runtime that does not want a result opens it for writing.
+/// If standard output was closed, Rust's start-up code opened `/dev/null` for reading and writing. A runtime
+/// that discards the result opens it for writing only.
 fn was_closed(stdout: impl AsFd) -> bool {
     let null = stat("/dev/null").map(|null| null.st_rdev);
     let flags = fcntl(&stdout, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
@@ -57,7 +57,7 @@ fn was_closed(stdout: impl AsFd) -> bool {
         && flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDWR)
 }
 
-/// Runs one command of the CNI protocol, as the plugin that `program` is called.
+/// Runs one command of the CNI protocol. `program` selects the role.
 pub fn run(
     program: &OsStr,
     environment: impl Iterator<Item = (OsString, OsString)>,
@@ -71,7 +71,7 @@ pub fn run(
     let mut version = VERSIONS[VERSIONS.len() - 1].to_owned();
     let command = match command.as_deref() {
         None | Some("") => return about(),
-        // A runtime may leave the input of VERSION open: it is not read.
+        // A runtime may leave the input of VERSION open, so it is not read.
         Some("VERSION") => {
             let result = json!({ "cniVersion": version, "supportedVersions": VERSIONS });
             return Output::new(format!("{result}\n"), String::new(), true);
@@ -91,7 +91,7 @@ pub fn run(
     }
 }
 
-/// Started by hand, not by a runtime.
+/// The output if a user starts the plugin without arguments.
 fn about() -> Output {
     let stderr = format!(
         "portolan-cni {}: a CNI plugin that gives each pod its own address and port space.\n\

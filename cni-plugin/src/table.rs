@@ -1,34 +1,33 @@
-//! What the node as a whole does: which pods' traffic is masqueraded, that pods send from their own addresses
-//! only, and that dead pods are unreachable.
+//! The node's nftables rules: masquerading of pods, source address checks of pods, host ports; and the routes
+//! that make the addresses of deleted pods unreachable.
 //!
 //! ```text
 //! table inet portolan {
 //!     chain own-addresses { type filter hook prerouting priority raw
-//!         iifname "ptl*" fib saddr . iif oif 0 drop     # the node's routes know which addresses are whose
+//!         iifname "ptl*" fib saddr . iif oif 0 drop     # reverse-path check by the node's routes
 //!         iifname "ptl*" icmpv6 type nd-router-advert drop
 //!     }
 //!     chain masquerade { type nat hook postrouting priority srcnat
 //!         ip saddr @pods-v4-<name> jump network-<name>  # of each network that masquerades
 //!         ip6 saddr @pods-v6-<name> jump network-<name>
 //!     }
-//!     chain ports { … }                                 # ports of the node: see the module of that name
+//!     chain ports { … }                                 # host ports: see module `ports`
 //!     set pods-v4-<name> { type ipv4_addr }             # one element a pod
 //!     set pods-v6-<name> { type ipv6_addr }
 //!     chain network-<name> {
-//!         ip daddr <range> return                       # one rule a range that pods reach as themselves
+//!         ip daddr <range> return                       # one rule per range that is not masqueraded
 //!         masquerade
 //!     }
 //! }
-//! unreachable <pool> metric 4294967294                  # so that a dead pod's address refuses at once
+//! unreachable <pool> metric 4294967294                  # the address of a deleted pod refuses at once
 //! ```
-//! ADD and DEL change one element a family, and no rule. Rules are written again only when a network comes or
-//! changes what it asks for, or when the table was flushed; then all of it in one transaction.
-//! `networks/<name>.json` says what each network has asked for.
+//! ADD and DEL change one element per family, and no rule. The rules are rewritten only if a network is new
+//! or its configuration has changed, or if the table was flushed; then the whole table in one transaction.
+//! `networks/<name>.json` stores the settings of each network.
 //!
-//! The last pod leaves the table behind, with no pod in it: writing it anew for the next one and deleting it
-//! again would take the kernel several RCU grace periods (13 ms of an ADD's 15 and 28 ms of a DEL's 56 were
-//! that). What stays is removed by GC, of a network that has no attachment any more, and by `portolan-cni
-//! cleanup`, of all.
+//! The last DEL leaves the table without pods: creating it for the next pod and deleting it again would cost
+//! several RCU grace periods (13 ms of 15 ms of an ADD and 28 ms of 56 ms of a DEL). GC removes the rules of
+//! a network without attachments, and `portolan-cni cleanup` removes everything.
 
 mod elements;
 mod flows;
@@ -57,20 +56,20 @@ use network::Network;
 
 const TABLE: &str = "portolan";
 
-/// Records an attachment and tells the node about it. `subnets` are those its addresses are of.
-pub(crate) fn join(
+/// Records an attachment and adds it to the node's rules. `subnets` are the subnets of its addresses.
+pub(crate) fn register(
     conf: &NetConf,
     attachment: &Attachment,
     subnets: &[IpNetwork],
     netlink: &mut Netlink,
 ) -> Result<()> {
     let netfilter = open()?;
-    let joined = join_by(conf, attachment, subnets, netlink, &netfilter);
+    let joined = register_with(conf, attachment, subnets, netlink, &netfilter);
     close(netfilter);
     joined
 }
 
-fn join_by(
+fn register_with(
     conf: &NetConf,
     attachment: &Attachment,
     subnets: &[IpNetwork],
@@ -79,11 +78,11 @@ fn join_by(
 ) -> Result<()> {
     let holder = ports::Holder::of(attachment);
     record(conf, attachment, subnets, netlink, netfilter)?;
-    // No other command waits for it: the lock is released first.
-    span(Span::Nft, || flows::forget_elsewhere(netfilter, netlink, holder.as_ref()))
+    // Release the lock first: no other command waits for this.
+    span(Span::Nft, || flows::delete_stale(netfilter, netlink, holder.as_ref()))
 }
 
-/// What of it other commands must not see half done.
+/// The part that holds the lock.
 fn record(
     conf: &NetConf,
     attachment: &Attachment,
@@ -96,7 +95,8 @@ fn record(
         let old = Network::read(&conf.header)?;
         let network = Network::of(conf, subnets).with_former(old.as_ref());
         let is_news = old.as_ref() != Some(&network);
-        // The note comes first: what it asks for is then found by DEL and GC, whatever happens in between.
+        // Write the network's settings first: DEL and GC then find what they describe, wherever this process
+        // is killed.
         if is_news {
             network.write(&conf.header)?;
         }
@@ -127,16 +127,16 @@ fn record(
     })
 }
 
-/// Takes back what [`join`] did. Everything is tried; what was removed already is fine. The record goes last,
-/// so that the command after a killed one finds what is still to do.
-pub(crate) fn leave(
+/// Undoes [`register`]. Every step is tried; what is already removed is fine. The record is removed last, so
+/// that the command after a killed one finds what is left to do.
+pub(crate) fn unregister(
     header: &Header,
     key: &Key,
     addresses: &[IpAddr],
     netlink: &mut Netlink,
     netfilter: &Netfilter,
 ) -> Vec<Error> {
-    // A DEL before any ADD: nothing is to be made for it.
+    // A DEL before any ADD must not create the state directory.
     if addresses.is_empty() && !header.state_dir.exists() {
         return Vec::new();
     }
@@ -145,14 +145,14 @@ pub(crate) fn leave(
         Err(error) => return vec![error],
     };
     let (held, mut errors) = unrecord(header, key, addresses, netlink, netfilter);
-    // No other command waits for it.
+    // Release the lock first: no other command waits for the rest.
     drop(lock);
-    let forgotten = held.map(|held| span(Span::Nft, || flows::forget_translated(netfilter, &held)));
+    let forgotten = held.map(|held| span(Span::Nft, || flows::delete_translated(netfilter, &held)));
     errors.extend(forgotten.and_then(Result::err));
     errors
 }
 
-/// What of it other commands must not see half done. Returns the ports that the pod had, for their flows.
+/// The part that holds the lock. Returns the ports of the pod, for its conntrack flows.
 fn unrecord(
     header: &Header,
     key: &Key,
@@ -166,8 +166,7 @@ fn unrecord(
     let mut leaving = recorded.as_ref().map(|record| record.ips.clone()).unwrap_or_default();
     leaving
         .extend(addresses.iter().filter(|address| !leaving.contains(address)).copied().collect::<Vec<_>>());
-    // A refused ADD has no port, and must not take it from its holder. A record that was written again names
-    // no ports.
+    // A refused ADD has no port and must not remove the one of its holder. A restored record names no ports.
     let held = ports::held(header, key, recorded.as_ref()).unwrap_or_else(|error| {
         errors.push(error);
         None
@@ -194,13 +193,14 @@ fn unrecord(
     (held, errors)
 }
 
-/// Whether this kernel and this process can have a table at all: STATUS.
+/// STATUS: whether this kernel and this process can use nftables.
 pub(crate) fn check_available() -> Result<()> {
-    let asked = open()?.has_table(TABLE).map(drop);
-    asked.map_err(kernel("ask the kernel for its nft tables"))
+    let result = open()?.has_table(TABLE);
+    result.map_err(kernel("list nft tables"))?;
+    Ok(())
 }
 
-/// Whether the pod is recorded, and the node's tables know it.
+/// CHECK: the pod is recorded and in the node's tables.
 pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
     let lost = |message: String| Err(Error::new(Code::Conflict, message));
     let Some(record) = conf.header.attachments().read(key).ok().flatten() else {
@@ -230,7 +230,7 @@ pub(crate) fn check(conf: &NetConf, key: &Key) -> Result<()> {
     }
 }
 
-/// Where pods of the network may have reservations by former configurations.
+/// Directories of earlier configurations in which pods of the network may have reservations.
 pub(crate) fn noted_reservations(header: &Header) -> Vec<PathBuf> {
     Network::read(header).ok().flatten().map(|network| network.reservations).unwrap_or_default()
 }
@@ -243,14 +243,14 @@ pub(crate) fn noted_bridges(header: &Header) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// Records the network's pods again where the state directory was emptied.
+/// Restores the records of the network's pods if the state directory was emptied.
 pub(crate) fn restore(header: &Header, links: &[Link], netlink: &mut Netlink) -> Result<()> {
     let _lock = Lock::acquire(&header.state_dir)?;
     repair::records(header, links, netlink)
 }
 
-/// Forgets what a network asks for, if it has no attachment any more; with the last network the tables go.
-/// `ranges` are its own where nothing else says which they were.
+/// Removes the settings of a network without attachments; with the last network, the tables. `ranges` are its
+/// ranges, in case they are recorded nowhere else.
 pub(crate) fn forget(
     header: &Header,
     ranges: &[RangeSet],
@@ -268,8 +268,8 @@ pub(crate) fn forget(
     ranges.iter().flat_map(RangeSet::subnets).try_for_each(|pool| withdraw(pool, netlink))?;
     let others = network::all(&header.state_dir)?.into_iter().filter(|other| other.name != header.name);
     let others: Vec<Network> = others.collect();
-    // Where the state directory was emptied nothing says what their networks ask for: until their next ADD
-    // all stays.
+    // If the state directory was emptied, the settings of the other networks are unknown: keep everything
+    // until their next ADD.
     if others.is_empty() && links(netlink)?.iter().any(|link| Alias::of(link).is_some()) {
         return Ok(());
     }
@@ -284,7 +284,7 @@ pub(crate) fn forget(
     atomic_file::remove(&path).map_err(io("remove", &path))
 }
 
-/// Removes what all networks have asked for, noted or not. No pod may be attached.
+/// Removes the settings of all networks, recorded or not. No pod may be attached.
 pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result<()> {
     for pool in netlink.unreachable().map_err(kernel("list routes"))? {
         withdraw(pool, netlink)?;
@@ -293,7 +293,7 @@ pub(crate) fn remove_all(netlink: &mut Netlink, netfilter: &Netfilter) -> Result
     rules::remove_table(netfilter)
 }
 
-/// Whether an attachment has no interface: with its network namespace the kernel has deleted both ends.
+/// Whether an attachment has no interface: the kernel deletes both ends with the network namespace.
 fn has_no_interface(netlink: &mut Netlink, key: &Key) -> Result<bool> {
     let name = veth::host_interface(&key.network, &key.container_id, &key.ifname);
     let found = netlink.link(&name).map_err(kernel(format!("look for interface {name}")))?;
@@ -304,7 +304,7 @@ fn links(netlink: &mut Netlink) -> Result<Vec<Link>> {
     netlink.links().map_err(kernel("list interfaces"))
 }
 
-/// For everything that follows. It is closed last: see [`Netfilter`].
+/// Opens the netfilter socket for all later steps. It is closed last, see [`Netfilter`].
 pub(crate) fn open() -> Result<Netfilter> {
     span(Span::Nft, Netfilter::open).map_err(kernel("open a netfilter socket"))
 }
@@ -313,8 +313,8 @@ pub(crate) fn close(netfilter: Netfilter) {
     span(Span::Nft, || drop(netfilter));
 }
 
-/// The network's last pod was deleted: its pools are no longer this node's, unless another network with pods
-/// has one too.
+/// Removes the unreachable routes of the pools after the last pod of the network was deleted, unless another
+/// network with pods shares a pool.
 fn withdraw_routes(header: &Header, netlink: &mut Netlink) -> Result<()> {
     let (own, others): (Vec<_>, Vec<_>) =
         network::all(&header.state_dir)?.into_iter().partition(|network| network.name == header.name);
@@ -329,7 +329,8 @@ fn withdraw_routes(header: &Header, netlink: &mut Netlink) -> Result<()> {
 
 fn withdraw(pool: IpNetwork, netlink: &mut Netlink) -> Result<()> {
     let removed = netlink.delete_route(&unreachable(pool));
-    removed.map(drop).map_err(kernel(format!("delete route unreachable {pool}")))
+    removed.map_err(kernel(format!("delete route unreachable {pool}")))?;
+    Ok(())
 }
 
 fn unreachable(pool: IpNetwork) -> Route {

@@ -1,8 +1,8 @@
-//! Where the time of one command goes, for `portolan-bench cni` and for the curious.
+//! Measures where the time of one command is spent, for `portolan-bench cni`.
 //!
-//! `PORTOLAN_TRACE=FILE` appends one JSON line a command. Unset, which is how runtimes call us, it costs one
-//! look into the environment. Times do not overlap, so they may be added; what is left of the whole is our
-//! own code.
+//! `PORTOLAN_TRACE=FILE` appends one JSON line per command. If it is unset, tracing costs one look-up of an
+//! environment variable. Spans do not overlap, so their times may be added. The rest of the total is the
+//! plugin's own code.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -13,7 +13,7 @@ use nix::sys::time::TimeValLike as _;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
-/// What a command spends its time on.
+/// The traced parts of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Span {
     /// Reading and validating the configuration.
@@ -22,11 +22,11 @@ pub(crate) enum Span {
     Lock,
     /// Opening namespaces, entering them.
     Netns,
-    /// Routing netlink: links, addresses, routes, neighbours, queueing.
+    /// Routing netlink: links, addresses, routes, neighbours, qdiscs.
     Netlink,
     /// nftables and conntrack.
     Nft,
-    /// Reservations and records: files.
+    /// Files: reservations and records.
     Store,
     /// Another IPAM plugin.
     Delegate,
@@ -42,18 +42,18 @@ struct Trace {
 }
 
 thread_local! {
-    // The plugin's own thread does everything that is traced; those that enter a namespace are waited for.
+    // Everything traced runs on the plugin's main thread, which waits for the threads that enter a namespace.
     static TRACE: RefCell<Option<Trace>> = const { RefCell::new(None) };
 }
 
-/// Starts tracing into `file`, if there is one.
+/// Starts tracing into `file`, if it is set.
 pub(crate) fn start(file: Option<&OsStr>) {
     let Some(file) = file.filter(|file| !file.is_empty()) else { return };
     let trace = Trace { file: file.into(), started: now(), spent: [0; NAMES.len()], current: None };
     TRACE.with_borrow_mut(|current| *current = Some(trace));
 }
 
-/// Does `work` and counts its time as `span`. The time of a span inside another one is its own alone.
+/// Runs `work` and counts its time as `span`. The time of a nested span counts for that span only.
 pub(crate) fn span<T>(span: Span, work: impl FnOnce() -> T) -> T {
     let outer = switch(Some(span));
     let result = work();
@@ -61,7 +61,7 @@ pub(crate) fn span<T>(span: Span, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Counts from now on for `next`; returns for what it was counted so far.
+/// Counts from now on for `next`. Returns the previous span.
 fn switch(next: Option<Span>) -> Option<Span> {
     TRACE.with_borrow_mut(|trace| {
         let trace = trace.as_mut()?;
@@ -75,7 +75,7 @@ fn switch(next: Option<Span>) -> Option<Span> {
     })
 }
 
-/// Appends the line. A trace that cannot be written is no reason to fail.
+/// Appends the line. A failure to write the trace is not an error.
 pub(crate) fn finish(command: &str, container: &str) {
     TRACE.with_borrow_mut(|trace| {
         let Some(trace) = trace.take() else { return };

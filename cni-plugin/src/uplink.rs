@@ -1,15 +1,14 @@
-//! The way out of this node.
+//! The node's uplink.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::netlink::Netlink;
 
-/// What an interface gets on a node without an uplink.
+/// The MTU of interfaces on a node without an uplink.
 const DEFAULT_MTU: u32 = 1500;
 
-/// Anywhere on the Internet: which way would it leave? (192.0.2.0/24 and 2001:db8::/32 are for
-/// documentation.)
+/// Destinations for the look-up of the uplink: documentation addresses, which match the default route.
 pub(crate) const ANYWHERE_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 pub(crate) const ANYWHERE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
@@ -20,8 +19,7 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
-    /// Returns whether there is a route to this very address. The first request takes the one for the uplink
-    /// along.
+    /// Returns whether there is a route to exactly this address. The first call also looks up the uplink.
     pub(crate) fn has_route_to(&mut self, host: &mut Netlink, address: IpAddr) -> io::Result<bool> {
         if self.device.is_some() {
             return host.has_route_to(address);

@@ -1,4 +1,4 @@
-//! The pair of interfaces that connects a pod: one end in the pod, one on the node.
+//! The veth pair that connects a pod: one end in the pod, one on the node.
 
 use std::io::Read as _;
 use std::net::IpAddr;
@@ -12,24 +12,24 @@ use crate::error::{Code, Error, Result, io, kernel};
 use crate::netlink::{Batch, Link, Netlink, Outcome, Route, RouteTarget, Veth};
 use crate::pod::Pod;
 
-/// Interfaces of pods begin like this on the node.
+/// Prefix of pod interfaces on the node.
 pub(crate) const HOST_PREFIX: &str = "ptl";
 
-/// So does the name of the ifb interface to which what a pod sends is redirected, where that is limited.
+/// Prefix of ifb interfaces, to which the packets of a pod with an egress limit are redirected.
 const IFB_PREFIX: &str = "ptb";
 
-/// The node's end of an attachment is named after it, so that DEL and GC find it when nothing else is left.
+/// The name of the node's end, derived from the attachment so that DEL and GC find it without any state.
 pub(crate) fn host_interface(network: &str, container_id: &str, ifname: &str) -> String {
     format!("{HOST_PREFIX}{}", hash(network, container_id, ifname))
 }
 
-/// The attachment's ifb interface, if it has one.
+/// The name of the attachment's ifb interface.
 pub(crate) fn ifb_interface(network: &str, container_id: &str, ifname: &str) -> String {
     format!("{IFB_PREFIX}{}", hash(network, container_id, ifname))
 }
 
 fn hash(network: &str, container_id: &str, ifname: &str) -> String {
-    // FNV-1a, 48 bits of which fit: with 5,000 pods two names meet with a chance of 1 in 20 million.
+    // FNV-1a, truncated to 48 bits: with 5,000 pods the probability of a collision is 1 in 20 million.
     let text = format!("{network}/{container_id}/{ifname}");
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -37,13 +37,13 @@ fn hash(network: &str, container_id: &str, ifname: &str) -> String {
     format!("{:012x}", hash >> 16)
 }
 
-/// The pair of interfaces, the node's end set up first: the pod's end has a carrier from the start.
-/// With a `master` that end is a port of this bridge.
+/// Creates the veth pair. The node's end is set up first, so the pod's end has a carrier from the start. With
+/// a `master` the node's end is a port of this bridge.
 ///
-/// When an interface with IPv6 comes up or changes, the kernel walks through every route of IPv6 on the node.
-/// So that end has IPv6 only if packets are routed to it (`has_ipv6`), and then no link-local address, which
-/// would be three more routes a pod. It is configured and queried while it is down, when nothing is walked
-/// through.
+/// When an interface with IPv6 comes up or changes, the kernel walks every IPv6 route of the node. So the
+/// node's end has IPv6 only if packets are routed to it (`has_ipv6`), and then no link-local address, which
+/// would add three routes per pod. It is configured and queried while it is down, when the kernel does not
+/// walk the routes.
 pub(crate) fn create(
     host: &mut Netlink,
     pod: &mut Pod,
@@ -54,15 +54,15 @@ pub(crate) fn create(
     let try_once = |host: &mut Netlink| {
         let mut batch = Batch::default();
         batch.add_veth(veth, pod.netns.as_fd().as_raw_fd(), master);
-        batch.set_note(veth.host, veth.note);
+        batch.set_alias_of(veth.host, veth.note);
         if master.is_none() {
-            // A pod whose hardware address is set (by the plugin `tuning`) loses its entry for the gateway,
-            // and asks.
+            // A pod whose MAC address is changed (by the plugin `tuning`) loses its gateway entry and sends
+            // ARP requests.
             batch.proxy_arp(veth.host);
         }
         batch.get_link(veth.host);
         if has_ipv6 {
-            batch.without_link_local(veth.host);
+            batch.disable_link_local(veth.host);
             batch.set_up(veth.host);
             return batch.commit(host);
         }
@@ -80,23 +80,22 @@ pub(crate) fn create(
                 let message = format!("interface {} is already in the pod", veth.pod);
                 return Err(Error::new(Code::Conflict, message));
             }
-            // An attachment of that name would have been found by its reservation: a killed ADD left this.
+            // A known attachment of that name would have a reservation: a killed ADD left this interface.
             host.delete_link(veth.host).map_err(kernel(format!("delete a left-over {}", veth.host)))?;
             try_once(host)?
         }
         other => other?,
     };
-    only(created.links, veth.host)
+    only_link(created.links, veth.host)
 }
 
-/// The pod's end of a pair, by its index there.
+/// The index of the pod's end.
 pub(crate) fn peer(host: &Link, pod: &mut Netlink, ifname: &str) -> Result<u32> {
     host.peer.map_or_else(|| required(pod, ifname).map(|link| link.index), Ok)
 }
 
-/// Configures the pod's end. Where IPv6 is disabled there (Docker's sandboxes have `default.disable_ipv6=1`)
-/// and the pod has an address of it, IPv6 is enabled on this interface and on `lo`, as the reference plugins
-/// do.
+/// Configures the pod's end. If IPv6 is disabled there (Docker's sandboxes have `default.disable_ipv6=1`) and
+/// the pod has an IPv6 address, enables IPv6 on this interface and on `lo`, as the reference plugins do.
 pub(crate) fn configure(pod: &mut Pod, ifname: &str, changes: impl Fn() -> Batch) -> Result<Outcome> {
     match changes().commit(&mut pod.netlink) {
         Err(error) if error.code == Code::NotPermitted as u32 => {
@@ -106,7 +105,7 @@ pub(crate) fn configure(pod: &mut Pod, ifname: &str, changes: impl Fn() -> Batch
             };
             let enabled = pod.netns.run(enable).unwrap_or_else(|e| Err(std::io::Error::other(e)));
             enabled.map_err(kernel(format!("enable IPv6 on {ifname}")))?;
-            // The routes of the first attempt go with it.
+            // Setting the interface down removes the routes of the first attempt.
             pod.netlink.set_down(ifname).map_err(kernel(format!("set {ifname} down")))?;
             changes().commit(&mut pod.netlink)
         }
@@ -114,14 +113,13 @@ pub(crate) fn configure(pod: &mut Pod, ifname: &str, changes: impl Fn() -> Batch
     }
 }
 
-/// How long the kernel's workers may take for what they do within a millisecond on a node that is not busy.
+/// Timeout for work that the kernel does in the background, within a millisecond on an idle node.
 const WORKERS: Duration = Duration::from_secs(2);
 
-/// The first pause between two looks at something the kernel does by itself, most often within this time.
-/// Each is twice the one before.
+/// The first interval between two checks. Each interval is twice the previous one.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// Waits until `is_done`, but not for ever: a pod that loses its first packets is better than none.
+/// Waits until `is_done`, up to the timeout: a pod that loses its first packets is better than none.
 pub(crate) fn wait_for(mut is_done: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + WORKERS;
     let mut pause = PAUSE;
@@ -132,9 +130,8 @@ pub(crate) fn wait_for(mut is_done: impl FnMut() -> Result<bool>) -> Result<()> 
     Ok(())
 }
 
-/// Waits until addresses of IPv6 are usable. The kernel leaves to a worker what makes them so: joining the
-/// group in which neighbours ask for them, and the local route, even where there is no duplicate address
-/// detection.
+/// Waits until IPv6 addresses are usable. A kernel worker joins the solicited-node multicast group and adds
+/// the local route, even without duplicate address detection.
 pub(crate) fn await_ipv6(netlink: &mut Netlink, addresses: impl IntoIterator<Item = IpAddr>) -> Result<()> {
     let addresses: Vec<IpAddr> = addresses.into_iter().filter(IpAddr::is_ipv6).collect();
     if addresses.is_empty() {
@@ -144,7 +141,7 @@ pub(crate) fn await_ipv6(netlink: &mut Netlink, addresses: impl IntoIterator<Ite
 }
 
 /// Waits until packets leave by these interfaces: an interface drops them until the kernel has noticed its
-/// carrier. From Linux 6.8 on it does so when the interface is queried, before that a worker does.
+/// carrier. Since Linux 6.8 the kernel does so when the interface is queried; before that, a worker does.
 pub(crate) fn await_carrier(
     netlink: &mut Netlink,
     names: &[&str],
@@ -157,15 +154,17 @@ pub(crate) fn await_carrier(
     })
 }
 
-/// Best effort: with IPv6 everything works too.
+/// Best effort: everything also works with IPv6.
 pub(crate) fn disable_ipv6(name: &str) {
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
 }
 
-/// Cuts a pod off before its interface goes: a routed one loses its routes, the port of a bridge is set down.
+/// Disconnects a pod before its interface is deleted: removes the routes of a routed pod, sets the port of a
+/// bridged one down.
 pub(crate) fn cut_off(host: &mut Netlink, link: &Link, addresses: &[IpAddr]) -> Result<()> {
     if link.master.is_some() {
-        return host.set_down(&link.name).map(drop).map_err(kernel(format!("set {} down", link.name)));
+        host.set_down(&link.name).map_err(kernel(format!("set {} down", link.name)))?;
+        return Ok(());
     }
     for address in addresses {
         let target = RouteTarget::Link(link.index);
@@ -175,7 +174,7 @@ pub(crate) fn cut_off(host: &mut Netlink, link: &Link, addresses: &[IpAddr]) -> 
     Ok(())
 }
 
-/// A hardware address, unicast and locally administered.
+/// A random MAC address, unicast and locally administered.
 pub(crate) fn random_mac() -> Result<[u8; 6]> {
     let path = Path::new("/dev/urandom");
     let mut mac = [0; 6];
@@ -185,18 +184,18 @@ pub(crate) fn random_mac() -> Result<[u8; 6]> {
     Ok(mac)
 }
 
-/// As people write it.
+/// Formats a MAC address.
 pub(crate) fn format_mac(mac: &[u8]) -> String {
     mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
-/// The one link that was asked for.
-pub(crate) fn only(mut links: Vec<Link>, name: &str) -> Result<Link> {
+/// The one link that was requested.
+pub(crate) fn only_link(mut links: Vec<Link>, name: &str) -> Result<Link> {
     links.pop().ok_or_else(|| Error::new(Code::Conflict, format!("interface {name} is not there")))
 }
 
-/// The interface of that name, or an error that it is not there.
+/// Returns the interface with that name, or an error if it does not exist.
 pub(crate) fn required(netlink: &mut Netlink, name: &str) -> Result<Link> {
     let found = netlink.link(name).map_err(kernel(format!("look for interface {name}")))?;
-    only(found.into_iter().collect(), name)
+    only_link(found.into_iter().collect(), name)
 }

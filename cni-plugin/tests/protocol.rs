@@ -60,7 +60,7 @@ fn with<'a>(command: &'a str, name: &'a str, value: &'a str) -> Vec<(&'a str, &'
     variables
 }
 
-/// State goes to a place that does not exist, so that nothing here can touch the machine's.
+/// The state directory does not exist, so that no test can change the machine's state.
 fn config(version: &str) -> Value {
     json!({
         "cniVersion": version, "name": "pods", "type": "portolan-cni", "stateDir": "/proc/portolan-test",
@@ -74,7 +74,7 @@ fn call(command: &str, config: &Value) -> Outcome {
 
 /// P1
 #[test]
-fn started_by_hand_it_says_what_it_is() {
+fn started_without_cni_command_it_prints_what_it_is() {
     let outcome = run(&[], b"");
     assert!(outcome.success && outcome.stdout.is_empty());
     assert!(VERSIONS.iter().all(|v| outcome.stderr.contains(v)), "{}", outcome.stderr);
@@ -82,7 +82,7 @@ fn started_by_hand_it_says_what_it_is() {
 
 /// P2
 #[test]
-fn an_unknown_command_is_code_4() {
+fn unknown_command_is_code_4() {
     for command in ["FOO", "add", "ADD "] {
         assert_eq!(call(command, &config("1.1.0")).error().0, 4);
     }
@@ -90,7 +90,7 @@ fn an_unknown_command_is_code_4() {
 
 /// P3
 #[test]
-fn all_missing_variables_are_named_at_once() {
+fn error_names_all_missing_variables() {
     let (code, text) = run(&[("CNI_COMMAND", "ADD")], config("1.1.0").to_string().as_bytes()).error();
     assert_eq!(code, 4);
     assert!(["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"].iter().all(|name| text.contains(name)), "{text}");
@@ -98,7 +98,7 @@ fn all_missing_variables_are_named_at_once() {
 
 /// P4, P5
 #[test]
-fn names_that_are_not_names_are_code_4() {
+fn invalid_names_are_code_4() {
     let config = config("1.1.0").to_string();
     for id in ["_x", "a/b", "../x", ""] {
         assert_eq!(run(&with("ADD", "CNI_CONTAINERID", id), config.as_bytes()).error().0, 4, "{id}");
@@ -123,7 +123,7 @@ fn input_that_is_not_a_json_object_is_code_6_however_large_or_deep() {
 fn ten_megabytes_of_json_are_read() {
     let mut large = config("1.1.0");
     large["x"] = "y".repeat(10 << 20).into();
-    // It gets as far as the namespace, which is not there.
+    // The configuration is parsed; the error is about the missing namespace.
     assert_eq!(call("ADD", &large).error().0, 3);
     let mut deep = config("1.1.0").to_string();
     deep.truncate(deep.len() - 1);
@@ -133,7 +133,7 @@ fn ten_megabytes_of_json_are_read() {
 
 /// P7
 #[test]
-fn a_network_needs_a_name() {
+fn network_without_a_name_is_refused() {
     for name in [Value::Null, json!(""), json!("-x"), json!("a b"), json!("a/b")] {
         let mut config = config("1.1.0");
         config["name"] = name;
@@ -143,13 +143,13 @@ fn a_network_needs_a_name() {
 
 /// P8, P9, P10
 #[test]
-fn a_version_it_does_not_speak_is_code_1_and_the_ones_it_does_are_listed() {
+fn unsupported_version_is_code_1_and_lists_the_supported_ones() {
     for version in ["0.9.9", "1.1", "1.2.0", "9.0.0", "abc", "0.3.2"] {
         let (code, text) = call("ADD", &config(version)).error();
         assert_eq!(code, 1, "{version}");
         assert!(VERSIONS.iter().all(|v| text.contains(v)) && text.contains(version), "{text}");
     }
-    // None at all is 0.1.0, which has no CHECK.
+    // No version means 0.1.0, which has no CHECK.
     let mut absent = config("1.1.0");
     absent.as_object_mut().unwrap().remove("cniVersion");
     assert_eq!(call("CHECK", &absent).error().0, 1);
@@ -159,7 +159,7 @@ fn a_version_it_does_not_speak_is_code_1_and_the_ones_it_does_are_listed() {
 
 /// P11
 #[test]
-fn version_answers_at_once_while_its_input_stays_open() {
+fn version_is_printed_while_the_input_stays_open() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_portolan-cni"))
         .env_clear()
         .env("CNI_COMMAND", "VERSION")
@@ -186,7 +186,7 @@ fn version_needs_no_other_variable() {
 
 /// P13, P14
 #[test]
-fn commands_that_came_later_are_refused_in_older_versions() {
+fn commands_of_later_versions_are_refused() {
     for (command, versions) in [("CHECK", &VERSIONS[..4]), ("GC", &VERSIONS[..6]), ("STATUS", &VERSIONS[..6])]
     {
         for version in versions {
@@ -197,7 +197,7 @@ fn commands_that_came_later_are_refused_in_older_versions() {
 
 /// P15, P16
 #[test]
-fn check_needs_a_previous_result_and_a_result_is_an_object() {
+fn check_without_prev_result_and_a_malformed_prev_result_are_refused() {
     assert_eq!(call("CHECK", &config("1.1.0")).error().0, 7);
     let mut config = config("1.1.0");
     config["prevResult"] = json!("nonsense");
@@ -206,7 +206,7 @@ fn check_needs_a_previous_result_and_a_result_is_an_object() {
 
 /// P17
 #[test]
-fn arguments_are_pairs_and_unknown_ones_need_leave() {
+fn cni_args_are_pairs_and_unknown_keys_need_ignore_unknown() {
     let config = config("1.1.0").to_string();
     for args in ["A", "A=B=C", "FOO=1", "IgnoreUnknown=0;FOO=1"] {
         assert_eq!(run(&with("ADD", "CNI_ARGS", args), config.as_bytes()).error().0, 4, "{args}");
@@ -214,7 +214,7 @@ fn arguments_are_pairs_and_unknown_ones_need_leave() {
 }
 
 #[test]
-fn mistakes_in_the_configuration_name_field_and_value() {
+fn configuration_errors_name_field_and_value() {
     for (patch, expected) in [
         (json!({ "mode": "tunnel" }), "mode: \"tunnel\" is not \"routed\" or \"bridge\""),
         (json!({ "bridge": "a/b" }), "bridge: \"a/b\": a bridge's name has 1 to 15 bytes"),

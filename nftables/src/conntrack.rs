@@ -163,7 +163,7 @@ impl Flow {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn forget(&self, netfilter: &Netfilter) -> io::Result<()> {
+    pub fn delete(&self, netfilter: &Netfilter) -> io::Result<()> {
         match netfilter.exchange(&self.deletion) {
             // It has ended meanwhile, or a flowtable has it.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => Ok(()),

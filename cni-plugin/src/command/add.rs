@@ -20,11 +20,10 @@ use crate::trace::{Span, span};
 use crate::uplink::Uplink;
 use crate::{bandwidth, routed, table, veth};
 
-/// So often another pod may be given the same address at the same time, by another network of the same
-/// ranges.
+/// Retries when a pod of another network with the same ranges was assigned the same address at the same time.
 const ATTEMPTS: usize = 20;
 
-/// Attaches the container, or leaves everything as it was.
+/// Attaches the container. On failure, restores the previous state.
 pub(super) fn add(request: &Request) -> Result<Value> {
     let conf = request.conf()?;
     let mut pod = Pod::prepare(&request.args.netns, conf.bridge.is_some())?;
@@ -72,16 +71,16 @@ fn attach<'a>(
     set_node(conf, &mut host, &host_name, &addresses)?;
     let attachment =
         Attachment { reserved_ports: pod.reserved_ports, ..record(args, conf, &veth, &addresses) };
-    table::join(conf, &attachment, &subnets, &mut host)?;
-    // Last, since the kernel's workers have most often done it by now.
+    table::register(conf, &attachment, &subnets, &mut host)?;
+    // Wait at the end: by then the kernel's workers have usually completed it.
     veth::await_ipv6(&mut pod.netlink, std::mem::take(&mut attached.awaited))?;
     attached.interfaces.extend(ends(args, &veth));
     Ok(result::result(conf, &attached))
 }
 
-/// Should ADD fail from here on, the node's rules forget the pod, and its interfaces are deleted. It may be
-/// in the rules before ADD gets there: as soon as its interface is there, another command that finds records
-/// lost writes one for it.
+/// If ADD fails from here on, remove the pod from the node's rules and delete its interfaces. The pod may be
+/// in the rules before ADD adds it: as soon as its interface exists, a command that repairs missing records
+/// writes one for it.
 fn undo_on_failure<'a>(
     args: &Args,
     conf: &'a NetConf,
@@ -95,23 +94,23 @@ fn undo_on_failure<'a>(
             let _ = Netlink::open().and_then(|mut host| host.delete_link(interface));
         }
         let _ = Node::open()
-            .map(|mut node| table::leave(header, &key, &given, &mut node.netlink, &node.netfilter));
+            .map(|mut node| table::unregister(header, &key, &given, &mut node.netlink, &node.netfilter));
     });
 }
 
-/// The note on the node's end.
+/// The alias of the node's end.
 fn note(args: &Args, conf: &NetConf, pod_mac: [u8; 6], addresses: &[IpAddr]) -> String {
     let (network, mac) = (conf.header.name.clone(), veth::format_mac(&pod_mac));
     Alias { network, owner: args.owner(), addresses: addresses.to_vec(), mac }.format()
 }
 
-/// Both ends of the pair, the pod's last.
+/// Both ends of the veth pair, the pod's end last.
 fn ends<'a>(args: &'a Args, veth: &Veth<'a>) -> [Interface<'a>; 2] {
     let end = |name, mac, netns| Interface { name, mac: veth::format_mac(mac), mtu: veth.mtu, netns };
     [end(veth.host, &veth.host_mac, ""), end(veth.pod, &veth.pod_mac, &args.netns)]
 }
 
-/// What the node itself has to be set to, that the pod's packets pass.
+/// Configures the node: forwarding and what the pod's packets need.
 fn set_node(conf: &NetConf, host: &mut Netlink, host_name: &str, addresses: &[IpAddr]) -> Result<()> {
     if conf.mode().forwards(conf.masquerade) {
         routed::ensure_forwarding(addresses)?;
@@ -121,7 +120,8 @@ fn set_node(conf: &NetConf, host: &mut Netlink, host_name: &str, addresses: &[Ip
     }
     let mut batch = Batch::default();
     batch.route_localnet(conf.mode().uplink(host_name));
-    batch.commit(host).map(drop)
+    batch.commit(host)?;
+    Ok(())
 }
 
 fn record(args: &Args, conf: &NetConf, veth: &Veth<'_>, addresses: &[IpAddr]) -> Attachment {
@@ -147,7 +147,7 @@ fn record(args: &Args, conf: &NetConf, veth: &Veth<'_>, addresses: &[IpAddr]) ->
     }
 }
 
-/// What the runtime requests, else a random one.
+/// The MAC address that the runtime requests, else a random one.
 fn pod_mac(args: &Args, conf: &NetConf) -> Result<[u8; 6]> {
     match (conf.mac, args.extra.get("MAC")) {
         (Some(mac), _) => Ok(mac),

@@ -7,7 +7,7 @@ use crate::netlink::Netlink;
 use crate::request::Request;
 use crate::{bandwidth, pod, table, veth};
 
-/// Says what is missing first. Additions of plugins behind us in the chain are fine.
+/// Returns the first difference as an error. Additions of later plugins in the chain are fine.
 pub(super) fn check(request: &Request) -> Result<()> {
     let (args, conf) = (&request.args, request.conf()?);
     let Some(previous) = &conf.prev_result else {
@@ -23,7 +23,7 @@ pub(super) fn check(request: &Request) -> Result<()> {
     bandwidth::check(&mut host, &host_name, &ifb, &conf.bandwidth)?;
     let owner = args.owner();
     if let Some(kind) = &conf.header.delegate {
-        let given = conf.header.reservations().given(&owner).delegated;
+        let given = conf.header.reservations().allocation(&owner).delegated;
         ipam::delegate_check(kind, given.as_ref(), args, &request.config)?;
     } else {
         let reserved = conf.header.reservations().addresses(&owner)?;
@@ -37,7 +37,7 @@ pub(super) fn check(request: &Request) -> Result<()> {
     table::check(&conf, &owner.key(&conf.header.name))
 }
 
-/// The result of ADD for our interface, which comes right behind its end on the node.
+/// Parses the result of ADD for the plugin's interface, which follows the node's end in the list.
 fn ours(previous: &serde_json::Value, host_name: &str) -> Result<Assignment> {
     let interfaces = previous["interfaces"].as_array().map_or(&[][..], Vec::as_slice);
     let Some(position) = interfaces.iter().position(|interface| interface["name"] == host_name) else {

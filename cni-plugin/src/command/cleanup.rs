@@ -1,5 +1,5 @@
-//! `portolan-cni cleanup`: leave the node as it was before its first pod, once no runtime calls the plugin
-//! any more.
+//! `portolan-cni cleanup`: restores the state of the node before its first pod, once no runtime calls the
+//! plugin any more.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,14 +13,14 @@ use crate::error::{Code, Error, Result, io, kernel};
 use crate::lock::Lock;
 use crate::{bridged, ipam, table};
 
-/// What the plugin keeps in the state directory. Other files there are the daemons'.
-const OURS: [&str; 5] = ["attachments", "delegated", "ipam", "networks", "ports"];
+/// What the plugin stores in the state directory. Other files there belong to the daemons.
+const DIRECTORIES: [&str; 5] = ["attachments", "delegated", "ipam", "networks", "ports"];
 
-/// Removes what stays when the last pod was deleted. Refuses while there is one: its runtime has to delete
-/// it.
+/// Removes what remains after the last pod was deleted. Refuses while a pod is attached: its runtime has to
+/// delete it first.
 pub(crate) fn cleanup(state_dir: &Path) -> Result<()> {
     let mut node = Node::open()?;
-    // Without a state directory there is no lock to take, and no process has it.
+    // Without a state directory there is no lock, and no process holds it.
     let is_there = state_dir.try_exists().map_err(io("look for", state_dir))?;
     let lock = is_there.then(|| Lock::acquire(state_dir)).transpose()?;
     let attached = attached(&mut node, state_dir)?;
@@ -33,7 +33,7 @@ pub(crate) fn cleanup(state_dir: &Path) -> Result<()> {
     }
     table::remove_all(&mut node.netlink, &node.netfilter)?;
     bridged::collect(&mut node.netlink, None)?;
-    for name in OURS {
+    for name in DIRECTORIES {
         let directory = state_dir.join(name);
         match fs::remove_dir_all(&directory) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("remove", &directory)(e)),
@@ -42,7 +42,7 @@ pub(crate) fn cleanup(state_dir: &Path) -> Result<()> {
     }
     if lock.is_some() {
         let _ = fs::remove_file(state_dir.join("lock"));
-        // A daemon may have something there still.
+        // A daemon may still have files there.
         let _ = fs::remove_dir(state_dir);
     }
     drop(lock);
@@ -50,7 +50,7 @@ pub(crate) fn cleanup(state_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Who is known by a record, an interface or a reservation, for people.
+/// Lists what has a record, an interface or a reservation, for the user.
 fn attached(node: &mut Node, state_dir: &Path) -> Result<Vec<String>> {
     let named = |network: &str, container: &str| format!("{container} (network {network})");
     let links = node.netlink.links().map_err(kernel("list interfaces"))?;
@@ -62,7 +62,7 @@ fn attached(node: &mut Node, state_dir: &Path) -> Result<Vec<String>> {
         let network = network.file_name().to_string_lossy().into_owned();
         attached.extend(store.list(&network).0.iter().map(|record| named(&network, &record.container_id)));
     }
-    // Who has only an address of ours, under another plugin or taken over from one, is known by nothing else.
+    // A container with only an address, assigned by another plugin or imported, is found here only.
     for kind in ["ipam", "delegated"] {
         for network in fs::read_dir(state_dir.join(kind)).into_iter().flatten().flatten() {
             let (owners, _) = ipam::Store::new(network.path(), 0).owners();

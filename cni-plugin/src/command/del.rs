@@ -1,4 +1,4 @@
-//! DEL: take back all that ADD gave, whatever is left of it.
+//! DEL: remove everything that ADD created, even if only a part of it is left.
 
 use std::net::IpAddr;
 
@@ -7,14 +7,14 @@ use serde_json::Value;
 
 use crate::alias::Alias;
 use crate::error::{Error, Result, kernel};
-use crate::ipam::{self, Given, Owner, Store};
+use crate::ipam::{self, Allocation, Owner, Store};
 use crate::netconf::Header;
 use crate::netlink::Netlink;
 use crate::request::Request;
 use crate::trace::{Span, span};
 use crate::{table, veth};
 
-/// Detaches the container. What was removed already is fine; everything is tried before an error is reported.
+/// Detaches the container. What is already removed is fine. Every step is tried before an error is returned.
 pub(super) fn del(request: &Request) -> Result<()> {
     let Request { args, header, config, .. } = request;
     if header.has_impossible_name() {
@@ -33,7 +33,7 @@ pub(super) fn del(request: &Request) -> Result<()> {
     Error::combined(errors).map_or(Ok(()), Err)
 }
 
-/// The sockets that taking back needs, opened once.
+/// The sockets that DEL needs, opened once.
 pub(super) struct Node {
     pub(super) netlink: Netlink,
     pub(super) netfilter: Netfilter,
@@ -49,17 +49,17 @@ impl Node {
         table::close(self.netfilter);
     }
 
-    /// Removes what one attachment has on this node: its routes, its place in the node's rules, its record,
-    /// its interface, and last its addresses, so that no other pod gets them while they are in use.
+    /// Removes one attachment from this node: its routes, its entries in the nft table, its record, its
+    /// interface, and last its addresses, so that no other pod is assigned them while they are in use.
     ///
-    /// The interface comes after the rules, because the kernel waits some 20 ms when it deletes one, and
-    /// frees meanwhile what was removed from the rules. Without its routes a routed pod is cut off by then:
-    /// nothing reaches it, and what it sends has no way back and is dropped, so that nothing leaves from it
-    /// unmasqueraded. A bridged one has no routes of its own; its port is set down.
+    /// The interface is deleted after the rules, because the kernel waits some 20 ms when it deletes an
+    /// interface and frees the removed rules meanwhile. A routed pod has lost its routes by then: no packet
+    /// reaches it, and reverse-path filtering drops what it sends, so no packet leaves without masquerading.
+    /// A bridged pod has no routes of its own: its port is set down.
     ///
-    /// Reservations may be elsewhere than the configuration says, if it has changed since ADD. Another IPAM
-    /// plugin that ADD has called gets its DEL by the configuration of then, unless `current`, that of this
-    /// DEL, is the same for it.
+    /// If the configuration has changed since ADD, the reservations may be in another place than it says.
+    /// Another IPAM plugin gets its DEL with the configuration of the ADD, unless `current`, the
+    /// configuration of this DEL, is the same for it.
     pub(super) fn detach(&mut self, request: &Request, owner: &Owner, current: Option<&Value>) -> Vec<Error> {
         let Request { args, header, .. } = request;
         let mut errors = Vec::new();
@@ -69,19 +69,19 @@ impl Node {
             errors.push(kernel(format!("look for interface {host_name}"))(e));
             None
         });
-        // The interface's note has the addresses where the state directory is missing.
+        // If the state directory is missing, the interface's alias has the addresses.
         let noted = link.as_ref().and_then(Alias::of).map(|alias| alias.addresses).unwrap_or_default();
         if let Some(link) = &link {
             errors.extend(veth::cut_off(&mut self.netlink, link, &noted).err());
         }
         let key = owner.key(&header.name);
         let stores = stores(header, owner);
-        let given: Vec<Given> = stores.iter().map(|store| store.given(owner)).collect();
+        let given: Vec<Allocation> = stores.iter().map(|store| store.allocation(owner)).collect();
         let mut addresses: Vec<IpAddr> = given.iter().flat_map(|given| given.addresses.clone()).collect();
         if addresses.is_empty() {
             addresses = noted;
         }
-        let left = table::leave(header, &key, &addresses, &mut self.netlink, &self.netfilter);
+        let left = table::unregister(header, &key, &addresses, &mut self.netlink, &self.netfilter);
         let has_left = left.is_empty();
         errors.extend(left);
         let ifb = veth::ifb_interface(&header.name, &owner.container_id, &owner.ifname);
@@ -89,16 +89,17 @@ impl Node {
             let deleted = self.netlink.delete_link(&name);
             errors.extend(deleted.err().map(kernel(format!("delete interface {name}"))));
         }
-        // Another command that found records lost wrote this one again while the interface was still there.
+        // A command that repairs missing records may have written this one again while the interface still
+        // existed.
         if has_left && header.attachments().path(&key).exists() {
-            errors.extend(table::leave(header, &key, &addresses, &mut self.netlink, &self.netfilter));
+            errors.extend(table::unregister(header, &key, &addresses, &mut self.netlink, &self.netfilter));
         }
         for (store, given) in stores.iter().zip(given) {
             let delegated = given.delegated.filter(|delegated| !delegated.is_of(current));
             let refused = delegated.and_then(|delegated| ipam::delegate_del(&delegated, owner, args).err());
             if let Some(error) = refused {
                 errors.push(error);
-                // The note of the plugin stays for the next DEL or GC.
+                // Keep the record of the delegate for the next DEL or GC.
                 continue;
             }
             errors.extend(span(Span::Store, || store.release(owner)).err());
@@ -107,11 +108,12 @@ impl Node {
     }
 }
 
-/// Where the owner has reservations: where the configuration says, and wherever former ones have put them.
+/// The stores in which the owner may have reservations: the configured one and those of earlier
+/// configurations.
 fn stores(header: &Header, owner: &Owner) -> Vec<Store> {
     let current = header.reservations();
-    let is_there = current.knows(owner);
+    let is_there = current.has_owner(owner);
     let noted = if is_there { Vec::new() } else { table::noted_reservations(header) };
-    let former = header.former_reservations(&noted).into_iter().filter(|store| store.knows(owner));
+    let former = header.former_reservations(&noted).into_iter().filter(|store| store.has_owner(owner));
     [current].into_iter().chain(former).collect()
 }

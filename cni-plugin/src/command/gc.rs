@@ -1,4 +1,4 @@
-//! GC: remove what belongs to containers that no longer exist.
+//! GC: remove the resources of containers that no longer exist.
 
 use std::collections::HashSet;
 
@@ -12,10 +12,11 @@ use crate::netconf::invalid;
 use crate::request::Request;
 use crate::{bridged, table};
 
-/// Keys of the list of attachments to keep: the specification's, and the one libcni sent before.
+/// Keys of the list of attachments to keep: the one of the specification, and the one of earlier libcni
+/// versions.
 const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
 
-/// Removes every attachment of this network that is not listed. Other networks are never touched.
+/// Removes every attachment of this network that is not listed. Never touches other networks.
 pub(super) fn gc(request: &Request) -> Result<()> {
     let Request { args, header, config, .. } = request;
     let valid = valid_attachments(&config.value)?;
@@ -39,7 +40,7 @@ pub(super) fn gc(request: &Request) -> Result<()> {
     }
     let (records, unreadable) = header.attachments().list(&header.name);
     for error in unreadable {
-        // The records of living pods were written again above: this one has no pod.
+        // The records of living pods were restored above. This record has no pod.
         if let attachment::Error::Parse { path, .. } = &error {
             errors.extend(std::fs::remove_file(path).err().map(io("remove", path)));
         }
@@ -68,7 +69,7 @@ pub(super) fn gc(request: &Request) -> Result<()> {
     Error::combined(errors).map_or(Ok(()), Err)
 }
 
-/// Repairs the reservations, and says which files were not legible.
+/// Repairs the reservations and reports the unreadable files.
 pub(crate) fn repaired(store: &Store) -> Vec<Error> {
     match store.repair() {
         Ok(removed) => {
@@ -80,8 +81,8 @@ pub(crate) fn repaired(store: &Store) -> Vec<Error> {
     }
 }
 
-/// An empty list or null means that nothing is valid. No list at all is refused: taking that for an empty one
-/// would disconnect every container of the network.
+/// An empty list or null means that no attachment is valid. A missing list is refused: if it counted as
+/// empty, GC would disconnect every container of the network.
 pub(crate) fn valid_attachments(config: &Value) -> Result<HashSet<Owner>> {
     let Some((key, list)) = KEYS.iter().find_map(|key| Some((*key, config.get(*key)?))) else {
         return Err(invalid(format!("{} is missing: GC has to know what to keep", KEYS[0])));

@@ -1,4 +1,4 @@
-//! STATUS: could ADD be served now?
+//! STATUS: can ADD succeed now?
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -10,10 +10,10 @@ use crate::netlink::Netlink;
 use crate::request::Request;
 use crate::table;
 
-/// How long the proxy may take for each step of its answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout of each step of the request to the proxy.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Fails with code 50 when ADD would fail for everybody, and with 51 when pods would be without Services.
+/// Fails with code 50 if every ADD would fail, and with 51 if pods would have no Services.
 pub(super) fn status(request: &Request) -> Result<()> {
     let conf = request.conf()?;
     let unavailable = |e| Error::new(Code::NotAvailable, format!("open a netlink socket: {e}"));
@@ -31,11 +31,11 @@ pub(super) fn status(request: &Request) -> Result<()> {
     ready.map_err(|why| Error::new(Code::Limited, format!("portolan-proxy at {address}: {why}")))
 }
 
-/// Asks `/readyz` of the proxy; inside is what it says if it is not ready.
+/// Requests `/readyz` of the proxy. The inner error is the proxy's answer if it is not ready.
 fn is_ready(address: SocketAddr) -> std::io::Result<std::result::Result<(), String>> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: portolan-proxy\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(4096).read_to_string(&mut answer)?;

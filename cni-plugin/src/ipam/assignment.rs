@@ -1,4 +1,4 @@
-//! What the built-in IPAM or another IPAM plugin gives a pod.
+//! The addresses that the built-in IPAM or another IPAM plugin assigns to a pod.
 
 use std::net::IpAddr;
 
@@ -11,34 +11,34 @@ use crate::netconf::{NetConf, Route, parse_requested};
 use crate::request::Request;
 use crate::rollback::Rollback;
 
-/// Addresses, and what comes with them.
+/// Addresses with routes and DNS.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Assignment {
     pub(crate) leases: Vec<Lease>,
     pub(crate) routes: Vec<Route>,
-    /// As in a result; an object.
+    /// As in a result: a JSON object.
     pub(crate) dns: Value,
 }
 
-/// One address.
+/// One address with its gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// With the length of its subnet's prefix.
+    /// With the prefix length of its subnet.
     pub(crate) address: IpNetwork,
     pub(crate) gateway: Option<IpAddr>,
 }
 
 impl Assignment {
-    /// The addresses alone.
+    /// The addresses without prefix lengths.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         self.leases.iter().map(|lease| lease.address.ip()).collect()
     }
 
-    /// From the result of an IPAM plugin, or from that of ADD.
+    /// Parses the result of an IPAM plugin or of ADD.
     pub(crate) fn parse(field: &str, result: &Value) -> Result<Self> {
         let items = |of: &Value, key: &str| of[key].as_array().cloned().unwrap_or_default();
         let (mut ips, mut routes) = (items(result, "ips"), items(result, "routes"));
-        // CNI 0.1.0 and 0.2.0 have one address of each family, with routes of its own.
+        // CNI 0.1.0 and 0.2.0 have one address per family, each with its own routes.
         for old in [&result["ip4"], &result["ip6"]].into_iter().filter(|old| old.is_object()) {
             ips.push(json!({ "address": old["ip"], "gateway": old["gateway"] }));
             routes.extend(items(old, "routes"));
@@ -52,7 +52,7 @@ impl Assignment {
 }
 
 impl Lease {
-    /// From an item of `ips`.
+    /// Parses an item of `ips`.
     pub(crate) fn parse(field: &str, ip: &Value) -> Result<Self> {
         let text = ip["address"].as_str().unwrap_or_default();
         let wrong =
@@ -63,7 +63,7 @@ impl Lease {
     }
 }
 
-/// Reserves addresses, to be given back should ADD fail.
+/// Reserves addresses. The rollback releases them if ADD fails.
 pub(crate) fn assign<'a>(
     request: &'a Request,
     conf: &'a NetConf,
@@ -74,7 +74,7 @@ pub(crate) fn assign<'a>(
     let owner = args.owner();
     let reservations = conf.header.reservations();
     if let Some(kind) = &conf.header.delegate {
-        // Without addresses of ours: GC finds what a killed ADD has left by it.
+        // Record the owner without addresses: GC then finds what a killed ADD left.
         reservations.reserve(&owner, &[], &[], in_use)?;
         rollback.push(move || {
             let _ = conf.header.reservations().release(&args.owner());
@@ -89,7 +89,7 @@ pub(crate) fn assign<'a>(
             return Err(Error::new(Code::InvalidConfig, format!("IPAM plugin {kind} gave no address")));
         }
         let delegated = Delegated { kind: kind.clone(), config: config.complete(), result };
-        reservations.note_delegated(&owner, delegated)?;
+        reservations.record_delegated(&owner, delegated)?;
         return Ok(given);
     }
     let mut requested = conf.requested.clone();

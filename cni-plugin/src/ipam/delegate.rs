@@ -1,4 +1,4 @@
-//! Another IPAM plugin, run as the specification has it (CNI 1.1 §4).
+//! Runs another IPAM plugin as the specification requires (CNI 1.1 §4).
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -13,17 +13,16 @@ use crate::error::{Code, Error, Result};
 use crate::netconf::Config;
 use crate::trace::{Span, span};
 
-/// A delegated plugin that takes longer is taken for stuck; runtimes give up on us after a minute or two.
+/// Timeout of a delegated plugin. Runtimes wait one or two minutes for this plugin.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Runs the plugin `kind` with `command` and the complete configuration. The result is JSON for ADD, nothing
-/// else.
+/// Runs the plugin `kind` with `command` and the complete configuration. Only ADD returns a result.
 pub(crate) fn delegate(kind: &str, command: &str, args: &Args, input: &str) -> Result<Option<Value>> {
     span(Span::Delegate, || run(kind, command, args, input))
 }
 
-/// CHECK by the plugin that an ADD has called. It compares with its own result, which mode `routed` has made
-/// another one of: the address as a network of its own, and our gateway.
+/// Runs CHECK of the IPAM plugin that ADD called, with that plugin's own result as `prevResult`. Mode
+/// `routed` returns a different result: a /32 or /128 address and the plugin's gateway.
 pub(crate) fn delegate_check(
     kind: &str,
     given: Option<&Delegated>,
@@ -31,7 +30,8 @@ pub(crate) fn delegate_check(
     config: &Config,
 ) -> Result<()> {
     let Some(result) = given.map(|given| &given.result).filter(|result| result["ips"].is_array()) else {
-        return delegate(kind, "CHECK", args, &config.text).map(drop);
+        delegate(kind, "CHECK", args, &config.text)?;
+        return Ok(());
     };
     let mut config = config.complete();
     let mut ips = result["ips"].as_array().cloned().unwrap_or_default();
@@ -48,11 +48,12 @@ pub(crate) fn delegate_check(
     }
     config["prevResult"]["ips"] = ips.into();
     config["prevResult"]["routes"] = result["routes"].as_array().cloned().unwrap_or_default().into();
-    delegate(kind, "CHECK", args, &config.to_string()).map(drop)
+    delegate(kind, "CHECK", args, &config.to_string())?;
+    Ok(())
 }
 
-/// DEL by the plugin that an ADD has called, with the configuration of that ADD. A plugin that is no longer
-/// installed does not make DEL fail.
+/// Runs DEL of the IPAM plugin that ADD called, with the configuration of that ADD. DEL succeeds if the
+/// plugin is no longer installed.
 pub(crate) fn delegate_del(given: &Delegated, owner: &Owner, args: &Args) -> Result<()> {
     if find(&given.kind, args).is_none() {
         return Ok(());
@@ -63,7 +64,8 @@ pub(crate) fn delegate_del(given: &Delegated, owner: &Owner, args: &Args) -> Res
         args.environment.retain(|(other, _)| other != key);
         args.environment.push((key.into(), value.into()));
     }
-    delegate(&given.kind, "DEL", &args, &given.config.to_string()).map(drop)
+    delegate(&given.kind, "DEL", &args, &given.config.to_string())?;
+    Ok(())
 }
 
 fn find(kind: &str, args: &Args) -> Option<PathBuf> {
@@ -90,7 +92,7 @@ fn run(kind: &str, command: &str, args: &Args, input: &str) -> Result<Option<Val
         .spawn()
         .map_err(|e| failed(e.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read its input may still answer.
+        // A plugin that does not read its input may still answer.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = wait(child).map_err(failed)?;
@@ -113,7 +115,8 @@ fn wait(mut child: Child) -> std::result::Result<Output, String> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         match child.try_wait() {
-            // A result is far smaller than a pipe's buffer, so the plugin does not block when it writes one.
+            // A result is far smaller than a pipe's buffer, so the plugin does not block when it writes its
+            // result.
             Ok(Some(_)) => return child.wait_with_output().map_err(|e| e.to_string()),
             Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
             Ok(None) => {

@@ -1,4 +1,4 @@
-//! Sets of address ranges, as `host-local` writes them.
+//! Sets of address ranges, in the format of `host-local`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,17 +9,17 @@ use super::Lease;
 use crate::error::Result;
 use crate::netconf::{WireRange, invalid, parse_cidr};
 
-/// Positions beyond this are only given out on request: no node has a million pods.
+/// Positions beyond this are assigned only on request: no node has a million pods.
 pub(crate) const MAX_POSITIONS: u32 = 1 << 20;
 
-/// Ranges of one family from which one address is taken, in their order.
+/// Ranges of one family, in order. A pod gets one address of the set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RangeSet(Vec<Range>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Range {
     subnet: IpNetwork,
-    /// First and last address given out, as numbers.
+    /// First and last address that may be assigned, as numbers.
     first: u128,
     last: u128,
     gateway: Option<IpAddr>,
@@ -36,8 +36,8 @@ impl RangeSet {
             numbered.map(|(index, range)| Range::parse(&field_of(index), range)).collect::<Result<_>>()?;
         for (index, range) in ranges.iter().enumerate() {
             if range.is_v4() != ranges[0].is_v4() {
-                let way_out = "put each family into a set of its own: [[{v4}], [{v6}]]";
-                return Err(invalid(format!("{field}: mixes IPv4 and IPv6; {way_out}")));
+                let suggestion = "put each family into a set of its own: [[{v4}], [{v6}]]";
+                return Err(invalid(format!("{field}: mixes IPv4 and IPv6; {suggestion}")));
             }
             if ranges[..index].iter().any(|other| other.overlaps(range)) {
                 return Err(invalid(format!("{field}: its ranges overlap in {}", range.subnet)));
@@ -54,7 +54,7 @@ impl RangeSet {
         self.0.iter().map(|range| range.subnet)
     }
 
-    /// Each subnet has a gateway, its first address where none is named: as `host-local` has it.
+    /// Sets the gateway of each subnet: by default its first address, as `host-local` does.
     pub(crate) fn with_gateways(mut self) -> Self {
         for range in &mut self.0 {
             let first = range.address(number(range.subnet.network()) + 1);
@@ -63,7 +63,7 @@ impl RangeSet {
         self
     }
 
-    /// The address with what belongs to it, if it is of this set.
+    /// Returns the address with its prefix and gateway, if it is of this set.
     pub(crate) fn lease(&self, address: IpAddr) -> Option<Lease> {
         let range = self.0.iter().find(|range| range.contains(address))?;
         let address =
@@ -71,13 +71,13 @@ impl RangeSet {
         Some(Lease { address, gateway: range.gateway })
     }
 
-    /// How many addresses are given out unasked, gateways included.
+    /// The number of addresses that can be assigned without a request, gateways included.
     pub(crate) fn len(&self) -> u32 {
         let total = self.0.iter().fold(0, |sum: u128, range| sum.saturating_add(range.len()));
         u32::try_from(total).unwrap_or(MAX_POSITIONS).min(MAX_POSITIONS)
     }
 
-    /// The address at a position, counted through all ranges.
+    /// The address at a position, counted across all ranges.
     pub(crate) fn nth(&self, position: u32) -> Option<IpAddr> {
         let mut rest = u128::from(position);
         for range in &self.0 {
@@ -89,7 +89,7 @@ impl RangeSet {
         None
     }
 
-    /// The position of an address, if it is one of those given out unasked.
+    /// The position of an address, if it can be assigned without a request.
     pub(crate) fn position(&self, address: IpAddr) -> Option<u32> {
         let mut before = 0_u128;
         for range in &self.0 {
@@ -110,13 +110,13 @@ impl RangeSet {
         self.0.iter().any(|range| range.gateway == Some(address))
     }
 
-    /// A name that is the set's own, and short enough for a file.
+    /// A unique name of the set, short enough for a file name.
     pub(crate) fn file_name(&self) -> String {
         let first = &self.0[0];
         let mut name = format!("{}-{}", first.address(first.first), first.address(first.last));
         for range in &self.0[1..] {
-            // Many ranges would make too long a name; their subnets do not overlap, so the first address
-            // tells them apart.
+            // Many ranges would make the name too long. Their subnets do not overlap, so the first address is
+            // unique.
             let hash = (range.first ^ range.last.rotate_left(64)) % 0xffff_fffb;
             name = format!("{name}+{hash:x}");
         }
@@ -146,8 +146,8 @@ impl Range {
                 None => Err(invalid(format!("{}: {text:?} is not an address of {subnet}", field(name)))),
             }
         };
-        // The network's own address (in IPv6 that of all its routers) cannot be a pod's, nor can the
-        // broadcast address.
+        // A pod cannot have the network address (in IPv6 the subnet-router anycast address) or the broadcast
+        // address.
         let end = number(subnet.broadcast());
         let usable = (number(subnet.network()) + 1, if subnet.is_ipv4() { end - 1 } else { end });
         let first = inside("rangeStart", &wire.range_start)?.map_or(usable.0, number).max(usable.0);
@@ -184,7 +184,7 @@ impl Range {
     }
 }
 
-/// A gateway need not be of the subnet: a pod may have a route to it, as `host-local` has it.
+/// A gateway may be outside the subnet: `host-local` then gives the pod a route to it.
 fn gateway(field: &str, wire: &WireRange, subnet: IpNetwork) -> Result<Option<IpAddr>> {
     let Some(text) = wire.gateway.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
     let address = text.parse().ok().filter(|address: &IpAddr| address.is_ipv4() == subnet.is_ipv4());
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_the_field_and_the_value() {
+    fn errors_name_the_field_and_the_value() {
         for (json, expected) in [
             (
                 r#"[{"subnet": "10.1.0.1/24"}]"#,

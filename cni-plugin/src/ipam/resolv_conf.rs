@@ -1,4 +1,4 @@
-//! `ipam.resolvConf`: a file in the format of resolv.conf(5), as the `dns` of a result.
+//! `ipam.resolvConf`: reads a file in the format of resolv.conf(5) into the `dns` of a result.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ pub(super) fn read(path: &Path) -> Result<Value> {
     Ok(parse(&text))
 }
 
-/// Lines that are not understood are passed over, as resolvers do.
+/// Ignores lines that it does not know, as resolvers do.
 fn parse(text: &str) -> Value {
     let mut dns = json!({});
     for line in text.lines() {
@@ -26,7 +26,7 @@ fn parse(text: &str) -> Value {
                 }
             }
             Some("domain") => dns["domain"] = words.next().unwrap_or_default().into(),
-            // The last one counts.
+            // The last line wins.
             Some("search") => dns["search"] = values(words),
             Some("options") => {
                 let more = words.map(Value::from);
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_resolvers_read_is_what_the_result_says() {
+    fn result_has_what_resolvers_read() {
         let text = "# comment\nnameserver 10.96.0.10\nnameserver fd00::10 # second\nnameserver\ndomain example.org\n\
                     search a.example\nsearch b.example c.example\noptions ndots:5 edns0\noptions rotate\nsortlist 1.2.3.4\n";
         let expected = json!({

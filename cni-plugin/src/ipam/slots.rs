@@ -1,4 +1,4 @@
-//! Which addresses of a range set are taken or in cooldown: four bytes each.
+//! Which addresses of a range set are assigned or in cooldown: four bytes per address.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,29 +7,30 @@ use std::path::Path;
 
 use super::RangeSet;
 
-/// The name of a file that is not whole yet: under the lock there is one writer.
+/// Name of the temporary file. The lock admits one writer.
 pub(super) const TEMPORARY: &str = "slots-new.tmp";
 
-/// The file begins with the position where the next search starts.
+/// The file begins with the position at which the next search starts.
 const HEADER: u64 = 4;
 
 const SLOT: usize = 4;
 
-/// What a slot says besides the second in which its address was given back.
+/// Any other value of a slot is the second at which the address was released.
 const FREE: u32 = 0;
 const TAKEN: u32 = u32::MAX;
 
-/// So many slots are read at once. The next free one is nearly always among them.
+/// Slots per read. The next free one is nearly always among them.
 const WINDOW: u32 = 256;
 
-/// The slots of one range set. A sparse file: pages that were never used take no memory.
+/// The slots of one range set. The file is sparse: pages that were never used take no memory.
 pub(super) struct Slots {
     file: File,
     size: u32,
 }
 
 impl Slots {
-    /// Opens the file at `path`, if there is one that is long enough: the names of very long sets are cut.
+    /// Opens the file at `path` if it exists and is long enough: the file names of very long sets are
+    /// truncated.
     pub(super) fn open(path: &Path, set: &RangeSet) -> io::Result<Option<Self>> {
         let file = match File::options().read(true).write(true).open(path) {
             Ok(file) => file,
@@ -40,8 +41,8 @@ impl Slots {
         Ok((slots.file.metadata()?.len() >= offset(slots.size)).then_some(slots))
     }
 
-    /// Makes the file at `path`, with these positions taken. It appears whole: half of it would say of the
-    /// rest that no pod has it.
+    /// Creates the file at `path` with these positions assigned. The file appears atomically: a half-written
+    /// one would show the other addresses as free.
     pub(super) fn create(path: &Path, set: &RangeSet, taken: impl Iterator<Item = u32>) -> io::Result<Self> {
         let temporary = path.with_file_name(TEMPORARY);
         let file = File::options().create(true).truncate(true).read(true).write(true).open(&temporary)?;
@@ -54,16 +55,16 @@ impl Slots {
         created.map(|()| slots)
     }
 
-    /// Opens the file whatever set it was made for.
+    /// Opens the file of any set.
     pub(super) fn open_existing(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
         let slots = file.metadata()?.len().saturating_sub(HEADER) / SLOT as u64;
         Ok(Self { file, size: u32::try_from(slots).unwrap_or(u32::MAX) })
     }
 
-    /// The next position behind the one taken last that is free, `is_usable` and out of its cooldown of
-    /// `cooldown` seconds at second `now`. If all free ones are in cooldown it is the one that was given back
-    /// first.
+    /// Returns the next position after the last assigned one that is free, `is_usable` and past its cooldown
+    /// of `cooldown` seconds at second `now`. If all free positions are in cooldown, returns the one that was
+    /// released first.
     pub(super) fn search(
         &self,
         now: u32,
@@ -72,7 +73,7 @@ impl Slots {
     ) -> io::Result<Option<u32>> {
         let start = self.next()?;
         let mut in_cooldown = Vec::new();
-        // First to the end, then from the beginning.
+        // Search to the end, then from the beginning.
         for (from, to) in [(start, self.size), (0, start)] {
             let mut position = from;
             while position < to {
@@ -93,7 +94,7 @@ impl Slots {
                 position += count;
             }
         }
-        // A stable sort: of two that were given back in one second the next one in turn comes first.
+        // The sort is stable: of two positions released in the same second the next one in order comes first.
         in_cooldown.sort_by_key(|(given_back, _)| *given_back);
         for (_, position) in in_cooldown {
             if is_usable(position)? {
@@ -103,7 +104,7 @@ impl Slots {
         Ok(None)
     }
 
-    /// Takes this very position, unless it is taken.
+    /// Assigns this position. Returns false if it is already assigned.
     pub(super) fn take(&self, position: u32) -> io::Result<bool> {
         let mut slot = [0; SLOT];
         self.file.read_exact_at(&mut slot, offset(position))?;
@@ -114,17 +115,17 @@ impl Slots {
         Ok(true)
     }
 
-    /// The next search starts behind `position`.
-    pub(super) fn go_on_behind(&self, position: u32) -> io::Result<()> {
+    /// Starts the next search after `position`.
+    pub(super) fn set_next_after(&self, position: u32) -> io::Result<()> {
         self.file.write_all_at(&((position + 1) % self.size).to_le_bytes(), 0)
     }
 
-    /// The cooldown of an address begins at second `now`.
+    /// Starts the cooldown of an address at second `now`.
     pub(super) fn give_back(&self, position: u32, now: u32) -> io::Result<()> {
         if position < self.size { self.write(position, now.clamp(FREE + 1, TAKEN - 1)) } else { Ok(()) }
     }
 
-    /// Makes exactly these positions taken. A cooldown goes on.
+    /// Marks exactly these positions as assigned. Cooldowns continue.
     pub(super) fn rebuild(&self, taken: impl Iterator<Item = u32>) -> io::Result<()> {
         let mut bytes = vec![0; self.size as usize * SLOT];
         self.file.read_exact_at(&mut bytes, HEADER)?;
@@ -135,7 +136,7 @@ impl Slots {
             let start = position as usize * SLOT;
             bytes[start..start + SLOT].copy_from_slice(&TAKEN.to_le_bytes());
         }
-        // Page by page and only where something is, so that the file stays sparse.
+        // Write only pages that differ, so that the file stays sparse.
         for (page, offset) in bytes.chunks(4096).zip((HEADER..).step_by(4096)) {
             let mut old = vec![0; page.len()];
             self.file.read_exact_at(&mut old, offset)?;

@@ -4,14 +4,15 @@
 //! /run/portolan/ipam/<network>/lock            held while anything below changes
 //!                              boot            the boot these reservations belong to
 //!                              slots-<ranges>  four bytes an address: free, taken, or in cooldown since
-//!                              far/<address>   a requested address beyond the first million of its range
-//!                              owners/<containerID>-<ifname>   addresses of one attachment (`Key::file_stem`)
+//!                              far/<address>   a requested address beyond the first million
+//!                              owners/<containerID>-<ifname>   one attachment (`Key::file_stem`)
 //! ```
-//! ADD looks at the slots behind the one taken last and writes one, DEL writes one: both cost the same
-//! however many addresses are out. The owners are the truth and the slots follow: ADD takes the slot first
-//! and then writes the owner, DEL removes the owner first and then gives the slot back. Killed in between, a
-//! process leaves a slot without an owner: an address lost, never one given out twice; files of slots appear
-//! whole. Lost ones come back when a pool looks full and with every GC, by counting the owners again. What an
+//! ADD searches the slots after the last assigned one and writes one slot. DEL writes one slot. The cost does
+//! not depend on the number of assigned addresses. The owner files are authoritative and the slots are
+//! derived: ADD takes the slot and then writes the owner; DEL removes the owner and then releases the slot. A
+//! process that is killed in between leaves a slot without an owner: the address is lost, but never assigned
+//! twice. Slot files appear atomically. Lost addresses are recovered by a recount, when a pool looks full and
+//! at every GC. Reservations of an earlier boot are ignored: their pods do not exist.
 //! earlier boot has left means nothing: its pods do not exist.
 
 mod boot;
@@ -32,17 +33,17 @@ use super::RangeSet;
 use super::slots::{self, Slots};
 use crate::error::{Code, Error, Result, io, kernel};
 
-/// What was taken over from another plugin, and what could not be.
+/// The imported addresses, and the errors.
 pub(crate) struct Imported {
     pub(crate) addresses: Vec<(IpAddr, Owner)>,
     pub(crate) refused: Vec<Error>,
 }
 
-/// What one attachment has.
+/// Everything that one attachment has.
 #[derive(Default)]
-pub(crate) struct Given {
+pub(crate) struct Allocation {
     pub(crate) addresses: Vec<IpAddr>,
-    /// By another IPAM plugin.
+    /// Assigned by another IPAM plugin.
     pub(crate) delegated: Option<Delegated>,
 }
 
@@ -51,12 +52,11 @@ pub(crate) struct Store {
     directory: PathBuf,
     reservations: Reservations,
     far: Far,
-    /// Seconds for which an address is given out again only if no other is free.
+    /// Cooldown in seconds: meanwhile an address is assigned again only if no other is free.
     cooldown: u32,
 }
 
-/// Whether something on the node uses an address that has no owner here: the node itself, or a pod of another
-/// network.
+/// Whether the node or a pod of another network uses an address that has no owner in this store.
 pub(crate) type InUse<'a> = &'a mut dyn FnMut(IpAddr) -> std::io::Result<bool>;
 
 impl Store {
@@ -65,8 +65,8 @@ impl Store {
         Self { directory, reservations, far, cooldown }
     }
 
-    /// Reserves one address of each set, the requested ones where given. Without sets it only notes the
-    /// owner, so that GC knows about it.
+    /// Reserves one address of each set, the requested ones if any. Without sets, records only the owner, so
+    /// that GC finds it.
     pub(crate) fn reserve(
         &self,
         owner: &Owner,
@@ -88,7 +88,7 @@ impl Store {
         }
         check_one_of_each_set(sets, requested)?;
         let mut reserved: Vec<Reserved> = Vec::new();
-        let result = self.take_all(owner, sets, requested, in_use, &mut reserved).and_then(|()| {
+        let result = self.allocate(owner, sets, requested, in_use, &mut reserved).and_then(|()| {
             let delegated = None;
             let addresses = reserved.clone();
             self.reservations.write(&Reservation { owner: owner.clone(), addresses, delegated })
@@ -100,8 +100,8 @@ impl Store {
         Ok(reserved.iter().map(|reserved| reserved.address).collect())
     }
 
-    /// Takes over reservations that another plugin has made; the next address is then one behind those of
-    /// `last`. What another container has already is an error, and the others are taken over all the same.
+    /// Imports the reservations of another plugin. The next assigned address is one after those of `last`. An
+    /// address that another container has is an error; the others are still imported.
     pub(crate) fn import(
         &self,
         given: Vec<(Owner, Vec<IpAddr>)>,
@@ -132,23 +132,23 @@ impl Store {
             let slots = self.slots(set, sets)?;
             self.recount_set(&slots, set)?;
             if let Some(position) = last.iter().find_map(|ip| set.position(*ip)) {
-                slots.go_on_behind(position).map_err(io("write", &self.directory))?;
+                slots.set_next_after(position).map_err(io("write", &self.directory))?;
             }
         }
         imported.sort_by_key(|(address, _)| *address);
         Ok(Imported { addresses: imported, refused: errors })
     }
 
-    /// Notes what another IPAM plugin has given `owner`, who is noted already.
-    pub(crate) fn note_delegated(&self, owner: &Owner, delegated: Delegated) -> Result<()> {
+    /// Records what another IPAM plugin has assigned to `owner`, who is recorded already.
+    pub(crate) fn record_delegated(&self, owner: &Owner, delegated: Delegated) -> Result<()> {
         let _lock = self.open()?;
         let reservation =
             Reservation { owner: owner.clone(), addresses: Vec::new(), delegated: Some(delegated) };
         self.reservations.write(&reservation)
     }
 
-    /// Gives back what `owner` has. Nothing to give back is fine. The addresses of an illegible file are free
-    /// after the next recount.
+    /// Releases everything of `owner`. Nothing to release is fine. The addresses of an unreadable file are
+    /// free after the next recount.
     pub(crate) fn release(&self, owner: &Owner) -> Result<()> {
         if !self.directory.exists() {
             return Ok(());
@@ -161,33 +161,33 @@ impl Store {
         Ok(())
     }
 
-    /// What `owner` has.
+    /// The addresses of `owner`.
     pub(crate) fn addresses(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
         let reservation = self.reservations.read(owner)?;
         Ok(reservation.into_iter().flat_map(|r| r.addresses).map(|reserved| reserved.address).collect())
     }
 
-    /// All that `owner` has. What cannot be read does not keep the rest from being taken back.
-    pub(crate) fn given(&self, owner: &Owner) -> Given {
-        let Ok(Some(reservation)) = self.reservations.read(owner) else { return Given::default() };
+    /// Everything of `owner`. An unreadable part does not keep the rest from being released.
+    pub(crate) fn allocation(&self, owner: &Owner) -> Allocation {
+        let Ok(Some(reservation)) = self.reservations.read(owner) else { return Allocation::default() };
         let addresses = reservation.addresses.iter().map(|reserved| reserved.address).collect();
-        Given { addresses, delegated: reservation.delegated }
+        Allocation { addresses, delegated: reservation.delegated }
     }
 
-    /// Whether `owner` has a file here, legible or not.
-    pub(crate) fn knows(&self, owner: &Owner) -> bool {
+    /// Whether `owner` has a file here, readable or not.
+    pub(crate) fn has_owner(&self, owner: &Owner) -> bool {
         self.reservations.has(owner)
     }
 
-    /// Everybody who has an address, and the files that do not say so legibly.
+    /// All owners, and an error for each unreadable file.
     pub(crate) fn owners(&self) -> (Vec<Owner>, Vec<Error>) {
         let (reservations, errors) =
             self.reservations.all().unwrap_or_else(|error| (Vec::new(), vec![error]));
         (reservations.into_iter().map(|reservation| reservation.owner).collect(), errors)
     }
 
-    /// Repairs illegible files: interfaces say which addresses the pods have that are there. What stays
-    /// illegible has no pod, and is removed. Returns the files that were.
+    /// Repairs unreadable files from the aliases of the living pods' interfaces. A file that stays unreadable
+    /// has no pod and is removed. Returns the removed files.
     pub(crate) fn repair(&self) -> Result<Vec<PathBuf>> {
         if !self.directory.exists() || self.reservations.all()?.1.is_empty() {
             return Ok(Vec::new());
@@ -197,7 +197,7 @@ impl Store {
         self.reservations.remove_illegible()
     }
 
-    /// Counts the owners again, so that slots without an owner are free.
+    /// Recounts the owners, so that slots without an owner become free.
     pub(crate) fn recount(&self, sets: &[RangeSet]) -> Result<()> {
         let _lock = self.open()?;
         self.remove_temporary();
@@ -209,15 +209,15 @@ impl Store {
         self.far.retain(|name| addresses().any(|reserved| reserved.address.to_string() == name))
     }
 
-    /// Whether the store can be written and every set has a free address: STATUS.
+    /// STATUS: whether the store can be written and every set has a free address.
     pub(crate) fn check_available(&self, sets: &[RangeSet], in_use: InUse<'_>) -> Result<()> {
         let unavailable = |error: Error| Error { code: Code::NotAvailable as u32, ..error };
         let _lock = self.open().map_err(unavailable)?;
-        let search = |set| self.search(set, sets, in_use).map(drop);
+        let search = |set| self.search(set, sets, in_use).map(|_found| ());
         sets.iter().try_for_each(search).map_err(unavailable)
     }
 
-    fn take_all(
+    fn allocate(
         &self,
         owner: &Owner,
         sets: &[RangeSet],
@@ -237,20 +237,20 @@ impl Store {
                     let message = format!("the requested address {address} is in use by {by}");
                     return Err(Error::new(Code::Conflict, message));
                 }
-                taken.push(self.take_requested(owner, set, sets, address)?);
+                taken.push(self.allocate_requested(owner, set, sets, address)?);
                 continue;
             }
             let (slots, position) = self.search(set, sets, in_use)?;
             slots.take(position).map_err(failed())?;
-            slots.go_on_behind(position).map_err(failed())?;
+            slots.set_next_after(position).map_err(failed())?;
             let address = set.nth(position).expect("a set has an address for each of its slots");
             taken.push(Reserved { address, slot: Some((slots_name(set), position)) });
         }
         Ok(())
     }
 
-    /// The user who requests an address means this one: its cooldown does not matter.
-    fn take_requested(
+    /// A request for a specific address ignores its cooldown.
+    fn allocate_requested(
         &self,
         owner: &Owner,
         set: &RangeSet,
@@ -266,7 +266,7 @@ impl Store {
                 Err(is_taken())
             };
         }
-        // A killed ADD may have left the note, and no owner of the address.
+        // A killed ADD may have left the marker without an owner.
         if !self.far.note(address)? {
             let (reservations, _) = self.reservations.all()?;
             if reservations.iter().any(|r| r.owner != *owner && r.has(address)) {
@@ -276,7 +276,7 @@ impl Store {
         Ok(Reserved { address, slot: None })
     }
 
-    /// A free position, after counting again if there seems to be none.
+    /// Returns a free position. Recounts once if there seems to be none.
     fn search(&self, set: &RangeSet, sets: &[RangeSet], in_use: InUse<'_>) -> Result<(Slots, u32)> {
         let slots = self.slots(set, sets)?;
         let mut search = |slots: &Slots| {
@@ -312,7 +312,7 @@ impl Store {
         Ok(addresses.filter_map(|reserved| set.position(reserved.address)).collect())
     }
 
-    /// What killed writers may have left; most often there is nothing.
+    /// Removes temporary files of killed writers. Usually there are none.
     fn remove_temporary(&self) {
         self.reservations.remove_temporary();
         let _ = fs::remove_file(self.directory.join(slots::TEMPORARY));
@@ -321,7 +321,7 @@ impl Store {
     fn give_back(&self, reserved: &[Reserved]) {
         for Reserved { address, slot } in reserved {
             match slot {
-                // Slots that were removed have nothing to be given back.
+                // If the slots were removed, there is nothing to release.
                 Some((name, position)) => {
                     let slots = Slots::open_existing(&self.directory.join(name));
                     let _ = slots.and_then(|slots| slots.give_back(*position, now()));
@@ -331,9 +331,9 @@ impl Store {
         }
     }
 
-    /// The slots of one of the network's sets. If they are new its ranges have been changed: who is there
-    /// already keeps his address, and the slots of former ranges go. Should they come back, theirs would not
-    /// know who came meanwhile.
+    /// The slots of one of the network's sets. A new set means that the ranges were changed: existing pods
+    /// keep their addresses, and the slot files of the former ranges are removed. If those ranges came back,
+    /// their slots would not have the pods that were attached meanwhile.
     fn slots(&self, set: &RangeSet, sets: &[RangeSet]) -> Result<Slots> {
         let path = self.directory.join(slots_name(set));
         if let Some(slots) = Slots::open(&path, set).map_err(io("open", &path))? {
@@ -356,7 +356,7 @@ impl Store {
     }
 }
 
-/// One range set gives one address: a second request of the same set could not be served.
+/// Each range set gives a pod one address: a second request of the same set cannot be served.
 fn check_one_of_each_set(sets: &[RangeSet], requested: &[IpAddr]) -> Result<()> {
     for set in sets {
         let mut of_set = requested.iter().filter(|address| set.contains(**address));
@@ -368,13 +368,13 @@ fn check_one_of_each_set(sets: &[RangeSet], requested: &[IpAddr]) -> Result<()> 
     Ok(())
 }
 
-/// Seconds since the boot.
+/// Seconds since boot.
 fn now() -> u32 {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(|time| time.tv_sec()).unwrap_or_default();
     u32::try_from(time).unwrap_or(u32::MAX)
 }
 
-/// Where the address has its slot, if one of the sets has it.
+/// The slot of the address, if one of the sets has it.
 fn reserved_in(sets: &[RangeSet], address: IpAddr) -> Reserved {
     let slot = |set: &RangeSet| Some((slots_name(set), set.position(address)?));
     Reserved { address, slot: sets.iter().find_map(slot) }

@@ -1,4 +1,4 @@
-//! `runtimeConfig.bandwidth`: bits a second and bits on the wire, bytes from here on.
+//! `runtimeConfig.bandwidth`: bits on the wire, converted to bytes.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -6,12 +6,11 @@ use serde_json::Value;
 use super::invalid;
 use crate::error::Result;
 
-/// The burst where none is configured: what passes in a tenth of a second, and at least one packet of
-/// offloaded TCP.
+/// The default burst: what passes in a tenth of a second, and at least one TSO packet.
 const DEFAULT_BURST: u64 = 64 * 1024;
 const BURSTS_A_SECOND: u64 = 10;
 
-/// How fast a pod may receive and send.
+/// The limits of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bandwidth {
     pub(crate) to_pod: Option<Limit>,
@@ -21,7 +20,7 @@ pub(crate) struct Bandwidth {
 /// One direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
-    /// Bytes a second.
+    /// Bytes per second.
     pub(crate) rate: u64,
     /// Bytes that may pass at once after a pause.
     pub(crate) burst: u32,
@@ -37,7 +36,7 @@ struct Wire {
 }
 
 impl Bandwidth {
-    /// A burst is not yet known to be large enough for a packet.
+    /// Does not check whether the burst is large enough for a packet.
     pub(super) fn parse(wire: Option<&Value>) -> Result<Self> {
         let Some(wire) = wire.filter(|wire| !wire.is_null()) else { return Ok(Self::default()) };
         let wire = Wire::deserialize(wire).map_err(|e| invalid(format!("runtimeConfig.bandwidth: {e}")))?;
@@ -51,7 +50,7 @@ impl Bandwidth {
 fn limit(direction: &str, rate: u64, burst: u64) -> Result<Option<Limit>> {
     let field = |name: &str| format!("runtimeConfig.bandwidth.{direction}{name}");
     if rate == 0 {
-        // A burst alone limits nothing: the rate was forgotten.
+        // A burst without a rate limits nothing: the rate was forgotten.
         if burst > 0 {
             return Err(invalid(format!("{} is missing beside {}", field("Rate"), field("Burst"))));
         }
@@ -75,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bits_become_bytes_and_mistakes_name_the_field() {
+    fn bits_become_bytes_and_errors_name_the_field() {
         let parse = |wire: Value| Bandwidth::parse(Some(&wire)).map_err(|e| e.message);
         let both =
             parse(json!({ "ingressRate": 8_000_000, "ingressBurst": 160_000, "egressRate": 80_000_000 }));

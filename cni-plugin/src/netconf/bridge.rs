@@ -1,4 +1,4 @@
-//! The keys of bridge mode, named and meant as in the reference plugin `bridge`.
+//! The keys of bridge mode, with the names and meanings of the reference plugin `bridge`.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,10 +7,10 @@ use super::invalid;
 use crate::args::is_valid_ifname;
 use crate::error::Result;
 
-/// What the reference plugin calls its bridge.
+/// The default bridge name of the reference plugin.
 const DEFAULT_NAME: &str = "cni0";
 
-/// A configuration with one of these and no `mode` was written for the reference plugin.
+/// A configuration with one of these keys and without `mode` was written for the reference plugin.
 const KEYS: [&str; 13] = [
     "bridge",
     "isGateway",
@@ -27,7 +27,7 @@ const KEYS: [&str; 13] = [
     "preserveDefaultVlan",
 ];
 
-/// How pods of a network are bridged.
+/// How the pods of a network are bridged.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of the configuration")]
@@ -36,13 +36,13 @@ pub(crate) struct Bridge {
     pub(crate) name: String,
     /// Whether the bridge has the pods' gateway address.
     pub(crate) is_gateway: bool,
-    /// Whether it is also their default route.
+    /// Whether the gateway is the pods' default route.
     pub(crate) is_default_gateway: bool,
-    /// Whether a different address on the bridge gives way.
+    /// Whether a different address of the bridge is replaced.
     pub(crate) force_address: bool,
     pub(crate) hairpin_mode: bool,
     pub(crate) promisc_mode: bool,
-    /// Whether frames from another hardware address than the pod's are dropped.
+    /// Whether frames from another MAC address than the pod's are dropped.
     #[serde(rename = "macspoofchk")]
     pub(crate) mac_spoof_check: bool,
     /// Whether IPv6 addresses wait for duplicate address detection.
@@ -52,7 +52,7 @@ pub(crate) struct Bridge {
     pub(crate) port_isolation: bool,
     /// Whether the pod's end stays down and without addresses.
     pub(crate) disable_container_interface: bool,
-    /// Whether the port carries VLANs.
+    /// The VLAN setting, if there is one.
     #[serde(skip)]
     pub(crate) vlan: Option<String>,
 }
@@ -76,12 +76,12 @@ impl Default for Bridge {
 }
 
 impl Bridge {
-    /// Whether the configuration speaks of a bridge.
+    /// Whether the configuration has a key of the reference plugin `bridge`.
     pub(super) fn is_meant(raw: &Value) -> bool {
         KEYS.iter().any(|key| raw.get(key).is_some())
     }
 
-    /// Reads the keys; those for VLANs are refused when the bridge is looked at, with the reason.
+    /// Parses the keys. VLAN keys are refused when the bridge is set up, where the reason is known.
     pub(super) fn parse(raw: &Value) -> Result<Self> {
         let parsed = Self::deserialize(raw).map_err(|e| invalid(format!("network configuration: {e}")))?;
         if !is_valid_ifname(&parsed.name) {

@@ -1,4 +1,4 @@
-//! The configuration as it came.
+//! The configuration as it was received.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use crate::error::{Code, Error, Result};
 /// The text, and its JSON without port mappings: a pod may have thousands, and only ADD and CHECK read them.
 #[derive(Debug)]
 pub(crate) struct Config {
-    /// Another IPAM plugin gets all of it.
+    /// The complete text, for a delegated IPAM plugin.
     pub(crate) text: String,
     pub(crate) value: Value,
-    /// `runtimeConfig.portMappings`, if there is such a key.
+    /// `runtimeConfig.portMappings`, if it is set.
     pub(super) port_mappings: Option<String>,
 }
 
@@ -46,13 +46,13 @@ impl Config {
         Ok(Self { value: value.into(), port_mappings, text })
     }
 
-    /// All of it, port mappings included.
+    /// The complete configuration, port mappings included.
     pub(crate) fn complete(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| self.value.clone())
     }
 }
 
-/// containerd may write the first letter as it is in Go.
+/// containerd may use the Go field name, with an upper-case first letter.
 fn is_ports((key, _): &(String, &RawValue)) -> bool {
     ["portMappings", "PortMappings"].contains(&key.as_str())
 }

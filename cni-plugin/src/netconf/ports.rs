@@ -1,4 +1,4 @@
-//! `runtimeConfig.portMappings`, read without a tree of JSON: there may be thousands.
+//! `runtimeConfig.portMappings`, parsed without a JSON tree: there may be thousands.
 
 use attachment::PortMapping;
 use serde::Deserialize;
@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::invalid;
 use crate::error::Result;
 
-/// One mapping as written, by the names of the CNI conventions or of containerd's Go fields. Null is absent.
+/// One mapping, with the names of the CNI conventions or of containerd's Go fields. Null means absent.
 #[derive(Deserialize)]
 struct Wire {
     #[serde(default, rename = "hostPort", alias = "HostPort")]
@@ -19,7 +19,7 @@ struct Wire {
     host_ip: Option<String>,
 }
 
-/// Returns the mappings, ports in a row as one.
+/// Returns the mappings. Consecutive ports are one mapping.
 pub(super) fn parse(text: Option<&str>) -> Result<Vec<PortMapping>> {
     let wire: Option<Vec<Wire>> = serde_json::from_str(text.unwrap_or("null"))
         .map_err(|e| invalid(format!("network configuration: runtimeConfig.portMappings: {e}")))?;

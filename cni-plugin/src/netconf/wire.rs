@@ -1,4 +1,4 @@
-//! The configuration as written. Unknown keys are other plugins' (CNI 1.1 §1).
+//! The configuration as written. Unknown keys belong to other plugins (CNI 1.1 §1).
 
 use std::path::PathBuf;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::Route;
 
-/// containerd writes the fields of what a capability asks for as they are called in Go, `HostPort`; a plugin
-/// written in Go does not notice. So `HostPort` is `hostPort` here too.
+/// containerd writes the fields of a capability with their Go names, such as `HostPort`. A plugin written in
+/// Go accepts both, so `HostPort` is `hostPort` here too.
 pub(super) fn lower_field_names(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(lower_field_names),
@@ -24,9 +24,9 @@ pub(super) fn lower_field_names(value: &mut Value) {
     }
 }
 
-/// The value without the keys that are null. Go's encoding/json takes null for an absent key, and runtimes
-/// written in Go send null for an empty list: containerd 1.6 sends `"options": null` for a pod without DNS
-/// options. A null in a list stays: a list has no absent items.
+/// Removes the keys that are null. Go's encoding/json treats null as an absent key, and runtimes written in
+/// Go send null for an empty list: containerd 1.6 sends `"options": null` for a pod without DNS options. A
+/// null in a list stays: a list has no absent items.
 pub(super) fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(without_nulls).collect(),

@@ -1,4 +1,4 @@
-//! The requests, as messages.
+//! Constructors of the request messages.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -19,7 +19,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::netconf::RouteOptions;
 
-/// A route only has to lose against any other to the same destination, so it gets the worst metric but one.
+/// The metric of unreachable routes, the worst but one: every other route to the destination takes
+/// precedence.
 const LAST_RESORT: u32 = u32::MAX - 1;
 
 /// Both ends of a veth.
@@ -29,15 +30,15 @@ pub(crate) struct Veth<'a> {
     pub(crate) pod: &'a str,
     pub(crate) pod_mac: [u8; 6],
     pub(crate) mtu: u32,
-    /// On the node's end, for people and for recovery.
+    /// The alias of the node's end.
     pub(crate) note: &'a str,
 }
 
-/// A bridge to be made.
+/// A bridge to create.
 pub(crate) struct NewBridge<'a> {
     pub(crate) name: &'a str,
-    /// Given from the start: a bridge without one of its own takes the lowest of its ports', and changes it
-    /// as they come and go.
+    /// Set at creation: a bridge without a MAC address of its own takes the lowest of its ports', and changes
+    /// it when ports come and go.
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
 }
@@ -47,7 +48,7 @@ pub(crate) struct NewBridge<'a> {
 pub(crate) struct Route {
     pub(crate) destination: IpNetwork,
     pub(crate) target: RouteTarget,
-    /// Without a table it is the main one; `priority` is the metric.
+    /// The default table is the main one. `priority` is the metric.
     pub(crate) options: RouteOptions,
 }
 
@@ -58,14 +59,14 @@ impl Route {
     }
 }
 
-/// Where a route leads.
+/// The target of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RouteTarget {
-    /// Straight out of an interface.
+    /// An interface, without a gateway.
     Link(u32),
-    /// By a neighbour.
+    /// A gateway.
     Via(u32, IpAddr),
-    /// Nowhere: the sender is told so.
+    /// None: the kernel answers with ICMP unreachable.
     Unreachable,
 }
 
@@ -74,7 +75,7 @@ pub(super) fn new_veth(veth: &Veth<'_>, peer_netns: RawFd, master: Option<u32>) 
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
-            // Set now, not later: udev gives an interface without a fixed address another one.
+            // Set at creation: udev changes the MAC address of an interface without a fixed one.
             LinkAttribute::Address(mac.to_vec()),
             LinkAttribute::Mtu(veth.mtu),
         ];
@@ -102,7 +103,7 @@ pub(super) fn new_bridge(bridge: &NewBridge<'_>) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(message)
 }
 
-/// An interface that packets can be redirected to, to be queued there.
+/// An interface that packets can be redirected to and queued on.
 pub(super) fn new_ifb(name: &str, mtu: u32) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -113,7 +114,7 @@ pub(super) fn new_ifb(name: &str, mtu: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(message)
 }
 
-/// Options of a bridge's port. The kernel takes them with `RTM_NEWLINK` of a link that is there, and not with
+/// Options of a bridge port. The kernel accepts them with `RTM_NEWLINK` on an existing link, not with
 /// `RTM_SETLINK`.
 pub(super) fn set_port(name: &str, options: Vec<InfoBridgePort>) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
@@ -173,8 +174,8 @@ pub(super) fn set_alias(name: &str, alias: &str) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(message)
 }
 
-/// No link-local address, and none of the routes that come with one.
-pub(super) fn without_link_local(name: &str) -> RouteNetlinkMessage {
+/// Disables the link-local address and the routes that come with it.
+pub(super) fn disable_link_local(name: &str) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     message.attributes = vec![
@@ -203,7 +204,7 @@ pub(super) fn proxy_arp(name: &str) -> RouteNetlinkMessage {
     configure_ipv4(name, conf)
 }
 
-/// Sets what is not 0.
+/// Sets the values that are not 0.
 fn configure_ipv4(name: &str, conf: InetDevConf) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.attributes = vec![
@@ -222,7 +223,7 @@ pub(super) fn delete_link(name: &str) -> RouteNetlinkMessage {
 pub(super) fn new_address(index: u32, address: IpAddr, prefix: u8, detect: bool) -> RouteNetlinkMessage {
     let mut message = address_message(index, address, prefix);
     if address.is_ipv6() && !detect {
-        // No other interface can have it: without detection the address is usable at once.
+        // No other interface can have the address: without detection it is usable at once.
         message.header.flags = AddressHeaderFlags::Nodad;
     }
     RouteNetlinkMessage::NewAddress(message)
@@ -261,7 +262,7 @@ pub(super) fn delete_route(route: &Route) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelRoute(route_message(route))
 }
 
-/// Packets from `source` look into `table`.
+/// Packets from `source` use `table`.
 pub(super) fn new_rule(source: IpAddr, table: u32) -> RouteNetlinkMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(source);
@@ -283,7 +284,7 @@ fn route_to(destination: IpAddr) -> RouteMessage {
     message
 }
 
-/// Asks for the route that matches, as it is in its table.
+/// Requests the matching route as it is in its table.
 pub(super) fn match_route(destination: IpAddr) -> RouteNetlinkMessage {
     let mut message = route_to(destination);
     message.header.flags = RouteFlags::FibMatch;
@@ -296,7 +297,7 @@ pub(super) fn get_routes(family: AddressFamily) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetRoute(message)
 }
 
-/// The destination of a route that [`RouteTarget::Unreachable`] has made.
+/// The destination of a route that [`RouteTarget::Unreachable`] created.
 pub(super) fn last_resort(answer: &RouteNetlinkMessage) -> Option<IpNetwork> {
     let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
     let is_last = message.attributes.contains(&RouteAttribute::Priority(LAST_RESORT));
@@ -326,9 +327,9 @@ pub(super) fn new_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> RouteN
     RouteNetlinkMessage::NewNeighbour(message)
 }
 
-/// Has the kernel ask for the hardware address of `address`. For one of the interface's own that is an ARP
-/// announcement (RFC 5227 §3): a broadcast from this address for this address.
-pub(super) fn ask_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+/// Makes the kernel resolve the MAC address of `address`. For an address of the interface itself this sends
+/// an ARP announcement (RFC 5227 §3): a broadcast from this address for this address.
+pub(super) fn solicit_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     let mut message = neighbour_message(index, address);
     message.header.flags = NeighbourFlags::Use;
     RouteNetlinkMessage::NewNeighbour(message)
@@ -338,7 +339,7 @@ pub(super) fn delete_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessa
     RouteNetlinkMessage::DelNeighbour(neighbour_message(index, address))
 }
 
-/// What is known of one neighbour.
+/// Requests the entry of one neighbour.
 pub(super) fn get_neighbour(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetNeighbour(neighbour_message(index, address))
 }

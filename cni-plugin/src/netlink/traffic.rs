@@ -1,4 +1,4 @@
-//! The requests for traffic control, as messages.
+//! Constructors of the traffic control messages.
 
 use netlink_packet_core::{DefaultNla, Nla as _};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -16,34 +16,33 @@ const PARAMETERS: u16 = 1;
 const RATE_64: u16 = 4;
 const BURST: u16 = 6;
 
-/// How long a packet may wait for tokens, in thousandths of a second; what does not fit is dropped. As the
-/// reference plugin `bandwidth` has it.
+/// The longest time in milliseconds that a packet waits for tokens. Packets beyond that are dropped, as with
+/// the reference plugin `bandwidth`.
 const LATENCY: u64 = 25;
 
-/// Root of the tree of a qdisc of ours.
+/// Handle of the plugin's root qdisc.
 const FIRST: TcHandle = TcHandle { major: 1, minor: 0 };
 const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 
-/// Priority 1, and every protocol (`ETH_P_ALL`, in the byte order of the network).
+/// Priority 1 and every protocol (`ETH_P_ALL`, in network byte order).
 fn every_packet() -> u32 {
     (1 << 16) | u32::from(0x0003_u16.to_be())
 }
 
-/// What of a limit the kernel tells.
+/// The rate limit as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Limited {
-    /// Bytes a second.
+pub(crate) struct RateLimit {
+    /// Bytes per second.
     pub(crate) rate: u64,
 }
 
-/// Packets leave the interface no faster than that.
+/// Limits the rate at which packets leave the interface.
 pub(super) fn limit(index: u32, limit: Limit) -> RouteNetlinkMessage {
     let queue = (limit.rate * LATENCY / 1000).saturating_add(limit.burst.into());
     let queue = u32::try_from(queue).unwrap_or(u32::MAX);
     let rate = u32::try_from(limit.rate).unwrap_or(u32::MAX);
-    // struct tc_tbf_qopt: two of tc_ratespec, in which only the last of 12 bytes, the rate, matters here;
-    // then limit, buffer and mtu. The burst in bytes is an attribute of its own, which the buffer in ticks
-    // gives way to.
+    // struct tc_tbf_qopt: two tc_ratespec, of which only the rate matters here (the last 4 of 12 bytes), then
+    // limit, buffer and mtu. The attribute with the burst in bytes overrides the buffer in ticks.
     let mut parameters =
         [[0; 8].as_slice(), &rate.to_ne_bytes(), &[0; 12], &queue.to_ne_bytes(), &[0; 8]].concat();
     // TC_LINKLAYER_ETHERNET: a rate without a table of transmission times.
@@ -58,13 +57,13 @@ pub(super) fn limit(index: u32, limit: Limit) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewQueueDiscipline(message(index, TcHandle::ROOT, FIRST, attributes))
 }
 
-/// A place for filters of what arrives.
+/// The ingress qdisc, for filters of incoming packets.
 pub(super) fn new_ingress(index: u32) -> RouteNetlinkMessage {
     let attributes = vec![TcAttribute::Kind("ingress".to_owned())];
     RouteNetlinkMessage::NewQueueDiscipline(message(index, TcHandle::INGRESS, INGRESS, attributes))
 }
 
-/// What arrives is redirected to another interface.
+/// Redirects incoming packets to another interface.
 pub(super) fn redirect(index: u32, to: u32) -> RouteNetlinkMessage {
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
@@ -91,18 +90,18 @@ pub(super) fn redirect(index: u32, to: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewTrafficFilter(message)
 }
 
-/// The qdisc by which packets leave.
+/// Requests the root qdisc.
 pub(super) fn get_qdisc(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetQueueDiscipline(message(index, TcHandle::ROOT, TcHandle::UNSPEC, Vec::new()))
 }
 
-/// Every filter of what arrives.
+/// Requests every ingress filter.
 pub(super) fn get_filters(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetTrafficFilter(message(index, INGRESS, TcHandle::UNSPEC, Vec::new()))
 }
 
-/// The limit that an answer tells of.
-pub(super) fn limited_of(answer: RouteNetlinkMessage) -> Option<Limited> {
+/// Parses the rate limit of an answer.
+pub(super) fn rate_limit_of(answer: RouteNetlinkMessage) -> Option<RateLimit> {
     let RouteNetlinkMessage::NewQueueDiscipline(message) = answer else { return None };
     let is_limit = message.attributes.iter().any(|it| matches!(it, TcAttribute::Kind(kind) if kind == TBF));
     let options = message.attributes.iter().find_map(|attribute| match attribute {
@@ -112,7 +111,7 @@ pub(super) fn limited_of(answer: RouteNetlinkMessage) -> Option<Limited> {
     let Some(TcOption::Other(all)) = options.first().filter(|_| is_limit) else { return None };
     let mut value = vec![0; all.value_len()];
     all.emit_value(&mut value);
-    // Attributes in an attribute: RATE_64 is there only for rates beyond 32 bits.
+    // Nested attributes: RATE_64 is present only for rates beyond 32 bits.
     let (mut rest, mut rate) = (&value[..], None);
     while let (Some(length), Some(kind)) = (short(rest, 0), short(rest, 2)) {
         let body = rest.get(4..usize::from(length).max(4))?;
@@ -125,10 +124,10 @@ pub(super) fn limited_of(answer: RouteNetlinkMessage) -> Option<Limited> {
         }
         rest = rest.get(usize::from(length).max(4).next_multiple_of(4)..).unwrap_or_default();
     }
-    rate.map(|rate| Limited { rate })
+    rate.map(|rate| RateLimit { rate })
 }
 
-/// Whether an answer tells of a filter that sends what arrives to `to`.
+/// Whether an answer is a filter that redirects incoming packets to `to`.
 pub(super) fn redirects(answer: &RouteNetlinkMessage, to: u32) -> bool {
     let RouteNetlinkMessage::NewTrafficFilter(message) = answer else { return false };
     let leads_there = |option: &TcActionOption| match option {

@@ -1,11 +1,11 @@
-//! What pods add to sets and maps.
+//! The elements of pods in sets and maps.
 
 use std::io::{ErrorKind, Result};
 
 use nftables::{Batch, Element, Family, Netfilter};
 
-/// Elements by their set, in the order in which the sets were named. The kernel acknowledges every message,
-/// and a message for each element of a full node would be more acknowledgements than a socket holds.
+/// Elements by set, in the order in which the sets were named. The kernel acknowledges every message: one
+/// message per element of a full node would overflow the socket's buffer with acknowledgements.
 #[derive(Default)]
 pub(super) struct Elements(Vec<(String, Vec<Element>)>);
 
@@ -17,7 +17,7 @@ impl Elements {
         }
     }
 
-    /// Removes them from the table, all at once. An element that was removed already is no error.
+    /// Removes the elements from the table, all at once. A missing element is fine.
     pub(super) fn delete(&self, netfilter: &Netfilter, table: &str) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());

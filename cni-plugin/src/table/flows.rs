@@ -1,9 +1,9 @@
-//! UDP flows that a change of the node's ports makes wrong.
+//! Conntrack entries of UDP flows that a change of host ports makes wrong.
 //!
-//! Conntrack goes on translating a flow as it did its first packet, and UDP has no end of its own. So flows
-//! are forgotten that began before a port led to a pod, and those that are translated to a pod that is
-//! deleted. All others stay: TCP, whose connections end by themselves; flows to that port of other machines;
-//! what the pod itself has begun.
+//! Conntrack keeps translating a flow as it did its first packet, and a UDP flow has no end. So ADD deletes
+//! flows that began before a port led to the pod, and DEL deletes flows that are translated to the deleted
+//! pod. All other flows stay: TCP, whose connections end by themselves; flows to the same port of other
+//! machines; flows that the pod itself began.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,9 +15,8 @@ use super::ports::{Holder, Range};
 use crate::error::{Result, kernel};
 use crate::netlink::Netlink;
 
-/// Forgets flows to a pod's ports of this node that lead elsewhere: after the kernel has been told where the
-/// ports lead now.
-pub(super) fn forget_elsewhere(
+/// Deletes flows to a pod's host ports that lead elsewhere. Call it after the rules were changed.
+pub(super) fn delete_stale(
     netfilter: &Netfilter,
     netlink: &mut Netlink,
     holder: Option<&Holder>,
@@ -35,36 +34,36 @@ pub(super) fn forget_elsewhere(
             };
             own.insert(to, is_own);
             if is_own {
-                flow.forget(netfilter).map_err(kernel("forget a tracked flow"))?;
+                flow.delete(netfilter).map_err(kernel("forget a tracked flow"))?;
             }
         }
     }
     Ok(())
 }
 
-/// Forgets flows that a pod's ports of this node have led to it.
-pub(super) fn forget_translated(netfilter: &Netfilter, holder: &Holder) -> Result<()> {
+/// Deletes flows that the pod's host ports have translated to it.
+pub(super) fn delete_translated(netfilter: &Netfilter, holder: &Holder) -> Result<()> {
     for (address, ranges) in holder.udp() {
         let is_translated = |flow: &Flow| flow.to != flow.replies_from && leads_to(address, &ranges, flow);
         let filter = Filter::replies_from(address);
         for flow in conntrack::list(&filter, is_translated).map_err(kernel("list tracked flows"))? {
-            flow.forget(netfilter).map_err(kernel("forget a tracked flow"))?;
+            flow.delete(netfilter).map_err(kernel("forget a tracked flow"))?;
         }
     }
     Ok(())
 }
 
-/// The port of the node, if there is one only: the kernel looks for one, or for all.
+/// The host port, if there is only one: conntrack can filter by one port, or by none.
 fn only_port(ranges: &[&Range]) -> Option<u16> {
     if let [range] = ranges { range.only_port() } else { None }
 }
 
-/// Whether a flow is to one of the ports, if it is to an address of this node.
+/// Whether a flow is to one of the ports, given that its destination is this node.
 fn is_to(ranges: &[&Range], flow: &Flow) -> bool {
     ranges.iter().any(|range| range.has(flow.to))
 }
 
-/// Whether the pod at `address` is where a flow ends, as one of the ports says.
+/// Whether the pod at `address` is the end of the flow, as one of the ports requires.
 fn leads_to(address: IpAddr, ranges: &[&Range], flow: &Flow) -> bool {
     let is_end =
         |range: &&Range| range.has(flow.to) && range.port_of_pod(flow.to.port()) == flow.replies_from.port();

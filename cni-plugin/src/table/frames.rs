@@ -1,9 +1,9 @@
-//! `macspoofchk`: a port of a bridge sends frames from its pod's hardware address only.
+//! `macspoofchk`: a bridge port sends frames from its pod's MAC address only.
 //!
 //! ```text
 //! table bridge portolan {
-//!     set guarded { type ifname }                       # ports that are held to an address
-//!     set senders { type ifname . ether_addr }          # and to which one
+//!     set guarded { type ifname }                       # ports that are checked
+//!     set senders { type ifname . ether_addr }          # their MAC addresses
 //!     chain own-hardware-addresses { type filter hook prerouting priority -300
 //!         iifname . ether saddr @senders return
 //!         iifname @guarded drop
@@ -24,15 +24,15 @@ const OWN_ADDRESSES: &str = "own-hardware-addresses";
 const GUARDED: &str = "guarded";
 const SENDERS: &str = "senders";
 
-/// Whether the table has its rules, as [`super::rules::are_there`] has it.
-fn are_there(netfilter: &Netfilter) -> Result<bool> {
+/// Whether the table has its rules, like [`super::rules::exist`].
+fn exist(netfilter: &Netfilter) -> Result<bool> {
     let found = netfilter.has_rules(Family::Bridge, TABLE, OWN_ADDRESSES);
     found.map_err(kernel(format!("look for the rules of nft table bridge {TABLE}")))
 }
 
-/// Holds a pod to its address.
+/// Adds a pod to the check.
 pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> Result<()> {
-    if !are_there(netfilter)? {
+    if !exist(netfilter)? {
         return write(netfilter, &header.attachments(), &network::all(&header.state_dir)?);
     }
     let mut batch = Batch::of(Family::Bridge, TABLE);
@@ -40,7 +40,7 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> R
     add_pod(&mut elements, pod);
     elements.write(&mut batch);
     match batch.commit(netfilter) {
-        // The first one, or the ruleset was flushed.
+        // The first pod, or the ruleset was flushed.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             write(netfilter, &header.attachments(), &network::all(&header.state_dir)?)
         }
@@ -48,7 +48,7 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, pod: &Attachment) -> R
     }
 }
 
-/// Removes a pod. One that is not there is fine.
+/// Removes a pod. A missing one is fine.
 pub(super) fn remove(netfilter: &Netfilter, pod: &Attachment) -> Option<Error> {
     let mut errors = Vec::new();
     let pair = sender(pod).map(|key| (SENDERS, key));
@@ -61,16 +61,16 @@ pub(super) fn remove(netfilter: &Netfilter, pod: &Attachment) -> Option<Error> {
     Error::combined(errors)
 }
 
-/// Removes the table, if it is there.
+/// Removes the table, if it exists.
 pub(super) fn remove_table(netfilter: &Netfilter) -> Result<()> {
     let mut batch = Batch::of(Family::Bridge, TABLE);
-    // Adding before deleting makes deleting what is not there no error.
+    // Add before delete: then deleting a missing table is no error.
     batch.add_table();
     batch.delete_table();
     batch.commit(netfilter).map_err(kernel(format!("delete nft table bridge {TABLE}")))
 }
 
-/// Writes the whole table anew for these networks, or removes it if none of them asks for it.
+/// Rewrites the whole table for these networks, or removes it if none of them needs it.
 pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Network]) -> Result<()> {
     let mut batch = Batch::of(Family::Bridge, TABLE);
     batch.add_table();
@@ -93,19 +93,19 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
     batch.commit(netfilter).map_err(kernel(format!("write nft table bridge {TABLE}")))
 }
 
-/// Whether a pod is held to its address.
+/// Whether a pod is checked.
 pub(super) fn has(netfilter: &Netfilter, host_interface: &str, mac: [u8; 6]) -> Result<bool> {
     let key = Key::default().interface(host_interface);
     let look = |set, key| netfilter.contains(Family::Bridge, TABLE, set, &Element::Key(key));
     let found = look(GUARDED, key.clone()).and_then(|it| Ok(it && look(SENDERS, key.hardware_address(mac))?));
     let found = found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))?;
-    Ok(found && are_there(netfilter)?)
+    Ok(found && exist(netfilter)?)
 }
 
 fn add_pod(elements: &mut Elements, pod: &Attachment) {
-    // One whose address is not known is not held to it: it could send nothing.
+    // Without a known MAC address the pod is not checked: otherwise it could not send.
     let Some(sender) = sender(pod) else { return };
-    // The address first: there is no moment in which the pod could send nothing.
+    // Add the address first, so that there is no moment in which the pod cannot send.
     elements.add(SENDERS, Element::Key(sender));
     elements.add(GUARDED, Element::Key(Key::default().interface(&pod.host_interface)));
 }

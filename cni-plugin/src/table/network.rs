@@ -1,4 +1,4 @@
-//! What a network asks of the node, on disk.
+//! The settings of a network for the node's rules, on disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,26 +20,27 @@ pub(super) struct Network {
     /// Directories in which its pods have had reservations.
     #[serde(default)]
     pub(super) reservations: Vec<PathBuf>,
-    /// Ranges whose addresses are unreachable while no pod has them; bridged ones are the bridge's.
+    /// Ranges whose addresses are unreachable while no pod has them. In mode `bridge` the bridge has the
+    /// ranges.
     pub(super) pools: Vec<IpNetwork>,
-    /// The bridge its pods are ports of.
+    /// The bridge of its pods.
     #[serde(default)]
     pub(super) bridge: Option<String>,
-    /// Bridges that its pods were ports of before.
+    /// Earlier bridges of its pods.
     #[serde(default)]
     pub(super) former_bridges: Vec<String>,
     #[serde(default)]
     pub(super) mac_spoof_check: bool,
-    /// Which version of the table its pods are in: an upgrade writes it anew.
+    /// The version of the table's layout that its pods are in. An upgrade rewrites the table.
     #[serde(default)]
     layout: u32,
 }
 
-/// Changes with every change of chains, sets and rules.
+/// Incremented with every change of chains, sets and rules.
 const LAYOUT: u32 = 1;
 
 impl Network {
-    /// `subnets` are those that the pod's addresses are of, which another IPAM plugin may have chosen.
+    /// `subnets` are the subnets of the pod's addresses, which another IPAM plugin may have chosen.
     pub(super) fn of(conf: &NetConf, subnets: &[IpNetwork]) -> Self {
         let mut exclusions = conf.exclusions.clone();
         for address in subnets {
@@ -62,7 +63,7 @@ impl Network {
         }
     }
 
-    /// Keeps what former configurations have left on the node: pools, bridges and directories are removed
+    /// Keeps what earlier configurations left on the node: their pools, bridges and directories are removed
     /// with the rest.
     pub(super) fn with_former(mut self, old: Option<&Self>) -> Self {
         let Some(old) = old else { return self };
@@ -77,7 +78,7 @@ impl Network {
         self
     }
 
-    /// Whether this version of the plugin has written its part of the table.
+    /// Whether this version of the plugin wrote its part of the table.
     pub(super) fn is_current(&self) -> bool {
         self.layout == LAYOUT
     }
@@ -107,7 +108,7 @@ fn extend<T: Clone + PartialEq>(list: &mut Vec<T>, more: &[T]) {
     }
 }
 
-/// Every network that has had a pod on this node and was not forgotten since.
+/// Every network that has had a pod on this node and was not removed since.
 pub(super) fn all(state_dir: &Path) -> Result<Vec<Network>> {
     let directory = state_dir.join("networks");
     let mut found = Vec::new();
@@ -124,7 +125,7 @@ pub(super) fn path(header: &Header) -> PathBuf {
     header.state_dir.join("networks").join(format!("{}.json", header.name))
 }
 
-/// An illegible file (a full disk cut it short) counts as none: the next ADD writes it again.
+/// An unreadable file (truncated on a full disk) counts as missing: the next ADD rewrites it.
 fn read_file(path: &Path) -> Result<Option<Network>> {
     match fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),

@@ -1,9 +1,8 @@
-//! Ports of the node that lead to pods.
+//! Host ports that lead to pods.
 //!
-//! [`holders`] says who has a port, so that a second pod is refused instead of taking it over. In the table a
-//! port is an element of a map: `ports-v4` for every address of the node, `ports-at-v4` for one of them.
-//! Ports in a row that lead to the same ports of a pod are one element of `ranges-v4` or `ranges-at-v4`,
-//! however many they are.
+//! [`holders`] records the holder of each port, so that a second pod is refused. In the table a port is an
+//! element of a map: `ports-v4` for every address of the node, `ports-at-v4` for one address. Consecutive
+//! ports that lead to the same ports of a pod are one element of `ranges-v4` or `ranges-at-v4`.
 
 mod holders;
 mod range;
@@ -24,11 +23,12 @@ const ARRIVING: &str = "ports-prerouting";
 const LEAVING: &str = "ports-output";
 const SAME_INTERFACE: &str = "same-interface";
 
-/// What packets of the node itself, to localhost, come from.
+/// Source of the node's own packets to localhost.
 const LOCALHOST: &str = "127.0.0.0/8";
 
-/// Takes the ports of an attachment, or none of them and says who has one. A holder without an interface
-/// (`is_abandoned`) gives way: those that did are returned, for the table to forget them.
+/// Reserves the ports of an attachment, or none if one is taken, with an error that names the holder. A
+/// holder without an interface (`is_abandoned`) loses its ports. Returns such holders, whose elements must be
+/// removed.
 pub(super) fn reserve(
     header: &Header,
     pod: &Attachment,
@@ -36,9 +36,9 @@ pub(super) fn reserve(
 ) -> Result<Vec<Holder>> {
     let Some(own) = Holder::of(pod) else { return Ok(Vec::new()) };
     let (mut staying, mut abandoned) = (Vec::new(), Vec::new());
-    // A killed ADD of the same pod may have left something.
-    for other in holders::read_but(header, Some(&own.key))? {
-        match other.meets(&own) {
+    // A killed ADD of the same pod may have left an entry.
+    for other in holders::read_except(header, Some(&own.key))? {
+        match other.common_port(&own) {
             None => staying.push(other),
             Some(_) if is_abandoned(&other.key)? => abandoned.push(other),
             Some(port) => {
@@ -53,23 +53,23 @@ pub(super) fn reserve(
     Ok(abandoned)
 }
 
-/// What the attachment has of the node's ports.
+/// The host ports of the attachment.
 pub(super) fn held(header: &Header, key: &Key, record: Option<&Attachment>) -> Result<Option<Holder>> {
     let holders = match holders::read_index(header)? {
         Some(holders) => holders,
-        // The records say the same, and those of a full node are many.
+        // The records have the same content, but a full node has many.
         None if record.is_some_and(|record| record.port_mappings.is_empty()) => Vec::new(),
         None => read(header)?,
     };
     Ok(holders.into_iter().find(|holder| holder.key == *key))
 }
 
-/// Gives back what the attachment has.
+/// Releases the ports of the attachment.
 pub(super) fn release(header: &Header, key: &Key) -> Result<()> {
-    holders::write(header, &holders::read_but(header, Some(key))?)
+    holders::write(header, &holders::read_except(header, Some(key))?)
 }
 
-/// The chains and maps, still empty.
+/// The chains and the empty maps.
 pub(super) fn write_chains(batch: &mut Batch<'_>) {
     batch.add_chain(PORTS);
     for (first_id, v4) in [(11, true), (21, false)] {
@@ -77,8 +77,8 @@ pub(super) fn write_chains(batch: &mut Batch<'_>) {
     }
     batch.add_prerouting_nat_chain(ARRIVING);
     batch.add_output_nat_chain(LEAVING);
-    // Connections that portolan-proxy has intercepted stay with it: a Service has its node port, and its port
-    // of an external IP that is an address of the node.
+    // Connections that portolan-proxy intercepts stay with the proxy: a Service owns its node port, and its
+    // port of an external IP that is an address of the node.
     batch.add_rule(ARRIVING, &Rule::default().to_local_address().for_transparent_socket().stop());
     for chain in [ARRIVING, LEAVING] {
         batch.add_rule(chain, &Rule::default().to_local_address().jump(PORTS));
@@ -87,7 +87,7 @@ pub(super) fn write_chains(batch: &mut Batch<'_>) {
     batch.add_set(&Set { name: SAME_INTERFACE, id: 31, key: &pair, data: Data::None });
 }
 
-/// The maps of one family, and the rules that look ports up in them: those of one address first.
+/// The maps of one family and the rules that look ports up in them: those of one address first.
 fn write_maps(batch: &mut Batch<'_>, first_id: u32, v4: bool) {
     let address = if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
     let (end, key) = ([address, Type::Service], [address, Type::Protocol, Type::Service]);
@@ -101,7 +101,8 @@ fn write_maps(batch: &mut Batch<'_>, first_id: u32, v4: bool) {
     }
 }
 
-/// Answers must come back this way: from a pod that reaches itself by the node's port, and to localhost.
+/// Masquerades a pod's connections to itself through the host port, and connections to localhost, so that the
+/// replies pass the node.
 pub(super) fn write_masquerade(batch: &mut Batch<'_>, chain: &str) {
     let translated = || Rule::default().destination_was_translated();
     batch.add_rule(chain, &translated().interfaces_in(SAME_INTERFACE).masquerade());
@@ -109,7 +110,7 @@ pub(super) fn write_masquerade(batch: &mut Batch<'_>, chain: &str) {
     batch.add_rule(chain, &translated().source_in(localhost).masquerade());
 }
 
-/// Packets from pods to the node's localhost, which ports on localhost would let in.
+/// Drops packets from pods to the node's localhost, which host ports on localhost would let in.
 pub(super) fn write_guard(batch: &mut Batch<'_>, chain: &str, from: Rule) {
     let localhost = LOCALHOST.parse().expect("a constant");
     batch.add_rule(chain, &from.destination_in(localhost).drop());
@@ -121,34 +122,34 @@ pub(super) fn add_holder(elements: &mut Elements, holder: &Holder) {
     }
 }
 
-/// What a pod with ports has beside them.
+/// The other elements of a pod with host ports.
 pub(super) fn add_pod(elements: &mut Elements, pod: &Attachment) {
     if pod.port_mappings.is_empty() {
         return;
     }
     elements.add(SAME_INTERFACE, Element::Key(same_interface(pod)));
     if let Some(bridge) = &pod.bridge {
-        // With bridge-nf-call-iptables the bridge itself passes it on, and says not where it came from.
+        // With bridge-nf-call-iptables the bridge itself forwards the packet and hides its input interface.
         let key = nftables::Key::default().interface("").interface(bridge);
         elements.add(SAME_INTERFACE, Element::Key(key));
     }
 }
 
-/// Removes ports, and with them what their pod has beside them, all at once.
+/// Removes ports and the other elements of their pod, all at once.
 pub(super) fn remove(netfilter: &Netfilter, holder: Option<&Holder>, pod: Option<&Attachment>) -> Result<()> {
     let mut elements = Elements::default();
     if let Some(holder) = holder {
         add_holder(&mut elements, holder);
     }
     let has_ports = |pod: &&Attachment| holder.is_some() || !pod.port_mappings.is_empty();
-    // Other pods of a bridge arrive by it too: it goes with the table.
+    // Other pods of a bridge use the same element. It is removed with the table.
     if let Some(pod) = pod.filter(|pod| pod.bridge.is_none()).filter(has_ports) {
         elements.add(SAME_INTERFACE, Element::Key(same_interface(pod)));
     }
     elements.delete(netfilter, TABLE).map_err(kernel("remove ports from nft maps"))
 }
 
-/// A port that does not lead to the pod any more, if there is one.
+/// Returns a port that no longer leads to the pod, if there is one.
 pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<String>> {
     let Some(holder) = Holder::of(pod) else { return Ok(None) };
     for (range, map, element) in holder.elements_by_range() {
@@ -160,8 +161,8 @@ pub(super) fn lost(netfilter: &Netfilter, pod: &Attachment) -> Result<Option<Str
     Ok(None)
 }
 
-/// By which packets of the pod arrive and leave. From one pod of a bridge to another an answer would not pass
-/// the node.
+/// The input and output interface of the pod's packets. A reply from one pod of a bridge to another would
+/// bypass the node.
 fn same_interface(pod: &Attachment) -> nftables::Key {
     let interface = pod.bridge.as_ref().unwrap_or(&pod.host_interface);
     nftables::Key::default().interface(interface).interface(interface)

@@ -1,5 +1,5 @@
-//! What another program has removed is written again: the tables after a flush, the records after the state
-//! directory was emptied.
+//! Repairs what another program removed: the tables after a flush, the records after the state directory was
+//! emptied.
 
 use attachment::Attachment;
 use nftables::Netfilter;
@@ -12,11 +12,11 @@ use crate::netconf::Header;
 use crate::netlink::{Link, Netlink};
 use crate::veth::HOST_PREFIX;
 
-/// Writes the tables anew from the records if they were removed, or if another version of the plugin wrote
-/// them: then ports of the node may be other elements than this version removes.
+/// Rewrites the tables from the records if they were removed, or if another version of the plugin wrote them:
+/// that version may store host ports in other elements than this one removes.
 pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
     let former = Network::read(header)?.filter(|network| !network.is_current());
-    if former.is_none() && rules::are_there(netfilter)? {
+    if former.is_none() && rules::exist(netfilter)? {
         return Ok(());
     }
     let networks = network::all(&header.state_dir)?;
@@ -28,17 +28,17 @@ pub(super) fn tables(netfilter: &Netfilter, header: &Header) -> Result<()> {
     former.map_or(Ok(()), |network| network.into_current().write(header))
 }
 
-/// Records the network's pods that are not, as far as their interfaces tell of them: not by which name,
-/// labels and ports Services know them.
+/// Restores missing records of the network's pods from their interfaces. The names, labels and ports by which
+/// Services select pods are lost.
 ///
-/// A DEL may delete an interface of `links` meanwhile: after that it removes the record that it finds, and a
-/// record that is written later is removed here.
+/// A concurrent DEL may delete an interface of `links`. It then removes the record that it finds; a record
+/// that is written later is removed here.
 pub(super) fn records(header: &Header, links: &[Link], netlink: &mut Netlink) -> Result<()> {
     let store = header.attachments();
     for link in links.iter().filter(|link| link.name.starts_with(HOST_PREFIX)) {
         let Some(alias) = Alias::of(link).filter(|alias| alias.network == header.name) else { continue };
         let key = alias.owner.key(&header.name);
-        // One that is not legible is none.
+        // An unreadable record counts as missing.
         if store.read(&key).is_ok_and(|record| record.is_some()) {
             continue;
         }

@@ -1,4 +1,4 @@
-//! The nft table itself.
+//! The nft table.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -18,16 +18,16 @@ use crate::veth::HOST_PREFIX;
 const OWN_ADDRESSES: &str = "own-addresses";
 const MASQUERADE: &str = "masquerade";
 
-/// Numbers of the pods' sets within a batch begin here, two a network, behind those of the ports' sets.
+/// First set ID of the pods within a batch, two per network, after the IDs of the port sets.
 const FIRST_SET: u32 = 100;
 
-/// By one of these a pod could become the node's router (RFC 4861 §4.2, CVE-2020-13401).
+/// With a router advertisement a pod could become the node's router (RFC 4861 §4.2, CVE-2020-13401).
 const ROUTER_ADVERTISEMENT: u8 = 134;
 
-/// Multicast leaves no node through here.
+/// Multicast is not masqueraded.
 const MULTICAST: [&str; 2] = ["224.0.0.0/4", "ff00::/8"];
 
-/// The set with a network's pods of the address's family.
+/// The set of the network's pods, of the address's family.
 pub(super) fn pods(network: &str, address: IpAddr) -> String {
     pods_of(network, address.is_ipv4())
 }
@@ -40,13 +40,13 @@ pub(super) fn key(address: IpAddr) -> Key {
     Key::default().address(address)
 }
 
-/// Whether the table has its rules: `nft flush ruleset` takes all of it, `nft flush table` the rules alone.
-pub(super) fn are_there(netfilter: &Netfilter) -> Result<bool> {
+/// Whether the table has its rules: `nft flush ruleset` removes the table, `nft flush table` only the rules.
+pub(super) fn exist(netfilter: &Netfilter) -> Result<bool> {
     let found = netfilter.has_rules(Family::Inet, TABLE, OWN_ADDRESSES);
     found.map_err(kernel(format!("look for the rules of nft table inet {TABLE}")))
 }
 
-/// The first chain that has fewer rules than were written. It may have more where the notes of networks are
+/// Returns the first chain with fewer rules than expected. It may have more if the settings of networks are
 /// missing.
 pub(super) fn lost(netfilter: &Netfilter, header: &Header) -> Result<Option<String>> {
     let networks = network::all(&header.state_dir)?;
@@ -64,7 +64,7 @@ pub(super) fn lost(netfilter: &Netfilter, header: &Header) -> Result<Option<Stri
 
 /// Adds a pod to the table.
 pub(super) fn add(netfilter: &Netfilter, header: &Header, network: &Network, pod: &Attachment) -> Result<()> {
-    if !are_there(netfilter)? {
+    if !exist(netfilter)? {
         return rewrite(netfilter, header);
     }
     let mut batch = Batch::new(TABLE);
@@ -75,7 +75,7 @@ pub(super) fn add(netfilter: &Netfilter, header: &Header, network: &Network, pod
     }
     elements.write(&mut batch);
     match batch.commit(netfilter) {
-        // The ruleset was flushed, or it has ports without a known holder.
+        // The ruleset was flushed, or the table has ports without a known holder.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) => {
             rewrite(netfilter, header)
         }
@@ -90,7 +90,7 @@ fn add_pod(elements: &mut Elements, network: &Network, pod: &Attachment) {
     ports::add_pod(elements, pod);
 }
 
-/// Removes it again, all at once; one by one if some of it was removed already.
+/// Removes a pod, all elements at once; one by one if some are missing.
 pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAddr]) -> Vec<Error> {
     let delete = |addresses: &[IpAddr]| {
         let mut batch = Batch::new(TABLE);
@@ -99,8 +99,7 @@ pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAd
         }
         batch.commit(netfilter)
     };
-    // The kernel waits for RCU, 14 ms, when it undoes a transaction that fails: so what is missing is left
-    // out.
+    // The kernel waits for RCU, 14 ms, when it undoes a failed transaction: so leave missing elements out.
     let is_there = |address: &&IpAddr| {
         let element = Element::Key(key(**address));
         let found = netfilter.contains(Family::Inet, TABLE, &pods(network, **address), &element);
@@ -122,21 +121,21 @@ pub(super) fn remove_pod(netfilter: &Netfilter, network: &str, addresses: &[IpAd
     errors
 }
 
-/// Writes the whole table anew from what is on disk.
+/// Rewrites the whole table from the state on disk.
 pub(super) fn rewrite(netfilter: &Netfilter, header: &Header) -> Result<()> {
     write(netfilter, header, &network::all(&header.state_dir)?)
 }
 
-/// Removes the table, if it is there.
+/// Removes the table, if it exists.
 pub(super) fn remove_table(netfilter: &Netfilter) -> Result<()> {
     let mut batch = Batch::new(TABLE);
-    // Adding before deleting makes deleting what is not there no error.
+    // Add before delete: then deleting a missing table is no error.
     batch.add_table();
     batch.delete_table();
     batch.commit(netfilter).map_err(kernel(format!("delete nft table inet {TABLE}")))
 }
 
-/// Writes the whole table anew for these networks, or removes it if there is none.
+/// Rewrites the whole table for these networks, or removes it if there is none.
 pub(super) fn write(netfilter: &Netfilter, header: &Header, networks: &[Network]) -> Result<()> {
     if networks.is_empty() {
         return remove_table(netfilter);
@@ -158,7 +157,7 @@ pub(super) fn write(netfilter: &Netfilter, header: &Header, networks: &[Network]
     batch.commit(netfilter).map_err(kernel(format!("write nft table inet {TABLE}")))
 }
 
-/// The table with its chains and sets, and no pod.
+/// The table with its chains and sets, without pods.
 fn write_rules(batch: &mut Batch<'_>, networks: &[Network]) {
     batch.add_table();
     batch.add_raw_prerouting_chain(OWN_ADDRESSES);
@@ -179,8 +178,8 @@ fn write_rules(batch: &mut Batch<'_>, networks: &[Network]) {
     }
 }
 
-/// The network's sets and its chain. A verdict map for all networks would be one rule, but the kernel looks
-/// through all of such a map with each change to it (0.3 ms at 2,500 pods).
+/// The network's sets and its chain. A verdict map for all networks would need one rule only, but the kernel
+/// validates the whole map with each change to it (0.3 ms at 2,500 pods).
 fn write_network(batch: &mut Batch<'_>, network: &Network, id: u32) {
     let chain = chain(network);
     batch.add_chain(&chain);

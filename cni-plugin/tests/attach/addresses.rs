@@ -1,4 +1,4 @@
-//! Networks of the same ranges, and addresses that are in use already.
+//! Networks with the same ranges, and addresses that are already in use.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -16,13 +16,13 @@ fn requesting(config: &Value, address: &str) -> Value {
     merge(config.clone(), json!({ "runtimeConfig": { "ips": [address] } }))
 }
 
-/// By which interface the node reaches an address.
+/// The interface by which the node reaches an address.
 fn device(fixture: &Fixture, address: &IpAddr) -> Value {
     fixture.json(&format!("ip -j route get {address}"))[0]["dev"].clone()
 }
 
 #[test]
-fn a_network_of_the_same_ranges_or_the_same_one_renamed_leaves_living_pods_their_addresses() {
+fn network_with_the_same_ranges_or_a_new_name_does_not_reassign_addresses_in_use() {
     let fixture = Fixture::new();
     // The node asks from an address of its own.
     fixture.node().shell("ip address add fd00:1::2/64 dev uplink0 nodad").unwrap();
@@ -53,7 +53,7 @@ fn a_network_of_the_same_ranges_or_the_same_one_renamed_leaves_living_pods_their
 }
 
 #[test]
-fn pods_of_two_networks_of_the_same_ranges_that_start_at_once_get_different_addresses() {
+fn concurrent_adds_of_two_networks_with_the_same_ranges_get_different_addresses() {
     let fixture = Fixture::new();
     let ids: Vec<String> = (0..16).map(|number| format!("pod{number}")).collect();
     ids.iter().for_each(|id| drop(fixture.netns(id)));
@@ -76,7 +76,7 @@ fn pods_of_two_networks_of_the_same_ranges_that_start_at_once_get_different_addr
 }
 
 #[test]
-fn no_pod_gets_the_gateways_address_or_one_of_the_node() {
+fn pod_gets_neither_the_gateway_address_nor_one_of_the_node() {
     let fixture = Fixture::new();
     fixture.node().shell("ip address add 10.22.0.3/32 dev lo; ip address add fd00:22::3/128 dev lo").unwrap();
     for (mode, taken) in
@@ -112,9 +112,9 @@ fn no_pod_gets_the_gateways_address_or_one_of_the_node() {
     }
 }
 
-/// The reference plugin has no cooldown: podman restarts a container in a small network at once.
+/// The reference plugin has no cooldown: podman restarts a container of a small network at once.
 #[test]
-fn a_pool_whose_free_addresses_are_all_in_cooldown_still_serves() {
+fn pool_with_all_free_addresses_in_cooldown_still_assigns() {
     let fixture = Fixture::new();
     let config = merge(config("1.1.0"), json!({ "ipam": { "ranges": [[{ "subnet": "10.22.0.0/30" }]] } }));
     let given = |id: &str| addresses(&fixture.add(id, &config))[0].to_string();

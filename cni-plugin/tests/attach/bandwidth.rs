@@ -1,4 +1,4 @@
-//! Limits on what pods receive and send: measured, and as `tc` shows them.
+//! Bandwidth limits of pods: measured, and as `tc` shows them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, address, config, merge};
 
-/// Bits a second, and bits.
+/// Bits per second, and bits.
 const RATE: u64 = 16_000_000;
 const BURST: u64 = 400_000;
 
-/// So many bytes take a second at that rate, and far less without a limit.
+/// These bytes take a second at that rate, and far less without a limit.
 const LOAD: usize = 2_000_000;
 
 fn limited(bandwidth: Value) -> Value {
@@ -28,7 +28,7 @@ fn open(fixture: &Fixture, name: &str) -> netns::NetNs {
     fixture.node().netns(Path::new(&format!("/run/netns/{name}"))).unwrap()
 }
 
-/// How long it takes to bring the load over.
+/// Transfers the load and returns the duration.
 fn transfer(from: &netns::NetNs, to: &netns::NetNs, listen: SocketAddr) -> Duration {
     let listener = to.run(|| TcpListener::bind(listen).unwrap()).unwrap();
     let mut client = from.run(|| TcpStream::connect(listen).unwrap()).unwrap();
@@ -41,7 +41,7 @@ fn transfer(from: &netns::NetNs, to: &netns::NetNs, listen: SocketAddr) -> Durat
 }
 
 #[test]
-fn a_pod_receives_and_sends_as_fast_as_it_may_and_no_faster() {
+fn pod_receives_and_sends_at_its_limit() {
     let fixture = Fixture::new();
     let to_pod = limited(json!({ "ingressRate": RATE, "ingressBurst": BURST }));
     let from_pod = limited(json!({ "egressRate": RATE, "egressBurst": BURST }));
@@ -66,11 +66,8 @@ fn a_pod_receives_and_sends_as_fast_as_it_may_and_no_faster() {
         // 2 MB at 2 MB/s, of which the burst is 50 kB. The other direction has no limit.
         let (held, free_way) = if slow.ends_with("in") { (receiving, sending) } else { (sending, receiving) };
         let expected = Duration::from_millis(700)..Duration::from_secs(10);
-        assert!(expected.contains(&held), "{slow}: {held:?} where a second was to be expected");
-        assert!(
-            free_way < held / 2,
-            "{slow}: {free_way:?} where there is no limit, {held:?} where there is one"
-        );
+        assert!(expected.contains(&held), "{slow}: {held:?} instead of one second");
+        assert!(free_way < held / 2, "{slow}: {free_way:?} without a limit, {held:?} with one");
         fixture.quiet("DEL", slow, &config);
         fixture.quiet("DEL", &fast, &free);
         fixture.quiet("GC", "x", &merge(config, json!({ "cni.dev/valid-attachments": [] })));
@@ -80,9 +77,9 @@ fn a_pod_receives_and_sends_as_fast_as_it_may_and_no_faster() {
 }
 
 #[test]
-fn tc_shows_the_limits_check_notices_their_loss_and_del_and_gc_remove_them() {
+fn tc_shows_limits_check_reports_their_loss_and_del_and_gc_remove_them() {
     let fixture = Fixture::new();
-    // As containerd writes it, with the burst of its own.
+    // As containerd writes it, with its default burst.
     let config = limited(
         json!({ "IngressRate": RATE, "IngressBurst": BURST, "EgressRate": RATE * 2, "EgressBurst": 4_294_967_295_u64 }),
     );
@@ -110,8 +107,8 @@ fn tc_shows_the_limits_check_notices_their_loss_and_del_and_gc_remove_them() {
             "HOST is limited to 125000 bytes a second and not 2000000",
         ),
         ("d", "tc qdisc del dev DETOUR root", "DETOUR has lost its limit"),
-        ("e", "tc qdisc del dev HOST ingress", "what arrives at HOST no longer goes by DETOUR"),
-        ("f", "ip link set DETOUR down", "what arrives at HOST no longer goes by DETOUR"),
+        ("e", "tc qdisc del dev HOST ingress", "packets from HOST are no longer redirected to DETOUR"),
+        ("f", "ip link set DETOUR down", "packets from HOST are no longer redirected to DETOUR"),
         ("g", "ip link del DETOUR", "interface DETOUR is not there"),
     ] {
         let (check, host, detour) = shown(&config, id);
@@ -121,16 +118,16 @@ fn tc_shows_the_limits_check_notices_their_loss_and_del_and_gc_remove_them() {
         let (_, text) = fixture.refused("CHECK", id, &format!("/run/netns/{id}"), &check);
         assert!(text.contains(&fill(expected)), "{sabotage}: {text}");
     }
-    // One whose namespace is gone has an interface left that no other clue leads to.
+    // Without the namespace, the interface is the only trace of the attachment.
     let detours = || fixture.node().shell("ip -o link | grep -c ptb || true").unwrap();
     fixture.node().shell("for pod in b c d e f; do ip netns del $pod; done; rm -r /run/portolan/*").unwrap();
     assert_eq!(detours(), "5\n");
     fixture.quiet("GC", "x", &merge(config.clone(), json!({ "cni.dev/valid-attachments": [] })));
     assert_eq!(detours(), "0\n");
-    // The next pod writes the rules anew, and takes them along.
+    // The next ADD rewrites the rules; its DEL removes them.
     fixture.try_call("ADD", "g", "/run/netns/g", &config).unwrap();
     fixture.quiet("DEL", "g", &config);
-    // A burst that no packet fits into is an error, and undone.
+    // A burst smaller than a packet is an error, and ADD is undone.
     let (code, text) = fixture.refused(
         "ADD",
         "g",

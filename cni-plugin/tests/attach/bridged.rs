@@ -1,4 +1,5 @@
-//! Bridge mode, beside the reference plugin `bridge` with the same configuration, and what only ours does.
+//! Mode `bridge`: compared with the reference plugin `bridge` under the same configuration, and its own
+//! features.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -12,19 +13,24 @@ use crate::fixture::{Fixture, address, addresses, config, merge};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A conflist's plugin as people have it, but for its type.
+/// A plugin of a conflist as users have it, except for its type.
 fn reference(patch: Value) -> Value {
-    let ipam = json!({ "type": "host-local", "dataDir": "/run/host-local", "ranges": [[{ "subnet": "10.22.0.0/24" }]] });
+    let ipam = json!({
+        "type": "host-local", "dataDir": "/run/host-local", "ranges": [[{ "subnet": "10.22.0.0/24" }]],
+    });
     merge(
         json!({ "cniVersion": "1.0.0", "name": "pods", "type": "bridge", "bridge": "br0", "ipam": ipam }),
         patch,
     )
 }
 
-/// Both families, by the built-in IPAM.
+/// Both families, with the built-in IPAM.
 fn bridged(patch: Value) -> Value {
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
-    let base = json!({ "mode": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "ipam": { "ranges": ranges, "cooldown": 0 } });
+    let base = json!({
+        "mode": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true,
+        "ipam": { "ranges": ranges, "cooldown": 0 },
+    });
     merge(merge(config("1.1.0"), base), patch)
 }
 
@@ -32,7 +38,8 @@ fn open(fixture: &Fixture, name: &str) -> netns::NetNs {
     fixture.node().netns(Path::new(&format!("/run/netns/{name}"))).unwrap()
 }
 
-/// Whom a listener in `to` sees when `from` connects to it; nobody when it cannot.
+/// The client address that a listener in `to` sees when `from` connects to it; `None` if `from` cannot
+/// connect.
 fn seen_by(to: &netns::NetNs, listen: SocketAddr, from: &netns::NetNs) -> Option<IpAddr> {
     let listener = to.run(|| TcpListener::bind(listen).unwrap()).unwrap();
     let mut client = from.run(|| TcpStream::connect_timeout(&listen, TIMEOUT).ok()).unwrap()?;
@@ -42,13 +49,13 @@ fn seen_by(to: &netns::NetNs, listen: SocketAddr, from: &netns::NetNs) -> Option
     Some(peer.ip())
 }
 
-/// Only these fields; what differs by chance (hardware addresses, indexes) is left out.
+/// Only these fields. Random values (MAC addresses, indexes) are left out.
 fn fields(items: &Value, names: &[&str]) -> Vec<Value> {
     let of = |item: &Value| names.iter().map(|name| ((*name).to_owned(), item[name].clone())).collect();
     items.as_array().unwrap().iter().map(|item| Value::Object(of(item))).collect()
 }
 
-/// What ADD of a plugin has made, without what differs by chance.
+/// What ADD of a plugin created, without random values.
 fn made(fixture: &Fixture, binary: &Path, config: &Value) -> Value {
     let netns = fixture.netns("a");
     let plugin = Plugin { binary: binary.into(), node: fixture.node().clone() };
@@ -56,7 +63,7 @@ fn made(fixture: &Fixture, binary: &Path, config: &Value) -> Value {
     let host = result["interfaces"][1]["name"].as_str().unwrap().to_owned();
     for interface in result["interfaces"].as_array_mut().unwrap() {
         interface.as_object_mut().unwrap().remove("mac");
-        // "" and nothing are the same to whoever reads results.
+        // An empty string and an absent field mean the same.
         if interface["sandbox"] == "" {
             interface.as_object_mut().unwrap().remove("sandbox");
         }
@@ -77,7 +84,10 @@ fn made(fixture: &Fixture, binary: &Path, config: &Value) -> Value {
             .cloned()
             .collect();
         let link = fields(&shown, &["mtu", "operstate", "flags"]);
-        json!({ "link": link, "addresses": fields(&global.into(), &["family", "local", "prefixlen", "broadcast", "scope"]) })
+        json!({
+            "link": link,
+            "addresses": fields(&global.into(), &["family", "local", "prefixlen", "broadcast", "scope"]),
+        })
     };
     let routes = |of: &str| {
         let shown = fixture.json(&format!("ip {of}"));
@@ -100,18 +110,24 @@ fn made(fixture: &Fixture, binary: &Path, config: &Value) -> Value {
         "bridge": addresses("-j address show dev br0"),
         "node routes": routes("-j route show dev br0"),
         "port": [port[0]["master"], data["hairpin"], data["isolated"], data["state"], data["learning"]],
-        "promiscuous": fixture.json("ip -j -d link show dev br0")[0]["flags"].as_array().unwrap().contains(&json!("PROMISC")),
+        "promiscuous": fixture.json("ip -j -d link show dev br0")[0]["flags"]
+            .as_array().unwrap().contains(&json!("PROMISC")),
         "forwarding": forwarding,
     })
 }
 
 #[test]
-fn a_configuration_of_bridge_and_host_local_does_the_same_with_the_type_changed_alone() {
-    let dual = json!({ "type": "host-local", "dataDir": "/run/host-local", "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+fn bridge_and_host_local_configuration_gives_the_same_result_when_only_the_type_changes() {
+    let dual = json!({
+        "type": "host-local", "dataDir": "/run/host-local",
+        "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
         "ranges": [[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]] });
-    let far = json!({ "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.22.0.0/24", "rangeStart": "10.22.0.9",
+    let far = json!({
+        "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.22.0.0/24", "rangeStart": "10.22.0.9",
         "gateway": "10.22.0.254", "routes": [{ "dst": "10.99.0.0/16" }, { "dst": "10.98.0.0/16", "gw": "10.22.0.3" }] });
-    let outside = json!({ "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.22.0.0/24", "gateway": "10.99.0.1" });
+    let outside = json!({
+        "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.22.0.0/24", "gateway": "10.99.0.1",
+    });
     for patch in [
         json!({ "isGateway": true, "ipMasq": true, "ipam": dual }),
         json!({ "isDefaultGateway": true, "hairpinMode": true, "dns": { "nameservers": ["10.96.0.10"] } }),
@@ -125,7 +141,8 @@ fn a_configuration_of_bridge_and_host_local_does_the_same_with_the_type_changed_
         let ours = merge(reference.clone(), json!({ "type": "portolan-cni" }));
         let theirs = Fixture::new();
         // It runs iptables.
-        let script = "printf '#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin exec /usr/lib/cni/bridge\n' > /run/bridge; chmod +x /run/bridge";
+        let script = "printf '#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin exec /usr/lib/cni/bridge\n' \
+                  > /run/bridge; chmod +x /run/bridge";
         theirs.node().shell(script).unwrap();
         let theirs = made(&theirs, Path::new("/run/bridge"), &reference);
         let fixture = Fixture::new();
@@ -145,7 +162,7 @@ fn a_configuration_of_bridge_and_host_local_does_the_same_with_the_type_changed_
 }
 
 #[test]
-fn bridged_pods_of_both_families_reach_each_other_the_node_and_the_world() {
+fn bridged_dual_stack_pods_reach_each_other_the_node_and_the_outside() {
     let fixture = Fixture::new();
     fixture
         .node()
@@ -170,17 +187,17 @@ fn bridged_pods_of_both_families_reach_each_other_the_node_and_the_world() {
     assert_eq!((names[1].as_str().unwrap().starts_with("ptl"), names[2]), (true, &json!("eth0")));
     let gateways: Vec<&Value> = a["ips"].as_array().unwrap().iter().map(|ip| &ip["gateway"]).collect();
     assert_eq!(gateways, ["10.22.0.1", "fd00:22::1"]);
-    // The bridge's address never changes, whoever comes and goes.
+    // The bridge's MAC address does not change when pods are added and deleted.
     let mac = || fixture.json("ip -j link show dev br0")[0]["address"].clone();
     let before = mac();
     assert_eq!(before, a["interfaces"][0]["mac"]);
     fixture.quiet("DEL", "a", &bridged(json!({})));
     assert_eq!(mac(), before);
-    // A pod gives the node no default route.
+    // The node accepts no default route from a pod.
     assert_eq!(fixture.node().shell("cat /proc/sys/net/ipv6/conf/br0/accept_ra").unwrap(), "0\n");
     fixture.quiet("DEL", "b", &bridged(json!({})));
-    let nobody = merge(bridged(json!({})), json!({ "cni.dev/valid-attachments": [] }));
-    fixture.quiet("GC", "x", &nobody);
+    let no_attachments = merge(bridged(json!({})), json!({ "cni.dev/valid-attachments": [] }));
+    fixture.quiet("GC", "x", &no_attachments);
     fixture.assert_nothing_left();
     assert_eq!(
         fixture.node().shell("ip -o link show type bridge; ip -6 route | grep fd00:22 || true").unwrap(),
@@ -217,8 +234,10 @@ fn a_port_of_the_node_leads_to_a_bridged_pod_from_everywhere() {
     assert!(!open(&fixture, "b").run(ask("127.0.0.1:9999")).unwrap());
     own.set_nonblocking(true).unwrap();
     assert!(own.accept().is_err());
-    // The second pod with ports keeps its way when the first one's are gone.
-    let other = json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 8081, "containerPort": 80, "protocol": "tcp" }] } });
+    // The second pod with host ports keeps them when those of the first are removed.
+    let other = json!({ "runtimeConfig": {
+        "portMappings": [{ "hostPort": 8081, "containerPort": 80, "protocol": "tcp" }],
+    } });
     fixture.add("c", &bridged(other.clone()));
     let listener = open(&fixture, "c").run(|| TcpListener::bind("[::]:80").unwrap()).unwrap();
     std::thread::spawn(move || listener.incoming().for_each(|stream| drop(stream.unwrap().write_all(b"c"))));
@@ -229,33 +248,38 @@ fn a_port_of_the_node_leads_to_a_bridged_pod_from_everywhere() {
 }
 
 #[test]
-fn macspoofchk_holds_a_pod_to_its_hardware_address_and_check_notices_when_it_is_lost() {
+fn macspoofchk_drops_frames_from_other_mac_addresses_and_check_reports_its_loss() {
     let fixture = Fixture::new();
     let guarded = bridged(json!({ "macspoofchk": true }));
     let a = fixture.add("a", &guarded);
     let free = merge(
         bridged(json!({})),
-        json!({ "name": "free", "ipam": { "ranges": [[{ "subnet": "10.22.0.128/25", "gateway": "10.22.0.129" }]] }, "isDefaultGateway": false, "isGateway": false }),
+        json!({
+            "name": "free",
+            "ipam": { "ranges": [[{ "subnet": "10.22.0.128/25", "gateway": "10.22.0.129" }]] },
+            "isDefaultGateway": false, "isGateway": false,
+        }),
     );
     fixture.add("b", &free);
     let ping = |pod: &str, to: &str| fixture.node().shell(&format!("ip netns exec {pod} ping -c1 -W1 {to}"));
     ping("a", "10.22.0.1").unwrap();
     let checked = merge(guarded.clone(), json!({ "prevResult": a }));
     fixture.quiet("CHECK", "a", &checked);
-    let disguise = "link set dev eth0 down; ip -n POD link set dev eth0 address 02:00:00:00:00:77; ip -n POD link set dev eth0 up";
+    let disguise = "link set dev eth0 down; ip -n POD link set dev eth0 address 02:00:00:00:00:77; \
+                    ip -n POD link set dev eth0 up";
     for pod in ["a", "b"] {
         fixture.node().shell(&format!("ip -n POD {disguise}").replace("POD", pod)).unwrap();
     }
     fixture.node().shell("ip -n b route add default dev eth0").unwrap();
     ping("a", "10.22.0.1").unwrap_err();
-    // A network that does not ask for it is left alone.
+    // A network without macspoofchk is not restricted.
     ping("b", "10.22.0.1").unwrap();
     let d = merge(guarded.clone(), json!({ "prevResult": fixture.add("d", &guarded) }));
     fixture.quiet("CHECK", "d", &d);
     fixture.node().shell("nft flush set bridge portolan guarded").unwrap();
     let (_, text) = fixture.refused("CHECK", "d", "/run/netns/d", &d);
     assert!(text.contains("macspoofchk"), "{text}");
-    // Another ADD repairs it after a flush, for all.
+    // After a flush the next ADD restores it for all pods.
     fixture.node().shell("nft flush ruleset").unwrap();
     let c = fixture.add("c", &guarded);
     fixture.quiet("CHECK", "c", &merge(guarded.clone(), json!({ "prevResult": c })));
@@ -265,14 +289,14 @@ fn macspoofchk_holds_a_pod_to_its_hardware_address_and_check_notices_when_it_is_
     }
     let listed = |what: &str| fixture.node().shell(&format!("nft list {what} || true")).unwrap();
     assert_eq!(listed("table bridge portolan | grep elements"), "");
-    // The table is there for the next pod, and goes when the network does.
+    // The table stays for the next pod. It is removed with the network.
     fixture.quiet("GC", "x", &merge(guarded, json!({ "cni.dev/valid-attachments": [] })));
     assert_eq!(listed("tables | grep bridge"), "");
     fixture.quiet("DEL", "b", &free);
 }
 
 #[test]
-fn another_address_on_the_bridge_is_an_error_or_gives_way() {
+fn different_address_of_the_bridge_is_refused_or_replaced_with_force_address() {
     let fixture = Fixture::new();
     fixture.node().shell("ip link add br0 type bridge; ip address add 10.99.0.1/16 dev br0").unwrap();
     fixture.netns("a");
@@ -289,24 +313,24 @@ fn another_address_on_the_bridge_is_an_error_or_gives_way() {
     );
     fixture.add("b", &bridged(json!({ "forceAddress": true })));
     assert_eq!(fixture.node().shell(own).unwrap(), "10.22.0.1/24\n");
-    // IPv6 subnets that do not overlap live side by side.
+    // IPv6 subnets that do not overlap coexist.
     fixture.node().shell("ip address add fd00:77::1/64 dev br0 nodad").unwrap();
     fixture.add("c", &bridged(json!({})));
     assert!(fixture.node().shell("ip -6 address show dev br0").unwrap().contains("fd00:77::1"));
-    // It was there before us, so it stays.
+    // The plugin did not create the bridge, so it stays.
     for id in ["b", "c"] {
         fixture.quiet("DEL", id, &bridged(json!({})));
     }
     fixture.quiet("GC", "x", &merge(bridged(json!({})), json!({ "cni.dev/valid-attachments": [] })));
     fixture.node().shell("ip link show dev br0").unwrap();
-    // Something else of that name is an error.
+    // An interface of that name that is not a bridge is an error.
     fixture.node().shell("ip link add other type veth peer name other0").unwrap();
     let (_, text) = fixture.refused("ADD", "a", "/run/netns/a", &bridged(json!({ "bridge": "other" })));
     assert!(text.contains("other is already there and is not a bridge"), "{text}");
 }
 
 #[test]
-fn isolated_ports_reach_the_gateway_and_not_each_other() {
+fn isolated_ports_reach_the_gateway_but_not_each_other() {
     let fixture = Fixture::new();
     let isolated = bridged(json!({ "portIsolation": true }));
     let (a, b) = (fixture.add("a", &isolated), fixture.add("b", &isolated));
@@ -320,10 +344,13 @@ fn isolated_ports_reach_the_gateway_and_not_each_other() {
 }
 
 #[test]
-fn with_enabledad_an_address_that_somebody_has_is_found_out() {
+fn enabledad_refuses_an_address_that_another_host_has() {
     let fixture = Fixture::new();
-    // The address that the pod is going to get is on the bridge already.
-    fixture.node().shell("ip link add br0 type bridge && ip link set br0 up && ip link add x0 type veth peer name x1 && ip link set x0 master br0 up && ip netns add squatter && ip link set x1 netns squatter && ip -n squatter link set x1 up && ip -n squatter address add fd00:22::2/64 dev x1 nodad").unwrap();
+    // The address that the pod will be assigned is on the bridge already.
+    let add_duplicate = "ip link add br0 type bridge && ip link set br0 up && ip link add x0 type veth peer name x1 && \
+        ip link set x0 master br0 up && ip netns add squatter && ip link set x1 netns squatter && \
+        ip -n squatter link set x1 up && ip -n squatter address add fd00:22::2/64 dev x1 nodad";
+    fixture.node().shell(add_duplicate).unwrap();
     fixture.netns("a");
     let (_, text) = fixture.refused("ADD", "a", "/run/netns/a", &bridged(json!({ "enabledad": true })));
     assert!(text.contains("another interface of the bridge has fd00:22::2"), "{text}");
@@ -339,7 +366,7 @@ fn with_enabledad_an_address_that_somebody_has_is_found_out() {
 }
 
 #[test]
-fn a_disabled_interface_stays_down_and_without_addresses() {
+fn disabled_interface_stays_down_without_addresses() {
     let fixture = Fixture::new();
     let disabled =
         bridged(json!({ "disableContainerInterface": true, "ipam": {}, "isDefaultGateway": false }));
@@ -355,7 +382,7 @@ fn a_disabled_interface_stays_down_and_without_addresses() {
 }
 
 #[test]
-fn vlans_are_refused_where_the_kernel_cannot_tell_them_apart() {
+fn vlans_are_refused_without_kernel_support_for_vlan_filtering() {
     let fixture = Fixture::new();
     fixture.netns("a");
     for (patch, key) in [
@@ -371,13 +398,13 @@ fn vlans_are_refused_where_the_kernel_cannot_tell_them_apart() {
         fixture.node().shell("ip -o link | grep -c ptl || true; ls /run/portolan/ipam/pods/owners").unwrap(),
         "0\n"
     );
-    // The reference plugin takes `vlan: 0` for none, and so do we.
+    // `vlan: 0` means none, as with the reference plugin.
     fixture.try_call("ADD", "a", "/run/netns/a", &bridged(json!({ "vlan": 0 }))).unwrap();
 }
 
 /// P34
 #[test]
-fn check_of_a_bridged_pod_passes_after_add_and_notices_each_loss() {
+fn check_of_a_bridged_pod_passes_after_add_and_reports_each_loss() {
     let fixture = Fixture::new();
     for (id, sabotage, expected) in [
         ("a", "ip -n a link set eth0 down", "eth0 is down"),
@@ -396,7 +423,7 @@ fn check_of_a_bridged_pod_passes_after_add_and_notices_each_loss() {
         let result = fixture.add(id, &config);
         let config = merge(config, json!({ "prevResult": result }));
         fixture.quiet("CHECK", id, &config);
-        // What plugins behind us add is none of our business.
+        // Additions of later plugins in the chain are ignored.
         fixture
             .node()
             .shell(&format!(
@@ -408,7 +435,7 @@ fn check_of_a_bridged_pod_passes_after_add_and_notices_each_loss() {
         fixture.node().shell(&sabotage.replace("HOST", host).replace("ADDRESS", &address(&result))).unwrap();
         let (_, text) = fixture.refused("CHECK", id, &format!("/run/netns/{id}"), &config);
         assert!(text.contains(expected), "{sabotage}: {text}");
-        // P33: DEL succeeds with the bridge gone, the rule gone, the file gone.
+        // P33: DEL succeeds without the bridge, the rule or the file.
         fixture.quiet("DEL", id, &config);
     }
     fixture.assert_nothing_left();
@@ -416,7 +443,7 @@ fn check_of_a_bridged_pod_passes_after_add_and_notices_each_loss() {
 
 /// P36
 #[test]
-fn gc_of_a_bridged_network_keeps_what_is_listed_and_takes_the_bridge_last() {
+fn gc_of_a_bridged_network_keeps_listed_attachments_and_removes_the_bridge_last() {
     let fixture = Fixture::new();
     let config = bridged(json!({ "macspoofchk": true }));
     for id in ["a", "b"] {
@@ -431,7 +458,7 @@ fn gc_of_a_bridged_network_keeps_what_is_listed_and_takes_the_bridge_last() {
             .unwrap(),
         "1\n"
     );
-    // With the state directory gone, the interfaces still say whose they are.
+    // Without the state directory the aliases of the interfaces name the attachments.
     fixture.node().shell("rm -r /run/portolan/*").unwrap();
     fixture.quiet("GC", "x", &merge(config, json!({ "cni.dev/valid-attachments": [] })));
     assert_eq!(fixture.node().shell("ip -o link | grep -E 'ptl|br0' || true").unwrap(), "");

@@ -1,4 +1,4 @@
-//! The rows of the contract that need a container, P18 to P41.
+//! The requirements that need a container, P18 to P41.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::fixture::{Fixture, address, config, merge, small};
 
 /// P18, P19, P20
 #[test]
-fn each_version_gets_its_own_shape_of_result_and_unknown_keys_are_passed_over() {
+fn result_has_the_format_of_the_requested_version_and_unknown_keys_are_ignored() {
     let fixture = Fixture::new();
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let unknown =
@@ -37,7 +37,7 @@ fn each_version_gets_its_own_shape_of_result_and_unknown_keys_are_passed_over() 
 
 /// P10, P20
 #[test]
-fn the_oldest_versions_have_one_address_of_each_family_and_no_interfaces() {
+fn oldest_versions_have_one_address_per_family_and_no_interfaces() {
     let fixture = Fixture::new();
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }], [{ "subnet": "fd00:22::/64" }]]);
     let dual = merge(
@@ -47,7 +47,10 @@ fn the_oldest_versions_have_one_address_of_each_family_and_no_interfaces() {
     let result = fixture.add("a", &dual);
     let expected = json!({
         "cniVersion": "0.2.0", "dns": { "nameservers": ["10.96.0.10"] },
-        "ip4": { "ip": "10.22.0.1/32", "gateway": "169.254.1.1", "routes": [{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }] },
+        "ip4": {
+            "ip": "10.22.0.1/32", "gateway": "169.254.1.1",
+            "routes": [{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }],
+        },
         "ip6": { "ip": "fd00:22::1/128", "gateway": "fe80::1", "routes": [{ "dst": "::/0", "gw": "fe80::1" }] },
     });
     assert_eq!(result, expected);
@@ -55,8 +58,11 @@ fn the_oldest_versions_have_one_address_of_each_family_and_no_interfaces() {
     absent.as_object_mut().unwrap().remove("cniVersion");
     let result = fixture.add("b", &absent);
     assert_eq!((&result["cniVersion"], &result["ip4"]["ip"]), (&json!("0.1.0"), &json!("10.22.0.2/32")));
-    // host-local of the reference answers in that shape too.
-    let ipam = json!({ "name": "other", "ipam": { "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.30.0.0/24" } });
+    // The reference plugin host-local answers in that format too.
+    let ipam = json!({
+        "name": "other",
+        "ipam": { "type": "host-local", "dataDir": "/run/host-local", "subnet": "10.30.0.0/24" },
+    });
     let other = merge(config("0.2.0"), ipam);
     assert_eq!(fixture.add("c", &other)["ip4"]["ip"], "10.30.0.2/32");
     for (id, config) in [("a", &dual), ("b", &absent), ("c", &other)] {
@@ -67,7 +73,7 @@ fn the_oldest_versions_have_one_address_of_each_family_and_no_interfaces() {
 
 /// P21, P22
 #[test]
-fn a_second_add_is_refused_and_another_interface_of_the_same_container_is_its_own() {
+fn second_add_is_refused_but_another_interface_of_the_container_is_not() {
     let fixture = Fixture::new();
     let first = fixture.add("a", &config("1.1.0"));
     let before = fixture.traces();
@@ -91,7 +97,7 @@ fn a_second_add_is_refused_and_another_interface_of_the_same_container_is_its_ow
 
 /// P23, P24
 #[test]
-fn what_is_in_the_way_stays_as_it_was() {
+fn add_leaves_existing_interfaces_and_files_unchanged() {
     let fixture = Fixture::new();
     fixture.netns("a");
     fixture.node().shell("ip -n a link add eth0 type veth peer name other").unwrap();
@@ -110,7 +116,7 @@ fn what_is_in_the_way_stays_as_it_was() {
 
 /// P25, P40
 #[test]
-fn a_full_pool_is_told_by_add_and_by_status() {
+fn exhausted_pool_fails_add_and_status_with_code_50() {
     let fixture = Fixture::new();
     let config = small("10.22.0.0/30");
     fixture.quiet("STATUS", "x", &config);
@@ -127,11 +133,14 @@ fn a_full_pool_is_told_by_add_and_by_status() {
 
 /// P26
 #[test]
-fn an_add_that_fails_late_leaves_nothing() {
+fn add_that_fails_late_leaves_nothing() {
     let fixture = Fixture::new();
     fixture.netns("a");
-    // A gateway the pod cannot reach: the kernel refuses the route after links and addresses are made.
-    let routes = json!({ "ipam": { "ranges": [[{ "subnet": "10.22.0.0/24" }]], "routes": [{ "dst": "10.9.0.0/16", "gw": "10.8.0.1" }] } });
+    // A gateway that the pod cannot reach: the kernel refuses the route after links and addresses were
+    // created.
+    let ranges = json!([[{ "subnet": "10.22.0.0/24" }]]);
+    let routes =
+        json!({ "ipam": { "ranges": ranges, "routes": [{ "dst": "10.9.0.0/16", "gw": "10.8.0.1" }] } });
     let (code, text) = fixture.refused("ADD", "a", "/run/netns/a", &merge(config("1.1.0"), routes));
     assert_eq!(code, 100, "{text}");
     assert!(text.contains("add route 10.9.0.0/16 via 10.8.0.1"), "{text}");
@@ -142,9 +151,10 @@ fn an_add_that_fails_late_leaves_nothing() {
 
 /// P27, P28
 #[test]
-fn a_named_ipam_plugin_is_run_and_cleaned_up_after() {
+fn delegated_ipam_plugin_is_run_and_its_addresses_are_released() {
     let fixture = Fixture::new();
-    let ipam = json!({ "ipam": { "type": "host-local", "dataDir": "/run/host-local", "ranges": [[{ "subnet": "10.30.0.0/24" }]] } });
+    let ranges = json!([[{ "subnet": "10.30.0.0/24" }]]);
+    let ipam = json!({ "ipam": { "type": "host-local", "dataDir": "/run/host-local", "ranges": ranges } });
     // host-local of Debian knows the specification up to 1.0.0.
     let delegated = merge(config("1.0.0"), ipam);
     let result = fixture.add("a", &delegated);
@@ -174,7 +184,7 @@ fn del_succeeds_whatever_is_left() {
         }
         assert_eq!(fixture.traces(), before, "{netns:?}");
     }
-    // An older version, another pool and no valid configuration at all.
+    // Another version, another pool, and an invalid configuration.
     for changed in [config("0.3.1"), small("10.99.0.0/24"), merge(config("1.1.0"), json!({ "ipam": {} }))] {
         fixture.add("e", &config("1.1.0"));
         fixture.quiet("DEL", "e", &changed);
@@ -186,7 +196,7 @@ fn del_succeeds_whatever_is_left() {
 
 /// P29
 #[test]
-fn many_dels_of_one_container_at_once_succeed() {
+fn concurrent_dels_of_one_container_succeed() {
     let fixture = Fixture::new();
     for _ in 0..3 {
         fixture.add("a", &config("1.1.0"));
@@ -197,7 +207,7 @@ fn many_dels_of_one_container_at_once_succeed() {
         });
         fixture.node().shell("ip netns del a").unwrap();
     }
-    // Without so much as the variable.
+    // Without the variable CNI_NETNS.
     let variables = [("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")];
     assert_eq!(fixture.plugin.call(&variables, &config("1.1.0").to_string()).unwrap(), Ok(Value::Null));
     fixture.assert_nothing_left();
@@ -205,7 +215,7 @@ fn many_dels_of_one_container_at_once_succeed() {
 
 /// P29
 #[test]
-fn many_at_once_get_different_addresses_and_leave_nothing() {
+fn concurrent_adds_get_different_addresses_and_concurrent_dels_leave_nothing() {
     let fixture = Fixture::new();
     let ids: Vec<String> = (0..50).map(|n| format!("pod{n}")).collect();
     for id in &ids {
@@ -229,7 +239,7 @@ fn many_at_once_get_different_addresses_and_leave_nothing() {
 
 /// P32
 #[test]
-fn a_late_del_does_not_take_what_another_has_by_now() {
+fn late_del_does_not_release_an_address_that_was_reassigned() {
     let fixture = Fixture::new();
     let config = small("10.22.0.0/30");
     let first = fixture.add("a", &config);
@@ -244,7 +254,7 @@ fn a_late_del_does_not_take_what_another_has_by_now() {
 
 /// P33
 #[test]
-fn a_flushed_ruleset_harms_no_del_and_the_next_add_repairs_it() {
+fn del_succeeds_after_a_flushed_ruleset_and_the_next_add_restores_it() {
     let fixture = Fixture::new();
     let first = fixture.add("a", &config("1.1.0"));
     fixture.add("b", &config("1.1.0"));
@@ -257,7 +267,7 @@ fn a_flushed_ruleset_harms_no_del_and_the_next_add_repairs_it() {
 
 /// P34
 #[test]
-fn check_passes_after_add_and_notices_each_loss() {
+fn check_passes_after_add_and_reports_each_loss() {
     let fixture = Fixture::new();
     for (id, sabotage, expected) in [
         ("a", "ip -n a link set eth0 down", "is down"),
@@ -274,7 +284,7 @@ fn check_passes_after_add_and_notices_each_loss() {
         let result = fixture.add(id, &config("1.1.0"));
         let config = merge(config("1.1.0"), json!({ "prevResult": result }));
         fixture.quiet("CHECK", id, &config);
-        // What plugins behind us add is none of our business.
+        // Additions of later plugins in the chain are ignored.
         fixture
             .node()
             .shell(&format!(
@@ -289,7 +299,8 @@ fn check_passes_after_add_and_notices_each_loss() {
     }
 }
 
-/// P34, P35: another IPAM plugin is asked about what it gave, which mode `routed` has made something else of.
+/// P34, P35: CHECK of another IPAM plugin gets that plugin's own result, not the one that mode `routed` made
+/// of it.
 #[test]
 fn check_by_the_plugin_static_passes_in_both_modes() {
     let fixture = Fixture::new();
@@ -311,11 +322,12 @@ fn check_by_the_plugin_static_passes_in_both_modes() {
     fixture.assert_nothing_left();
 }
 
-/// P34: `nft flush table` leaves chains, sets and what is in them.
+/// P34: `nft flush table` leaves chains, sets and their elements.
 #[test]
-fn check_notices_rules_that_are_gone_and_the_next_add_writes_them() {
+fn check_reports_flushed_rules_and_the_next_add_restores_them() {
     let fixture = Fixture::new();
-    let guarded = json!({ "name": "guarded", "bridge": "br0", "isGateway": true, "ipMasq": true, "macspoofchk": true,
+    let guarded = json!({
+        "name": "guarded", "bridge": "br0", "isGateway": true, "ipMasq": true, "macspoofchk": true,
         "ipam": { "ranges": [[{ "subnet": "10.23.0.0/24" }]] } });
     let networks = [config("1.1.0"), merge(config("1.1.0"), guarded)];
     let [a, b] = ["a", "b"].map(|id| {
@@ -342,7 +354,7 @@ fn check_notices_rules_that_are_gone_and_the_next_add_writes_them() {
 
 /// P36, P37, P38
 #[test]
-fn gc_removes_what_is_not_listed_in_this_network_only() {
+fn gc_removes_unlisted_attachments_of_this_network_only() {
     let fixture = Fixture::new();
     let other = merge(small("10.23.0.0/24"), json!({ "name": "other" }));
     for id in ["a", "b"] {
@@ -365,7 +377,7 @@ fn gc_removes_what_is_not_listed_in_this_network_only() {
             .1
             .contains("broken-eth0")
     );
-    // Passed once: the file was removed.
+    // The error is reported once: the file was removed.
     fixture.quiet("GC", "x", &merge(config("1.1.0"), json!({ "cni.dev/valid-attachments": null })));
     assert_eq!(links(), "1\n");
     fixture.node().shell("ip -n c link show eth0").unwrap();
@@ -373,7 +385,7 @@ fn gc_removes_what_is_not_listed_in_this_network_only() {
 
 /// P41
 #[test]
-fn in_a_chain_it_passes_on_what_came_before() {
+fn add_in_a_chain_appends_to_the_previous_result() {
     let fixture = Fixture::new();
     fixture.netns("a");
     let tuning = Plugin { binary: "/usr/lib/cni/loopback".into(), node: fixture.node().clone() };
@@ -411,7 +423,7 @@ fn in_a_chain_it_passes_on_what_came_before() {
 }
 
 #[test]
-fn only_traffic_that_leaves_the_pods_network_takes_the_nodes_address() {
+fn only_traffic_to_outside_the_pod_network_is_masqueraded() {
     let fixture = Fixture::new();
     let a = address(&fixture.add("a", &config("1.1.0")));
     let b = address(&fixture.add("b", &config("1.1.0")));
@@ -431,7 +443,7 @@ fn only_traffic_that_leaves_the_pods_network_takes_the_nodes_address() {
     );
     let pod_b = fixture.node().netns(Path::new("/run/netns/b")).unwrap();
     assert_eq!(seen_by(&pod_b, &b, "a"), a);
-    // The address of a pod that is gone refuses at once.
+    // The address of a deleted pod refuses connections at once.
     fixture.quiet("DEL", "b", &config("1.1.0"));
     let pod_a = fixture.node().netns(Path::new("/run/netns/a")).unwrap();
     let refused = pod_a.run(|| std::net::TcpStream::connect((b.as_str(), 7777)).unwrap_err()).unwrap();

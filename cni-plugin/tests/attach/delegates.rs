@@ -1,4 +1,4 @@
-//! Other IPAM plugins, well-behaved and not (CNI 1.1 §4).
+//! Other IPAM plugins, correct and faulty ones (CNI 1.1 §4).
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, NOTHING, config, merge};
 
-/// Writes down what it gets, then does as `$answer` says.
+/// Writes its input and environment to files, then does what `$answer` says.
 const SCRIPT: &str = r#"#!/bin/sh
 mkdir -p /run/fake/log
 cat > /run/fake/log/stdin.$CNI_COMMAND
@@ -16,7 +16,7 @@ env > /run/fake/log/env.$CNI_COMMAND
 
 const RESULT: &str = r#"echo '{"cniVersion":"1.1.0","ips":[{"address":"10.30.0.5/24","gateway":"10.30.0.1"}],"dns":{"nameservers":["10.30.0.2"]}}'"#;
 
-/// An IPAM plugin of that name, which answers ADD so.
+/// Installs an IPAM plugin of that name with this answer to ADD.
 fn add_delegate(fixture: &Fixture, name: &str, answer: &str) {
     let text = format!("{SCRIPT}{answer}\n");
     let write = || {
@@ -48,7 +48,7 @@ fn call(fixture: &Fixture, command: &str, config: &Value) -> Result<Value, Value
     fixture.plugin.call(&variables, &config.to_string()).unwrap()
 }
 
-/// What the delegate was given with a command.
+/// The input of the delegate for a command.
 fn stdin(fixture: &Fixture, command: &str) -> Value {
     fixture.json(&format!("cat /run/fake/log/stdin.{command}"))
 }
@@ -60,7 +60,7 @@ fn assert_nothing_left(fixture: &Fixture) {
 
 /// P27, P39
 #[test]
-fn a_delegate_gets_all_of_the_input_and_environment_with_each_command() {
+fn delegate_gets_the_complete_input_and_environment_with_each_command() {
     let fixture = Fixture::new();
     fixture.netns("a");
     add_delegate(&fixture, "fake", RESULT);
@@ -73,7 +73,7 @@ fn a_delegate_gets_all_of_the_input_and_environment_with_each_command() {
         config.clone(),
         json!({ "cni.dev/valid-attachments": [{ "containerID": "a", "ifname": "eth0" }] }),
     );
-    // CHECK is about what the delegate gave, and not about what mode `routed` made of it.
+    // CHECK compares with the delegate's result, not with the one that mode `routed` made of it.
     let mut own = checked.clone();
     own["prevResult"]["ips"] = json!([{ "address": "10.30.0.5/24", "gateway": "10.30.0.1", "interface": 1 }]);
     own["prevResult"]["routes"] = json!([]);
@@ -109,11 +109,12 @@ fn a_delegate_gets_all_of_the_input_and_environment_with_each_command() {
 
 /// P26, P27
 #[test]
-fn a_delegate_is_told_when_add_fails_after_it() {
+fn delegate_gets_del_when_a_later_step_of_add_fails() {
     let fixture = Fixture::new();
     fixture.netns("a");
     add_delegate(&fixture, "fake", RESULT);
-    // A gateway the pod cannot reach: the kernel refuses the route after links and addresses are made.
+    // A gateway that the pod cannot reach: the kernel refuses the route after links and addresses were
+    // created.
     let mut config = delegated("fake");
     config["ipam"]["routes"] = json!([{ "dst": "10.9.0.0/16", "gw": "10.8.0.1" }]);
     let error = call(&fixture, "ADD", &config).unwrap_err();
@@ -124,7 +125,7 @@ fn a_delegate_is_told_when_add_fails_after_it() {
 
 /// P28
 #[test]
-fn what_a_delegate_does_wrong_is_told_and_undone() {
+fn error_of_a_delegate_is_reported_and_add_is_undone() {
     let fixture = Fixture::new();
     fixture.netns("a");
     for (name, answer, code, expected) in [
@@ -154,7 +155,7 @@ fn what_a_delegate_does_wrong_is_told_and_undone() {
 
 /// P28
 #[test]
-fn a_delegate_that_hangs_is_stopped_before_the_runtime_loses_patience() {
+fn hanging_delegate_is_killed_before_the_runtime_times_out() {
     let fixture = Fixture::new();
     fixture.netns("a");
     add_delegate(&fixture, "hanging", "exec sleep 1000");
@@ -168,7 +169,7 @@ fn a_delegate_that_hangs_is_stopped_before_the_runtime_loses_patience() {
 
 /// P29
 #[test]
-fn what_a_delegate_refuses_to_take_back_is_told_and_the_rest_is_gone() {
+fn failed_del_of_a_delegate_is_reported_and_everything_else_is_removed() {
     let fixture = Fixture::new();
     fixture.netns("a");
     add_delegate(&fixture, "fake", RESULT);
@@ -184,9 +185,9 @@ fn what_a_delegate_refuses_to_take_back_is_told_and_the_rest_is_gone() {
     assert_nothing_left(&fixture);
 }
 
-/// The configuration no longer names the delegate, so DEL knows from the note alone what to call.
+/// The configuration no longer names the delegate, so DEL uses the record of the ADD.
 #[test]
-fn the_note_of_a_delegate_stays_until_its_del_succeeds() {
+fn record_of_a_delegate_stays_until_its_del_succeeds() {
     for command in ["DEL", "GC"] {
         let fixture = Fixture::new();
         fixture.netns("a");

@@ -1,4 +1,4 @@
-//! IPv6, both families, and pods on two networks.
+//! IPv6, dual stack, and pods with two networks.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -19,7 +19,7 @@ fn v6(prefix: &str) -> Value {
     merge(config("1.1.0"), json!({ "ipam": { "ranges": [[{ "subnet": prefix }]] } }))
 }
 
-/// Whom a listener in `to` sees when `from` connects to it.
+/// The client address that a listener in `to` sees when `from` connects to it.
 fn seen_by(to: &netns::NetNs, listen: SocketAddr, from: &netns::NetNs) -> IpAddr {
     let listener = to.run(|| TcpListener::bind(listen).unwrap()).unwrap();
     let mut client =
@@ -36,7 +36,7 @@ fn open(fixture: &Fixture, name: &str) -> netns::NetNs {
 
 /// P20
 #[test]
-fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
+fn dual_stack_pod_can_use_both_addresses_at_once() {
     let fixture = Fixture::new();
     let a = fixture.add("a", &dual());
     // Within the second that duplicate address detection would take.
@@ -69,10 +69,10 @@ fn a_pod_has_an_address_of_each_family_and_may_use_them_at_once() {
     assert_eq!(fixture.node().shell("ip -6 route | grep fd00:22 || true").unwrap(), "");
 }
 
-/// Whenever an interface with IPv6 comes up the kernel walks through every route of IPv6, so each one costs
-/// every pod.
+/// Whenever an interface with IPv6 comes up, the kernel walks every IPv6 route, so each route slows down the
+/// ADD of every pod.
 #[test]
-fn a_pod_gives_the_node_the_ipv6_routes_it_needs_and_no_more() {
+fn pod_adds_only_the_necessary_ipv6_routes_to_the_node() {
     let fixture = Fixture::new();
     let limits = json!({ "runtimeConfig": { "bandwidth": { "egressRate": 8_000_000 } } });
     let ranges = json!([[{ "subnet": "10.23.0.0/24" }], [{ "subnet": "fd00:23::/64" }]]);
@@ -98,7 +98,7 @@ fn a_pod_gives_the_node_the_ipv6_routes_it_needs_and_no_more() {
 
 /// P20
 #[test]
-fn a_pod_may_have_ipv6_alone_masqueraded_or_not() {
+fn ipv6_only_pod_works_with_and_without_masquerading() {
     let fixture = Fixture::new();
     fixture
         .node()
@@ -122,7 +122,7 @@ fn a_pod_may_have_ipv6_alone_masqueraded_or_not() {
 }
 
 #[test]
-fn a_pod_cannot_send_from_an_address_that_is_not_its_own() {
+fn pod_cannot_send_from_a_foreign_address() {
     let fixture = Fixture::new();
     let a = address(&fixture.add("a", &config("1.1.0")));
     let b = address(&fixture.add("b", &config("1.1.0")));
@@ -134,7 +134,7 @@ fn a_pod_cannot_send_from_an_address_that_is_not_its_own() {
         let sender = open(&fixture, "a").run(bind).unwrap();
         sender.send_to(from.as_bytes(), (b.as_str(), 7777)).unwrap();
     };
-    // What is sent after the spoofed packet arrives, and nothing before it.
+    // What is sent after the spoofed packet arrives; the spoofed packet does not.
     send("10.22.0.200");
     send(&a);
     let mut bytes = [0; 64];
@@ -143,12 +143,12 @@ fn a_pod_cannot_send_from_an_address_that_is_not_its_own() {
 }
 
 #[test]
-fn eth0_has_the_default_route_whichever_network_is_attached_first_and_each_answers_where_it_was_asked() {
+fn eth0_has_the_default_route_in_any_order_of_attachment_and_each_interface_answers_itself() {
     let fixture = Fixture::new();
     let ranges = json!([[{ "subnet": "10.23.0.0/24" }], [{ "subnet": "fd00:23::/64" }]]);
     let other = merge(dual(), json!({ "name": "other", "ipam": { "ranges": ranges, "cooldown": 0 } }));
     let networks = [("eth0", dual()), ("eth1", other)];
-    // The node asks from an address of its own.
+    // The node sends from an address of its own.
     fixture.node().shell("ip address add fd00:1::2/64 dev uplink0 nodad").unwrap();
     let call = |command: &str, pod: &str, (ifname, config): &(&str, Value)| {
         let netns = format!("/run/netns/{pod}");
@@ -171,7 +171,7 @@ fn eth0_has_the_default_route_whichever_network_is_attached_first_and_each_answe
         for address in given.iter().flat_map(addresses) {
             fixture.node().shell(&format!("ping -c1 -W2 {address}")).unwrap();
         }
-        // Without the first network the second one leads out.
+        // Without the first network, the default route is that of the second one.
         call("DEL", pod, &networks[0]);
         let way = fixture.json(&format!("ip -n {pod} -j route get 198.51.100.1"));
         assert_eq!(way[0]["dev"], "eth1", "{pod}: {way}");
@@ -180,7 +180,7 @@ fn eth0_has_the_default_route_whichever_network_is_attached_first_and_each_answe
     fixture.assert_nothing_left();
 }
 
-/// Sends a router advertisement (RFC 4861 §4.2): everything by me, for half an hour. The kernel fills in the
+/// Sends a router advertisement (RFC 4861 §4.2) with a lifetime of half an hour. The kernel fills in the
 /// checksum.
 const ADVERTISE: &str = "import socket, struct
 s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
@@ -189,26 +189,26 @@ s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoinde
 s.sendto(struct.pack('!BBHBBHII', 134, 0, 0, 64, 0, 1800, 0, 0), ('ff02::1', 0))";
 
 #[test]
-fn a_pod_does_not_become_the_nodes_router() {
+fn pod_does_not_become_the_router_of_the_node() {
     let fixture = Fixture::new();
-    // As on a node that has its own routes from advertisements although it forwards.
+    // As on a node that forwards and still accepts router advertisements.
     fixture.node().shell("echo 2 > /proc/sys/net/ipv6/conf/default/accept_ra").unwrap();
     fixture.add("a", &dual());
-    // Its link-local address has to be usable before anybody believes it.
+    // The node ignores advertisements until the pod's link-local address is usable.
     fixture.node().shell("for n in $(seq 100); do ip -n a -6 address show dev eth0 | grep -q tentative || break; sleep 0.1; done").unwrap();
     let advertise = || fixture.node().shell(&format!("ip netns exec a python3 -c \"{ADVERTISE}\"")).unwrap();
     let routes = || fixture.node().shell("sleep 0.3; ip -6 route show default | grep ptl || true").unwrap();
     advertise();
     assert_eq!(routes(), "");
-    // Without our rules it would.
+    // Without the rules the node accepts it.
     fixture.node().shell("nft flush chain inet portolan own-addresses").unwrap();
     advertise();
     assert!(routes().contains("proto ra"), "{}", routes());
 }
 
-/// Netlink and nfnetlink. What waits for one of the kernel's workers asks again after each sleep.
+/// Counts netlink and nfnetlink requests. Waits for kernel workers repeat a request after each sleep.
 #[test]
-fn an_add_beside_another_pod_sends_nine_requests_and_one_more_for_the_second_family() {
+fn add_beside_another_pod_sends_nine_requests_and_one_more_for_the_second_family() {
     let fixture = Fixture::new();
     fixture.netns("a");
     let v4 = json!({ "ipam": { "ranges": [[{ "subnet": "10.22.0.0/24" }]] } });

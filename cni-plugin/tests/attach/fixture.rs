@@ -1,4 +1,4 @@
-//! A node and the plugin in it.
+//! A node with the plugin.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ impl Fixture {
         if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() }
     }
 
-    /// Everything that is on the node because of the plugin.
+    /// Everything on the node that the plugin created.
     pub(crate) fn traces(&self) -> String {
         self.node()
             .shell(
@@ -66,12 +66,12 @@ impl Fixture {
             .unwrap()
     }
 
-    /// What is left of pods: [`Fixture::traces`] without what stays when the last one has gone, which is the
-    /// nft table with nothing in its sets and maps, and the notes of what is in it.
+    /// What is left of pods: [`Fixture::traces`] without what stays after the last pod, the empty nft table
+    /// and the settings of its networks.
     pub(crate) fn traces_of_pods(&self) -> String {
         let ruleset = self.json("nft -j list ruleset");
         let objects = ruleset["nftables"].as_array().unwrap().iter();
-        // The names of bridges in `same-interface` are there for all their pods, and go with the table.
+        // The bridges in `same-interface` stay for all their pods and are removed with the table.
         let is_of_pod =
             |set: &Value| set["name"] != "same-interface" || set["elem"].to_string().contains("ptl");
         let is_full = |object: &&Value| {
@@ -89,7 +89,7 @@ impl Fixture {
         rest.unwrap() + &full.concat()
     }
 
-    /// Nothing is left of any pod; and after `cleanup` nothing at all.
+    /// Nothing is left of any pod, and after `cleanup` nothing at all.
     pub(crate) fn assert_nothing_left(&self) {
         assert_eq!(self.traces_of_pods(), NOTHING);
         let cleanup = format!("{} cleanup", self.plugin.binary.display());
@@ -106,7 +106,7 @@ pub(crate) fn config(version: &str) -> Value {
     })
 }
 
-/// Without a rest, so that a test need not wait for an address to come back.
+/// Without a cooldown, so that a test need not wait for an address to become free.
 pub(crate) fn small(subnet: &str) -> Value {
     let mut config = config("1.1.0");
     config["ipam"] = json!({ "cooldown": 0, "ranges": [[{ "subnet": subnet }]] });

@@ -1,4 +1,4 @@
-//! What people write for the reference plugins, and what runtimes send.
+//! Configurations that users write for the reference plugins, and what runtimes send.
 
 use serde_json::{Value, json};
 
@@ -16,9 +16,9 @@ fn call(fixture: &Fixture, id: &str, args: &str, config: &Value) -> Result<Value
     fixture.plugin.call(&variables, &config.to_string()).unwrap()
 }
 
-/// What containerd 1.6 sends for CoreDNS's own pod, written by Go: nothing is null.
+/// What containerd 1.6 sends for CoreDNS's own pod: in Go an empty list is null.
 #[test]
-fn a_configuration_as_go_writes_it_is_read_with_its_nulls() {
+fn null_values_as_written_by_go_are_accepted() {
     let fixture = Fixture::new();
     let sent = json!({
         "ipMasq": null, "mtu": null, "args": null, "nonMasqueradeCIDRs": null,
@@ -43,13 +43,13 @@ fn a_configuration_as_go_writes_it_is_read_with_its_nulls() {
         fixture.quiet("DEL", id, &config);
     }
     fixture.node().shell("ip link del br0").unwrap();
-    let nobody = json!({ "cni.dev/valid-attachments": null, "ipam": null });
-    fixture.quiet("GC", "x", &merge(config("1.1.0"), nobody));
+    let no_attachments = json!({ "cni.dev/valid-attachments": null, "ipam": null });
+    fixture.quiet("GC", "x", &merge(config("1.1.0"), no_attachments));
     fixture.assert_nothing_left();
 }
 
 #[test]
-fn arguments_without_a_value_are_absent_and_booleans_are_of_any_case() {
+fn arguments_without_a_value_are_absent_and_booleans_ignore_case() {
     let fixture = Fixture::new();
     let given =
         call(&fixture, "a", "IgnoreUnknown=True;IP=;MAC=;K8S_POD_NAME=;X=y", &config("1.1.0")).unwrap();
@@ -57,7 +57,7 @@ fn arguments_without_a_value_are_absent_and_booleans_are_of_any_case() {
     for (id, args) in [("b", "IgnoreUnknown=FALSE;X=y"), ("c", "IgnoreUnknown=yes")] {
         assert_eq!(call(&fixture, id, args, &config("1.1.0")).unwrap_err()["code"], 4);
     }
-    // Two requests of one set, however they came.
+    // Two requests of one set, in different fields.
     let asking = merge(config("1.1.0"), json!({ "runtimeConfig": { "ips": ["10.22.0.8"] } }));
     let error = call(&fixture, "d", "IP=10.22.0.7", &asking).unwrap_err();
     assert!(error["msg"].as_str().unwrap().contains("10.22.0.8 and 10.22.0.7 are requested"), "{error}");
@@ -65,7 +65,7 @@ fn arguments_without_a_value_are_absent_and_booleans_are_of_any_case() {
 }
 
 #[test]
-fn the_hardware_address_of_args_is_the_pods() {
+fn mac_address_of_args_is_applied() {
     let fixture = Fixture::new();
     let args = json!({ "args": { "cni": { "mac": "02:00:00:00:00:17" } } });
     let capability = json!({ "runtimeConfig": { "mac": "02:00:00:00:00:18" } });
@@ -95,12 +95,12 @@ fn routes_have_the_options_of_cni_1_1_and_older_results_do_not() {
         let ipam = json!({ "ranges": [[{ "subnet": "10.22.0.0/24" }]], "routes": routes, "cooldown": 0 });
         let config = merge(merge(config("1.1.0"), json!({ "ipam": ipam })), more);
         let result = call(&fixture, id, "", &config).unwrap();
-        let told = &result["routes"];
+        let shown_routes = &result["routes"];
         assert_eq!(
-            (&told[0]["mtu"], &told[0]["advmss"], &told[0]["priority"]),
+            (&shown_routes[0]["mtu"], &shown_routes[0]["advmss"], &shown_routes[0]["priority"]),
             (&json!(1400), &json!(1300), &json!(77))
         );
-        assert_eq!((&told[1]["table"], &told[2]["scope"]), (&json!(99), &json!(253)));
+        assert_eq!((&shown_routes[1]["table"], &shown_routes[2]["scope"]), (&json!(99), &json!(253)));
         let shown = fixture.node().shell(&format!("ip -n {id} route show table all")).unwrap();
         let line =
             |start: &str| shown.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();

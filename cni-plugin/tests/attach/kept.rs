@@ -1,10 +1,10 @@
-//! What stays on the node when the last pod has gone, and who takes it away.
+//! What stays on the node after the last pod was deleted, and which commands remove it.
 
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, NOTHING, config, merge};
 
-/// Word for word, so that nothing more can stay unnoticed.
+/// The exact ruleset, so that nothing else can stay unnoticed.
 const TABLE: &str = include_str!("kept.nft");
 
 fn listed(fixture: &Fixture) -> String {
@@ -12,7 +12,7 @@ fn listed(fixture: &Fixture) -> String {
     fixture.node().shell(script).unwrap()
 }
 
-/// All chains and what is in them.
+/// All chains and their rules.
 fn rules(fixture: &Fixture) -> Vec<Value> {
     let ruleset = fixture.json("nft -j list ruleset");
     let objects = ruleset["nftables"].as_array().unwrap().iter();
@@ -20,7 +20,7 @@ fn rules(fixture: &Fixture) -> Vec<Value> {
 }
 
 #[test]
-fn the_last_pod_leaves_the_table_with_nothing_in_it_which_the_next_one_uses_as_it_is() {
+fn table_stays_empty_after_the_last_pod_and_the_next_pod_reuses_it() {
     let fixture = Fixture::new();
     let handle = || fixture.node().shell("nft -a list tables").unwrap();
     fixture.add("a", &config("1.1.0"));
@@ -32,14 +32,14 @@ fn the_last_pod_leaves_the_table_with_nothing_in_it_which_the_next_one_uses_as_i
     assert!(without_pods.len() > 10, "{without_pods:?}");
     fixture.add("b", &config("1.1.0"));
     assert_eq!(rules(&fixture), without_pods, "a pod is elements and no rule");
-    assert_eq!(handle(), first, "a table that is written anew has another handle");
+    assert_eq!(handle(), first, "a new table would have another handle");
     fixture.quiet("DEL", "b", &config("1.1.0"));
     assert_eq!(listed(&fixture), format!("{TABLE}/run/portolan/networks/pods.json\n"));
     fixture.assert_nothing_left();
 }
 
 #[test]
-fn gc_forgets_a_network_without_attachments_and_with_the_last_network_the_table() {
+fn gc_removes_a_network_without_attachments_and_the_table_with_the_last_network() {
     let fixture = Fixture::new();
     let ranges = json!([[{ "subnet": "10.23.0.0/24" }]]);
     let other = merge(config("1.1.0"), json!({ "name": "other", "ipam": { "ranges": ranges } }));
@@ -52,7 +52,7 @@ fn gc_forgets_a_network_without_attachments_and_with_the_last_network_the_table(
     collect(&other);
     let rules = fixture.node().shell("nft list ruleset").unwrap();
     assert!(rules.contains("network-pods") && !rules.contains("network-other"), "{rules}");
-    // A list that keeps somebody keeps the network.
+    // A list with one attachment keeps the network.
     let keep = json!({ "cni.dev/valid-attachments": [{ "containerID": "a", "ifname": "eth0" }] });
     fixture.quiet("GC", "x", &merge(config("1.1.0"), keep));
     assert_eq!(fixture.node().shell("nft list ruleset").unwrap(), rules);
@@ -61,13 +61,13 @@ fn gc_forgets_a_network_without_attachments_and_with_the_last_network_the_table(
 }
 
 #[test]
-fn cleanup_is_refused_while_a_pod_is_attached_and_leaves_nothing_when_none_is() {
+fn cleanup_is_refused_while_a_pod_is_attached_and_leaves_nothing_afterwards() {
     let fixture = Fixture::new();
     let cleanup = format!("{} cleanup", fixture.plugin.binary.display());
     // On a node that never had a pod.
     assert_eq!(fixture.node().shell(&cleanup).unwrap(), "");
     fixture.add("a", &config("1.1.0"));
-    // Known by its record, and by its interface where the records are gone.
+    // Found by its record, and without records by its interface.
     for sabotage in ["true", "rm -r /run/portolan"] {
         fixture.node().shell(sabotage).unwrap();
         let refused = fixture.node().shell(&cleanup).unwrap_err().to_string();
@@ -82,9 +82,11 @@ fn cleanup_is_refused_while_a_pod_is_attached_and_leaves_nothing_when_none_is() 
 }
 
 #[test]
-fn cleanup_takes_empty_bridges_of_ours_and_leaves_what_the_daemons_have_in_the_state_directory() {
+fn cleanup_removes_empty_bridges_and_keeps_files_of_the_daemons() {
     let fixture = Fixture::new();
-    let bridged = json!({ "stateDir": "/run/other", "mode": "bridge", "bridge": "br0", "isGateway": true, "macspoofchk": true });
+    let bridged = json!({
+        "stateDir": "/run/other", "mode": "bridge", "bridge": "br0", "isGateway": true, "macspoofchk": true,
+    });
     let bridged = merge(config("1.1.0"), bridged);
     fixture.add("a", &bridged);
     fixture.node().shell("touch /run/other/other.file").unwrap();

@@ -1,5 +1,5 @@
-//! `kill -9` before every system call of ADD and of DEL that may change something, which is as good as at
-//! every one: strace injects the signal, so that the binary is the shipped one.
+//! `kill -9` before every system call of ADD and of DEL that may change something. That covers every instant,
+//! because nothing changes between two of them. strace injects the signal, so the shipped binary is tested.
 
 use std::path::Path;
 
@@ -8,8 +8,7 @@ use testbed::Plugin;
 
 use crate::fixture::{Fixture, NOTHING, config, merge};
 
-/// The signal arrives before the call is made. Between two of these nothing changes that outlives the
-/// process.
+/// The signal arrives before the call. Between two of these calls nothing changes that outlives the process.
 const CHANGES: [&str; 11] = [
     "openat",
     "write",
@@ -39,17 +38,20 @@ fn dual() -> Value {
 pub(crate) fn traced(fixture: &Fixture, options: &str) -> Plugin {
     let script = Path::new("/run/traced");
     let plugin = fixture.plugin.binary.display();
-    // Another process writes it: a file that this one has open for writing goes to whatever a parallel test
-    // starts, and cannot be run meanwhile.
+    // Another process writes the script: a file that this process has open for writing is inherited by what a
+    // parallel test starts, and cannot be executed meanwhile.
     let line = format!("exec /usr/bin/strace -qq {options} {plugin}");
     let write = format!("printf '#!/bin/sh\\n%s\\n' '{line}' > {0}; chmod +x {0}", script.display());
     fixture.node().shell(&write).unwrap();
     Plugin { binary: script.into(), node: fixture.node().clone() }
 }
 
-/// As a bridge's ports, held to their hardware addresses, and with limits.
+/// As bridge ports with macspoofchk and limits.
 fn bridged() -> Value {
-    let bridge = json!({ "mode": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true, "macspoofchk": true });
+    let bridge = json!({
+        "mode": "bridge", "bridge": "br0", "isDefaultGateway": true, "ipMasq": true, "hairpinMode": true,
+        "macspoofchk": true,
+    });
     let mut config = merge(dual(), bridge);
     config["runtimeConfig"]["bandwidth"] = json!({ "ingressRate": 8_000_000, "egressRate": 8_000_000 });
     config
@@ -59,26 +61,25 @@ fn call(plugin: &Plugin, command: &str, config: &Value) -> Result<Value, Value> 
     plugin.command(command, "a", Path::new("/run/netns/a"), config).unwrap()
 }
 
-/// The system calls of a command once it runs: each by its name, and how many of that name came before it.
+/// The system calls of a command: the name of each, and its ordinal among those of that name.
 pub(crate) fn system_calls(fixture: &Fixture, command: &str, config: &Value) -> Vec<(String, usize)> {
     call(&traced(fixture, "-o /run/trace"), command, config).unwrap();
-    // The kernel starts a write to a sysctl again and again while another process holds the lock of all
-    // interfaces.
+    // The kernel restarts a write to a sysctl while another process holds the RTNL lock.
     let trace = fixture.node().shell("grep -v ERESTARTNOINTR /run/trace").unwrap();
     let mut names: Vec<String> = Vec::new();
     let mut calls: Vec<(String, usize)> = Vec::new();
     for name in trace.lines().filter_map(|line| Some(line.split_once('(')?.0.to_owned())) {
-        // It waits for one of the kernel's workers, and asks again: so often, or more or less often.
+        // Waits for kernel workers repeat a request a varying number of times.
         if name == "clock_nanosleep" {
-            let asked = names.iter().rposition(|name| name == "sendto").unwrap();
-            names.remove(asked);
-            calls.remove(asked);
+            let request = names.iter().rposition(|name| name == "sendto").unwrap();
+            names.remove(request);
+            calls.remove(request);
             continue;
         }
         calls.push((name.clone(), names.iter().filter(|other| **other == name).count() + 1));
         names.push(name);
     }
-    // What comes before it reads its input is the loader's.
+    // Calls before it reads its input belong to the loader.
     let start = trace.lines().position(|line| line.starts_with("read(0")).unwrap();
     assert!(calls.len() > start + 40, "{trace}");
     calls.split_off(start).into_iter().filter(|(name, _)| CHANGES.contains(&&**name)).collect()
@@ -95,8 +96,8 @@ fn collect(fixture: &Fixture, config: &Value) {
     fixture.quiet("GC", "x", &merge(config.clone(), json!({ "cni.dev/valid-attachments": [] })));
 }
 
-/// P42. Every other time DEL cleans up, and after it GC, which takes the tables and the bridge too. `before`
-/// makes the node what the command is to find.
+/// P42. DEL cleans up every other time; otherwise GC, which also removes the tables and the bridge. `before`
+/// prepares the node for the command.
 fn kill_at_each_system_call(command: &str, before: &[&str], config: &Value) {
     let mut fixture = fresh();
     let prepare = |fixture: &Fixture| {
@@ -107,12 +108,12 @@ fn kill_at_each_system_call(command: &str, before: &[&str], config: &Value) {
     collect(&fixture, config);
     let mut survived = Vec::new();
     for (number, (name, nth)) in calls.iter().enumerate() {
-        // GC leaves directories, and an ADD that finds them does without a fifth of its calls.
+        // GC leaves directories. An ADD that finds them makes a fifth fewer calls.
         if before.is_empty() {
             fixture = fresh();
         }
         prepare(&fixture);
-        // A file of its own, which is not there unless this strace wrote it.
+        // A separate file, so that it exists only if this strace wrote it.
         let trace = format!("/run/trace-{number}");
         let options = format!("-o {trace} -e trace=all -e inject={name}:signal=KILL:when={nth}");
         let outcome = call(&traced(&fixture, &options), command, config);
@@ -134,12 +135,12 @@ fn kill_at_each_system_call(command: &str, before: &[&str], config: &Value) {
         let left = fixture.traces() + &fixture.traces_of_pods();
         assert_eq!(left, NOTHING.repeat(2), "{command} killed at {name} number {nth}, then GC");
     }
-    // Waiting for a lock takes more or fewer calls: one or the other may come to its end.
+    // Waiting for a lock takes a varying number of calls: a few runs may complete without being killed.
     let most = calls.len() / 20;
     assert!(survived.len() <= most, "{command} of {} calls not killed at {survived:?}", calls.len());
 }
 
-/// With masquerading, ports and limits: neither `nft` nor `iptables` nor `tc`.
+/// With masquerading, host ports and limits: no `nft`, `iptables` or `tc`.
 #[test]
 fn add_and_del_start_no_other_program() {
     let fixture = Fixture::new();
@@ -155,26 +156,26 @@ fn add_and_del_start_no_other_program() {
 }
 
 #[test]
-fn a_first_add_killed_anywhere_leaves_nothing_that_del_or_gc_does_not_remove() {
+fn first_add_killed_anywhere_leaves_nothing_after_del_or_gc() {
     kill_at_each_system_call("ADD", &[], &dual());
 }
 
 #[test]
-fn a_later_add_killed_anywhere_leaves_nothing_that_del_or_gc_does_not_remove() {
+fn later_add_killed_anywhere_leaves_nothing_after_del_or_gc() {
     kill_at_each_system_call("ADD", &["ADD", "DEL"], &dual());
 }
 
 #[test]
-fn a_del_killed_anywhere_is_completed_by_the_next_one_or_by_gc() {
+fn del_killed_anywhere_is_completed_by_the_next_del_or_gc() {
     kill_at_each_system_call("DEL", &["ADD"], &dual());
 }
 
 #[test]
-fn an_add_to_a_bridge_killed_anywhere_leaves_nothing_that_del_or_gc_does_not_remove() {
+fn bridged_add_killed_anywhere_leaves_nothing_after_del_or_gc() {
     kill_at_each_system_call("ADD", &[], &bridged());
 }
 
 #[test]
-fn a_del_from_a_bridge_killed_anywhere_is_completed_by_the_next_one_or_by_gc() {
+fn bridged_del_killed_anywhere_is_completed_by_the_next_del_or_gc() {
     kill_at_each_system_call("DEL", &["ADD"], &bridged());
 }

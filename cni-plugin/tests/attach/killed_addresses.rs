@@ -1,5 +1,4 @@
-//! `kill -9` at every change to files that an ADD makes while it counts anew who has which address: nobody's
-//! is given out again.
+//! `kill -9` at every file change of an ADD that recounts the addresses: no address in use is assigned again.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use crate::fixture::{Fixture, address, config, merge, small};
 use crate::killed::{system_calls, traced};
 
-/// What everybody has, as the reservations and interfaces say.
+/// The addresses of all pods, by reservations and interfaces.
 fn addresses(fixture: &Fixture) -> Vec<String> {
     let script = "cat /run/portolan/ipam/pods/owners/*";
     let reservations = fixture.node().shell(script).unwrap();
@@ -25,7 +24,7 @@ fn kill_at_each_change(sabotage: &str, new: &Value) {
         ["p", "q", "r"].iter().map(|id| address(&fixture.add(id, &old))).collect();
     fixture.netns("a");
     let next = fixture.netns("next");
-    // What DEL leaves of the pods that come and go is taken back with the rest.
+    // Each round starts from the same state directory.
     fixture.node().shell("cp -a /run/portolan /run/kept").unwrap();
     let prepare = || {
         fixture.quiet("DEL", "a", new);
@@ -40,10 +39,10 @@ fn kill_at_each_change(sabotage: &str, new: &Value) {
         prepare();
         let options = format!("-o /dev/null -e trace=all -e inject={name}:signal=KILL:when={nth}");
         let killed = traced(&fixture, &options).command("ADD", "a", Path::new("/run/netns/a"), new).unwrap();
-        assert!(killed.is_err(), "ADD lived on after {name} number {nth}: {killed:?}");
+        assert!(killed.is_err(), "ADD was not killed at {name} number {nth}: {killed:?}");
         let given = fixture.try_call("ADD", "next", next.to_str().unwrap(), new).unwrap();
         let why = format!("ADD killed at {name} number {nth}, then another one");
-        assert!(!held.contains(&address(&given)), "{why}: {} is somebody's", address(&given));
+        assert!(!held.contains(&address(&given)), "{why}: {} is in use", address(&given));
         let all = addresses(&fixture);
         let different: HashSet<&String> = all.iter().collect();
         assert_eq!(different.len(), all.len(), "{why}: {all:?}");
@@ -53,18 +52,18 @@ fn kill_at_each_change(sabotage: &str, new: &Value) {
 }
 
 #[test]
-fn with_changed_ranges_an_add_killed_anywhere_lets_no_address_be_given_twice() {
+fn add_killed_anywhere_after_a_change_of_ranges_leads_to_no_duplicate_address() {
     kill_at_each_change("true", &small("10.22.0.0/27"));
 }
 
 #[test]
-fn with_the_state_directory_emptied_an_add_killed_anywhere_lets_no_address_be_given_twice() {
+fn add_killed_anywhere_with_an_emptied_state_directory_leads_to_no_duplicate_address() {
     kill_at_each_change("rm -r /run/portolan/*", &small("10.22.0.0/28"));
 }
 
-/// A full disk, as far as this ADD got: the file has its length and says nothing of anybody.
+/// A disk that is full during this ADD: the slot file has its length but no content.
 #[test]
-fn with_no_room_to_count_anew_the_next_add_counts_again() {
+fn recount_that_fails_on_a_full_disk_is_repeated_by_the_next_add() {
     let fixture = Fixture::new();
     fixture.node().shell("mkdir /run/kept; mount -t tmpfs -o size=128k tmpfs /run/kept").unwrap();
     let wide = |prefix: u8| {

@@ -1,4 +1,5 @@
-//! Crowds, full disks, nobody who listens, a node that cannot: P40, P43, P44.
+//! Many pods at once, full disks, results that no process reads, nodes without the necessary features: P40,
+//! P43, P44.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,9 +12,8 @@ use crate::fixture::{Fixture, NOTHING, address, config, merge};
 
 const PODS: usize = 300;
 
-/// How many commands are under way at once: more than any runtime has, and fewer than this machine has memory
-/// for.
-const CROWD: usize = 60;
+/// Commands under way at once: more than any runtime starts, and fewer than this machine has memory for.
+const CONCURRENCY: usize = 60;
 
 /// Calls `work` with each number, many at once.
 fn at_once<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
@@ -29,14 +29,14 @@ fn at_once<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..CROWD).map(|_| scope.spawn(worker)).collect();
+        let workers: Vec<_> = (0..CONCURRENCY).map(|_| scope.spawn(worker)).collect();
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     })
 }
 
 /// P43
 #[test]
-fn three_hundred_pods_come_and_go_at_once_without_a_duplicate_or_a_leak() {
+fn three_hundred_concurrent_pods_get_distinct_addresses_and_leave_nothing() {
     let fixture = Fixture::new();
     let large = merge(
         config("1.1.0"),
@@ -53,7 +53,7 @@ fn three_hundred_pods_come_and_go_at_once_without_a_duplicate_or_a_leak() {
     let addresses: HashSet<String> =
         at_once(PODS, |number| call("ADD", number)).iter().map(address).collect();
     assert_eq!(addresses.len(), PODS);
-    // Every other one goes and comes back while its neighbours stay.
+    // Delete and add every other one while the rest stays.
     at_once(PODS, |number| {
         if number % 2 == 0 {
             call("DEL", number);
@@ -80,7 +80,7 @@ fn add_into(fixture: &Fixture, script: &str) -> bool {
             .stdout(Stdio::piped())
             .spawn()?;
         io::Write::write_all(&mut child.stdin.take().unwrap(), config("1.1.0").to_string().as_bytes())?;
-        // Nobody reads.
+        // No process reads the pipe.
         drop(child.stdout.take());
         child.wait()
     });
@@ -89,7 +89,7 @@ fn add_into(fixture: &Fixture, script: &str) -> bool {
 
 /// P44
 #[test]
-fn a_result_that_nobody_can_read_undoes_add() {
+fn add_is_undone_if_its_result_cannot_be_read() {
     let fixture = Fixture::new();
     fixture.netns("a");
     for script in ["PLUGIN >&-", "PLUGIN > /dev/full", "sleep 0.1; exec PLUGIN"] {
@@ -103,14 +103,14 @@ fn a_result_that_nobody_can_read_undoes_add() {
 
 /// P44
 #[test]
-fn with_a_full_disk_add_fails_and_leaves_nothing_and_del_succeeds() {
+fn add_on_a_full_disk_fails_and_leaves_nothing_and_del_succeeds() {
     let fixture = Fixture::new();
     fixture.node().shell("mount -t tmpfs -o size=64k tmpfs /run/portolan").unwrap();
     fixture.add("before", &config("1.1.0"));
     let before = fixture.traces_of_pods();
     fixture.netns("a");
     let (mut failed, mut pages) = (0, 0);
-    // From no room at all up to enough, page by page: ADD gets further each time.
+    // From no free space up to enough, page by page: ADD gets further each time.
     fixture.node().shell("dd if=/dev/zero of=/run/portolan/ballast bs=4k 2>/dev/null || true").unwrap();
     while let Err(error) = fixture.try_call("ADD", "a", "/run/netns/a", &config("1.1.0")) {
         assert!(error["msg"].as_str().unwrap().contains("No space left on device"), "{error}");
@@ -133,10 +133,10 @@ fn with_a_full_disk_add_fails_and_leaves_nothing_and_del_succeeds() {
 
 /// P40
 #[test]
-fn status_says_what_a_node_lacks() {
+fn status_names_what_the_node_lacks() {
     let fixture = Fixture::new();
     fixture.quiet("STATUS", "x", &config("1.1.0"));
-    // A kernel without nf_tables has no such netlink; strace says so in its place.
+    // strace simulates a kernel without nf_tables, which has no such netlink family.
     let script = format!(
         "#!/bin/sh\nexec strace -qq -o /dev/null -e inject=socket:error=EPROTONOSUPPORT:when=WHEN {}\n",
         fixture.plugin.binary.display()
@@ -162,5 +162,5 @@ fn status_says_what_a_node_lacks() {
     let (code, text) = fixture.refused("STATUS", "x", "", &config("1.1.0"));
     assert_eq!(code, 50);
     assert!(text.contains("/run/portolan/ipam/pods") && text.contains("Read-only file system"), "{text}");
-    // A pool without an address left is `a_full_pool_is_told_by_add_and_by_status`.
+    // For an exhausted pool see `exhausted_pool_fails_add_and_status_with_code_50`.
 }

@@ -1,4 +1,4 @@
-//! ADD, CHECK, DEL, STATUS and GC with real namespaces; what is asserted is what the kernel says.
+//! ADD, CHECK, DEL, STATUS and GC with real namespaces. The assertions are about the kernel's state.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

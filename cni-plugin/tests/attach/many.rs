@@ -1,4 +1,4 @@
-//! A node full of pods, as far as its records go.
+//! The records of a full node.
 
 use attachment::{Attachment, PortMapping, Store};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::fixture::{Fixture, config, merge};
 
 const PODS: u16 = 400;
 
-/// Records of so many pods of the network, each with two addresses and a port of the node.
+/// Writes records of that many pods of the network, each with two addresses and a host port.
 fn record_pods(fixture: &Fixture, network: &str, bridge: Option<&str>) {
     fixture.node().run(|| {
         let store = Store::new(attachment::DEFAULT_DIRECTORY);
@@ -40,7 +40,7 @@ fn record_pods(fixture: &Fixture, network: &str, bridge: Option<&str>) {
     });
 }
 
-/// How many elements a set or map has.
+/// The number of elements of a set or map.
 fn elements(fixture: &Fixture, kind: &str, family: &str, name: &str) -> usize {
     let listed = fixture.json(&format!("nft -j list {kind} {family} portolan {name}"));
     listed["nftables"][1][kind]["elem"].as_array().map_or(0, Vec::len)
@@ -56,7 +56,7 @@ fn assert_all_there(fixture: &Fixture, network: &str, more: usize) {
 }
 
 #[test]
-fn the_tables_of_a_full_node_are_written_anew_and_a_retired_network_is_forgotten() {
+fn tables_of_a_full_node_are_rewritten_and_a_retired_network_is_removed() {
     let fixture = Fixture::new();
     let ranges = json!([[{ "subnet": "10.23.0.0/24" }]]);
     let retired = merge(config("1.1.0"), json!({ "name": "retired", "ipam": { "ranges": ranges } }));
@@ -66,7 +66,7 @@ fn the_tables_of_a_full_node_are_written_anew_and_a_retired_network_is_forgotten
     fixture.node().shell("nft flush ruleset").unwrap();
     fixture.add("b", &config("1.1.0"));
     assert_all_there(&fixture, "pods", 2);
-    // A change of what the network asks for.
+    // A change of the network's settings.
     let ranges = json!([[{ "subnet": "10.22.0.0/23" }]]);
     fixture.add("c", &merge(config("1.1.0"), json!({ "ipam": { "ranges": ranges } })));
     assert_all_there(&fixture, "pods", 3);
@@ -78,7 +78,7 @@ fn the_tables_of_a_full_node_are_written_anew_and_a_retired_network_is_forgotten
 }
 
 #[test]
-fn the_tables_of_a_full_bridge_are_written_anew() {
+fn tables_of_a_full_bridge_are_rewritten() {
     let fixture = Fixture::new();
     let bridge: Value =
         json!({ "mode": "bridge", "bridge": "br0", "isGateway": true, "ipMasq": true, "macspoofchk": true });

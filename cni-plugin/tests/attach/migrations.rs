@@ -1,10 +1,10 @@
-//! DEL and GC by another configuration than that of ADD.
+//! DEL and GC with another configuration than that of ADD.
 
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, NOTHING, config, merge};
 
-/// Configurations that people change from and to.
+/// Configurations that users change between.
 fn configurations() -> Vec<(&'static str, Value)> {
     let with = |patch: Value| merge(config("1.0.0"), patch);
     let ranges = json!([[{ "subnet": "10.22.0.0/24" }]]);
@@ -29,7 +29,7 @@ fn reserved(fixture: &Fixture) -> String {
 }
 
 #[test]
-fn whatever_configuration_add_was_called_with_del_leaves_nothing() {
+fn del_with_another_configuration_than_add_leaves_nothing() {
     let fixture = Fixture::new();
     for (from, old) in &configurations() {
         for (to, new) in &configurations() {
@@ -48,19 +48,19 @@ fn whatever_configuration_add_was_called_with_del_leaves_nothing() {
 }
 
 #[test]
-fn whatever_configuration_add_was_called_with_gc_leaves_nothing() {
+fn gc_with_another_configuration_than_add_leaves_nothing() {
     let fixture = Fixture::new();
     for (from, old) in &configurations() {
         for (to, new) in &configurations() {
             let id = format!("{from}-{to}").replace(' ', "");
             fixture.add(&id, old);
-            // One more by the new configuration: what it notes does not hide what was.
+            // Another pod with the new configuration: its record does not hide the former ones.
             if new["ipam"]["type"] != "static" || old["ipam"]["type"] != "static" {
                 fixture.add(&format!("{id}-2"), new);
             }
             let all = json!({ "cniVersion": "1.1.0", "cni.dev/valid-attachments": [] });
             let collected = fixture.try_call("GC", "x", "", &merge(new.clone(), all));
-            // The reference plugins know no GC.
+            // The reference plugins have no GC.
             assert_eq!(
                 collected.is_err(),
                 new["ipam"]["type"].is_string(),
@@ -75,7 +75,7 @@ fn whatever_configuration_add_was_called_with_gc_leaves_nothing() {
 }
 
 #[test]
-fn after_an_import_from_host_local_del_and_gc_leave_nothing() {
+fn del_and_gc_after_an_import_from_host_local_leave_nothing() {
     let fixture = Fixture::new();
     let all = configurations();
     let (old, new) = (&all[2].1, &all[0].1);
@@ -89,8 +89,8 @@ fn after_an_import_from_host_local_del_and_gc_leave_nothing() {
     fixture.add("c", new);
     fixture.quiet("DEL", "a", new);
     assert!(!reserved(&fixture).contains("/a-eth0"), "{}", reserved(&fixture));
-    let nobody = json!({ "cniVersion": "1.1.0", "cni.dev/valid-attachments": [] });
-    fixture.quiet("GC", "x", &merge(new.clone(), nobody));
+    let no_attachments = json!({ "cniVersion": "1.1.0", "cni.dev/valid-attachments": [] });
+    fixture.quiet("GC", "x", &merge(new.clone(), no_attachments));
     assert_eq!(reserved(&fixture), "");
     fixture.assert_nothing_left();
 }

@@ -1,4 +1,4 @@
-//! What a pod reaches by each of its interfaces, from the first packet on.
+//! What a pod reaches through each of its interfaces, from the first packet on.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -34,7 +34,7 @@ fn open(fixture: &Fixture, name: &str) -> netns::NetNs {
 }
 
 #[test]
-fn a_pod_on_two_bridges_answers_the_neighbours_of_each_directly() {
+fn pod_on_two_bridges_answers_the_neighbours_of_each_directly() {
     let fixture = Fixture::new();
     let networks = [("eth0", bridged("one", "br0", 22)), ("eth1", bridged("two", "br1", 23))];
     for (pod, order) in [("forwards", [0, 1]), ("backwards", [1, 0])] {
@@ -47,7 +47,7 @@ fn a_pod_on_two_bridges_answers_the_neighbours_of_each_directly() {
             let (ifname, config) = &networks[index];
             let id = format!("{pod}-neighbour{index}");
             fixture.add(&id, config);
-            // The way by the gateway is closed.
+            // Removes the gateway.
             fixture.node().shell(&format!("ip address flush dev br{index} scope global")).unwrap();
             for address in own {
                 fixture.node().shell(&format!("ip netns exec {id} ping -c1 -W2 {address}")).unwrap();
@@ -64,7 +64,7 @@ fn a_pod_on_two_bridges_answers_the_neighbours_of_each_directly() {
 }
 
 #[test]
-fn a_default_route_that_is_given_twice_is_one_and_makes_no_table_of_its_own() {
+fn duplicate_default_route_counts_once_and_needs_no_routing_table() {
     let fixture = Fixture::new();
     let everywhere =
         json!([{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }, { "dst": "0.0.0.0/0", "gw": "10.22.0.1" }]);
@@ -87,9 +87,9 @@ fn a_default_route_that_is_given_twice_is_one_and_makes_no_table_of_its_own() {
 }
 
 #[test]
-fn ipv6_is_enabled_on_our_interface_where_the_pod_has_it_disabled() {
+fn ipv6_is_enabled_on_our_interface_if_the_pod_has_it_disabled() {
     let fixture = Fixture::new();
-    // The node asks from an address of its own.
+    // The node sends from an address of its own.
     fixture.node().shell("ip address add fd00:1::2/64 dev uplink0 nodad").unwrap();
     for (id, config) in [("routed", routed()), ("bridged", bridged("one", "br0", 23))] {
         fixture.netns(id);
@@ -103,7 +103,7 @@ fn ipv6_is_enabled_on_our_interface_where_the_pod_has_it_disabled() {
         assert!(!rules.contains("lookup 70"), "{rules}");
         fixture.quiet("CHECK", id, &merge(config.clone(), json!({ "prevResult": result })));
         fixture.quiet("DEL", id, &config);
-        // A pod without an address of IPv6 is left as it is.
+        // A pod without an IPv6 address is not changed.
         let v4 = format!("{id}-v4");
         fixture.netns(&v4);
         fixture.node().shell(&format!("ip netns exec {v4} sysctl -qw {disable}")).unwrap();
@@ -116,7 +116,7 @@ fn ipv6_is_enabled_on_our_interface_where_the_pod_has_it_disabled() {
 }
 
 #[test]
-fn neighbours_on_a_bridge_know_an_address_that_comes_back_by_its_new_hardware_address() {
+fn neighbours_on_a_bridge_learn_the_new_mac_address_of_a_reused_address() {
     let fixture = Fixture::new();
     let config = bridged("one", "br0", 22);
     fixture.add("other", &config);
@@ -135,7 +135,7 @@ fn neighbours_on_a_bridge_know_an_address_that_comes_back_by_its_new_hardware_ad
                 fixture.node().shell(&format!("{exec} ping -c1 -W1 {address}")).unwrap();
             }
         }
-        // What has announced them leaves no entry of itself.
+        // The announcement leaves no neighbour entry.
         let own = fixture
             .node()
             .shell(&format!("ip -n {id} neigh | grep -e 10.22.0.77 -e 22::77 || true"))
@@ -147,7 +147,7 @@ fn neighbours_on_a_bridge_know_an_address_that_comes_back_by_its_new_hardware_ad
     }
 }
 
-/// A datagram is sent once: where it is lost it does not come later.
+/// Sends one datagram, which is not repeated if it is lost.
 fn arrives(from: &UdpSocket, to: &UdpSocket) -> bool {
     to.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     from.send_to(b"x", to.local_addr().unwrap()).unwrap();
@@ -155,7 +155,7 @@ fn arrives(from: &UdpSocket, to: &UdpSocket) -> bool {
 }
 
 #[test]
-fn the_first_packet_after_add_arrives_in_both_directions_and_families() {
+fn first_packet_after_add_arrives_in_both_directions_and_families() {
     let fixture = Fixture::new();
     fixture.node().shell("ip address add fd00:1::2/64 dev uplink0 nodad").unwrap();
     let mut lost = Vec::new();
@@ -167,7 +167,7 @@ fn the_first_packet_after_add_arrives_in_both_directions_and_families() {
         let result = fixture.try_call("ADD", &id, netns.to_str().unwrap(), &config).unwrap();
         for own in addresses(&result) {
             let node: IpAddr = if own.is_ipv4() { "192.0.2.2" } else { "fd00:1::2" }.parse().unwrap();
-            // In the bridge's first pod both have to find each other.
+            // With the first pod of a bridge both ends have to resolve each other.
             let pod = inside.run(|| UdpSocket::bind(SocketAddr::new(own, 0)).unwrap()).unwrap();
             let node = fixture.node().run(|| UdpSocket::bind(SocketAddr::new(node, 0)).unwrap());
             for (direction, from, to) in [("to", &node, &pod), ("from", &pod, &node)] {

@@ -1,4 +1,4 @@
-//! Ports of the node that lead to pods.
+//! Host ports that lead to pods.
 
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -25,7 +25,7 @@ fn open(fixture: &Fixture, name: &str) -> netns::NetNs {
     fixture.node().netns(Path::new(&format!("/run/netns/{name}"))).unwrap()
 }
 
-/// Says its name to whoever connects to port 80 of the pod.
+/// Sends its name to every client that connects to port 80 of the pod.
 fn serve(fixture: &Fixture, name: &'static str) {
     let listener = open(fixture, name).run(|| TcpListener::bind("[::]:80").unwrap()).unwrap();
     std::thread::spawn(move || {
@@ -45,7 +45,7 @@ fn ask(address: &str) -> Option<String> {
 }
 
 #[test]
-fn a_port_of_the_node_leads_to_the_pod_from_everywhere_until_del() {
+fn host_port_leads_to_the_pod_from_everywhere_until_del() {
     let fixture = Fixture::new();
     let config = with_ports(json!([
         { "hostPort": 8080, "containerPort": 80, "protocol": "TCP" },
@@ -84,7 +84,7 @@ fn a_port_of_the_node_leads_to_the_pod_from_everywhere_until_del() {
 }
 
 #[test]
-fn a_port_has_one_holder_and_the_second_is_told() {
+fn host_port_has_one_holder_and_a_second_add_is_refused() {
     let fixture = Fixture::new();
     let port = |host_ip: &str, protocol: &str| {
         with_ports(
@@ -99,7 +99,7 @@ fn a_port_has_one_holder_and_the_second_is_told() {
         assert!(text.contains("port 8080/tcp of the node is taken by container a"), "{host_ip}: {text}");
     }
     assert_eq!(fixture.node().shell("nft list ruleset; find /run/portolan").unwrap(), before);
-    // Another protocol, and other addresses, do not meet.
+    // Other protocols and other addresses do not conflict.
     fixture.add("udp", &port("", "udp"));
     fixture.quiet("DEL", "a", &port("", "tcp"));
     fixture.add("one", &port("192.0.2.2", "tcp"));
@@ -107,7 +107,7 @@ fn a_port_has_one_holder_and_the_second_is_told() {
 }
 
 #[test]
-fn flows_of_udp_follow_the_port_to_the_next_pod() {
+fn udp_flows_follow_the_host_port_to_the_next_pod() {
     let fixture = Fixture::new();
     let config = with_ports(json!([{ "hostPort": 5353, "containerPort": 80, "protocol": "udp" }]));
     let client = fixture.node().outside().run(|| UdpSocket::bind("192.0.2.1:4444").unwrap()).unwrap();
@@ -118,7 +118,7 @@ fn flows_of_udp_follow_the_port_to_the_next_pod() {
         client.send_to(b"x", "192.0.2.2:5353").unwrap();
         server.recv_from(&mut [0; 8]).map(|(_, peer)| peer.ip())
     };
-    // Before anybody has the port a flow begins that goes nowhere.
+    // Before any pod has the port, a flow begins that leads nowhere.
     client.send_to(b"x", "192.0.2.2:5353").unwrap();
     for name in ["a", "b"] {
         fixture.add(name, &config);
@@ -128,9 +128,9 @@ fn flows_of_udp_follow_the_port_to_the_next_pod() {
     }
 }
 
-/// The node follows connections already, for somebody else.
+/// The node tracks connections already, for other rules.
 #[test]
-fn flows_of_udp_from_before_a_networks_first_pod_reach_it() {
+fn udp_flows_from_before_the_first_pod_reach_it() {
     let fixture = Fixture::new();
     fixture.node().shell("nft 'add table x; add chain x y { type filter hook input priority 0; }; add rule x y ct state new accept'").unwrap();
     let client = fixture.node().outside().run(|| UdpSocket::bind("192.0.2.1:4444").unwrap()).unwrap();
@@ -145,7 +145,7 @@ fn flows_of_udp_from_before_a_networks_first_pod_reach_it() {
 }
 
 #[test]
-fn pods_do_not_reach_the_nodes_localhost() {
+fn pods_do_not_reach_localhost_of_the_node() {
     let fixture = Fixture::new();
     let config = with_ports(json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }]));
     fixture.add("a", &config);

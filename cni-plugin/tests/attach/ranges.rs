@@ -1,4 +1,4 @@
-//! Many ports of the node, and holders of ports that no longer exist.
+//! Ranges of host ports, and holders that no longer exist.
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,7 +15,7 @@ use crate::tracked::{TRACKED, track};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// So many TCP and UDP ports in a row, each to the pod's port `to` further on.
+/// That many consecutive TCP and UDP ports, each mapped to the port `to` further on.
 pub(crate) fn range(first: u16, count: u16, to: u16) -> Vec<Value> {
     let mapping = |protocol: &str, port: u16| json!({ "hostPort": first + port, "containerPort": to + port, "protocol": protocol });
     ["tcp", "udp"].iter().flat_map(|protocol| (0..count).map(move |port| mapping(protocol, port))).collect()
@@ -25,7 +25,7 @@ fn inside<T: Send>(fixture: &Fixture, pod: &str, work: impl FnOnce() -> T + Send
     fixture.node().netns(Path::new(&format!("/run/netns/{pod}"))).unwrap().run(work).unwrap()
 }
 
-/// Says its name and the port to each client that connects.
+/// Sends its name and the port to each client that connects.
 fn serve(fixture: &Fixture, pod: &'static str, ports: &[u16]) {
     for port in ports.iter().copied() {
         let listener = inside(fixture, pod, || TcpListener::bind(("::", port)).unwrap());
@@ -37,7 +37,7 @@ fn serve(fixture: &Fixture, pod: &'static str, ports: &[u16]) {
     }
 }
 
-/// What answers from outside at a port of the node.
+/// What answers from outside at a host port.
 fn ask(fixture: &Fixture, port: u16) -> Option<String> {
     let address = SocketAddr::from(([192, 0, 2, 2], port));
     let answer = || {
@@ -49,19 +49,19 @@ fn ask(fixture: &Fixture, port: u16) -> Option<String> {
     fixture.node().outside().run(answer).unwrap()
 }
 
-/// How many elements a map has.
+/// The number of elements of a map.
 fn elements(fixture: &Fixture, map: &str) -> usize {
     let listed = fixture.json(&format!("nft -j list map inet portolan {map}"));
     listed["nftables"][1]["map"]["elem"].as_array().map_or(0, Vec::len)
 }
 
 #[test]
-fn ports_in_a_row_are_one_element_and_lead_to_the_pod_until_del() {
+fn consecutive_ports_are_one_element_and_lead_to_the_pod_until_del() {
     let fixture = Fixture::new();
     let at = json!({ "hostPort": 600, "containerPort": 600, "protocol": "tcp", "hostIP": "192.0.2.2" });
     let beside = json!({ "hostPort": 601, "containerPort": 601, "protocol": "tcp", "hostIP": "192.0.2.2" });
     let mappings = [range(20_000, 3000, 20_000), range(500, 10, 700), vec![at, beside]].concat();
-    // One that is given twice is given once.
+    // A duplicate mapping counts once.
     let config = with_ports([&mappings[..], &mappings[..1]].concat().into());
     let checked = merge(config.clone(), json!({ "prevResult": fixture.add("a", &config) }));
     serve(&fixture, "a", &[20_000, 21_500, 22_999, 700, 709, 600, 601]);
@@ -82,7 +82,7 @@ fn ports_in_a_row_are_one_element_and_lead_to_the_pod_until_del() {
         }
     };
     expect_all("after ADD");
-    // Each protocol has two ranges, and TCP one of an address; the index of the records says no more.
+    // Two ranges per protocol, and one TCP range of a single address. The index of the records has the same.
     let record = fixture.json("cat /run/portolan/attachments/pods/a-eth0.json");
     assert_eq!(record["portMappings"].as_array().unwrap().len(), 5, "{record}");
     assert_eq!(
@@ -108,19 +108,19 @@ fn ports_in_a_row_are_one_element_and_lead_to_the_pod_until_del() {
 }
 
 #[test]
-fn a_port_in_a_range_is_taken_and_a_range_that_meets_another_is_refused() {
+fn port_in_a_taken_range_and_overlapping_ranges_are_refused() {
     let fixture = Fixture::new();
     fixture.add("a", &with_ports(range(20_000, 100, 20_000).into()));
     fixture.netns("b");
-    let refused = |ports: Vec<Value>, told: &str| {
+    let refused = |ports: Vec<Value>, expected: &str| {
         let (code, text) = fixture.refused("ADD", "b", "/run/netns/b", &with_ports(ports.into()));
-        assert!(text.contains(told), "{text}");
+        assert!(text.contains(expected), "{text}");
         code
     };
     refused(range(20_050, 1, 80), "port 20050/tcp of the node is taken by container a");
     refused(range(19_990, 11, 80), "port 20000/tcp of the node is taken by container a");
     refused(range(20_099, 50, 80), "port 20099/tcp of the node is taken by container a");
-    // The file that says so is an index of the records.
+    // holders.json is an index of the records.
     for sabotage in ["rm /run/portolan/ports/holders.json", "truncate -s 40 /run/portolan/ports/holders.json"]
     {
         fixture.node().shell(sabotage).unwrap();
@@ -141,9 +141,9 @@ fn a_port_in_a_range_is_taken_and_a_range_that_meets_another_is_refused() {
     fixture.assert_nothing_left();
 }
 
-/// A pod was attached by the version that made each port an element, and noted each in the record.
+/// A pod was attached by a version that stored each port as an element and as an entry of the record.
 #[test]
-fn del_of_ports_in_a_row_right_after_an_upgrade_removes_them() {
+fn del_of_consecutive_ports_right_after_an_upgrade_removes_them() {
     let fixture = Fixture::new();
     let config = with_ports(range(20_000, 3, 20_000).into());
     fixture.add("a", &config);
@@ -172,12 +172,12 @@ fn del_of_ports_in_a_row_right_after_an_upgrade_removes_them() {
     fixture.assert_nothing_left();
 }
 
-/// How many system calls of a command have a text in them.
+/// The number of system calls of a command that contain a text.
 fn calls(fixture: &Fixture, command: &str, config: &Value, texts: [&str; 2]) -> [usize; 2] {
     let plugin = traced(fixture, "-s 100 -e trace=sendto -o /run/trace");
     plugin.command(command, "a", Path::new("/run/netns/a"), config).unwrap().unwrap();
     let trace = fixture.node().shell("cat /run/trace").unwrap();
-    // What does not fit into the socket's buffer is sent again, into a larger one.
+    // A message that does not fit into the socket's buffer is sent again after the buffer was enlarged.
     let sent = || trace.lines().filter(|line| !line.contains("EMSGSIZE"));
     texts.map(|text| sent().filter(|line| line.contains(text)).count())
 }
@@ -192,7 +192,7 @@ fn three_thousand_ports_cost_no_more_requests_than_one_beside_tracked_connection
         let config = with_ports(ports.into());
         for command in ["ADD", "DEL"] {
             let found = calls(&fixture, command, &config, ["IPCTNL_MSG_CT_GET", "NFNL_MSG_BATCH_BEGIN"]);
-            // Flows of each family; the ports, and at DEL the addresses.
+            // Flows of each family: of the ports, and at DEL of the addresses.
             assert_eq!(found, [2, if command == "ADD" { 1 } else { 2 }], "{command}");
         }
     }
@@ -204,13 +204,13 @@ fn three_thousand_ports_cost_no_more_requests_than_one_beside_tracked_connection
 }
 
 #[test]
-fn a_holder_whose_network_namespace_is_gone_gives_way() {
+fn holder_without_a_network_namespace_loses_its_ports() {
     let fixture = Fixture::new();
     let config = with_ports([range(8080, 1, 80), range(20_000, 10, 20_000)].concat().into());
     fixture.add("a", &config);
     let client = fixture.node().outside().run(|| UdpSocket::bind("192.0.2.1:4444").unwrap()).unwrap();
     assert_eq!(client.send_to(b"x", "192.0.2.2:8080").unwrap(), 1);
-    // The container has crashed, and its runtime calls no DEL. Another one may have its name.
+    // The container crashed and its runtime calls no DEL. Another pod may have its port.
     fixture.node().shell("ip netns del a; ip netns add a").unwrap();
     wait_for("the kernel to delete the interface", || {
         let links = fixture.node().shell("ip -o link")?;
@@ -234,7 +234,7 @@ fn a_holder_whose_network_namespace_is_gone_gives_way() {
     expect_b("after a flush, with the record of the first one still there");
     fixture.quiet("DEL", "a", &config);
     expect_b("after a late DEL of the first one");
-    // One that is there does not give way.
+    // An existing holder keeps its ports.
     fixture.netns("d");
     let (_, text) = fixture.refused("ADD", "d", "/run/netns/d", &config);
     assert!(text.contains("is taken by container b"), "{text}");

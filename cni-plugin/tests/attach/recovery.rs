@@ -1,4 +1,4 @@
-//! What a killed process, an emptied directory and a reboot leave, and who repairs it.
+//! Recovery from a killed process, an emptied state directory and a reboot.
 
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::killed::traced;
 use crate::ports::with_ports;
 
 #[test]
-fn with_the_state_directory_emptied_nobody_gets_an_address_in_use_and_del_still_works() {
+fn emptied_state_directory_leads_to_no_duplicate_address_and_del_works() {
     let fixture = Fixture::new();
     let a = address(&fixture.add("a", &config("1.1.0")));
     fixture.node().shell("rm -r /run/portolan/*").unwrap();
@@ -24,7 +24,7 @@ fn with_the_state_directory_emptied_nobody_gets_an_address_in_use_and_del_still_
 }
 
 #[test]
-fn with_the_state_directory_emptied_gc_finds_the_pods_by_their_interfaces() {
+fn gc_finds_pods_by_their_interfaces_if_the_state_directory_is_empty() {
     let fixture = Fixture::new();
     for id in ["a", "b"] {
         fixture.add(id, &config("1.1.0"));
@@ -46,7 +46,7 @@ fn with_the_state_directory_emptied_gc_finds_the_pods_by_their_interfaces() {
     assert!(links.ends_with("\n2\n"), "{links}");
 }
 
-/// The machine goes down and comes up: what is in memory is gone, what is on disk stays.
+/// Simulates a reboot: memory is lost, the disk stays.
 fn reboot(fixture: &Fixture) {
     let script = "rm -r /run/portolan/*; ip route del unreachable 10.22.0.0/30; nft flush ruleset; for p in a b; do ip netns del $p; done; \
         ip link | grep -o 'ptl[0-9a-f]*' | xargs -rn1 ip link del 2>/dev/null || true; \
@@ -55,7 +55,7 @@ fn reboot(fixture: &Fixture) {
 }
 
 #[test]
-fn reservations_of_an_earlier_boot_mean_nothing() {
+fn reservations_of_an_earlier_boot_are_ignored() {
     let fixture = Fixture::new();
     let config = merge(
         config("1.1.0"),
@@ -73,7 +73,7 @@ fn reservations_of_an_earlier_boot_mean_nothing() {
 }
 
 #[test]
-fn del_removes_the_ports_of_a_pod_whose_record_was_written_again() {
+fn del_removes_the_ports_of_a_pod_whose_record_was_restored() {
     let fixture = Fixture::new();
     let mapping = |port: u16| json!({ "hostPort": port, "containerPort": port, "protocol": "tcp" });
     let config = with_ports(json!([mapping(8080), mapping(8081), mapping(90)]));
@@ -86,9 +86,9 @@ fn del_removes_the_ports_of_a_pod_whose_record_was_written_again() {
     fixture.assert_nothing_left();
 }
 
-/// The ADD finds the interface, and writes its record again, after the DEL has removed the record.
+/// ADD finds the interface and restores its record after DEL has removed it.
 #[test]
-fn del_beside_an_add_that_writes_records_again_leaves_no_record() {
+fn del_concurrent_with_an_add_that_restores_records_leaves_no_record() {
     let fixture = Fixture::new();
     let plain = config("1.1.0");
     fixture.add("a", &plain);
@@ -107,7 +107,7 @@ fn del_beside_an_add_that_writes_records_again_leaves_no_record() {
             Ok(())
         })
         .unwrap();
-        // What a network asks for has changed: all of its records are looked at.
+        // The network's settings have changed: all of its records are checked.
         fixture.add("b", &merge(plain.clone(), json!({ "nonMasqueradeCIDRs": ["10.99.0.0/16"] })));
         let records = fixture.node().shell("ls /run/portolan/attachments/pods").unwrap();
         assert_eq!(records, "a-eth0.json\nb-eth0.json\n", "while DEL waits");
@@ -118,9 +118,9 @@ fn del_beside_an_add_that_writes_records_again_leaves_no_record() {
     fixture.assert_nothing_left();
 }
 
-/// What goes wrong on a node, and then the next command, whichever it is.
+/// Damages the node, then runs each command.
 #[test]
-fn after_a_flush_or_with_the_state_directory_emptied_the_next_command_sets_right_whoever_is_there() {
+fn any_command_after_a_flush_or_an_emptied_state_directory_repairs_all_pods() {
     let flush = "nft flush ruleset";
     let empty = "rm -r /run/portolan/*";
     for (sabotage, next) in [
@@ -159,7 +159,7 @@ fn after_a_flush_or_with_the_state_directory_emptied_the_next_command_sets_right
     }
 }
 
-/// Whom the world sees when the pod connects to it.
+/// The source address that the outside sees when the pod connects.
 fn seen_outside(fixture: &Fixture, pod: &str) -> String {
     let listener = fixture.node().outside().run(|| TcpListener::bind("192.0.2.1:7777").unwrap()).unwrap();
     let pod = fixture.node().netns(Path::new(&format!("/run/netns/{pod}"))).unwrap();
@@ -169,9 +169,9 @@ fn seen_outside(fixture: &Fixture, pod: &str) -> String {
     listener.accept().unwrap().1.ip().to_string()
 }
 
-/// The machine goes down with its pool full, on disk.
+/// A reboot with a full pool whose reservations are on disk.
 #[test]
-fn after_a_reboot_status_says_that_there_are_addresses_and_gc_collects_what_was() {
+fn status_after_a_reboot_reports_free_addresses_and_gc_removes_old_reservations() {
     let fixture = Fixture::new();
     let config = merge(
         config("1.1.0"),
@@ -183,8 +183,8 @@ fn after_a_reboot_status_says_that_there_are_addresses_and_gc_collects_what_was(
     assert_eq!(fixture.refused("STATUS", "x", "", &config).0, 50);
     reboot(&fixture);
     fixture.quiet("STATUS", "x", &config);
-    let nobody = merge(config, json!({ "cni.dev/valid-attachments": [] }));
-    fixture.quiet("GC", "x", &nobody);
+    let no_attachments = merge(config, json!({ "cni.dev/valid-attachments": [] }));
+    fixture.quiet("GC", "x", &no_attachments);
     assert_eq!(fixture.node().shell("find /run/kept -path '*owners/*'").unwrap(), "");
     fixture.assert_nothing_left();
 }

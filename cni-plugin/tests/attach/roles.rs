@@ -1,4 +1,4 @@
-//! Called by the name of a reference plugin it stands in for that one: beside the real ones, and under them.
+//! The plugin called by the name of a reference plugin: compared with the real ones, and combined with them.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use testbed::Plugin;
 
 use crate::fixture::{Fixture, address, merge};
 
-/// Links to the binary by the names of the plugins it stands in for.
+/// Links to the binary with the names of the plugins that it replaces.
 const LINKS: &str = "/run/cni";
 
-/// A node in which [`LINKS`] has them.
+/// A node with the links in [`LINKS`].
 fn linked() -> Fixture {
     let fixture = Fixture::new();
     let plugin = fixture.plugin.binary.display();
@@ -21,7 +21,7 @@ fn linked() -> Fixture {
     fixture
 }
 
-/// Calls a plugin by its path; plugins that it calls come from `path`.
+/// Calls a plugin by its path. `path` is the `CNI_PATH` of its delegates.
 fn call(
     fixture: &Fixture,
     binary: &str,
@@ -66,9 +66,9 @@ fn owners(fixture: &Fixture) -> String {
 }
 
 #[test]
-fn the_reference_plugins_bridge_ptp_and_macvlan_get_their_addresses_from_our_host_local() {
+fn reference_plugins_bridge_ptp_and_macvlan_use_our_host_local() {
     let fixture = linked();
-    // macvlan's `mode` means something else than ours, and comes along.
+    // `mode` of macvlan has another meaning and is passed to IPAM too.
     let macvlan = merge(network("macvlan", "1.0.0"), json!({ "master": "uplink0", "mode": "bridge" }));
     let bridge = merge(network("bridge", "0.4.0"), json!({ "bridge": "br0", "isGateway": true }));
     for (number, config) in [bridge, network("ptp", "1.0.0"), macvlan].iter().enumerate() {
@@ -124,7 +124,7 @@ fn our_host_local_answers_as_the_reference_plugin_does() {
             json!({}),
         ),
         ("two", "0.3.1", "", ipam(json!({ "ranges": two, "resolvConf": "/run/resolv.conf" })), json!({})),
-        ("asked", "1.0.0", ";IP=10.22.0.77", ipam(json!({ "subnet": "10.22.0.0/24" })), json!({})),
+        ("requested", "1.0.0", ";IP=10.22.0.77", ipam(json!({ "subnet": "10.22.0.0/24" })), json!({})),
         (
             "args",
             "1.0.0",
@@ -149,7 +149,7 @@ fn our_host_local_answers_as_the_reference_plugin_does() {
     ];
     for (name, version, args, ipam, more) in cases {
         let config = merge(json!({ "cniVersion": version, "name": name, "type": "x", "ipam": ipam }), more);
-        // One after another, and round about rather than back to what was just given back.
+        // Addresses are assigned in turn: a released one is not reused at once.
         for (command, id) in [
             ("ADD", "a"),
             ("ADD", "b"),
@@ -161,7 +161,7 @@ fn our_host_local_answers_as_the_reference_plugin_does() {
             ("DEL", "unknown"),
         ] {
             let of = |directory: &str| {
-                let said = call_with(
+                let output = call_with(
                     &fixture,
                     &format!("{directory}/host-local"),
                     directory,
@@ -170,12 +170,12 @@ fn our_host_local_answers_as_the_reference_plugin_does() {
                     args,
                     &config,
                 );
-                // Texts differ, and which of two errors comes first.
-                said.map_err(|_error| "an error")
+                // Error texts differ, and so may which of two errors is reported.
+                output.map_err(|_error| "an error")
             };
             let (theirs, mut ours) = (of("/usr/lib/cni"), of(LINKS));
             if let Ok(ours) = &mut ours {
-                // "" and nothing are the same to whoever reads results.
+                // An empty string and an absent field mean the same.
                 let mut empty = Vec::from(["routes"]);
                 empty.retain(|key| ours[*key] == json!([]));
                 empty.iter().for_each(|key| drop(ours.as_object_mut().unwrap().remove(*key)));
@@ -186,7 +186,7 @@ fn our_host_local_answers_as_the_reference_plugin_does() {
 }
 
 #[test]
-fn our_host_local_tells_of_a_full_pool_and_collects_what_is_forgotten() {
+fn our_host_local_reports_an_exhausted_pool_and_gc_releases_addresses() {
     let fixture = linked();
     let config = json!({ "cniVersion": "1.1.0", "name": "pods", "type": "x", "ipam": { "type": "host-local", "subnet": "10.22.0.0/29", "cooldown": 0 } });
     let ours = |command: &str, id: &str, config: &Value| {
@@ -203,7 +203,7 @@ fn our_host_local_tells_of_a_full_pool_and_collects_what_is_forgotten() {
     assert_eq!(ours("GC", "x", &merge(config.clone(), keep)), Ok(Value::Null));
     assert_eq!(owners(&fixture), "b-eth0\n");
     assert_eq!(ours("STATUS", "x", &config), Ok(Value::Null));
-    // A result of another network is none of its business; its own must be right.
+    // It ignores the result of another network; that of its own must match.
     let previous = |address: &str| {
         merge(
             config.clone(),
@@ -216,9 +216,9 @@ fn our_host_local_tells_of_a_full_pool_and_collects_what_is_forgotten() {
 }
 
 #[test]
-fn by_the_names_of_bridge_and_ptp_it_does_what_they_do_all_by_itself() {
+fn called_as_bridge_or_ptp_it_does_the_same_without_delegates() {
     let fixture = linked();
-    // Not one key that says it is a bridge, and addresses from the next link.
+    // No key of the bridge plugin, and addresses of the built-in IPAM.
     for (kind, interfaces) in [("bridge", 3), ("ptp", 2)] {
         let config = network(kind, "1.0.0");
         let binary = format!("{LINKS}/{kind}");
@@ -226,7 +226,7 @@ fn by_the_names_of_bridge_and_ptp_it_does_what_they_do_all_by_itself() {
         let result = call(&fixture, &binary, LINKS, "ADD", kind, &config).unwrap();
         assert_eq!(result["interfaces"].as_array().unwrap().len(), interfaces, "{result}");
         assert!(address(&result).starts_with("10.22.0."), "{result}");
-        // Not asked for, it is not masqueraded.
+        // Not masqueraded by default.
         let chains = fixture.node().shell("nft list chain inet portolan network-pods 2>&1 || true").unwrap();
         assert!(chains.contains("No such file"), "{chains}");
         let check = merge(config.clone(), json!({ "prevResult": result }));
@@ -248,7 +248,7 @@ fn by_the_names_of_bridge_and_ptp_it_does_what_they_do_all_by_itself() {
 }
 
 #[test]
-fn by_the_name_of_loopback_it_sets_lo_up_as_the_reference_plugin_does() {
+fn called_as_loopback_it_sets_lo_up_as_the_reference_plugin_does() {
     let fixture = linked();
     let state = |id: &str| {
         fixture.json(&format!("ip -n {id} -j link show dev lo"))[0]["flags"]
@@ -271,11 +271,11 @@ fn by_the_name_of_loopback_it_sets_lo_up_as_the_reference_plugin_does() {
             assert_eq!(call(&fixture, &binary, directory, "DEL", &id, &config), Ok(Value::Null));
             assert!(!state(&id));
             result["interfaces"][0]["sandbox"] = "".into();
-            // That of Debian forgets it, in the versions that have it.
+            // Debian's loopback omits it, in the versions that have it.
             for ip in result["ips"].as_array_mut().unwrap() {
                 ip.as_object_mut().unwrap().remove("version");
             }
-            // "" and nothing are the same to whoever reads results.
+            // An empty string and an absent field mean the same.
             if result["routes"] == json!([]) {
                 result.as_object_mut().unwrap().remove("routes");
             }
@@ -285,7 +285,7 @@ fn by_the_name_of_loopback_it_sets_lo_up_as_the_reference_plugin_does() {
     }
     let ours = format!("{LINKS}/loopback");
     let config = json!({ "cniVersion": "1.1.0", "name": "cni-loopback", "type": "loopback" });
-    assert_eq!(call(&fixture, &ours, LINKS, "DEL", "gone", &config), Ok(Value::Null));
+    assert_eq!(call(&fixture, &ours, LINKS, "DEL", "deleted", &config), Ok(Value::Null));
     assert_eq!(call(&fixture, &ours, LINKS, "STATUS", "x", &config), Ok(Value::Null));
     fixture.netns("last");
     let previous = json!({ "cniVersion": "1.1.0", "interfaces": [{ "name": "eth7", "mac": "02:00:00:00:00:07", "x": 1 }], "ips": [] });

@@ -1,4 +1,4 @@
-//! Files that are empty, half or of an odd name.
+//! Empty and truncated files, and files with unusual names.
 
 use std::collections::HashSet;
 
@@ -26,7 +26,7 @@ fn empty_or_broken_files_fail_no_command_twice_and_living_pods_keep_their_addres
             let sabotage = format!("printf '%s' '{broken}' > /run/portolan/{file}");
             let a = address(&fixture.add("a", &config));
             fixture.node().shell(&sabotage).unwrap();
-            // All that are free, and none of them is a's.
+            // All free addresses; none of them is a's.
             for number in 0..5 {
                 assert_ne!(address(&fixture.add(&format!("pod{number}"), &config)), a, "{file} {broken:?}");
             }
@@ -45,8 +45,9 @@ fn empty_or_broken_files_fail_no_command_twice_and_living_pods_keep_their_addres
             }
             fixture.node().shell(&sabotage).unwrap();
             fixture.quiet("DEL", "a", &config);
-            drop(fixture.try_call("GC", "x", "", &merge(config.clone(), keep("nobody"))));
-            fixture.quiet("GC", "x", &merge(config.clone(), keep("nobody")));
+            let _first_reports_the_file =
+                fixture.try_call("GC", "x", "", &merge(config.clone(), keep("none")));
+            fixture.quiet("GC", "x", &merge(config.clone(), keep("none")));
             fixture.assert_nothing_left();
         }
     }
@@ -56,27 +57,28 @@ fn empty_or_broken_files_fail_no_command_twice_and_living_pods_keep_their_addres
 fn orphaned_files_are_reported_once_and_removed() {
     let fixture = Fixture::new();
     fixture.add("a", &config("1.1.0"));
-    let broken = "touch /run/portolan/ipam/pods/owners/gone-eth0; echo '{' > /run/portolan/attachments/pods/gone-eth0.json";
+    let broken = "touch /run/portolan/ipam/pods/owners/old-eth0; \
+                  echo '{' > /run/portolan/attachments/pods/old-eth0.json";
     fixture.node().shell(broken).unwrap();
     let keep = json!({ "cni.dev/valid-attachments": [{ "containerID": "a", "ifname": "eth0" }] });
     let config = merge(config("1.1.0"), keep);
-    let (_, told) = fixture.refused("GC", "x", "", &config);
-    assert!(told.contains("owners/gone-eth0") && told.contains("pods/gone-eth0.json"), "{told}");
+    let (_, error) = fixture.refused("GC", "x", "", &config);
+    assert!(error.contains("owners/old-eth0") && error.contains("pods/old-eth0.json"), "{error}");
     fixture.quiet("GC", "x", &config);
-    // Broken again, DEL of it is no trouble, nor is ADD of another.
+    // Broken again: neither DEL of it nor ADD of another pod fails.
     fixture.node().shell(broken).unwrap();
-    fixture.quiet("DEL", "gone", &config);
+    fixture.quiet("DEL", "old", &config);
     fixture.node().shell(broken).unwrap();
     fixture.add("b", &config);
     fixture.add("gone", &config);
-    for id in ["a", "b", "gone"] {
+    for id in ["a", "b", "old"] {
         fixture.quiet("DEL", id, &config);
     }
     fixture.assert_nothing_left();
 }
 
 #[test]
-fn odd_but_legal_names_never_meet() {
+fn unusual_but_legal_names_do_not_collide() {
     let fixture = Fixture::new();
     fixture.netns("shared");
     let long = "c".repeat(300);
@@ -100,7 +102,7 @@ fn odd_but_legal_names_never_meet() {
     };
     let mut given: HashSet<String> = names.iter().map(add).collect();
     assert_eq!(given.len(), names.len());
-    // Counted anew, all of them have owners still.
+    // After a recount all of them still have owners.
     let valid: Vec<Value> =
         names.iter().map(|(id, ifname)| json!({ "containerID": id, "ifname": ifname })).collect();
     fixture.quiet("GC", "x", &merge(config.clone(), json!({ "cni.dev/valid-attachments": valid })));
@@ -117,7 +119,7 @@ fn odd_but_legal_names_never_meet() {
 }
 
 #[test]
-fn a_network_with_a_name_that_is_too_long_for_files_is_refused_and_del_of_it_succeeds() {
+fn network_with_a_name_too_long_for_files_is_refused_but_del_succeeds() {
     let fixture = Fixture::new();
     fixture.netns("a");
     for length in [241, 300] {
@@ -130,7 +132,7 @@ fn a_network_with_a_name_that_is_too_long_for_files_is_refused_and_del_of_it_suc
 }
 
 #[test]
-fn a_network_with_the_longest_name_has_pods_until_del() {
+fn network_with_the_longest_name_has_pods_until_del() {
     let fixture = Fixture::new();
     let config = merge(with_ports(range(20_000, 10, 20_000).into()), json!({ "name": "n".repeat(240) }));
     let checked = merge(config.clone(), json!({ "prevResult": fixture.add("a", &config) }));

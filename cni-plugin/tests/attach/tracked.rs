@@ -1,4 +1,4 @@
-//! Connections that the node tracks: a pod's ADD and DEL change those of its own ports, and no others.
+//! Conntrack: ADD and DEL of a pod change the flows of its own host ports, and no others.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,10 +13,10 @@ use crate::ports::with_ports;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a busy node tracks.
+/// The flows of a busy node.
 pub(crate) const TRACKED: u32 = 50_000;
 
-/// A port of the node over TCP and UDP.
+/// A host port over TCP and UDP.
 fn both(port: u16) -> Value {
     with_ports(json!([
         { "hostPort": port, "containerPort": 80, "protocol": "tcp" },
@@ -34,9 +34,9 @@ fn udp(address: &str) -> UdpSocket {
     socket
 }
 
-/// Lets the node track so many flows, of datagrams from outside to ports of the node where nothing listens.
+/// Makes the node track that many flows, of datagrams from outside to ports without a listener.
 pub(crate) fn track(fixture: &Fixture, count: u32) {
-    // Masquerading has the node track; unanswered flows are forgotten after 30 s otherwise.
+    // Masquerading makes the node track connections. Unanswered flows would expire after 30 s.
     fixture.node().shell("echo 600 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout").unwrap();
     let outside = fixture.node().outside();
     outside
@@ -56,10 +56,10 @@ pub(crate) fn track(fixture: &Fixture, count: u32) {
     assert!(tracked > count / 10 * 9, "{tracked} flows are tracked");
 }
 
-/// Asks over each connection, and fails where one is broken.
+/// Exchanges data over each connection. Fails if one is broken.
 fn exchange(pairs: &mut [(TcpStream, TcpStream)], when: &str) {
     for (number, (client, server)) in pairs.iter_mut().enumerate() {
-        // The server speaks first, so that the node has to know whose the packet is.
+        // The server sends first, so that the node has to know the connection of the packet.
         for (from, to) in [(&*server, &*client), (&*client, &*server)] {
             let (mut from, mut to) = (from, to);
             from.write_all(b"x").unwrap();
@@ -107,7 +107,7 @@ fn outgoing_connections_to_a_port_survive_add_and_del_of_a_pod_with_that_host_po
     }
 }
 
-/// Two pods have the same port of two addresses, and the node has flows that only look like theirs.
+/// Two pods have the same port of two addresses. The node has other flows that look similar.
 #[test]
 fn udp_flows_of_other_pods_on_the_same_port_survive_add_and_del() {
     let fixture = Fixture::new();
@@ -129,7 +129,7 @@ fn udp_flows_of_other_pods_on_the_same_port_survive_add_and_del() {
     fixture.node().run(|| udp("0.0.0.0:0").send_to(b"x", (&*address, 5353)).unwrap());
     let flows = || {
         let listed = fixture.node().shell("grep dport=5353 /proc/net/nf_conntrack").unwrap();
-        // Without what changes by itself.
+        // Without the fields that change by themselves.
         let ends = |line: &str| {
             let ends =
                 line.split_whitespace().filter(|word| word.contains("src=") || word.contains("dport="));
@@ -155,10 +155,10 @@ fn udp_flows_of_other_pods_on_the_same_port_survive_add_and_del() {
     assert_eq!(flows().len(), 2, "those that no port of the node has led anywhere stay");
 }
 
-/// The kernel lists no flows. The sockets of the lists are refused, not their requests: how many requests
-/// come before them depends on how often an ADD has to ask whether an IPv6 address can be used.
+/// The kernel lists no flows. The test fails the sockets of the lists, not their requests: the number of
+/// earlier requests depends on how often ADD checks whether an IPv6 address is usable.
 #[test]
-fn without_a_list_of_flows_add_and_del_succeed() {
+fn add_and_del_succeed_if_conntrack_cannot_be_listed() {
     let fixture = Fixture::new();
     fixture.add("b", &with_ports(json!([])));
     fixture.netns("a");

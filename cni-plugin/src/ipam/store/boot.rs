@@ -1,4 +1,4 @@
-//! To which boot the reservations belong, and where they come from if they are missing.
+//! The boot that the reservations belong to, and how missing reservations are restored.
 
 use std::fs;
 use std::path::Path;
@@ -11,17 +11,17 @@ use crate::error::{Result, io, kernel};
 use crate::lock::Lock;
 use crate::netlink::Netlink;
 
-/// Changes with every boot.
+/// A new value with every boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl Store {
-    /// Takes the lock. What an earlier boot has left is removed.
+    /// Takes the lock and removes what an earlier boot left.
     pub(super) fn open(&self) -> Result<Lock> {
         let lock = Lock::acquire(&self.directory)?;
         // An unknown one would look like another boot.
         let boot = fs::read(BOOT_ID).map_err(io("read", Path::new(BOOT_ID)))?;
         let path = self.directory.join("boot");
-        // An empty file says nothing of any boot.
+        // An empty file names no boot.
         let noted = fs::read(&path).ok().filter(|noted| !noted.is_empty());
         if noted.as_ref() == Some(&boot) {
             return Ok(lock);
@@ -39,13 +39,13 @@ impl Store {
         } else {
             self.restore()?;
         }
-        // Half of it would look like another boot.
+        // A truncated ID would look like another boot.
         atomic_file::write(&path, &boot).map_err(io("write", &path))?;
         Ok(lock)
     }
 
-    /// Notes the addresses of living pods that have no legible file, because the directory or a file in it
-    /// was emptied: their interfaces say which pod has which address.
+    /// Restores the addresses of living pods that have no readable file, because the directory or a file was
+    /// emptied: the aliases of their interfaces have them.
     pub(super) fn restore(&self) -> Result<()> {
         let network = self.directory.file_name().unwrap_or_default().to_string_lossy();
         let links = Netlink::open().and_then(|mut host| host.links()).map_err(kernel("list interfaces"))?;

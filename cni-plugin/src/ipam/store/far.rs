@@ -1,5 +1,5 @@
-//! Addresses that were asked for and have no slot, so far are they from the beginning of their range: an
-//! empty file each.
+//! Requested addresses so far from the beginning of their range that they have no slot: one empty file per
+//! address.
 
 use std::fs;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::error::{Result, io};
 pub(super) struct Far(pub(super) PathBuf);
 
 impl Far {
-    /// Notes that it is taken. Whether it was not noted before.
+    /// Marks the address as assigned. Returns whether it was free.
     pub(super) fn note(&self, address: IpAddr) -> Result<bool> {
         fs::create_dir_all(&self.0).map_err(io("create", &self.0))?;
         let path = self.0.join(address.to_string());
@@ -22,12 +22,12 @@ impl Far {
         }
     }
 
-    /// It is free again.
+    /// Marks the address as free.
     pub(super) fn forget(&self, address: IpAddr) {
         let _ = fs::remove_file(self.0.join(address.to_string()));
     }
 
-    /// Forgets all that are not taken.
+    /// Removes the markers of all addresses that are not assigned.
     pub(super) fn retain(&self, is_taken: impl Fn(&str) -> bool) -> Result<()> {
         for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
             if !entry.file_name().to_str().is_some_and(&is_taken) {

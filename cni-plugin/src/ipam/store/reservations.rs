@@ -1,4 +1,4 @@
-//! Who has which addresses: a file an attachment.
+//! The owners of addresses: one file per attachment.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,8 +11,7 @@ use serde_json::Value;
 
 use crate::error::{Code, Error, Result, io};
 
-/// Under the lock there is one writer, so one name for files that are not whole yet is enough. No container's
-/// name begins with a dot.
+/// The lock admits one writer, so one name for temporary files is enough. No container ID begins with a dot.
 const TEMPORARY: &str = ".new.tmp";
 
 /// One attachment.
@@ -25,7 +24,7 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// By what it is recorded on a network.
+    /// The key of the attachment's record.
     pub(crate) fn key(&self, network: &str) -> Key {
         Key {
             network: network.to_owned(),
@@ -35,7 +34,7 @@ impl Owner {
     }
 }
 
-/// What a file says.
+/// The content of a file.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Reservation {
     #[serde(flatten)]
@@ -51,20 +50,20 @@ impl Reservation {
     }
 }
 
-/// An ADD of another IPAM plugin: what DEL needs to take it back by whatever configuration it is called, and
-/// CHECK to ask that plugin about its own result and not about ours.
+/// An ADD of another IPAM plugin. DEL needs it to call that plugin with the configuration of the ADD, and
+/// CHECK to pass that plugin its own result.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Delegated {
     /// `ipam.type`.
     pub(crate) kind: String,
-    /// The configuration that it was called with.
+    /// The configuration that the plugin was called with.
     pub(crate) config: Value,
-    /// Its result.
+    /// The plugin's result.
     pub(crate) result: Value,
 }
 
 impl Delegated {
-    /// Whether the configuration calls the same plugin for the same.
+    /// Whether the configuration calls the same plugin with the same `ipam`.
     pub(crate) fn is_of(&self, config: Option<&Value>) -> bool {
         config.is_some_and(|config| config["ipam"] == self.config["ipam"])
     }
@@ -74,7 +73,7 @@ impl Delegated {
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Reserved {
     pub(super) address: IpAddr,
-    /// Name of the slots' file, so that a later change of the ranges does not matter.
+    /// Name of the slot file, which a later change of the ranges does not affect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) slot: Option<(String, u32)>,
 }
@@ -103,7 +102,7 @@ impl Reservations {
         Ok((found, illegible))
     }
 
-    /// What `owner` has. A file that is not legible says nothing.
+    /// The reservation of `owner`. An unreadable file counts as none.
     pub(super) fn read(&self, owner: &Owner) -> Result<Option<Reservation>> {
         for path in self.possible_paths(owner) {
             match fs::read(&path) {
@@ -137,10 +136,10 @@ impl Reservations {
         written.map_err(io("write", &path))
     }
 
-    /// Removes what `owner` has, legible or not. Nothing to remove is fine.
+    /// Removes the file of `owner`, readable or not. A missing file is fine.
     pub(super) fn remove(&self, owner: &Owner) -> Result<()> {
         for path in self.possible_paths(owner) {
-            // A name of former versions may be another owner's.
+            // A file in the naming scheme of an earlier version may belong to another owner.
             if path != self.path(owner) && !is_of(&path, owner) {
                 continue;
             }
@@ -152,7 +151,7 @@ impl Reservations {
         Ok(())
     }
 
-    /// Removes the files that are not legible, and says which.
+    /// Removes the unreadable files and returns their paths.
     pub(super) fn remove_illegible(&self) -> Result<Vec<PathBuf>> {
         let mut paths = self.paths()?;
         paths.retain(|path| fs::read(path).is_ok_and(|bytes| parse(path, &bytes).is_err()));
@@ -162,7 +161,7 @@ impl Reservations {
         Ok(paths)
     }
 
-    /// A writer that was killed may have left it; most often there is none.
+    /// Removes the temporary file of a killed writer. Usually there is none.
     pub(super) fn remove_temporary(&self) {
         let _ = fs::remove_file(self.0.join(TEMPORARY));
     }
@@ -180,7 +179,7 @@ impl Reservations {
         self.0.join(owner.key("").file_stem())
     }
 
-    /// Where the file is, and where former versions had it.
+    /// The path of the file, and its path in earlier versions.
     fn possible_paths(&self, owner: &Owner) -> impl Iterator<Item = PathBuf> {
         let key = owner.key("");
         [Some(key.file_stem()), key.former_file_stem()].into_iter().flatten().map(|name| self.0.join(name))

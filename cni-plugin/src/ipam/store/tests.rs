@@ -1,4 +1,4 @@
-//! What the store promises.
+//! The guarantees of the store.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn fixture(cooldown: u32) -> (tempfile::TempDir, Store, Vec<RangeSet>) {
 }
 
 #[test]
-fn addresses_go_round_before_one_comes_back() {
+fn addresses_are_assigned_in_turn_before_one_is_reused() {
     let (_directory, store, sets) = fixture(0);
     let take = |id: &str| store.reserve(&owner(id), &sets, &[], &mut none).unwrap()[0].to_string();
     assert_eq!([take("a"), take("b")], ["10.22.0.2", "10.22.0.3"]);
@@ -40,7 +40,7 @@ fn addresses_go_round_before_one_comes_back() {
 }
 
 #[test]
-fn a_requested_address_is_given_once_and_a_second_add_is_refused() {
+fn requested_address_is_assigned_once_and_second_add_is_refused() {
     let (_directory, store, sets) = fixture(0);
     let wanted = "10.22.0.5".parse().unwrap();
     assert_eq!(store.reserve(&owner("a"), &sets, &[wanted], &mut none).unwrap(), [wanted]);
@@ -56,7 +56,7 @@ fn a_requested_address_is_given_once_and_a_second_add_is_refused() {
 }
 
 #[test]
-fn a_bit_that_a_killed_add_left_behind_is_found_again() {
+fn slot_left_by_a_killed_add_is_recovered() {
     let (_directory, store, sets) = fixture(0);
     for position in 1..6 {
         fs::create_dir_all(&store.directory).unwrap();
@@ -66,14 +66,14 @@ fn a_bit_that_a_killed_add_left_behind_is_found_again() {
 }
 
 #[test]
-fn address_whose_reservation_cannot_be_read_is_not_given_to_another_pod() {
+fn address_with_an_unreadable_reservation_is_not_assigned_again() {
     let (_directory, store, sets) = fixture(0);
     for id in ["a", "b", "c", "d", "e"] {
         store.reserve(&owner(id), &sets, &[], &mut none).unwrap();
     }
     let refused = || store.reserve(&owner("f"), &sets, &[], &mut none).unwrap_err().code;
     let (owners, moved) = (store.directory.join("owners"), store.directory.join("moved"));
-    // A link to itself, and no directory: to look what is there fails.
+    // A symbolic link to itself: reading the file, or listing the directory, fails.
     for (path, name) in [(owners.join("a-eth0"), "a-eth0"), (owners, "owners")] {
         fs::rename(&path, &moved).unwrap();
         std::os::unix::fs::symlink(name, &path).unwrap();
@@ -85,7 +85,7 @@ fn address_whose_reservation_cannot_be_read_is_not_given_to_another_pod() {
 }
 
 #[test]
-fn an_address_in_cooldown_is_given_out_only_if_it_is_requested_or_no_other_is_free() {
+fn address_in_cooldown_is_assigned_only_on_request_or_if_no_other_is_free() {
     // More seconds than any node has been up.
     let (_directory, store, sets) = fixture(1_000_000_000);
     let take = |id: &str| store.reserve(&owner(id), &sets, &[], &mut none).unwrap()[0].to_string();
@@ -95,9 +95,9 @@ fn an_address_in_cooldown_is_given_out_only_if_it_is_requested_or_no_other_is_fr
     );
     store.release(&owner("c")).unwrap();
     store.release(&owner("a")).unwrap();
-    // The last one that was never given out.
+    // The last one that was never assigned.
     assert_eq!(take("e"), "10.22.0.6");
-    // c's was given back long before a's.
+    // c was released long before a.
     let slots = store.slots(&sets[0], &sets).unwrap();
     slots.give_back(sets[0].position("10.22.0.4".parse().unwrap()).unwrap(), 1).unwrap();
     slots.give_back(sets[0].position("10.22.0.2".parse().unwrap()).unwrap(), 2).unwrap();
@@ -111,7 +111,7 @@ fn an_address_in_cooldown_is_given_out_only_if_it_is_requested_or_no_other_is_fr
 }
 
 #[test]
-fn an_address_that_the_node_uses_otherwise_is_passed_over_and_refused_on_request() {
+fn address_in_use_on_the_node_is_skipped_and_refused_on_request() {
     let (_directory, store, sets) = fixture(0);
     let mut in_use = |address: IpAddr| Ok(["10.22.0.2", "10.22.0.4"].contains(&&*address.to_string()));
     let mut take = |id: &str, requested: &[IpAddr]| {
@@ -134,7 +134,7 @@ fn an_address_that_the_node_uses_otherwise_is_passed_over_and_refused_on_request
 }
 
 #[test]
-fn an_illegible_file_blocks_neither_release_nor_repair() {
+fn unreadable_file_blocks_neither_release_nor_repair() {
     let (_directory, store, sets) = fixture(0);
     for bytes in ["", "{", "null"] {
         store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
@@ -151,7 +151,7 @@ fn an_illegible_file_blocks_neither_release_nor_repair() {
 }
 
 #[test]
-fn legal_names_do_not_collide_with_each_other_or_with_files_of_ours() {
+fn file_names_of_legal_ids_do_not_collide() {
     let (_directory, store, sets) = fixture(0);
     let owner = |id: &str, ifname: &str| Owner { container_id: id.into(), ifname: ifname.into() };
     let owners =
@@ -173,7 +173,7 @@ fn legal_names_do_not_collide_with_each_other_or_with_files_of_ours() {
 }
 
 #[test]
-fn an_empty_boot_file_is_no_reason_to_forget_who_is_there() {
+fn empty_boot_file_does_not_remove_reservations() {
     let (_directory, store, sets) = fixture(0);
     store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
     fs::write(store.directory.join("boot"), "").unwrap();
@@ -181,7 +181,7 @@ fn an_empty_boot_file_is_no_reason_to_forget_who_is_there() {
 }
 
 #[test]
-fn when_ranges_change_nobody_gets_an_address_that_is_in_use() {
+fn changed_ranges_assign_no_address_in_use() {
     let (_directory, store, sets) = fixture(0);
     store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
     let wire: Vec<crate::netconf::WireRange> =
@@ -191,7 +191,7 @@ fn when_ranges_change_nobody_gets_an_address_that_is_in_use() {
 }
 
 #[test]
-fn when_ranges_change_back_nobody_gets_an_address_that_is_in_use() {
+fn ranges_changed_back_assign_no_address_in_use() {
     let (_directory, store, narrow) = fixture(0);
     let wire: Vec<crate::netconf::WireRange> =
         serde_json::from_str(r#"[{"subnet": "10.22.0.0/24", "gateway": "10.22.0.1"}]"#).unwrap();
@@ -203,7 +203,7 @@ fn when_ranges_change_back_nobody_gets_an_address_that_is_in_use() {
 }
 
 #[test]
-fn what_an_earlier_boot_left_means_nothing() {
+fn reservations_of_an_earlier_boot_are_ignored() {
     let (_directory, store, sets) = fixture(1000);
     store.reserve(&owner("a"), &sets, &[], &mut none).unwrap();
     fs::write(store.directory.join("boot"), "another").unwrap();
@@ -211,7 +211,7 @@ fn what_an_earlier_boot_left_means_nothing() {
 }
 
 #[test]
-fn a_requested_address_beyond_the_slots_is_given_once() {
+fn requested_address_without_a_slot_is_assigned_once() {
     let (_directory, store, _) = fixture(0);
     let wire: Vec<crate::netconf::WireRange> = serde_json::from_str(r#"[{"subnet": "fd00::/64"}]"#).unwrap();
     let sets = vec![RangeSet::parse("ipam.ranges[0]", &wire).unwrap()];

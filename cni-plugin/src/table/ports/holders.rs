@@ -1,5 +1,5 @@
-//! Who has which ports of the node: `ports/holders.json`, one holder an attachment. It is an index of the
-//! records: where it is missing or illegible they say the same.
+//! The holders of host ports: `ports/holders.json`, one holder per attachment. The file is an index of the
+//! records, from which it is rebuilt if it is missing or unreadable.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,13 +15,13 @@ use crate::atomic_file;
 use crate::error::{Result, io};
 use crate::netconf::Header;
 
-/// An attachment that has ports of the node.
+/// An attachment with host ports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Holder {
     #[serde(flatten, with = "KeyFields")]
     pub(super) key: Key,
-    /// Where its ports lead: the pod's first address of each family.
+    /// The destination of its ports: the pod's first address of each family.
     addresses: Vec<IpAddr>,
     ranges: Vec<Range>,
 }
@@ -35,7 +35,7 @@ struct KeyFields {
 }
 
 impl Holder {
-    /// What a pod asks for; nothing if that is no port.
+    /// The ports of a pod. `None` if it has none.
     pub(crate) fn of(pod: &Attachment) -> Option<Self> {
         if pod.port_mappings.is_empty() {
             return None;
@@ -46,21 +46,21 @@ impl Holder {
     }
 
     /// A port that both have, at one address of the node.
-    pub(super) fn meets(&self, other: &Self) -> Option<String> {
+    pub(super) fn common_port(&self, other: &Self) -> Option<String> {
         let is_of = |holder: &Self, range: &Range, v4: bool| {
             range.is_of(v4) && holder.addresses.iter().any(|address| address.is_ipv4() == v4)
         };
         let meet = |own: &Range, theirs: &Range| {
-            own.meets(theirs)
+            own.overlaps(theirs)
                 && [true, false].iter().any(|v4| is_of(self, own, *v4) && is_of(other, theirs, *v4))
         };
         self.ranges.iter().find_map(|own| {
             let theirs = other.ranges.iter().find(|theirs| meet(own, theirs))?;
-            Some(own.first_of_both(theirs))
+            Some(own.first_common_port(theirs))
         })
     }
 
-    /// Its elements, and the map of each.
+    /// The elements, each with its map.
     pub(super) fn elements(&self) -> impl Iterator<Item = (&'static str, Element)> {
         self.elements_by_range().map(|(_, map, element)| (map, element))
     }
@@ -75,7 +75,7 @@ impl Holder {
         })
     }
 
-    /// Each address of the pod that UDP ports of the node lead to, with those.
+    /// Each address of the pod with UDP host ports, and these ports.
     pub(crate) fn udp(&self) -> impl Iterator<Item = (IpAddr, Vec<&Range>)> {
         self.addresses.iter().filter_map(|address| {
             let is_udp = |range: &&Range| range.protocol == "udp" && range.is_of(address.is_ipv4());
@@ -87,18 +87,18 @@ impl Holder {
 
 /// All holders.
 pub(crate) fn read(header: &Header) -> Result<Vec<Holder>> {
-    read_but(header, None)
+    read_except(header, None)
 }
 
-/// All holders but one.
-pub(super) fn read_but(header: &Header, except: Option<&Key>) -> Result<Vec<Holder>> {
+/// All holders except one.
+pub(super) fn read_except(header: &Header, except: Option<&Key>) -> Result<Vec<Holder>> {
     let known = read_index(header)?;
     let mut holders = known.unwrap_or_else(|| of_records(&header.attachments(), except));
     holders.retain(|holder| Some(&holder.key) != except);
     Ok(holders)
 }
 
-/// What the file says; nothing where it is missing or illegible.
+/// The content of the file. `None` if it is missing or unreadable.
 pub(super) fn read_index(header: &Header) -> Result<Option<Vec<Holder>>> {
     let path = path(header);
     match fs::read(&path) {
@@ -107,7 +107,7 @@ pub(super) fn read_index(header: &Header) -> Result<Option<Vec<Holder>>> {
     }
 }
 
-/// Writes all holders. The file stays when there is none: it says so.
+/// Writes all holders. Without holders the file stays, empty: it says that there are none.
 pub(super) fn write(header: &Header, holders: &[Holder]) -> Result<()> {
     let path = path(header);
     let directory = path.parent().expect("the file is in a directory");
@@ -116,14 +116,14 @@ pub(super) fn write(header: &Header, holders: &[Holder]) -> Result<()> {
     atomic_file::write(&path, &json).map_err(io("write", &path))
 }
 
-/// Removes the file, once there is no network left.
+/// Removes the file once there is no network left.
 pub(crate) fn forget(header: &Header) -> Result<()> {
     let path = path(header);
     atomic_file::remove(&path).map_err(io("remove", &path))
 }
 
-/// What the records of all networks say, but for one that is about to be. Of two that name one port the first
-/// has it.
+/// The holders by the records of all networks, except the one that is about to be written. Of two that have
+/// the same port, the first one counts.
 fn of_records(store: &Store, except: Option<&Key>) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();
     let mut networks: Vec<_> = fs::read_dir(store.directory()).into_iter().flatten().flatten().collect();
@@ -131,7 +131,7 @@ fn of_records(store: &Store, except: Option<&Key>) -> Vec<Holder> {
     for network in networks {
         for record in store.list(&network.file_name().to_string_lossy()).0 {
             let holder = Holder::of(&record).filter(|holder| Some(&holder.key) != except);
-            let new = holder.filter(|holder| holders.iter().all(|other| other.meets(holder).is_none()));
+            let new = holder.filter(|holder| holders.iter().all(|other| other.common_port(holder).is_none()));
             holders.extend(new);
         }
     }

@@ -1,4 +1,4 @@
-//! Ports in a row.
+//! Ranges of host ports.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -7,16 +7,16 @@ use attachment::PortMapping;
 use nftables::{Element, Key};
 use serde::{Deserialize, Serialize};
 
-/// Ports of the node in a row, which lead to as many in a row of a pod.
+/// Consecutive host ports that lead to as many consecutive ports of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Range {
     pub(super) protocol: String,
-    /// Of the node: an address, or any of a family, or any.
+    /// The address of the node. Unspecified means any address of the family; `None` means any address.
     host_ip: Option<IpAddr>,
     first: u16,
     last: u16,
-    /// The pod's port for the first.
+    /// The pod's port for the first host port.
     to: u16,
 }
 
@@ -32,18 +32,18 @@ impl Range {
         }
     }
 
-    /// Whether it has ports of addresses of that family.
+    /// Whether the range applies to that family.
     pub(super) fn is_of(&self, v4: bool) -> bool {
         self.host_ip.is_none_or(|at| at.is_ipv4() == v4)
     }
 
-    /// The one address whose ports they are.
+    /// The address, if the range applies to one address only.
     fn at(&self) -> Option<IpAddr> {
         self.host_ip.filter(|at| !at.is_unspecified())
     }
 
-    /// Whether both have a port of one address.
-    pub(super) fn meets(&self, other: &Self) -> bool {
+    /// Whether both have a port of the same address in common.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
         let same_address = self.at().is_none() || other.at().is_none() || self.at() == other.at();
         self.protocol == other.protocol
             && self.first <= other.last
@@ -53,34 +53,35 @@ impl Range {
     }
 
     /// The first port that both have.
-    pub(super) fn first_of_both(&self, other: &Self) -> String {
+    pub(super) fn first_common_port(&self, other: &Self) -> String {
         format!("{}/{}", self.first.max(other.first), self.protocol)
     }
 
-    /// The port of the node, if it is one only.
+    /// The host port, if there is only one.
     pub(crate) fn only_port(&self) -> Option<u16> {
         (self.first == self.last).then_some(self.first)
     }
 
-    /// Whether an end that is this node's is one of these ports.
+    /// Whether a socket address of this node is one of these ports.
     pub(crate) fn has(&self, end: SocketAddr) -> bool {
         (self.first..=self.last).contains(&end.port())
             && self.is_of(end.is_ipv4())
             && self.at().is_none_or(|at| at == end.ip())
     }
 
-    /// Where one of these ports leads.
+    /// The pod's port for a host port.
     pub(crate) fn port_of_pod(&self, port: u16) -> u16 {
         self.to.wrapping_add(port.wrapping_sub(self.first))
     }
 
-    /// The elements that lead to `address`, and the map that has them.
+    /// The elements that lead to `address`, and their map.
     pub(super) fn elements(&self, address: IpAddr) -> (&'static str, Vec<Element>) {
         let key = |port: u16| {
             let key = self.at().map_or_else(Key::default, |at| Key::default().address(at));
             key.protocol(self.protocol_number()).port(port)
         };
-        // The kernel cannot add to a port: a range that leads to other numbers is an element each.
+        // The kernel cannot add an offset to a port: a range that leads to other numbers is one element per
+        // port.
         let is_one = self.first < self.last && self.to == self.first;
         let map = map(address.is_ipv4(), self.at().is_some(), is_one);
         if is_one {
@@ -92,7 +93,7 @@ impl Range {
         (map, (self.first..=self.last).map(pair).collect())
     }
 
-    /// `IPPROTO_*`; the configuration allows no other.
+    /// `IPPROTO_*`. The configuration allows no other.
     fn protocol_number(&self) -> u8 {
         match &*self.protocol {
             "udp" => 17,
@@ -111,7 +112,7 @@ impl fmt::Display for Range {
     }
 }
 
-/// The map of single ports or of ranges: of one address of the node, or of all.
+/// The name of the map: for one port or ranges, of one address of the node or of all.
 pub(super) fn map(v4: bool, at: bool, ranges: bool) -> &'static str {
     match (ranges, at, v4) {
         (false, false, true) => "ports-v4",
