@@ -1,13 +1,12 @@
-//! The record that CNI ADD leaves behind for the daemons: who got which address.
+//! The record that CNI ADD writes for the daemons: the pod and its addresses.
 //!
 //! ```text
 //! ADD ──write──> /run/portolan/attachments/<network>/<containerID>-<ifname>.json ──watch──> daemons
 //! DEL ──remove─┘
 //! ```
 //!
-//! Files appear and disappear whole (write, then rename), so a reader never sees half a record. Readers
-//! ignore names that do not end in `.json`, which is how the temporary files of a killed writer stay
-//! invisible.
+//! Records are written atomically (write, then rename), so a reader never sees half of one. Readers ignore
+//! names that do not end in `.json`, so they do not see the temporary files of a killed writer.
 
 mod ports;
 mod record;
@@ -17,5 +16,5 @@ pub use ports::{Conflict, PortMapping};
 pub use record::{Attachment, Pod, PortRange, RESERVED_PORTS};
 pub use store::{Error, Key, Store};
 
-/// Where the records live unless told otherwise. Under `/run`, because pods do not survive a reboot.
+/// The default directory of the records. It is under `/run` because pods do not survive a reboot.
 pub const DEFAULT_DIRECTORY: &str = "/run/portolan/attachments";

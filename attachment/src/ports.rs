@@ -1,29 +1,29 @@
-//! Ports of the node that lead to a pod: ports in a row are one mapping, however many they are.
+//! Host ports that lead to a pod. Consecutive ports are one mapping.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Ports of the node in a row, which the runtime asked to be carried to as many ports of the pod.
+/// Consecutive host ports that the runtime maps to as many ports of the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
-    /// The first port on the node.
+    /// The first host port.
     pub host_port: u16,
-    /// The port in the pod that it leads to.
+    /// The pod's port for the first host port.
     pub container_port: u16,
     /// `tcp`, `udp` or `sctp`, lower case.
     pub protocol: String,
-    /// Node address to listen on; absent means all.
+    /// The node address; absent means all.
     #[serde(default, rename = "hostIP", skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<IpAddr>,
-    /// How many ports it is, counting up on both sides; absent means one.
+    /// The number of consecutive ports; absent means one.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub range: u16,
 }
 
-/// Two mappings lead one port of the node to different ports of the pod.
+/// Two mappings lead one host port to different ports of the pod.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Conflict {
     port: u16,
@@ -41,22 +41,22 @@ impl fmt::Display for Conflict {
 impl std::error::Error for Conflict {}
 
 impl PortMapping {
-    /// The last port on the node.
+    /// The last host port.
     pub fn last_host_port(&self) -> u16 {
         self.host_port.saturating_add(self.range.saturating_sub(1))
     }
 
-    /// Where one of its ports on the node leads.
+    /// The pod's port for a host port.
     pub fn port_of_pod(&self, host_port: u16) -> u16 {
         self.container_port.wrapping_add(host_port.wrapping_sub(self.host_port))
     }
 
-    /// Returns the same ports in as few mappings as possible. A port that is given twice is given once.
+    /// Merges the mappings into as few as possible. A duplicate port counts once.
     ///
     /// # Errors
-    /// When one port of one address leads to two ports of the pod.
+    /// If one port of one address leads to two ports of the pod.
     pub fn merge(mut mappings: Vec<Self>) -> Result<Vec<Self>, Conflict> {
-        // Mappings of every address come first: those of every IPv4 or IPv6 address may be part of them.
+        // Sort mappings of every address first: they may contain those of every IPv4 or IPv6 address.
         mappings.sort_by(|one, other| one.order().cmp(&other.order()));
         let mut merged: Vec<Self> = Vec::new();
         for next in mappings {
@@ -85,7 +85,7 @@ impl PortMapping {
         (&self.protocol, self.host_ip, self.host_port, self.container_port)
     }
 
-    /// Whether `other` begins in these ports of the node, whatever its addresses are.
+    /// Whether the first host port of `other` is one of these, whatever the addresses.
     fn has_port_of(&self, other: &Self) -> bool {
         self.protocol == other.protocol && (self.host_port..=self.last_host_port()).contains(&other.host_port)
     }
@@ -106,10 +106,10 @@ impl PortMapping {
     }
 }
 
-/// Reads mappings as they are kept. Versions before this one kept each port by itself.
+/// Reads the mappings of a record. Earlier versions wrote one mapping per port.
 pub(crate) fn read_merged<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PortMapping>, D::Error> {
     let mappings = Vec::<PortMapping>::deserialize(deserializer)?;
-    // What ADD has accepted has no conflict; a file of another writer is taken as it is.
+    // ADD accepts no conflict. A file of another writer is used as it is.
     Ok(PortMapping::merge(mappings.clone()).unwrap_or(mappings))
 }
 
@@ -117,7 +117,7 @@ fn one() -> u16 {
     1
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde requires")]
 fn is_one(range: &u16) -> bool {
     *range == 1
 }
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_in_a_row_are_one_mapping_and_a_port_given_twice_is_given_once() {
+    fn consecutive_ports_are_merged_and_duplicates_count_once() {
         let single = (0..3000).rev().map(|port| mapping("", 20_000 + port, 20_000 + port, 1));
         let others = [mapping("", 23_000, 80, 1), mapping("192.0.2.2", 20_000, 81, 1)];
         let merged = PortMapping::merge(single.clone().chain(others.clone()).chain(single).collect());
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_every_address_and_of_every_ipv4_address_lead_to_one_port_of_the_pod() {
+    fn port_of_every_address_and_of_every_ipv4_address_must_lead_to_one_port_of_the_pod() {
         for (one, other) in [("", ""), ("", "0.0.0.0"), ("", "::"), ("0.0.0.0", "0.0.0.0")] {
             let pair = |to: u16| vec![mapping(one, 80, 8080, 1), mapping(other, 80, to, 1)];
             assert_eq!(PortMapping::merge(pair(8080)).unwrap(), [mapping(one, 80, 8080, 1)]);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn mappings_of_a_file_of_former_versions_are_read_as_ranges() {
+    fn one_mapping_per_port_as_in_former_versions_is_read_as_ranges() {
         #[derive(Deserialize)]
         struct File(#[serde(deserialize_with = "read_merged")] Vec<PortMapping>);
         let single = |port: u16| format!(r#"{{"hostPort":{port},"containerPort":{port},"protocol":"tcp"}}"#);

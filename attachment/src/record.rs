@@ -1,4 +1,4 @@
-//! What a record says.
+//! The content of a record.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,34 +18,34 @@ pub struct Attachment {
     pub container_id: String,
     /// `CNI_IFNAME`, the interface inside the pod.
     pub ifname: String,
-    /// Path of the pod's network namespace, as the runtime gave it.
+    /// Path of the pod's network namespace, as the runtime passed it.
     pub netns: String,
     /// The pod's addresses, in the order of the CNI result.
     pub ips: Vec<IpAddr>,
-    /// Hardware address of the interface inside the pod.
+    /// MAC address of the interface inside the pod.
     pub mac: String,
-    /// Name of the interface's other end on the node.
+    /// Name of the node's end of the interface.
     pub host_interface: String,
-    /// The bridge this end is a port of; absent where the pod is routed.
+    /// The bridge of the node's end; absent for a routed pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
-    /// The Kubernetes pod, from `K8S_POD_*` in `CNI_ARGS`; absent where the runtime has no pods.
+    /// The Kubernetes pod, from `K8S_POD_*` in `CNI_ARGS`; absent if the runtime has no pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
     /// `args.cni.labels` of the network configuration.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// `runtimeConfig.portMappings`, ports in a row as one.
+    /// `runtimeConfig.portMappings`, consecutive ports merged.
     #[serde(default, deserialize_with = "ports::read_merged", skip_serializing_if = "Vec::is_empty")]
     pub port_mappings: Vec<PortMapping>,
-    /// Ports that the pod's own kernel does not choose for outgoing connections
+    /// Ports that the pod's kernel does not choose for outgoing connections
     /// (`net.ipv4.ip_local_reserved_ports`). The proxy uses them for connections with the pod's address.
-    /// Absent where they could not be reserved.
+    /// Absent if they could not be reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserved_ports: Option<PortRange>,
 }
 
-/// Ports from the first to the last, both included.
+/// A range of ports, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRange {
     /// The lowest.
@@ -54,21 +54,21 @@ pub struct PortRange {
     pub last: u16,
 }
 
-/// The ports that the plugin reserves in each pod: below 32768, where `net.ipv4.ip_local_port_range` begins
-/// unless it was changed.
+/// The ports that the plugin reserves in each pod. They are below 32768, the default start of
+/// `net.ipv4.ip_local_port_range`.
 pub const RESERVED_PORTS: PortRange = PortRange { first: 10_000, last: 29_999 };
 
 impl std::fmt::Display for PortRange {
-    /// As the kernel writes it: `10000-29999`.
+    /// Formats the range like the kernel: `10000-29999`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.first, self.last)
     }
 }
 
-/// The pod an attachment belongs to.
+/// The pod of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
-    /// `K8S_POD_NAMESPACE`, or `default` where the runtime gives a name only (podman).
+    /// `K8S_POD_NAMESPACE`, or `default` if the runtime passes a name only (podman).
     pub namespace: String,
     /// `K8S_POD_NAME`.
     pub name: String,

@@ -1,4 +1,4 @@
-//! Reading and writing records as files.
+//! Reads and writes the record files.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Attachment;
 
-/// Names one record.
+/// The key of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
     /// CNI network name.
@@ -17,16 +17,16 @@ pub struct Key {
     pub ifname: String,
 }
 
-/// Longest name of a file (`NAME_MAX`), less the extension that comes behind it.
+/// Longest file name (`NAME_MAX`) without the extension.
 const MAX_STEM: usize = 255 - ".json".len();
 
-/// So much of a container's name stays where all of it would be too long.
+/// This many bytes of a container ID stay if the whole is too long.
 const KEPT: usize = 200;
 
 impl Key {
-    /// The name of the attachment's files without their extension: `<containerID>-<ifname>`. With a dash in
-    /// the interface's name two attachments could have one file, so there a colon is between the two, which
-    /// neither may have in it. A name that is too long for a file is cut and has a hash of the whole in it.
+    /// The file name of the attachment without extension: `<containerID>-<ifname>`. With a dash in the
+    /// interface name two attachments could have the same name, so then a colon separates the two; neither
+    /// part may contain one. A name that is too long is truncated and contains a hash of the whole.
     pub fn file_stem(&self) -> String {
         let Self { container_id, ifname, .. } = self;
         let separator = if ifname.contains('-') { ':' } else { '-' };
@@ -34,14 +34,14 @@ impl Key {
         if stem.len() <= MAX_STEM {
             return stem;
         }
-        // FNV-1a. Readers compare the name in the file.
+        // FNV-1a. Readers compare the key in the file.
         let hash = container_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         format!("{}:{hash:016x}:{ifname}", container_id.get(..KEPT).unwrap_or_default())
     }
 
-    /// What versions before this one made of a name with a dash.
+    /// The file name that earlier versions used for an interface name with a dash.
     pub fn former_file_stem(&self) -> Option<String> {
         let Self { container_id, ifname, .. } = self;
         let stem = format!("{container_id}-{ifname}");
@@ -49,17 +49,17 @@ impl Key {
     }
 }
 
-/// What went wrong with a record, and with which file.
+/// An error about a record, with its file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system refused.
+    /// A file system error.
     #[error("{operation} {path}: {source}")]
     Io {
-        /// What we tried.
+        /// What was tried.
         operation: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The file is not a record.
@@ -67,22 +67,22 @@ pub enum Error {
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The parse error.
         source: serde_json::Error,
     },
 }
 
-/// The name of a record that is not whole yet, in the folder of its network.
+/// The name of a temporary file in the directory of its network.
 const TEMPORARY: &str = ".new.tmp";
 
-/// A directory of records, one folder a network.
+/// A directory of records, with one subdirectory per network.
 #[derive(Clone, Debug)]
 pub struct Store {
     directory: PathBuf,
 }
 
 impl Attachment {
-    /// The name under which this record is kept.
+    /// The key of this record.
     pub fn key(&self) -> Key {
         Key {
             network: self.network.clone(),
@@ -91,63 +91,63 @@ impl Attachment {
         }
     }
 
-    /// Reads a record from the contents of `path`.
+    /// Parses a record from the contents of `path`.
     pub fn parse(path: &Path, contents: &[u8]) -> Result<Self, Error> {
         serde_json::from_slice(contents).map_err(|source| Error::Parse { path: path.to_owned(), source })
     }
 }
 
 impl Store {
-    /// A store in `directory`, which need not exist yet.
+    /// A store in `directory`, which may not exist yet.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self { directory: directory.into() }
     }
 
-    /// The directory as given.
+    /// The directory of the store.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Where the record of `key` is kept.
+    /// The path of the record of `key`.
     pub fn path(&self, key: &Key) -> PathBuf {
         self.directory.join(&key.network).join(format!("{}.json", key.file_stem()))
     }
 
-    /// Where versions before this one kept it, if that is another place.
+    /// The path in earlier versions, if it was different.
     fn former_path(&self, key: &Key) -> Option<PathBuf> {
         let name = format!("{}.json", key.former_file_stem()?);
         Some(self.directory.join(&key.network).join(name))
     }
 
-    /// Writes a record, replacing an older one of the same key in one step.
+    /// Writes a record atomically. Replaces an older one with the same key.
     pub fn write(&self, attachment: &Attachment) -> Result<(), Error> {
         let path = self.path(&attachment.key());
         let directory = path.parent().expect("a record's path has its network's folder");
         fs::create_dir_all(directory).map_err(io_error("create", directory))?;
         let json = serde_json::to_vec(attachment).expect("a record has string keys only");
-        // A rename is atomic. The plugin, which alone writes here, has a lock.
+        // rename(2) is atomic. The plugin is the only writer, and holds a lock.
         let temporary = directory.join(TEMPORARY);
         let written = fs::write(&temporary, json).map_err(io_error("write", &temporary));
         let written =
             written.and_then(|()| fs::rename(&temporary, &path).map_err(io_error("rename into", &path)));
         if written.is_err() {
-            // Best effort: the first error is the one to report.
+            // Best effort: the first error is returned.
             let _ = fs::remove_file(&temporary);
         }
         written
     }
 
-    /// Removes the folder of a network that has no record left; false if it has one. A writer makes the
-    /// folder anew.
+    /// Removes the directory of a network without records. Returns false if there are records. A writer
+    /// creates the directory again.
     pub fn remove_network_if_empty(&self, network: &str) -> bool {
         let directory = self.directory.join(network);
-        // A killed writer may have left it. Asking the kernel to remove the folder costs the same however
-        // full it is; listing it does not.
+        // A killed writer may have left it. Removing the directory costs the same however full it is; listing
+        // it does not.
         let _ = fs::remove_file(directory.join(TEMPORARY));
         fs::remove_dir(&directory).map_or_else(|e| e.kind() == io::ErrorKind::NotFound, |()| true)
     }
 
-    /// Reads one record; `None` when there is none.
+    /// Reads one record. Returns `None` if there is none.
     pub fn read(&self, key: &Key) -> Result<Option<Attachment>, Error> {
         let is_of_key = |record: &Attachment| record.key() == *key;
         let found = read_file(&self.path(key))?.filter(is_of_key);
@@ -157,9 +157,9 @@ impl Store {
         }
     }
 
-    /// Removes a record. One that is missing is fine.
+    /// Removes a record. A missing one is fine.
     pub fn remove(&self, key: &Key) -> Result<(), Error> {
-        // A name of former versions may be another attachment's.
+        // A file name of earlier versions may belong to another attachment.
         let is_of_key = |path: &PathBuf| {
             let record = read_file(path).ok().flatten();
             record.is_some_and(|record| record.key() == *key)
@@ -173,7 +173,7 @@ impl Store {
         Ok(())
     }
 
-    /// Every readable record of a network, and what was wrong with the others.
+    /// Every readable record of a network, and the errors of the others.
     pub fn list(&self, network: &str) -> (Vec<Attachment>, Vec<Error>) {
         let directory = self.directory.join(network);
         let entries = match fs::read_dir(&directory) {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_record_is_read_back_and_listed_until_removed() {
+    fn written_record_is_read_back_and_listed_until_removed() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path().join("attachments"));
         let key = record().key();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_under_the_name_of_former_versions_is_found_and_removed_by_its_owner_only() {
+    fn record_with_a_name_of_former_versions_is_found_and_removed_by_its_owner_only() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path());
         let of = |container_id: &str, ifname: &str| Attachment {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_record_is_reported_by_name_and_hides_no_other() {
+    fn broken_record_is_reported_by_name_and_hides_no_other() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new(directory.path());
         store.write(&record()).unwrap();

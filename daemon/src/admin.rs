@@ -22,26 +22,26 @@ use tokio::task::JoinSet;
 use crate::log::RateLimit;
 use crate::readiness::Readiness;
 
-/// Connections served at a time; the next ones wait in the backlog.
+/// Concurrent connections. Further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A client that has not sent its request by then is cut off.
+/// Timeout for the request of a client.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often an address that is taken is tried again.
+/// Interval of retries while the address is in use.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a page answers.
+/// The response of a page.
 #[derive(Clone, Debug)]
 pub struct Response {
     /// HTTP status.
     pub status: StatusCode,
     /// `Content-Type`.
     pub content_type: &'static str,
-    /// Headers beside it.
+    /// Further headers.
     pub headers: Vec<(&'static str, HeaderValue)>,
     /// The body.
     pub body: String,
@@ -49,31 +49,31 @@ pub struct Response {
 
 struct Page {
     handler: Box<dyn Fn(&str) -> Response + Send + Sync>,
-    /// Only for this machine.
+    /// Only for clients on this machine.
     is_local: bool,
 }
 
-/// A small HTTP server; its pages answer at once, from what is known.
+/// A small HTTP server. Its pages are rendered from memory and never wait.
 pub struct Server {
     listener: TcpListener,
     pages: BTreeMap<&'static str, Page>,
 }
 
-/// The page for every path that has none of its own.
+/// The path of the fallback page.
 const ANY: &str = "*";
 
 impl Response {
-    /// A page of plain text.
+    /// A response with plain text.
     pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
         Self::new(status, "text/plain; charset=utf-8", body)
     }
 
-    /// A page of JSON.
+    /// A response with JSON.
     pub fn json(status: StatusCode, body: &impl std::fmt::Display) -> Self {
         Self::new(status, "application/json", format!("{body}\n"))
     }
 
-    /// The same with a header.
+    /// Adds a header.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: impl Into<HeaderValue>) -> Self {
         self.headers.push((name, value.into()));
@@ -86,7 +86,7 @@ impl Response {
 }
 
 impl Server {
-    /// Listens. The error names the address.
+    /// Binds the address. The error names the address.
     ///
     /// # Errors
     /// As `bind(2)`.
@@ -96,8 +96,8 @@ impl Server {
         Ok(Self { listener, pages: BTreeMap::new() })
     }
 
-    /// As [`Server::bind`], for a page that the daemon can do without: while the address is taken it is tried
-    /// again. The pages are made once it is free; `flag` is where the address comes from.
+    /// Like [`Server::bind`], for pages that the daemon can do without: retries while the address is in use.
+    /// The pages are added once it is bound; `flag` is the setting that the address comes from.
     pub async fn serve(address: SocketAddr, flag: &'static str, pages: impl FnOnce(Self) -> Self) {
         let mut was_logged = false;
         let server = loop {
@@ -105,19 +105,19 @@ impl Server {
                 Ok(server) => break server,
                 Err(error) if was_logged => tracing::debug!(flag, %error, "cannot serve a page yet"),
                 Err(error) => {
-                    tracing::warn!(flag, %error, "cannot serve a page; trying again every second");
+                    tracing::warn!(flag, %error, "cannot serve a page; retrying every second");
                     was_logged = true;
                 }
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
         };
         if was_logged {
-            tracing::info!(flag, %address, "the page is served now");
+            tracing::info!(flag, %address, "the page is served");
         }
         pages(server).run().await;
     }
 
-    /// Where it listens.
+    /// The bound address.
     ///
     /// # Errors
     /// As `getsockname(2)`.
@@ -136,7 +136,7 @@ impl Server {
         self
     }
 
-    /// Adds a page that tells too much for anybody else than this machine, wherever the server listens.
+    /// Adds a page with sensitive data, which only clients on this machine may read.
     #[must_use]
     pub fn local_route(
         mut self,
@@ -147,13 +147,13 @@ impl Server {
         self
     }
 
-    /// Adds a page for every path that has none of its own.
+    /// Adds the fallback page for every other path.
     #[must_use]
     pub fn any(self, handler: impl Fn(&str) -> Response + Send + Sync + 'static) -> Self {
         self.route(ANY, handler)
     }
 
-    /// Serves until dropped: also while draining, when health is watched most.
+    /// Serves until dropped. Continues while draining, when health checks matter most.
     pub async fn run(self) {
         let pages = Arc::new(self.pages);
         let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -180,7 +180,7 @@ impl Server {
                 });
                 let mut http = hyper::server::conn::http1::Builder::new();
                 http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-                // A client that hangs up in the middle is none of our trouble.
+                // A client may close the connection at any time.
                 let _ = http.serve_connection(TokioIo::new(stream), service).await;
                 drop(permit);
             });
@@ -188,12 +188,7 @@ impl Server {
     }
 }
 
-/// `/livez`: the process answers, so it lives.
-pub fn livez() -> impl Fn(&str) -> Response + Send + Sync + 'static {
-    |_| Response::text(StatusCode::OK, "ok\n")
-}
-
-/// `/readyz`: 200 when everything is ready. With `?verbose`, and whenever it is not, the reasons are shown.
+/// `/readyz`: 200 if everything is ready. Shows the reasons with `?verbose` and whenever it is not.
 pub fn readyz(readiness: Readiness) -> impl Fn(&str) -> Response + Send + Sync + 'static {
     move |query| {
         let report = readiness.report();
@@ -205,7 +200,7 @@ pub fn readyz(readiness: Readiness) -> impl Fn(&str) -> Response + Send + Sync +
     }
 }
 
-/// `/metrics`, in Prometheus' text format.
+/// `/metrics`, in the Prometheus text format.
 pub fn metrics(registry: Registry) -> impl Fn(&str) -> Response + Send + Sync + 'static {
     move |_| {
         let mut body = Vec::new();
@@ -220,7 +215,7 @@ pub fn metrics(registry: Registry) -> impl Fn(&str) -> Response + Send + Sync + 
     }
 }
 
-/// Shared, so that a new process can take the place of an old one while that one drains.
+/// Binds with SO_REUSEPORT, so that a new process can start while the old one drains.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = crate::socket::bind(address, socket2::Type::STREAM, true)?;
     socket.listen(BACKLOG)?;
@@ -290,12 +285,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pages_answer_and_mistakes_are_explained() {
+    async fn pages_answer_and_errors_are_explained() {
         let readiness = Readiness::default();
         readiness.add("x", || Condition { ready: false, detail: "not yet".into() });
         let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = server.local_addr().unwrap();
-        let server = server.route("/livez", livez()).route("/readyz", readyz(readiness));
+        let server = server
+            .route("/livez", |_: &str| Response::text(StatusCode::OK, "ok\n"))
+            .route("/readyz", readyz(readiness));
         let client = async {
             assert!(get(address, "GET /livez").await.starts_with("HTTP/1.1 200 OK"));
             let ready = get(address, "GET /readyz").await;

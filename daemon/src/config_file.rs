@@ -1,11 +1,11 @@
-//! The optional config file: the flags of the command line, written down.
+//! The optional config file. Its keys are the flags of the command line.
 //!
 //! ```yaml
 //! service-cidr: [10.96.0.0/12]     # for every program that has the flag
-//! portolan-dns:                    # for one program; stronger than the above
+//! portolan-dns:                    # for one program; takes precedence
 //!   ttl: 30
 //! ```
-//! The command line is stronger than the file.
+//! The command line takes precedence over the file.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use clap::Command;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 
-/// Read when it exists and `--config` names no other.
+/// The default file, read if it exists and `--config` names no other.
 const DEFAULT_FILE: &str = "/etc/portolan/config.yaml";
 
 /// The programs that may have a section.
 const PROGRAMS: [&str; 2] = ["portolan-proxy", "portolan-dns"];
 
-/// What is wrong with the file.
+/// An error in the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It cannot be read.
@@ -29,22 +29,23 @@ pub enum Error {
     /// It is not YAML.
     #[error("config file {0} is not YAML: {1}")]
     Syntax(PathBuf, #[source] saphyr::ScanError),
-    /// It is YAML of another shape.
+    /// It is YAML with a wrong structure.
     #[error("config file {file}: {key}: {message}")]
     Key {
         /// The file.
         file: PathBuf,
         /// Path of the key.
         key: String,
-        /// What is wrong with it, and what would be right.
+        /// The problem and the expected value.
         message: String,
     },
 }
 
-/// The command line with the file's settings put in front, so that what was typed wins.
+/// Puts the settings of the file in front of the command line's arguments, so that those of the command line
+/// win.
 ///
 /// # Errors
-/// When a file that was named cannot be read, or a file has keys or values that are not flags of this
+/// If a file that was named cannot be read, or if a file has keys or values that are not flags of this
 /// program.
 pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString>, Error> {
     let named = named_file(&typed);
@@ -66,9 +67,9 @@ pub fn arguments(command: &Command, typed: Vec<OsString>) -> Result<Vec<OsString
     Ok(merged)
 }
 
-/// The text that a program started with this command line has for a flag: what was typed, else what the
-/// config file says. `None` where neither says anything; what is wrong with the file is for the program
-/// itself to report. `read` opens a file as the program would.
+/// The value of a flag for a program with this command line: from the command line, else from the config
+/// file, else `None`. Errors in the file are ignored here: the program itself reports them. `read` opens a
+/// file as the program would.
 pub fn value(
     program: &str,
     flag: &str,
@@ -108,7 +109,7 @@ fn flag_of(argument: &OsString) -> Option<String> {
     Some(argument.split('=').next().unwrap_or(argument).to_owned())
 }
 
-/// Each flag with its values, as they follow the flag's name: `=5`, or nothing for a switch.
+/// Each flag with its values in the form that follows the flag's name: `=5`, or nothing for a switch.
 fn settings(file: &Path, contents: &str, command: &Command) -> Result<Vec<(String, Vec<String>)>, Error> {
     let documents = Yaml::load_from_str(contents).map_err(|e| Error::Syntax(file.to_owned(), e))?;
     let mut found: Vec<(String, Vec<String>)> = Vec::new();
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_beats_the_programs_section_which_beats_the_top() {
+    fn command_line_overrides_the_section_of_the_program_which_overrides_the_top_level() {
         let file =
             "ttl: 5\nlisten: [a, b]\nportolan-dns: {ttl: 7, check: true}\nportolan-proxy: {any: thing}\n";
         assert_eq!(
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_of_a_program_is_what_was_typed_else_what_the_file_says_of_it() {
+    fn value_comes_from_the_command_line_or_else_from_the_file() {
         let file = "metrics: 'any:1'\nportolan-dns: {ready: 'dns:2'}\nportolan-proxy: {metrics: 'proxy:3'}\n";
         let taken = |program, flag, typed: &str, file_at| {
             let typed: Vec<OsString> = typed.split_whitespace().map(OsString::from).collect();
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_the_file_and_the_key() {
+    fn errors_name_the_file_and_the_key() {
         assert_eq!(
             merged("tll: 5\n", "").unwrap_err(),
             "config file c.yaml: tll: is not a setting of portolan-dns; there are: ttl, listen, check"

@@ -1,23 +1,23 @@
-//! The one-way switch from serving to stopping.
+//! The signal that starts the drain.
 
 use tokio_util::sync::CancellationToken;
 
-/// Shared by everything that has to know. Once started, a drain cannot be called off.
+/// Shared by all parts of the program. A drain that was started cannot be cancelled.
 #[derive(Clone, Debug, Default)]
 pub struct Drain(CancellationToken);
 
 impl Drain {
-    /// Stop accepting new work.
+    /// Starts the drain: stop accepting new work.
     pub fn start(&self) {
         self.0.cancel();
     }
 
-    /// Whether it has begun.
+    /// Whether the drain has started.
     pub fn is_started(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    /// Returns when it begins. Cancel-safe.
+    /// Waits until the drain starts. Cancel-safe.
     pub async fn started(&self) {
         self.0.cancelled().await;
     }

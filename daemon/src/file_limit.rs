@@ -1,19 +1,19 @@
-//! Every connection costs two file descriptors, so the limit on open files is the limit on connections.
+//! The limit on open files. Every connection takes two file descriptors.
 
 use std::fmt;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// `RLIMIT_NOFILE` as it is now.
+/// The current `RLIMIT_NOFILE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What the process may open.
+    /// The soft limit.
     pub soft: u64,
-    /// What it could raise that to.
+    /// The hard limit, up to which it can be raised.
     pub hard: u64,
 }
 
-/// Raises the soft limit to the hard one and reports what holds now.
+/// Raises the soft limit to the hard one. Returns the resulting limits.
 pub fn raise() -> Limits {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

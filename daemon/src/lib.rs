@@ -1,4 +1,4 @@
-//! What both daemons share: how they start, log, drain, tell whether they are ready, and answer over HTTP.
+//! What the daemons share: start-up, logging, drain, readiness, and HTTP pages.
 
 pub mod admin;
 pub mod build_info;

@@ -1,10 +1,10 @@
-//! Logging to standard error, which never makes the program wait.
+//! Logging to standard error, which never blocks the program.
 //!
-//! A line goes into a bounded queue and a thread of its own writes it. Where nothing reads standard error,
-//! the thread waits, the queue fills up, further lines are dropped and counted, and traffic goes on.
+//! A line goes into a bounded queue, and a separate thread writes it. If standard error is not read, the
+//! thread blocks, the queue fills up, and further lines are dropped and counted. Traffic continues.
 //!
 //! `tracing-appender` does much the same and was tried first. At the end of the program it reports a full
-//! queue with `println!`, which blocks for ever where standard output is the same pipe. It bounds lines, not
+//! queue with `println!`, which blocks for ever if standard output is the same pipe. It bounds lines, not
 //! bytes. It does not count a line that could not be written.
 
 mod writer;
@@ -21,25 +21,25 @@ use tracing_subscriber::EnvFilter;
 
 use writer::Writer;
 
-/// How long the end of the program waits for the reader of the log.
+/// How long the program waits at its end for the log to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A warning that repeats itself is logged once in so long.
+/// Interval between two logs of a repeated warning.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The one writer of this process.
+/// The writer of this process.
 static WRITER: OnceLock<Writer> = OnceLock::new();
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Writes what is still queued when it is dropped, at the end of `main`.
+/// Writes the queued lines when it is dropped, at the end of `main`.
 #[must_use = "the last lines are lost unless this lives as long as the program"]
 #[derive(Debug)]
 pub struct Guard(());
@@ -54,12 +54,12 @@ pub fn init(format: Format) -> Guard {
     });
     let writer = WRITER.get_or_init(|| Writer::start(writer::standard_error()));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || writer);
-    // A second initialisation (tests in one process) changes nothing.
+    // A second initialisation (tests in one process) has no effect.
     let _ = match format {
         Format::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         Format::Json => subscriber.json().try_init(),
     };
-    // The hook of the standard library writes to standard error itself, and would wait for its reader.
+    // The default panic hook writes to standard error itself, and would block.
     std::panic::set_hook(Box::new(log_panic));
     Guard(())
 }
@@ -69,7 +69,7 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     tracing::error!(%backtrace, "a bug: {info}");
 }
 
-/// Waits up to a second until everything is written that was logged so far.
+/// Waits up to a second until all earlier lines are written.
 pub fn flush() {
     if let Some(writer) = WRITER.get() {
         writer.flush(FLUSH_TIMEOUT);
@@ -85,7 +85,7 @@ impl Drop for Guard {
 /// Adds `<prefix>_log_dropped_lines_total`.
 ///
 /// # Panics
-/// When the prefix makes no name of a metric.
+/// If the prefix is not valid in a metric name.
 pub fn register(registry: &Registry, prefix: &str) {
     let help = "Log lines dropped because nothing read standard error.";
     let counter = IntCounter::new(format!("{prefix}_log_dropped_lines_total"), help);
@@ -93,7 +93,7 @@ pub fn register(registry: &Registry, prefix: &str) {
     registry.register(Box::new(DroppedLines(counter))).expect("each metric is registered once");
 }
 
-/// Reads the writer's count when metrics are scraped.
+/// Reads the writer's counter when metrics are scraped.
 struct DroppedLines(IntCounter);
 
 impl Collector for DroppedLines {
@@ -108,8 +108,7 @@ impl Collector for DroppedLines {
     }
 }
 
-/// Limits a warning that can repeat itself without end: one in ten seconds, with the number of those left
-/// out.
+/// Limits a repeated warning to one in ten seconds, with the number of suppressed ones.
 #[derive(Debug)]
 pub struct RateLimit {
     started: Instant,
@@ -125,7 +124,7 @@ impl Default for RateLimit {
 }
 
 impl RateLimit {
-    /// Returns how many were left out since the last one, if this one is to be logged.
+    /// Returns the number of suppressed warnings since the last one, if this one is to be logged.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(self.started.elapsed())
     }
@@ -134,7 +133,7 @@ impl RateLimit {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let until = self.quiet_until.load(Ordering::Relaxed);
         let next = millis(now + REPEAT_INTERVAL);
-        // Of several threads that come at once, one logs.
+        // If several threads come at once, one of them logs.
         let is_due = millis(now) >= until
             && self.quiet_until.compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if is_due {
@@ -150,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repeated_warning_is_logged_once_in_ten_seconds_with_the_number_left_out() {
+    fn repeated_warning_is_logged_once_in_ten_seconds_with_the_number_suppressed() {
         let limit = RateLimit::default();
         let at = |seconds: u64| limit.admit_at(Duration::from_secs(seconds));
         assert_eq!(at(0), Some(0));

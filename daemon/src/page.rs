@@ -1,13 +1,13 @@
-//! Reading a page that a daemon on this machine shows.
+//! Requests a page of a daemon on this machine.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// A page answers from what is known, so a daemon that is silent for longer is not well.
+/// Timeout: pages are rendered from memory, so a daemon that takes longer is not healthy.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a page answered, whatever its status.
+/// The response of a page, whatever its status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// HTTP status.
@@ -23,16 +23,16 @@ impl Page {
     }
 }
 
-/// The page at `path`, which begins with a slash. Never by way of an HTTP proxy, whatever the environment
-/// says.
+/// Requests the page at `path`, which begins with a slash. Ignores HTTP proxies in the environment.
 ///
 /// # Errors
-/// When no process listens, or it is silent for 3 seconds, or it is not HTTP. The text names the page.
+/// If no process listens, if it does not answer within 3 seconds, or if it is not HTTP. The text names the
+/// page.
 pub fn get(address: SocketAddr, path: &str) -> io::Result<Page> {
     let read = || {
         let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        // HTTP/1.0: the body goes to the end of the connection.
+        // With HTTP/1.0 the body ends with the connection.
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;

@@ -1,4 +1,4 @@
-//! From the command line to the exit code, the same way in every daemon.
+//! The main function of every daemon, from the command line to the exit code.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,34 +18,33 @@ const USAGE: u8 = 64;
 /// Exit code after the second signal: what a shell reports for SIGTERM.
 const ABORTED: i32 = 143;
 
-/// The flags every daemon has.
+/// The flags of every daemon.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Args {
-    /// Check flags and manifests, say what is wrong, and exit.
+    /// Check flags and manifests, print errors and warnings, and exit
     #[arg(long)]
     pub check_config: bool,
 
-    /// How to write the log, which goes to standard error.
+    /// Log format; logs go to standard error
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: crate::log::Format,
 
-    /// Config file whose keys are these flags [default: /etc/portolan/config.yaml, if there].
+    /// Config file whose keys are these flags [default: /etc/portolan/config.yaml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
-/// The flags in force, by name, wherever they were set.
+/// The effective flags, by name, from the command line and the config file.
 #[derive(Clone, Debug, Default)]
 pub struct Settings(BTreeMap<String, Vec<String>>);
 
-/// Parses the command line merged with the config file; on a mistake says which and ends the process, as clap
-/// does.
+/// Parses the command line merged with the config file. On an error prints it and exits, as clap does.
 pub fn parse<A: Parser + CommandFactory>() -> A {
     parse_with_settings().0
 }
 
-/// As [`parse`], with what was set.
+/// Like [`parse`], with the effective settings.
 pub fn parse_with_settings<A: Parser + CommandFactory>() -> (A, Settings) {
     let command = A::command();
     let merged = config_file::arguments(&command, std::env::args_os().collect());
@@ -69,7 +68,7 @@ impl Settings {
         Self(set.filter(|(_, values)| !values.is_empty()).collect())
     }
 
-    /// As JSON, under the program's name: a string a flag, a list where it was given several.
+    /// As JSON, under the program's name: a string per flag, a list if it was given several times.
     pub fn json(&self, program: &str) -> serde_json::Value {
         let value = |values: &Vec<String>| match &values[..] {
             [one] => serde_json::json!(one),
@@ -80,20 +79,20 @@ impl Settings {
     }
 }
 
-/// Prints what `--check-config` found and turns it into an exit code: warnings pass, errors do not.
+/// Prints the findings of `--check-config` and returns the exit code: warnings pass, errors do not.
 pub fn report_check(findings: impl Iterator<Item = (bool, String)>) -> ExitCode {
     let (mut errors, mut warnings) = (0, 0);
     let mut out = std::io::stdout().lock();
     for (is_error, text) in findings {
         *if is_error { &mut errors } else { &mut warnings } += 1;
-        // A closed pipe is the reader's choice.
+        // A closed pipe is the reader's decision.
         let _ = writeln!(out, "{}: {text}", if is_error { "error" } else { "warning" });
     }
     let _ = writeln!(out, "{errors} errors, {warnings} warnings");
     if errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(USAGE) }
 }
 
-/// Runs `main` on a single-threaded runtime until it is done; signals start its drain.
+/// Runs `main` on a single-threaded runtime. Signals start its drain.
 pub fn run<F>(main: impl FnOnce(Drain) -> F) -> ExitCode
 where
     F: Future<Output = anyhow::Result<()>>,
@@ -122,7 +121,7 @@ where
     }
 }
 
-/// SIGTERM or SIGINT starts the drain, a second one ends the process. Returns only if signals cannot be
+/// SIGTERM or SIGINT starts the drain; a second one ends the process. Returns only if signals cannot be
 /// received.
 async fn watch_signals(drain: Drain) -> std::io::Error {
     let wait = async {
@@ -147,7 +146,7 @@ async fn watch_signals(drain: Drain) -> std::io::Error {
     }
 }
 
-#[expect(clippy::exit, reason = "the operator asked twice: nothing may stand in the way")]
+#[expect(clippy::exit, reason = "a second signal must end the process at once")]
 fn abort() -> ! {
     std::process::exit(ABORTED)
 }

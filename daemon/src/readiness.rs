@@ -1,29 +1,29 @@
-//! Is the program ready for traffic, and if not, why not?
+//! Readiness of the program, with the reasons.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The answer of one part of the program.
+/// The readiness of one part of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// Whether traffic may come.
+    /// Whether it is ready for traffic.
     pub ready: bool,
-    /// For people: what it has, or what it lacks.
+    /// A text for people: what it has or lacks.
     pub detail: String,
 }
 
 type Check = Arc<dyn Fn() -> Condition + Send + Sync>;
 
-/// The parts that are asked, by name. They are asked each time, so that every fact stays where it lives.
+/// The checks, by name. They run on every request, so that no state is copied.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<Mutex<Vec<(&'static str, Check)>>>);
 
-/// All answers at one moment.
+/// The results of all checks at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report(Vec<(&'static str, Condition)>);
 
 impl Readiness {
-    /// Asks `check` too from now on.
+    /// Adds a check.
     pub fn add(&self, name: &'static str, check: impl Fn() -> Condition + Send + Sync + 'static) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((name, Arc::new(check)));
     }
@@ -48,7 +48,7 @@ impl fmt::Debug for Readiness {
     }
 }
 
-/// As the Kubernetes components print it.
+/// The format of the Kubernetes components.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, Condition { ready, detail }) in &self.0 {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_part_that_is_not_ready_holds_back_the_whole_and_says_why() {
+    fn one_part_that_is_not_ready_makes_the_whole_not_ready_and_gives_the_reason() {
         let readiness = Readiness::default();
         readiness.add("manifests", || Condition { ready: true, detail: "3 files".into() });
         assert!(readiness.report().is_ready());

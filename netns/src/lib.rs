@@ -1,8 +1,8 @@
 //! Network namespaces: open, create, enter. The only crate that calls `setns` and `unshare`.
 //!
-//! A thread that has entered another namespace and returns early, by `?` or by a panic, poisons whatever runs
-//! on it next. So no thread of the caller enters: [`NetNs::run`] does the work on a thread that exists for
-//! that alone.
+//! A thread that has entered another namespace and returns early, by `?` or by a panic, runs its next work in
+//! the wrong namespace. So no thread of the caller enters a namespace: [`NetNs::run`] starts a thread for the
+//! work.
 
 use std::fs::File;
 use std::io;
@@ -15,34 +15,34 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
 
-/// `NSFS_MAGIC` of linux/magic.h: the file system that namespace files are on.
+/// `NSFS_MAGIC` of linux/magic.h: the file system of namespace files.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 
-/// The namespace of the thread that looks.
+/// The namespace of the current thread.
 const CURRENT: &str = "/proc/thread-self/ns/net";
 
-/// What went wrong, with which namespace.
+/// An error about a namespace.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing is there.
+    /// The file does not exist.
     #[error("network namespace {0} does not exist")]
     NotFound(PathBuf),
-    /// Something else is there.
+    /// The file is not a network namespace.
     #[error("{0} is not a network namespace")]
     NotANamespace(PathBuf),
-    /// The kernel refused.
+    /// An error of the kernel.
     #[error("{operation} {path}: {source}")]
     System {
-        /// What we tried.
+        /// What was tried.
         operation: &'static str,
-        /// With which namespace.
+        /// The path of the namespace.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// An open network namespace. It lives at least as long as this handle.
+/// An open network namespace. The namespace lives at least as long as this handle.
 #[derive(Debug)]
 pub struct NetNs {
     file: File,
@@ -53,7 +53,7 @@ impl NetNs {
     /// Opens the namespace at `path`, such as `/run/netns/web` or `/proc/1/ns/net`.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotANamespace`] for any other file, or what the kernel says.
+    /// [`Error::NotFound`], [`Error::NotANamespace`] for any other file, or an error of the kernel.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|source| match source.kind() {
@@ -70,7 +70,7 @@ impl NetNs {
     /// The namespace of the calling thread.
     ///
     /// # Errors
-    /// When `/proc` is not mounted.
+    /// If `/proc` is not mounted.
     pub fn current() -> Result<Self, Error> {
         Self::open(CURRENT)
     }
@@ -78,7 +78,7 @@ impl NetNs {
     /// Creates a namespace that stays at `path` until [`NetNs::remove_named`].
     ///
     /// # Errors
-    /// When the path exists, or what the kernel says. Nothing is left behind then.
+    /// If the path exists, or an error of the kernel. Nothing is left behind.
     pub fn create_named(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         File::create_new(path).map_err(system("create", path))?;
@@ -92,10 +92,10 @@ impl NetNs {
         })
     }
 
-    /// Creates a namespace without a name, which lives as long as the handle.
+    /// Creates a namespace without a path, which lives as long as the handle.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn create_unnamed() -> Result<Self, Error> {
         on_own_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET).map_err(|e| system("create", Path::new(CURRENT))(e.into()))?;
@@ -103,15 +103,15 @@ impl NetNs {
         })
     }
 
-    /// Removes the name; the namespace itself is deleted with its last process or handle. One that is missing is
-    /// fine.
+    /// Unmounts and removes the path. The namespace itself is deleted with its last process or handle. A
+    /// missing path is fine.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn remove_named(path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         match umount2(path, MntFlags::MNT_DETACH) {
-            // EINVAL: a plain file, left when creation was cut short.
+            // EINVAL: a plain file that an interrupted creation left.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
             Err(e) => return Err(system("unmount", path)(e.into())),
         }
@@ -121,14 +121,17 @@ impl NetNs {
         }
     }
 
-    /// Runs `work` inside the namespace, on a thread of its own, and waits for it. A process that it starts
-    /// is born inside. A panic in `work` goes on in the caller.
+    /// Runs `work` inside the namespace, on a new thread, and waits for it. A process that it starts is in
+    /// the namespace. A panic in `work` continues in the caller.
     ///
     /// # Errors
-    /// When the namespace cannot be entered: it is of another kind, or privileges are missing.
+    /// If the namespace cannot be entered: it is of another kind, or privileges are missing.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         on_own_thread(|| {
-            #[expect(clippy::disallowed_methods, reason = "this is the one place, on a thread of its own")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the only place, on a thread that ends afterwards"
+            )]
             setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|e| match e {
                 Errno::EINVAL => Error::NotANamespace(self.path.clone()),
                 e => system("enter", &self.path)(e.into()),
@@ -137,10 +140,10 @@ impl NetNs {
         })
     }
 
-    /// Whether both handles mean one namespace.
+    /// Whether both handles are the same namespace.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn is_same_as(&self, other: &Self) -> Result<bool, Error> {
         let identity = |ns: &Self| {
             let metadata = ns.file.metadata().map_err(system("examine", &ns.path))?;
@@ -149,7 +152,7 @@ impl NetNs {
         Ok(identity(self)? == identity(other)?)
     }
 
-    /// The path it was opened by.
+    /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -192,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_network_namespace_is_told_apart() {
+    fn files_other_than_network_namespaces_are_refused() {
         assert!(matches!(NetNs::open("/nowhere/at/all"), Err(Error::NotFound(_))));
         assert!(matches!(NetNs::open("/proc/self/status"), Err(Error::NotANamespace(_))));
         assert!(matches!(NetNs::open("/tmp"), Err(Error::NotANamespace(_))));
@@ -201,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn a_named_namespace_is_created_once_and_removed_for_good() {
-        // The mount must not show anywhere else, so it is made in a mount namespace of this test's own.
+    fn named_namespace_is_created_once_and_removed_completely() {
+        // Runs in a mount namespace of its own, so that the mount is not visible elsewhere.
         on_own_thread(|| {
             unshare(CloneFlags::CLONE_NEWNS).unwrap();
             mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)

@@ -1,9 +1,8 @@
-//! Tracked UDP flows: listing those that a change may have made wrong, and forgetting them one by one.
+//! Conntrack entries of UDP flows: lists those that a change may have made wrong, and deletes single ones.
 //!
-//! The kernel looks for them itself (`CTA_FILTER`, since 5.8) and lists what matches. It visits every bucket
-//! of its table for that, 10 ms for 262,144 of them, whatever is in them: so one list a family has to do for
-//! a command. What is listed costs 5 to 10 µs a flow. An older kernel lists everything: callers say in full
-//! what they want.
+//! The kernel filters by itself (`CTA_FILTER`, since 5.8). For that it visits every bucket of its table, 10
+//! ms for 262,144 buckets, however full they are: so a command should list once per family. Each listed flow
+//! costs 5 to 10 µs. An older kernel lists everything, so callers check each flow completely.
 
 mod timeout;
 
@@ -12,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+use nix::errno::Errno;
 
 use super::Netfilter;
 use super::message::{self, Attributes};
@@ -36,15 +36,15 @@ const IPV6: u8 = 10;
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
 
-/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_ID`, `CTA_ZONE`, `CTA_FILTER`. An id and a zone make with the
-/// tuple a connection this one and no later one.
+/// `CTA_TUPLE_ORIG`, `CTA_TUPLE_REPLY`, `CTA_ID`, `CTA_ZONE`, `CTA_FILTER`. With an ID and a zone the tuple
+/// identifies this connection and no later one.
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 
-/// What a filter looks at (`CTA_FILTER_F_*`).
+/// The fields that a filter compares (`CTA_FILTER_F_*`).
 const SOURCE_ADDRESS: u32 = 1;
 const PROTOCOL: u32 = 1 << 3;
 const DESTINATION_PORT: u32 = 1 << 5;
@@ -61,37 +61,33 @@ const PROTOCOL_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const TO_PORT: u16 = 3;
 
-/// An attribute's kind without its flags.
+/// The type of an attribute without its flags.
 const KIND: u16 = 0x3fff;
 
-/// The kernel fills as much as is offered, up to this.
+/// The kernel fills a receive buffer up to this size.
 const DATAGRAM: usize = 32 * 1024;
 
 /// Bytes of `struct nlmsghdr`, and of it with `struct nfgenmsg`.
 const HEADER: usize = 16;
 const PREFIX: usize = HEADER + 4;
 
-/// The filter has no meaning, or there is no conntrack to be asked.
-const EINVAL: i32 = 22;
-const EOPNOTSUPP: i32 = 95;
-
-/// Which UDP flows the kernel lists.
+/// Which UDP flows to list.
 #[derive(Clone, Debug)]
 pub struct Filter(Vec<u8>);
 
 /// A tracked UDP flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Where its sender sent the first packet.
+    /// The original destination.
     pub to: SocketAddr,
-    /// Who replies: the same, or what it was translated to.
+    /// The source of replies: the original destination, or the one it was translated to.
     pub replies_from: SocketAddr,
     /// The request that deletes it.
     deletion: Vec<u8>,
 }
 
 impl Filter {
-    /// Flows of one family, to `port` or to any.
+    /// Flows of one family, to `port` or to any port.
     pub fn to_port(v4: bool, port: Option<u16>) -> Self {
         let flags = PROTOCOL | if port.is_some() { DESTINATION_PORT } else { 0 };
         let port = |a: Attributes| match port {
@@ -115,7 +111,7 @@ impl Filter {
     }
 
     fn new(v4: bool, direction: u16, flags: u32, tuple: impl FnOnce(Attributes) -> Attributes) -> Self {
-        // Unlike the rest of this family the flags are in the host's byte order.
+        // Unlike the other numbers the flags are in host byte order.
         let of = |wanted: u16| if wanted == direction { flags } else { 0 };
         let attributes = Attributes::default()
             .nested(direction, tuple)
@@ -126,13 +122,18 @@ impl Filter {
     }
 }
 
-/// Lists the flows that match, as far as `is_wanted` says.
+/// Lists the flows that match the filter and `is_wanted`.
 ///
 /// # Errors
-/// What the kernel says. One without conntrack tracks nothing.
+/// An error of the kernel. A kernel without conntrack has no flows.
 pub fn list(filter: &Filter, is_wanted: impl FnMut(&Flow) -> bool) -> io::Result<Vec<Flow>> {
     match dump(filter, is_wanted) {
-        Err(e) if matches!(e.raw_os_error(), Some(EINVAL | EOPNOTSUPP)) => Ok(Vec::new()),
+        // The kernel does not understand the filter, or has no conntrack.
+        Err(e)
+            if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EINVAL | Errno::EOPNOTSUPP)) =>
+        {
+            Ok(Vec::new())
+        }
         listed => listed,
     }
 }
@@ -159,19 +160,19 @@ fn dump(filter: &Filter, mut is_wanted: impl FnMut(&Flow) -> bool) -> io::Result
 }
 
 impl Flow {
-    /// Forgets it. One that has ended is fine.
+    /// Deletes the flow. One that has expired is fine.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn delete(&self, netfilter: &Netfilter) -> io::Result<()> {
         match netfilter.exchange(&self.deletion) {
-            // It has ended meanwhile, or a flowtable has it.
+            // It has expired meanwhile, or is in a flowtable.
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => Ok(()),
             other => other,
         }
     }
 
-    /// Reads a listed connection; none if it is not UDP.
+    /// Parses a listed flow. `None` if it is not UDP.
     fn parse(message: &[u8]) -> Option<Self> {
         let tuple = |direction| attribute(message.get(PREFIX..)?, direction);
         let (original, reply) = (tuple(ORIGINAL)?, tuple(REPLY)?);
@@ -200,7 +201,7 @@ fn end(tuple: &[u8], v4: u16, v6: u16, port: u16) -> Option<SocketAddr> {
     Some((address, u16::from_be_bytes(port.try_into().ok()?)).into())
 }
 
-/// The first message of a datagram, by its type, and what is behind it.
+/// Splits the first message, with its type, from a datagram.
 fn first(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let header = datagram.get(..HEADER)?;
     let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
@@ -209,12 +210,12 @@ fn first(datagram: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((u16::from_ne_bytes([header[4], header[5]]), message, &datagram[next..]))
 }
 
-/// The value of an attribute among others.
+/// The value of an attribute.
 fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     within(attributes).find_map(|(kind, value)| (kind & KIND == wanted).then_some(value))
 }
 
-/// Attributes, one behind the other: their kinds, with flags, and values.
+/// Iterates over attributes: their types, with flags, and values.
 fn within(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.get(..4)?;

@@ -1,6 +1,6 @@
-//! nftables over netlink: just enough for each program to keep a table of its own, without starting `nft`.
+//! nftables over netlink: what each program needs to manage its own table, without starting `nft`.
 //!
-//! A [`Batch`] is one transaction: the kernel takes all of it or nothing.
+//! A [`Batch`] is one transaction: the kernel applies all of it or nothing.
 
 pub mod conntrack;
 mod message;
@@ -32,11 +32,11 @@ const DEL_SET_ELEMENT: u8 = 14;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
-/// `NFT_SET_TIMEOUT`, `NFT_SET_EVAL`: elements end by themselves, and rules add them.
+/// `NFT_SET_TIMEOUT`, `NFT_SET_EVAL`: elements expire, and rules add them.
 const SET_TIMEOUT: u32 = 0x10;
 const SET_EVAL: u32 = 0x20;
 
-/// nft's numbers for its data types, so that `nft list` prints addresses and ports.
+/// nft's numbers of its data types. `nft list` uses them to print addresses and ports.
 const TYPE_IPV4_ADDRESS: u32 = 7;
 const TYPE_IPV6_ADDRESS: u32 = 8;
 const TYPE_SERVICE: u32 = 13;
@@ -47,10 +47,10 @@ const INPUT: u32 = 1;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
-/// Before everything else.
+/// The lowest priority, before all other chains.
 const PRIORITY_FIRST: u32 = i32::MIN as u32;
 
-/// The priorities nft calls `raw`, `mangle`, `dstnat`, `filter` and `srcnat`.
+/// The priorities that nft calls `raw`, `mangle`, `dstnat`, `filter` and `srcnat`.
 const PRIORITY_RAW: u32 = -300_i32 as u32;
 const PRIORITY_MANGLE: u32 = -150_i32 as u32;
 const PRIORITY_DSTNAT: u32 = -100_i32 as u32;
@@ -77,75 +77,74 @@ impl<'a> Batch<'a> {
         Self { family, table, messages: Vec::new(), rules: BTreeMap::new() }
     }
 
-    /// Creates the table unless it is there.
+    /// Creates the table unless it exists.
     pub fn add_table(&mut self) {
         self.push(NEW_TABLE, CREATE, |a| a);
     }
 
-    /// Deletes the table and all in it.
+    /// Deletes the table with its content.
     pub fn delete_table(&mut self) {
         self.push(DEL_TABLE, 0, |a| a);
     }
 
-    /// A chain in which source addresses are translated as packets leave.
+    /// Adds a chain of type nat at postrouting, priority srcnat.
     pub fn add_postrouting_nat_chain(&mut self, name: &str) {
         self.add_base_chain(name, "nat", POSTROUTING, PRIORITY_SRCNAT);
     }
 
-    /// A chain in which packets are looked at before they are routed.
+    /// Adds a chain of type filter at prerouting, priority mangle.
     pub fn add_prerouting_chain(&mut self, name: &str) {
         self.add_base_chain(name, "filter", PREROUTING, PRIORITY_MANGLE);
     }
 
-    /// A chain in which packets are looked at before they are routed, ahead of every other chain and hook
-    /// that is there by now.
+    /// Adds a chain of type filter at prerouting with the lowest priority, before every other chain and hook.
     pub fn add_first_prerouting_chain(&mut self, name: &str) {
         self.add_base_chain(name, "filter", PREROUTING, PRIORITY_FIRST);
     }
 
-    /// A chain in which packets are looked at before conntrack sees them.
+    /// Adds a chain of type filter at prerouting, priority raw: before conntrack.
     pub fn add_raw_prerouting_chain(&mut self, name: &str) {
         self.add_base_chain(name, "filter", PREROUTING, PRIORITY_RAW);
     }
 
-    /// A chain in which the node's own packets are looked at before conntrack sees them.
+    /// Adds a chain of type filter at output, priority raw: before conntrack.
     pub fn add_raw_output_chain(&mut self, name: &str) {
         self.add_base_chain(name, "filter", OUTPUT, PRIORITY_RAW);
     }
 
-    /// A chain in which destinations of packets that arrive are translated.
+    /// Adds a chain of type nat at prerouting, priority dstnat.
     pub fn add_prerouting_nat_chain(&mut self, name: &str) {
         self.add_base_chain(name, "nat", PREROUTING, PRIORITY_DSTNAT);
     }
 
-    /// A chain in which destinations of the node's own packets are translated.
+    /// Adds a chain of type nat at output, priority dstnat.
     pub fn add_output_nat_chain(&mut self, name: &str) {
         self.add_base_chain(name, "nat", OUTPUT, PRIORITY_DSTNAT);
     }
 
-    /// A chain in which packets for this machine are accepted or refused.
+    /// Adds a chain of type filter at input.
     pub fn add_input_chain(&mut self, name: &str) {
         self.add_base_chain(name, "filter", INPUT, PRIORITY_FILTER);
     }
 
-    /// A chain in which the machine's own packets are looked at; one that changes their mark has them routed
-    /// again.
+    /// Adds a chain of type route at output, for the machine's own packets. A packet whose mark changes is
+    /// routed again.
     pub fn add_output_route_chain(&mut self, name: &str) {
         self.add_base_chain(name, "route", OUTPUT, PRIORITY_MANGLE);
     }
 
-    /// A chain that can have the node's own packets routed anew, by another mark, before conntrack sees them.
+    /// Adds a chain of type route at output, priority raw: it can reroute packets by mark before conntrack.
     pub fn add_raw_output_route_chain(&mut self, name: &str) {
         self.add_base_chain(name, "route", OUTPUT, PRIORITY_RAW);
     }
 
-    /// A chain that others jump to.
+    /// Adds a chain without a hook, for `jump`.
     pub fn add_chain(&mut self, name: &str) {
         self.push(NEW_CHAIN, CREATE, |a| a.text(3, name));
     }
 
     fn add_base_chain(&mut self, name: &str, kind: &str, hook: u32, priority: u32) {
-        // What no rule stops is accepted (policy 1).
+        // The policy is accept (1).
         self.push(NEW_CHAIN, CREATE, |a| {
             a.text(3, name).nested(4, |at| at.number(1, hook).number(2, priority)).number(5, 1).text(7, kind)
         });
@@ -161,9 +160,9 @@ impl<'a> Batch<'a> {
         self.push(NEW_SET, CREATE, |a| set.write_intervals(a));
     }
 
-    /// A set of addresses with a port: `type ipv4_addr . inet_service`, or that of IPv6. `id` as above.
+    /// Adds a set of addresses with ports: `type ipv4_addr . inet_service`, or of IPv6. `id` as in [`Set`].
     pub fn add_socket_address_set(&mut self, name: &str, id: u32, v4: bool) {
-        // Each part of a concatenation fills whole registers of 4 bytes, and 6 bits of the type.
+        // Each part of a concatenation takes whole registers of 4 bytes, and 6 bits of the type.
         let (address, length) = if v4 { (TYPE_IPV4_ADDRESS, 4 + 4) } else { (TYPE_IPV6_ADDRESS, 16 + 4) };
         let kind = (address << 6) | TYPE_SERVICE;
         self.push(NEW_SET, CREATE, |a| {
@@ -171,8 +170,8 @@ impl<'a> Batch<'a> {
         });
     }
 
-    /// A set of flows that rules fill, each with a timeout: `type ipv4_addr . inet_service . ipv4_addr .
-    /// inet_service`, or that of IPv6. There are `size` at most.
+    /// Adds a set of flows that rules fill, each with a timeout: `type ipv4_addr . inet_service . ipv4_addr .
+    /// inet_service`, or of IPv6. `size` is the maximum number of elements.
     pub fn add_flow_set(&mut self, name: &str, id: u32, v4: bool, size: u32) {
         let address = if v4 { Type::Ipv4Address } else { Type::Ipv6Address };
         let (kind, length) = set::concatenation(&[address, Type::Service, address, Type::Service]);
@@ -186,46 +185,46 @@ impl<'a> Batch<'a> {
         });
     }
 
-    /// Adds addresses with ports; those that are in the set already are fine.
+    /// Adds addresses with ports. Existing elements are fine.
     pub fn add_socket_addresses(&mut self, set: &str, addresses: &[std::net::SocketAddr]) {
         for chunk in addresses.chunks(1000) {
             self.push(NEW_SET_ELEMENT, CREATE, |a| keys(a, set, chunk.iter().map(socket_address_key)));
         }
     }
 
-    /// Removes addresses with ports; the whole batch fails if one is not in the set.
+    /// Removes addresses with ports. The whole batch fails if one is missing.
     pub fn delete_socket_addresses(&mut self, set: &str, addresses: &[std::net::SocketAddr]) {
         for chunk in addresses.chunks(1000) {
             self.push(DEL_SET_ELEMENT, 0, |a| keys(a, set, chunk.iter().map(socket_address_key)));
         }
     }
 
-    /// Makes the whole batch fail with `NotFound` if the set is not there.
+    /// Makes the whole batch fail with `NotFound` if the set does not exist.
     pub fn expect_set(&mut self, set: &str) {
         self.push(NEW_SET_ELEMENT, CREATE, |a| keys(a, set, std::iter::empty()));
     }
 
-    /// Adds elements; those that are in the set already are fine.
+    /// Adds elements. Existing elements are fine.
     pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
-        // An attribute's length has 16 bits, and an element takes some 60 to 300 bytes.
+        // The length of an attribute has 16 bits, and an element takes some 60 to 300 bytes.
         for chunk in elements.chunks(200) {
             self.push(NEW_SET_ELEMENT, CREATE, |a| write_elements(a, set, chunk, Element::write));
         }
     }
 
-    /// Removes elements; the whole batch fails if one is not in the set.
+    /// Removes elements. The whole batch fails if one is missing.
     pub fn delete_elements(&mut self, set: &str, elements: &[Element]) {
         for chunk in elements.chunks(200) {
             self.push(DEL_SET_ELEMENT, 0, |a| write_elements(a, set, chunk, Element::write_key));
         }
     }
 
-    /// Removes an element; the whole batch fails if it is not in the set.
+    /// Removes an element. The whole batch fails if it is missing.
     pub fn delete_element(&mut self, set: &str, key: Key) {
         self.delete_elements(set, &[Element::Key(key)]);
     }
 
-    /// The same by their keys.
+    /// Removes elements by their keys. The whole batch fails if one is missing.
     pub fn delete_keys(&mut self, set: &str, keys: impl IntoIterator<Item = Key>) {
         let elements: Vec<_> = keys.into_iter().map(Element::Key).collect();
         self.delete_elements(set, &elements);
@@ -247,7 +246,7 @@ impl<'a> Batch<'a> {
         self.push(DEL_RULE, 0, |a| a.text(2, name));
     }
 
-    /// How many rules it appends, by their chains.
+    /// The number of rules that the batch appends, by chain.
     pub fn rules(&self) -> &BTreeMap<String, usize> {
         &self.rules
     }
@@ -255,9 +254,9 @@ impl<'a> Batch<'a> {
     /// Applies everything, or nothing.
     ///
     /// # Errors
-    /// The kernel's first: `NotFound` for a table, chain, set or element that is not there.
+    /// The first error of the kernel: `NotFound` if a table, chain, set or element is missing.
     pub fn commit(mut self, netfilter: &Netfilter) -> io::Result<()> {
-        // Errors are told anyway, and an answer to each message may be more than a socket holds.
+        // Errors are reported anyway, and acknowledgements of all messages may overflow the socket's buffer.
         if let Some(last) = self.messages.last_mut() {
             last.flags |= message::ACK;
         }
@@ -298,7 +297,7 @@ fn keys(attributes: Attributes, set: &str, keys: impl Iterator<Item = Vec<u8>>) 
     })
 }
 
-/// Address, port, two bytes to fill the register.
+/// Address, port, and two bytes of padding.
 fn socket_address_key(address: &std::net::SocketAddr) -> Vec<u8> {
     let mut key = match address.ip() {
         IpAddr::V4(ip) => ip.octets().to_vec(),

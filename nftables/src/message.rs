@@ -1,4 +1,4 @@
-//! The bytes of nfnetlink: headers, attributes, acknowledgements.
+//! Encoding of nfnetlink messages: headers, attributes, acknowledgements.
 
 use std::io;
 
@@ -13,19 +13,19 @@ const BATCH_END: u16 = 0x11;
 const REQUEST: u16 = 1;
 pub(super) const ACK: u16 = 4;
 
-/// Which packets a table sees.
+/// The address family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// `NFPROTO_INET`: those of IPv4 and IPv6.
+    /// `NFPROTO_INET`: IPv4 and IPv6.
     Inet = 1,
-    /// `NFPROTO_BRIDGE`: frames that bridges pass on.
+    /// `NFPROTO_BRIDGE`: frames that bridges forward.
     Bridge = 7,
 }
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
 
-/// `NLMSG_ERROR`, which is also the acknowledgement, with code 0.
+/// `NLMSG_ERROR`. With code 0 it is the acknowledgement.
 const ERROR: u16 = 2;
 
 /// `NLMSG_DONE`, the end of a dump.
@@ -44,7 +44,7 @@ pub(super) struct Message {
     pub(super) attributes: Attributes,
 }
 
-/// Type-length-value triples, padded to four bytes. Numbers are big-endian, as all of nf_tables has them.
+/// Type-length-value triples, padded to four bytes. Numbers of nf_tables are big-endian.
 #[derive(Debug, Default)]
 pub(super) struct Attributes(Vec<u8>);
 
@@ -67,7 +67,7 @@ impl Attributes {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    /// Puts attributes made elsewhere behind these.
+    /// Appends other attributes.
     pub(super) fn append(mut self, other: &Self) -> Self {
         self.0.extend(&other.0);
         self
@@ -86,7 +86,7 @@ impl Message {
     }
 }
 
-/// One request to another subsystem; `kind` has both.
+/// A request to another subsystem. `kind` contains the subsystem and the type.
 pub(super) fn request(kind: u16, family: u8, attributes: &Attributes) -> Vec<u8> {
     let mut bytes = Vec::new();
     header(&mut bytes, kind, REQUEST | ACK, 1, family, 0, &attributes.0);
@@ -125,12 +125,12 @@ fn header(
     bytes.extend(payload);
 }
 
-/// The value of an attribute, a number, in the first message of a datagram of answers.
+/// The value of a number attribute in the first message of a datagram.
 pub(super) fn number(datagram: &[u8], wanted: u16) -> Option<u32> {
     attribute(datagram, wanted)?.get(..4)?.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// The values of an attribute, a text, in each message of a datagram of answers.
+/// The values of a string attribute in each message of a datagram.
 pub(super) fn texts(mut datagram: &[u8], wanted: u16) -> Vec<String> {
     let mut found = Vec::new();
     while datagram.len() >= HEADER {
@@ -156,7 +156,7 @@ fn attribute(message: &[u8], wanted: u16) -> Option<&[u8]> {
     None
 }
 
-/// How many messages of a kind of ours a datagram of answers has, and whether it is the last one.
+/// The number of messages of a type in a datagram, and whether the dump has ended.
 pub(super) fn count(mut datagram: &[u8], wanted: u8) -> (usize, bool) {
     let mut found = 0;
     while datagram.len() >= HEADER {
@@ -171,7 +171,7 @@ pub(super) fn count(mut datagram: &[u8], wanted: u8) -> (usize, bool) {
     (found, false)
 }
 
-/// The first error in a datagram of answers.
+/// Returns the first error in a datagram.
 pub(super) fn first_error(mut datagram: &[u8]) -> io::Result<()> {
     while datagram.len() >= HEADER {
         let length = u32::from_ne_bytes([datagram[0], datagram[1], datagram[2], datagram[3]]) as usize;

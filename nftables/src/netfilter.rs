@@ -1,9 +1,10 @@
-//! The way to the kernel's netfilter.
+//! The netlink socket for nftables.
 
 use std::io;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::message::{self, Attributes, Message};
@@ -17,7 +18,7 @@ const GET_RULE: u8 = 7;
 const GET_SET: u8 = 10;
 const GET_SET_ELEMENT: u8 = 13;
 
-/// `NFTA_CHAIN_USE`: rules in it, and rules that jump to it.
+/// `NFTA_CHAIN_USE`: the number of rules in it plus rules that jump to it.
 const USES: u16 = 6;
 
 /// `NFTA_SET_NAME`
@@ -26,64 +27,58 @@ const SET_NAME: u16 = 2;
 /// `NLM_F_DUMP`
 const DUMP: u16 = 0x300;
 
-/// The datagram is larger than the socket's buffer.
-const EMSGSIZE: i32 = 90;
-
-/// Answers have found no room.
-const ENOBUFS: i32 = 105;
-
-/// A socket in the network namespace it was opened in.
+/// A socket in the network namespace in which it was opened.
 ///
-/// Closing it waits until the kernel has freed all that was removed from nftables in this namespace, by
-/// whomever: an RCU grace period, 8 to 20 ms. That goes on by itself meanwhile, so whoever has other work to
-/// do closes it last.
+/// Closing it waits until the kernel has freed what was removed from nftables in this namespace by any
+/// process: an RCU grace period, 8 to 20 ms, which also elapses without the close. So do other work first and
+/// close it last.
 pub struct Netfilter(Socket);
 
 impl Netfilter {
-    /// Opens one.
+    /// Opens a socket.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_NETFILTER)?;
-        // This gives it an address of its own, too.
+        // Binding assigns the socket its netlink address.
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_non_blocking(true)?;
-        // An error need not quote its message, which may be large.
+        // Errors need not quote the request, which may be large.
         socket.set_cap_ack(true)?;
         Ok(Self(socket))
     }
 
-    /// Whether the element, by its key, is in the set.
+    /// Whether the set contains the element, by its key.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn contains(&self, family: Family, table: &str, set: &str, element: &Element) -> io::Result<bool> {
         let table = Attributes::default().text(1, table);
         let attributes = write_elements(table, set, std::slice::from_ref(element), Element::write_key);
         self.has(GET_SET_ELEMENT, family, attributes)
     }
 
-    /// Whether the table of family `inet` is there.
+    /// Whether the table of family `inet` exists.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn has_table(&self, table: &str) -> io::Result<bool> {
         self.has(GET_TABLE, Family::Inet, Attributes::default().text(1, table))
     }
 
-    /// Whether the set of a table of family `inet` is there.
+    /// Whether the set of a table of family `inet` exists.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn has_set(&self, table: &str, set: &str) -> io::Result<bool> {
         self.has(GET_SET, Family::Inet, Attributes::default().text(1, table).text(2, set))
     }
 
-    /// The names of the sets of a table of family `inet`; none without the table.
+    /// The names of the sets of a table of family `inet`. Empty without the table.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn sets(&self, table: &str) -> io::Result<Vec<String>> {
         let attributes = Attributes::default().text(1, table);
         let mut names = Vec::new();
@@ -93,11 +88,10 @@ impl Netfilter {
         Ok(names)
     }
 
-    /// Whether the chain is there and has rules, or rules that jump to it: `nft flush` leaves chains and
-    /// sets.
+    /// Whether the chain exists and has rules, or rules that jump to it: `nft flush` leaves chains and sets.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn has_rules(&self, family: Family, table: &str, chain: &str) -> io::Result<bool> {
         let attributes = Attributes::default().text(1, table).text(3, chain);
         let mut bytes = Vec::new();
@@ -112,10 +106,10 @@ impl Netfilter {
         }
     }
 
-    /// How many rules the chain has; 0 without the chain.
+    /// The number of rules of the chain. 0 without the chain.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub fn count_rules(&self, family: Family, table: &str, chain: &str) -> io::Result<usize> {
         let attributes = Attributes::default().text(1, table).text(2, chain);
         let mut total = 0;
@@ -157,8 +151,8 @@ impl Netfilter {
         }
     }
 
-    /// Sends one datagram and reads the answers. The kernel answers within `send`, so they are all there
-    /// afterwards, but for those of many errors that found no room: the first one did.
+    /// Sends one datagram and reads the answers. The kernel answers within `send`, so all answers are queued
+    /// afterwards. If the receive buffer overflows with errors, the first one is in it.
     pub(super) fn exchange(&self, bytes: &[u8]) -> io::Result<()> {
         self.send(bytes)?;
         let (mut result, mut overflow) = (Ok(()), Ok(()));
@@ -166,16 +160,16 @@ impl Netfilter {
             match self.0.recv_from_full() {
                 Ok((datagram, _)) => result = result.and_then(|()| message::first_error(&datagram)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return result.and(overflow),
-                Err(e) if e.raw_os_error() == Some(ENOBUFS) => overflow = Err(e),
+                Err(e) if e.raw_os_error().map(Errno::from_raw) == Some(Errno::ENOBUFS) => overflow = Err(e),
                 Err(e) => return Err(e),
             }
         }
     }
 
-    /// A batch is one datagram, and has to fit into the socket's buffer (`net.core.wmem_default`).
+    /// A batch is one datagram and must fit into the socket's buffer (`net.core.wmem_default`).
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.0.send(bytes, 0) {
-            Err(e) if e.raw_os_error() == Some(EMSGSIZE) => {
+            Err(e) if e.raw_os_error().map(Errno::from_raw) == Some(Errno::EMSGSIZE) => {
                 setsockopt(&self.0, sockopt::SndBufForce, &bytes.len())?;
                 self.0.send(bytes, 0)
             }

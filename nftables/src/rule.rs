@@ -1,4 +1,4 @@
-//! What rules are made of.
+//! The expressions of rules.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::message::Attributes;
 
-/// The register every expression here uses (`NFT_REG_1`), and the one a verdict goes to.
+/// The register of the expressions (`NFT_REG_1`), and the one of a verdict.
 const REGISTER: u32 = 1;
 const VERDICT: u32 = 0;
 
@@ -23,18 +23,18 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
-/// `NFT_PAYLOAD_LL_HEADER`; where a frame has the hardware address it comes from.
+/// `NFT_PAYLOAD_LL_HEADER`, and the offset of the source MAC address in a frame.
 const LINK_LAYER_HEADER: u32 = 0;
 const HARDWARE_SOURCE: u32 = 6;
 
-/// `NFT_PAYLOAD_NETWORK_HEADER`; where headers have their addresses.
+/// `NFT_PAYLOAD_NETWORK_HEADER`, and the offsets of addresses in IP headers.
 const NETWORK_HEADER: u32 = 1;
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
 const SOURCE_V6: u32 = 8;
 const DESTINATION_V6: u32 = 24;
 
-/// `NFT_PAYLOAD_TRANSPORT_HEADER`; where TCP and UDP have the destination port.
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`, and the offsets of ports in TCP and UDP headers.
 const TRANSPORT_HEADER: u32 = 2;
 const DESTINATION_PORT: u32 = 2;
 const SOURCE_PORT: u32 = 0;
@@ -42,8 +42,7 @@ const SOURCE_PORT: u32 = 0;
 /// `NFT_DYNSET_OP_UPDATE`
 const DYNSET_UPDATE: u32 = 1;
 
-/// The registers of 4 bytes behind an IPv4 and an IPv6 address in register 1 (`NFT_REG32_01`,
-/// `NFT_REG32_04`).
+/// The 4-byte registers after an IPv4 and an IPv6 address in register 1 (`NFT_REG32_01`, `NFT_REG32_04`).
 const BEHIND_IPV4: u32 = 9;
 const BEHIND_IPV6: u32 = 12;
 
@@ -69,8 +68,7 @@ const DROP: u32 = 0;
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 
-/// `NFT_REG_2`, behind 16 bytes in the first register; `NFT_REG32_00`, the first register when it holds 4
-/// bytes.
+/// `NFT_REG_2`, after 16 bytes in the first register; `NFT_REG32_00`, the first register if it has 4 bytes.
 const SECOND_REGISTER: u32 = 2;
 const FIRST_OF_FOUR_BYTES: u32 = 8;
 
@@ -80,7 +78,7 @@ const META_IIFNAME: u32 = 6;
 const META_IIFKIND: u32 = 26;
 const META_OIFNAME: u32 = 7;
 
-/// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
+/// The index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK_INDEX: u32 = 1;
 
 /// `NFT_FIB_RESULT_OIF` and `_ADDRTYPE`, `NFTA_FIB_F_SADDR`, `_DADDR`, `_IIF`, and `RTN_LOCAL`.
@@ -96,14 +94,14 @@ const CT_STATUS: u32 = 2;
 const STATUS_DNAT: u32 = 1 << 5;
 const NAT_DESTINATION: u32 = 1;
 
-/// Whether a flow is that of the packet or of the answer to it.
+/// Whether a flow is that of the packet or of its reply.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
     Forward,
     Reverse,
 }
 
-/// A rule, as a list of expressions that each let a packet go on or not.
+/// A rule: a list of expressions, each of which matches the packet or ends the rule.
 #[derive(Debug, Default)]
 pub struct Rule(Vec<(&'static str, Attributes)>);
 
@@ -184,7 +182,7 @@ impl Rule {
     }
 
     /// `iifname . ether saddr @set`
-    pub fn from_hardware_in(self, set: &str) -> Self {
+    pub fn from_mac_in(self, set: &str) -> Self {
         self.with("meta", |a| a.number(1, REGISTER).number(2, META_IIFNAME))
             .payload(SECOND_REGISTER, LINK_LAYER_HEADER, HARDWARE_SOURCE, 6)
             .with("lookup", |a| a.text(1, set).number(2, REGISTER))
@@ -197,8 +195,8 @@ impl Rule {
             .with("lookup", |a| a.text(1, set).number(2, REGISTER))
     }
 
-    /// `fib saddr . iif oif 0`: an answer to the sender would leave by another way than the packet came.
-    pub fn without_way_back(self) -> Self {
+    /// `fib saddr . iif oif 0`: the reverse path of the source does not lead to the input interface.
+    pub fn without_reverse_path(self) -> Self {
         self.with("fib", |a| a.number(1, REGISTER).number(2, FIB_OIF).number(3, FIB_SOURCE | FIB_IIF))
             .compare(EQUAL, &0_u32.to_ne_bytes())
     }
@@ -248,7 +246,7 @@ impl Rule {
         self.dnat(map, v4, with_address, true)
     }
 
-    /// The same to the address of the map; the port stays.
+    /// Like [`Rule::dnat_by`] to the address of the map; the port stays.
     pub fn dnat_to_address_by(self, map: &str, v4: bool, with_address: bool) -> Self {
         self.dnat(map, v4, with_address, false)
     }
@@ -284,7 +282,7 @@ impl Rule {
         self.verdict(DROP)
     }
 
-    /// `socket transparent 1 socket wildcard 0`: the packet is for a socket that borrows its address
+    /// `socket transparent 1 socket wildcard 0`: the packet is for a socket with a foreign address
     /// (`IP_TRANSPARENT`).
     pub fn for_transparent_socket(self) -> Self {
         self.socket(SOCKET_TRANSPARENT, 1).socket(SOCKET_WILDCARD, 0)
@@ -317,7 +315,7 @@ impl Rule {
         [TCP, UDP, ICMP, ICMPV6].into_iter().fold(rule, |rule, known| rule.compare(NOT_EQUAL, &[known]))
     }
 
-    /// `socket wildcard 1`: the packet is for a socket that is bound to every address of the machine.
+    /// `socket wildcard 1`: the packet is for a socket bound to every address of the machine.
     pub fn for_wildcard_socket(self) -> Self {
         self.socket(SOCKET_WILDCARD, 1)
     }
@@ -351,7 +349,7 @@ impl Rule {
         self.with("reject", |a| a.number(1, REJECT_UNREACHABLE).bytes(2, &[PORT_UNREACHABLE]))
     }
 
-    /// `tproxy ip to address:port`, or with `ip6`: hands the packet to a local listener without changing it.
+    /// `tproxy ip to address:port`, or with `ip6`: delivers the packet unchanged to a local listener.
     pub fn tproxy(self, listener: SocketAddr) -> Self {
         let (family, address, next) = match listener.ip() {
             IpAddr::V4(ip) => (IPV4, ip.octets().to_vec(), BEHIND_IPV4),
@@ -362,17 +360,17 @@ impl Rule {
             .with("tproxy", |a| a.number(1, u32::from(family)).number(2, REGISTER).number(3, next))
     }
 
-    /// `notrack`: conntrack, and with it NAT, passes the packet over.
+    /// `notrack`: the packet bypasses conntrack and NAT.
     pub fn notrack(self) -> Self {
         self.with("notrack", |a| a)
     }
 
-    /// `accept`: this chain has nothing more to say.
+    /// `accept`: no further rule of this chain applies.
     pub fn accept(self) -> Self {
         self.verdict(ACCEPT)
     }
 
-    /// `meta mark set meta mark | bit`. Marks are numbers of the host's byte order; other bits stay.
+    /// `meta mark set meta mark | bit`. Marks are in host byte order; other bits stay.
     pub fn set_mark_bit(self, bit: u32) -> Self {
         self.with("meta", |a| a.number(1, REGISTER).number(2, META_MARK))
             .with("bitwise", |a| {
@@ -399,20 +397,20 @@ impl Rule {
     }
 
     /// `ip saddr . th sport . ip daddr . th dport @set update @set { the same timeout … }`, or with `ip6`:
-    /// the packet is of a flow in the set, which stays there for `timeout` from now on.
+    /// the packet is of a flow in the set, whose timeout restarts.
     pub fn of_flow_in_set(self, set: &str, v4: bool, timeout: Duration) -> Self {
         self.flow(v4, Direction::Forward)
             .with("lookup", |a| a.text(1, set).number(2, FIRST_OF_FOUR_BYTES))
             .update_set(set, timeout)
     }
 
-    /// `update @set { ip daddr . th dport . ip saddr . th sport timeout … }`, or with `ip6`: notes the flow
-    /// of the answers.
-    pub fn note_reverse_flow(self, set: &str, v4: bool, timeout: Duration) -> Self {
+    /// `update @set { ip daddr . th dport . ip saddr . th sport timeout … }`, or with `ip6`: adds the flow of
+    /// the replies.
+    pub fn record_reverse_flow(self, set: &str, v4: bool, timeout: Duration) -> Self {
         self.flow(v4, Direction::Reverse).update_set(set, timeout)
     }
 
-    /// Loads what makes a flow of TCP or UDP into registers.
+    /// Loads the addresses and ports of a TCP or UDP flow into registers.
     fn flow(self, v4: bool, direction: Direction) -> Self {
         let (family, source, destination, length) =
             if v4 { (IPV4, SOURCE, DESTINATION, 4) } else { (IPV6, SOURCE_V6, DESTINATION_V6, 16) };

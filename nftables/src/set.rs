@@ -1,10 +1,10 @@
-//! Sets and maps: what their keys are made of, and the bytes of their elements.
+//! Sets and maps: the types of their keys, and the encoding of their elements.
 
 use std::net::IpAddr;
 
 use super::message::Attributes;
 
-/// nft's numbers for its data types, so that `nft list` prints addresses, ports and names.
+/// nft's numbers of its data types. `nft list` uses them to print addresses, ports and names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// `ipv4_addr`
@@ -21,20 +21,20 @@ pub enum Type {
     InterfaceName = 41,
 }
 
-/// What a set holds: keys of these types, one behind the other.
+/// A set: its keys are concatenations of these types.
 #[derive(Clone, Copy, Debug)]
 pub struct Set<'a> {
-    /// Its name in the table.
+    /// The name in the table.
     pub name: &'a str,
-    /// A number of its own within the batch.
+    /// A number that is unique within the batch.
     pub id: u32,
-    /// The parts of a key.
+    /// The types of the key's parts.
     pub key: &'a [Type],
-    /// What a map leads to.
+    /// The data of a map.
     pub data: Data<'a>,
 }
 
-/// What an element carries beside its key.
+/// What an element has beside its key.
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
     /// Nothing: a set.
@@ -62,9 +62,9 @@ pub enum Element {
     Goto(Key, String),
     /// The first key of a range.
     Start(Key),
-    /// The first key behind a range. A range without one reaches to the last key there is.
+    /// The first key after a range. A range without one extends to the last possible key.
     End(Key),
-    /// Of a map of intervals: from the first key to the last, and where all of them lead.
+    /// Of an interval map: the first and the last key, and their common data.
     Range(Key, Key, Key),
 }
 
@@ -83,7 +83,7 @@ const GOTO: u32 = -4_i32 as u32;
 const INTERVAL_END: u32 = 1;
 
 impl Type {
-    /// Bytes.
+    /// The length in bytes.
     fn length(self) -> u32 {
         match self {
             Self::Protocol => 1,
@@ -100,7 +100,7 @@ impl Set<'_> {
         self.write_with(a, 0)
     }
 
-    /// A set of intervals, which the kernel tells by how long each part of a key is.
+    /// An interval set with concatenated keys, which needs the length of each part.
     pub(super) fn write_intervals(&self, a: Attributes) -> Attributes {
         let fields = |mut list: Attributes| {
             for part in self.key {
@@ -132,7 +132,7 @@ impl Set<'_> {
     }
 }
 
-/// Each part of a concatenation has 6 bits of the type, and whole registers.
+/// The type of a concatenation has 6 bits per part; each part takes whole registers.
 pub(super) fn concatenation(types: &[Type]) -> (u32, u32) {
     types.iter().fold((0, 0), |(kind, length), part| {
         ((kind << 6) | *part as u32, length + part.length().next_multiple_of(4))
@@ -149,7 +149,7 @@ impl Key {
         }
     }
 
-    /// Appends the number of a transport protocol.
+    /// Appends a transport protocol number.
     #[must_use]
     pub fn protocol(self, protocol: u8) -> Self {
         self.part(&[protocol])
@@ -161,7 +161,7 @@ impl Key {
         self.part(&port.to_be_bytes())
     }
 
-    /// Appends the name of an interface, of at most 15 bytes.
+    /// Appends an interface name of at most 15 bytes.
     #[must_use]
     pub fn interface(self, name: &str) -> Self {
         let mut padded = [0; 16];
@@ -170,9 +170,9 @@ impl Key {
         self.part(&padded)
     }
 
-    /// Appends a hardware address.
+    /// Appends a MAC address.
     #[must_use]
-    pub fn hardware_address(self, mac: [u8; 6]) -> Self {
+    pub fn mac(self, mac: [u8; 6]) -> Self {
         self.part(&mac)
     }
 
@@ -198,7 +198,7 @@ impl Element {
         }
     }
 
-    /// As [`Element::write`], without what a map leads to: to look it up and to remove it.
+    /// Like [`Element::write`], without the data of a map: for look-ups and deletions.
     pub(super) fn write_key(&self, element: Attributes) -> Attributes {
         let key = |a: Attributes, kind: u16, key: &Key| a.nested(kind, |data| data.bytes(1, &key.0));
         match self {

@@ -1,4 +1,4 @@
-//! Batches of any size, against the kernel, in a network namespace of their own.
+//! Batches of any size, against the kernel, in a new network namespace.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -15,7 +15,7 @@ fn addresses(count: u32) -> Vec<SocketAddr> {
     (0..count).map(|number| (Ipv4Addr::from_bits(0x0a60_0000 + number), 80).into()).collect()
 }
 
-/// Runs `work` where there is a table with an empty set.
+/// Runs `work` in a namespace with a table and an empty set.
 fn with_a_set(work: impl FnOnce() + Send) {
     let network = NetNs::create_unnamed().unwrap();
     let prepared = || {
@@ -29,13 +29,13 @@ fn with_a_set(work: impl FnOnce() + Send) {
 }
 
 #[test]
-fn more_elements_than_a_socket_has_room_for_are_one_batch() {
+fn batch_with_more_elements_than_the_socket_buffer_holds_succeeds() {
     with_a_set(|| {
         let many = addresses(40_000);
         let mut batch = Batch::new(TABLE);
         batch.add_socket_addresses(SET, &many);
         batch.commit(&Netfilter::open().unwrap()).unwrap();
-        // It would fail if one of them were not there.
+        // It would fail if one of them were missing.
         let mut batch = Batch::new(TABLE);
         batch.delete_socket_addresses(SET, &many);
         batch.commit(&Netfilter::open().unwrap()).unwrap();
@@ -43,7 +43,7 @@ fn more_elements_than_a_socket_has_room_for_are_one_batch() {
 }
 
 #[test]
-fn a_batch_of_many_messages_succeeds_or_fails_with_the_first_error() {
+fn batch_of_many_messages_succeeds_or_fails_with_the_first_error() {
     with_a_set(|| {
         let many = addresses(400);
         let one_by_one = |change: &dyn Fn(&mut Batch<'_>, &[SocketAddr])| {
@@ -53,7 +53,7 @@ fn a_batch_of_many_messages_succeeds_or_fails_with_the_first_error() {
         };
         one_by_one(&|batch, one| batch.add_socket_addresses(SET, one)).unwrap();
         one_by_one(&|batch, one| batch.delete_socket_addresses(SET, one)).unwrap();
-        let gone = one_by_one(&|batch, one| batch.delete_socket_addresses(SET, one));
-        assert_eq!(gone.unwrap_err().kind(), ErrorKind::NotFound, "four hundred errors");
+        let missing = one_by_one(&|batch, one| batch.delete_socket_addresses(SET, one));
+        assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound, "four hundred errors");
     });
 }

@@ -113,7 +113,7 @@ fn replies() -> io::Result<()> {
     batch.add_prerouting_chain(CHAIN);
     batch.add_flow_set("set", 1, true, 16);
     let recorded = Rule::default().from_foreign_address().tcp();
-    batch.add_rule(CHAIN, &recorded.note_reverse_flow("set", true, Duration::from_secs(1)));
+    batch.add_rule(CHAIN, &recorded.record_reverse_flow("set", true, Duration::from_secs(1)));
     batch.commit(&nftables::Netfilter::open()?)
 }
 

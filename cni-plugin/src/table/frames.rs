@@ -82,7 +82,7 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
         let pair = [Type::InterfaceName, Type::HardwareAddress];
         batch.add_set(&Set { name: GUARDED, id: 1, key: &pair[..1], data: Data::None });
         batch.add_set(&Set { name: SENDERS, id: 2, key: &pair, data: Data::None });
-        batch.add_rule(OWN_ADDRESSES, &Rule::default().from_hardware_in(SENDERS).stop());
+        batch.add_rule(OWN_ADDRESSES, &Rule::default().from_mac_in(SENDERS).stop());
         batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interface_in(GUARDED).drop());
         let mut elements = Elements::default();
         for network in guarded {
@@ -97,7 +97,7 @@ pub(super) fn write(netfilter: &Netfilter, attachments: &Store, networks: &[Netw
 pub(super) fn has(netfilter: &Netfilter, host_interface: &str, mac: [u8; 6]) -> Result<bool> {
     let key = Key::default().interface(host_interface);
     let look = |set, key| netfilter.contains(Family::Bridge, TABLE, set, &Element::Key(key));
-    let found = look(GUARDED, key.clone()).and_then(|it| Ok(it && look(SENDERS, key.hardware_address(mac))?));
+    let found = look(GUARDED, key.clone()).and_then(|it| Ok(it && look(SENDERS, key.mac(mac))?));
     let found = found.map_err(kernel(format!("look {host_interface} up in nft table bridge {TABLE}")))?;
     Ok(found && exist(netfilter)?)
 }
@@ -112,5 +112,5 @@ fn add_pod(elements: &mut Elements, pod: &Attachment) {
 
 fn sender(pod: &Attachment) -> Option<Key> {
     let mac = parse_mac(&pod.mac).ok()?;
-    Some(Key::default().interface(&pod.host_interface).hardware_address(mac))
+    Some(Key::default().interface(&pod.host_interface).mac(mac))
 }

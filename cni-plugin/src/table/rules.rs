@@ -161,7 +161,8 @@ pub(super) fn write(netfilter: &Netfilter, header: &Header, networks: &[Network]
 fn write_rules(batch: &mut Batch<'_>, networks: &[Network]) {
     batch.add_table();
     batch.add_raw_prerouting_chain(OWN_ADDRESSES);
-    batch.add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_way_back().drop());
+    batch
+        .add_rule(OWN_ADDRESSES, &Rule::default().from_interfaces(HOST_PREFIX).without_reverse_path().drop());
     let advertisement = Rule::default().from_interfaces(HOST_PREFIX).icmpv6_type(ROUTER_ADVERTISEMENT);
     batch.add_rule(OWN_ADDRESSES, &advertisement.drop());
     ports::write_guard(batch, OWN_ADDRESSES, Rule::default().from_interfaces(HOST_PREFIX));

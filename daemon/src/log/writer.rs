@@ -1,4 +1,4 @@
-//! The thread that writes log lines, and the queue in front of it.
+//! The thread that writes log lines, and its queue.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
-/// Bytes that may wait to be written: the start of a proxy with 50,000 frontends.
+/// Bytes that may be queued: enough for the start of a proxy with 50,000 frontends.
 const BACKLOG: usize = 8 << 20;
 
-/// What a queued line costs beside its bytes.
+/// Bytes that a queued line takes beside its text.
 const LINE_OVERHEAD: usize = 64;
 
-/// The notice of dropped lines waits until no line has come for so long.
+/// The notice of dropped lines is logged after a pause of this length.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// Takes lines without ever waiting.
+/// Queues lines without blocking.
 #[derive(Debug)]
 pub(super) struct Writer {
     queue: Sender<Message>,
@@ -33,49 +33,48 @@ struct Shared {
 
 enum Message {
     Line(Vec<u8>),
-    /// Everything before it is written.
+    /// Signals when everything before it is written.
     Flush(SyncSender<()>),
 }
 
-/// Standard error without the lock of the standard library, which a thread that waits for the reader would
-/// hold.
+/// Standard error without the lock of the standard library, which a blocked thread would hold.
 pub(super) fn standard_error() -> Box<dyn Write + Send> {
     match io::stderr().as_fd().try_clone_to_owned() {
         Ok(descriptor) => Box::new(File::from(descriptor)),
-        // It is closed, or descriptors are short.
+        // It is closed, or file descriptors are exhausted.
         Err(_) => Box::new(io::stderr()),
     }
 }
 
 impl Writer {
-    /// Starts the thread. Where there cannot be one, every line is dropped and counted.
+    /// Starts the thread. If that fails, every line is dropped and counted.
     pub(super) fn start(out: Box<dyn Write + Send>) -> Self {
         let (queue, lines) = channel();
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("log".into());
-        // It ends with the process.
+        // The thread ends with the process.
         let _ = thread.spawn(move || run(&lines, &of_thread, out));
         Self { queue, shared }
     }
 
-    /// Lines that were not written.
+    /// The number of lines that were not written.
     pub(super) fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until all is written that was queued before, up to `timeout`.
+    /// Waits until all earlier lines are written, up to `timeout`.
     pub(super) fn flush(&self, timeout: Duration) {
         let (done, written) = sync_channel(1);
         if self.queue.send(Message::Flush(done)).is_ok() {
-            // Nothing more can be done about a reader that does not read.
+            // If standard error is not read, there is nothing more to do.
             written.recv_timeout(timeout).ok();
         }
     }
 }
 
 impl Write for &Writer {
-    /// Takes a whole line.
+    /// Queues a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let cost = line.len() + LINE_OVERHEAD;
         let before = self.shared.queued.fetch_add(cost, Ordering::Relaxed);
@@ -107,7 +106,7 @@ fn run(lines: &Receiver<Message>, shared: &Shared, mut out: Box<dyn Write + Send
                 }
                 shared.queued.fetch_sub(line.len() + LINE_OVERHEAD, Ordering::Relaxed);
             }
-            // The one that waits may have given up.
+            // The waiting thread may have given up.
             Ok(Message::Flush(done)) => {
                 let _ = done.try_send(());
             }
@@ -127,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_pipe_drops_and_counts_lines_and_the_queued_ones_are_written_once_it_is_read() {
+    fn full_pipe_drops_and_counts_lines_and_queued_lines_are_written_when_it_is_read() {
         let (mut reader, out) = io::pipe().unwrap();
         let writer = Writer::start(Box::new(out));
         let line = [&[b'x'; 1023][..], b"\n"].concat();
@@ -145,11 +144,11 @@ mod tests {
         (&writer).write_all(b"next\n").unwrap();
         let mut next = [0; 5];
         reader.read_exact(&mut next).unwrap();
-        assert_eq!(&next, b"next\n", "the queue has room again, and nothing else was in it");
+        assert_eq!(&next, b"next\n", "the queue accepts lines again and is empty");
     }
 
     #[test]
-    fn a_line_that_cannot_be_written_is_counted() {
+    fn line_that_cannot_be_written_is_counted() {
         let (reader, out) = io::pipe().unwrap();
         drop(reader);
         let writer = Writer::start(Box::new(out));

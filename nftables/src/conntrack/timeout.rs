@@ -1,6 +1,6 @@
-//! How long conntrack keeps a connection, set without `/proc/sys`.
+//! The timeouts of conntrack, set without `/proc/sys`.
 //!
-//! A container whose `/proc/sys` is read-only may still have CAP_NET_ADMIN, and that is all this takes.
+//! A container with a read-only `/proc/sys` may still have CAP_NET_ADMIN, which is sufficient for this.
 
 use std::io;
 
@@ -47,11 +47,11 @@ impl State {
     }
 }
 
-/// Sets the timeout of all connections of this network namespace that are in `state`, from their next packet
-/// on.
+/// Sets the timeout of all connections of this network namespace in `state`. It applies from their next
+/// packet on.
 ///
 /// # Errors
-/// What the kernel says: `EINVAL` where it has no `nfnetlink_cttimeout`.
+/// An error of the kernel: `EINVAL` without `nfnetlink_cttimeout`.
 pub fn set_timeout(netfilter: &Netfilter, state: State, seconds: u32) -> io::Result<()> {
     let (protocol, attribute) = state.attribute();
     let attributes = Attributes::default()

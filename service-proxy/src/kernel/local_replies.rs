@@ -121,7 +121,7 @@ pub(crate) fn install(netfilter: &Netfilter, udp_idle_timeout: Duration) -> io::
         let of_protocol = |rule: Rule| if is_udp { rule.udp() } else { rule.tcp() };
         batch.add_flow_set(set, id, v4, SIZE);
         let noted = of_protocol(proxied().from_foreign_address());
-        batch.add_rule(NOTE, &noted.note_reverse_flow(set, v4, timeout));
+        batch.add_rule(NOTE, &noted.record_reverse_flow(set, v4, timeout));
         let reply = of_protocol(Rule::default()).of_flow_in_set(set, v4, timeout);
         batch.add_rule(REPLIES, &reply.set_mark_bit(MARK).notrack());
     }
