@@ -1,9 +1,9 @@
-//! Virtual IPs for Services that ask for none.
+//! Assigns virtual IPs to Services without one.
 //!
 //! Without an API server there is no allocator of cluster IPs, and the proxy and the DNS server must agree
-//! without talking to each other. So an address is a pure function of the Services that exist: a hash of
-//! `namespace/name` picks it, and the rare collision is settled by name order, the later name taking the next
-//! free address.
+//! without communication. So an address is a pure function of the existing Services: a hash of
+//! `namespace/name` selects it. On a collision, which is rare, the later Service by name gets the next free
+//! address.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,10 +12,10 @@ use ipnetwork::IpNetwork;
 
 use crate::model::{IpFamily, NamespacedName};
 
-/// Services left without an address, and for which family.
+/// Services without an address, with the family.
 pub(crate) type Unassigned = Vec<(NamespacedName, IpFamily)>;
 
-/// Assigns one address for each wanted family of each Service. `taken` are the addresses that are spoken for.
+/// Assigns one address for each requested family of each Service. `taken` are addresses in use.
 pub(crate) fn assign(
     wanted: &BTreeMap<NamespacedName, Vec<IpFamily>>,
     taken: &HashSet<IpAddr>,
@@ -41,10 +41,10 @@ pub(crate) fn assign(
 
 fn free_address(name: &NamespacedName, cidr: &IpNetwork, taken: &HashSet<IpAddr>) -> Option<IpAddr> {
     let host_bits = if cidr.is_ipv4() { 32 } else { 128 } - u32::from(cidr.prefix());
-    // Beyond 2^32 addresses there is nothing to gain, and the arithmetic stays in 64 bits.
+    // More than 2^32 addresses are of no use, and the arithmetic stays within 64 bits.
     let size = 1_u64 << host_bits.min(32);
-    // The low band stays free for addresses people write down, as the API server does (KEP-3070); the last
-    // address is IPv4's broadcast.
+    // Skip the low band, which is for addresses that users choose, as the API server does (KEP-3070). The
+    // last address is the broadcast address of IPv4.
     let reserved = (size / 16).clamp(16, 256);
     let candidates = size.checked_sub(reserved + 1)?;
     let start = fnv1a(name) % candidates.max(1);
@@ -63,7 +63,7 @@ fn nth(cidr: &IpNetwork, offset: u64) -> IpAddr {
     }
 }
 
-/// FNV-1a, because the result must never change between releases or machines.
+/// FNV-1a: the result must be the same in all releases and on all machines.
 fn fnv1a(name: &NamespacedName) -> u64 {
     let bytes = name.namespace.bytes().chain([b'/']).chain(name.name.bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -82,17 +82,17 @@ mod tests {
     }
 
     #[test]
-    fn an_address_depends_on_the_name_alone() {
+    fn address_depends_on_the_name_only() {
         let alone = assign(&wanting(&["web"]), &HashSet::new(), &cidrs()).0;
         let among_others = assign(&wanting(&["api", "db", "web"]), &HashSet::new(), &cidrs()).0;
         let web = NamespacedName::new("default", "web");
         assert_eq!(alone[&web], among_others[&web]);
-        // Pinned: a release that moved it would move every user's Services.
+        // Pinned: a release with another result would move the Services of every user.
         assert_eq!(alone[&web], ["10.99.114.190".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]
-    fn a_taken_address_is_passed_over_and_both_families_are_served() {
+    fn taken_address_is_skipped_and_both_families_are_assigned() {
         let web = NamespacedName::new("default", "web");
         let wanted = BTreeMap::from([(web.clone(), vec![IpFamily::V6, IpFamily::V4])]);
         let first = assign(&wanted, &HashSet::new(), &cidrs()).0.remove(&web).unwrap();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_is_full_says_who_is_left_out() {
+    fn exhausted_range_reports_the_services_without_an_address() {
         let tiny = vec!["10.96.0.0/27".parse().unwrap()];
         let names: Vec<String> = (0..20).map(|n| format!("s{n:02}")).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();

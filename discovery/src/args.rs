@@ -1,4 +1,4 @@
-//! The flags that say where to look, the same for every daemon.
+//! The flags for the source of Services, the same for every daemon.
 
 use std::path::PathBuf;
 
@@ -49,7 +49,7 @@ const CLUSTER: [&str; 2] = ["kubeconfig", "in_cluster"];
 const CLUSTER: [&str; 0] = [];
 
 impl Args {
-    /// What the flags say, for a program that needs to know this much.
+    /// Returns the configuration for a program with this interest.
     pub fn config(self, interest: Interest) -> Config {
         Config {
             control_plane: self.control_plane(),

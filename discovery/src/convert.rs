@@ -1,7 +1,7 @@
-//! From API objects to the model: the one place where they are validated.
+//! Converts API objects to the model. All validation is here.
 //!
-//! Every problem of an object is found, not only the first. Errors keep the object out; a warning says that a
-//! field changes behaviour on a cluster and does not here.
+//! Every problem of an object is reported, not only the first. An object with an error is not used. A warning
+//! is about a field that has an effect on a cluster but none here.
 
 mod endpoint_slice;
 mod node;
@@ -26,34 +26,34 @@ pub(crate) use service::service;
 pub(crate) use service_cidr::service_cidr;
 use wire::ObjectMeta;
 
-/// Something about one field.
+/// A finding about one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) severity: Severity,
-    /// Path such as `spec.ports[0].port`; empty for the object as a whole.
+    /// A path such as `spec.ports[0].port`; empty for the object as a whole.
     pub(crate) field: String,
     pub(crate) message: String,
 }
 
-/// Reads the fields that the data plane uses.
+/// Decodes the fields that the data plane uses.
 ///
 /// # Errors
-/// When one of them has another type than the API says; the finding has its path.
+/// If a field has a wrong type. The finding has the path of the field.
 pub(crate) fn decode<'de, T: Deserialize<'de>>(deserializer: impl Deserializer<'de>) -> Result<T, Finding> {
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { String::new() } else { path };
         let mut message = error.into_inner().to_string();
-        // Positions refer to a text that the user has not seen.
+        // A position in the text is useless: the user has not seen that text.
         message.truncate(message.rfind(" at line ").unwrap_or(message.len()));
         Finding { severity: Severity::Error, field, message: shortened(message) }
     })
 }
 
-/// Findings reported for one object; it may have thousands of fields.
+/// Maximum number of findings per object, which may have thousands of fields.
 const FINDINGS: usize = 20;
 
-/// Bytes of a message, which may quote a value of any length.
+/// Maximum length of a message, which may quote a value of any length.
 const MESSAGE: usize = 300;
 
 fn shortened(mut message: String) -> String {
@@ -64,7 +64,7 @@ fn shortened(mut message: String) -> String {
     message
 }
 
-/// All that was found in one object.
+/// The findings of one object.
 #[derive(Debug, Default)]
 pub(crate) struct Findings(pub(crate) Vec<Finding>);
 
@@ -81,8 +81,8 @@ impl Findings {
         self.0.iter().any(|finding| finding.severity == Severity::Error)
     }
 
-    /// Adds what `read` finds where no API server looks, so that a mistake may come from one: it costs the
-    /// field, not the object.
+    /// Runs `read` for a field that an API server does not validate. An error in it becomes a warning: the
+    /// field is ignored, and the object is used.
     pub(crate) fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
         let mut found = Self::default();
         let value = read(&mut found);
@@ -104,11 +104,10 @@ impl Findings {
     }
 }
 
-/// Parses a range written as `ADDRESS/PREFIX` whose address is the range's first: `10.96.0.1/12` is a
-/// mistake.
+/// Parses a range `ADDRESS/PREFIX` without host bits: `10.96.0.1/12` is an error.
 ///
 /// # Errors
-/// A sentence that quotes the value and says what would be right.
+/// A sentence with the value and the expected format.
 pub fn parse_cidr(text: &str) -> Result<IpNetwork, String> {
     let cidr: IpNetwork = match text.contains('/') {
         true => text.parse().map_err(|e| format!("{text:?} is not a range of addresses: {e}"))?,
@@ -144,7 +143,7 @@ fn name(metadata: &ObjectMeta, findings: &mut Findings) -> Option<String> {
 const NOT_A_LABEL: &str =
     "is not a DNS label: at most 63 of a-z, 0-9 and -, with a letter or digit at both ends (RFC 1123)";
 
-/// A name that can stand between two dots of a DNS name.
+/// A name that is a label of a DNS name.
 fn is_dns_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let outer = |byte: Option<&u8>| byte.is_some_and(|byte| *byte != b'-');
@@ -160,7 +159,7 @@ fn address(field: &str, text: &str, findings: &mut Findings) -> Option<IpAddr> {
     parsed
 }
 
-/// As the API server does: the parts of an IPv4 address are decimal, zeros before them or not.
+/// Like the API server: the parts of an IPv4 address are decimal, even with leading zeros.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let trimmed = |part: &str| match part.trim_start_matches('0') {
         "" => part.get(..1).unwrap_or_default().to_owned(),

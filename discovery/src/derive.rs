@@ -1,4 +1,4 @@
-//! Endpoints for Services with a selector and no EndpointSlice of their own: what the endpoint slice
+//! Derives endpoints for Services with a selector and without EndpointSlices: what the EndpointSlice
 //! controller does on a cluster, as a pure function.
 
 use std::collections::BTreeMap;
@@ -12,11 +12,11 @@ use crate::model::{
     Pod, Service, ServicePort, TargetPort,
 };
 
-/// Label of a node that names its zone.
+/// The zone label of a node.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// A pod with its addresses: its manifest, with those of its attachments unless it says its own; without a
-/// manifest, its attachments speak for themselves. `None` if there is neither.
+/// A pod with its addresses: its manifest, with the addresses of its attachments unless it has its own.
+/// Without a manifest, a pod made from its attachments. `None` if there is neither.
 pub(crate) fn addressed_pod<'a>(
     name: &NamespacedName,
     manifest: Option<&Arc<Pod>>,
@@ -37,7 +37,7 @@ pub(crate) fn addressed_pod<'a>(
     Some(pod_of_attachments(name.clone(), labels, addresses(attached)))
 }
 
-/// The slices the endpoint slice controller would write: a slice for each family and each set of resolved
+/// Returns the slices that the EndpointSlice controller would write: one per family and set of resolved
 /// ports.
 pub(crate) fn slices<'a>(
     service: &Service,
@@ -63,7 +63,7 @@ pub(crate) fn slices<'a>(
             EndpointSlice {
                 name: NamespacedName::new(Arc::clone(&service.name.namespace), name),
                 service: service.name.clone(),
-                carrier: service.rules.carrier.clone(),
+                proxy_class: service.rules.proxy_class.clone(),
                 triggered_at: None,
                 family,
                 ports,
@@ -73,12 +73,12 @@ pub(crate) fn slices<'a>(
         .collect()
 }
 
-/// Whether the Service's selector means this pod.
+/// Whether the Service's selector matches the pod.
 pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
 }
 
-/// A pod that does not have the named port serves the Service's other ports only.
+/// A pod without the named port still serves the other ports of the Service.
 fn resolve(port: &ServicePort, pod: &Pod) -> Option<EndpointPort> {
     let number = match &port.target_port {
         TargetPort::Number(number) => *number,
@@ -101,7 +101,7 @@ fn endpoint(
         serving: service.publish_not_ready || serving,
         terminating: pod.terminating,
     };
-    // A pod lends its hostname only to the Service it names as its subdomain.
+    // A pod has its hostname only below the Service of its subdomain.
     let hostname = pod.hostname.clone().filter(|_| pod.subdomain.as_ref() == Some(&service.name.name));
     let node = pod.node_name.as_ref().and_then(|name| nodes.get(name));
     let zone = node.and_then(|node| node.labels.get(ZONE_LABEL)).map(|zone| Arc::from(zone.as_str()));
@@ -116,8 +116,8 @@ fn endpoint(
     }
 }
 
-/// An endpoint is meant for where it is itself. One without a location is meant for all clients, and
-/// then the hints of the others do not count either.
+/// Hints an endpoint for its own node or zone. An endpoint without a location is for all clients, and then
+/// the hints of all endpoints are ignored.
 fn hints(distribution: Distribution, node: Option<&Arc<str>>, zone: Option<&Arc<str>>) -> Option<Arc<Hints>> {
     let (nodes, zones) = match distribution {
         Distribution::Anywhere => (None, None),
@@ -132,7 +132,7 @@ fn hints(distribution: Distribution, node: Option<&Arc<str>>, zone: Option<&Arc<
     })
 }
 
-/// A runtime without pods names none: the container then goes by its own id, in the default namespace.
+/// A runtime without pods: the container is named by its ID, in the default namespace.
 pub(crate) fn pod_name(attachment: &Attachment) -> NamespacedName {
     match &attachment.pod {
         Some(pod) => NamespacedName::new(pod.namespace.as_str(), pod.name.as_str()),
@@ -140,7 +140,7 @@ pub(crate) fn pod_name(attachment: &Attachment) -> NamespacedName {
     }
 }
 
-/// Addresses in a stable order; a pod on several networks is reached on the first by name.
+/// Addresses in a stable order. A pod with several networks has the addresses of the first one by name.
 fn addresses(mut attachments: Vec<&Attachment>) -> Vec<IpAddr> {
     attachments.sort_by(|a, b| (&a.network, &a.ifname).cmp(&(&b.network, &b.ifname)));
     attachments.iter().flat_map(|a| a.ips.iter().copied()).collect()

@@ -1,4 +1,4 @@
-//! Runs the sources and the index, and hands out snapshots.
+//! Runs the sources and the index, and publishes snapshots.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::event::{ATTACHMENTS, Event, MANIFESTS};
+use crate::event_record::Recorder;
 use crate::index::Index;
-use crate::notice::Recorder;
 use crate::problem::{Problem, Severity};
 use crate::snapshot::Snapshot;
 use crate::source;
 
-/// Batches of events waiting for the index; each shows as a whole or not at all. A source that is faster than
+/// Batches of events that wait for the index. Each becomes visible as a whole. A source that is faster than
 /// the index waits, so the bound costs no memory.
 const EVENT_QUEUE: usize = 1024;
 
-/// Who says which Services and endpoints there are.
+/// The source of Services and endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlPlane {
     /// A directory of Kubernetes YAML.
@@ -29,46 +29,46 @@ pub enum ControlPlane {
     Kubernetes(source::Access),
 }
 
-/// What a program needs to know of a cluster, beside Services and EndpointSlices. A directory is small, and
-/// read whole.
+/// The parts of a cluster's state that a program needs beside Services and EndpointSlices. From a directory
+/// everything is read, as it is small.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interest {
-    /// Which Services and EndpointSlices.
+    /// The Services and EndpointSlices.
     pub services: ServiceInterest,
-    /// Whether Nodes matter.
+    /// Whether the program needs Nodes.
     pub nodes: bool,
-    /// Whether it matters that a namespace exists that nothing is in.
+    /// Whether the program needs namespaces without objects.
     pub namespaces: bool,
-    /// Whether every pod's address matters, of whichever node.
+    /// Whether the program needs the address of every pod of all nodes.
     pub pods: bool,
-    /// Whether it matters which pod an endpoint is.
+    /// Whether the program needs the pod names of endpoints.
     pub pod_names: bool,
 }
 
-/// Which Services and EndpointSlices matter.
+/// Which Services and EndpointSlices a program needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceInterest {
     /// All.
     All,
-    /// Those that a proxy of this name carries, as their labels say; `None` is the cluster's usual one.
+    /// Those for the proxy with this name, by their labels. `None` is the default proxy.
     CarriedBy(Option<String>),
 }
 
-/// Where to look, and what virtual IPs are assigned from.
+/// The configuration of the sources and of virtual IPs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where Services come from.
+    /// The source of Services.
     pub control_plane: ControlPlane,
-    /// What is asked of it.
+    /// What the program needs.
     pub interest: Interest,
-    /// Directory of attachment records; absent where pods are described by EndpointSlices alone.
+    /// Directory of attachment records. Absent if all endpoints are in EndpointSlices.
     pub attachments: Option<PathBuf>,
-    /// Ranges of virtual IPs, one a family. The proxy and the DNS server must be given the same.
+    /// Ranges of virtual IPs, one per family. The proxy and the DNS server must have the same.
     pub service_cidrs: Vec<IpNetwork>,
 }
 
 impl Config {
-    /// Whether this process is a container of the cluster it follows: one that ends is started again.
+    /// Whether this process runs in a pod of the cluster that it watches, and is restarted if it exits.
     pub fn is_in_pod(&self) -> bool {
         match &self.control_plane {
             ControlPlane::Manifests(_) => false,
@@ -78,13 +78,13 @@ impl Config {
     }
 }
 
-/// The latest snapshot, and word of the next one.
+/// The latest snapshot, with notification of the next one.
 pub type Snapshots = watch::Receiver<Arc<Snapshot>>;
 
-/// A running discovery. Dropping it stops the sources; snapshots already handed out stay valid.
+/// A running discovery. Dropping it stops the sources; published snapshots stay valid.
 #[derive(Debug)]
 pub struct Discovery {
-    /// The latest snapshot. Partial, and marked unsynced, until every source has been read once.
+    /// The latest snapshot. Partial and not `synced` until every source was read once.
     pub snapshots: Snapshots,
     tasks: JoinSet<()>,
 }
@@ -94,7 +94,7 @@ pub fn start(config: Config) -> Discovery {
     start_with(config, &Recorder::default())
 }
 
-/// As [`start`]; says as Events which objects of a cluster cannot be used.
+/// Like [`start`]. Records Events for objects of a cluster that cannot be used.
 #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables, reason = "Events need the API server"))]
 pub fn start_with(config: Config, recorder: &Recorder) -> Discovery {
     let (events, queue) = mpsc::channel(EVENT_QUEUE);
@@ -107,7 +107,7 @@ pub fn start_with(config: Config, recorder: &Recorder) -> Discovery {
         }
         #[cfg(feature = "kubernetes")]
         ControlPlane::Kubernetes(access) => {
-            index.leave_slices_to_others();
+            index.disable_derived_slices();
             for resource in source::resources(&config.interest) {
                 index.expect_source(resource.source());
             }
@@ -126,8 +126,8 @@ pub fn start_with(config: Config, recorder: &Recorder) -> Discovery {
     Discovery { snapshots, tasks }
 }
 
-/// Reads every manifest once, or asks the API server for leave to watch, and says what is wrong:
-/// `--check-config`.
+/// `--check-config`: reads every manifest once, or checks that the API server allows to list. Returns the
+/// problems.
 pub fn check(config: &Config) -> Vec<Problem> {
     match &config.control_plane {
         ControlPlane::Manifests(directory) => check_manifests(directory, config.service_cidrs.clone()),
@@ -147,7 +147,7 @@ fn check_manifests(directory: &Path, service_cidrs: Vec<IpNetwork>) -> Vec<Probl
 }
 
 impl Discovery {
-    /// Ends every task and waits until all have ended.
+    /// Stops every task and waits for all of them.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
     }
@@ -161,20 +161,20 @@ async fn run_index(
     let mut known = HashSet::new();
     while let Some(batch) = queue.recv().await {
         batch.into_iter().for_each(|event| index.apply(event));
-        // One snapshot for a burst: a thousand changes are one to the readers.
+        // One snapshot per burst: a thousand changes are one change for the readers.
         while let Ok(batch) = queue.try_recv() {
             batch.into_iter().for_each(|event| index.apply(event));
         }
         if index.publish() {
             let snapshot = index.snapshot();
-            known = log_news(known, &snapshot.problems);
+            known = log_changes(known, &snapshot.problems);
             publisher.send_replace(snapshot);
         }
     }
 }
 
-/// Logs each problem when it appears and when it is resolved, and returns the set now known.
-fn log_news(known: HashSet<Problem>, problems: &[Problem]) -> HashSet<Problem> {
+/// Logs each problem when it appears and when it is resolved. Returns the current problems.
+fn log_changes(known: HashSet<Problem>, problems: &[Problem]) -> HashSet<Problem> {
     let current: HashSet<Problem> = problems.iter().cloned().collect();
     for problem in problems.iter().filter(|p| !known.contains(p)) {
         match problem.severity {

@@ -1,4 +1,4 @@
-//! What a source tells the index.
+//! The events from a source to the index.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use attachment::Attachment;
 use crate::model::{EndpointSlice, Namespace, NamespacedName, Node, Pod, Service, ServiceCidr};
 use crate::problem::{Location, Problem};
 
-/// The source of Kubernetes YAML.
+/// The source of Kubernetes YAML files.
 pub(crate) const MANIFESTS: &str = "manifests";
 
 /// The source of attachment records.
 pub(crate) const ATTACHMENTS: &str = "attachments";
 
-/// Where objects come from. Origins are ordered, and where two define the same object the first one wins,
-/// whichever came first in time: that is how two daemons started at different moments agree.
+/// The place that defines an object. Origins are ordered: if two define the same object, the first in this
+/// order wins, independent of time. So two daemons that start at different moments agree.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
     /// A file of the manifest directory.
     Manifest(PathBuf),
     /// A file of the attachment directory.
     Attachment(PathBuf),
-    /// An object of the Kubernetes API; the namespace is empty where the resource has none.
+    /// An object of the Kubernetes API. The namespace is empty for cluster-scoped resources.
     Api(Resource, NamespacedName),
 }
 
-/// What the Kubernetes API is asked for. Each is a source of its own: it is listed and watched by itself.
+/// A resource of the Kubernetes API. Each is a source, listed and watched separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Resource {
     /// `v1/services`.
@@ -69,7 +69,7 @@ impl Resource {
         }
     }
 
-    /// The API group; empty for the core. The version is `v1` for all of them.
+    /// The API group; empty for core. All versions are `v1`.
     pub fn group(self) -> &'static str {
         match self {
             Self::EndpointSlices => "discovery.k8s.io",
@@ -78,19 +78,19 @@ impl Resource {
         }
     }
 
-    /// Whether an API server may be without it, or without the right to it.
+    /// Whether a server may lack it, or may not allow to read it.
     pub fn is_optional(self) -> bool {
         self == Self::ServiceCidrs
     }
 
-    /// The name in paths of the API.
+    /// The name in API paths.
     pub fn plural(self) -> &'static str {
         self.source().trim_start_matches("kubernetes/")
     }
 }
 
 impl Origin {
-    /// The source it belongs to.
+    /// The source of the origin.
     pub fn source(&self) -> &'static str {
         match self {
             Self::Manifest(_) => MANIFESTS,
@@ -100,7 +100,7 @@ impl Origin {
     }
 }
 
-/// One thing a source has seen.
+/// An object that a source has read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// `v1/Service`.
@@ -119,7 +119,7 @@ pub enum Object {
     Attachment(Arc<Attachment>),
 }
 
-/// An object and where it was read.
+/// An object with its location.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sourced {
     /// The object.
@@ -128,34 +128,34 @@ pub struct Sourced {
     pub location: Location,
 }
 
-/// A step from one state of the world to the next.
+/// A change of a source's state.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// All objects of `origin` now, in place of all it had before. No objects and no problems: it was
-    /// deleted.
+    /// All current objects of `origin`, replacing the earlier ones. Without objects and problems the origin
+    /// was deleted.
     Replace {
-        /// Who.
+        /// The origin.
         origin: Origin,
-        /// The objects. `None` keeps those it had before: the file is broken and its last good content stays.
+        /// The objects. `None` keeps the earlier ones: the file is broken and its last good content stays.
         objects: Option<Vec<Sourced>>,
-        /// What is wrong with it.
+        /// The problems of the origin.
         problems: Vec<Problem>,
     },
-    /// The source as a whole cannot be read (`Some`), or can be again (`None`). Its objects stay.
+    /// The source as a whole cannot be read (`Some`), or can be read again (`None`). Its objects stay.
     Source {
-        /// Which source, as it shows in `/readyz?verbose`: `manifests`, `attachments`, `kubernetes/services`.
+        /// The source, as shown in `/readyz?verbose`: `manifests`, `attachments`, `kubernetes/services`.
         name: &'static str,
-        /// Why not.
-        outage: Option<Outage>,
+        /// The failure.
+        failure: Option<SourceFailure>,
     },
-    /// The source is complete for the first time.
+    /// The source was read completely for the first time.
     Synced(&'static str),
 }
 
-/// A source that cannot be followed.
+/// A failure to read or watch a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outage {
-    /// Why not.
+pub struct SourceFailure {
+    /// The problem.
     pub problem: Problem,
     /// The last moment at which its state was known to be current.
     pub since: Instant,

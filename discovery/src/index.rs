@@ -1,14 +1,14 @@
-//! Merges what the sources say into one picture. The only writer.
+//! Merges the sources into one state. The only writer.
 //!
-//! A change costs what it touches: each event notes the names it is about, and [`Index::publish`] looks at
-//! these alone. What it finds is the same as if everything were looked at anew, which a test holds it to.
+//! The cost of a change is proportional to what it affects: each event marks names, and [`Index::publish`]
+//! recomputes these only. The result is the same as a complete recomputation, which a test verifies.
 
 mod addresses;
 mod claims;
-mod grouping;
+mod namespace_references;
 mod origins;
 mod pods;
-mod population;
+mod slices_by_service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,21 +24,21 @@ use crate::shared_map::SharedMap;
 use crate::snapshot::{Precedence, ServiceEntry, Snapshot};
 use addresses::Addresses;
 use claims::{Claim, Claims, Rank};
-use grouping::Grouping;
+use namespace_references::NamespaceReferences;
 use origins::{Named, Origins};
 use pods::Pods;
-use population::Population;
+use slices_by_service::SlicesByService;
 
-/// The state of every origin, and the snapshot made of it.
+/// The state of every origin, and the current snapshot.
 #[derive(Debug)]
 pub struct Index {
-    /// Those that the flags name.
+    /// The ranges of the flags.
     configured_cidrs: Vec<IpNetwork>,
-    /// Those, and the ranges of ServiceCIDR objects.
+    /// The ranges of the flags and of ServiceCIDR objects.
     service_cidrs: Arc<Vec<IpNetwork>>,
-    /// Whether Services without slices get some from their selector. A cluster has a controller for that.
+    /// Whether to derive slices for Services without any. On a cluster a controller does that.
     derives_slices: bool,
-    /// Whether snapshots have every pod's address.
+    /// Whether snapshots contain the address of every pod.
     keeps_pod_addresses: bool,
     origins: Origins,
     services: Claims<NamespacedName, Service>,
@@ -49,8 +49,8 @@ pub struct Index {
     cidr_objects: Claims<Arc<str>, ServiceCidr>,
     pods: Pods,
     addresses: Addresses,
-    grouping: Grouping,
-    population: Population,
+    slices_by_service: SlicesByService,
+    namespace_references: NamespaceReferences,
     touched: Touched,
     published: Arc<Snapshot>,
 }
@@ -66,8 +66,7 @@ struct Touched {
 }
 
 impl Index {
-    /// An empty index that assigns virtual IPs from these ranges, and derives EndpointSlices where there are
-    /// none.
+    /// Returns an empty index that assigns virtual IPs from these ranges and derives missing EndpointSlices.
     pub fn new(service_cidrs: Vec<IpNetwork>) -> Self {
         let cidrs = Arc::new(service_cidrs.clone());
         Self {
@@ -84,29 +83,29 @@ impl Index {
             cidr_objects: Claims::new("ServiceCIDR"),
             pods: Pods::default(),
             addresses: Addresses::default(),
-            grouping: Grouping::default(),
-            population: Population::default(),
+            slices_by_service: SlicesByService::default(),
+            namespace_references: NamespaceReferences::default(),
             touched: Touched::default(),
             published: Arc::new(Snapshot { service_cidrs: cidrs, ..Snapshot::empty() }),
         }
     }
 
-    /// Takes EndpointSlices as they are, and those only: on a cluster a controller writes them.
-    pub fn leave_slices_to_others(&mut self) {
+    /// Uses EndpointSlices as they are and derives none: on a cluster a controller writes them.
+    pub fn disable_derived_slices(&mut self) {
         self.derives_slices = false;
     }
 
-    /// Lists the address of every pod in its snapshots.
+    /// Includes the address of every pod in the snapshots.
     pub fn keep_pod_addresses(&mut self) {
         self.keeps_pod_addresses = true;
     }
 
-    /// Waits for this source before calling the state synced.
+    /// Requires this source before the state is synced.
     pub fn expect_source(&mut self, name: &'static str) {
         self.origins.source(name);
     }
 
-    /// Takes in one event. Nothing is visible before [`Index::publish`].
+    /// Applies one event. It becomes visible with [`Index::publish`].
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Replace { origin, objects, problems } => {
@@ -121,19 +120,19 @@ impl Index {
                 }
                 self.origins.put(origin, names, problems);
             }
-            Event::Source { name, outage } => self.origins.note_outage(name, outage),
+            Event::Source { name, failure } => self.origins.set_failure(name, failure),
             Event::Synced(name) => self.origins.source(name).synced = true,
         }
     }
 
-    /// Makes a snapshot of the present state. Returns whether it differs from the one before.
+    /// Makes a snapshot of the current state. Returns whether it differs from the previous one.
     pub fn publish(&mut self) -> bool {
         let before = Arc::clone(&self.published);
         let touched = std::mem::take(&mut self.touched);
-        let nodes = if touched.nodes { Arc::new(self.nodes_in_force()) } else { Arc::clone(&before.nodes) };
+        let nodes = if touched.nodes { Arc::new(self.effective_nodes()) } else { Arc::clone(&before.nodes) };
         let mut stale = self.stale_services(touched.services, touched.slices, nodes != before.nodes);
         if touched.service_cidrs {
-            stale.extend(self.take_service_cidrs());
+            stale.extend(self.apply_service_cidrs());
         }
         let services = self.rebuild(stale, &nodes);
         let (local_pods, pod_namespaces) = if touched.attachments {
@@ -151,7 +150,7 @@ impl Index {
             generation: before.generation + 1,
             synced: sources.values().all(|source| source.synced),
             changed_at: SystemTime::now(),
-            namespaces: self.population.namespaces(),
+            namespaces: self.namespace_references.namespaces(),
             nodes,
             service_cidrs: Arc::clone(&self.service_cidrs),
             local_pods,
@@ -177,7 +176,7 @@ impl Index {
         changed
     }
 
-    /// The snapshot made last.
+    /// The latest snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.published)
     }
@@ -186,21 +185,21 @@ impl Index {
         match object {
             Object::Service(value) => {
                 let name = value.name.clone();
-                self.population.add(&name.namespace);
+                self.namespace_references.add(&name.namespace);
                 self.touched.services.insert(name.clone());
                 self.services.insert(name.clone(), Claim { rank, value, location });
                 Named::Service(name)
             }
             Object::EndpointSlice(value) => {
                 let name = value.name.clone();
-                self.population.add(&name.namespace);
+                self.namespace_references.add(&name.namespace);
                 self.touched.slices.insert(name.clone());
                 self.slices.insert(name.clone(), Claim { rank, value, location });
                 Named::EndpointSlice(name)
             }
             Object::Pod(value) => {
                 let name = value.name.clone();
-                self.population.add(&name.namespace);
+                self.namespace_references.add(&name.namespace);
                 self.pods.touch(name.clone());
                 self.pod_manifests.insert(name.clone(), Claim { rank, value, location });
                 Named::Pod(name)
@@ -213,7 +212,7 @@ impl Index {
             }
             Object::Namespace(value) => {
                 let name = Arc::clone(&value.name);
-                self.population.add(&name);
+                self.namespace_references.add(&name);
                 self.namespaces.insert(Arc::clone(&name), Claim { rank, value, location });
                 Named::Namespace(name)
             }
@@ -225,7 +224,7 @@ impl Index {
             }
             Object::Attachment(value) => {
                 let name = derive::pod_name(&value);
-                self.population.add(&name.namespace);
+                self.namespace_references.add(&name.namespace);
                 self.touched.attachments = true;
                 self.pods.attach(rank.0, &value);
                 Named::Attachment(name)
@@ -239,17 +238,17 @@ impl Index {
             match named {
                 Named::Service(name) => {
                     self.services.remove(&name, &rank);
-                    self.population.remove(&name.namespace);
+                    self.namespace_references.remove(&name.namespace);
                     self.touched.services.insert(name);
                 }
                 Named::EndpointSlice(name) => {
                     self.slices.remove(&name, &rank);
-                    self.population.remove(&name.namespace);
+                    self.namespace_references.remove(&name.namespace);
                     self.touched.slices.insert(name);
                 }
                 Named::Pod(name) => {
                     self.pod_manifests.remove(&name, &rank);
-                    self.population.remove(&name.namespace);
+                    self.namespace_references.remove(&name.namespace);
                     self.pods.touch(name);
                 }
                 Named::Node(name) => {
@@ -258,14 +257,14 @@ impl Index {
                 }
                 Named::Namespace(name) => {
                     self.namespaces.remove(&name, &rank);
-                    self.population.remove(&name);
+                    self.namespace_references.remove(&name);
                 }
                 Named::ServiceCidr(name) => {
                     self.cidr_objects.remove(&name, &rank);
                     self.touched.service_cidrs = true;
                 }
                 Named::Attachment(name) => {
-                    self.population.remove(&name.namespace);
+                    self.namespace_references.remove(&name.namespace);
                     self.pods.detach(origin, name);
                     self.touched.attachments = true;
                 }
@@ -273,9 +272,8 @@ impl Index {
         }
     }
 
-    /// Takes in that ServiceCIDR objects have changed, and returns the Services that have other addresses
-    /// now.
-    fn take_service_cidrs(&mut self) -> Vec<NamespacedName> {
+    /// Applies a change of ServiceCIDR objects. Returns the Services whose addresses changed.
+    fn apply_service_cidrs(&mut self) -> Vec<NamespacedName> {
         let mut cidrs = self.configured_cidrs.clone();
         for cidr in self.cidr_objects.iter().flat_map(|(_, claim)| &claim.value.cidrs) {
             if !cidrs.contains(cidr) {
@@ -286,10 +284,10 @@ impl Index {
             return Vec::new();
         }
         self.service_cidrs = Arc::new(cidrs);
-        self.addresses.settle_anew(&self.services, &self.service_cidrs)
+        self.addresses.recompute(&self.services, &self.service_cidrs)
     }
 
-    /// Services whose entry may have to change.
+    /// Services whose entry may change.
     fn stale_services(
         &mut self,
         services: BTreeSet<NamespacedName>,
@@ -297,10 +295,10 @@ impl Index {
         nodes_changed: bool,
     ) -> BTreeSet<NamespacedName> {
         let mut stale = services;
-        stale.extend(self.addresses.follow(&stale, &self.services, &self.published, &self.service_cidrs));
+        stale.extend(self.addresses.update(&stale, &self.services, &self.published, &self.service_cidrs));
         for slice in slices {
             let owner = self.slices.get(&slice).map(|claim| claim.value.service.clone());
-            stale.extend(self.grouping.note(slice, owner));
+            stale.extend(self.slices_by_service.update(slice, owner));
         }
         for pod in self.pods.join(&self.pod_manifests) {
             let selecting =
@@ -308,7 +306,8 @@ impl Index {
             stale.extend(selecting.map(|service| service.name.clone()));
         }
         if nodes_changed {
-            let derived = self.services.iter().filter(|(name, _)| self.grouping.slices_of(name).is_none());
+            let derived =
+                self.services.iter().filter(|(name, _)| self.slices_by_service.slices_of(name).is_none());
             stale.extend(derived.map(|(name, _)| name.clone()));
         }
         stale
@@ -318,10 +317,11 @@ impl Index {
     fn selecting(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Service> {
         let first = NamespacedName::new(Arc::clone(namespace), "");
         let all = self.services.range(first..).take_while(move |(name, _)| name.namespace == *namespace);
-        all.filter(|(name, _)| self.grouping.slices_of(name).is_none()).map(|(_, claim)| &*claim.value)
+        all.filter(|(name, _)| self.slices_by_service.slices_of(name).is_none())
+            .map(|(_, claim)| &*claim.value)
     }
 
-    /// Every entry, those of the stale Services made anew; `None` if none of them says anything else than
+    /// Returns all entries, with those of the stale Services recomputed. `None` if no entry differs from
     /// before.
     fn rebuild(
         &self,
@@ -331,7 +331,7 @@ impl Index {
         let before = &self.published.services;
         let news = stale.into_iter().filter_map(|name| {
             let entry = self.services.get(&name).map(|claim| self.entry(claim, nodes));
-            // Readers tell by pointer what changed.
+            // Readers detect changes by pointer.
             (before.get(&name).map(|old| &**old) != entry.as_ref()).then_some((name, entry))
         });
         let news: Vec<_> = news.collect();
@@ -350,12 +350,12 @@ impl Index {
 
     fn entry(&self, claim: &Claim<Service>, nodes: &BTreeMap<Arc<str>, Arc<Node>>) -> ServiceEntry {
         let service = &claim.value;
-        let slices = match self.grouping.slices_of(&service.name) {
+        let slices = match self.slices_by_service.slices_of(&service.name) {
             Some(names) => {
                 let claims = names.iter().filter_map(|name| self.slices.get(name));
                 claims.map(|claim| Arc::clone(&claim.value)).collect()
             }
-            // Without a selector no pod is selected; an empty one would select every pod.
+            // A Service without a selector selects no pods; an empty selector would match every pod.
             None if service.selector.is_empty() || !self.derives_slices => Vec::new(),
             None => {
                 let pods = self.pods.of(&service.name.namespace);
@@ -367,7 +367,7 @@ impl Index {
         ServiceEntry { service: Arc::clone(service), cluster_ips, slices, precedence }
     }
 
-    fn nodes_in_force(&self) -> BTreeMap<Arc<str>, Arc<Node>> {
+    fn effective_nodes(&self) -> BTreeMap<Arc<str>, Arc<Node>> {
         self.nodes.iter().map(|(name, claim)| (Arc::clone(name), Arc::clone(&claim.value))).collect()
     }
 
@@ -378,9 +378,9 @@ impl Index {
         problems.extend(self.pod_manifests.conflicts());
         problems.extend(self.nodes.conflicts());
         problems.extend(self.cidr_objects.conflicts());
-        // Saying twice that a namespace exists is no conflict.
+        // Two definitions of a namespace are no conflict.
         problems.extend(self.addresses.problems.iter().cloned());
-        problems.extend(self.origins.outages().cloned());
+        problems.extend(self.origins.failures().cloned());
         problems
     }
 }

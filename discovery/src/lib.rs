@@ -1,14 +1,14 @@
-//! What the cluster looks like right now: Services, their endpoints, and where that knowledge comes from.
+//! The current state of the cluster: Services and their endpoints, from several sources.
 //!
 //! ```text
 //! source (manifests | kubernetes, attachments) ──Event──> Index (one writer) ──> Arc<Snapshot> ──watch──> proxy, DNS
 //! ```
 //!
-//! A source turns what it sees into model objects and hands over everything one origin (a file, an API
-//! object) says, whole. The index merges the origins, derives endpoints and virtual IPs, and publishes an
-//! immutable [`Snapshot`]. A reader takes one snapshot a connection or query and never mixes two. Both
-//! daemons see the same files and every derivation is a pure function of them, so they agree without talking
-//! to each other.
+//! A source converts what it reads to model objects and sends all objects of an origin (a file, an API
+//! object) as a whole. The index merges the origins, derives endpoints and virtual IPs, and publishes an
+//! immutable [`Snapshot`]. A reader uses one snapshot per connection or query and never mixes two. Both
+//! daemons read the same files and every derivation is a pure function of them, so they agree without
+//! communication.
 
 mod allocate;
 mod args;
@@ -16,9 +16,9 @@ mod convert;
 mod derive;
 mod discovery;
 mod event;
+mod event_record;
 mod index;
 pub mod model;
-mod notice;
 mod problem;
 mod shared_map;
 mod snapshot;
@@ -30,9 +30,9 @@ pub use convert::parse_cidr;
 pub use discovery::{
     Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshots, check, start, start_with,
 };
-pub use event::{Event, Object, Origin, Outage, Resource, Sourced};
+pub use event::{Event, Object, Origin, Resource, SourceFailure, Sourced};
+pub use event::{EventRecord, Recorder, Regarding};
 pub use index::Index;
-pub use notice::{Notice, Recorder, Regarding};
 pub use problem::{Location, Problem, Severity};
 pub use shared_map::SharedMap;
 pub use snapshot::{Precedence, ServiceEntry, Snapshot, SourceState};

@@ -1,4 +1,4 @@
-//! The objects the data plane works with: small, validated, free of API types.
+//! The objects of the data plane: small, validated, free of API types.
 
 mod endpoint;
 mod name;
@@ -14,4 +14,4 @@ pub use node::{Namespace, Node};
 pub use pod::{Pod, PodPort};
 pub use service::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};
 pub use service_cidr::ServiceCidr;
-pub use traffic::{BalancerKind, Carrier, Distribution, TrafficRules};
+pub use traffic::{BalancerKind, Distribution, ProxyClass, TrafficRules};

@@ -1,48 +1,48 @@
-//! What is wrong with the input, described so that an operator can fix it.
+//! Problems of the input, described so that an operator can fix them.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// How bad it is.
+/// The severity of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
-    /// Something asked for is not done: a field we do not honour, a kind we do not know.
+    /// A field or kind has no effect here.
     Warning,
-    /// An object or a whole file is left out.
+    /// An object or a whole file is not used.
     Error,
 }
 
-/// Where in the input.
+/// The place of a problem.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Location {
     /// A place in a file. Lines and documents count from 1.
     File {
         /// The file.
         file: PathBuf,
-        /// The line, where known.
+        /// The line, if known.
         line: Option<usize>,
-        /// Which `---` document of the file, where it has several.
+        /// The number of the `---` document, if the file has several.
         document: Option<usize>,
     },
-    /// The Kubernetes API, where an object is found by its name.
+    /// The Kubernetes API, in which an object is found by its name.
     Api,
 }
 
-/// One finding.
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
-    /// Where.
+    /// The place.
     pub location: Location,
-    /// How bad.
+    /// The severity.
     pub severity: Severity,
-    /// The object concerned (`Service default/web`), where it got that far.
+    /// The object (`Service default/web`), if it is known.
     pub object: Option<String>,
-    /// Field, value, what is wrong with it, and the way out where we know one.
+    /// Field, value, error, and a suggestion if there is one.
     pub message: String,
 }
 
 impl Problem {
-    /// Whether something is left out because of it.
+    /// Whether something is not used because of it.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }

@@ -1,7 +1,7 @@
-//! A map whose copies share what they have in common.
+//! A map whose copies share their common entries.
 //!
-//! Among ten thousand entries a copy costs 256 reference counts, a change the shard it is in, and what two
-//! copies differ in is found by comparing pointers. A lookup hashes once, as in any other hash map.
+//! With ten thousand entries a copy costs 256 reference counts, and a change copies one shard. Differences
+//! between two copies are found by comparing pointers. A look-up hashes once, as in any other hash map.
 
 use std::borrow::Borrow;
 use std::hash::{BuildHasher as _, Hash};
@@ -9,16 +9,16 @@ use std::sync::{Arc, LazyLock};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-/// Parts a map is in: with ten thousand entries a change copies forty.
+/// The number of shards: with ten thousand entries a change copies forty.
 const SHARDS: usize = 256;
 
-/// The same for all maps, so that a key is in the same shard of each. foldhash with a random seed: keys are names of
-/// objects, which no client of the data path chooses.
+/// One hasher for all maps, so that a key is in the same shard of each. foldhash with a random seed: the keys
+/// are names of objects, which clients of the data path do not choose.
 static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
 
 type Shard<K, V> = HashTable<(K, Arc<V>)>;
 
-/// From keys to shared values.
+/// A map from keys to shared values.
 #[derive(Debug)]
 pub struct SharedMap<K, V> {
     shards: Vec<Arc<Shard<K, V>>>,
@@ -38,12 +38,12 @@ impl<K, V> Clone for SharedMap<K, V> {
 }
 
 impl<K, V> SharedMap<K, V> {
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// Whether there is none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -64,7 +64,7 @@ impl<K: Clone + Eq + Hash, V> SharedMap<K, V> {
         self.shards[shard_of(hash)].find(hash, |(own, _)| own.borrow() == key).map(|(_, value)| value)
     }
 
-    /// Gives a key a value, and returns the one it had.
+    /// Sets the value of a key. Returns the former one.
     pub fn insert(&mut self, key: K, value: Arc<V>) -> Option<Arc<V>> {
         let hash = HASHER.hash_one(&key);
         let shard = Arc::make_mut(&mut self.shards[shard_of(hash)]);
@@ -76,12 +76,12 @@ impl<K: Clone + Eq + Hash, V> SharedMap<K, V> {
         None
     }
 
-    /// Takes a key out, and returns the value it had.
+    /// Removes a key. Returns its value.
     pub fn remove<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<Arc<V>>
     where
         K: Borrow<Q>,
     {
-        // What is not there copies no shard.
+        // A missing key copies no shard.
         self.get(key)?;
         let hash = HASHER.hash_one(key);
         let shard = Arc::make_mut(&mut self.shards[shard_of(hash)]);
@@ -90,7 +90,7 @@ impl<K: Clone + Eq + Hash, V> SharedMap<K, V> {
         Some(value)
     }
 
-    /// The entries that `before` has not, or with another value. Looks only where the two do not share.
+    /// The entries that are missing in `before` or have another value there. Skips shared shards.
     pub fn changed_since<'m>(&'m self, before: &'m Self) -> impl Iterator<Item = (&'m K, &'m Arc<V>)> {
         let shards = self.shards.iter().zip(&before.shards);
         let entries = shards.filter(|(now, then)| !Arc::ptr_eq(now, then)).flat_map(|(now, _)| now.iter());
@@ -98,13 +98,13 @@ impl<K: Clone + Eq + Hash, V> SharedMap<K, V> {
         entries.filter(move |(key, value)| is_new(key, value)).map(|(key, value)| (key, value))
     }
 
-    /// The keys that `before` has and this has not.
+    /// The keys of `before` that are missing here.
     pub fn removed_since<'m>(&'m self, before: &'m Self) -> impl Iterator<Item = &'m K> {
         before.changed_since(self).map(|(key, _)| key).filter(|key| self.get(*key).is_none())
     }
 }
 
-/// Bits in the middle: a table takes the lowest for the place and the highest for the tag.
+/// The middle bits: a table uses the lowest bits for the slot and the highest for the tag.
 fn shard_of(hash: u64) -> usize {
     usize::from(hash.to_le_bytes()[5])
 }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_copies_tell_what_they_differ_in_as_two_ordinary_maps_do() {
+    fn differences_of_two_copies_are_those_of_ordinary_maps() {
         for seed in 0..50 {
             fastrand::seed(seed);
             let (mut map, mut model) = (SharedMap::default(), BTreeMap::new());
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_change_is_shared() {
+    fn unchanged_shards_are_shared() {
         let mut map = SharedMap::default();
         for key in 0..10_000_u32 {
             map.insert(key, Arc::new(()));

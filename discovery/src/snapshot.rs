@@ -1,4 +1,4 @@
-//! The immutable picture both daemons read.
+//! The immutable state that both daemons read.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -9,78 +9,77 @@ use std::time::{Duration, SystemTime};
 use attachment::PortRange;
 use ipnetwork::IpNetwork;
 
-use crate::event::{Origin, Outage};
+use crate::event::{Origin, SourceFailure};
 use crate::model::{
     Conditions, Endpoint, EndpointSlice, IpFamily, NamespacedName, Node, Service, ServicePort,
 };
 use crate::problem::Problem;
 use crate::shared_map::SharedMap;
 
-/// Everything known at one instant.
+/// The complete state at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Counts the snapshots published; 0 is the empty one before the first sync.
+    /// The number of published snapshots; 0 is the empty one before the first sync.
     pub generation: u64,
-    /// Whether every source has been read once. Before that the rest is partial: nothing may be concluded
-    /// from an absence, and nothing may be programmed.
+    /// Whether every source was read once. Before that the state is partial: an absent object may exist, and
+    /// nothing may be programmed.
     pub synced: bool,
     /// When the content last changed.
     pub changed_at: SystemTime,
-    /// Every namespace that exists or has an object in it.
+    /// Every namespace that exists or has an object.
     pub namespaces: Arc<HashSet<Arc<str>>>,
     /// Nodes by name.
     pub nodes: Arc<BTreeMap<Arc<str>, Arc<Node>>>,
-    /// Ranges of virtual IPs: those that the flags name, then those of ServiceCIDR objects.
+    /// Ranges of virtual IPs: first those of the flags, then those of ServiceCIDR objects.
     pub service_cidrs: Arc<Vec<IpNetwork>>,
-    /// Addresses of the pods the CNI plugin has attached to this node, with the ports it has reserved in
-    /// each.
+    /// Addresses of the pods that the CNI plugin has attached to this node, with the reserved ports of each
+    /// pod.
     pub local_pods: Arc<HashMap<IpAddr, Option<PortRange>>>,
-    /// The namespace of each of them that the runtime has named.
+    /// The namespace of each of these addresses, if the runtime has named the pod.
     pub pod_namespaces: Arc<HashMap<IpAddr, Arc<str>>>,
-    /// The namespaces of the pods that have an address, of any node; several pods may have that of their
-    /// node. Empty unless [`crate::Interest::pods`] asks for it.
+    /// The namespaces of the pods at an address, on any node. Several pods may share the address of their
+    /// node. Empty unless [`crate::Interest::pods`] requests it.
     pub pods: Arc<HashMap<IpAddr, Vec<Arc<str>>>>,
-    /// What is wrong with the input right now.
+    /// The current problems of the input.
     pub problems: Vec<Problem>,
-    /// How each source is doing, by name.
+    /// The state of each source, by name.
     pub sources: BTreeMap<&'static str, SourceState>,
     pub(crate) services: SharedMap<NamespacedName, ServiceEntry>,
 }
 
-/// How a source is doing.
+/// The state of a source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceState {
-    /// Whether it has been read once.
+    /// Whether it was read once.
     pub synced: bool,
-    /// How many files it has now, or objects if it is the Kubernetes API.
+    /// The number of its files, or of its objects for the Kubernetes API.
     pub size: usize,
-    /// How many of them have an error; their last good state stays.
+    /// The number of these with an error. Their last good state stays.
     pub invalid: usize,
-    /// Why it cannot be followed, if so. Its last state stays applied.
-    pub outage: Option<Outage>,
+    /// The current failure, if any. The last state stays applied.
+    pub failure: Option<SourceFailure>,
 }
 
-/// A Service with all that was found out about it. Entries are shared between snapshots: one that did not
-/// change keeps its `Arc`.
+/// A Service with its derived state. Snapshots share entries: an unchanged one keeps its `Arc`.
 #[derive(Debug, PartialEq)]
 pub struct ServiceEntry {
     /// The Service itself.
     pub service: Arc<Service>,
-    /// Its virtual IPs: the ones it asks for, else assigned ones. Empty when it has none or lost a conflict.
+    /// Its virtual IPs: the requested ones, else assigned ones. Empty if it has none or lost a conflict.
     pub cluster_ips: Vec<IpAddr>,
-    /// Its EndpointSlices: those that name it, else derived from its selector.
+    /// Its EndpointSlices: the existing ones, else derived from its selector.
     pub slices: Vec<Arc<EndpointSlice>>,
-    /// Which of two Services comes first where both claim something.
+    /// The precedence over Services that claim the same address or port.
     pub precedence: Precedence,
 }
 
-/// Orders Services as the index does where two define the same: by the name of the file and the place in it,
-/// or by namespace and name on a cluster. It follows from the objects alone.
+/// Orders Services as the index does if two define the same: by file name and position in the file, or by
+/// namespace and name on a cluster. It depends on the objects only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Precedence(pub(crate) Option<(Arc<Origin>, usize)>);
 
 impl Snapshot {
-    /// The state before anything was read.
+    /// The state before any source was read.
     pub fn empty() -> Self {
         Self {
             generation: 0,
@@ -98,7 +97,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether the state may be relied on, and a line about the sources for `/readyz?verbose`.
+    /// Whether the state is reliable, and a line about the sources for `/readyz?verbose`.
     pub fn health(&self) -> (bool, String) {
         let mut lines: Vec<String> =
             self.sources.iter().map(|(name, source)| source.describe(name)).collect();
@@ -106,12 +105,12 @@ impl Snapshot {
         (self.synced, lines.join("; "))
     }
 
-    /// Whether a source cannot be followed, so that all this may be out of date.
+    /// Whether a source has failed, so that the state may be out of date.
     pub fn is_stale(&self) -> bool {
-        self.sources.values().any(|source| source.outage.is_some())
+        self.sources.values().any(|source| source.failure.is_some())
     }
 
-    /// The Service of that name.
+    /// The Service with that name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Arc<ServiceEntry>> {
         self.services.get(name)
     }
@@ -121,37 +120,37 @@ impl Snapshot {
         self.services.values()
     }
 
-    /// Services that are not as they were in an earlier snapshot, or were not there. Costs what has changed,
-    /// not what there is.
+    /// Services that are new or differ from an earlier snapshot. The cost depends on the number of changes
+    /// only.
     pub fn changed_since<'s>(&'s self, before: &'s Self) -> impl Iterator<Item = &'s Arc<ServiceEntry>> {
         self.services.changed_since(&before.services).map(|(_, entry)| entry)
     }
 
-    /// Services of an earlier snapshot that are no more.
+    /// Services of an earlier snapshot that were deleted.
     pub fn removed_since<'s>(&'s self, before: &'s Self) -> impl Iterator<Item = &'s NamespacedName> {
         self.services.removed_since(&before.services)
     }
 }
 
 impl SourceState {
-    /// For how long it could not be followed; zero while it can.
+    /// How long the source has failed; zero without a failure.
     pub fn staleness(&self) -> Duration {
-        self.outage.as_ref().map_or(Duration::ZERO, |outage| outage.since.elapsed())
+        self.failure.as_ref().map_or(Duration::ZERO, |failure| failure.since.elapsed())
     }
 
-    /// A line for people; `name` is that of the source.
+    /// A line for people. `name` is the name of the source.
     pub fn describe(&self, name: &str) -> String {
         let unit = if name.starts_with("kubernetes/") { "objects" } else { "files" };
         let size = match self.invalid {
             0 => format!("{} {unit}", self.size),
             invalid => format!("{} {unit}, {invalid} invalid", self.size),
         };
-        match &self.outage {
-            Some(outage) if self.synced => {
+        match &self.failure {
+            Some(failure) if self.synced => {
                 let seconds = self.staleness().as_secs();
-                format!("{name}: {size}, {seconds} s old: {}", outage.problem)
+                format!("{name}: {size}, {seconds} s old: {}", failure.problem)
             }
-            Some(outage) => format!("{name}: {}", outage.problem),
+            Some(failure) => format!("{name}: {}", failure.problem),
             None if self.synced => format!("{name}: {size}"),
             None => format!("{name}: not read yet"),
         }
@@ -159,7 +158,7 @@ impl SourceState {
 }
 
 impl ServiceEntry {
-    /// Its slices that the Service had not, or not like this, when it was `before`.
+    /// The slices that are new or differ from the earlier state `before` of the Service.
     pub fn slices_since<'e>(
         &'e self,
         before: Option<&'e Arc<Self>>,
@@ -168,13 +167,12 @@ impl ServiceEntry {
         self.slices.iter().filter(move |slice| !known.iter().any(|old| Arc::ptr_eq(old, slice)))
     }
 
-    /// Where `port` of this Service leads for a family: every distinct address and port, whatever its
-    /// conditions, of the slices that are meant for `proxy` (`None`: the usual one).
+    /// The endpoints of `port` of this Service in a family: every distinct address and port, in any
+    /// condition, of the slices for `proxy` (`None`: the default proxy).
     ///
-    /// An address may be there twice, in one slice or in two, while an endpoint moves between slices or a new
-    /// pod has the address of one that is being deleted. The entry that is ready wins over one that is not,
-    /// then the one that serves, then the preferred one, then the first, wherever they stand
-    /// (kubernetes#135266).
+    /// An address may occur twice, in one slice or in two, while an endpoint moves between slices or a new
+    /// pod has the address of one that is being deleted. Precedence: ready, then serving, then `preferred`,
+    /// then the first (kubernetes#135266).
     pub fn endpoints(
         &self,
         port: &ServicePort,
@@ -188,7 +186,7 @@ impl ServiceEntry {
         };
         let mut places = HashMap::new();
         let mut found: Vec<(SocketAddr, &Endpoint)> = Vec::new();
-        for slice in self.slices.iter().filter(|s| s.family == family && s.carrier.is(proxy)) {
+        for slice in self.slices.iter().filter(|s| s.family == family && s.proxy_class.is(proxy)) {
             for target in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
                 for endpoint in &slice.endpoints {
                     let address = SocketAddr::new(endpoint.address, target.port);

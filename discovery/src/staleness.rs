@@ -1,4 +1,4 @@
-//! How old the state is, as metrics: computed at each scrape.
+//! The age of the state as metrics, computed at each scrape.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -16,10 +16,10 @@ pub struct Staleness {
 }
 
 impl Staleness {
-    /// For a program whose metrics begin with `prefix`.
+    /// Metrics with the name prefix `prefix`.
     ///
     /// # Errors
-    /// When the prefix makes no name of a metric.
+    /// If the prefix is not valid in a metric name.
     pub fn new(prefix: &str, snapshots: Snapshots) -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| {
             GaugeVec::new(Opts::new(format!("{prefix}_source_{name}"), help), &["source"])
@@ -31,7 +31,7 @@ impl Staleness {
                 "invalid_objects",
                 "Files or API objects with an error; their last good state stays.",
             )?,
-            stale: gauge("stale_seconds", "For how long a source could not be followed; 0 while it can.")?,
+            stale: gauge("stale_seconds", "How long a source could not be watched; 0 while it can.")?,
         })
     }
 }

@@ -37,7 +37,7 @@ pub(crate) struct Planned {
 
 /// Whether a Service is this proxy's to carry, as soon as it has endpoints.
 pub(crate) fn is_carried(entry: &ServiceEntry, around: &Surroundings) -> bool {
-    entry.service.has_virtual_ip() && entry.service.rules.carrier.is(around.proxy_name.as_deref())
+    entry.service.has_virtual_ip() && entry.service.rules.proxy_class.matches(around.proxy_name.as_deref())
 }
 
 /// The plan for a Service.
@@ -74,7 +74,7 @@ pub(crate) fn plan(entry: &ServiceEntry, around: &Surroundings) -> Plan {
 
 /// The cluster IPs of the Service, which belong to it whole.
 pub(crate) fn cluster_ips(entry: &ServiceEntry, around: &Surroundings) -> BTreeSet<IpAddr> {
-    if entry.service.rules.carrier.is(around.proxy_name.as_deref()) {
+    if entry.service.rules.proxy_class.matches(around.proxy_name.as_deref()) {
         entry.cluster_ips.iter().copied().collect()
     } else {
         BTreeSet::new()
@@ -83,7 +83,7 @@ pub(crate) fn cluster_ips(entry: &ServiceEntry, around: &Surroundings) -> BTreeS
 
 /// How many endpoints on this node are ready.
 pub(crate) fn local_ready(entry: &ServiceEntry, around: &Surroundings) -> usize {
-    let slices = entry.slices.iter().filter(|slice| slice.carrier.is(around.proxy_name.as_deref()));
+    let slices = entry.slices.iter().filter(|slice| slice.proxy_class.matches(around.proxy_name.as_deref()));
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
     let ready = endpoints.filter(|endpoint| endpoint.conditions.ready && around.is_local(endpoint));
     ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()

@@ -10,7 +10,7 @@ use daemon::drain::Drain;
 use daemon::handover::{self, Claim, Previous};
 use daemon::log::RateLimit;
 use daemon::program::Settings;
-use discovery::{Notice, Recorder, Regarding, Staleness};
+use discovery::{EventRecord, Recorder, Regarding, Staleness};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -269,7 +269,7 @@ async fn wait_for_connections(connections: &TaskTracker, at_most: Duration) {
 fn recorder(config: &Config, tasks: &mut JoinSet<()>) -> Recorder {
     let node_name = &config.place.node_name;
     let recorder = Recorder::start(&config.discovery.control_plane, "portolan-proxy", node_name, tasks);
-    recorder.record(Notice {
+    recorder.record(EventRecord {
         regarding: Regarding::node(node_name),
         is_warning: false,
         reason: "Starting",

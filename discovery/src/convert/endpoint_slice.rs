@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::traffic::carrier;
+use super::traffic::proxy_class;
 use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol, wire};
 use crate::model::{Conditions, Endpoint, EndpointPort, EndpointSlice, Hints, IpFamily, NamespacedName};
 
-/// The label that says whose endpoints these are.
+/// The label with the name of the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// Reads an EndpointSlice.
+/// Converts an EndpointSlice.
 pub(crate) fn endpoint_slice(slice: wire::EndpointSlice, findings: &mut Findings) -> Option<EndpointSlice> {
     let name = namespaced_name(&slice.metadata, findings)?;
     let label = slice.metadata.labels.get(SERVICE_NAME);
@@ -40,16 +40,16 @@ pub(crate) fn endpoint_slice(slice: wire::EndpointSlice, findings: &mut Findings
     let endpoints = slice.endpoints.into_iter().enumerate();
     let mut endpoints: Vec<_> =
         endpoints.filter_map(|(index, e)| endpoint(index, e, family, findings)).collect();
-    // They were collected into the room of the API's own, which are three times as large.
+    // They were collected into the allocation of the API's endpoints, which are three times as large.
     endpoints.shrink_to_fit();
     let service = NamespacedName::new(Arc::clone(&name.namespace), service);
-    // Whoever wrote nonsense there loses a measurement, no traffic.
+    // An invalid time loses a measurement, but no traffic.
     let triggered_at = slice.metadata.annotations.get(TRIGGER_TIME);
     let triggered_at = triggered_at.and_then(|text| text.parse::<Timestamp>().ok());
     Some(EndpointSlice {
         name,
         service,
-        carrier: carrier(&slice.metadata),
+        proxy_class: proxy_class(&slice.metadata),
         triggered_at: triggered_at.map(Into::into),
         family,
         ports,
@@ -60,8 +60,7 @@ pub(crate) fn endpoint_slice(slice: wire::EndpointSlice, findings: &mut Findings
 fn ports(ports: wire::List<wire::EndpointPort>, findings: &mut Findings) -> Vec<EndpointPort> {
     let mut found = Vec::new();
     for (index, port) in ports.into_iter().enumerate() {
-        // A port without a number stands for all ports, which a Service cannot use. 0 is what Go leaves
-        // there.
+        // A port without a number means all ports, which a Service cannot use. Go writes 0 for none.
         if port.port == 0 {
             continue;
         }
@@ -87,7 +86,7 @@ fn endpoint(
     };
     let address = address(&field, text, findings)?;
     if IpFamily::of(address) != family {
-        // kube-proxy's event KubeProxyIncorrectIPVersion: the other endpoints of the slice serve.
+        // Like kube-proxy's event KubeProxyIncorrectIPVersion: the other endpoints of the slice are used.
         findings.warn(
             &field,
             format!("{address} is not an {family} address, as addressType says; it is left out"),
@@ -95,7 +94,7 @@ fn endpoint(
         return None;
     }
     let conditions = endpoint.conditions;
-    // The API's defaults: unknown is to be taken for ready, and serving follows ready.
+    // The defaults of the API: `ready` defaults to true, and `serving` to `ready`.
     let ready = conditions.ready.unwrap_or(true);
     let conditions = Conditions {
         ready,
@@ -113,7 +112,7 @@ fn endpoint(
     })
 }
 
-/// What is no label has no place in a name; the endpoint goes by its address then.
+/// A hostname that is not a DNS label is ignored; the name of the endpoint is then derived from its address.
 fn hostname(index: usize, name: &str, findings: &mut Findings) -> Option<Arc<str>> {
     let lower = name.to_ascii_lowercase();
     if is_dns_label(&lower) {

@@ -3,10 +3,10 @@
 use super::{Findings, NOT_A_LABEL, address, is_dns_label, name, parse_cidr, wire};
 use crate::model::{Namespace, Node};
 
-/// The taint of a node that the cluster autoscaler is about to take away.
+/// The taint that the cluster autoscaler adds before it removes a node.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// Reads a Node.
+/// Converts a Node.
 pub(crate) fn node(node: wire::Node, findings: &mut Findings) -> Option<Node> {
     let name = name(&node.metadata, findings)?;
     let spec = node.spec;
@@ -28,7 +28,7 @@ pub(crate) fn node(node: wire::Node, findings: &mut Findings) -> Option<Node> {
         let read = |findings: &mut Findings| address(&field, &found.address, findings);
         match found.type_.as_str() {
             "InternalIP" => addresses.extend(read(findings)),
-            // Nothing leads there: it only has to be known for another node's.
+            // No traffic goes to a Hostname address; it only distinguishes this node from others.
             "ExternalIP" => external_addresses.extend(findings.optional(read)),
             _ => {}
         }
@@ -39,7 +39,7 @@ pub(crate) fn node(node: wire::Node, findings: &mut Findings) -> Option<Node> {
     Some(Node { name: name.into(), labels, addresses, external_addresses, pod_cidrs, leaving })
 }
 
-/// Reads a Namespace.
+/// Converts a Namespace.
 pub(crate) fn namespace(namespace: wire::Namespace, findings: &mut Findings) -> Option<Namespace> {
     let name = name(&namespace.metadata, findings)?;
     if !is_dns_label(&name) {

@@ -3,7 +3,7 @@
 use super::{Findings, address, is_dns_label, namespaced_name, port_number, protocol, wire};
 use crate::model::{Pod, PodPort};
 
-/// Reads a Pod.
+/// Converts a Pod.
 pub(crate) fn pod(pod: wire::Pod, findings: &mut Findings) -> Option<Pod> {
     let name = namespaced_name(&pod.metadata, findings)?;
     let Some(spec) = pod.spec else {
@@ -39,7 +39,7 @@ pub(crate) fn pod(pod: wire::Pod, findings: &mut Findings) -> Option<Pod> {
     })
 }
 
-/// A pod whose runtime reports nothing is ready once it is attached; what is reported counts.
+/// A pod without reported conditions is ready once it is attached. Reported conditions take precedence.
 fn is_ready(spec: &wire::PodSpec, status: &wire::PodStatus) -> bool {
     let find = |name: &str| status.conditions.iter().find(|condition| condition.type_ == name);
     let is_true = |condition: &wire::PodCondition| condition.status == "True";
@@ -48,7 +48,7 @@ fn is_ready(spec: &wire::PodSpec, status: &wire::PodStatus) -> bool {
 }
 
 fn ports(spec: &wire::PodSpec, findings: &mut Findings) -> Vec<PodPort> {
-    // Init containers that are restarted are sidecars: they run beside the others and may serve (KEP-753).
+    // Init containers with `restartPolicy: Always` are sidecars, which may serve (KEP-753).
     let sidecars = spec.init_containers.iter().enumerate();
     let sidecars = sidecars.filter(|(_, c)| c.restart_policy.as_deref() == Some("Always"));
     let sidecars = sidecars.map(|(index, c)| (format!("spec.initContainers[{index}]"), c));

@@ -9,10 +9,10 @@ use super::traffic::{node_port, traffic_rules};
 use super::{Findings, NOT_A_LABEL, address, is_dns_label, namespaced_name, port_number, protocol, wire};
 use crate::model::{FamilyPolicy, IpFamily, Protocol, Service, ServiceKind, ServicePort, TargetPort};
 
-/// The annotation that came before `publishNotReadyAddresses`, still found in old manifests.
+/// The predecessor of `publishNotReadyAddresses`, still found in old manifests.
 const TOLERATE_UNREADY: &str = "service.alpha.kubernetes.io/tolerate-unready-endpoints";
 
-/// Reads a Service.
+/// Converts a Service.
 pub(crate) fn service(service: wire::Service, findings: &mut Findings) -> Option<Service> {
     let name = namespaced_name(&service.metadata, findings)?;
     if !is_dns_label(&name.name) {
@@ -82,7 +82,7 @@ fn cluster_ip(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<Servi
         let Some(ip) = address(field, text, findings) else { continue };
         let family = IpFamily::of(ip);
         if requested.iter().any(|other| IpFamily::of(*other) == family) {
-            findings.error(field, format!("{ip} is a second {family} address; there is one a family"));
+            findings.error(field, format!("{ip} is a second {family} address; each family has at most one"));
         } else if let Some(wanted) = spec.ip_families.get(requested.len())
             && *wanted != family.to_string()
         {
@@ -94,7 +94,7 @@ fn cluster_ip(spec: &wire::ServiceSpec, findings: &mut Findings) -> Option<Servi
     Some(ServiceKind::ClusterIp { requested, families: FamilyPolicy(families) })
 }
 
-/// The families for which an address is assigned when none is written.
+/// The families in which an address is assigned if none is set.
 fn families(spec: &wire::ServiceSpec, findings: &mut Findings) -> Vec<IpFamily> {
     let mut families = Vec::new();
     for (index, text) in spec.ip_families.iter().enumerate() {
@@ -145,7 +145,10 @@ fn ports(spec: &wire::ServiceSpec, kind: &ServiceKind, findings: &mut Findings) 
                 findings.error(&field("port"), format!("{number}/{protocol} is already an earlier port"));
             }
             if protocol == Protocol::Sctp {
-                findings.warn(&field("protocol"), "SCTP is not carried; its names resolve, its port refuses");
+                findings.warn(
+                    &field("protocol"),
+                    "SCTP is not proxied: its names resolve, but its port refuses connections",
+                );
             }
             let node_port = node_port(&field("nodePort"), spec, port, findings);
             ports.push(ServicePort { name: name.into(), protocol, port: number, target_port, node_port });
@@ -161,7 +164,7 @@ fn target_port(
     findings: &mut Findings,
 ) -> Option<TargetPort> {
     match &port.target_port {
-        // Zero and the empty string are what Go leaves where nothing was written.
+        // Go writes 0 or an empty string for none.
         None | Some(IntOrString::Int(0)) => Some(TargetPort::Number(default)),
         Some(IntOrString::String(name)) if name.is_empty() => Some(TargetPort::Number(default)),
         Some(IntOrString::Int(number)) => port_number(field, *number, findings).map(TargetPort::Number),

@@ -3,7 +3,7 @@
 use super::{Findings, name, parse_cidr, wire};
 use crate::model::ServiceCidr;
 
-/// Reads a ServiceCIDR.
+/// Converts a ServiceCIDR.
 pub(crate) fn service_cidr(object: wire::ServiceCidr, findings: &mut Findings) -> Option<ServiceCidr> {
     let name = name(&object.metadata, findings)?.into();
     let mut cidrs = Vec::new();

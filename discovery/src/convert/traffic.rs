@@ -1,4 +1,4 @@
-//! The fields of `v1/Service` that say how traffic comes in and where it may go.
+//! The fields of `v1/Service` about exposure, traffic policies and load balancing.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 
 use super::wire::{self, ObjectMeta};
 use super::{Findings, address, parse_address, port_number};
-use crate::model::{BalancerKind, Carrier, Distribution, TrafficRules};
+use crate::model::{BalancerKind, Distribution, ProxyClass, TrafficRules};
 
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -16,10 +16,10 @@ const BALANCER: &str = "portolan.dev/balancer";
 const MAX_CONNECTIONS: &str = "portolan.dev/max-connections";
 const PROXY_PROTOCOL: &str = "portolan.dev/proxy-protocol";
 
-/// The API server's default range.
+/// The default range of the API server.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
-/// What `ClientIP` means without a timeout.
+/// The default timeout of `ClientIP` in seconds.
 const DEFAULT_AFFINITY: i32 = 10_800;
 
 pub(super) fn traffic_rules(
@@ -36,7 +36,7 @@ pub(super) fn traffic_rules(
     let check = spec.health_check_node_port;
     let checks = check != 0 && is_load_balancer && external_local;
     TrafficRules {
-        carrier: carrier(metadata),
+        proxy_class: proxy_class(metadata),
         internal_local,
         external_local,
         distribution: distribution(spec, findings),
@@ -53,17 +53,17 @@ pub(super) fn traffic_rules(
     }
 }
 
-/// Who is to carry a Service, or use an EndpointSlice. Only the presence of `headless` counts, as for
+/// The proxy that a Service or an EndpointSlice is for. Only the presence of `headless` counts, as with
 /// kube-proxy.
-pub(super) fn carrier(metadata: &ObjectMeta) -> Carrier {
+pub(super) fn proxy_class(metadata: &ObjectMeta) -> ProxyClass {
     match metadata.labels.get(PROXY_NAME) {
-        _ if metadata.labels.get(HEADLESS).is_some() => Carrier::None,
-        Some(name) => Carrier::Named(name.into()),
-        None => Carrier::Usual,
+        _ if metadata.labels.get(HEADLESS).is_some() => ProxyClass::None,
+        Some(name) => ProxyClass::Named(name.into()),
+        None => ProxyClass::Default,
     }
 }
 
-/// `nodePort` of one port, which only some types have. 0 is what Go leaves where nothing was written.
+/// `nodePort` of one port, which only some types have. Go writes 0 for none.
 pub(super) fn node_port(
     field: &str,
     spec: &wire::ServiceSpec,
@@ -75,7 +75,10 @@ pub(super) fn node_port(
         number if number != 0 && opens_node_ports => {
             let port = port_number(field, number, findings)?;
             if !NODE_PORTS.contains(&port) {
-                findings.warn(field, format!("{port} is not from 30000 to 32767: an API server would refuse it, and something else of the node may want it"));
+                findings.warn(field, format!(
+                    "{port} is not from 30000 to 32767: an API server would refuse it, and another program of the node \
+                     may use it"
+                ));
             }
             Some(port)
         }
@@ -101,7 +104,7 @@ fn is_local(field: &str, policy: Option<&str>, findings: &mut Findings) -> bool 
     }
 }
 
-/// A value that is not known is a preference that need not be met, so it is no error (KEP-4444).
+/// An unknown value is a preference that need not be met, so it is no error (KEP-4444).
 fn distribution(spec: &wire::ServiceSpec, findings: &mut Findings) -> Distribution {
     match spec.traffic_distribution.as_deref() {
         None | Some("") => Distribution::Anywhere,
@@ -146,7 +149,8 @@ fn addresses<'a>(
         .collect()
 }
 
-/// An entry with a hostname, or with `ipMode: Proxy`, is served by something in front of the node (KEP-1860).
+/// An entry with a hostname or with `ipMode: Proxy` is served by a load balancer in front of the node
+/// (KEP-1860).
 fn load_balancer_ips(status: &wire::ServiceStatus, findings: &mut Findings) -> Vec<IpAddr> {
     let is_vip = |entry: &&wire::LoadBalancerIngress| entry.ip_mode.as_deref() != Some("Proxy");
     let ips = status.load_balancer.ingress.iter().filter(is_vip).map(|entry| &entry.ip);
@@ -158,7 +162,7 @@ fn source_ranges(spec: &wire::ServiceSpec, findings: &mut Findings) -> Vec<IpNet
     written.filter_map(|(index, text)| source_range(index, text, findings)).collect()
 }
 
-/// Host bits mean nothing, as for kube-proxy.
+/// Host bits are ignored, as with kube-proxy.
 fn source_range(index: usize, text: &str, findings: &mut Findings) -> Option<IpNetwork> {
     let field = format!("spec.loadBalancerSourceRanges[{index}]");
     let text = text.trim();

@@ -1,7 +1,7 @@
-//! The fields of API objects that the data plane uses, as they are in JSON.
+//! The fields of API objects that the data plane uses, in JSON.
 //!
-//! All other fields are skipped unread and without a limit of depth. What they contain cannot make an object
-//! unreadable. `null` means what it means to Go: the field is absent, the element is empty.
+//! All other fields are skipped without parsing and at any depth, so they cannot make an object unreadable.
+//! `null` means the same as in Go: an absent field, or an empty element.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 
-/// An array; `null` is an empty one.
+/// An array. `null` is an empty one.
 #[derive(Clone, Debug)]
 pub(crate) struct List<T>(Vec<T>);
 
@@ -56,7 +56,7 @@ impl<T> IntoIterator for List<T> {
 }
 
 impl Map {
-    /// The value of a key, if it is there.
+    /// The value of a key, if it is present.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
@@ -72,7 +72,7 @@ fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// Types of which every field may be absent or `null`.
+/// Defines types whose fields may all be absent or `null`.
 macro_rules! wire {
     ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$meta])*
@@ -91,7 +91,7 @@ wire! {
         namespace: String,
         labels: Map,
         annotations: Map,
-        /// Only whether there is one matters.
+        /// Only its presence matters.
         deletion_timestamp: Option<IgnoredAny>,
     }
 

@@ -53,7 +53,7 @@ fn addresses(slices: &[EndpointSlice]) -> Vec<String> {
 }
 
 #[test]
-fn a_manifest_gets_its_address_from_the_attachment_of_the_same_name() {
+fn manifest_gets_its_address_from_the_attachment_with_its_name() {
     let described = [Arc::new(pod("db-0", &[])), Arc::new(pod("db-1", &[]))];
     let attached = [attachment("b", Some("db-0"), "10.23.0.2"), attachment("a", Some("db-0"), "10.22.0.2")];
     let pods = described.each_ref().map(|pod| {
@@ -62,12 +62,12 @@ fn a_manifest_gets_its_address_from_the_attachment_of_the_same_name() {
     });
     let service = service(vec![port("", TargetPort::Number(5432))]);
     let slices = slices(&service, pods.iter(), &BTreeMap::new());
-    // db-1 has no attachment and is no endpoint; db-0 is on two networks and the first by name counts.
+    // db-1 has no attachment and is no endpoint. db-0 has two networks: the first one by name counts.
     assert_eq!(addresses(&slices), ["10.22.0.2"]);
 }
 
 #[test]
-fn an_attachment_that_no_manifest_describes_speaks_for_itself() {
+fn attachment_without_a_manifest_is_a_pod_with_its_own_labels() {
     let attached = [attachment("pods", None, "10.22.0.7")];
     let name = pod_name(&attached[0]);
     assert_eq!(name.to_string(), "default/id-10.22.0.7");
@@ -114,7 +114,7 @@ fn conditions_follow_readiness_and_deletion_unless_unready_addresses_are_publish
 }
 
 #[test]
-fn a_hostname_is_lent_only_to_the_service_named_as_subdomain() {
+fn hostname_applies_only_below_the_service_named_as_subdomain() {
     let named = |subdomain: &str| {
         let mut pod = pod("db-0", &["10.22.0.2"]);
         (pod.hostname, pod.subdomain) = (Some("db-0".into()), Some(subdomain.into()));
@@ -125,7 +125,7 @@ fn a_hostname_is_lent_only_to_the_service_named_as_subdomain() {
 }
 
 #[test]
-fn a_dual_stack_pod_is_in_a_slice_of_each_family_and_knows_its_zone() {
+fn dual_stack_pod_is_in_a_slice_of_each_family_with_its_zone() {
     let mut pod = pod("a", &["fd00::2", "10.22.0.2"]);
     pod.node_name = Some("n1".into());
     let node = Node {

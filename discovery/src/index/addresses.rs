@@ -1,4 +1,5 @@
-//! Every Service's virtual IPs: those it asks for, first come first served by origin; then assigned ones.
+//! The virtual IPs of every Service: first the requested ones, where the first origin wins; then assigned
+//! ones.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -13,20 +14,20 @@ use crate::snapshot::Snapshot;
 
 type Services = Claims<NamespacedName, Service>;
 
-/// Who has which virtual IP.
+/// The owners of virtual IPs.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
     by_service: HashMap<NamespacedName, Vec<IpAddr>>,
     pub(super) owners: HashMap<IpAddr, NamespacedName>,
-    /// How many Services ask for none, and have to be given some.
+    /// The number of Services without a requested address, which need assigned ones.
     assigned: usize,
     pub(super) problems: Vec<Problem>,
 }
 
 impl Addresses {
-    /// Settles everything anew: an address depends on all Services, so one that comes or goes can move
-    /// another one's.
-    fn settle(services: &Services, cidrs: &[IpNetwork]) -> Self {
+    /// Computes all addresses. An address depends on all Services: a new or deleted one can change another
+    /// one's.
+    fn compute(services: &Services, cidrs: &[IpNetwork]) -> Self {
         let mut settled = Self::default();
         let owners = first_claimants(services);
         let mut wanted = BTreeMap::new();
@@ -48,33 +49,38 @@ impl Addresses {
         settled.by_service.extend(assigned);
         for (name, family) in unassigned {
             let Some(claim) = services.get(&name) else { continue };
-            settled.problem(&name, claim, Severity::Error, format!(
-                "no free {family} address is left in the service ranges ({}); widen --service-cidr or set spec.clusterIP",
-                join(cidrs),
-            ));
+            settled.problem(
+                &name,
+                claim,
+                Severity::Error,
+                format!(
+                    "no free {family} address is left in the service ranges ({}); \
+                 widen --service-cidr or set spec.clusterIP",
+                    join(cidrs),
+                ),
+            );
         }
         let owned = settled.by_service.iter();
         settled.owners = owned.flat_map(|(name, ips)| ips.iter().map(|ip| (*ip, name.clone()))).collect();
         settled
     }
 
-    /// Takes in that these Services may not be as they were `before`, and returns all that have other
-    /// addresses now for it.
-    pub(super) fn follow(
+    /// Updates the addresses after a change of these Services, which were `before`. Returns all Services
+    /// whose addresses changed.
+    pub(super) fn update(
         &mut self,
         changed: &BTreeSet<NamespacedName>,
         services: &Services,
         before: &Snapshot,
         cidrs: &[IpNetwork],
     ) -> Vec<NamespacedName> {
-        // A contested address has a problem, which names places in files: it is settled anew whenever a
-        // Service moves.
+        // A conflict has a problem with file locations: recompute everything whenever a Service changes.
         let is_contested = !changed.is_empty() && !self.problems.is_empty();
         let mut concerns_no_other = |name: &NamespacedName| {
             let then = before.service(name).map(|entry| &entry.service.kind);
             match (then, services.get(name).map(|claim| &claim.value.kind)) {
                 (then, now) if then == now => true,
-                (None, Some(now)) => self.grant(name, now, cidrs),
+                (None, Some(now)) => self.try_assign(name, now, cidrs),
                 (Some(_), None) => self.release(name),
                 _ => false,
             }
@@ -82,19 +88,19 @@ impl Addresses {
         if !is_contested && changed.iter().all(&mut concerns_no_other) {
             return Vec::new();
         }
-        self.settle_anew(services, cidrs)
+        self.recompute(services, cidrs)
     }
 
-    /// Settles everything anew and returns the Services that have other addresses for it.
-    pub(super) fn settle_anew(&mut self, services: &Services, cidrs: &[IpNetwork]) -> Vec<NamespacedName> {
-        let settled = Self::settle(services, cidrs);
-        let moved = settled.moved(self).cloned().collect();
+    /// Recomputes all addresses. Returns the Services whose addresses changed.
+    pub(super) fn recompute(&mut self, services: &Services, cidrs: &[IpNetwork]) -> Vec<NamespacedName> {
+        let settled = Self::compute(services, cidrs);
+        let moved = settled.changed_since(self).cloned().collect();
         *self = settled;
         moved
     }
 
-    /// Gives a new Service what it asks for, if these are unassigned addresses of the ranges.
-    fn grant(&mut self, name: &NamespacedName, kind: &ServiceKind, cidrs: &[IpNetwork]) -> bool {
+    /// Gives a new Service its requested addresses, if they are unassigned and in the ranges.
+    fn try_assign(&mut self, name: &NamespacedName, kind: &ServiceKind, cidrs: &[IpNetwork]) -> bool {
         let ServiceKind::ClusterIp { requested, .. } = kind else { return false };
         let is_free =
             |ip: &IpAddr| !self.owners.contains_key(ip) && cidrs.iter().any(|cidr| cidr.contains(*ip));
@@ -107,7 +113,8 @@ impl Addresses {
         true
     }
 
-    /// Releases the addresses of a deleted Service, if no other Service's address was assigned around them.
+    /// Releases the addresses of a deleted Service, unless the assignment of another Service depended on
+    /// them.
     fn release(&mut self, name: &NamespacedName) -> bool {
         if self.assigned > 0 {
             return false;
@@ -118,13 +125,13 @@ impl Addresses {
         true
     }
 
-    /// What a Service has.
+    /// The addresses of a Service.
     pub(super) fn of(&self, name: &NamespacedName) -> &[IpAddr] {
         self.by_service.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// Services that have other addresses here than there.
-    fn moved<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a NamespacedName> {
+    /// Services with other addresses than before.
+    fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a NamespacedName> {
         let names = self.by_service.keys().chain(before.by_service.keys());
         names.filter(|name| self.of(name) != before.of(name))
     }
@@ -140,12 +147,14 @@ impl Addresses {
         if owner != name {
             let at = &theirs.location;
             return self.problem(name, claim, Severity::Error, format!(
-                "spec.clusterIP: {address} already belongs to Service {owner} ({at}); give it another address, or leave the field out to have one assigned",
+                "spec.clusterIP: {address} already belongs to Service {owner} ({at}); give it another address, \
+                     or leave the field out to have one assigned",
             ));
         }
         if !cidrs.iter().any(|cidr| cidr.contains(address)) {
             self.problem(name, claim, Severity::Warning, format!(
-                "spec.clusterIP: {address} is outside the service ranges ({}): it gets a route of its own and no reverse name; add its range to --service-cidr of both daemons",
+                "spec.clusterIP: {address} is outside the service ranges ({}): it gets a route of its own and no \
+                     reverse name; add its range to --service-cidr of both daemons",
                 join(cidrs),
             ));
         }
@@ -164,7 +173,7 @@ impl Addresses {
     }
 }
 
-/// Who keeps each requested address: of all that ask, the one whose origin comes first.
+/// The owner of each requested address: of all that request it, the one with the first origin.
 fn first_claimants(services: &Services) -> HashMap<IpAddr, (&NamespacedName, &Claim<Service>)> {
     let mut owners: HashMap<IpAddr, (&NamespacedName, &Claim<Service>)> = HashMap::new();
     for (name, claim) in services.iter() {

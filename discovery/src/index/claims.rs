@@ -1,5 +1,5 @@
-//! Every object under its name, though several origins may define it: the first origin wins, whenever it was
-//! read.
+//! All definitions of each object. If several origins define an object, the first origin wins, whenever it
+//! was read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::event::Origin;
 use crate::problem::{Location, Problem, Severity};
 
-/// Who comes first: origins are ordered by name, and the objects of one by their place in it.
+/// The precedence of definitions: origins by name, then the position within the origin.
 pub(super) type Rank = (Arc<Origin>, usize);
 
 /// One definition of an object.
@@ -25,7 +25,7 @@ pub(super) struct Claim<V> {
 pub(super) struct Claims<K, V> {
     kind: &'static str,
     by_name: BTreeMap<K, Vec<Claim<V>>>,
-    /// Names that are defined more than once.
+    /// Names with more than one definition.
     contested: BTreeSet<K>,
 }
 
@@ -43,7 +43,7 @@ impl<K: Ord + Clone + Display, V> Claims<K, V> {
         }
     }
 
-    /// Takes back one definition.
+    /// Removes one definition.
     pub(super) fn remove(&mut self, name: &K, rank: &Rank) {
         let Some(claims) = self.by_name.get_mut(name) else { return };
         claims.retain(|claim| claim.rank != *rank);
@@ -55,22 +55,22 @@ impl<K: Ord + Clone + Display, V> Claims<K, V> {
         }
     }
 
-    /// The definition in force.
+    /// The effective definition.
     pub(super) fn get(&self, name: &K) -> Option<&Claim<V>> {
         self.by_name.get(name)?.first()
     }
 
-    /// The definitions in force, by name.
+    /// The effective definitions, by name.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &Claim<V>)> {
         self.range(..)
     }
 
-    /// Those of a range of names.
+    /// The effective definitions of a range of names.
     pub(super) fn range(&self, names: impl RangeBounds<K>) -> impl Iterator<Item = (&K, &Claim<V>)> {
         self.by_name.range(names).filter_map(|(name, claims)| Some((name, claims.first()?)))
     }
 
-    /// A problem for every definition that is not in force.
+    /// A problem for every definition that is not effective.
     pub(super) fn conflicts(&self) -> impl Iterator<Item = Problem> {
         let contested = self.contested.iter().filter_map(|name| Some((name, self.by_name.get(name)?)));
         contested.flat_map(move |(name, claims)| {

@@ -1,14 +1,14 @@
-//! The objects of each origin, and the state of the sources they belong to.
+//! The objects of each origin, and the state of the sources.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::event::{Origin, Outage};
+use crate::event::{Origin, SourceFailure};
 use crate::model::NamespacedName;
 use crate::problem::Problem;
 use crate::snapshot::SourceState;
 
-/// An object of an origin, by kind and name.
+/// The kind and name of an object of an origin.
 #[derive(Debug)]
 pub(super) enum Named {
     Service(NamespacedName),
@@ -20,11 +20,11 @@ pub(super) enum Named {
     Attachment(NamespacedName),
 }
 
-/// Origins that say something, or that something is wrong with.
+/// Origins with objects or problems.
 #[derive(Debug, Default)]
 pub(super) struct Origins {
     names: BTreeMap<Arc<Origin>, Vec<Named>>,
-    /// Of those that have any.
+    /// Origins with problems.
     problems: BTreeMap<Arc<Origin>, Vec<Problem>>,
     sources: BTreeMap<&'static str, SourceState>,
 }
@@ -43,7 +43,7 @@ impl Origins {
         names.unwrap_or_default()
     }
 
-    /// Notes what an origin says of which nothing is known. Its source is known.
+    /// Adds an origin that is not present. Its source is known.
     pub(super) fn put(&mut self, origin: Arc<Origin>, names: Vec<Named>, problems: Vec<Problem>) {
         if names.is_empty() && problems.is_empty() {
             return;
@@ -58,32 +58,32 @@ impl Origins {
         self.names.insert(origin, names);
     }
 
-    /// The source of that name, from now on if there was none.
+    /// The state of a source, added if it is new.
     pub(super) fn source(&mut self, name: &'static str) -> &mut SourceState {
         self.sources.entry(name).or_default()
     }
 
-    /// Notes whether a source can be followed.
-    pub(super) fn note_outage(&mut self, source: &'static str, outage: Option<Outage>) {
-        let known = &mut self.source(source).outage;
-        // An outage that goes on began when it began.
-        let since = known.as_ref().map(|outage| outage.since);
-        *known = outage.map(|new| Outage { since: since.unwrap_or(new.since), ..new });
+    /// Sets or clears the failure of a source.
+    pub(super) fn set_failure(&mut self, source: &'static str, failure: Option<SourceFailure>) {
+        let known = &mut self.source(source).failure;
+        // A continuing failure keeps its start.
+        let since = known.as_ref().map(|failure| failure.since);
+        *known = failure.map(|new| SourceFailure { since: since.unwrap_or(new.since), ..new });
     }
 
-    /// How each source is doing.
+    /// The state of each source.
     pub(super) fn sources(&self) -> &BTreeMap<&'static str, SourceState> {
         &self.sources
     }
 
-    /// What is wrong with the objects.
+    /// The problems of the objects.
     pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
         self.problems.values().flatten()
     }
 
-    /// What is wrong with the sources.
-    pub(super) fn outages(&self) -> impl Iterator<Item = &Problem> {
-        self.sources.values().filter_map(|source| source.outage.as_ref()).map(|outage| &outage.problem)
+    /// The problems of the sources.
+    pub(super) fn failures(&self) -> impl Iterator<Item = &Problem> {
+        self.sources.values().filter_map(|source| source.failure.as_ref()).map(|failure| &failure.problem)
     }
 }
 

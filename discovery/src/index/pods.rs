@@ -1,5 +1,4 @@
-//! Pods with their addresses: manifests joined with attachment records, and records that speak for
-//! themselves.
+//! Pods with their addresses: manifests joined with attachment records, and records without a manifest.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -12,7 +11,7 @@ use crate::derive;
 use crate::event::Origin;
 use crate::model::{NamespacedName, Pod};
 
-/// The join, kept up to date pod by pod.
+/// The join, updated per pod.
 #[derive(Debug, Default)]
 pub(super) struct Pods {
     attachments: BTreeMap<NamespacedName, BTreeMap<Arc<Origin>, Arc<Attachment>>>,
@@ -44,7 +43,7 @@ impl Pods {
         self.touched.insert(name);
     }
 
-    /// Joins what was touched anew and returns the pods that have changed: as they were, and as they are.
+    /// Joins the changed pods. Returns the earlier and the current state of each.
     pub(super) fn join(&mut self, manifests: &Claims<NamespacedName, Pod>) -> Vec<Arc<Pod>> {
         let mut changed = Vec::new();
         for name in std::mem::take(&mut self.touched) {
@@ -75,7 +74,7 @@ impl Pods {
         std::mem::take(&mut self.changed)
     }
 
-    /// The namespaces of the pods at each address. A pod that has ended has none.
+    /// The namespaces of the pods at each address, except pods that have finished.
     pub(super) fn namespaces(&self) -> HashMap<IpAddr, Vec<Arc<str>>> {
         let mut found: HashMap<IpAddr, Vec<Arc<str>>> = HashMap::new();
         for (name, pod) in self.addressed.iter().filter(|(_, pod)| !pod.finished) {
@@ -95,7 +94,7 @@ impl Pods {
         attachments.flat_map(|a| a.ips.iter().map(|ip| (*ip, a.reserved_ports))).collect()
     }
 
-    /// The namespace of every such address whose pod the runtime has named.
+    /// The namespace of every such address whose pod is known.
     pub(super) fn attached_namespaces(&self) -> HashMap<IpAddr, Arc<str>> {
         let attachments = self.attachments.values().flat_map(BTreeMap::values);
         let named = attachments.filter_map(|a| Some((&a.ips, Arc::from(a.pod.as_ref()?.namespace.as_str()))));

@@ -37,7 +37,7 @@ fn slice(name: &str, service: &str, address: &str) -> EndpointSlice {
     EndpointSlice {
         name: NamespacedName::new("default", name),
         service: NamespacedName::new("default", service),
-        carrier: crate::model::Carrier::Usual,
+        proxy_class: crate::model::ProxyClass::Default,
         triggered_at: None,
         family: crate::model::IpFamily::V4,
         ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
@@ -90,7 +90,7 @@ fn entry(index: &Index, name: &str) -> Arc<ServiceEntry> {
 }
 
 #[test]
-fn an_unchanged_service_keeps_its_entry_and_a_repeated_event_changes_nothing() {
+fn unchanged_service_keeps_its_entry_and_a_repeated_event_changes_nothing() {
     let mut index = index();
     let web = || Object::Service(service("web", Some("10.96.0.20")).into());
     index.apply(replace("web.yaml", vec![web()]));
@@ -98,7 +98,7 @@ fn an_unchanged_service_keeps_its_entry_and_a_repeated_event_changes_nothing() {
     assert!(index.publish());
     let before = entry(&index, "web");
     index.apply(replace("web.yaml", vec![web()]));
-    assert!(!index.publish(), "the same content again is no news");
+    assert!(!index.publish(), "the same content again is no change");
     index.apply(replace("api.yaml", vec![]));
     assert!(index.publish());
     assert!(Arc::ptr_eq(&before, &entry(&index, "web")));
@@ -106,7 +106,7 @@ fn an_unchanged_service_keeps_its_entry_and_a_repeated_event_changes_nothing() {
 }
 
 #[test]
-fn a_broken_file_keeps_its_last_good_content() {
+fn broken_file_keeps_its_last_good_content() {
     let mut index = index();
     index.apply(replace("web.yaml", vec![Object::Service(service("web", None).into())]));
     let problem = Problem {
@@ -123,7 +123,7 @@ fn a_broken_file_keeps_its_last_good_content() {
 }
 
 #[test]
-fn the_first_origin_by_name_keeps_a_contested_name_and_address_whenever_it_was_read() {
+fn first_origin_by_name_owns_a_contested_name_and_address_whenever_it_was_read() {
     for order in [["a.yaml", "b.yaml"], ["b.yaml", "a.yaml"]] {
         let mut index = index();
         for file in order {
@@ -143,7 +143,7 @@ fn the_first_origin_by_name_keeps_a_contested_name_and_address_whenever_it_was_r
 }
 
 #[test]
-fn an_assigned_address_that_had_to_give_way_comes_back_when_the_other_service_goes() {
+fn displaced_assigned_address_returns_when_the_other_service_is_deleted() {
     let mut index = index();
     let addresses = |index: &Index| entry(index, "web").cluster_ips.clone();
     index.apply(replace("web.yaml", vec![Object::Service(service("web", None).into())]));
@@ -160,7 +160,7 @@ fn an_assigned_address_that_had_to_give_way_comes_back_when_the_other_service_go
 }
 
 #[test]
-fn the_same_service_in_two_files_is_reported_at_the_second() {
+fn same_service_in_two_files_is_reported_at_the_second() {
     let mut index = index();
     index.apply(replace("b.yaml", vec![Object::Service(service("web", Some("10.96.0.21")).into())]));
     index.apply(replace("a.yaml", vec![Object::Service(service("web", Some("10.96.0.20")).into())]));
@@ -173,7 +173,7 @@ fn the_same_service_in_two_files_is_reported_at_the_second() {
 }
 
 #[test]
-fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
+fn slices_of_a_service_replace_its_selector_and_are_merged() {
     let mut index = index();
     let pod = pod("web-1", "web", Some("10.22.0.9"));
     index.apply(replace(
@@ -195,7 +195,7 @@ fn slices_that_name_a_service_take_the_place_of_its_selector_and_are_merged() {
 }
 
 #[test]
-fn of_an_address_that_is_there_twice_the_best_entry_counts_wherever_it_stands() {
+fn best_entry_of_a_duplicate_address_counts_wherever_it_is() {
     let conditions = |ready, serving, terminating| Conditions { ready, serving, terminating };
     let worst_first = [
         conditions(false, false, true),
@@ -229,7 +229,7 @@ fn of_an_address_that_is_there_twice_the_best_entry_counts_wherever_it_stands() 
 }
 
 #[test]
-fn nothing_counts_as_synced_before_every_source_has_spoken() {
+fn state_is_not_synced_before_every_source_was_read() {
     let mut index = index();
     index.expect_source(ATTACHMENTS);
     index.publish();
@@ -240,7 +240,7 @@ fn nothing_counts_as_synced_before_every_source_has_spoken() {
 }
 
 #[test]
-fn a_namespace_exists_while_a_pod_of_it_is_attached() {
+fn namespace_exists_while_a_pod_of_it_is_attached() {
     let mut index = index();
     let record = |pod: Option<&str>| {
         let pod = pod.map(|namespace| attachment::Pod {
@@ -259,7 +259,7 @@ fn a_namespace_exists_while_a_pod_of_it_is_attached() {
     assert_eq!(namespaces(&mut index), ["shop"]);
     index.apply(replace("a.json", vec![]));
     assert_eq!(namespaces(&mut index), ["shop"]);
-    // A container that the runtime has named no pod of is taken for one of this namespace.
+    // A container without a pod counts for this namespace.
     index.apply(replace("b.json", vec![record(None)]));
     assert_eq!(namespaces(&mut index), ["default"]);
     index.apply(replace("b.json", vec![]));
@@ -283,7 +283,7 @@ fn attachment(address: &str) -> Attachment {
     }
 }
 
-/// A few names, so that definitions meet often.
+/// A few names, so that definitions conflict often.
 fn any_object() -> Object {
     let pick = |names: &[&'static str]| *fastrand::choice(names).unwrap();
     let apps = ["web", "api", "db"];
@@ -333,7 +333,7 @@ fn any_object() -> Object {
 }
 
 #[test]
-fn changes_one_by_one_lead_to_the_same_picture_as_everything_at_once() {
+fn incremental_changes_lead_to_the_same_state_as_a_complete_computation() {
     for seed in 0..300 {
         fastrand::seed(seed);
         let mut index = index();

@@ -1,22 +1,21 @@
-//! EndpointSlices: where a Service's traffic may go.
+//! EndpointSlices: the destinations of a Service's traffic.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Carrier, IpFamily, NamespacedName, Protocol};
+use super::{IpFamily, NamespacedName, Protocol, ProxyClass};
 
-/// A batch of endpoints that share a family and a set of ports. A Service may have many.
+/// Endpoints with a common family and set of ports. A Service may have many slices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
-    /// `metadata.namespace` and `metadata.name`; derived slices are named after their Service.
+    /// `metadata.namespace` and `metadata.name`. A derived slice has the name of its Service.
     pub name: NamespacedName,
-    /// The Service of label `kubernetes.io/service-name`.
+    /// The Service in label `kubernetes.io/service-name`.
     pub service: NamespacedName,
-    /// Which proxy it is meant for.
-    pub carrier: Carrier,
-    /// When that happened to the pods of which this is the news
-    /// (`endpoints.kubernetes.io/last-change-trigger-time`).
+    /// The proxy that it is for.
+    pub proxy_class: ProxyClass,
+    /// When the pods changed that this slice describes (`endpoints.kubernetes.io/last-change-trigger-time`).
     pub triggered_at: Option<SystemTime>,
     /// `addressType`.
     pub family: IpFamily,
@@ -26,7 +25,7 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// A port of every endpoint in the slice, joined to a Service port by name and protocol.
+/// A port of every endpoint in the slice. It belongs to the Service port with the same name and protocol.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EndpointPort {
     /// Name of the Service port; empty for the only one.
@@ -37,26 +36,26 @@ pub struct EndpointPort {
     pub port: u16,
 }
 
-/// One pod, or anything else that answers on an address.
+/// A pod, or another backend with an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The first of `addresses`; the others are redundant by the API's own definition.
+    /// The first of `addresses`. The API defines the others as redundant.
     pub address: IpAddr,
-    /// May it get traffic?
+    /// Whether it may get traffic.
     pub conditions: Conditions,
     /// `hostname`: its name below a headless Service.
     pub hostname: Option<Arc<str>>,
-    /// `targetRef.name` of a Pod, where [`crate::Interest::pod_names`] asks for it.
+    /// `targetRef.name` of a Pod, if [`crate::Interest::pod_names`] requests it.
     pub pod: Option<Arc<str>>,
     /// `nodeName`.
     pub node_name: Option<Arc<str>>,
     /// `zone`.
     pub zone: Option<Arc<str>>,
-    /// `hints`; most endpoints have none, and those that have share few.
+    /// `hints`. Most endpoints have none, and the others share a few.
     pub hints: Option<Arc<Hints>>,
 }
 
-/// `hints`: the clients the endpoint is meant for; empty means all.
+/// `hints`: the clients that the endpoint is for; empty means all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// `forNodes[].name`.
@@ -70,19 +69,19 @@ pub struct Hints {
 pub struct Conditions {
     /// Accepts new traffic. Never true while terminating, unless unready addresses are published.
     pub ready: bool,
-    /// Would be ready but for terminating.
+    /// Ready except for terminating.
     pub serving: bool,
     /// Is being deleted.
     pub terminating: bool,
 }
 
 impl Endpoint {
-    /// Nodes for which it is meant; none means no such hint.
+    /// The nodes that it is for; empty without a hint.
     pub fn hinted_nodes(&self) -> &[Arc<str>] {
         self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
     }
 
-    /// Zones for which it is meant; none means no such hint.
+    /// The zones that it is for; empty without a hint.
     pub fn hinted_zones(&self) -> &[Arc<str>] {
         self.hints.as_ref().map_or(&[], |hints| &hints.zones)
     }

@@ -13,7 +13,7 @@ pub struct NamespacedName {
 }
 
 impl NamespacedName {
-    /// Puts the two halves together.
+    /// Creates a name from its parts.
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-/// A machine of the cluster.
+/// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// `metadata.name`.
@@ -15,16 +15,16 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// `status.addresses` of type `InternalIP`.
     pub addresses: Vec<IpAddr>,
-    /// Those of type `ExternalIP`.
+    /// `status.addresses` of type `ExternalIP`.
     pub external_addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// It is about to go: deleted, or marked by the cluster autoscaler. Load balancers should stop sending to
-    /// it.
+    /// It is about to be removed: deleted, or tainted by the cluster autoscaler. Load balancers should stop
+    /// using it.
     pub leaving: bool,
 }
 
-/// A namespace that exists although nothing may be in it.
+/// A namespace, which may be empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// `metadata.name`.

@@ -1,4 +1,4 @@
-//! Pods, as far as endpoints and names depend on them.
+//! Pods, with the fields that endpoints and names depend on.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{NamespacedName, Protocol};
 
-/// A Pod manifest, or an attachment that stands for a pod without a manifest.
+/// A Pod manifest, or an attachment without a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.namespace` and `metadata.name`.
@@ -15,17 +15,17 @@ pub struct Pod {
     pub labels: BTreeMap<String, String>,
     /// Container ports that have a name.
     pub ports: Vec<PodPort>,
-    /// `status.podIPs`; usually empty in a manifest, where an attachment record supplies them.
+    /// `status.podIPs`. Usually empty in a manifest; the attachment record has the addresses.
     pub ips: Vec<IpAddr>,
-    /// Whether readiness gates and the `Ready` condition, where present, allow traffic.
+    /// Whether readiness gates and the `Ready` condition, if present, allow traffic.
     pub ready: bool,
-    /// Whether it carries a deletion timestamp.
+    /// Whether it has a deletion timestamp.
     pub terminating: bool,
-    /// Whether it has ended for good (phase `Succeeded` or `Failed`).
+    /// Whether it has finished (phase `Succeeded` or `Failed`).
     pub finished: bool,
     /// `spec.hostname`.
     pub hostname: Option<Arc<str>>,
-    /// `spec.subdomain`: the headless Service that lends it a name.
+    /// `spec.subdomain`: the headless Service under which it has a name.
     pub subdomain: Option<Arc<str>>,
     /// `spec.nodeName`.
     pub node_name: Option<Arc<str>>,

@@ -1,4 +1,4 @@
-//! Services as the API server describes them.
+//! Services as in the API.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,40 +7,40 @@ use std::sync::Arc;
 
 use super::{NamespacedName, TrafficRules};
 
-/// A Service: a stable name, usually a stable address, and the ports it offers.
+/// A Service: a stable name, usually a stable address, and ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// `metadata.namespace` and `metadata.name`.
     pub name: NamespacedName,
-    /// What its name and address stand for.
+    /// What its name and address refer to.
     pub kind: ServiceKind,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
-    /// `spec.selector`; empty means that the EndpointSlices come from elsewhere.
+    /// `spec.selector`. If it is empty, the EndpointSlices come from another controller.
     pub selector: BTreeMap<String, String>,
     /// `spec.publishNotReadyAddresses`: unready pods count as ready.
     pub publish_not_ready: bool,
-    /// Ways in, policies, affinity.
+    /// Exposure, policies, affinity.
     pub rules: TrafficRules,
 }
 
-/// The shapes a Service comes in.
+/// The kinds of Services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceKind {
-    /// Reached through virtual IPs. NodePort and LoadBalancer Services are this, with more ways in.
+    /// Reached by virtual IPs. NodePort and LoadBalancer Services are of this kind, with further frontends.
     ClusterIp {
-        /// `spec.clusterIPs` as written; empty means that one is assigned (see [`crate::Snapshot`]).
+        /// `spec.clusterIPs` as written. If empty, one is assigned (see [`crate::Snapshot`]).
         requested: Vec<IpAddr>,
-        /// Families for which an address is assigned when none is written.
+        /// Families in which an address is assigned if none is set.
         families: FamilyPolicy,
     },
-    /// `clusterIP: None`: the name stands for the endpoints themselves.
+    /// `clusterIP: None`: the name resolves to the endpoints.
     Headless,
-    /// The name is an alias of another one.
+    /// The name is an alias of another name.
     ExternalName(Arc<str>),
 }
 
-/// `spec.ipFamilyPolicy` and `spec.ipFamilies`, resolved to the order wanted.
+/// `spec.ipFamilyPolicy` and `spec.ipFamilies`, resolved to an order of families.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FamilyPolicy(pub Vec<IpFamily>);
 
@@ -62,34 +62,34 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Port on the virtual IP.
     pub port: u16,
-    /// Port in the pod; a name is looked up in each pod.
+    /// Port in the pod. A name is resolved in each pod.
     pub target_port: TargetPort,
-    /// `nodePort`: the port on the node's own addresses.
+    /// `nodePort`: the port on the node's addresses.
     pub node_port: Option<u16>,
 }
 
-/// A port given by number or by the name a container gives it.
+/// A port number, or the name of a container port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
-    /// The number itself.
+    /// A number.
     Number(u16),
-    /// Name of a container port; different pods may resolve it differently.
+    /// Name of a container port, which may differ between pods.
     Name(Arc<str>),
 }
 
-/// Transport protocols Kubernetes knows.
+/// Transport protocols of Kubernetes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     /// TCP, the default.
     Tcp,
     /// UDP.
     Udp,
-    /// SCTP: read and shown, not carried.
+    /// SCTP: read and shown, not proxied.
     Sctp,
 }
 
 impl Service {
-    /// Whether the Service is reached through virtual IPs.
+    /// Whether the Service is reached by virtual IPs.
     pub fn has_virtual_ip(&self) -> bool {
         matches!(self.kind, ServiceKind::ClusterIp { .. })
     }

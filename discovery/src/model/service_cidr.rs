@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-/// Ranges that the cluster takes virtual IPs from.
+/// Ranges from which the cluster assigns virtual IPs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceCidr {
     /// `metadata.name`.

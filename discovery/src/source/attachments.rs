@@ -1,4 +1,4 @@
-//! Records of the CNI plugin.
+//! The records of the CNI plugin.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use attachment::Attachment;
 
-use crate::event::{ATTACHMENTS, Event, Object, Origin, Outage, Sourced};
+use crate::event::{ATTACHMENTS, Event, Object, Origin, SourceFailure, Sourced};
 use crate::problem::{Location, Problem, Severity};
 use crate::source::directory::{Changes, Directory, Reader};
 
-/// The directory of records, one folder a network.
+/// The directory of records, with one subdirectory per network.
 pub(super) struct Attachments(Directory);
 
 impl Attachments {
     pub(super) fn new(path: PathBuf) -> Self {
-        // Records are renamed into place, and a missing one was deleted.
+        // Records are renamed into place, so a missing one was deleted.
         Self(Directory::new(path, true, &["json"], Duration::ZERO))
     }
 }
@@ -29,17 +29,17 @@ impl Reader for Attachments {
     fn events(&mut self, changes: io::Result<Changes>) -> Vec<Event> {
         let changes = match changes {
             Ok(changes) => changes,
-            // No pod has been attached yet, or all have been detached.
+            // No pod was attached yet, or all were detached.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 Changes { changed: Vec::new(), removed: self.0.forget() }
             }
             Err(error) => {
                 let location = Location::File { file: self.0.path.clone(), line: None, document: None };
-                let message = format!("cannot be read: {error}; the last known state stays in force");
+                let message = format!("cannot be read: {error}; the last known state stays applied");
                 let problem = Problem { location, severity: Severity::Error, object: None, message };
                 return vec![Event::Source {
                     name: ATTACHMENTS,
-                    outage: Some(Outage { problem, since: Instant::now() }),
+                    failure: Some(SourceFailure { problem, since: Instant::now() }),
                 }];
             }
         };
@@ -62,7 +62,7 @@ impl Reader for Attachments {
             }
         });
         let mut events: Vec<Event> = removed.chain(changed).collect();
-        events.push(Event::Source { name: ATTACHMENTS, outage: None });
+        events.push(Event::Source { name: ATTACHMENTS, failure: None });
         events.push(Event::Synced(ATTACHMENTS));
         events
     }

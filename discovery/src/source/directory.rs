@@ -1,10 +1,9 @@
-//! A directory of files, and what is different since the last look.
+//! A directory of files, and its changes since the last scan.
 //!
-//! The kernel only says where something happened ([`super::watch`]); what happened is found by looking: files
-//! whose inode, size or times differ are read again. Where it is not plain that a single file is meant,
-//! everything is looked at. So no order of events, no overflow of their queue and no swap of a symlinked
-//! directory (a mounted ConfigMap) can leave a stale file behind, and one changed file among ten thousand
-//! costs one look.
+//! The kernel reports only where something happened ([`super::watch`]). The scan finds what happened: it
+//! reads files again whose inode, size or times differ. If an event is not about a single file, everything is
+//! scanned. So no order of events, no overflow of their queue and no swap of a symlinked directory (a mounted
+//! ConfigMap) can leave a stale file, and one changed file among ten thousand costs one check.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -16,38 +15,38 @@ use std::time::Duration;
 
 use crate::event;
 
-/// A larger file is not a manifest; reading it would only cost memory.
+/// A larger file is not a manifest; reading it would cost memory.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// The files of interest in a directory, as last seen.
+/// The relevant files of a directory, as last seen.
 pub(crate) struct Directory {
     pub(crate) path: PathBuf,
-    /// Whether the files are one folder further down.
+    /// Whether the files are in subdirectories.
     pub(super) nested: bool,
     extensions: &'static [&'static str],
-    /// A file that is missing or empty counts as that after this time: editors move the old one away before
-    /// there is a new one. Zero where files are only ever renamed into place.
+    /// A file counts as missing or empty only after this time, because editors rename the old file away
+    /// before they write the new one. Zero if files are only renamed into place.
     settling: Duration,
     seen: HashMap<PathBuf, Fingerprint>,
-    /// Files that could not be read, and why. They look the same when descriptors are free again or a folder
-    /// may be entered, so each scan tries them again.
+    /// Files that could not be read, with the error. They look unchanged when the cause is resolved (free
+    /// descriptors, permissions), so each scan retries them.
     unread: BTreeMap<PathBuf, String>,
     /// Whether the last attempt to list all files failed.
     is_unlisted: bool,
 }
 
-/// Changes when a file does. The default is that of one that cannot be looked at.
+/// Changes when the file does. The default is that of a file that cannot be examined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
-    /// In seconds and nanoseconds, as the next.
+    /// In seconds and nanoseconds, like the next one.
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
-/// What is different since the last look.
+/// The changes since the last scan.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     /// New or changed files with their contents.
@@ -56,20 +55,20 @@ pub(crate) struct Changes {
     pub(crate) removed: Vec<PathBuf>,
 }
 
-/// Where to look.
+/// What to scan.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
-    /// At every file.
+pub(crate) enum ScanScope {
+    /// Every file.
     Everywhere,
-    /// At these alone.
+    /// These files only.
     At(BTreeSet<PathBuf>),
 }
 
-/// Reads a directory's changes and turns them into events. Kept on one blocking thread at a time.
+/// Reads the changes of a directory and converts them to events. Runs on one blocking thread at a time.
 pub(crate) trait Reader: Send + 'static {
-    /// The directory and what was seen of it so far.
+    /// The directory with what was seen so far.
     fn directory(&mut self) -> &mut Directory;
-    /// Events for what has changed, or for what is wrong with the directory.
+    /// Events for the changes, or for a failure of the directory.
     fn events(&mut self, changes: io::Result<Changes>) -> Vec<event::Event>;
 }
 
@@ -91,30 +90,31 @@ impl Directory {
         }
     }
 
-    /// Looks, and reads what is new. Waits if it finds what may last for a moment only.
+    /// Scans for changes and reads new content. Waits if a file may be missing or empty for a moment only.
     ///
     /// # Errors
-    /// When the directory itself cannot be listed; what was seen before stays.
-    pub(crate) fn scan(&mut self, look: &Look) -> io::Result<Changes> {
-        let files = match look {
-            Look::At(files) if !self.is_unlisted => files.iter().chain(self.unread.keys()).cloned().collect(),
+    /// If the directory itself cannot be listed. The earlier state stays.
+    pub(crate) fn scan(&mut self, scope: &ScanScope) -> io::Result<Changes> {
+        let files = match scope {
+            ScanScope::Files(files) if !self.is_unlisted => {
+                files.iter().chain(self.unread.keys()).cloned().collect()
+            }
             _ => self.everything()?,
         };
         let mut changes = Changes::default();
         let is_final = self.settling.is_zero();
         let doubtful: Vec<PathBuf> =
-            files.into_iter().filter(|file| !self.look_at(file, is_final, &mut changes)).collect();
+            files.into_iter().filter(|file| !self.check_file(file, is_final, &mut changes)).collect();
         if !doubtful.is_empty() {
             thread::sleep(self.settling);
         }
         for file in doubtful {
-            self.look_at(&file, true, &mut changes);
+            self.check_file(&file, true, &mut changes);
         }
         Ok(changes)
     }
 
-    /// Whether something could not be read or listed, so that another scan is due although nothing has
-    /// changed.
+    /// Whether something could not be read or listed, so that another scan is necessary without an event.
     pub(super) fn is_incomplete(&self) -> bool {
         self.is_unlisted || !self.unread.is_empty()
     }
@@ -124,17 +124,17 @@ impl Directory {
         !self.is_unlisted
     }
 
-    /// The files there are, and those that were seen and may be deleted.
+    /// The existing files, and those seen earlier, which may be deleted.
     fn everything(&mut self) -> io::Result<BTreeSet<PathBuf>> {
         let listed = self.files();
-        // A directory that does not exist is made one day, which the watch sees.
+        // A directory that does not exist may be created later, which the watch detects.
         self.is_unlisted = listed.as_ref().is_err_and(|error| error.kind() != ErrorKind::NotFound);
         Ok(listed?.into_iter().chain(self.seen.keys().cloned()).collect())
     }
 
-    /// Reads the file if it is not as it was, or could not be read. Does nothing and returns false where a
-    /// second look has to decide.
-    fn look_at(&mut self, file: &Path, is_final: bool, changes: &mut Changes) -> bool {
+    /// Reads the file if it has changed or could not be read before. Returns false without reading if a
+    /// second check has to decide.
+    fn check_file(&mut self, file: &Path, is_final: bool, changes: &mut Changes) -> bool {
         let found = find(file);
         let before = self.seen.get(file).copied();
         let is_empty = !matches!(&found, Err(_) | Ok(Some(Fingerprint { size: 1.., .. })));
@@ -166,7 +166,7 @@ impl Directory {
         true
     }
 
-    /// Forgets what was seen and says which files that were.
+    /// Clears the state and returns the files that were in it.
     pub(crate) fn forget(&mut self) -> Vec<PathBuf> {
         self.unread.clear();
         self.seen.drain().map(|(file, _)| file).collect()
@@ -177,7 +177,7 @@ impl Directory {
         for folder in self.folders()? {
             match list(&folder) {
                 Ok(found) => files.extend(found.into_iter().filter(|file| self.is_wanted(file))),
-                // Since its parent was listed.
+                // It was deleted since its parent was listed.
                 Err(error) if self.nested && error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -192,7 +192,7 @@ impl Directory {
         Ok(list(&self.path)?.into_iter().filter(|path| path.is_dir()).collect())
     }
 
-    /// Editors' and writers' temporary files start with a dot or end differently.
+    /// Temporary files of editors and writers start with a dot or have another extension.
     pub(super) fn is_wanted(&self, file: &Path) -> bool {
         let hidden = file.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         let extension = file.extension().and_then(|extension| extension.to_str());
@@ -204,7 +204,7 @@ fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
     fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect()
 }
 
-/// What there is to read, if anything: not a file that vanished, a directory, a dangling link.
+/// The fingerprint of the file. `None` for a file that vanished, a directory, or a dangling link.
 fn find(file: &Path) -> io::Result<Option<Fingerprint>> {
     match fs::metadata(file) {
         Ok(metadata) => Ok(metadata.is_file().then(|| fingerprint(&metadata))),

@@ -1,19 +1,19 @@
-//! The Kubernetes API server: each resource is listed and watched by itself, by [`kube::runtime::watcher`].
+//! The Kubernetes API server. [`kube::runtime::watcher`] lists and watches each resource separately.
 //!
 //! ```text
-//! watcher ──objects, decoded one by one──> Replica ──what has changed──> index
-//!    └─> kube::Client ──> ApiServer (connects anew, confirms versions, sees bookmarks)
+//! watcher ──objects, decoded one by one──> Replica ──changes──> index
+//!    └─> kube::Client ──> ApiServer (reconnects, checks versions, sees bookmarks)
 //! ```
-//! The last state is kept however long the server is away. An object that cannot be read keeps its own last
-//! state.
+//! The last state is kept however long the server is unreachable. An object that cannot be decoded keeps its
+//! own last state.
 
 mod access;
 mod api_server;
 mod decoded;
 mod event_writer;
-mod follower;
 mod interner;
 mod kind;
+mod reflector;
 mod replica;
 
 use tokio::sync::mpsc;
@@ -22,22 +22,22 @@ use tokio::task::JoinSet;
 use crate::convert::wire;
 use crate::discovery::{Interest, ServiceInterest};
 use crate::event::{Event, Resource};
-use crate::notice::Recorder;
+use crate::event_record::Recorder;
 use crate::problem::{Location, Problem, Severity};
 pub use access::Access;
 use api_server::ApiServer;
 pub(crate) use event_writer::EventWriter;
-use follower::{Follower, probe};
 use kind::Kind;
+use reflector::{Reflector, probe};
 
-/// The labels that say which proxy is meant, and that none is.
+/// The labels for another proxy, and for no proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
-/// Slices that belong to a Service; there may be others.
+/// The label of slices that belong to a Service. There may be others.
 const OF_A_SERVICE: &str = "kubernetes.io/service-name";
 
-/// What is asked for, on behalf of these.
+/// The resources that a program needs.
 pub(crate) fn resources(interest: &Interest) -> Vec<Resource> {
     let mut resources = vec![Resource::Services, Resource::EndpointSlices, Resource::ServiceCidrs];
     if interest.nodes {
@@ -52,7 +52,7 @@ pub(crate) fn resources(interest: &Interest) -> Vec<Resource> {
     resources
 }
 
-/// Starts a follower for each resource.
+/// Starts a reflector for each resource.
 pub(crate) fn run(
     access: &Access,
     interest: &Interest,
@@ -66,7 +66,7 @@ pub(crate) fn run(
     ) {
         let labels = labels(K::RESOURCE, interest);
         let (access, recorder, events) = (access.clone(), recorder.clone(), events.clone());
-        tasks.spawn(Follower::<K>::new(access, labels, recorder, interest.pod_names, events).run());
+        tasks.spawn(Reflector::<K>::new(access, labels, recorder, interest.pod_names, events).run());
     }
     let with = (access, interest, recorder, events);
     for resource in resources(interest) {
@@ -81,7 +81,7 @@ pub(crate) fn run(
     }
 }
 
-/// Asks for leave to list each resource and says what is wrong.
+/// Checks that each resource can be listed. Returns the problems.
 pub(crate) fn check(access: &Access, interest: &Interest) -> Vec<Problem> {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::event::{Event, MANIFESTS, Origin, Outage, Sourced};
+use crate::event::{Event, MANIFESTS, Origin, SourceFailure, Sourced};
 use crate::problem::{Location, Problem, Severity};
 use crate::source::directory::{Changes, Directory, Reader};
 use document::{MAX_DEPTH, Parsed};
@@ -21,35 +21,35 @@ use kind::ObjectKey;
 /// The directory of manifests.
 pub(super) struct Manifests {
     directory: Directory,
-    /// The last good content of each file, object by object: an error in one object of a file must not take
-    /// down what that object was before.
+    /// The last good content of each file, by object: an error in one object of a file must not remove the
+    /// last good state of that object.
     last_good: HashMap<PathBuf, HashMap<ObjectKey, Sourced>>,
 }
 
-/// How long an editor may take from moving a file away to having written it again.
+/// How long an editor may take between renaming a file away and writing it again.
 const SETTLING: Duration = Duration::from_millis(100);
 
-/// Bytes of files that are read before what they say is taken in, as it is there twice until then; the last
-/// file may go beyond.
+/// Bytes of files that are read before their content is applied, as memory holds both until then. The last
+/// file may exceed the limit.
 const BATCH: usize = 512 * 1024;
 
-/// Bytes of files that are worth more than one thread: some 25 ms of one.
+/// Files of this size are read by several threads: they take one thread some 25 ms.
 const LARGE: usize = 256 * 1024;
 
-/// A file that has changed, and what is in it.
+/// A file that has changed, with its content.
 type File = (PathBuf, io::Result<Vec<u8>>);
 
-/// Why a file says nothing: the line, where known, and what is wrong.
-type Mistake = (Option<usize>, String);
+/// Why a file cannot be used: the line, if known, and the error.
+type ParseError = (Option<usize>, String);
 
-/// What one file says.
+/// The content of one file.
 #[derive(Default)]
 struct Reading {
     objects: Vec<(ObjectKey, Sourced)>,
-    /// Objects that are there but wrong.
+    /// Objects that exist but have errors.
     rejected: Vec<ObjectKey>,
     problems: Vec<Problem>,
-    /// Whether a document of the file could not be read, so its content is unknown.
+    /// Whether a document of the file could not be parsed, so its content is unknown.
     is_partial: bool,
 }
 
@@ -59,8 +59,8 @@ impl Manifests {
         Self { directory, last_good: HashMap::new() }
     }
 
-    /// What a file contains now, and its last good content where that is in error.
-    fn take_in(&mut self, file: PathBuf, reading: Result<Reading, Mistake>) -> Event {
+    /// The current content of a file, with the last good content of what is in error.
+    fn apply(&mut self, file: PathBuf, reading: Result<Reading, ParseError>) -> Event {
         let reading = match reading {
             Ok(reading) => reading,
             Err((line, message)) => {
@@ -114,7 +114,7 @@ impl Reader for Manifests {
                 let problem = Problem { location, severity: Severity::Error, object: None, message };
                 return vec![Event::Source {
                     name: MANIFESTS,
-                    outage: Some(Outage { problem, since: Instant::now() }),
+                    failure: Some(SourceFailure { problem, since: Instant::now() }),
                 }];
             }
         };
@@ -136,16 +136,16 @@ impl Reader for Manifests {
             if batch.is_empty() {
                 break;
             }
-            events.extend(read_all(batch, size).map(|(file, reading)| self.take_in(file, reading)));
+            events.extend(read_all(batch, size).map(|(file, reading)| self.apply(file, reading)));
         }
-        events.push(Event::Source { name: MANIFESTS, outage: None });
+        events.push(Event::Source { name: MANIFESTS, failure: None });
         events.push(Event::Synced(MANIFESTS));
         events
     }
 }
 
-/// Reads files of that many bytes together, on all cores if they are large: whoever is free takes the next.
-fn read_all(files: Vec<File>, size: usize) -> impl Iterator<Item = (PathBuf, Result<Reading, Mistake>)> {
+/// Parses files of that many bytes, on all cores if they are large: each thread takes the next file.
+fn read_all(files: Vec<File>, size: usize) -> impl Iterator<Item = (PathBuf, Result<Reading, ParseError>)> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = if size < LARGE { 1 } else { cores.min(files.len()) };
     let next = AtomicUsize::new(0);
@@ -165,7 +165,7 @@ fn read_all(files: Vec<File>, size: usize) -> impl Iterator<Item = (PathBuf, Res
     files.into_iter().zip(readings).map(|((file, _), (_, reading))| (file, reading))
 }
 
-fn read((file, contents): &File) -> Result<Reading, Mistake> {
+fn read((file, contents): &File) -> Result<Reading, ParseError> {
     let contents = contents.as_ref().map_err(|e| (None, format!("cannot be read: {e}")))?;
     let Parsed { documents, mistakes, too_deep } = document::parse(contents)?;
     let mut reading = Reading { is_partial: !mistakes.is_empty(), ..Reading::default() };

@@ -1,13 +1,13 @@
-//! Objects that are odd or damaged, among good ones.
+//! Unusual and damaged objects among good ones.
 
 use serde_json::{Value, json};
 
 use super::*;
 
-/// Stands for what JSON values of the library cannot hold.
+/// Placeholders for JSON values that the library cannot represent.
 const DEEP: &str = "DEEP";
 
-/// 10,000 levels: a parser that recurses overflows its stack.
+/// 10,000 levels: a recursive parser overflows its stack.
 fn text(object: &Value) -> String {
     let deep = "{\"f:a\":".repeat(10_000) + "1" + &"}".repeat(10_000);
     object
@@ -22,18 +22,18 @@ fn set(object: &Value, path: &str, value: Value) -> Value {
     object
 }
 
-/// The object of a number, under a name that says that it is odd.
+/// The object with that number under another name.
 fn odd(resource: Resource, number: u8) -> Value {
     good(resource, number)
 }
 
-/// What tenants and tests of conformance have put into fields that Portolan does not use.
+/// Values that tenants and conformance tests have put into fields that Portolan does not use.
 #[tokio::test]
-async fn odd_value_in_an_unused_field_changes_nothing() {
+async fn unusual_value_in_an_unused_field_changes_nothing() {
     let server = Server::start();
     put_good(&server, 1);
-    let ground = Ground::start(&server);
-    ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
+    let fixture = Fixture::start(&server);
+    fixture.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
     let values = [
         json!(null),
         json!("-0001-12-31T23:00:00Z"),
@@ -65,7 +65,7 @@ async fn odd_value_in_an_unused_field_changes_nothing() {
             object["unknown"] = value.clone();
             server.put(resource, &format!("good-{number}"), &text(&object));
         }
-        let last = ground.until("the odd objects", |snapshot| has_all(snapshot, &[1, number])).await;
+        let last = fixture.until("the odd objects", |snapshot| has_all(snapshot, &[1, number])).await;
         assert_eq!(errors(&last), [""; 0]);
         number += 1;
     }
@@ -73,15 +73,15 @@ async fn odd_value_in_an_unused_field_changes_nothing() {
         assert_eq!(server.watches(resource), 1, "one watch of {resource:?} has seen all of it");
     }
     let numbers: Vec<u8> = (1..number).collect();
-    let again = discovery(&ground.access, &Recorder::default());
+    let again = discovery(&fixture.access, &Recorder::default());
     until(&again, "all of it after a restart", |snapshot| has_all(snapshot, &numbers)).await;
 }
 
-/// `null` is what Go writes, and reads as nothing, wherever nothing is.
+/// Go writes `null` for an absent value, in any field.
 #[tokio::test]
 async fn null_is_an_absent_field() {
     let server = Server::start();
-    let ground = Ground::start(&server);
+    let fixture = Fixture::start(&server);
     let mut object = good(Resource::Services, 1);
     for field in [
         "externalIPs",
@@ -113,7 +113,7 @@ async fn null_is_an_absent_field() {
     );
     let object = set(&good(Resource::Nodes, 1), "/spec/taints", Value::Null);
     server.put(Resource::Nodes, "good-1", &set(&object, "/metadata/labels", Value::Null).to_string());
-    let last = ground.until("objects with nulls", |snapshot| {
+    let last = fixture.until("objects with nulls", |snapshot| {
         [Resource::Services, Resource::EndpointSlices, Resource::Nodes]
             .iter()
             .all(|resource| has(snapshot, *resource, 1))
@@ -122,7 +122,7 @@ async fn null_is_an_absent_field() {
     assert_eq!(errors(&last), [""; 0]);
 }
 
-/// A field of each kind that is used, and that then has a type it cannot have.
+/// A field of each kind that is used, set to a wrong type.
 const USED: [(Resource, &str); 6] = [
     (Resource::Services, "/spec/ports/0/port"),
     (Resource::EndpointSlices, "/endpoints/0/addresses"),
@@ -133,11 +133,11 @@ const USED: [(Resource, &str); 6] = [
 ];
 
 #[tokio::test]
-async fn object_that_cannot_be_read_keeps_its_last_good_state_and_costs_no_other() {
+async fn unreadable_object_keeps_its_last_good_state_and_affects_no_other() {
     let server = Server::start();
     [1, 2].iter().for_each(|number| put_good(&server, *number));
-    let ground = Ground::start(&server);
-    ground.until("the good objects", |snapshot| has_all(snapshot, &[1, 2])).await;
+    let fixture = Fixture::start(&server);
+    fixture.until("the good objects", |snapshot| has_all(snapshot, &[1, 2])).await;
     for (resource, path) in USED {
         server.put(resource, "good-2", &set(&good(resource, 2), path, json!("wrong")).to_string());
         let mut never = good(resource, 9);
@@ -158,27 +158,27 @@ async fn object_that_cannot_be_read_keeps_its_last_good_state_and_costs_no_other
     };
     let is_so =
         |snapshot: &Snapshot| has_all(snapshot, &[1, 2, 3]) && is_reported(snapshot) && !snapshot.is_stale();
-    ground.until("the last good state, and the reports", is_so).await;
+    fixture.until("the last good state, and the reports", is_so).await;
     ALL.iter().for_each(|resource| assert_eq!(server.watches(*resource), 1));
 
-    // A daemon that starts now has no last good state of these two, and all others.
-    let again = discovery(&ground.access, &Recorder::default());
+    // A daemon that starts now has no last good state of these two, but all others.
+    let again = discovery(&fixture.access, &Recorder::default());
     until(&again, "the others after a restart", |s| has_all(s, &[1, 3]) && is_reported(s)).await;
 
-    // Fixed, and deleted.
+    // Repaired, and deleted.
     put_good(&server, 2);
     USED.iter().for_each(|(resource, _)| server.delete(*resource, "never-good"));
     let is_so = |snapshot: &Snapshot| has_all(snapshot, &[1, 2, 3]) && errors(snapshot).is_empty();
-    ground.until("no more errors", is_so).await;
+    fixture.until("no more errors", is_so).await;
     until(&again, "no more errors after a restart", is_so).await;
 }
 
 #[tokio::test]
-async fn line_that_is_no_event_costs_no_other() {
+async fn line_that_is_no_event_affects_no_other() {
     let server = Server::start();
     put_good(&server, 1);
-    let ground = Ground::start(&server);
-    ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
+    let fixture = Fixture::start(&server);
+    fixture.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
     for (number, line) in
         (2..).zip(["nonsense", "{\"type\":\"NEW\",\"object\":{}}", "{\"type\":\"ADDED\"}", "[]", "{}"])
     {
@@ -188,7 +188,7 @@ async fn line_that_is_no_event_costs_no_other() {
             server.say(state, resource, line.to_owned());
         }
         put_good(&server, number);
-        ground.until(line, |snapshot| has_all(snapshot, &[1, number]) && !snapshot.is_stale()).await;
+        fixture.until(line, |snapshot| has_all(snapshot, &[1, number]) && !snapshot.is_stale()).await;
     }
 }
 
@@ -215,8 +215,7 @@ fn paths(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// An object with some of its fields missing, `null`, of another type, huge, or deep. The name stays, or it
-/// would be another one.
+/// An object with some fields missing, `null`, of another type, huge, or deep. The name stays.
 fn damaged(random: &mut Random, resource: Resource, number: u8) -> String {
     let mut object = good(resource, number);
     for _ in 0..=random.below(3) {
@@ -238,7 +237,9 @@ fn damaged(random: &mut Random, resource: Resource, number: u8) -> String {
             7 => json!(vec![json!({"port": 1, "addresses": ["x"]}); 5_000]),
             _ => {
                 match object.pointer_mut(parent).unwrap() {
-                    Value::Object(fields) => drop(fields.remove(&key.replace("~1", "/"))),
+                    Value::Object(fields) => {
+                        fields.remove(&key.replace("~1", "/"));
+                    }
                     Value::Array(items) => drop(items.remove(key.parse().unwrap())),
                     _ => unreachable!(),
                 }
@@ -254,13 +255,13 @@ fn damaged(random: &mut Random, resource: Resource, number: u8) -> String {
 async fn fuzz_good_objects_are_always_served_among_random_damaged_ones() {
     let server = Server::start();
     put_good(&server, 1);
-    let ground = Ground::start(&server);
-    ground.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
+    let fixture = Fixture::start(&server);
+    fixture.until("the good objects", |snapshot| has_all(snapshot, &[1])).await;
     let mut random = Random(15);
     for round in 2..12 {
         for _ in 0..20 {
             let resource = ALL[random.below(ALL.len())];
-            // These have names and numbers that no good one has.
+            // Names and numbers that no good object has.
             let number = 200 + u8::try_from(random.below(20)).unwrap();
             let json = damaged(&mut random, resource, number);
             server.put(resource, &format!("good-{number}"), &json);
@@ -268,15 +269,15 @@ async fn fuzz_good_objects_are_always_served_among_random_damaged_ones() {
         put_good(&server, round);
         let numbers: BTreeSet<u8> = (1..=round).collect();
         let numbers: Vec<u8> = numbers.into_iter().collect();
-        ground.until("good objects among damaged ones", |snapshot| has_all(snapshot, &numbers)).await;
-        let again = discovery(&ground.access, &Recorder::default());
+        fixture.until("good objects among damaged ones", |snapshot| has_all(snapshot, &numbers)).await;
+        let again = discovery(&fixture.access, &Recorder::default());
         until(&again, "the same after a restart", |snapshot| has_all(snapshot, &numbers)).await;
     }
     ALL.iter()
         .for_each(|resource| assert_eq!(server.watches(*resource), 1 + 10, "{resource:?} was listed again"));
 }
 
-/// The proxy says so on the object itself.
+/// The proxy records an Event about the object.
 #[tokio::test]
 async fn object_that_cannot_be_used_has_an_event() {
     let server = Server::start();
@@ -290,7 +291,7 @@ async fn object_that_cannot_be_used_has_an_event() {
         let damaged = set(&good(resource, 1), path, json!("wrong"));
         server.put(resource, "good-1", &damaged.to_string());
     }
-    let deadline = tokio::time::Instant::now() + SOON;
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
     loop {
         let events = server.state().events.clone();
         let is_about = |resource: Resource| {

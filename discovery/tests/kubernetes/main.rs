@@ -1,10 +1,10 @@
-//! Discovery on an API server that serves what a real one would not: one object, or one line, never costs
-//! another one.
+//! Discovery with an API server that behaves unlike a real one: an invalid object or line must not affect
+//! others.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod damage;
-mod outages;
+mod failures;
 mod server;
 
 use std::collections::BTreeSet;
@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 use server::Server;
 
-/// Long, as tests run beside each other on busy machines.
-const SOON: Duration = Duration::from_secs(60);
+/// Long, because tests run in parallel on busy machines.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const ALL: [Resource; 6] = [
     Resource::Services,
@@ -31,14 +31,14 @@ const ALL: [Resource; 6] = [
     Resource::ServiceCidrs,
 ];
 
-/// A daemon that follows a server.
-struct Ground {
+/// A daemon that watches a server.
+struct Fixture {
     discovery: Discovery,
     access: Access,
     _directory: tempfile::TempDir,
 }
 
-impl Ground {
+impl Fixture {
     fn start(server: &Server) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let access = server.access(directory.path());
@@ -46,7 +46,7 @@ impl Ground {
         Self { discovery, access, _directory: directory }
     }
 
-    /// The first snapshot for which something holds.
+    /// The first snapshot for which `is` holds.
     async fn until(&self, what: &str, is: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
         until(&self.discovery, what, is).await
     }
@@ -70,15 +70,15 @@ fn discovery(access: &Access, recorder: &Recorder) -> Discovery {
 
 async fn until(discovery: &Discovery, what: &str, is: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
     let mut snapshots = discovery.snapshots.clone();
-    match tokio::time::timeout(SOON, snapshots.wait_for(|snapshot| is(snapshot))).await {
+    match tokio::time::timeout(TIMEOUT, snapshots.wait_for(|snapshot| is(snapshot))).await {
         Ok(snapshot) => Arc::clone(&snapshot.unwrap()),
         Err(_elapsed) => {
-            panic!("not within {SOON:?}: {what}; last: {:?}", discovery.snapshots.borrow().health())
+            panic!("not within {TIMEOUT:?}: {what}; last: {:?}", discovery.snapshots.borrow().health())
         }
     }
 }
 
-/// An object of each kind that says what it should; `number` tells them apart.
+/// A valid object of each kind; `number` tells them apart.
 fn good(resource: Resource, number: u8) -> serde_json::Value {
     let name = format!("good-{number}");
     let metadata = serde_json::json!({
@@ -131,7 +131,7 @@ fn is_namespaced(resource: Resource) -> bool {
     matches!(resource, Resource::Services | Resource::EndpointSlices | Resource::Pods)
 }
 
-/// Whether the object of that number is served, as it should be.
+/// Whether the object with that number is served correctly.
 fn has(snapshot: &Snapshot, resource: Resource, number: u8) -> bool {
     let name = NamespacedName::new("default", format!("good-{number}"));
     let address = |net: [u8; 3]| std::net::IpAddr::from([net[0], net[1], net[2], number]);

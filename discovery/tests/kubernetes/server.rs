@@ -1,4 +1,4 @@
-//! An API server that says what a test tells it to, also what a real one would refuse to store.
+//! An API server that sends what a test requires, including what a real one would refuse to store.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -21,11 +21,11 @@ pub(crate) struct State {
     objects: BTreeMap<(&'static str, String), String>,
     /// Version, resource and line of each event.
     log: Vec<(u64, &'static str, String)>,
-    /// What is answered in place of a resource: status and message.
+    /// The response in place of a resource: status and message.
     pub(crate) refusals: BTreeMap<&'static str, (u16, &'static str)>,
     /// Watches end as soon as they have begun.
     pub(crate) ends_watches: bool,
-    /// Every request is answered with an HTML page and status 200, as a load balancer without servers does.
+    /// Every request is answered with an HTML page and status 200, as by a load balancer without backends.
     pub(crate) shows_page: bool,
     /// Streamed lists end before they are complete.
     pub(crate) cuts_lists: bool,
@@ -40,7 +40,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Answers that in place of a resource.
+    /// Sets the response in place of a resource.
     pub(crate) fn refuse(&mut self, resource: &'static str, code: u16, message: &'static str) {
         self.refusals.insert(resource, (code, message));
     }
@@ -94,14 +94,14 @@ impl Server {
         self.say(state, resource, format!("{{\"type\":\"DELETED\",\"object\":{json}}}"));
     }
 
-    /// A line of every watch of a resource.
+    /// Sends a line on every watch of a resource.
     pub(crate) fn say(&self, mut state: MutexGuard<'_, State>, resource: Resource, line: String) {
         let version = state.version;
         state.log.push((version, resource.plural(), line));
         self.state.1.notify_all();
     }
 
-    /// Ends all watches after a change.
+    /// Closes all watches after a change.
     pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
         change(&mut state);
@@ -109,7 +109,7 @@ impl Server {
         self.state.1.notify_all();
     }
 
-    /// Another history: nothing but these objects, at a version long before.
+    /// A restored history: only these objects, at a much lower version.
     pub(crate) fn restore(&self, resource: Resource, name: &str, json: &str) {
         self.change(|state| {
             (state.version, state.objects, state.log) = (10, BTreeMap::new(), Vec::new());

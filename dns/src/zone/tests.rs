@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Parser as _;
 use discovery::model::{
-    Carrier, Conditions, Endpoint, EndpointPort, EndpointSlice, FamilyPolicy, IpFamily, Protocol,
+    Conditions, Endpoint, EndpointPort, EndpointSlice, FamilyPolicy, IpFamily, Protocol, ProxyClass,
     ServiceKind, ServicePort, TargetPort, TrafficRules,
 };
 use discovery::{Event, Index, Location, Object, Origin, Sourced};
@@ -59,7 +59,7 @@ fn any_slice() -> Object {
     let slice = EndpointSlice {
         service: NamespacedName::new(Arc::clone(&name.namespace), pick(&["web", "api", "db"])),
         name,
-        carrier: Carrier::Usual,
+        proxy_class: ProxyClass::Default,
         triggered_at: None,
         family: IpFamily::V4,
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
@@ -178,5 +178,5 @@ fn the_serial_tells_of_every_change_and_of_nothing_else() {
             last = serial;
         }
     }
-    assert_eq!(next(Event::Source { name: "manifests", outage: None }), last);
+    assert_eq!(next(Event::Source { name: "manifests", failure: None }), last);
 }

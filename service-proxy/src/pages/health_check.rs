@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use daemon::admin::{Response, Server};
 use discovery::model::NamespacedName;
-use discovery::{Notice, Recorder, Regarding};
+use discovery::{EventRecord, Recorder, Regarding};
 use hyper::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -83,7 +83,7 @@ impl HealthChecks {
             if let Some(error) = failure.filter(|_| is_first) {
                 let (service, port) = (&check.service, check.port);
                 warn!(%service, %error, "no health check for the load balancer, trying again");
-                self.recorder.record(Notice {
+                self.recorder.record(EventRecord {
                     regarding: Regarding::service(service.clone()),
                     is_warning: true,
                     reason: "FailedToStartServiceHealthcheck",

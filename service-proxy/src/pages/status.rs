@@ -125,7 +125,7 @@ impl View<'_> {
         let idle = self.snapshot.services().filter(|entry| {
             let name = &entry.service.name;
             let is_asked = self.service.is_none_or(|service| name.to_string() == service);
-            let is_ours = entry.service.rules.carrier.is(self.proxy_name);
+            let is_ours = entry.service.rules.proxy_class.matches(self.proxy_name);
             let is_answered = served.contains(name) || self.shown.left_to_dns.contains_key(name);
             is_asked && is_ours && !entry.cluster_ips.is_empty() && !is_answered
         });
@@ -204,7 +204,7 @@ fn sources(snapshot: &Snapshot) -> Value {
             "synced": source.synced,
             "size": source.size,
             "staleSeconds": source.staleness().as_secs(),
-            "problem": source.outage.as_ref().map(|outage| outage.problem.to_string()),
+            "problem": source.failure.as_ref().map(|failure| failure.problem.to_string()),
         });
         ((*name).to_owned(), state)
     };

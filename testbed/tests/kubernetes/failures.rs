@@ -47,7 +47,7 @@ fn last_state_is_served_and_reported_stale_while_the_api_server_is_down() {
     // The proxy is ready and reports why its state may be stale.
     let page = fixture.page("127.0.0.1:10256/readyz?verbose").unwrap();
     assert!(page.contains("readyz check passed") && page.contains("s old"), "{page}");
-    assert!(page.contains("onnection refused") && page.contains("last known state stays in force"), "{page}");
+    assert!(page.contains("onnection refused") && page.contains("last known state stays applied"), "{page}");
     let dig = |name: &str| {
         fixture.cluster.node.shell(&format!("dig +noall +comments +answer @10.96.0.10 {name}")).unwrap()
     };
@@ -242,7 +242,7 @@ fn api_errors_and_throttling_are_retried() {
         (ERROR, ["readyz check failed", "(500)"]),
         ("", ["readyz check passed", "kubernetes/namespaces: 4 objects"]),
         // Again, now with a known state.
-        (ERROR, ["readyz check passed", "(500); the last known state stays in force"]),
+        (ERROR, ["readyz check passed", "(500); the last known state stays applied"]),
     ] {
         load_balancer.kill();
         load_balancer = balancer(&fixture, answer);

@@ -104,7 +104,7 @@ fn sctp_port_is_reported_and_other_ports_are_served() {
     let ports = "  ports: [{name: s, port: 80, targetPort: 8080, protocol: SCTP}, {name: t, port: 80, \
         targetPort: 8080}]";
     cluster.apply("web.yaml", &service(ports)).unwrap();
-    expect_condition(&cluster, "spec.ports[0].protocol: SCTP is not carried");
+    expect_condition(&cluster, "spec.ports[0].protocol: SCTP is not proxied");
     let address = format!("{}:80", cluster.virtual_ip("web").unwrap());
     expect_hosts(Location::Pod(&client), Protocol::Http, &address, &["web-1"]);
 }

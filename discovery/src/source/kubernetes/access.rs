@@ -1,4 +1,4 @@
-//! How the API server is reached.
+//! The connection to the API server.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,26 +9,24 @@ use kube::client::{Body, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tower::{BoxError, ServiceBuilder};
 
-/// An address that does not answer is given up after this.
+/// Timeout for a connection attempt to one address.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// A connection whose other end has vanished is noticed after [`KEEPALIVE`] and [`PROBES`] times [`PROBE`]:
-/// 14 s.
+/// A broken connection is detected after [`KEEPALIVE`] and [`PROBES`] times [`PROBE`]: 14 s.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(3);
 const PROBES: u32 = 3;
 
-/// Where the API server is, and who we are.
+/// The address of the API server, and our credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// As a kubeconfig file says. Files it refers to may change at any time.
+    /// From a kubeconfig file. Files that it refers to may change at any time.
     Kubeconfig(PathBuf),
-    /// As a pod's environment and service account say: `KUBERNETES_SERVICE_HOST` and
-    /// `KUBERNETES_SERVICE_PORT`.
+    /// From a pod's environment and service account: `KUBERNETES_SERVICE_HOST` and `KUBERNETES_SERVICE_PORT`.
     InCluster,
 }
 
-/// Why there is no way to the API server.
+/// Why the API server cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("kubeconfig {0}: {1}")]
@@ -40,8 +38,8 @@ pub(crate) enum Error {
 }
 
 impl Access {
-    /// A client with what the files say right now. Certificates and tokens are read anew for each client, so
-    /// that one made after a failure has the ones in force.
+    /// Creates a client from the current content of the files. Certificates and tokens are read again for
+    /// each client, so that a client created after a failure has the current ones.
     pub(crate) async fn client(&self) -> Result<kube::Client, Error> {
         let config = self.config().await?;
         let mut http = HttpConnector::new();
@@ -64,7 +62,7 @@ impl Access {
         Ok(kube::Client::new(service, config.default_namespace))
     }
 
-    /// What the files say.
+    /// The configuration from the files.
     pub(crate) async fn config(&self) -> Result<kube::Config, Error> {
         match self {
             Self::Kubeconfig(path) => {

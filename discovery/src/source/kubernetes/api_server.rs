@@ -1,7 +1,6 @@
-//! The API server, as an HTTP service that `kube::Client` sends its requests to. It does what the library
-//! does not:
+//! The API server as an HTTP service for `kube::Client`. It adds what the library lacks:
 //!
-//! - After a failure it connects anew, with the credentials that the files have then.
+//! - After a failure it reconnects with the current credentials of the files.
 //! - Before a watch is resumed it requests the server's version. A watch from a version that a restored etcd
 //!   has not reached yet would be silent until it is reached, without even bookmarks
 //!   (`cacheWatcher.process`).
@@ -22,19 +21,19 @@ use tower::BoxError;
 
 use super::access::Access;
 
-/// How long the server may take to begin an answer.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Timeout for the start of a response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A watch without a frame for so long is dead, though its connection may look alive: bookmarks come every
+/// A watch without a frame for this time is dead, even if its connection looks alive: bookmarks come every
 /// minute.
-const SILENCE: Duration = Duration::from_secs(90);
+const WATCH_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Watches do not begin more often. The library begins the next one at once where the server has ended one.
+/// Minimum interval between watches. The library starts the next watch at once if the server ended one.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
-/// The way to the server for one resource. Clones share their connections.
+/// The connection to the server for one resource. Clones share their connections.
 #[derive(Clone)]
 pub(super) struct ApiServer {
     access: Access,
@@ -43,20 +42,21 @@ pub(super) struct ApiServer {
 
 struct State {
     connection: Option<kube::Client>,
-    /// Whether something has come on the watch that is open, if one is.
+    /// Whether the open watch, if there is one, has delivered a frame.
     watch: Option<bool>,
-    /// Whether something came on the last watch that has ended.
-    was_useful: bool,
+    /// Whether the last closed watch delivered a frame.
+    last_watch_delivered: bool,
     /// When the last watch began.
     began: Option<Instant>,
-    /// When something came on a watch last.
-    heard: Instant,
+    /// When a watch last delivered a frame.
+    last_frame: Instant,
 }
 
 impl ApiServer {
     pub(super) fn new(access: Access) -> Self {
-        let heard = Instant::now();
-        let state = State { connection: None, watch: None, was_useful: true, began: None, heard };
+        let last_frame = Instant::now();
+        let state =
+            State { connection: None, watch: None, last_watch_delivered: true, began: None, last_frame };
         Self { access, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -64,26 +64,26 @@ impl ApiServer {
         kube::Client::new(self.clone(), "default")
     }
 
-    /// Whether a watch is open that can be relied on: something has come on it, or on the one before.
-    pub(super) fn is_watched(&self) -> bool {
+    /// Whether an open watch is reliable: it or the previous one has delivered a frame.
+    pub(super) fn is_watching(&self) -> bool {
         let state = self.state();
-        state.watch.is_some_and(|is_useful| is_useful || state.was_useful)
+        state.watch.is_some_and(|has_delivered| has_delivered || state.last_watch_delivered)
     }
 
-    /// Whether something came on the last watch that has ended.
-    pub(super) fn was_useful(&self) -> bool {
-        self.state().was_useful
+    /// Whether the last closed watch delivered a frame.
+    pub(super) fn last_watch_delivered(&self) -> bool {
+        self.state().last_watch_delivered
     }
 
-    /// When something came on a watch last.
-    pub(super) fn heard(&self) -> Instant {
-        self.state().heard
+    /// When a watch last delivered a frame.
+    pub(super) fn last_frame(&self) -> Instant {
+        self.state().last_frame
     }
 
-    /// The follower, or the server, has ended the watch.
+    /// The reflector or the server has closed the watch.
     pub(super) fn end_watch(&self) {
         let mut state = self.state();
-        state.was_useful = state.watch.take().unwrap_or(state.was_useful);
+        state.last_watch_delivered = state.watch.take().unwrap_or(state.last_watch_delivered);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,8 +110,8 @@ impl ApiServer {
         Ok(response.map(|body| self.bounded(body, is_open)))
     }
 
-    /// Returns the answer to a watch from a version that the server has not reached, or its refusal to name
-    /// its own.
+    /// Returns an error event for a watch from a version that the server has not reached, or the server's
+    /// refusal to return its version.
     async fn check_version(&self, watch: &Uri) -> Result<Option<Answer>, BoxError> {
         let known = parameter(watch, "resourceVersion").and_then(|version| version.parse::<u64>().ok());
         let Some(ours @ 1..) = known else { return Ok(None) };
@@ -121,24 +121,24 @@ impl ApiServer {
         if !response.status().is_success() {
             return Ok(Some(response.map(|body| self.clone().bounded(body, false))));
         }
-        let body = tokio::time::timeout(ANSWER, response.into_body().collect()).await??.to_bytes();
+        let body = tokio::time::timeout(RESPONSE_TIMEOUT, response.into_body().collect()).await??.to_bytes();
         let list: serde_json::Value = serde_json::from_slice(&body)?;
         let theirs = list["metadata"]["resourceVersion"].as_str().unwrap_or_default().parse::<u64>()?;
         let message = format!("the server is at version {theirs}, before {ours}: its data was restored");
         Ok((theirs < ours).then(|| expired(&message)))
     }
 
-    /// The body of an answer, which fails when nothing comes for too long.
+    /// The body of a response. It fails if no frame arrives for too long.
     fn bounded(self, body: Body, is_watch: bool) -> UnsyncBoxBody<Bytes, BoxError> {
         let frames = stream::unfold(Some((self, body)), move |open| async move {
             let (server, mut body) = open?;
-            let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
+            let frame = match tokio::time::timeout(WATCH_TIMEOUT, body.frame()).await {
                 Ok(frame) => frame.map(|frame| frame.map_err(BoxError::from)),
                 Err(_elapsed) => {
-                    Some(Err(format!("no word from the server for {} s", SILENCE.as_secs()).into()))
+                    Some(Err(format!("the server has sent nothing for {} s", WATCH_TIMEOUT.as_secs()).into()))
                 }
             };
-            let frame = if is_watch { server.note(frame) } else { frame }?;
+            let frame = if is_watch { server.record_frame(frame) } else { frame }?;
             if frame.is_err() {
                 server.state().connection = None;
                 return Some((frame, None));
@@ -148,22 +148,25 @@ impl ApiServer {
         StreamBody::new(frames).boxed_unsync()
     }
 
-    /// Notes what comes on a watch. The server ends each from time to time, but not before something has
-    /// come.
-    fn note<F>(&self, frame: Option<Result<Frame<F>, BoxError>>) -> Option<Result<Frame<F>, BoxError>> {
+    /// Records the frames of a watch. The server closes each watch from time to time, but not before it has
+    /// sent something.
+    fn record_frame<F>(
+        &self,
+        frame: Option<Result<Frame<F>, BoxError>>,
+    ) -> Option<Result<Frame<F>, BoxError>> {
         let mut state = self.state();
-        if let (Some(Ok(_)), Some(is_useful)) = (&frame, &mut state.watch) {
-            *is_useful = true;
-            state.heard = Instant::now();
+        if let (Some(Ok(_)), Some(has_delivered)) = (&frame, &mut state.watch) {
+            *has_delivered = true;
+            state.last_frame = Instant::now();
             return frame;
         }
-        let is_useful = state.watch.unwrap_or(false);
+        let has_delivered = state.watch.unwrap_or(false);
         drop(state);
         self.end_watch();
-        frame.or_else(|| (!is_useful).then(|| Err("the server has ended the watch without a word".into())))
+        frame.or_else(|| (!has_delivered).then(|| Err("the server closed the watch without an event".into())))
     }
 
-    /// Connects if need be. The next request connects anew if this one has failed.
+    /// Sends a request, and connects if necessary. If it fails, the next request reconnects.
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let known = self.state().connection.clone();
         let connection = match known {
@@ -174,9 +177,11 @@ impl ApiServer {
                 fresh
             }
         };
-        let answer = match tokio::time::timeout(ANSWER, connection.send(request)).await {
+        let answer = match tokio::time::timeout(RESPONSE_TIMEOUT, connection.send(request)).await {
             Ok(answer) => answer.map_err(BoxError::from),
-            Err(_elapsed) => Err(format!("no answer from the server for {} s", ANSWER.as_secs()).into()),
+            Err(_elapsed) => {
+                Err(format!("no response from the server for {} s", RESPONSE_TIMEOUT.as_secs()).into())
+            }
         };
         if !answer.as_ref().is_ok_and(|response| response.status() != StatusCode::UNAUTHORIZED) {
             self.state().connection = None;
@@ -199,16 +204,17 @@ impl tower::Service<Request<Body>> for ApiServer {
     }
 }
 
-/// A watch that says what a server says of a version it has forgotten: the library lists again then.
+/// A watch that begins with the error of an expired version: the library then lists again.
 fn expired(message: &str) -> Answer {
     let event = serde_json::json!({ "type": "ERROR", "object": {
-        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410, "message": message,
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410,
+        "message": message,
     }});
     let body = Full::new(Bytes::from(format!("{event}\n")));
     Response::new(body.map_err(BoxError::from).boxed_unsync())
 }
 
-/// The value of a parameter of a request, as it is written there.
+/// The value of a query parameter, not decoded.
 fn parameter<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
     uri.query()?
         .split('&')

@@ -1,7 +1,7 @@
-//! An object of a list or a watch, decoded by itself.
+//! An object of a list or a watch, decoded separately.
 //!
-//! Decoding a line or a list never fails because of what an object contains: an object that cannot be read is
-//! still there, with its name and version and the reason. So it cannot end the watch.
+//! Decoding a line or a list never fails because of the content of an object. An object that cannot be
+//! decoded is still present, with its name, its version and the error. So it cannot end the watch.
 
 use std::borrow::Cow;
 
@@ -12,15 +12,15 @@ use serde_json::value::RawValue;
 use super::kind::Kind;
 use crate::convert::{self, Finding};
 
-/// An object, or why it cannot be read.
+/// An object, or why it cannot be decoded.
 #[derive(Clone, Debug)]
 pub(super) struct Decoded<K> {
-    /// Name, namespace, uid and version, as far as they can be read; nothing else.
+    /// Name, namespace, UID and version, as far as they can be decoded.
     pub(super) metadata: ObjectMeta,
     pub(super) object: Result<K, Finding>,
 }
 
-/// What is read of every object. A field of another type counts as absent.
+/// The fields that are decoded of every object. A field of another type counts as absent.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Header {
@@ -63,7 +63,7 @@ impl<'de, K: Kind> Deserialize<'de> for Decoded<K> {
 
 impl<K: Kind> kube::Resource for Decoded<K> {
     type DynamicType = ();
-    // Of some; the library asks for it where a namespace is named.
+    // Some kinds are namespaced. The library needs it for requests with a namespace.
     type Scope = kube::core::NamespaceResourceScope;
 
     fn kind(_: &()) -> Cow<'_, str> {

@@ -1,5 +1,4 @@
-//! Writes notices as Events (events.k8s.io/v1), one after the other. The only thing that is ever written to
-//! the server.
+//! Writes Events (events.k8s.io/v1) one by one. Nothing else is ever written to the server.
 
 use std::time::Duration;
 
@@ -11,17 +10,17 @@ use tokio::sync::mpsc;
 use super::access::Access;
 use super::api_server::ApiServer;
 use super::decoded::Decoded;
-use super::follower::{Failure, pause};
+use super::reflector::{Failure, pause};
 use crate::convert::wire::Service;
-use crate::notice::{Notice, Regarding};
+use crate::event::{EventRecord, Regarding};
 
-/// How often a notice is tried while the server does not answer: a minute and a half.
+/// Attempts per Event while the server does not respond: a minute and a half.
 const TRIES: usize = 12;
 
-/// Five a second, as client-go.
+/// Five per second, like client-go.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// The API's limits, in bytes.
+/// The limits of the API in bytes.
 const NOTE: usize = 1024;
 const INSTANCE: usize = 128;
 
@@ -40,37 +39,37 @@ impl EventWriter {
     }
 
     /// Ends when all [`crate::Recorder`]s are dropped.
-    pub(crate) async fn run(self, mut queue: mpsc::Receiver<Notice>) {
-        while let Some(notice) = queue.recv().await {
+    pub(crate) async fn run(self, mut queue: mpsc::Receiver<EventRecord>) {
+        while let Some(event) = queue.recv().await {
             let mut pause = pause();
             for remaining in (0..TRIES).rev() {
-                let Err(failure) = self.write(&notice).await.map_err(Failure) else { break };
+                let Err(failure) = self.write(&event).await.map_err(Failure) else { break };
                 if remaining == 0 || failure.is_final() {
-                    tracing::info!(reason = notice.reason, error = %failure, "no Event is recorded");
+                    tracing::info!(reason = event.reason, error = %failure, "no Event is recorded");
                     break;
                 }
-                tokio::time::sleep(pause.next().unwrap_or(INTERVAL).max(failure.asks_for())).await;
+                tokio::time::sleep(pause.next().unwrap_or(INTERVAL).max(failure.retry_after())).await;
             }
             tokio::time::sleep(INTERVAL).await;
         }
     }
 
-    async fn write(&self, notice: &Notice) -> kube::Result<()> {
-        let mut reference = notice.regarding.reference();
+    async fn write(&self, event: &EventRecord) -> kube::Result<()> {
+        let mut reference = event.regarding.reference();
         if reference.uid.is_none() {
-            reference.uid = self.uid(&notice.regarding).await?;
+            reference.uid = self.uid(&event.regarding).await?;
         }
         let event = Event {
-            type_: if notice.is_warning { EventType::Warning } else { EventType::Normal },
-            reason: notice.reason.to_owned(),
-            action: notice.action.to_owned(),
-            note: Some(shortened(&notice.note, NOTE)),
+            type_: if event.is_warning { EventType::Warning } else { EventType::Normal },
+            reason: event.reason.to_owned(),
+            action: event.action.to_owned(),
+            note: Some(shortened(&event.note, NOTE)),
             secondary: None,
         };
         self.recorder.publish(&event, &reference).await
     }
 
-    /// The uid of the Service there is now, by which `kubectl describe` finds its Events.
+    /// The UID of the current Service, by which `kubectl describe` finds its Events.
     async fn uid(&self, service: &Regarding) -> kube::Result<Option<String>> {
         let services: Api<Decoded<Service>> = Api::namespaced(self.client.clone(), &service.name.namespace);
         let only = ListParams::default().fields(&format!("metadata.name={}", service.name.name));
@@ -94,7 +93,7 @@ impl Regarding {
     }
 }
 
-/// Not in the middle of a character.
+/// Does not split a character.
 fn shortened(text: &str, limit: usize) -> String {
     text[..text.floor_char_boundary(limit)].to_owned()
 }

@@ -1,4 +1,4 @@
-//! One copy of each text that many endpoints share: the names of their nodes, their zones, their hints.
+//! Shares strings that many endpoints have in common: node names, zones, hints.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use crate::model::{EndpointSlice, Hints};
 
-/// Below this, nothing is worth cleaning up.
+/// Smaller pools are not cleaned up.
 const SMALL: usize = 1024;
 
-/// The texts in use.
+/// The shared strings.
 #[derive(Debug, Default)]
 pub(super) struct Interner {
-    /// Whether the names of pods are worth their room.
+    /// Whether the names of pods are kept.
     keeps_pods: bool,
     texts: Shared<str>,
     hints: Shared<Hints>,
@@ -21,17 +21,17 @@ pub(super) struct Interner {
 #[derive(Debug)]
 struct Shared<T: ?Sized> {
     known: HashSet<Arc<T>>,
-    /// At so many those that are used nowhere else are removed.
+    /// At this size strings without other users are removed.
     limit: usize,
 }
 
 impl Interner {
-    /// Keeps the names of pods, or not.
+    /// Creates an interner that keeps the names of pods or not.
     pub(super) fn new(keeps_pods: bool) -> Self {
         Self { keeps_pods, ..Self::default() }
     }
 
-    /// Puts shared copies in the place of the slice's own.
+    /// Replaces the slice's strings by shared copies.
     pub(super) fn share(&mut self, slice: &mut EndpointSlice) {
         let texts = &mut self.texts;
         texts.share(&mut slice.name.namespace);
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_texts_become_one_and_unused_ones_are_removed() {
+    fn equal_strings_become_one_and_unused_ones_are_removed() {
         let mut texts = Shared::<str>::default();
         let (mut first, mut second): (Arc<str>, Arc<str>) = ("node-1".into(), "node-1".into());
         texts.share(&mut first);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_takes_at_most_a_hundred_bytes_beside_its_address() {
+    fn endpoint_takes_at_most_a_hundred_bytes_beside_its_address() {
         assert!(size_of::<crate::model::Endpoint>() <= 100 + size_of::<std::net::IpAddr>());
     }
 }

@@ -1,4 +1,4 @@
-//! What each resource is turned into.
+//! The conversion of each resource.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use crate::convert::wire::{EndpointSlice, Namespace, Node, Pod, Service, Service
 use crate::convert::{self, Findings};
 use crate::event::{Object, Resource};
 
-/// The fields of an API type that is followed.
+/// The decoded fields of an API type.
 pub(super) trait Kind: Clone + Debug + DeserializeOwned + Send + 'static {
     const RESOURCE: Resource;
 
-    /// Keeps what the data plane needs of it.
+    /// Converts it to an object of the model.
     fn object(self, findings: &mut Findings, interner: &mut Interner) -> Option<Object>;
 }
 

@@ -1,4 +1,4 @@
-//! What is known of one resource, and how it differs from what was known before.
+//! The known objects of one resource, and their changes.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -9,14 +9,14 @@ use super::interner::Interner;
 use super::kind::Kind;
 use crate::convert::{Finding, Findings};
 use crate::event::{Event, Object, Origin, Sourced};
+use crate::event::{EventRecord, Recorder, Regarding};
 use crate::model::NamespacedName;
-use crate::notice::{Notice, Recorder, Regarding};
 use crate::problem::{Location, Problem};
 
-/// An Event about an object that cannot be used is written no more often, however often the object changes.
-const NOTICE_INTERVAL: Duration = Duration::from_secs(300);
+/// Minimum interval between Events about one object that cannot be used, however often it changes.
+const EVENT_INTERVAL: Duration = Duration::from_secs(300);
 
-/// The objects of a resource. They are shared with the index: here, they cost a name and a pointer each.
+/// The objects of a resource. The index shares them: here, each costs a name and a pointer.
 #[derive(Debug)]
 pub(super) struct Replica<K> {
     known: Objects,
@@ -25,44 +25,45 @@ pub(super) struct Replica<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-/// A list under way: nothing of it shows before it is complete.
+/// A list in progress. It becomes visible when it is complete.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     objects: Objects,
     changes: Vec<Event>,
-    /// Why a line of it could not be read at all, if one could not: what is not in the list may be there.
+    /// The error of a line that could not be decoded. The objects that are missing in the list may then
+    /// exist.
     pub(super) unreadable: Option<String>,
-    /// An error of it was reported.
+    /// Whether an error of it was reported.
     pub(super) has_failed: bool,
 }
 
 type Objects = HashMap<NamespacedName, Known>;
 
-/// An object as it was understood last.
+/// The last good state of an object.
 #[derive(Debug)]
 struct Known {
-    /// `None` if it was never right.
+    /// `None` if it was never valid.
     object: Option<Object>,
     problems: Vec<Problem>,
     /// When an Event was written about it.
-    noticed: Option<Instant>,
+    recorded_at: Option<Instant>,
 }
 
 impl<K: Kind> Replica<K> {
-    /// Keeps the names of endpoints' pods as well, or not.
+    /// Creates an empty replica that keeps the names of endpoints' pods or not.
     pub(super) fn new(recorder: Recorder, keeps_pods: bool) -> Self {
         let interner = Interner::new(keeps_pods);
         Self { known: HashMap::new(), interner, recorder, kind: PhantomData }
     }
 
-    /// Takes an object into a list. What has not changed is not kept twice.
+    /// Adds an object to a list. An unchanged object is not stored twice.
     pub(super) fn collect(&mut self, listing: &mut Listing, object: Decoded<K>) {
         let (name, known, event) = self.read(object);
         listing.objects.insert(name, known);
         listing.changes.extend(event);
     }
 
-    /// Makes a complete list the present state; what is not in it was deleted.
+    /// Replaces the objects by a complete list. Missing ones were deleted.
     pub(super) fn replace(&mut self, listing: Listing) -> Vec<Event> {
         let mut before = std::mem::replace(&mut self.known, listing.objects);
         before.retain(|name, _| !self.known.contains_key(name));
@@ -72,7 +73,7 @@ impl<K: Kind> Replica<K> {
         before.into_keys().map(deletion::<K>).chain(listing.changes).collect()
     }
 
-    /// An object was added or has changed. `None` if nothing of it matters.
+    /// An object was added or has changed. `None` if nothing relevant has changed.
     pub(super) fn update(&mut self, object: Decoded<K>) -> Option<Event> {
         let (name, known, event) = self.read(object);
         self.known.insert(name, known);
@@ -85,8 +86,8 @@ impl<K: Kind> Replica<K> {
         self.known.remove(&name).map(|_| deletion::<K>(name))
     }
 
-    /// What an object says, and the event if that is something else than before. An object that cannot be
-    /// used keeps its last good state.
+    /// Converts an object, with the event if it has changed. An object that cannot be used keeps its last
+    /// good state.
     fn read(&mut self, object: Decoded<K>) -> (NamespacedName, Known, Option<Event>) {
         let (name, uid) = (name(&object), object.metadata.uid);
         let mut findings = Findings::default();
@@ -95,30 +96,30 @@ impl<K: Kind> Replica<K> {
         let now = now.filter(|_| !findings.has_errors());
         let is_error = findings.has_errors();
         let problems: Vec<_> = findings.0.into_iter().map(|finding| problem::<K>(&name, finding)).collect();
-        let (before, reported, mut noticed) = match self.known.get(&name) {
-            Some(known) => (known.object.clone(), Some(&known.problems), known.noticed),
+        let (before, reported, mut recorded_at) = match self.known.get(&name) {
+            Some(known) => (known.object.clone(), Some(&known.problems), known.recorded_at),
             None => (None, None, None),
         };
         let is_news = reported != Some(&problems);
         if !is_news && (now.is_none() || now == before) {
-            // The one that the index has too, and not another one like it.
-            return (name, Known { object: before, problems, noticed }, None);
+            // Keep the pointer that the index has, not an equal object.
+            return (name, Known { object: before, problems, recorded_at }, None);
         }
-        if is_error && is_news && noticed.is_none_or(|at| at.elapsed() > NOTICE_INTERVAL) {
-            noticed = Some(Instant::now());
-            self.recorder.record(notice::<K>(&name, uid, &problems));
+        if is_error && is_news && recorded_at.is_none_or(|at| at.elapsed() > EVENT_INTERVAL) {
+            recorded_at = Some(Instant::now());
+            self.recorder.record(event::<K>(&name, uid, &problems));
         }
         let objects = now.clone().map(|object| vec![Sourced { object, location: Location::Api }]);
         let origin = Origin::Api(K::RESOURCE, name.clone());
         let event = Event::Replace { origin, objects, problems: problems.clone() };
-        (name, Known { object: now.or(before), problems, noticed }, Some(event))
+        (name, Known { object: now.or(before), problems, recorded_at }, Some(event))
     }
 }
 
-fn notice<K: Kind>(name: &NamespacedName, uid: Option<String>, problems: &[Problem]) -> Notice {
+fn event_record<K: Kind>(name: &NamespacedName, uid: Option<String>, problems: &[Problem]) -> EventRecord {
     let error = problems.iter().find(|problem| problem.is_error());
     let error = error.map_or("", |problem| &problem.message);
-    Notice {
+    EventRecord {
         regarding: Regarding { resource: K::RESOURCE, name: name.clone(), uid },
         is_warning: true,
         reason: "InvalidObject",

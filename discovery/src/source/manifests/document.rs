@@ -6,55 +6,55 @@ use saphyr::{MarkedYaml, Scalar, ScanError, YamlData, YamlLoader};
 use saphyr_parser::{Event, Parser, ScalarStyle, SpannedEventReceiver as _};
 use serde_json::{Map, Number, Value};
 
-use super::Mistake;
+use super::ParseError;
 
-/// Collections within each other. A manifest has some ten, and what walks through them recurses. What is
-/// deeper is left out: no field that is used is.
+/// Maximum nesting depth. A manifest has some ten levels, and the code that walks them is recursive. Deeper
+/// values are dropped: no field in use is deeper.
 pub(super) const MAX_DEPTH: usize = 100;
 
-/// A parsed document that still knows its lines.
+/// A parsed document with line numbers.
 pub(super) struct Document<'a> {
     root: MarkedYaml<'a>,
-    /// Lines of the file before the text that it was parsed from.
+    /// The line offset of its text in the file.
     offset: usize,
 }
 
-/// What a file has.
+/// The documents of a file.
 #[derive(Default)]
 pub(super) struct Parsed<'a> {
     pub(super) documents: Vec<Document<'a>>,
-    /// Documents that are not YAML, where others are.
-    pub(super) mistakes: Vec<Mistake>,
-    /// Lines at which something is nested too deeply, and is left out.
+    /// Documents that are not YAML, among valid ones.
+    pub(super) mistakes: Vec<ParseError>,
+    /// Lines with values that are nested too deeply and dropped.
     pub(super) too_deep: Vec<usize>,
 }
 
-/// Parses a file into its documents; those that are empty or comments only are left out. JSON is YAML. A
-/// document that is not YAML costs itself alone.
+/// Parses a file into its documents. Documents that are empty or only comments are skipped. JSON is YAML. A
+/// document that is not YAML does not affect the others.
 ///
 /// # Errors
-/// When nothing in it is YAML.
-pub(super) fn parse(contents: &[u8]) -> Result<Parsed<'_>, Mistake> {
+/// If nothing in it is YAML.
+pub(super) fn parse(contents: &[u8]) -> Result<Parsed<'_>, ParseError> {
     let text = std::str::from_utf8(contents).map_err(|e| {
         let before = &contents[..e.valid_up_to()];
         let line = before.split(|byte| *byte == b'\n').count();
         (Some(line), "is not UTF-8 text".to_owned())
     })?;
     let mut parsed = Parsed::default();
-    let Err(mistake) = load(text, 0, &mut parsed) else { return Ok(parsed) };
+    let Err(parse_error) = load(text, 0, &mut parsed) else { return Ok(parsed) };
     parsed = Parsed::default();
     let mut is_any_whole = false;
     for (offset, part) in split(text) {
         match load(part, offset, &mut parsed) {
             Ok(()) => is_any_whole |= !part.trim().is_empty(),
-            Err(mistake) => parsed.mistakes.push(mistake),
+            Err(parse_error) => parsed.mistakes.push(parse_error),
         }
     }
-    if is_any_whole { Ok(parsed) } else { Err(mistake) }
+    if is_any_whole { Ok(parsed) } else { Err(parse_error) }
 }
 
-/// The text of each document, and the lines before it. A line that begins with `---` begins one, whatever is
-/// before it (YAML 1.2 §9.1.2).
+/// The text of each document, and its line offset. A line that begins with `---` begins a document, whatever
+/// precedes it (YAML 1.2 §9.1.2).
 fn split(text: &str) -> Vec<(usize, &str)> {
     let mut parts = Vec::new();
     let (mut start, mut offset, mut position) = (0, 0, 0);
@@ -69,15 +69,16 @@ fn split(text: &str) -> Vec<(usize, &str)> {
     parts
 }
 
-/// As the library does, which recurses as far as it is led: what is nested too deeply is null.
-fn load<'a>(text: &'a str, offset: usize, parsed: &mut Parsed<'a>) -> Result<(), Mistake> {
-    let mistake = |e: &ScanError| (Some(e.marker().line() + offset), format!("is not YAML: {}", e.info()));
+/// Like the library, which recurses without a limit, but values nested too deeply become null.
+fn load<'a>(text: &'a str, offset: usize, parsed: &mut Parsed<'a>) -> Result<(), ParseError> {
+    let parse_error =
+        |e: &ScanError| (Some(e.marker().line() + offset), format!("is not YAML: {}", e.info()));
     let mut loader = YamlLoader::default();
     let (mut depth, mut too_deep) = (Depth::default(), Vec::new());
-    // Collections that are open in one that is left out.
+    // Collections that are open inside a dropped one.
     let mut skipped = 0_usize;
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|e| mistake(&e))?;
+        let (event, span) = event.map_err(|e| parse_error(&e))?;
         let is_start = matches!(event, Event::SequenceStart(..) | Event::MappingStart(..));
         if skipped > 0 {
             skipped += usize::from(is_start);
@@ -92,10 +93,10 @@ fn load<'a>(text: &'a str, offset: usize, parsed: &mut Parsed<'a>) -> Result<(),
         } else {
             event
         };
-        depth.follow(&event);
+        depth.track(&event);
         loader.on_event(event, span);
         if let Some(error) = loader.error() {
-            return Err(mistake(error));
+            return Err(parse_error(error));
         }
     }
     let is_null = |node: &MarkedYaml<'_>| matches!(node.data, YamlData::Value(Scalar::Null));
@@ -105,13 +106,12 @@ fn load<'a>(text: &'a str, offset: usize, parsed: &mut Parsed<'a>) -> Result<(),
     Ok(())
 }
 
-/// How deep a document is.
+/// The nesting depth of a document.
 #[derive(Default)]
 struct Depth {
-    /// Collections that have not ended: their anchor, and how many there are within each other in them so
-    /// far.
+    /// Open collections: their anchor, and the maximum depth inside them so far.
     open: Vec<(usize, usize)>,
-    /// The same of what has an anchor, which an alias stands for.
+    /// The depth of each anchor, for its aliases.
     anchored: HashMap<usize, usize>,
 }
 
@@ -126,7 +126,7 @@ impl Depth {
         Ok(self.open.len() + height > MAX_DEPTH)
     }
 
-    fn follow(&mut self, event: &Event<'_>) {
+    fn track(&mut self, event: &Event<'_>) {
         let height = match event {
             Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
                 self.open.push((*anchor, 1));
@@ -134,11 +134,11 @@ impl Depth {
             }
             Event::SequenceEnd | Event::MappingEnd => {
                 let Some((anchor, height)) = self.open.pop() else { return };
-                self.note(anchor, height);
+                self.set_height(anchor, height);
                 height
             }
             Event::Scalar(.., anchor, _) => {
-                self.note(*anchor, 0);
+                self.set_height(*anchor, 0);
                 0
             }
             Event::Alias(anchor) => self.height_of(*anchor).unwrap_or_default(),
@@ -153,14 +153,14 @@ impl Depth {
         }
     }
 
-    /// An anchor ends with its document, where the library would find one of another document.
+    /// An anchor is valid in its document only; the library would find one of another document.
     fn height_of(&self, anchor: usize) -> Result<usize, String> {
         let height = self.anchored.get(&anchor).copied();
-        height.ok_or_else(|| "is not YAML: an alias of what is not whole before it".to_owned())
+        height.ok_or_else(|| "is not YAML: an alias precedes the end of its anchor".to_owned())
     }
 
-    fn note(&mut self, anchor: usize, height: usize) {
-        // 0 is none.
+    fn set_height(&mut self, anchor: usize, height: usize) {
+        // 0 means no anchor.
         if anchor > 0 {
             self.anchored.insert(anchor, height);
         }
@@ -168,12 +168,12 @@ impl Depth {
 }
 
 impl Document<'_> {
-    /// The document as the Kubernetes API would get it.
+    /// The document as the Kubernetes API would receive it.
     pub(super) fn value(&self) -> Value {
         to_json(&self.root)
     }
 
-    /// The line of a field such as `spec.ports[1].port`, or of the nearest one around it that exists.
+    /// The line of a field such as `spec.ports[1].port`, or of the nearest existing parent.
     pub(super) fn line_of(&self, path: &str) -> usize {
         let mut node = &self.root;
         let mut line = node.span.start.line();

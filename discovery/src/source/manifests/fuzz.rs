@@ -1,4 +1,4 @@
-//! Random and damaged objects among good ones, from a fixed seed: the good ones are always served.
+//! Random and damaged objects among good ones, from a fixed seed. The good ones must always be served.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::snapshot::Snapshot;
 
 const SEEDS: u64 = 60;
 
-/// How a good Service `good-N` gets its endpoint.
+/// The number of ways in which a good Service `good-N` gets its endpoint.
 const WAYS: usize = 2;
 
 fn service(name: &str, selector: Value) -> Value {
@@ -78,7 +78,7 @@ fn good(number: usize) -> Vec<Value> {
     }
 }
 
-/// An object with one to four fields damaged.
+/// An object with one to four damaged fields.
 fn bad(number: usize) -> Value {
     let name = format!("bad-{number}");
     let mut object = match fastrand::u8(..5) {
@@ -108,7 +108,7 @@ fn collect(value: &Value, at: &mut String, paths: &mut Vec<String>) {
         at.push('/');
         at.push_str(&key.replace('~', "~0").replace('/', "~1"));
         paths.push(at.clone());
-        // What is as deep as this is a damage.
+        // A value as deep as this is a damage.
         if at.len() < 200 {
             collect(value, at, paths);
         }
@@ -126,7 +126,9 @@ fn collect(value: &Value, at: &mut String, paths: &mut Vec<String>) {
 fn remove(object: &mut Value, path: &str) {
     let Some((parent, key)) = path.rsplit_once('/') else { return };
     match object.pointer_mut(parent) {
-        Some(Value::Object(fields)) => drop(fields.remove(&key.replace("~1", "/").replace("~0", "~"))),
+        Some(Value::Object(fields)) => {
+            fields.remove(&key.replace("~1", "/").replace("~0", "~"));
+        }
         Some(Value::Array(items)) => drop(items.pop()),
         _ => {}
     }
@@ -158,8 +160,7 @@ fn damage() -> Value {
     }
 }
 
-/// The text of a file with these objects in any of the ways to write several; damaged documents may be among
-/// them.
+/// The text of a file with these objects, in a random format. Damaged documents may be among them.
 fn file(objects: &[Value]) -> String {
     if fastrand::u8(..3) == 0 {
         return json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
@@ -189,13 +190,13 @@ fn check(snapshot: &Snapshot, number: usize, at: &str) {
 }
 
 #[test]
-fn damaged_objects_among_good_ones_cost_themselves() {
+fn damaged_objects_do_not_affect_good_ones() {
     for seed in 0..SEEDS {
         fastrand::seed(seed);
         let mut manifests = Manifests::new("/nowhere".into());
         let mut index = Index::new(vec!["10.96.0.0/12".parse().unwrap()]);
         index.expect_source(MANIFESTS);
-        // Some files are written again, with other damage.
+        // Write some files again, with other damage.
         for round in 0..2 {
             let mut files: BTreeMap<usize, Vec<Value>> = BTreeMap::new();
             for number in 0..6 {

@@ -1,4 +1,4 @@
-//! What each kind of manifest means to the data plane.
+//! The conversion of each kind of manifest.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::convert::{self, Findings};
 use crate::event::{Object, Sourced};
 use crate::problem::{Location, Problem, Severity};
 
-/// Names an object within a file: kind, namespace, name.
+/// The key of an object within a file: kind, namespace, name.
 pub(super) type ObjectKey = (String, String, String);
 
-/// Kinds that an application's manifests are full of, and that say nothing about where traffic goes.
+/// Kinds that are common in application manifests and have no effect on the data plane.
 const IRRELEVANT: [&str; 22] = [
     "ConfigMap",
     "ClusterRole",
@@ -39,7 +39,7 @@ const IRRELEVANT: [&str; 22] = [
     "VolumeAttachment",
 ];
 
-/// Kinds a user may expect something of, and what to do instead.
+/// Kinds that a user may expect to have an effect, and what to do instead.
 const NOT_HONOURED: [(&str, &str); 12] = [
     ("CronJob", WORKLOAD),
     ("DaemonSet", WORKLOAD),
@@ -58,7 +58,7 @@ const NOT_HONOURED: [(&str, &str); 12] = [
 const WORKLOAD: &str =
     "creates no pods here; start them with your container runtime and describe each as kind: Pod";
 
-/// Reads one object, or the items of a list. `at` is where the object is in its document, empty for the
+/// Reads one object, or the items of a list. `at` is the path of the object in its document, empty for the
 /// document itself.
 pub(super) fn read(value: &Value, at: &str, location: &dyn Fn(&str) -> Location, reading: &mut Reading) {
     let Some(kind) = value.get("kind").and_then(Value::as_str) else {
@@ -101,7 +101,7 @@ pub(super) fn read(value: &Value, at: &str, location: &dyn Fn(&str) -> Location,
     }
 }
 
-/// Items of a typed list (`ServiceList`) leave out what the list says for all of them.
+/// Adds the fields that a typed list (`ServiceList`) has for all of its items.
 fn complete_item(item: &mut Value, list: &Value, list_kind: &str) {
     let of_list = list_kind.trim_end_matches("List");
     if let (Value::Object(fields), false) = (item, of_list.is_empty()) {
@@ -145,7 +145,7 @@ fn object<A: DeserializeOwned, M>(
     }
 }
 
-/// Reads the fields we use as the API server would, so that what it refuses is refused here.
+/// Decodes the fields like the API server: what it refuses is refused here.
 fn parse<A: DeserializeOwned>(value: &Value, api_version: &str, findings: &mut Findings) -> Option<A> {
     match value.get("apiVersion").and_then(Value::as_str) {
         Some(version) if version == api_version => {}

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::event::Object;
-use crate::model::{Carrier, Service, ServiceKind, TrafficRules};
+use crate::model::{ProxyClass, Service, ServiceKind, TrafficRules};
 
 fn event(manifests: &mut Manifests, file: &str, contents: &[u8]) -> Event {
     let changed = vec![(PathBuf::from(file), Ok(contents.to_vec()))];
@@ -54,7 +54,7 @@ fn documents_lists_and_json_are_read_alike() {
 }
 
 #[test]
-fn a_mistake_is_named_with_file_line_field_and_value() {
+fn error_has_file_line_field_and_value() {
     let text = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  ports:\n  - {name: a, port: 80}\n  - name: b\n    port: 70000\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: ok}\n";
     assert_eq!(
         once(text),
@@ -69,7 +69,7 @@ fn a_mistake_is_named_with_file_line_field_and_value() {
 }
 
 #[test]
-fn every_mistake_of_a_service_is_found_at_once() {
+fn all_errors_of_a_service_are_reported_at_once() {
     let text =
         "apiVersion: v1\nkind: Service\nmetadata: {name: Web}\nspec:\n  type: Magic\n  ipFamilies: [IPv5]\n";
     assert!(problems(text)[0].contains("metadata.name: \"Web\" is not a DNS label"), "{:?}", problems(text));
@@ -87,7 +87,7 @@ fn every_mistake_of_a_service_is_found_at_once() {
 }
 
 #[test]
-fn a_field_of_the_wrong_type_is_refused_as_the_api_server_would() {
+fn field_of_a_wrong_type_is_refused_as_by_the_api_server() {
     let text = WEB.replace("port: 80", "port: \"80\"");
     assert!(
         problems(&text)[0]
@@ -98,7 +98,7 @@ fn a_field_of_the_wrong_type_is_refused_as_the_api_server_would() {
 }
 
 #[test]
-fn an_address_of_another_family_is_left_out_and_a_node_with_host_bits_is_refused() {
+fn address_of_another_family_is_skipped_and_a_node_with_host_bits_is_refused() {
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  labels: {kubernetes.io/service-name: web}\naddressType: IPv4\nendpoints:\n- addresses: [\"fd00::1\"]\n";
     assert_eq!(
         problems(slice),
@@ -127,7 +127,7 @@ fn services(text: &str) -> (Vec<Arc<Service>>, Vec<String>) {
 }
 
 #[test]
-fn addresses_and_ranges_are_read_as_the_api_server_accepts_them() {
+fn addresses_and_ranges_are_accepted_as_by_the_api_server() {
     let text = format!(
         "{WEB}  type: LoadBalancer\n  clusterIP: 010.096.000.009\n  externalIPs: [192.000.002.009]\n  \
          loadBalancerSourceRanges: [192.12.2.8/24, '010.1.0.0/16', ' fd00::1/64']\n"
@@ -149,7 +149,7 @@ fn addresses_and_ranges_are_read_as_the_api_server_accepts_them() {
 }
 
 #[test]
-fn a_mistake_where_no_api_server_looks_costs_that_field_and_not_the_service() {
+fn error_in_a_field_that_no_api_server_validates_ignores_the_field_only() {
     let text = format!("{WEB}  externalIPs: [192.0.2.9]\n").replacen(
         "metadata: {",
         "metadata: {annotations: {portolan.dev/balancer: best, portolan.dev/max-connections: many, portolan.dev/proxy-protocol: v1}, ",
@@ -165,7 +165,7 @@ fn a_mistake_where_no_api_server_looks_costs_that_field_and_not_the_service() {
 }
 
 #[test]
-fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
+fn fields_without_effect_here_warn_and_irrelevant_ones_do_not() {
     let text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n---\napiVersion: x/v1\nkind: Gadget\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  trafficDistribution: PreferFar\n  ports: [{port: 80}]\n";
     let found = problems(text);
     assert_eq!(found.len(), 3, "{found:?}");
@@ -182,7 +182,7 @@ fn what_has_no_effect_here_warns_and_what_never_has_is_silent() {
 }
 
 #[test]
-fn a_broken_file_keeps_everything_and_a_broken_object_keeps_itself() {
+fn broken_file_and_broken_object_keep_their_last_good_state() {
     let mut manifests = Manifests::new("/nowhere".into());
     let good = Some(vec!["Service default/web 80".to_owned()]);
     assert_eq!(read(&mut manifests, WEB), (good.clone(), vec![]));
@@ -194,18 +194,18 @@ fn a_broken_file_keeps_everything_and_a_broken_object_keeps_itself() {
         "{problems:?}"
     );
     assert_eq!(read(&mut manifests, &WEB.replace("80", "0")).0, good);
-    // Twice wrong is still the same last good object; what is deleted from the file is deleted.
+    // A second error keeps the same last good object. An object that is deleted from the file is deleted.
     assert_eq!(read(&mut manifests, &WEB.replace("80", "-1")).0, good);
     assert_eq!(read(&mut manifests, "# nothing").0, Some(vec![]));
 }
 
 #[test]
-fn a_document_that_is_not_yaml_costs_itself() {
+fn document_that_is_not_yaml_affects_no_other() {
     let mut manifests = Manifests::new("/nowhere".into());
     let other = WEB.replace("web", "api");
     let whole = format!("{WEB}---\n{other}---\n{}", WEB.replace("web", "removed"));
     read(&mut manifests, &whole);
-    // The second is broken, the third has a mistake of its own, and the first is as it was.
+    // The second is not YAML, the third has an error of its own, and the first is unchanged.
     let broken = format!(
         "{}---\na: [b\n---\n{}",
         WEB.replace("80", "81"),
@@ -220,12 +220,12 @@ fn a_document_that_is_not_yaml_costs_itself() {
         "lines count from the start of the file: {problems:?}"
     );
     assert_eq!(problems.len(), 2);
-    // Whole again, it says what there is.
+    // Repaired, the file applies as written.
     assert_eq!(read(&mut manifests, WEB), (Some(vec!["Service default/web 80".to_owned()]), vec![]));
 }
 
 #[test]
-fn what_is_nested_too_deeply_costs_itself() {
+fn value_nested_too_deeply_affects_no_other() {
     let deep = "{a: ".repeat(200) + &"}".repeat(200);
     let fields = format!("metadata: {{name: web, managedFields: [{{fieldsV1: {deep}}}]}}");
     let (objects, problems) = once(&WEB.replace("metadata: {name: web}", &fields));
@@ -249,7 +249,7 @@ fn hostile_input_is_an_error_and_nothing_worse() {
 }
 
 #[test]
-fn an_external_address_that_is_none_does_not_cost_the_node_its_routes() {
+fn invalid_external_address_does_not_remove_the_routes_of_the_node() {
     let text = "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.22.0.0/24]}\nstatus: {addresses: [{type: ExternalIP, address: n1.test}]}\n";
     let event = event(&mut Manifests::new("/nowhere".into()), "node.yaml", text.as_bytes());
     let Event::Replace { objects, problems, .. } = event else { panic!("{event:?}") };
@@ -259,7 +259,7 @@ fn an_external_address_that_is_none_does_not_cost_the_node_its_routes() {
 }
 
 #[test]
-fn nesting_has_a_bound_however_it_is_written() {
+fn nesting_is_bounded_in_every_notation() {
     let too_deep = "web.yaml:1: is nested more than 100 levels deep; what is deeper is left out";
     let wide = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
     for text in ["- ".repeat(100_000), "? ".repeat(100_000), "- ".repeat(101), wide(101)] {
@@ -267,7 +267,7 @@ fn nesting_has_a_bound_however_it_is_written() {
         assert_eq!(found[0], format!("warning: {too_deep}"), "{:.40}", text);
         assert!(found[1].starts_with("error: web.yaml:1: the document "), "{found:?}");
     }
-    // Each alias is as deep as what it stands for.
+    // An alias is as deep as its anchor.
     let towers = |levels: usize| {
         let floor = |n: usize| format!("- &a{n} [[[[[[[[[*a{}]]]]]]]]]\n", n - 1);
         format!("- &a0 x\n{}", (1..=levels).map(floor).collect::<String>())
@@ -286,7 +286,7 @@ fn nesting_has_a_bound_however_it_is_written() {
 }
 
 #[test]
-fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
+fn labels_select_the_proxy_and_an_annotation_has_the_trigger_time() {
     let read = |metadata: &str| {
         let text = format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nendpoints: []\n\
@@ -295,14 +295,14 @@ fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
         let event = event(&mut Manifests::new("/nowhere".into()), "web.yaml", text.as_bytes());
         let Event::Replace { objects: Some(mut objects), .. } = event else { panic!("{event:?}") };
         let Object::EndpointSlice(slice) = objects.remove(0).object else { panic!() };
-        (slice.carrier.clone(), slice.triggered_at)
+        (slice.proxy_class.clone(), slice.triggered_at)
     };
     let proxy_name = "service.kubernetes.io/service-proxy-name";
-    assert_eq!(read("}"), (Carrier::Usual, None));
-    assert_eq!(read(&format!(", {proxy_name}: other}}")).0, Carrier::Named("other".into()));
+    assert_eq!(read("}"), (ProxyClass::Default, None));
+    assert_eq!(read(&format!(", {proxy_name}: other}}")).0, ProxyClass::Named("other".into()));
     assert_eq!(
         read(&format!(", {proxy_name}: other, service.kubernetes.io/headless: ''}}")).0,
-        Carrier::None
+        ProxyClass::None
     );
     let at = "}\n  annotations: {endpoints.kubernetes.io/last-change-trigger-time: '2026-01-02T03:04:05.5Z'}";
     let since = read(at).1.unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -310,7 +310,7 @@ fn labels_say_which_proxy_is_meant_and_annotations_since_when_there_is_news() {
 }
 
 #[test]
-fn a_node_that_is_about_to_go_says_so() {
+fn node_about_to_be_removed_is_marked() {
     let read = |text: &str| {
         let text = format!("apiVersion: v1\nkind: Node\n{text}\n");
         let event = event(&mut Manifests::new("/nowhere".into()), "node.yaml", text.as_bytes());
@@ -326,7 +326,7 @@ fn a_node_that_is_about_to_go_says_so() {
 }
 
 #[test]
-fn many_files_are_read_as_each_of_them_alone() {
+fn many_files_give_the_same_result_as_each_file_alone() {
     let padding = "#".repeat(20 * 1024);
     let service = |number: usize| {
         let metadata = format!("metadata: {{name: s{number}}}\nspec: {{ports: [{{port: 80}}]}}");
@@ -349,7 +349,7 @@ fn many_files_are_read_as_each_of_them_alone() {
     assert_eq!(shown(&events(0..number)[..number]), shown(&alone));
 }
 
-/// KEP-5311: names are labels as RFC 1123 has them.
+/// KEP-5311: names are labels as in RFC 1123.
 #[test]
 fn service_names_may_begin_with_a_digit() {
     for name in ["1web", "8080", "0"] {
@@ -359,14 +359,14 @@ fn service_names_may_begin_with_a_digit() {
 }
 
 #[test]
-fn a_service_cidr_is_read_and_host_bits_are_refused() {
+fn service_cidr_is_read_and_host_bits_are_refused() {
     let text = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\nspec: {cidrs: [10.200.0.0/24]}\n";
     assert_eq!(once(text), (Some(vec!["ServiceCIDR more".to_owned()]), vec![]));
     let problems = problems(&text.replace("10.200.0.0", "10.200.0.1"));
     assert!(problems[0].contains("spec.cidrs[0]: \"10.200.0.1/24\" has host bits set"), "{problems:?}");
 }
 
-/// `null` is what Go writes, and reads as nothing.
+/// Go writes `null` for an absent value.
 #[test]
 fn null_is_an_absent_field() {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web, labels: null, creationTimestamp: null}\nspec:\n  ports: [{port: 80, name: null, targetPort: null}]\n  selector: null\n  externalIPs: null\nstatus: {loadBalancer: null, conditions: [{lastTransitionTime: null}]}\n";

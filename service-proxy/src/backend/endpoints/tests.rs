@@ -1,6 +1,6 @@
 use discovery::model::{
-    Carrier, Conditions, Endpoint as ModelEndpoint, EndpointPort, EndpointSlice, FamilyPolicy,
-    NamespacedName, Protocol, Service, ServiceKind, TargetPort, TrafficRules,
+    Conditions, Endpoint as ModelEndpoint, EndpointPort, EndpointSlice, FamilyPolicy, NamespacedName,
+    Protocol, ProxyClass, Service, ServiceKind, TargetPort, TrafficRules,
 };
 
 use super::*;
@@ -32,7 +32,7 @@ fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, Serv
     let slice = EndpointSlice {
         name: name.clone(),
         service: name.clone(),
-        carrier: Carrier::Usual,
+        proxy_class: ProxyClass::Default,
         triggered_at: None,
         family: IpFamily::V4,
         ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],

@@ -28,8 +28,8 @@ fn list(replica: &mut Replica<EndpointSlice>, slices: &[(&str, Value)]) -> Vec<E
 }
 
 /// `+name` for a change, `-name` for a deletion, `!name` for one with a problem.
-fn told(events: &[Event]) -> Vec<String> {
-    let mut told: Vec<String> = events
+fn changes(events: &[Event]) -> Vec<String> {
+    let mut names: Vec<String> = events
         .iter()
         .map(|event| match event {
             Event::Replace { origin: Origin::Api(_, name), objects, problems } => {
@@ -43,36 +43,36 @@ fn told(events: &[Event]) -> Vec<String> {
             other => panic!("{other:?}"),
         })
         .collect();
-    told.sort();
-    told
+    names.sort();
+    names
 }
 
 #[test]
-fn list_yields_what_is_new_changed_and_deleted_and_nothing_else() {
+fn list_yields_new_changed_and_deleted_objects_and_nothing_else() {
     let mut replica = replica();
     let first = list(&mut replica, &[("a", endpoint("10.0.0.1")), ("b", endpoint("10.0.0.2"))]);
-    assert_eq!(told(&first), ["+a", "+b"]);
+    assert_eq!(changes(&first), ["+a", "+b"]);
     let second = list(&mut replica, &[("a", endpoint("10.0.0.1")), ("c", endpoint("10.0.0.3"))]);
-    assert_eq!(told(&second), ["+c", "-b"]);
+    assert_eq!(changes(&second), ["+c", "-b"]);
     assert_eq!(
-        told(&list(&mut replica, &[("a", endpoint("10.0.0.9")), ("c", endpoint("10.0.0.3"))])),
+        changes(&list(&mut replica, &[("a", endpoint("10.0.0.9")), ("c", endpoint("10.0.0.3"))])),
         ["+a"]
     );
 }
 
 #[test]
-fn a_list_that_breaks_off_changes_nothing() {
+fn list_that_ends_early_changes_nothing() {
     let mut replica = replica();
     list(&mut replica, &[("a", endpoint("10.0.0.1")), ("b", endpoint("10.0.0.2"))]);
     let mut broken = Listing::default();
     replica.collect(&mut broken, slice("a", endpoint("10.0.0.9")));
     drop(broken);
     let now = list(&mut replica, &[("a", endpoint("10.0.0.9")), ("b", endpoint("10.0.0.2"))]);
-    assert_eq!(told(&now), ["+a"], "the change was not lost with the list that told it");
+    assert_eq!(changes(&now), ["+a"], "the change was not lost with the incomplete list");
 }
 
 #[test]
-fn what_was_known_already_is_kept_once() {
+fn unchanged_objects_are_stored_once() {
     let mut replica = replica();
     list(&mut replica, &[("a", endpoint("10.0.0.1"))]);
     let of = |replica: &Replica<EndpointSlice>| match &replica.known.values().next().unwrap().object {
@@ -82,7 +82,7 @@ fn what_was_known_already_is_kept_once() {
     let before = of(&replica);
     list(&mut replica, &[("a", endpoint("10.0.0.1"))]);
     assert!(std::sync::Arc::ptr_eq(&before, &of(&replica)));
-    assert!(replica.update(slice("a", endpoint("10.0.0.1"))).is_none(), "a heartbeat is no news");
+    assert!(replica.update(slice("a", endpoint("10.0.0.1"))).is_none(), "a heartbeat is no change");
     assert!(std::sync::Arc::ptr_eq(&before, &of(&replica)));
 }
 
@@ -100,6 +100,6 @@ fn error_is_reported_while_it_lasts_and_the_last_good_state_stays() {
     assert!(matches!(&mended, Event::Replace { objects: Some(_), problems, .. } if problems.is_empty()));
     assert!(replica.update(slice("a", json!([{"addresses": "wrong"}]))).is_some());
     assert!(replica.update(slice("a", json!([{"addresses": "wrong"}]))).is_none(), "reported already");
-    assert_eq!(told(&[replica.remove(&slice("a", json!([]))).unwrap()]), ["-a"]);
+    assert_eq!(changes(&[replica.remove(&slice("a", json!([]))).unwrap()]), ["-a"]);
     assert!(replica.remove(&slice("a", json!([]))).is_none());
 }

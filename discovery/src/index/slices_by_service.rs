@@ -1,24 +1,24 @@
-//! Which slices are a Service's.
+//! EndpointSlices by Service.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::model::NamespacedName;
 
-/// The slices of each Service, and whose a slice was when that was last looked at.
+/// The slices of each Service, and the Service of each slice.
 #[derive(Debug, Default)]
-pub(super) struct Grouping {
+pub(super) struct SlicesByService {
     slices: HashMap<NamespacedName, BTreeSet<NamespacedName>>,
     owners: HashMap<NamespacedName, NamespacedName>,
 }
 
-impl Grouping {
-    /// The slices of a Service that has any.
+impl SlicesByService {
+    /// The slices of a Service, if it has any.
     pub(super) fn slices_of(&self, service: &NamespacedName) -> Option<&BTreeSet<NamespacedName>> {
         self.slices.get(service)
     }
 
-    /// Notes whose slice it is now, and returns that Service and the one it was of before.
-    pub(super) fn note(
+    /// Updates the Service of a slice. Returns the current and the former Service.
+    pub(super) fn update(
         &mut self,
         slice: NamespacedName,
         now: Option<NamespacedName>,

@@ -1,16 +1,16 @@
-//! Which namespaces exist: those that something is in, or that an object says there are.
+//! Which namespaces exist: those with objects, and those with a Namespace object.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// How many objects are in each namespace.
+/// The number of objects in each namespace.
 #[derive(Debug, Default)]
-pub(super) struct Population {
+pub(super) struct NamespaceReferences {
     counts: HashMap<Arc<str>, usize>,
     names: Arc<HashSet<Arc<str>>>,
 }
 
-impl Population {
+impl NamespaceReferences {
     pub(super) fn namespaces(&self) -> Arc<HashSet<Arc<str>>> {
         Arc::clone(&self.names)
     }

@@ -1,4 +1,4 @@
-//! Discovery over real directories: what appears, changes, breaks and vanishes shows in the next snapshot.
+//! Discovery with real directories: every change shows in the next snapshot.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use portolan_discovery::model::{IpFamily, NamespacedName};
 use portolan_discovery::{Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshot};
 
-/// Less than the half minute after which a directory is read without being told.
-const SOON: Duration = Duration::from_secs(10);
+/// Less than the half minute after which a directory is scanned without an event.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  ports:\n  - {port: 80, targetPort: 8080}\n";
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  \
+                   ports:\n  - {port: 80, targetPort: 8080}\n";
 const POD: &str =
     "apiVersion: v1\nkind: Pod\nmetadata: {name: web-0, labels: {app: web}}\nspec: {containers: []}\n";
 
@@ -34,14 +35,14 @@ fn start(root: &Path, attachments: bool) -> Discovery {
     })
 }
 
-/// The first snapshot for which `is` holds, told by the kernel and not by the safety scan.
+/// The first snapshot for which `is` holds, before the periodic scan.
 async fn until(discovery: &Discovery, what: &str, is: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
     let mut snapshots = discovery.snapshots.clone();
-    match tokio::time::timeout(SOON, snapshots.wait_for(|snapshot| is(snapshot))).await {
+    match tokio::time::timeout(TIMEOUT, snapshots.wait_for(|snapshot| is(snapshot))).await {
         Ok(Ok(snapshot)) => Arc::clone(&snapshot),
         Ok(Err(_)) => panic!("discovery ended before: {what}"),
         Err(_elapsed) => {
-            panic!("not within {SOON:?}: {what}; last: {:?}", discovery.snapshots.borrow().health())
+            panic!("not within {TIMEOUT:?}: {what}; last: {:?}", discovery.snapshots.borrow().health())
         }
     }
 }
@@ -57,10 +58,10 @@ fn has_web(snapshot: &Snapshot) -> bool {
 }
 
 fn is_unreadable(snapshot: &Snapshot) -> bool {
-    snapshot.sources.get("manifests").is_some_and(|source| source.outage.is_some())
+    snapshot.sources.get("manifests").is_some_and(|source| source.failure.is_some())
 }
 
-/// As `kubectl`, editors and configuration management write: beside, then renamed into place.
+/// Writes like `kubectl`, editors and configuration management: to another file, then renamed into place.
 fn put(path: &Path, text: &str) {
     let beside = path.with_extension("new");
     fs::write(&beside, text).unwrap();
@@ -68,7 +69,7 @@ fn put(path: &Path, text: &str) {
 }
 
 #[tokio::test]
-async fn nothing_is_known_until_the_directory_exists_and_then_all_at_once() {
+async fn state_is_not_synced_until_the_directory_exists() {
     let root = tempfile::tempdir().unwrap();
     let discovery = start(root.path(), false);
     let missing = until(&discovery, "the missing directory is reported", is_unreadable).await;
@@ -84,7 +85,7 @@ async fn nothing_is_known_until_the_directory_exists_and_then_all_at_once() {
 }
 
 #[tokio::test]
-async fn files_come_change_break_and_go() {
+async fn files_are_added_changed_broken_repaired_and_deleted() {
     let root = tempfile::tempdir().unwrap();
     let manifests = root.path().join("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -108,8 +109,8 @@ async fn files_come_change_break_and_go() {
 /// How long a file may be missing before it counts as deleted.
 const SETTLING: Duration = Duration::from_millis(100);
 
-/// As vim does: the old file aside, a new one in its place, the old one away. Slowly, as over a network. Returns
-/// for how long there was no whole file.
+/// Like vim: renames the old file away, writes a new one in its place, deletes the old one. Slowly, as over a
+/// network. Returns how long no complete file existed.
 fn edit(path: &Path, text: &str) -> Duration {
     const PAUSE: Duration = Duration::from_millis(5);
     let aside = path.with_extension("yaml~");
@@ -126,7 +127,7 @@ fn edit(path: &Path, text: &str) -> Duration {
 }
 
 #[tokio::test]
-async fn file_that_an_editor_replaces_is_never_taken_for_deleted() {
+async fn file_replaced_by_an_editor_is_never_taken_for_deleted() {
     let root = tempfile::tempdir().unwrap();
     let manifests = root.path().join("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -154,7 +155,7 @@ async fn file_that_an_editor_replaces_is_never_taken_for_deleted() {
 }
 
 #[tokio::test]
-async fn a_directory_that_vanishes_keeps_its_state_and_is_followed_again_when_it_returns() {
+async fn directory_that_vanishes_keeps_its_state_and_is_watched_again_when_it_returns() {
     let root = tempfile::tempdir().unwrap();
     let manifests = root.path().join("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -172,12 +173,12 @@ async fn a_directory_that_vanishes_keeps_its_state_and_is_followed_again_when_it
     let is_new = |s: &Snapshot| {
         s.service(&NamespacedName::new("default", "web")).is_some_and(|e| e.service.ports[0].port == 82)
     };
-    until(&discovery, "the returned directory is followed", is_new).await;
+    until(&discovery, "the returned directory is watched", is_new).await;
     discovery.stop().await;
 }
 
 #[tokio::test]
-async fn an_attachment_gives_a_pod_its_address_and_takes_it_away() {
+async fn attachment_gives_a_pod_its_address_and_its_removal_takes_it_away() {
     let root = tempfile::tempdir().unwrap();
     let manifests = root.path().join("manifests");
     fs::create_dir(&manifests).unwrap();
@@ -205,9 +206,9 @@ async fn an_attachment_gives_a_pod_its_address_and_takes_it_away() {
     discovery.stop().await;
 }
 
-/// Root may read everything, so the threads that read files are another user's.
+/// Root can read everything, so the threads that read files run as another user.
 #[test]
-fn a_file_or_directory_that_may_not_be_read_is_read_within_seconds_once_it_may() {
+fn unreadable_file_or_directory_is_read_within_seconds_after_permission_is_granted() {
     let root = tempfile::tempdir().unwrap();
     let (manifests, web) = (root.path().join("manifests"), root.path().join("manifests/web.yaml"));
     let allow = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();

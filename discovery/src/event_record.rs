@@ -1,4 +1,4 @@
-//! What happens here to an object of the cluster, for whoever describes it with `kubectl`.
+//! Kubernetes Events about objects of the cluster, which `kubectl describe` shows.
 
 use tokio::task::JoinSet;
 
@@ -6,38 +6,38 @@ use crate::discovery::ControlPlane;
 use crate::event::Resource;
 use crate::model::NamespacedName;
 
-/// Notices that wait to be written; more are dropped.
+/// Events that wait to be written; further ones are dropped.
 #[cfg(feature = "kubernetes")]
 const QUEUE: usize = 64;
 
-/// A note about an object.
+/// An Event about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Notice {
-    /// What it is about.
+pub struct EventRecord {
+    /// The object.
     pub regarding: Regarding,
     /// Whether the owner of the object has to act.
     pub is_warning: bool,
-    /// Why, for programs: `FailedToStartServiceHealthcheck`.
+    /// The reason, for programs: `FailedToStartServiceHealthcheck`.
     pub reason: &'static str,
-    /// What was being done, for programs: `Listen`.
+    /// The action, for programs: `Listen`.
     pub action: &'static str,
-    /// For people.
+    /// The text.
     pub note: String,
 }
 
 /// An object of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Regarding {
-    /// What it is.
+    /// The resource.
     pub resource: Resource,
-    /// Its name; the namespace is empty where the resource has none.
+    /// The name. The namespace is empty for cluster-scoped resources.
     pub name: NamespacedName,
-    /// Its uid. That of a Service is looked up where it is not known.
+    /// The UID. That of a Service is looked up if it is unknown.
     pub uid: Option<String>,
 }
 
 impl Regarding {
-    /// The Node of this name. In Events its uid is its name, as kubelet and kube-proxy write it.
+    /// The Node with this name. In Events its UID is its name, as with kubelet and kube-proxy.
     pub fn node(name: &str) -> Self {
         Self { resource: Resource::Nodes, name: NamespacedName::new("", name), uid: Some(name.to_owned()) }
     }
@@ -48,17 +48,17 @@ impl Regarding {
     }
 }
 
-/// Records notices as Events of the cluster. Never waits, and may lose some: the log has them all. The
-/// default one drops all.
+/// Records Events of the cluster. Never waits, and may drop some; the log has all of them. The default
+/// recorder drops all.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder {
     #[cfg(feature = "kubernetes")]
-    queue: Option<tokio::sync::mpsc::Sender<Notice>>,
+    queue: Option<tokio::sync::mpsc::Sender<EventRecord>>,
 }
 
 impl Recorder {
-    /// Starts to write, as one of `tasks`, in the name of a program and its node; ends with the last clone. A
-    /// directory has no place for Events: notices are dropped.
+    /// Starts a writer as one of `tasks`, for a program and its node. It ends with the last clone. With a
+    /// directory as the source all Events are dropped.
     #[cfg_attr(
         not(feature = "kubernetes"),
         expect(unused_variables, reason = "there is no server to write to")
@@ -83,15 +83,15 @@ impl Recorder {
         }
     }
 
-    /// Records a notice.
+    /// Records an Event.
     #[cfg_attr(
         not(feature = "kubernetes"),
         expect(unused_variables, reason = "there is no server to write to")
     )]
-    pub fn record(&self, notice: Notice) {
+    pub fn record(&self, event: EventRecord) {
         #[cfg(feature = "kubernetes")]
         if let Some(queue) = &self.queue
-            && let Err(error) = queue.try_send(notice)
+            && let Err(error) = queue.try_send(event)
         {
             tracing::debug!(%error, "no Event is recorded");
         }

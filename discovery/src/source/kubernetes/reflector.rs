@@ -1,4 +1,4 @@
-//! Follows one resource for ever.
+//! Lists and watches one resource.
 
 use std::fmt;
 use std::panic::AssertUnwindSafe;
@@ -18,44 +18,44 @@ use super::api_server::ApiServer;
 use super::decoded::Decoded;
 use super::kind::Kind;
 use super::replica::{Listing, Replica};
-use crate::event::{Event, Outage};
-use crate::notice::Recorder;
+use crate::event::{Event, SourceFailure};
+use crate::event_record::Recorder;
 use crate::problem::{Location, Problem, Severity};
 
-/// How often a source that cannot be followed is looked at.
+/// Interval of checks while a source has failed.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A server without an optional resource, or without the right to it, is asked again after this.
+/// Interval of retries for an optional resource that the server lacks or does not allow to read.
 const OPTIONAL: Duration = Duration::from_secs(60);
 
 pub(super) type Pause = ResetTimerBackoff<ExponentialBackoff>;
 type Events<K> = Pin<Box<dyn Stream<Item = watcher::Result<watcher::Event<Decoded<K>>>> + Send>>;
 
-/// Follows one resource.
-pub(super) struct Follower<K> {
+/// Lists and watches one resource, and sends its changes to the index.
+pub(super) struct Reflector<K> {
     server: ApiServer,
     /// Label selector; empty means all objects.
     labels: String,
     events: mpsc::Sender<Vec<Event>>,
     replica: Replica<K>,
-    /// A list under way.
+    /// The list in progress.
     listing: Option<Listing>,
     /// Whether the server can stream a list.
     streams_lists: bool,
-    /// Whether the index knows that the source cannot be followed.
+    /// Whether it was reported to the index that the source has failed.
     is_out: bool,
-    /// Whether the log says that an optional resource is not there.
+    /// Whether it was logged that an optional resource is missing.
     is_missing: bool,
 }
 
-/// It fails once the index no longer receives events.
+/// Fails once the index no longer receives events.
 type Sent<T = ()> = Result<T, SendError<Vec<Event>>>;
 
-/// Why a request has failed, or a watch.
+/// Why a request or a watch has failed.
 #[derive(Debug)]
 pub(super) struct Failure(pub(super) kube::Error);
 
-impl<K: Kind> Follower<K> {
+impl<K: Kind> Reflector<K> {
     pub(super) fn new(
         access: Access,
         labels: String,
@@ -78,13 +78,13 @@ impl<K: Kind> Follower<K> {
     /// Ends with the index.
     pub(super) async fn run(mut self) {
         let events = self.events.clone();
-        let following = async {
-            let _ = self.follow().await;
+        let watching = async {
+            let _ = self.list_and_watch().await;
         };
-        reporting_panics(K::RESOURCE.source(), events, following).await;
+        reporting_panics(K::RESOURCE.source(), events, watching).await;
     }
 
-    async fn follow(&mut self) -> Sent {
+    async fn list_and_watch(&mut self) -> Sent {
         let (mut stream, mut pause) = (self.watch(), pause());
         loop {
             let wait = if self.is_out { TICK } else { Duration::MAX };
@@ -96,15 +96,15 @@ impl<K: Kind> Follower<K> {
                     }
                 }
                 Ok(None) => return Ok(()),
-                Err(_elapsed) if self.server.is_watched() && self.listing.is_none() => {
-                    self.tell(None).await?
+                Err(_elapsed) if self.server.is_watching() && self.listing.is_none() => {
+                    self.report(None).await?
                 }
                 Err(_elapsed) => {}
             }
         }
     }
 
-    /// Lists, then watches, then watches again.
+    /// Lists, then watches, and restarts the watch.
     fn watch(&mut self) -> Events<K> {
         self.listing = None;
         self.server.end_watch();
@@ -114,13 +114,13 @@ impl<K: Kind> Follower<K> {
         Box::pin(watcher(Api::all(self.server.client()), config))
     }
 
-    /// A list begins. The library begins another one without an error where the server ended the last one too
-    /// early.
+    /// A list begins. If the server ended the last list too early, the library begins another one without an
+    /// error.
     async fn begin_list(&mut self, pause: &mut Pause) -> Sent {
         if let Some(before) = self.listing.take().filter(|listing| !listing.has_failed) {
             let line = before.unreadable.map(|error| format!(": {error}")).unwrap_or_default();
             let error = format!("the list ended before it was complete{line}");
-            self.tell(Some(&Failure(kube::Error::Service(error.into())))).await?;
+            self.report(Some(&Failure(kube::Error::Service(error.into())))).await?;
             tokio::time::sleep(pause.next().unwrap_or(OPTIONAL)).await;
         }
         self.listing = Some(Listing::default());
@@ -144,7 +144,7 @@ impl<K: Kind> Follower<K> {
                 }
                 let mut events = self.replica.replace(listing);
                 tracing::info!(source, changes = events.len(), "listed");
-                events.push(Event::Source { name: source, outage: None });
+                events.push(Event::Source { name: source, failure: None });
                 events.push(Event::Synced(source));
                 (self.is_out, self.is_missing) = (false, false);
                 pause.reset();
@@ -155,7 +155,7 @@ impl<K: Kind> Follower<K> {
         };
         pause.reset();
         if self.is_out {
-            self.tell(None).await?;
+            self.report(None).await?;
         }
         if let Some(change) = change {
             self.send(vec![change]).await?;
@@ -163,7 +163,7 @@ impl<K: Kind> Follower<K> {
         Ok(())
     }
 
-    /// Says what is wrong and waits. Returns whether everything has to be listed again.
+    /// Reports a failure and waits. Returns whether everything has to be listed again.
     async fn fail(&mut self, error: watcher::Error, pause: &mut Pause) -> Sent<bool> {
         let source = K::RESOURCE.source();
         let is_start = matches!(error, watcher::Error::WatchStartFailed(_));
@@ -171,18 +171,18 @@ impl<K: Kind> Follower<K> {
         let is_in_stream = is_break || matches!(error, watcher::Error::WatchError(_));
         let failure = Failure::of(error);
         if !is_in_stream || failure.code() == Some(410) {
-            // The list is over.
+            // The list has ended.
             self.listing = None;
         }
         if let (true, Some(listing)) = (failure.is_unreadable(), &mut self.listing) {
             listing.unreadable.get_or_insert_with(|| failure.to_string());
             return Ok(false);
         }
-        let mut wait = pause.next().unwrap_or(OPTIONAL).max(failure.asks_for());
+        let mut wait = pause.next().unwrap_or(OPTIONAL).max(failure.retry_after());
         let mut lists_again = false;
         if failure.is_unreadable() {
-            // What it was about is in the list.
-            self.tell(Some(&failure)).await?;
+            // The list contains what the line was about.
+            self.report(Some(&failure)).await?;
             lists_again = true;
         } else if failure.code() == Some(410) {
             tracing::info!(source, why = %failure, "listing everything again");
@@ -193,29 +193,29 @@ impl<K: Kind> Follower<K> {
             lists_again = true;
         } else if K::RESOURCE.is_optional() && matches!(failure.code(), Some(403 | 404)) {
             if !std::mem::replace(&mut self.is_missing, true) {
-                tracing::warn!(source, error = %failure, "not followed: going on without");
+                tracing::warn!(source, error = %failure, "optional resource is not available; continuing without it");
             }
             wait = wait.max(OPTIONAL);
             self.is_out = false;
-            self.send(vec![Event::Source { name: source, outage: None }, Event::Synced(source)]).await?;
-        } else if is_break && self.listing.is_none() && self.server.was_useful() {
+            self.send(vec![Event::Source { name: source, failure: None }, Event::Synced(source)]).await?;
+        } else if is_break && self.listing.is_none() && self.server.last_watch_delivered() {
             tracing::info!(source, error = %failure, "the watch broke, watching again");
         } else {
-            self.tell(Some(&failure)).await?;
+            self.report(Some(&failure)).await?;
         }
         tokio::time::sleep(wait).await;
         Ok(lists_again)
     }
 
-    /// The source cannot be followed, or can be again.
-    async fn tell(&mut self, failure: Option<&Failure>) -> Sent {
+    /// Reports to the index that the source has failed, or works again.
+    async fn report(&mut self, failure: Option<&Failure>) -> Sent {
         self.is_out = failure.is_some();
         if let Some(listing) = &mut self.listing {
             listing.has_failed |= self.is_out;
         }
-        let (name, since) = (K::RESOURCE.source(), self.server.heard());
-        let outage = failure.map(|failure| outage(name, since, &failure.to_string()));
-        self.send(vec![Event::Source { name, outage }]).await
+        let (name, since) = (K::RESOURCE.source(), self.server.last_frame());
+        let failure = failure.map(|failure| source_failure(name, since, &failure.to_string()));
+        self.send(vec![Event::Source { name, failure }]).await
     }
 
     async fn send(&self, events: Vec<Event>) -> Sent {
@@ -223,28 +223,28 @@ impl<K: Kind> Follower<K> {
     }
 }
 
-fn outage(source: &str, since: Instant, why: &str) -> Outage {
-    let message = format!("cannot be followed: {why}; the last known state stays in force");
+fn source_failure(source: &str, since: Instant, why: &str) -> SourceFailure {
+    let message = format!("cannot be watched: {why}; the last known state stays applied");
     let object = Some(source.to_owned());
-    Outage { problem: Problem { location: Location::Api, severity: Severity::Error, object, message }, since }
+    SourceFailure { problem: Problem { location: Location::Api, severity: Severity::Error, object, message }, since }
 }
 
-/// Does the work of a follower. If a bug ends it, its source is no longer followed, and the index has to know.
+/// Runs a reflector. If it panics, reports to the index that its source is no longer watched.
 async fn reporting_panics(
     name: &'static str,
     events: mpsc::Sender<Vec<Event>>,
     work: impl Future<Output = ()>,
 ) {
     if AssertUnwindSafe(work).catch_unwind().await.is_err() {
-        let why = "a bug ended its follower, restart the program to go on";
-        let outage = Some(outage(name, Instant::now(), why));
-        // It fails once the index has ended too.
-        let _ = events.send(vec![Event::Source { name, outage }]).await;
+        let why = "a bug stopped its reflector; restart the program to resume";
+        let failure = Some(source_failure(name, Instant::now(), why));
+        // It fails only if the index has ended too.
+        let _ = events.send(vec![Event::Source { name, failure }]).await;
     }
 }
 
-/// Doubles from 0.2 s to 10 s. Half of it is left to chance, so that the nodes of a cluster do not all ask at
-/// once.
+/// The back-off: doubles from 0.2 s to 10 s, half of it random, so that the nodes of a cluster do not all
+/// retry at once.
 pub(super) fn pause() -> Pause {
     let bounds = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
@@ -252,7 +252,7 @@ pub(super) fn pause() -> Pause {
         .with_factor(2.0)
         .with_jitter()
         .without_max_times();
-    // What fails again after so long is another failure.
+    // A failure after this time is a new one.
     ResetTimerBackoff::new(bounds.into(), Duration::from_secs(30))
 }
 
@@ -271,23 +271,23 @@ impl Failure {
         if let kube::Error::Api(status) = &self.0 { Some(status) } else { None }
     }
 
-    /// What the server has answered.
+    /// The HTTP status of the server.
     fn code(&self) -> Option<u16> {
         self.status().map(|status| status.code)
     }
 
-    /// A line is no event at all. The library takes an object without any known field for a status.
+    /// A line is not an event. The library takes an object without any known field for a status.
     fn is_unreadable(&self) -> bool {
         matches!(self.0, kube::Error::SerdeError(_)) || self.code() == Some(0)
     }
 
-    /// The same request, with the credentials there are then, will fail again.
+    /// The same request with the current credentials will fail again.
     pub(super) fn is_final(&self) -> bool {
         self.code().is_some_and(|code| (400..500).contains(&code) && !matches!(code, 401 | 404 | 429))
     }
 
-    /// How long the server wants to be left alone; some is added, so that not all clients come back at once.
-    pub(super) fn asks_for(&self) -> Duration {
+    /// The server's Retry-After, with jitter, so that not all clients come back at once.
+    pub(super) fn retry_after(&self) -> Duration {
         let details = self.status().and_then(|status| status.details.as_ref());
         let seconds = details.map_or(0, |details| details.retry_after_seconds);
         Duration::from_secs(u64::from(seconds)).mul_f64(1.0 + fastrand::f64() / 2.0)
@@ -303,21 +303,21 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Asks for one object, to see whether that is allowed.
+/// Requests one object to check for permission.
 ///
 /// # Errors
-/// What is wrong, and whether a cluster may be like that.
+/// The problem, and whether a cluster may be in that state.
 pub(super) async fn probe<K: Kind>(server: &ApiServer, labels: &str) -> Result<(), (String, bool)> {
     let params =
         ListParams { limit: Some(1), label_selector: Some(labels.to_owned()), ..ListParams::default() };
     let answer = Api::<Decoded<K>>::all(server.client()).list(&params).await.map_err(Failure);
-    answer.map(drop).map_err(|failure| {
+    answer.map(|_found| ()).map_err(|failure| {
         let is_optional = K::RESOURCE.is_optional() && matches!(failure.code(), Some(403 | 404));
         (failure.to_string(), is_optional)
     })
 }
 
-/// An error with all its causes; many name none themselves, and some repeat theirs.
+/// An error with all its causes. Many do not show their causes, and some repeat them.
 fn explain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
     let joined =
@@ -330,14 +330,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_follower_that_panics_ends_with_an_outage() {
+    async fn reflector_that_panics_ends_with_a_failure() {
         let (events, mut queue) = mpsc::channel(8);
         reporting_panics("kubernetes/services", events, async { panic!("a bug") }).await;
-        let told = queue.recv().await.unwrap();
-        let [Event::Source { name: "kubernetes/services", outage: Some(outage) }] = &told[..] else {
-            panic!("{told:?}")
+        let received = queue.recv().await.unwrap();
+        let [Event::Source { name: "kubernetes/services", failure: Some(failure) }] = &received[..] else {
+            panic!("{received:?}")
         };
-        assert!(outage.problem.message.contains("a bug ended its follower"), "{outage:?}");
+        assert!(failure.problem.message.contains("a bug stopped its reflector"), "{failure:?}");
         assert!(queue.recv().await.is_none());
     }
 }
