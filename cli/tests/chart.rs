@@ -164,7 +164,7 @@ fn proxy_replaced_by_a_rolling_update_runs_until_the_kubelet_stops_it() {
     };
     let mut old = start("old.log");
     let _new = start("new.log");
-    container.wait_for("old.log", "waiting to be told to end");
+    container.wait_for("old.log", "waiting to be stopped");
     node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
     assert!(old.terminate().unwrap().success());
     node.shell("curl -fsS -m 2 http://127.0.0.1:10256/readyz; ip route show table local | grep 10.96")
@@ -186,7 +186,7 @@ fn dns_server_replaced_by_a_rolling_update_runs_until_the_kubelet_stops_it() {
     wait_for("an answer", resolve).unwrap();
     let _new = container.start("new.log");
     container.wait_for("new.log", "serving in place of the previous process");
-    container.wait_for("old.log", "waiting to be told to end");
+    container.wait_for("old.log", "waiting to be stopped");
     node.shell(&format!("test -d /proc/{}", old.id())).unwrap();
     resolve().unwrap();
     assert!(old.terminate().unwrap().success());

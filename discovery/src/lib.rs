@@ -31,7 +31,7 @@ pub use discovery::{
     Config, ControlPlane, Discovery, Interest, ServiceInterest, Snapshots, check, start, start_with,
 };
 pub use event::{Event, Object, Origin, Resource, SourceFailure, Sourced};
-pub use event::{EventRecord, Recorder, Regarding};
+pub use event_record::{EventRecord, Recorder, Regarding};
 pub use index::Index;
 pub use problem::{Location, Problem, Severity};
 pub use shared_map::SharedMap;

@@ -186,7 +186,7 @@ impl ServiceEntry {
         };
         let mut places = HashMap::new();
         let mut found: Vec<(SocketAddr, &Endpoint)> = Vec::new();
-        for slice in self.slices.iter().filter(|s| s.family == family && s.proxy_class.is(proxy)) {
+        for slice in self.slices.iter().filter(|s| s.family == family && s.proxy_class.matches(proxy)) {
             for target in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
                 for endpoint in &slice.endpoints {
                     let address = SocketAddr::new(endpoint.address, target.port);

@@ -165,7 +165,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     finish(listeners, has_next, &mut upkeep).await;
     if has_next && is_in_pod {
         info!(
-            "waiting to be told to end: the kubelet would start an ended container again, and that would take over in turn"
+            "waiting to be stopped: the kubelet would restart this container, and it would replace the next process"
         );
         drain.started().await;
     }

@@ -12,15 +12,15 @@ use ipnetwork::IpNetwork;
 use crate::cni_config::CniConfig;
 use crate::kernel::conntrack;
 use crate::kernel::node_address::NodePortAddress;
+use crate::node_context::NodeConfig;
 use crate::node_routes::NodeRoutes;
 use crate::run::Config;
-use crate::surroundings::Place;
-use crate::worker::patience::Patience;
+use crate::worker::idle_timeout::IdleTimeouts;
 
-/// Carries Service virtual IPs to pods.
+/// Proxies connections to Service virtual IPs to the pods behind them.
 ///
-/// Reads ordinary Kubernetes YAML (Service, Pod, EndpointSlice, Node, Namespace) from a directory, or follows
-/// the API server of a cluster, and the records the CNI plugin leaves; makes every virtual IP local to this
+/// Reads ordinary Kubernetes YAML (Service, Pod, EndpointSlice, Node, Namespace) from a directory, or watches
+/// the API server of a cluster, and reads the records of the CNI plugin. Makes every virtual IP local to this
 /// node and relays TCP and UDP to the endpoints. Changes take effect at once.
 #[derive(Clone, Debug, Parser)]
 #[command(
@@ -31,7 +31,7 @@ use crate::worker::patience::Patience;
                   Every flag can be a key of the config file, without the dashes."
 )]
 pub struct Args {
-    /// Shared with the other daemon.
+    /// The flags for the source of Services.
     #[command(flatten)]
     pub discovery: discovery::Args,
 
@@ -39,135 +39,132 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
 
-    /// Carry the Services whose label `service.kubernetes.io/service-proxy-name` is this, and no others
-    /// [default: those without the label].
+    /// Serve the Services whose label `service.kubernetes.io/service-proxy-name` is this, and no others
+    /// [default: those without the label]
     #[arg(long, value_name = "NAME")]
     pub service_proxy_name: Option<String>,
 
-    /// Which of the node's addresses node ports are opened on: `primary`, the one towards the rest of the
-    /// world, `localhost`, `all`, or ranges, in any combination.
+    /// The node's addresses on which node ports are opened: `primary`, the source address of its default
+    /// route; `localhost`; `all`; or ranges, in any combination
     #[arg(long, value_name = "primary|localhost|all|CIDR", value_delimiter = ',', default_value = "primary")]
     pub node_port_addresses: Vec<NodePortAddress>,
 
-    /// Serve `externalIPs` of Services. They let anybody who may write a Service take traffic for any address
-    /// (CVE-2020-8554), and Kubernetes gives them up (KEP-5707).
+    /// Serve `externalIPs` of Services. With them anyone who may write a Service can take the traffic for any
+    /// address (CVE-2020-8554), and Kubernetes deprecates them (KEP-5707)
     #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
     pub allow_service_external_ips: bool,
 
-    /// Ranges of the pods of this node, where no CNI plugin of ours records them.
+    /// Ranges of the pods of this node, if portolan-cni does not record them
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
     pub pod_cidr: Vec<IpNetwork>,
 
-    /// How the pods of other nodes are reached, by spec.podCIDRs of their Node: directly where the node is on
-    /// the same link and by VXLAN (UDP port 8472) where it is not; only directly; or not at all, where
-    /// another program routes.
+    /// How the pods of other nodes are reached, by spec.podCIDRs of their Node. auto: directly if the node is
+    /// on the same link, by VXLAN (UDP port 8472) otherwise; direct: only directly; none: not at all, because
+    /// another program adds the routes
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub node_routes: NodeRoutes,
 
-    /// Write the configuration of portolan-cni to this file once the Node says which addresses its pods get
-    /// (spec.podCIDRs), and keep it so; for example /etc/cni/net.d/10-portolan.conflist. Only --cleanup with
-    /// this flag takes it away.
+    /// Write the configuration of portolan-cni to this file once the Node has the ranges of its pods
+    /// (spec.podCIDRs), and keep it up to date; for example /etc/cni/net.d/10-portolan.conflist. Only
+    /// --cleanup with this flag removes it
     #[arg(long, value_name = "FILE")]
     pub cni_conflist: Option<PathBuf>,
 
     /// Ranges of the pods of all nodes, which see each other's own addresses: the controller manager's
-    /// setting of this name. For --cni-conflist.
+    /// setting of this name. For --cni-conflist
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = discovery::parse_cidr)]
     pub cluster_cidr: Vec<IpNetwork>,
 
-    /// Take away all that a proxy has left on this node, routes to other nodes' pods too, and exit. For a
-    /// node that is given up: not while a proxy runs.
+    /// Remove everything that a proxy has left on this node, including routes to pods of other nodes, and
+    /// exit. For a node that is decommissioned: not while a proxy runs
     #[arg(long)]
     pub cleanup: bool,
 
-    /// What endpoints see as the source of a connection: the client's own address where that is possible, or
-    /// the node's.
+    /// The source of a connection that endpoints see: the client's own address if possible, or the node's
     #[arg(long, value_name = "WHOSE", default_value = "client")]
     pub source_address: SourceAddress,
 
-    /// Event loops that carry traffic; 0 means one a core.
+    /// Worker threads for traffic; 0 means one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub workers: usize,
 
-    /// Microseconds for which a worker looks for the next event before it sleeps, where it learns that this
-    /// pays; 0 never does. Costs processor time that would be idle, and saves a wake-up a message.
+    /// Microseconds for which a worker polls for the next event before it sleeps, if it has learned that
+    /// polling pays; 0 disables polling. Uses idle processor time, and saves a wake-up per message
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub poll: u64,
 
-    /// Seconds that the last endpoint to be tried is given to accept: more than 1, after which a lost packet
-    /// is sent again. The first of several gets an eighth, the second a quarter.
+    /// Connect timeout in seconds of the last endpoint that is tried: more than 1, after which a lost SYN is
+    /// sent again. The first of several gets an eighth, the second a quarter
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub connect_timeout: u64,
 
-    /// Seconds for which a connection that one side has closed may be quiet, twice that at most; 0 means for
-    /// ever.
+    /// Idle timeout in seconds of a half-closed TCP connection, at most twice that; 0 means none
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     pub half_closed_timeout: u64,
 
-    /// Seconds for which an open TCP connection may be quiet, twice that at most; 0 means for ever.
+    /// Idle timeout in seconds of an open TCP connection, at most twice that; 0 means none
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub tcp_idle_timeout: u64,
 
-    /// Seconds after which a UDP flow without datagrams is forgotten, at least 1.
+    /// Idle timeout in seconds of a UDP flow, at least 1
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub udp_idle_timeout: u64,
 
-    /// UDP flows one virtual IP and port may have at a time, an equal share in each event loop; the client
-    /// with the most gives one up for a newer one.
+    /// Maximum number of UDP flows per virtual IP and port, an equal share for each worker; the client with
+    /// the most flows loses one to a newer flow
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub udp_max_flows: usize,
 
-    /// TCP connections carried at a time; newer ones are reset and counted [default: as many as open files
-    /// allow].
+    /// Maximum number of open TCP connections; newer ones are reset and counted [default: as many as open
+    /// files allow]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
 
-    /// What the kernel's connection tracking is set to.
+    /// The settings of conntrack.
     #[command(flatten)]
     pub conntrack: conntrack::Settings,
 
-    /// Seconds that open connections are given to finish after SIGTERM.
+    /// Seconds that open connections may take to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u64,
 
-    /// Address of /metrics.
+    /// Address of /metrics
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249", global = true)]
     pub metrics_bind_address: SocketAddr,
 
-    /// Address of /healthz, /livez and /readyz.
+    /// Address of /healthz, /livez and /readyz
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: SocketAddr,
 
-    /// Shared with the other daemon.
+    /// The flags of every daemon.
     #[command(flatten)]
     pub program: daemon::program::Args,
 
-    /// Something else than carrying.
+    /// A subcommand instead of proxying.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// Something else than carrying.
+/// A subcommand instead of proxying.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Command {
-    /// Shows what the proxy on this machine serves: Services, their endpoints and how they are, open
-    /// connections.
+    /// Show what the proxy on this machine serves: Services, the state of their endpoints, open connections
     Status {
-        /// Only this Service.
+        /// Only this Service
         #[arg(value_name = "NAMESPACE/NAME")]
         service: Option<String>,
-        /// For programs.
+        /// JSON output
         #[arg(long)]
         json: bool,
     },
 }
 
-/// Whose address endpoints see.
+/// The source address that endpoints see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SourceAddress {
-    /// The client's, where replies to it come back through this node.
+    /// The client's, if replies to it come back through this node
     Client,
-    /// The node's.
+    /// The node's
     Node,
 }
 
@@ -185,7 +182,7 @@ impl From<(Args, Settings)> for Config {
         };
         Self {
             discovery: args.discovery.config(interest),
-            place: Place {
+            node_config: NodeConfig {
                 node_name,
                 proxy_name,
                 pod_cidrs: args.pod_cidr,
@@ -194,11 +191,11 @@ impl From<(Args, Settings)> for Config {
             },
             node_routes: args.node_routes,
             cni: args.cni_conflist.map(|file| CniConfig { file, cluster_cidrs: args.cluster_cidr }),
-            borrow_addresses: args.source_address == SourceAddress::Client,
+            preserve_source_ip: args.source_address == SourceAddress::Client,
             workers: if args.workers == 0 { cores } else { args.workers },
             poll: Duration::from_micros(args.poll),
             connect_timeout: Duration::from_secs(args.connect_timeout),
-            patience: Patience {
+            idle_timeouts: IdleTimeouts {
                 half_closed: seconds(args.half_closed_timeout),
                 idle: seconds(args.tcp_idle_timeout),
             },
@@ -214,12 +211,12 @@ impl From<(Args, Settings)> for Config {
     }
 }
 
-/// 0 stands for no limit.
+/// 0 means no limit.
 fn seconds(number: u64) -> Option<Duration> {
     (number > 0).then(|| Duration::from_secs(number))
 }
 
-/// Node names are lower case, whatever the host calls itself.
+/// Node names are lower case, whatever the case of the host name.
 fn host_name() -> String {
     nix::unistd::gethostname().unwrap_or_default().to_string_lossy().to_lowercase()
 }
@@ -229,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flow_of_datagrams_is_kept_for_some_time() {
+    fn udp_idle_timeout_must_not_be_0() {
         let parsed = |seconds| Args::try_parse_from(["portolan-proxy", "--udp-idle-timeout", seconds]);
         assert!(parsed("1").is_ok());
         let refused = parsed("0").unwrap_err().to_string();

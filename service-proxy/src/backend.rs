@@ -1,4 +1,4 @@
-//! Where a Service's traffic goes: which endpoints count, and which of them a client gets.
+//! The endpoints of a Service: which ones are eligible, and which one a client gets.
 
 pub(crate) mod affinity;
 pub(crate) mod endpoint;

@@ -1,12 +1,12 @@
-//! How many file descriptors traffic may have, and how many of them one client.
+//! The file descriptors of traffic, and the share of each client.
 //!
-//! A connection has two, a UDP flow one. The rest of what the process may open is for the control side: the
-//! readers of manifests, the pages, netlink, the API server. Without that, a client with many flows would
-//! leave the proxy unable to read a changed manifest.
+//! A connection takes two, a UDP flow one. The rest is reserved for the control plane: the readers of
+//! manifests, the pages, netlink, the API server. Otherwise a client with many flows would prevent the proxy
+//! from reading a changed manifest.
 //!
-//! A client may have as many as are free: alone half of all, two clients a third each. So whatever any number
-//! of greedy clients take, one more finds some left (dynamic thresholds, as in switches that share a buffer:
-//! Choudhury and Hahne, 1998). A client that has its share loses only its own new connections.
+//! A client may have as many as are free: a single client half of all, two clients a third each. So whatever
+//! any number of greedy clients take, a new client finds some free (dynamic thresholds, as in shared-memory
+//! switches: Choudhury and Hahne, 1998). A client at its limit loses only its own new connections.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -14,17 +14,16 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Descriptors that are kept for the control side.
+/// Descriptors reserved for the control plane.
 const RESERVE: usize = 1024;
 
-/// Descriptors that are kept for each worker: its event loop, and the sockets that the kernel hands traffic
-/// to.
+/// Descriptors reserved for each worker: its event loop and its listening sockets.
 const PER_WORKER: usize = 32;
 
-/// Where fewer may be open at all, one in so many.
+/// If the limit is low, this fraction is reserved instead.
 const RESERVE_SHARE: usize = 4;
 
-/// Clients are spread over so many locks: workers seldom meet at one.
+/// Clients are spread over this many locks to avoid contention.
 const SHARDS: usize = 64;
 
 /// The descriptors of all traffic.
@@ -32,12 +31,12 @@ const SHARDS: usize = 64;
 pub(crate) struct Budget {
     limit: usize,
     used: AtomicUsize,
-    /// Of each client that has any.
+    /// Descriptors in use by client.
     clients: Vec<Mutex<HashMap<IpAddr, usize>>>,
     hasher: RandomState,
 }
 
-/// Descriptors that are taken; they are given back when this is dropped.
+/// Descriptors in use. They are released when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
@@ -45,17 +44,18 @@ pub(crate) struct Permit {
     count: usize,
 }
 
-/// Why there is none.
+/// Why a permit is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The client has its share.
+    /// The client has reached its share.
     ClientLimit,
-    /// No descriptor is left.
+    /// No descriptor is free.
     Exhausted,
 }
 
 impl Budget {
-    /// Shares out what is left of `files`, the number that the process may open, beside that of `workers`.
+    /// Creates the budget from `files`, the limit on open files of the process, less the reserve of
+    /// `workers`.
     pub(crate) fn new(files: u64, workers: usize) -> Arc<Self> {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
         let reserve = RESERVE + PER_WORKER * workers;
@@ -67,20 +67,20 @@ impl Budget {
         })
     }
 
-    /// Descriptors that traffic may have.
+    /// The limit for traffic.
     pub(crate) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Descriptors that traffic has.
+    /// Descriptors in use by traffic.
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Takes `count` descriptors for a client.
+    /// Acquires `count` descriptors for a client.
     ///
     /// # Errors
-    /// When the client has its share, or none are left.
+    /// If the client has reached its share, or none are free.
     pub(crate) fn take(self: &Arc<Self>, client: IpAddr, count: usize) -> Result<Permit, Refusal> {
         let mut clients = self.shard(client);
         let has = clients.get(&client).copied().unwrap_or(0);
@@ -102,7 +102,7 @@ impl Budget {
 }
 
 impl Permit {
-    /// Keeps what is taken until `work` is over.
+    /// Holds the permit until `work` completes.
     pub(crate) async fn cover<T>(self, work: impl Future<Output = T>) -> T {
         let result = work.await;
         drop(self);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn some_are_left_whatever_any_number_of_clients_take() {
+    fn some_are_free_whatever_any_number_of_clients_take() {
         // 300 of 400 are for traffic.
         let budget = Budget::new(400, 1);
         let first = take_all(&budget, client(1));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_there_are_is_taken() {
+    fn limit_is_never_exceeded() {
         let budget = Budget::new(4, 1);
         assert_eq!(budget.take(client(1), 4).unwrap_err(), Refusal::Exhausted);
         let _two = budget.take(client(1), 2).unwrap();
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_control_side_keeps_a_quarter_or_a_thousand() {
+    fn reserve_is_a_quarter_or_a_thousand() {
         assert_eq!(Budget::new(256, 1).limit(), 192);
         assert_eq!(Budget::new(1_048_576, 64).limit(), 1_048_576 - 1024 - 64 * 32);
         assert_eq!(Budget::new(0, 1).limit(), 0);

@@ -1,9 +1,8 @@
-//! The CNI configuration of this node, written once its Node says which addresses its pods get
-//! (`spec.podCIDRs`).
+//! The CNI configuration of this node, written once the Node has the ranges of its pods (`spec.podCIDRs`).
 //!
-//! A kubelet takes a node for ready when there is a CNI configuration, so it appears no sooner than a pod can
-//! have an address, and stays when the proxy stops: only `portolan-proxy --cleanup` takes it away. A file
-//! that another program has written is left alone.
+//! The kubelet considers a node ready when a CNI configuration exists. So the file is written only when pods
+//! can get addresses, and stays when the proxy stops: only `portolan-proxy --cleanup` removes it. A file of
+//! another program is not changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,50 +17,45 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-/// Marks a configuration as this program's.
+/// Marks a configuration as written by this program.
 const WRITTEN_BY: &str = "portolan-proxy";
 
-/// How often a file that could not be written is tried again: a disk that is full, or a file that another
-/// program has there, may not stay so.
+/// Interval of retries if the file cannot be written: a full disk, or a file of another program, may be
+/// resolved.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is written, and where.
+/// The content and the path of the configuration.
 #[derive(Clone, Debug)]
 pub struct CniConfig {
-    /// The file, as runtimes look for it: `/etc/cni/net.d/10-portolan.conflist`.
+    /// The file that runtimes read: `/etc/cni/net.d/10-portolan.conflist`.
     pub file: PathBuf,
-    /// Where the pods of all nodes have their addresses: they see each other's own.
+    /// Ranges of the pods of all nodes: no masquerading between them.
     pub cluster_cidrs: Vec<IpNetwork>,
 }
 
-/// Keeps the file as the Node wants it. Never ends before the snapshots do.
-pub(crate) async fn follow(
-    config: CniConfig,
-    node_name: String,
-    healthz: SocketAddr,
-    mut snapshots: Snapshots,
-) {
+/// Keeps the file up to date with the Node. Ends with the snapshots.
+pub(crate) async fn run(config: CniConfig, node_name: String, healthz: SocketAddr, mut snapshots: Snapshots) {
     let mut written = None;
-    let mut told = None;
+    let mut logged = None;
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let node = snapshot.nodes.get(node_name.as_str()).filter(|_| snapshot.synced);
-        // A deleted Node may come back: pods that run keep what they have.
+        // A deleted Node may come back: running pods keep their addresses.
         let wanted = node.map(|node| &node.pod_cidrs).filter(|cidrs| !cidrs.is_empty());
         let mut retry = None;
         if let Some(cidrs) = wanted.filter(|cidrs| written.as_ref() != Some(*cidrs)) {
             match write(&config.file, &contents(cidrs, &config.cluster_cidrs, healthz)) {
                 Ok(()) => {
                     info!(file = %config.file.display(), ranges = ?cidrs, "CNI configuration written");
-                    (written, told) = (Some(cidrs.clone()), None);
+                    (written, logged) = (Some(cidrs.clone()), None);
                 }
                 Err(error) => {
                     retry = Some(RETRY_INTERVAL);
                     // Logged once, not at every attempt.
                     let message = error.to_string();
-                    if told.as_ref() != Some(&message) {
+                    if logged.as_ref() != Some(&message) {
                         warn!(file = %config.file.display(), %error, "no CNI configuration, trying again");
-                        told = Some(message);
+                        logged = Some(message);
                     }
                 }
             }
@@ -73,10 +67,10 @@ pub(crate) async fn follow(
     }
 }
 
-/// Takes the file away, if it is one of ours.
+/// Removes the file if this program wrote it.
 ///
 /// # Errors
-/// As removing a file; one that is not there is fine.
+/// If the file cannot be removed. A missing one is fine.
 pub(crate) fn remove(file: &Path) -> io::Result<()> {
     match is_ours(file)? {
         Some(true) => std::fs::remove_file(file),
@@ -92,7 +86,7 @@ fn contents(pod_cidrs: &[IpNetwork], cluster_cidrs: &[IpNetwork], healthz: Socke
     let ours: Vec<String> = cluster_cidrs.iter().map(ToString::to_string).collect();
     json!({
         "cniVersion": "1.0.0",
-        // A runtime of today asks for STATUS only where this says that it may.
+        // Current runtimes call STATUS only if the list contains 1.1.0.
         "cniVersions": ["1.0.0", "1.1.0"],
         "name": "portolan",
         "plugins": [{
@@ -106,7 +100,7 @@ fn contents(pod_cidrs: &[IpNetwork], cluster_cidrs: &[IpNetwork], healthz: Socke
     })
 }
 
-/// Where the node itself finds what listens on every address.
+/// The address by which the node itself reaches a wildcard listener.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let loopback: IpAddr = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -118,7 +112,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 fn write(file: &Path, contents: &Value) -> io::Result<()> {
     let text = format!("{contents:#}\n");
-    // Runtimes take every change for news.
+    // Runtimes reload the configuration on every change.
     if std::fs::read(file).is_ok_and(|now| now == text.as_bytes()) {
         return Ok(());
     }
@@ -128,13 +122,13 @@ fn write(file: &Path, contents: &Value) -> io::Result<()> {
     }
     let directory = file.parent().unwrap_or_else(|| Path::new("/"));
     std::fs::create_dir_all(directory)?;
-    // Runtimes look at every file that ends as this one does.
+    // The temporary file needs another extension: runtimes read every file with this one.
     let new = file.with_extension("conflist.new");
     std::fs::write(&new, text)?;
     std::fs::rename(new, file)
 }
 
-/// Whether this program has written the file; `None` if there is none.
+/// Whether this program wrote the file; `None` if it does not exist.
 fn is_ours(file: &Path) -> io::Result<Option<bool>> {
     match std::fs::read(file) {
         Ok(text) => {
@@ -151,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_of_ranges_for_each_family_and_pods_of_the_cluster_unmasked() {
+    fn one_range_set_per_family_and_no_masquerading_between_pods() {
         let cidrs =
             |texts: &[&str]| -> Vec<IpNetwork> { texts.iter().map(|text| text.parse().unwrap()).collect() };
         let own = cidrs(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
@@ -164,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_could_not_be_written_is_tried_again() {
+    async fn failed_write_is_retried() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("net.d/10-portolan.conflist");
         std::fs::write(directory.path().join("net.d"), "no directory").unwrap();
@@ -180,7 +174,7 @@ mod tests {
         (snapshot.synced, snapshot.nodes) = (true, Arc::new([("n1".into(), Arc::new(node))].into()));
         let (_publisher, snapshots) = tokio::sync::watch::channel(Arc::new(snapshot));
         let config = CniConfig { file: file.clone(), cluster_cidrs: vec![] };
-        let following = follow(config, "n1".to_owned(), "127.0.0.1:1".parse().unwrap(), snapshots);
+        let keeping = run(config, "n1".to_owned(), "127.0.0.1:1".parse().unwrap(), snapshots);
         let mending = async {
             sleep(RETRY_INTERVAL / 2).await;
             std::fs::remove_file(directory.path().join("net.d")).unwrap();
@@ -189,7 +183,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = following => panic!("the snapshots go on"),
+            () = keeping => panic!("the snapshots go on"),
             done = tokio::time::timeout(60 * RETRY_INTERVAL, mending) => done.unwrap(),
         }
     }

@@ -1,4 +1,4 @@
-//! An address and port that is being served.
+//! A frontend: an address and port that is served.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use crate::backend::endpoints::{EndpointSet, Selection};
 use crate::backend::pool::Pool;
 use crate::traffic::Traffic;
 
-/// Where a frontend listens.
+/// The address, port and protocol of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct FrontendKey {
     pub(crate) protocol: Protocol,
@@ -43,23 +43,22 @@ impl Frontend {
         }
     }
 
-    /// Whose it is.
+    /// The Service of the frontend.
     pub(crate) fn service(&self) -> &NamespacedName {
         &self.traffic.port.service
     }
 
-    /// The endpoints right now. One atomic load.
+    /// The current endpoints. One atomic load.
     pub(crate) fn endpoints(&self) -> Arc<EndpointSet> {
         self.endpoints.load_full()
     }
 
-    /// What the Service wants right now, for a look that does not outlast it: nothing is counted that workers
-    /// share.
-    pub(crate) fn wants<T>(&self, read: impl FnOnce(&Selection) -> T) -> T {
+    /// Reads the current selection without taking a reference, so that workers do not contend for a counter.
+    pub(crate) fn with_selection<T>(&self, read: impl FnOnce(&Selection) -> T) -> T {
         read(&self.endpoints.load().selection)
     }
 
-    /// New endpoints, for connections and datagrams from now on.
+    /// Sets the endpoints for new connections and datagrams.
     pub(crate) fn set_endpoints(&self, selection: Selection) {
         let before = self.endpoints.load();
         if before.selection != selection {
@@ -68,9 +67,9 @@ impl Frontend {
         }
     }
 
-    /// The endpoints to try for a client, best first: the one it had, if it is to keep it, then the
-    /// balancer's choice.
-    pub(crate) fn candidates<'a>(
+    /// The endpoints to try for a client, best first: the one of its session affinity, if any, then those of
+    /// the balancer.
+    pub(crate) fn endpoints_to_try<'a>(
         &self,
         set: &'a EndpointSet,
         pool: &'a Pool,
@@ -80,23 +79,23 @@ impl Frontend {
         let last = timeout.and_then(|timeout| self.traffic.recall(client, timeout));
         let last = last.and_then(|address| pool.find(address));
         let others =
-            pool.candidates(client).filter(move |other| Some(other.address) != last.map(|e| e.address));
+            pool.endpoints_to_try(client).filter(move |other| Some(other.address) != last.map(|e| e.address));
         last.into_iter().chain(others)
     }
 
-    /// Notes which endpoint a client has got, if it is to keep it.
+    /// Records the endpoint of a client for session affinity.
     pub(crate) fn remember(&self, set: &EndpointSet, client: IpAddr, endpoint: SocketAddr) {
         if let Some(timeout) = set.selection.affinity {
             self.traffic.remember(client, endpoint, timeout);
         }
     }
 
-    /// Sees every change of the endpoints from now on.
+    /// Notifies about every change of the endpoints.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Stops accepting. Connections that are open go on.
+    /// Stops accepting. Open connections continue.
     pub(crate) fn close(&self) {
         self.closed.cancel();
     }
@@ -106,7 +105,7 @@ impl Frontend {
         self.closed.is_cancelled()
     }
 
-    /// Returns when the frontend is closed. Cancel-safe.
+    /// Waits until the frontend is closed. Cancel-safe.
     pub(crate) async fn closed(&self) {
         self.closed.cancelled().await;
     }

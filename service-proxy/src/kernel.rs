@@ -1,14 +1,14 @@
-//! What the proxy sets up in the kernel: which addresses are local, which connections are intercepted, how replies come back.
+//! What the proxy configures in the kernel: local addresses, interception, the way of replies.
 
 pub(crate) mod conntrack;
 pub(crate) mod datagram;
-pub(crate) mod divert;
 pub(crate) mod icmp_error;
 pub(crate) mod interception;
 pub(crate) mod local_dns;
 pub(crate) mod local_replies;
 pub(crate) mod local_route;
 pub(crate) mod node_address;
+pub(crate) mod policy_routing;
 pub(crate) mod socket;
 pub(crate) mod socket_diag;
 pub(crate) mod source_ports;

@@ -1,12 +1,14 @@
-//! `portolan-proxy`: carries the stable virtual IP of a Service to the pods behind it, in userspace.
+//! `portolan-proxy`: proxies connections to the stable virtual IP of a Service to the pods behind it, in
+//! userspace.
 //!
 //! ```text
 //! discovery ──Snapshot──> Proxier ──plan──> Frontend (an address and port) ──> backend: endpoints, pool, affinity
 //!                            └── kernel: routes, the map of intercepted addresses ──connections──> tcp, udp on a worker
 //! ```
 //!
-//! The main thread watches the world and opens sockets. Workers, one event loop a core, carry the traffic: a
-//! connection stays on the loop that accepted it, both of its sockets too, so that no byte crosses a thread.
+//! The main thread watches the sources and opens sockets. Workers, one event loop per core, handle the
+//! traffic: a connection stays on the loop that accepted it, with both of its sockets, so that no byte
+//! crosses a thread.
 
 mod args;
 mod backend;
@@ -14,8 +16,9 @@ mod budget;
 mod cni_config;
 mod frontend;
 mod kernel;
-mod locality;
+mod known_addresses;
 mod metrics;
+mod node_context;
 mod node_routes;
 mod pages;
 mod plan;
@@ -23,7 +26,6 @@ mod proxier;
 mod run;
 mod service_port;
 mod serving;
-mod surroundings;
 mod tcp;
 mod traffic;
 mod udp;
@@ -33,10 +35,10 @@ pub use args::{Args, Command, SourceAddress};
 pub use cni_config::CniConfig;
 pub use kernel::conntrack::Settings as ConntrackSettings;
 pub use kernel::node_address::NodePortAddress;
+pub use node_context::NodeConfig;
 pub use node_routes::NodeRoutes;
 /// The abstract unix address by which the next proxy of a network namespace finds the running one.
 const HANDOVER_NAME: &str = "portolan-proxy";
 
 pub use run::{Config, clean_up, run};
-pub use surroundings::Place;
-pub use worker::patience::Patience;
+pub use worker::idle_timeout::IdleTimeouts;

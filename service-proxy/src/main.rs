@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     daemon::program::run(|drain| portolan_proxy::run(config, drain))
 }
 
-/// Prints the page of the proxy that runs here.
+/// Prints a page of the running proxy.
 fn status(mut address: SocketAddr, service: Option<&str>, json: bool) -> ExitCode {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
@@ -38,7 +38,7 @@ fn status(mut address: SocketAddr, service: Option<&str>, json: bool) -> ExitCod
     let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
     match daemon::page::get(address, &format!("/debug/services?{format}{service}")) {
         Ok(page) if page.is_ok() => {
-            // A closed pipe is the reader's choice.
+            // A closed pipe is the reader's decision.
             let _ = std::io::stdout().write_all(page.body.as_bytes());
             ExitCode::SUCCESS
         }
@@ -47,7 +47,7 @@ fn status(mut address: SocketAddr, service: Option<&str>, json: bool) -> ExitCod
             ExitCode::FAILURE
         }
         Err(error) => {
-            tracing::error!(%error, "no proxy shows its state on {address}: does it run, and with this --metrics-bind-address?");
+            tracing::error!(%error, "no proxy answers on {address}: does it run, and with this --metrics-bind-address?");
             ExitCode::FAILURE
         }
     }

@@ -1,16 +1,16 @@
-//! The way to the pods of other nodes: one route for each range in `spec.podCIDRs` of a Node.
+//! Routes to the pods of other nodes: one route for each range in `spec.podCIDRs` of a Node.
 //!
 //! ```text
 //! a node on the same link:  10.22.2.0/24 via 192.0.2.3                       proto 113
 //! any other:                10.22.3.0/24 via 10.22.3.0 dev portolan-vxlan onlink  proto 113
 //!                           neighbour 10.22.3.0 -> MAC of the node, forwarded to 203.0.113.2:8472
 //! ```
-//! What is in the kernel is compared with what should be there after every change of the Nodes, and again and
-//! again: a route that was deleted, also with its interface, is back within seconds. Routes of others stay as
-//! they are, and where one is in the way ours is reported and not made.
+//! The kernel's state is compared with the desired state after every change of the Nodes, and periodically: a
+//! deleted route, even with its interface, is restored within seconds. Routes of others are not changed. If
+//! one conflicts, ours is reported and not added.
 //!
-//! Unlike all else the proxy makes, these routes stay when it stops: pods talk to pods without it. The next
-//! one takes them over; `portolan-proxy --cleanup` takes them away.
+//! Unlike everything else of the proxy, these routes stay when it stops: pods reach pods without it. The next
+//! process reuses them; `portolan-proxy --cleanup` removes them.
 
 mod plan;
 mod table;
@@ -28,40 +28,40 @@ use tracing::{info, warn};
 
 use crate::kernel::node_address;
 use crate::metrics::Metrics;
-use crate::surroundings::Place;
+use crate::node_context::NodeConfig;
 use plan::{Own, Plan};
 use table::Table;
 
-/// How often the kernel is looked at; less often where looking takes more than a twentieth of the time, up to
-/// the limit.
+/// Interval of checks of the kernel's state. It is longer if a check takes more than a twentieth of the
+/// interval, up to the limit.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How nodes are reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NodeRoutes {
-    /// Directly where they are on the same link, by VXLAN where they are not.
+    /// Directly if they are on the same link, otherwise by VXLAN.
     Auto,
-    /// Directly; those on another link are reported and not reached.
+    /// Directly only. Nodes on another link are reported and not reached.
     Direct,
-    /// Not at all: another program does it.
+    /// Not at all: another program adds the routes.
     Off,
 }
 
-/// Keeps the routes until it is dropped.
+/// Maintains the routes until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     _tasks: JoinSet<()>,
 }
 
 impl Keeper {
-    /// Follows the Nodes.
+    /// Starts watching the Nodes.
     ///
     /// # Errors
-    /// When a netlink socket cannot be opened.
+    /// If a netlink socket cannot be opened.
     pub(crate) fn start(
         mode: NodeRoutes,
-        place: Place,
+        node_config: NodeConfig,
         snapshots: Snapshots,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
@@ -69,16 +69,16 @@ impl Keeper {
         if mode != NodeRoutes::Off {
             let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
             tasks.spawn(connection);
-            tasks.spawn(follow(Follower { handle, mode, place, metrics }, snapshots));
+            tasks.spawn(run(Reconciler { handle, mode, node_config, metrics }, snapshots));
         }
         Ok(Self { _tasks: tasks })
     }
 }
 
-/// Takes away all routes and the tunnel. What is missing already is no error.
+/// Removes all routes and the tunnel. What is missing is no error.
 ///
 /// # Errors
-/// What the kernel says.
+/// An error of the kernel.
 pub(crate) async fn clean_up() -> io::Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
     let mut tasks = JoinSet::new();
@@ -89,36 +89,36 @@ pub(crate) async fn clean_up() -> io::Result<()> {
     problems.into_iter().next().map_or(Ok(()), |first| Err(io::Error::other(first)))
 }
 
-struct Follower {
+struct Reconciler {
     handle: Handle,
     mode: NodeRoutes,
-    place: Place,
+    node_config: NodeConfig,
     metrics: Arc<Metrics>,
 }
 
-async fn follow(follower: Follower, mut snapshots: Snapshots) {
+async fn run(reconciler: Reconciler, mut snapshots: Snapshots) {
     let (mut pause, mut known) = (CHECK_INTERVAL, Vec::new());
-    // What an earlier run has left is looked for once, also where there is no other node any more.
+    // Looks for leftovers of an earlier process once, even if there is no other node any more.
     let mut settled = false;
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        // Nothing may be concluded from the absence of a Node before everything was read.
+        // An absent Node counts as deleted only after every source was read.
         if snapshot.synced && !(settled && snapshot.nodes.is_empty()) {
             let started = Instant::now();
-            match follower.own(&snapshot) {
+            match reconciler.own(&snapshot) {
                 Ok(own) => {
-                    let (plan, problems) = follower.reconcile(own, &snapshot).await;
+                    let (plan, problems) = reconciler.reconcile(own, &snapshot).await;
                     settled = problems.is_empty() && plan.routes.is_empty();
-                    follower.metrics.node_routes.set(i64::try_from(plan.routes.len()).unwrap_or(i64::MAX));
-                    follower.tell(&problems, &mut known);
+                    reconciler.metrics.node_routes.set(i64::try_from(plan.routes.len()).unwrap_or(i64::MAX));
+                    reconciler.report(&problems, &mut known);
                 }
                 Err(error) => {
-                    follower.tell(&[format!("read the addresses of this node: {error}")], &mut known);
+                    reconciler.report(&[format!("read the addresses of this node: {error}")], &mut known);
                 }
             }
             pause = (started.elapsed() * 20).clamp(CHECK_INTERVAL, LONGEST_INTERVAL);
         }
-        // Most snapshots are about Services.
+        // Most snapshots change Services only.
         let is_news = |next: &Arc<Snapshot>| {
             next.synced != snapshot.synced
                 || !Arc::ptr_eq(&next.nodes, &snapshot.nodes)
@@ -131,13 +131,13 @@ async fn follow(follower: Follower, mut snapshots: Snapshots) {
     }
 }
 
-impl Follower {
-    /// Makes the kernel's routes what they should be; returns that, and what is in the way.
+impl Reconciler {
+    /// Updates the kernel's routes. Returns the desired state and the problems.
     async fn reconcile(&self, own: Own, snapshot: &Snapshot) -> (Plan, Vec<String>) {
         let others: Vec<_> = snapshot.nodes.values().filter(|node| !own.is(node)).collect();
         let addresses = others.iter().flat_map(|node| node.addresses.iter().copied());
-        let reach = table::reach(&self.handle, addresses).await;
-        let mut plan = plan::plan(&own, &others, &reach, self.mode == NodeRoutes::Auto);
+        let paths = table::paths(&self.handle, addresses).await;
+        let mut plan = plan::plan(&own, &others, &paths, self.mode == NodeRoutes::Auto);
         let mut problems = std::mem::take(&mut plan.problems);
         let device = if plan.peers.is_empty() {
             tunnel::remove(&self.handle).await.map(|()| None)
@@ -156,14 +156,14 @@ impl Follower {
     }
 
     fn own(&self, snapshot: &Snapshot) -> io::Result<Own> {
-        let node = snapshot.nodes.get(self.place.node_name.as_str());
-        let ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.place.pod_cidrs);
+        let node = snapshot.nodes.get(self.node_config.node_name.as_str());
+        let ranges = node.into_iter().flat_map(|node| &node.pod_cidrs).chain(&self.node_config.pod_cidrs);
         let underlay = match node_address::primary(true)? {
             None => node_address::primary(false)?,
             v4 => v4,
         };
         Ok(Own {
-            name: self.place.node_name.clone(),
+            name: self.node_config.node_name.clone(),
             addresses: node_address::all()?,
             pod_cidrs: ranges.copied().collect(),
             service_cidrs: snapshot.service_cidrs.to_vec(),
@@ -171,8 +171,8 @@ impl Follower {
         })
     }
 
-    /// Says once what has changed.
-    fn tell(&self, problems: &[String], known: &mut Vec<String>) {
+    /// Logs changes of the problems once.
+    fn report(&self, problems: &[String], known: &mut Vec<String>) {
         self.metrics.node_route_problems.set(i64::try_from(problems.len()).unwrap_or(i64::MAX));
         for problem in problems.iter().filter(|problem| !known.contains(problem)) {
             warn!(%problem, "pods of another node cannot be reached");

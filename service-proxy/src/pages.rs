@@ -1,4 +1,4 @@
-//! What the proxy shows over HTTP: health, readiness, metrics, what is served.
+//! The HTTP pages of the proxy: health, readiness, metrics, status.
 
 mod health;
 pub(crate) mod health_check;
@@ -21,28 +21,28 @@ use tokio::task::JoinSet;
 use crate::frontend::{Frontend, FrontendKey};
 use crate::metrics::Metrics;
 
-/// What the pages show of the proxier, which lives in another task.
+/// The proxier's state for the pages, as the proxier runs in another task.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Status(Arc<Mutex<Shown>>);
 
-/// One look at it.
+/// One state.
 #[derive(Debug, Default)]
 pub(crate) struct Shown {
     pub(crate) frontends: SharedMap<FrontendKey, Frontend>,
     pub(crate) failures: Vec<String>,
-    /// What portolan-dns answers in place of the Services that have it.
-    pub(crate) left_to_dns: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
-    /// When the last state was put into force; `None` before the first.
+    /// Frontends that portolan-dns serves in place of their Services.
+    pub(crate) served_by_dns: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
+    /// When the last state was applied; `None` before the first.
     pub(crate) updated: Option<SystemTime>,
-    /// Since when the kernel has not taken the rules, if it does not.
-    pub(crate) stuck_since: Option<Instant>,
-    /// The node is about to go.
+    /// Since when the kernel has rejected the rules, if it does.
+    pub(crate) rejected_since: Option<Instant>,
+    /// The node is about to be removed.
     pub(crate) leaving: bool,
-    /// The proxy is about to go.
+    /// The proxy is draining.
     pub(crate) draining: bool,
 }
 
-/// Where the pages are, and what they show beside the proxier.
+/// The addresses of the pages, and what they show beside the proxier's state.
 #[derive(Debug)]
 pub(crate) struct Pages {
     pub(crate) metrics_address: SocketAddr,
@@ -70,13 +70,13 @@ impl Status {
         read(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether what has come in is in force, or is about to be.
+    /// Whether the received state is applied, or will be shortly.
     fn is_healthy(&self) -> bool {
         self.with(health::is_healthy)
     }
 }
 
-/// Starts the pages. An address that is taken costs its pages, and nothing else.
+/// Starts the pages. An address that is in use affects its own pages only.
 pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
     let Pages { metrics_address, healthz_address, settings, proxy_name, metrics, snapshots, status, claim } =
         pages;
@@ -91,7 +91,7 @@ pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
             .route("/metrics", admin::metrics(metrics.registry.clone()))
             .route("/readyz", admin::readyz(readiness))
             .route("/healthz", health::healthz(status.clone(), Arc::clone(&metrics)))
-            // kube-proxy's pages of these names, for tools that ask for the mode and the configuration.
+            // kube-proxy's pages of these names, for tools that query the mode and the configuration.
             .route("/proxyMode", |_| Response::text(StatusCode::OK, "userspace"))
             .route("/configz", move |_| Response::json(StatusCode::OK, &settings.json("portolan-proxy")))
             .local_route("/debug/services", move |query| {
@@ -108,8 +108,8 @@ pub(crate) fn serve(tasks: &mut JoinSet<()>, pages: Pages) {
     tasks.spawn(Server::serve(healthz_address, "--healthz-bind-address", of_health));
 }
 
-/// Not ready before the first state is in force, and while it drains; a frontend that cannot be opened is
-/// reported but harms no other.
+/// Not ready before the first state is applied, and while draining. A frontend that cannot be opened is
+/// reported but does not affect others.
 fn readiness(snapshots: Snapshots, status: Status) -> Readiness {
     let readiness = Readiness::default();
     readiness.add("sources", move || {
@@ -123,7 +123,7 @@ fn readiness(snapshots: Snapshots, status: Status) -> Readiness {
                 detail.push_str("; ");
                 detail.push_str(failure);
             }
-            for (service, keys) in &shown.left_to_dns {
+            for (service, keys) in &shown.served_by_dns {
                 for key in keys {
                     detail.push_str(&format!(
                         "; {key} of Service {service} is left to portolan-dns on this node"

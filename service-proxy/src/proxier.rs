@@ -1,9 +1,9 @@
-//! Turns a snapshot into frontends: opens, changes and closes them until they match.
+//! Applies snapshots: opens, changes and closes frontends until they match.
 
-mod carried;
 mod interception;
-mod outlook;
 pub(crate) mod ownership;
+mod proxied_service;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -18,74 +18,74 @@ use ipnetwork::IpNetwork;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use self::carried::Carried;
 use self::interception::{Intercepted, LocalAddresses};
 use self::ownership::Ownership;
+use self::proxied_service::ProxiedService;
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::interception::{Interception, Listeners};
 use crate::kernel::{datagram, local_dns, socket};
+use crate::node_context::{NodeConfig, NodeContext};
 use crate::plan::{self, Plan, Planned, plan};
 use crate::service_port::ServicePort;
-use crate::surroundings::{Place, Surroundings};
 use crate::tcp::{self, Registry};
 use crate::udp;
 use crate::worker::{Context, Worker};
 
-/// Lanes of UDP sockets, in each family: what fills the queue of one leaves those of the others alone.
+/// Lanes of UDP sockets per family: a full queue of one lane does not affect the others.
 const UDP_LANES: usize = 8;
 
 /// Owns every frontend.
 #[derive(Debug)]
 pub(crate) struct Proxier {
-    /// They end when they are dropped.
+    /// The workers. They end when they are dropped.
     _workers: Vec<Worker>,
     context: Arc<Context>,
-    place: Place,
+    node_config: NodeConfig,
     service_cidrs: Vec<IpNetwork>,
-    surroundings: Surroundings,
-    /// What is in force.
+    node_context: NodeContext,
+    /// The applied snapshot.
     snapshot: Arc<Snapshot>,
-    services: HashMap<NamespacedName, Carried>,
-    /// Cluster IPs outside the service ranges of the flags, of the Services that have any.
+    services: HashMap<NamespacedName, ProxiedService>,
+    /// Cluster IPs outside the service ranges of the flags, by Service.
     outside: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
     /// Addresses and ports of Services without endpoints that the kernel would not refuse by itself.
     refused: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
-    /// Services that load balancers in front ask about.
+    /// Services with external load balancers.
     health_checked: BTreeSet<NamespacedName>,
     frontends: SharedMap<FrontendKey, Frontend>,
     ownership: Ownership,
-    /// What Services claim and others have, with what is said about it.
+    /// Claims of Services that other Services own, with the logged text.
     conflicts: BTreeMap<NamespacedName, BTreeMap<FrontendKey, String>>,
-    /// Where portolan-dns listens on this node, which answers there itself.
+    /// Addresses on which portolan-dns listens on this node.
     dns_listeners: BTreeSet<SocketAddr>,
-    /// Where that has changed since the last state was applied.
-    dns_moved: BTreeSet<SocketAddr>,
-    /// What Services have and portolan-dns answers for them.
-    left_to_dns: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
+    /// Addresses that have changed since the last state was applied.
+    changed_dns_listeners: BTreeSet<SocketAddr>,
+    /// Frontends of Services that portolan-dns serves.
+    served_by_dns: BTreeMap<NamespacedName, BTreeSet<FrontendKey>>,
     intercepted: Intercepted,
     address_warnings: RateLimit,
     started: SystemTime,
 }
 
 impl Proxier {
-    /// Opens the sockets that connections and datagrams are handed to. They end with their workers.
+    /// Opens the sockets for intercepted traffic. They end with their workers.
     ///
     /// # Errors
-    /// When a socket cannot be opened, which needs CAP_NET_ADMIN and CAP_NET_RAW.
+    /// If a socket cannot be opened, which needs CAP_NET_ADMIN and CAP_NET_RAW.
     pub(crate) fn new(
         workers: Vec<Worker>,
         context: Arc<Context>,
-        place: Place,
+        node_config: NodeConfig,
         service_cidrs: Vec<IpNetwork>,
     ) -> io::Result<Self> {
         let registry: Arc<Registry> = Arc::default();
         let mut listeners = Listeners::default();
-        // Workers open theirs with the first reply. A missing privilege is to show now.
-        drop(datagram::open_reply_socket(true)?);
+        // Workers open theirs with the first reply. A missing privilege must show now.
+        let _checked = datagram::open_reply_socket(true)?;
         for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-            let opened = socket::listen_for_others(loopback, workers.len());
+            let opened = socket::listen_transparent(loopback, workers.len());
             let (address, sockets) = match opened {
-                // A node without IPv6 has no virtual IPs of that family either.
+                // A node without IPv6 has no IPv6 virtual IPs either.
                 Err(_) if loopback.is_ipv6() => continue,
                 opened => opened?,
             };
@@ -109,9 +109,9 @@ impl Proxier {
         Ok(Self {
             _workers: workers,
             context,
-            place,
+            node_config,
             service_cidrs,
-            surroundings: Surroundings::default(),
+            node_context: NodeContext::default(),
             snapshot: Arc::new(Snapshot::empty()),
             services: HashMap::new(),
             outside: BTreeMap::new(),
@@ -121,22 +121,25 @@ impl Proxier {
             ownership: Ownership::default(),
             conflicts: BTreeMap::new(),
             dns_listeners: local_dns::listeners(),
-            dns_moved: BTreeSet::new(),
-            left_to_dns: BTreeMap::new(),
+            changed_dns_listeners: BTreeSet::new(),
+            served_by_dns: BTreeMap::new(),
             intercepted,
             address_warnings: RateLimit::default(),
             started: SystemTime::now(),
         })
     }
 
-    /// Ranges that belong to Services alone: those of the flags, and those of ServiceCIDR objects. One of
-    /// these that a Node or its pods are in would cut them off: each cluster IP in it is local by itself.
+    /// Ranges that belong to Services only: those of the flags and of ServiceCIDR objects. A range that
+    /// contains a Node or its pods would cut them off, so it is left out: each of its cluster IPs is made
+    /// local separately.
     pub(crate) fn ranges(&self) -> Vec<IpNetwork> {
         let overlaps = |a: &IpNetwork, b: &IpNetwork| a.contains(b.network()) || b.contains(a.network());
         let nodes = &self.snapshot.nodes;
         let is_free = |range: &IpNetwork| {
-            let mut addresses =
-                nodes.values().flat_map(|node| &node.addresses).chain(&self.surroundings.locality.node);
+            let mut addresses = nodes
+                .values()
+                .flat_map(|node| &node.addresses)
+                .chain(&self.node_context.known_addresses.node);
             let mut pods = nodes.values().flat_map(|node| &node.pod_cidrs);
             !addresses.any(|ip| range.contains(*ip)) && !pods.any(|pods| overlaps(range, pods))
         };
@@ -145,7 +148,7 @@ impl Proxier {
         self.service_cidrs.iter().chain(added).copied().collect()
     }
 
-    /// Makes the frontends match the snapshot. A partial snapshot changes nothing.
+    /// Updates the frontends to the snapshot. A partial snapshot changes nothing.
     pub(crate) fn apply(&mut self, snapshot: &Arc<Snapshot>) {
         self.context.metrics.discovery_problems.set(count(snapshot.problems.len()));
         if !snapshot.synced {
@@ -154,30 +157,30 @@ impl Proxier {
         let started = Instant::now();
         self.context.metrics.kube_proxy.queued();
         let before = std::mem::replace(&mut self.snapshot, Arc::clone(snapshot));
-        let surroundings = self.place.look_around(snapshot, &self.surroundings);
+        let node_context = self.node_config.node_context(snapshot, &self.node_context);
         let mut changed: Vec<_> = snapshot.changed_since(&before).cloned().collect();
-        if surroundings != self.surroundings {
-            self.context.locality.store(Arc::new(surroundings.locality.clone()));
-            self.surroundings = surroundings;
+        if node_context != self.node_context {
+            self.context.known_addresses.store(Arc::new(node_context.known_addresses.clone()));
+            self.node_context = node_context;
             let is_same = |entry: &Arc<ServiceEntry>| {
                 before.service(&entry.service.name).is_some_and(|old| Arc::ptr_eq(old, entry))
             };
             let others = snapshot.services().filter(|entry| is_same(entry));
-            changed.extend(others.filter(|entry| plan::depends_on_surroundings(entry)).cloned());
+            changed.extend(others.filter(|entry| plan::depends_on_node_context(entry)).cloned());
         }
         let mut affected = BTreeSet::new();
         for name in snapshot.removed_since(&before) {
             affected.extend(self.end(name));
         }
-        affected.extend(self.moved_to_or_from_dns());
-        let happened = self.put_into_force(changed, affected, &before);
+        affected.extend(self.changed_by_dns());
+        let happened = self.apply_changes(changed, affected, &before);
         self.intercept();
-        self.note(snapshot, started, &happened);
+        self.record_sync(snapshot, started, &happened);
     }
 
-    /// Returns when that happened which is now in force. `affected` are Services that an address has passed
-    /// to, or may have.
-    fn put_into_force(
+    /// Applies the changes. Returns the trigger times of the applied changes. `affected` are Services to
+    /// which an address may have passed.
+    fn apply_changes(
         &mut self,
         changed: Vec<Arc<ServiceEntry>>,
         mut affected: BTreeSet<NamespacedName>,
@@ -186,7 +189,7 @@ impl Proxier {
         let mut happened = Vec::new();
         let mut plans: Vec<_> = Vec::with_capacity(changed.len());
         for entry in changed {
-            let mut plan = plan(&entry, &self.surroundings);
+            let mut plan = plan(&entry, &self.node_context);
             let claims = std::mem::take(&mut plan.claims);
             affected.extend(self.ownership.set(&entry.service.name, &entry.precedence, claims));
             happened.extend(self.count_changes(&entry, before));
@@ -196,9 +199,9 @@ impl Proxier {
             affected.remove(&entry.service.name);
         }
         for entry in affected.iter().filter_map(|name| self.snapshot.service(name)) {
-            plans.push((Arc::clone(entry), plan(entry, &self.surroundings)));
+            plans.push((Arc::clone(entry), plan(entry, &self.node_context)));
         }
-        // What a Service no longer serves goes first: its address may have passed to another one.
+        // Close first what a Service no longer serves: its address may have passed to another one.
         for (entry, plan) in &mut plans {
             let name = &entry.service.name;
             let is_served = |key: &FrontendKey| {
@@ -206,12 +209,12 @@ impl Proxier {
             };
             plan.frontends.retain(|key, _| is_served(key));
             plan.refused.retain(is_served);
-            self.note_conflicts(name);
-            self.note_left_to_dns(name);
+            self.log_conflicts(name);
+            self.log_served_by_dns(name);
             self.retain(name, plan);
-            self.note_rules(entry, plan);
-            let is_carried = plan::is_carried(entry, &self.surroundings);
-            let ports = if is_carried { &entry.service.ports[..] } else { &[] };
+            self.index_rules(entry, plan);
+            let is_proxied = plan::is_proxied(entry, &self.node_context);
+            let ports = if is_proxied { &entry.service.ports[..] } else { &[] };
             let without_local = &self.context.metrics.kube_proxy.without_local;
             self.services.entry(name.clone()).or_default().update(ports, plan, without_local);
         }
@@ -223,8 +226,7 @@ impl Proxier {
         happened
     }
 
-    /// Counts a changed Service as kube-proxy does, and returns when that happened to its endpoints which is
-    /// news.
+    /// Counts a changed Service as kube-proxy does. Returns the trigger times of its changed endpoints.
     fn count_changes(&self, entry: &ServiceEntry, before: &Snapshot) -> Vec<SystemTime> {
         let counts = &self.context.metrics.kube_proxy;
         counts.service_changes.inc();
@@ -233,8 +235,8 @@ impl Proxier {
         slices.iter().filter_map(|slice| slice.triggered_at).collect()
     }
 
-    /// Says what a Service claims and another one has, once.
-    fn note_conflicts(&mut self, service: &NamespacedName) {
+    /// Logs once which claims of a Service another one owns.
+    fn log_conflicts(&mut self, service: &NamespacedName) {
         let known = self.conflicts.remove(service).unwrap_or_default();
         let lost = self.ownership.lost(service).map(|(key, owner)| {
             let message =
@@ -250,46 +252,46 @@ impl Proxier {
         }
     }
 
-    /// Services of addresses at which portolan-dns listens since a moment ago, or does not any more.
-    fn moved_to_or_from_dns(&mut self) -> BTreeSet<NamespacedName> {
-        let moved = std::mem::take(&mut self.dns_moved).into_iter();
+    /// Services of addresses on which portolan-dns has started or stopped listening.
+    fn changed_by_dns(&mut self) -> BTreeSet<NamespacedName> {
+        let moved = std::mem::take(&mut self.changed_dns_listeners).into_iter();
         let keys = moved.flat_map(|address| {
             [Protocol::Tcp, Protocol::Udp].map(|protocol| FrontendKey { protocol, address })
         });
         keys.filter_map(|key| self.ownership.owner(&key).cloned()).collect()
     }
 
-    /// Says what of a Service portolan-dns answers in its place, once.
-    fn note_left_to_dns(&mut self, service: &NamespacedName) {
-        let known = self.left_to_dns.remove(service).unwrap_or_default();
+    /// Logs once which frontends of a Service portolan-dns serves.
+    fn log_served_by_dns(&mut self, service: &NamespacedName) {
+        let known = self.served_by_dns.remove(service).unwrap_or_default();
         let owned = self.ownership.owned(service);
         let left: BTreeSet<_> = owned.filter(|key| self.dns_listeners.contains(&key.address)).collect();
         for key in left.difference(&known) {
             info!(frontend = %key, %service, "left to portolan-dns, which listens there on this node");
         }
         if !left.is_empty() {
-            self.left_to_dns.insert(service.clone(), left);
+            self.served_by_dns.insert(service.clone(), left);
         }
     }
 
-    /// A Service is no more. Returns those that get what it had.
+    /// Removes a Service. Returns the Services that get its addresses.
     fn end(&mut self, name: &NamespacedName) -> BTreeSet<NamespacedName> {
         self.retain(name, &Plan::default());
         self.outside.remove(name);
         self.refused.remove(name);
         self.health_checked.remove(name);
         self.conflicts.remove(name);
-        self.left_to_dns.remove(name);
+        self.served_by_dns.remove(name);
         if let Some(mut carried) = self.services.remove(name) {
             carried.set_without_local(Vec::new(), &self.context.metrics.kube_proxy.without_local);
         }
         self.ownership.set(name, &Precedence::default(), BTreeMap::new())
     }
 
-    /// Notes what few Services ask for, so that finding those does not mean to look at all.
-    fn note_rules(&mut self, entry: &ServiceEntry, plan: &Plan) {
+    /// Indexes rare settings of a Service, so that finding them does not mean to iterate over all.
+    fn index_rules(&mut self, entry: &ServiceEntry, plan: &Plan) {
         let name = &entry.service.name;
-        let mut outside = plan::cluster_ips(entry, &self.surroundings);
+        let mut outside = plan::cluster_ips(entry, &self.node_context);
         outside.retain(|ip| !self.service_cidrs.iter().any(|range| range.contains(*ip)));
         if outside.is_empty() {
             self.outside.remove(name);
@@ -308,30 +310,30 @@ impl Proxier {
         }
     }
 
-    /// Makes the rules in the kernel match what is open.
+    /// Updates the kernel's rules to the open frontends.
     fn intercept(&mut self) {
         let refused = self.refused.values().flatten().copied().collect();
         let singles = self.outside().into_iter().map(IpNetwork::from);
         let addresses = LocalAddresses {
             virtual_ips: self.ranges().into_iter().chain(singles).collect(),
-            node: self.surroundings.locality.node.clone(),
+            node: self.node_context.known_addresses.node.clone(),
         };
-        self.intercepted.follow(&self.frontends, &refused, addresses, &self.context.metrics);
+        self.intercepted.apply(&self.frontends, &refused, addresses, &self.context.metrics);
     }
 
-    fn note(&self, snapshot: &Snapshot, started: Instant, happened: &[SystemTime]) {
+    fn record_sync(&self, snapshot: &Snapshot, started: Instant, happened: &[SystemTime]) {
         let metrics = &self.context.metrics;
         metrics.snapshot_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         self.count_frontends();
         if self.intercepted.failure().is_none() {
             metrics.kube_proxy.synced(started.elapsed());
-            // As kube-proxy: what happened before it started says nothing about it.
+            // Like kube-proxy: changes before the start of the process do not count.
             let recent = happened.iter().filter(|happened| **happened >= self.started);
             recent.for_each(|happened| metrics.kube_proxy.programmed(*happened));
         }
     }
 
-    /// Tries again what the kernel did not take. False if there was nothing to try.
+    /// Retries what the kernel rejected. Returns false if there was nothing to retry.
     pub(crate) fn retry_failures(&mut self) -> bool {
         self.intercepted.check(&self.context.metrics);
         if self.intercepted.failure().is_none() {
@@ -341,17 +343,17 @@ impl Proxier {
         true
     }
 
-    /// Whether the rules are written for a node with bridges.
+    /// Whether the rules are for a node with bridges.
     pub(crate) fn is_bridged(&self) -> bool {
         self.intercepted.is_bridged()
     }
 
-    /// There is a bridge on the node.
+    /// Adds the rules for bridges.
     pub(crate) fn add_bridged(&mut self) {
         self.intercepted.add_bridged(&self.context.metrics);
     }
 
-    /// New connections are refused from now on; the rule that open ones need stays.
+    /// Refuses new connections. The rules of open connections stay.
     pub(crate) fn stop_intercepting(&mut self) {
         self.intercepted.stop();
     }
@@ -362,12 +364,12 @@ impl Proxier {
         self.frontends = SharedMap::default();
     }
 
-    /// Takes the rules out of the kernel; false if they are another proxy's by now.
-    pub(crate) fn forget(&mut self) -> bool {
+    /// Removes the rules from the kernel. Returns false if they belong to another proxy.
+    pub(crate) fn remove_rules(&mut self) -> bool {
         self.intercepted.remove()
     }
 
-    /// Closes what the Service has and `plan` has not, or has for another of its ports.
+    /// Closes the frontends of the Service that `plan` does not have, or has for another port.
     fn retain(&mut self, service: &NamespacedName, plan: &Plan) {
         let Some(carried) = self.services.get_mut(service) else { return };
         let stays = |key: &FrontendKey| {
@@ -383,7 +385,7 @@ impl Proxier {
         }
     }
 
-    /// Serves what the Service has: its endpoints may have changed, or it is not open yet.
+    /// Opens a frontend or updates its endpoints.
     fn ensure(&mut self, key: FrontendKey, service: &NamespacedName, planned: Planned) {
         match self.frontends.get(&key) {
             Some(frontend) => frontend.set_endpoints(planned.selection),

@@ -1,4 +1,4 @@
-//! The control loop: what is known is put into force, looked after, and given up in the end.
+//! The control loop: applies snapshots, repairs, and cleans up at the end.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,22 +10,22 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::kernel::conntrack::Conntrack;
-use crate::kernel::divert::Divert;
 use crate::kernel::local_route::LocalRoutes;
+use crate::kernel::policy_routing::PolicyRouting;
 use crate::pages::health_check::HealthChecks;
 use crate::pages::{Shown, Status};
 use crate::proxier::Proxier;
 
-/// How often a frontend that could not be opened is tried again, and the kernel's part is looked after.
+/// Interval of retries and of checks of the kernel's state.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What follows the snapshots.
+/// The parts that snapshots are applied to.
 #[derive(Debug)]
 pub(crate) struct Serving {
     pub(crate) proxier: Proxier,
     pub(crate) routes: LocalRoutes,
-    /// `None` where the kernel has no policy routing.
-    pub(crate) divert: Option<Divert>,
+    /// `None` if the kernel has no policy routing.
+    pub(crate) policy_routing: Option<PolicyRouting>,
     pub(crate) conntrack: Conntrack,
     pub(crate) health_checks: HealthChecks,
     /// Whether a next proxy has started.
@@ -33,14 +33,14 @@ pub(crate) struct Serving {
     /// Notified once the first state is applied.
     pub(crate) started: Arc<Notify>,
     pub(crate) status: Status,
-    /// When the last state was put into force.
+    /// When the last state was applied.
     pub(crate) updated: Option<SystemTime>,
 }
 
 impl Serving {
-    /// Follows the snapshots until the drain begins. Cancel-safe in that the next state makes up for one half
-    /// done.
-    pub(crate) async fn follow(&mut self, mut snapshots: Snapshots, drain: &Drain) {
+    /// Applies snapshots until the drain begins. Cancel-safe: the next state completes one that was half
+    /// applied.
+    pub(crate) async fn run(&mut self, mut snapshots: Snapshots, drain: &Drain) {
         let mut retry = tokio::time::interval(RETRY_INTERVAL);
         snapshots.mark_changed();
         loop {
@@ -54,13 +54,13 @@ impl Serving {
                 _ = retry.tick() => {
                     self.health_checks.listen().await;
                     self.conntrack.apply();
-                    let has_moved = self.updated.is_some() && self.proxier.node_has_moved();
+                    let has_moved = self.updated.is_some() && self.proxier.node_addresses_changed();
                     if has_moved {
                         info!("the node has other addresses now");
                     }
-                    if !self.proxier.dns_has_moved() && !has_moved {
+                    if !self.proxier.dns_listeners_changed() && !has_moved {
                         let snapshot = Arc::clone(&snapshots.borrow());
-                        self.look_after(&snapshot).await;
+                        self.repair_failures(&snapshot).await;
                         continue;
                     }
                 }
@@ -72,34 +72,34 @@ impl Serving {
 
     async fn apply(&mut self, snapshot: &Arc<Snapshot>) {
         self.proxier.apply(snapshot);
-        // Before the first state nothing is known, and what the proxy before has needs its routes.
+        // Before the first state nothing is known, and the previous proxy needs its routes.
         if snapshot.synced {
             self.routes.set_ranges(self.proxier.ranges()).await;
             self.routes.set_singles(self.proxier.outside()).await;
             let addresses = self.proxier.node_port_addresses();
             self.health_checks.set(self.proxier.health_checks(), addresses).await;
         }
-        self.note(snapshot).await;
+        self.record_sync(snapshot).await;
     }
 
-    /// Tries again what has failed, and restores what was deleted.
-    async fn look_after(&mut self, snapshot: &Snapshot) {
+    /// Retries failures, and restores what was deleted.
+    async fn repair_failures(&mut self, snapshot: &Snapshot) {
         if self.proxier.retry_failures() {
-            self.note(snapshot).await;
+            self.record_sync(snapshot).await;
         }
         if self.is_current() {
             self.repair().await;
         }
     }
 
-    /// Whether new connections are for this proxy: it has applied a state.
+    /// Whether this proxy gets new connections: it has applied a state.
     fn is_current(&self) -> bool {
         self.updated.is_some()
     }
 
-    /// Notes what is applied. The first time, the previous proxy is told to stop.
-    async fn note(&mut self, snapshot: &Snapshot) {
-        if snapshot.synced && self.proxier.stuck_since().is_none() {
+    /// Records the applied state. The first time, the previous proxy is stopped.
+    async fn record_sync(&mut self, snapshot: &Snapshot) {
+        if snapshot.synced && self.proxier.rejected_since().is_none() {
             let is_first = !self.is_current();
             self.updated = Some(SystemTime::now());
             if is_first {
@@ -110,10 +110,10 @@ impl Serving {
         self.status.set(Shown {
             frontends: self.proxier.frontends(),
             failures: self.proxier.failures(),
-            left_to_dns: self.proxier.left_to_dns(),
+            served_by_dns: self.proxier.served_by_dns(),
             updated: self.updated,
-            stuck_since: self.proxier.stuck_since(),
-            leaving: self.proxier.is_leaving(snapshot),
+            rejected_since: self.proxier.rejected_since(),
+            leaving: self.proxier.is_node_leaving(snapshot),
             draining: false,
         });
     }
@@ -123,14 +123,14 @@ impl Serving {
         if !self.proxier.is_bridged() && self.routes.has_bridge().await {
             self.proxier.add_bridged();
         }
-        if let Some(divert) = &self.divert
-            && let Err(error) = divert.repair().await
+        if let Some(policy_routing) = &self.policy_routing
+            && let Err(error) = policy_routing.repair().await
         {
-            warn!(%error, "replies to borrowed addresses may not come back, and external IPs may not be served");
+            warn!(%error, "replies to preserved source addresses may not come back, and external IPs may not be served");
         }
     }
 
-    /// New connections are refused from now on, and load balancers are told.
+    /// Refuses new connections, and reports the drain to load balancers.
     pub(crate) fn stop_accepting(&mut self) {
         self.status.drain();
         self.health_checks.drain();
@@ -142,11 +142,11 @@ impl Serving {
     pub(crate) async fn clean_up(mut self) -> Proxier {
         let has_other =
             if self.is_current() { self.claim.is_claimed() } else { handover::is_held(crate::HANDOVER_NAME) };
-        if !has_other && self.proxier.forget() {
+        if !has_other && self.proxier.remove_rules() {
             // The routes come last: without them, not even open connections work.
             self.routes.remove().await;
-            if let Some(divert) = self.divert {
-                divert.remove().await;
+            if let Some(policy_routing) = self.policy_routing {
+                policy_routing.remove().await;
             }
         }
         self.proxier

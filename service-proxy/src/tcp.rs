@@ -20,27 +20,28 @@ use tracing::{debug, warn};
 use crate::budget::{Permit, Refusal};
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::socket;
-use crate::worker::patience::Progress;
+use crate::worker::idle_timeout::Progress;
 use crate::worker::{Context, Local};
 use relay::Sent;
 
-/// Pause after a failed accept, most often for want of file descriptors: trying again at once would spin.
+/// Pause after a failed accept, usually because file descriptors are exhausted: an immediate retry would
+/// spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The client's socket, and that to the endpoint.
+/// The client's socket and the upstream socket.
 const CONNECTION_DESCRIPTORS: usize = 2;
 
-/// Every frontend.
+/// All frontends.
 pub(crate) type Registry = ArcSwap<SharedMap<FrontendKey, Frontend>>;
 
-/// What the connections of one worker need.
+/// The context of the connections of one worker.
 struct Scope {
     registry: Arc<Registry>,
     context: Arc<Context>,
     local: Arc<Local>,
 }
 
-/// Accepts the connections that are handed to the current worker, until `closed`.
+/// Accepts connections on the current worker until `closed`.
 pub(crate) async fn serve(
     listener: std::net::TcpListener,
     registry: Arc<Registry>,
@@ -66,7 +67,7 @@ pub(crate) async fn serve(
             Err(error) => {
                 scope.context.metrics.accept_errors.inc();
                 if let Some(suppressed) = scope.context.accept_warnings.admit() {
-                    warn!(%error, suppressed, "cannot accept connections, trying again");
+                    warn!(%error, suppressed, "cannot accept connections, retrying");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -74,7 +75,7 @@ pub(crate) async fn serve(
     }
 }
 
-/// Takes the descriptors of a connection. `None` if there is no room for it.
+/// Acquires the descriptors of a connection. `None` if none are free.
 fn admit(client: SocketAddr, context: &Context) -> Option<Permit> {
     let metrics = &context.metrics;
     if context.max_connections.is_some_and(|limit| context.tasks.len() >= limit) {
@@ -91,17 +92,18 @@ fn admit(client: SocketAddr, context: &Context) -> Option<Permit> {
 
 async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     let Scope { registry, context, local } = &*scope;
-    // The address it was meant for is the socket's own.
-    let asked = client.local_addr().ok();
+    // The destination is the local address of the socket.
+    let destination = client.local_addr().ok();
     let key = |address| FrontendKey { protocol: Protocol::Tcp, address };
-    let found = asked.and_then(|asked| Some((asked, registry.load().get(&key(asked)).cloned()?)));
-    let Some((asked, frontend)) = found else {
+    let found = destination
+        .and_then(|destination| Some((destination, registry.load().get(&key(destination)).cloned()?)));
+    let Some((destination, frontend)) = found else {
         // The Service was deleted before the connection was accepted, or a client connected to our own port.
         return socket::reset_on_close(&client);
     };
     let metrics = &context.metrics;
     let traffic = &frontend.traffic;
-    let Some(_open) = traffic.enter(frontend.wants(|selection| selection.max_connections)) else {
+    let Some(_open) = traffic.enter(frontend.with_selection(|selection| selection.max_connections)) else {
         metrics.connections_shed.inc();
         return socket::reset_on_close(&client);
     };
@@ -112,9 +114,9 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
     match connect::connect(from, &frontend, registry, context, local).await {
         Some((mut upstream, _in_use)) => {
             metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
-            if frontend.wants(|selection| selection.proxy_protocol) {
+            if frontend.with_selection(|selection| selection.proxy_protocol) {
                 // The socket is new and its buffer empty; an error shows again when the relay writes.
-                let _ = upstream.write_all(&proxy_protocol::header(address, asked)).await;
+                let _ = upstream.write_all(&proxy_protocol::header(address, destination)).await;
             }
             let progress = Progress::default();
             let count = |sent: Sent| {
@@ -127,8 +129,8 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
                 biased;
                 result = relay::relay(&mut client, &mut upstream, &local.poller, &progress, count) => result,
                 () = progress.request_checks(&local.check_clock) => Ok(()),
-                () = context.patience.exhausted(&progress, &local.slow_clock) => {
-                    metrics.quiet_ended.inc();
+                () = context.idle_timeouts.expired(&progress, &local.slow_clock) => {
+                    metrics.idle_timeouts.inc();
                     Err(ErrorKind::TimedOut.into())
                 }
             };
@@ -138,7 +140,7 @@ async fn handle(mut client: TcpStream, address: SocketAddr, scope: Arc<Scope>) {
                 socket::reset_on_close(&upstream);
             }
         }
-        // The handshake with the client is over, so refusing is no longer possible: a reset comes closest.
+        // The handshake is complete, so a refusal is no longer possible. A reset comes closest.
         None => {
             traffic.counters().failed.inc();
             socket::reset_on_close(&client);

@@ -1,5 +1,4 @@
-//! What all the ways into one port of a Service share: where its clients were, how much is open, what was
-//! carried.
+//! The state that all frontends of one Service port share: session affinity, open connections, counters.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,22 +12,22 @@ use crate::backend::affinity::Affinity;
 use crate::metrics::services::{Counters, Services};
 use crate::service_port::ServicePort;
 
-/// The traffic of a port. It lives as long as the port is carried or a connection is open.
+/// The traffic of a port. It lives as long as the port is served or a connection is open.
 #[derive(Debug)]
 pub(crate) struct Traffic {
     pub(crate) port: ServicePort,
     affinity: Affinity,
     open: AtomicUsize,
     services: Arc<Services>,
-    /// Made when there is something to count.
+    /// Created when there is something to count.
     counters: OnceLock<Counters>,
-    /// A Service whose endpoints do not accept must not fill the log.
+    /// A Service whose endpoints do not accept must not flood the log.
     pub(crate) no_endpoint_warnings: RateLimit,
     /// Nor must one whose endpoint is a virtual IP.
     pub(crate) loop_warnings: RateLimit,
 }
 
-/// Counts as open while it lives.
+/// Counts as open while it exists.
 #[derive(Debug)]
 pub(crate) struct Open(Arc<Traffic>);
 
@@ -45,12 +44,12 @@ impl Traffic {
         }
     }
 
-    /// Connections and flows open now.
+    /// The number of open connections and flows.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// What has been counted so far, if anything.
+    /// The counters, if anything was counted.
     pub(crate) fn counted(&self) -> Option<&Counters> {
         self.counters.get()
     }
@@ -60,7 +59,7 @@ impl Traffic {
         self.counters.get_or_init(|| self.services.counters(&self.port))
     }
 
-    /// Lets a connection in, unless `limit` are open.
+    /// Counts a new connection, unless `limit` are open.
     pub(crate) fn enter(self: &Arc<Self>, limit: Option<usize>) -> Option<Open> {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
         if limit.is_some_and(|limit| before >= limit) {
@@ -72,12 +71,12 @@ impl Traffic {
         Some(Open(Arc::clone(self)))
     }
 
-    /// Where the client was within the last `timeout`.
+    /// The endpoint that the client had within the last `timeout`.
     pub(crate) fn recall(&self, client: IpAddr, timeout: Duration) -> Option<SocketAddr> {
         self.affinity.recall(client, timeout)
     }
 
-    /// Notes where the client is now.
+    /// Records the endpoint of the client.
     pub(crate) fn remember(&self, client: IpAddr, endpoint: SocketAddr, timeout: Duration) {
         self.affinity.remember(client, endpoint, timeout);
     }

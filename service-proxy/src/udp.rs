@@ -1,14 +1,14 @@
 //! UDP: flows between clients and endpoints.
 //!
-//! The kernel hands the datagrams for all frontends to a few sockets (see [`crate::kernel::interception`]),
-//! each with the address and port it was sent to. A client's datagrams to a frontend are a flow, which has a
-//! connected socket of its own to an endpoint. Replies leave by a raw socket, from the frontend's address and
-//! port: no socket is bound to a port of a virtual IP or of the node, so no other process is kept from it
-//! (`crate::kernel::datagram`).
+//! The kernel delivers the datagrams for all frontends to a few sockets (see
+//! [`crate::kernel::interception`]), with their destination. A client's datagrams to a frontend are a flow,
+//! which has a connected upstream socket to an endpoint. Replies are sent by a raw socket, from the
+//! frontend's address and port: no socket is bound to a port of a virtual IP or of the node, so no other
+//! process is prevented from binding it (`crate::kernel::datagram`).
 //!
-//! The table of flows is what conntrack is to kube-proxy, with one difference that users notice: when an
-//! endpoint stops serving, its flows end at once and the next datagram goes to one that serves. ICMP errors
-//! on the way to an endpoint are passed on to the client as what they are. Only a refusal (port unreachable)
+//! The flow table has the role of conntrack for kube-proxy, with one visible difference: when an endpoint
+//! stops serving, its flows end at once and the next datagram is sent to one that serves. ICMP errors on the
+//! way to an endpoint are passed on to the client with their type and code. Only a refusal (port unreachable)
 //! ends a flow.
 
 mod batch;
@@ -36,7 +36,7 @@ use crate::budget::{Permit, Refusal};
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::datagram;
 use crate::kernel::icmp_error::IcmpError;
-use crate::kernel::socket::{self, Departure};
+use crate::kernel::socket::{self, UpstreamOptions};
 use crate::tcp::Registry;
 use crate::worker::Context;
 use crate::worker::poller::Poller;
@@ -44,25 +44,25 @@ use batch::Batch;
 use flow::{Errors, Flow};
 use table::Table;
 
-/// Flows are looked through so many times within the idle timeout: one lives at most a quarter longer.
+/// Sweeps per idle timeout: a flow lives at most a quarter longer.
 const SWEEPS: u32 = 4;
 
-/// Endpoints that are tried for a flow. It fails at once, without a datagram, where the node has no route to
-/// one.
+/// Endpoints that are tried for a flow. An attempt fails at once, without a datagram, if the node has no
+/// route.
 const ATTEMPTS: usize = 3;
 
-/// What the flows of a socket share.
+/// The state that the flows of a socket share.
 struct Shared {
     context: Arc<Context>,
     poller: Arc<Poller>,
     started: Instant,
 }
 
-/// A socket at work.
+/// A socket in service.
 struct Server {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
-    /// The frontends that have flows here, by address.
+    /// The frontends with flows, by address.
     frontends: HashMap<SocketAddr, Served>,
     tasks: JoinSet<Event>,
 }
@@ -74,15 +74,15 @@ struct Served {
     watcher: AbortHandle,
 }
 
-/// What a task of a server ends with.
+/// The result of a task of a server.
 enum Event {
     /// The endpoint of a flow refuses.
     Refused(Arc<Flow>),
-    /// A frontend is closed, or has other endpoints.
+    /// A frontend is closed or its endpoints have changed.
     Changed(Arc<Frontend>, watch::Receiver<()>),
 }
 
-/// Serves the datagrams that are handed to a socket, on the current worker, until that ends.
+/// Serves the datagrams of a socket on the current worker until that ends.
 pub(crate) async fn serve(
     socket: std::net::UdpSocket,
     registry: Arc<Registry>,
@@ -104,7 +104,7 @@ pub(crate) async fn serve(
                 ready?;
                 if Batch::with(address, |batch| server.receive(&socket, batch)) {
                     count_drops(&shared, &socket, &drops);
-                    // The socket stays ready, and nothing else would give the worker's other tasks a turn.
+                    // The socket stays ready, and nothing else would let the worker's other tasks run.
                     tokio::task::yield_now().await;
                 }
             }
@@ -112,8 +112,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Counts the datagrams that have found the socket's queue full. Called while there is much to read: only
-/// then is it full.
+/// Counts datagrams that were dropped because the socket's queue was full. Called while there is much to
+/// read: only then can it be full.
 fn count_drops(shared: &Shared, socket: &UdpSocket, counted: &AtomicU32) {
     let now = datagram::drops(socket);
     let before = counted.swap(now, Ordering::Relaxed);
@@ -128,8 +128,8 @@ impl Shared {
 }
 
 impl Server {
-    /// Takes in what waits, and passes on together what one client has sent in a row. True if there may be
-    /// more.
+    /// Receives waiting datagrams, and relays together what one client has sent in a row. Returns whether
+    /// there may be more.
     fn receive(&mut self, socket: &UdpSocket, batch: &mut Batch) -> bool {
         let received = match batch.receive_from_clients(socket) {
             Ok(received) => received,
@@ -180,7 +180,7 @@ impl Server {
                     debug!(%service, %endpoint, %error, "sending failed");
                     let errors = flow.pass_on(&error);
                     refused = errors == Errors::Refused;
-                    // It may be about an earlier datagram, and returned in place of sending this one.
+                    // It may be about an earlier datagram and was returned instead of sending this one.
                     if errors == Errors::PassedOn && retried != Some(rest.start) {
                         retried = Some(rest.start);
                     } else {
@@ -197,14 +197,15 @@ impl Server {
         }
     }
 
-    /// Opens a flow for a client that has none, whose datagram has `hops` left. `None` when no endpoint can
-    /// be reached; the client then gets an ICMP error.
+    /// Opens a flow for a client, whose datagram has a TTL of `hops`. `None` if no endpoint can be reached;
+    /// the client then gets an ICMP error.
     fn open(&mut self, client: SocketAddr, address: SocketAddr, hops: u32) -> Option<Arc<Flow>> {
         let shared = Arc::clone(&self.shared);
         let context = &shared.context;
         let Some(frontend) = self.frontend(address) else {
-            // It was closed a moment ago, or a process of the node has found the socket's own port.
-            drop(IcmpError::refusal(client.is_ipv4()).tell(client, address));
+            // It was closed a moment ago, or a process of the node sends to the socket's own port.
+            // Best effort: the client may not learn of the refusal.
+            let _ = IcmpError::refusal(client.is_ipv4()).send(client, address);
             return None;
         };
         let set = frontend.endpoints();
@@ -218,7 +219,7 @@ impl Server {
         }
         let permit = self.permit(client.ip(), address)?;
         let mut failure = None;
-        for endpoint in frontend.candidates(&set, pool, client.ip()).take(ATTEMPTS) {
+        for endpoint in frontend.endpoints_to_try(&set, pool, client.ip()).take(ATTEMPTS) {
             let endpoint = endpoint.address;
             let mut opened = connect(client, endpoint, hops, context);
             if opened.as_ref().is_err_and(is_out_of_files) && self.evict(address) {
@@ -236,7 +237,8 @@ impl Server {
             }
         }
         let error = failure.and_then(|failure| IcmpError::of_local(client.is_ipv4(), &failure));
-        drop(error.map(|error| error.tell(client, address)));
+        // Best effort: the client may not learn of the failure.
+        let _ = error.map(|error| error.send(client, address));
         None
     }
 
@@ -259,7 +261,7 @@ impl Server {
         Some(flow)
     }
 
-    /// The frontend at this address, watched from now on.
+    /// The frontend at this address. Starts watching it.
     fn frontend(&mut self, address: SocketAddr) -> Option<Arc<Frontend>> {
         if let Some(served) = self.frontends.get(&address) {
             return Some(Arc::clone(&served.frontend));
@@ -281,7 +283,7 @@ impl Server {
         }
     }
 
-    /// Ends the flows that may not go on.
+    /// Ends the flows whose endpoint is no longer eligible.
     fn changed(&mut self, frontend: &Arc<Frontend>, changes: watch::Receiver<()>) {
         let address = frontend.key.address;
         let Some(served) = self.frontends.get(&address) else { return };
@@ -299,8 +301,8 @@ impl Server {
         }
     }
 
-    /// Takes the descriptor of a flow. A client that has its share gives up a flow of the same frontend. Where
-    /// no descriptor is left another client does.
+    /// Acquires the descriptor of a flow. A client at its limit loses a flow of the same frontend. If no
+    /// descriptor is free, another client loses one.
     fn permit(&mut self, client: IpAddr, address: SocketAddr) -> Option<Permit> {
         let context = Arc::clone(&self.shared.context);
         match context.budget.take(client, 1) {
@@ -316,7 +318,7 @@ impl Server {
         context.budget.take(client, 1).ok()
     }
 
-    /// Ends a flow of a frontend to make room. False if there was none here.
+    /// Ends a flow of a frontend for a new one. Returns false if it has none.
     fn evict(&mut self, address: SocketAddr) -> bool {
         let victim = self.frontends.get_mut(&address).and_then(|served| served.flows.victim());
         let Some(victim) = victim else { return false };
@@ -341,7 +343,7 @@ impl Server {
         });
     }
 
-    /// Closes this flow; not another one that its client may have by now.
+    /// Closes this flow, unless its client has a newer one.
     fn close(&mut self, flow: &Arc<Flow>) {
         let Some(served) = self.frontends.get_mut(&flow.frontend.key.address) else { return };
         if served.flows.remove(flow) {
@@ -358,7 +360,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits until the frontend is closed or has other endpoints.
+/// Waits until the frontend is closed or its endpoints change.
 async fn watch(frontend: Arc<Frontend>, mut changes: watch::Receiver<()>) -> Event {
     tokio::select! {
         () = frontend.closed() => {}
@@ -367,8 +369,8 @@ async fn watch(frontend: Arc<Frontend>, mut changes: watch::Receiver<()>) -> Eve
     Event::Changed(frontend, changes)
 }
 
-/// As of a connection, the datagrams of a flow have one hop less than that of the client where the endpoint
-/// may be another proxy's: all of them as many as the first.
+/// Like a connection, the datagrams of a flow have a TTL of one less than the client's if the endpoint may be
+/// another proxy's; all have that of the first.
 fn connect(client: SocketAddr, endpoint: SocketAddr, hops: u32, context: &Context) -> io::Result<UdpSocket> {
     let hops = match hops {
         _ if !context.may_come_back(endpoint.ip()) => None,
@@ -379,11 +381,11 @@ fn connect(client: SocketAddr, endpoint: SocketAddr, hops: u32, context: &Contex
         left => Some(left - 1),
     };
     let source = context.source(client, endpoint.ip(), Protocol::Udp);
-    let departure = Departure { source, hops, ..Departure::default() };
-    let socket = match socket::connect(Type::DGRAM, endpoint, departure) {
-        // As for a connection, the node's address is better than none.
+    let options = UpstreamOptions { source, hops, ..UpstreamOptions::default() };
+    let socket = match socket::connect(Type::DGRAM, endpoint, options) {
+        // Like for a connection, the node's address is better than none.
         Err(error) if socket::is_taken(&error) => {
-            socket::connect(Type::DGRAM, endpoint, Departure { source: None, ..departure })
+            socket::connect(Type::DGRAM, endpoint, UpstreamOptions { source: None, ..options })
         }
         other => other,
     }?;
@@ -391,9 +393,8 @@ fn connect(client: SocketAddr, endpoint: SocketAddr, hops: u32, context: &Contex
     UdpSocket::from_std(socket.into())
 }
 
-/// `EMFILE`, `ENFILE`.
 fn is_out_of_files(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(23 | 24))
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 #[cfg(test)]
@@ -410,7 +411,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::service_port::ServicePort;
     use crate::traffic::Traffic;
-    use crate::worker::patience::Patience;
+    use crate::worker::idle_timeout::IdleTimeouts;
 
     fn context(budget: &Arc<Budget>) -> Context {
         let minute = Duration::from_secs(60);
@@ -419,12 +420,12 @@ mod tests {
             connect_timeout: minute,
             udp_idle_timeout: minute,
             udp_max_flows: 100,
-            patience: Patience::default(),
+            idle_timeouts: IdleTimeouts::default(),
             max_connections: None,
             budget: Arc::clone(budget),
             accept_warnings: RateLimit::default(),
-            locality: ArcSwap::default(),
-            borrow_addresses: false,
+            known_addresses: ArcSwap::default(),
+            preserve_source_ip: false,
             noted_tcp: Limit::tcp(),
             noted_udp: Limit::udp(minute),
             tasks: TaskTracker::new(),

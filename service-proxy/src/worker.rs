@@ -1,7 +1,7 @@
-//! The event loops that carry traffic.
+//! The event loops of traffic.
 
 pub(crate) mod clock;
-pub(crate) mod patience;
+pub(crate) mod idle_timeout;
 pub(crate) mod poller;
 
 use std::io;
@@ -20,45 +20,45 @@ use tokio_util::task::TaskTracker;
 use crate::budget::Budget;
 use crate::kernel::local_replies::Limit;
 use crate::kernel::source_ports::{Owner, Source};
-use crate::locality::Locality;
+use crate::known_addresses::KnownAddresses;
 use crate::metrics::Metrics;
 use crate::worker::clock::Clock;
-use crate::worker::patience::Patience;
+use crate::worker::idle_timeout::IdleTimeouts;
 use crate::worker::poller::Poller;
 
-/// What every connection needs to know.
+/// The context of every connection.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) connect_timeout: Duration,
     pub(crate) udp_idle_timeout: Duration,
-    /// A worker's share for each frontend.
+    /// A worker's share of the flows of a frontend.
     pub(crate) udp_max_flows: usize,
-    pub(crate) patience: Patience,
+    pub(crate) idle_timeouts: IdleTimeouts,
     /// `--max-connections`.
     pub(crate) max_connections: Option<usize>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) accept_warnings: RateLimit,
-    /// Where addresses are.
-    pub(crate) locality: ArcSwap<Locality>,
-    /// Whether clients' addresses may be borrowed.
-    pub(crate) borrow_addresses: bool,
-    /// The connections and flows with clients' addresses that are opened to servers of this node.
+    /// The known addresses.
+    pub(crate) known_addresses: ArcSwap<KnownAddresses>,
+    /// Whether the client's source IP is preserved.
+    pub(crate) preserve_source_ip: bool,
+    /// The limits of connections and flows with clients' addresses to servers of this node.
     pub(crate) noted_tcp: Limit,
     pub(crate) noted_udp: Limit,
-    /// Connections under way: drain waits for these.
+    /// Open connections, which the drain waits for.
     pub(crate) tasks: TaskTracker,
 }
 
 impl Context {
-    /// The address to preserve for a connection or a flow; `None` means the node's own.
+    /// The source to preserve for a connection or a flow; `None` means the node's address.
     pub(crate) fn source(&self, client: SocketAddr, endpoint: IpAddr, protocol: Protocol) -> Option<Source> {
-        let locality = self.locality.load();
-        let source = locality.source(client, endpoint).filter(|_| self.borrow_addresses)?;
-        // Towards a server of the node there is a bound (see `local_replies`). The node's own address needs
-        // nothing.
+        let known_addresses = self.known_addresses.load();
+        let source = known_addresses.source(client, endpoint).filter(|_| self.preserve_source_ip)?;
+        // Towards a server of the node there is a limit (see `local_replies`), except for the node's own
+        // address.
         let limit = if protocol == Protocol::Udp { &self.noted_udp } else { &self.noted_tcp };
-        let is_noted = source.owner != Owner::Node && locality.node.contains(&endpoint);
+        let is_noted = source.owner != Owner::Node && known_addresses.node.contains(&endpoint);
         if is_noted && !limit.admit() {
             self.metrics.source_fallbacks.inc();
             return None;
@@ -66,34 +66,34 @@ impl Context {
         Some(source)
     }
 
-    /// Whether an address is this node's own.
+    /// Whether an address belongs to this node.
     pub(crate) fn is_node(&self, address: IpAddr) -> bool {
-        self.locality.load().node.contains(&address)
+        self.known_addresses.load().node.contains(&address)
     }
 
     /// Whether an endpoint may lead back to a proxy.
     pub(crate) fn may_come_back(&self, endpoint: IpAddr) -> bool {
-        self.locality.load().may_come_back(endpoint)
+        self.known_addresses.load().may_come_back(endpoint)
     }
 
-    /// Whether the client is of this cluster: one of its pods, or this node.
+    /// Whether the client is in this cluster: a pod, or this node.
     pub(crate) fn is_inside(&self, client: IpAddr) -> bool {
-        self.locality.load().is_inside(client)
+        self.known_addresses.load().is_inside(client)
     }
 }
 
-/// What the connections of one worker share.
+/// The state that the connections of one worker share.
 #[derive(Debug)]
 pub(crate) struct Local {
     pub(crate) poller: Arc<Poller>,
     pub(crate) clock: Arc<Clock>,
-    /// For connections that are quiet for minutes and hours.
+    /// For idle timeouts of minutes and hours.
     pub(crate) slow_clock: Arc<Clock>,
-    /// For looking after idle connections.
+    /// For checks of idle connections.
     pub(crate) check_clock: Arc<Clock>,
 }
 
-/// One single-threaded runtime on a thread of its own.
+/// A single-threaded runtime on a separate thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) local: Arc<Local>,
@@ -103,7 +103,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts worker `number`, which may poll for up to `poll`, and look for quiet connections every `tick`.
+    /// Starts worker `number` with a polling window of up to `poll`, which checks idle timeouts every `tick`.
     pub(crate) fn start(number: usize, poll: Duration, tick: Duration) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
@@ -123,15 +123,15 @@ impl Worker {
         Ok(Self { local, handle, stop, thread: Some(thread) })
     }
 
-    /// Runs a frontend on this worker; the frontend itself ends when it is closed.
+    /// Runs a frontend on this worker. It ends when the frontend is closed.
     pub(crate) fn spawn(&self, serving: impl Future<Output = io::Result<()>> + Send + 'static) {
-        // The handle is not needed: `Frontend::close` and the end of the runtime are the two ways out.
+        // The handle is not needed: `Frontend::close` and the end of the runtime end the task.
         drop(self.handle.spawn(serving));
     }
 }
 
 impl Drop for Worker {
-    /// Ends the loop; connections that are still open are closed.
+    /// Ends the loop; open connections are closed.
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {

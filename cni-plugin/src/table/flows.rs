@@ -25,7 +25,7 @@ pub(super) fn delete_stale(
     for (address, ranges) in holder.into_iter().flat_map(Holder::udp) {
         let leads_elsewhere = |flow: &Flow| is_to(&ranges, flow) && !leads_to(address, &ranges, flow);
         let filter = Filter::to_port(address.is_ipv4(), only_port(&ranges));
-        for flow in conntrack::list(&filter, leads_elsewhere).map_err(kernel("list tracked flows"))? {
+        for flow in conntrack::list(&filter, leads_elsewhere).map_err(kernel("list conntrack entries"))? {
             // Other machines have ports of that number too.
             let to = flow.to.ip();
             let is_own = match own.get(&to) {
@@ -34,7 +34,7 @@ pub(super) fn delete_stale(
             };
             own.insert(to, is_own);
             if is_own {
-                flow.delete(netfilter).map_err(kernel("forget a tracked flow"))?;
+                flow.delete(netfilter).map_err(kernel("delete a conntrack entry"))?;
             }
         }
     }
@@ -46,8 +46,8 @@ pub(super) fn delete_translated(netfilter: &Netfilter, holder: &Holder) -> Resul
     for (address, ranges) in holder.udp() {
         let is_translated = |flow: &Flow| flow.to != flow.replies_from && leads_to(address, &ranges, flow);
         let filter = Filter::replies_from(address);
-        for flow in conntrack::list(&filter, is_translated).map_err(kernel("list tracked flows"))? {
-            flow.delete(netfilter).map_err(kernel("forget a tracked flow"))?;
+        for flow in conntrack::list(&filter, is_translated).map_err(kernel("list conntrack entries"))? {
+            flow.delete(netfilter).map_err(kernel("delete a conntrack entry"))?;
         }
     }
     Ok(())

@@ -59,9 +59,9 @@ pub(crate) struct Changes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ScanScope {
     /// Every file.
-    Everywhere,
+    All,
     /// These files only.
-    At(BTreeSet<PathBuf>),
+    Files(BTreeSet<PathBuf>),
 }
 
 /// Reads the changes of a directory and converts them to events. Runs on one blocking thread at a time.

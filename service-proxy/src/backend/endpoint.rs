@@ -1,22 +1,22 @@
-//! An endpoint, and what this proxy has seen of it.
+//! An endpoint, with the observations of this proxy.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Connect failures in a row after which an endpoint is passed over.
+/// Consecutive connect failures after which an endpoint is ejected.
 const FAILURES: u32 = 3;
 
-/// For how long it is passed over the first time; doubles each time.
+/// Duration of the first ejection. It doubles each time.
 const FIRST_EJECTION: Duration = Duration::from_secs(10);
 
-/// The longest.
+/// The longest ejection.
 const LONGEST_EJECTION: Duration = Duration::from_secs(300);
 
-/// How long a new endpoint gets less than its share, so that cold caches warm up.
+/// How long a new endpoint gets less than its share (slow start), so that its caches warm up.
 const SLOW_START: Duration = Duration::from_secs(10);
 
-/// Shared by the sets it is in, so that what was learnt outlives a change of the others.
+/// Shared by several endpoint sets, so that its state survives a change of other endpoints.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
@@ -28,7 +28,7 @@ pub(crate) struct Endpoint {
     ejected_until: AtomicU64,
 }
 
-/// Counts as a connection of the endpoint while it lives.
+/// Counts as a connection of the endpoint while it exists.
 #[derive(Debug)]
 pub(crate) struct InUse(std::sync::Arc<Endpoint>);
 
@@ -44,23 +44,23 @@ impl Endpoint {
         }
     }
 
-    /// Connections open now.
+    /// The number of open connections.
     pub(crate) fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Whether it is passed over for its failures.
+    /// Whether it is ejected.
     pub(crate) fn is_ejected(&self) -> bool {
         let until = self.ejected_until.load(Ordering::Relaxed);
         until > 0 && self.age() < Duration::from_millis(until)
     }
 
-    /// The part of its share that a fresh endpoint gets, from 0 to 1.
+    /// The slow-start share of a new endpoint, from 0 to 1.
     pub(crate) fn warmth(&self) -> f64 {
         (self.age().as_secs_f64() / SLOW_START.as_secs_f64()).min(1.0)
     }
 
-    /// It accepted.
+    /// Records a successful connection.
     pub(crate) fn succeeded(self: &std::sync::Arc<Self>) -> InUse {
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.failures.store(0, Ordering::Relaxed);
@@ -70,12 +70,12 @@ impl Endpoint {
         InUse(std::sync::Arc::clone(self))
     }
 
-    /// It did not accept. True if that was once too often.
+    /// Records a failed attempt. Returns whether the endpoint is to be ejected.
     pub(crate) fn failed(&self) -> bool {
         self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES && !self.is_ejected()
     }
 
-    /// Passes it over for a while.
+    /// Ejects it for a while.
     pub(crate) fn eject(&self) {
         let times = self.ejections.fetch_add(1, Ordering::Relaxed);
         let length = FIRST_EJECTION.saturating_mul(1 << times.min(8)).min(LONGEST_EJECTION);

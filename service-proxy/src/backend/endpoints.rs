@@ -12,48 +12,48 @@ use ipnetwork::IpNetwork;
 use crate::backend::endpoint::Endpoint;
 use crate::backend::pool::Pool;
 use crate::backend::topology::{Candidate, Categories, Policy, categorize};
-use crate::surroundings::Surroundings;
+use crate::node_context::NodeContext;
 
-/// Who comes in by a frontend.
+/// The clients of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// A cluster IP: pods and nodes of the cluster.
     Internal,
-    /// A node port or an external IP: anybody.
+    /// A node port or an external IP: any client.
     External,
-    /// The IP of a load balancer: those of `loadBalancerSourceRanges`.
+    /// The IP of a load balancer: clients in `loadBalancerSourceRanges`.
     LoadBalancer,
 }
 
 impl Scope {
-    /// The traffic policy that is asked, as metrics name it.
+    /// The traffic policy that applies, as named in metrics.
     pub(crate) fn policy(self) -> &'static str {
         if self == Self::Internal { "internal" } else { "external" }
     }
 }
 
-/// What a Service wants of a frontend, as plain values: two that are equal need no change.
+/// The settings of a Service for a frontend. Comparable: equal ones need no change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selection {
     /// For clients inside the cluster.
     inside: Vec<SocketAddr>,
-    /// For clients outside, where that is something else.
+    /// For clients outside, if different.
     outside: Option<Vec<SocketAddr>>,
-    /// Endpoints that serve and get nothing new: UDP flows may stay with these too.
+    /// Endpoints that serve but get no new traffic: existing UDP flows may stay with them.
     retired: Vec<SocketAddr>,
     balancer: BalancerKind,
     pub(crate) affinity: Option<Duration>,
-    /// Connections that the Service port may have open.
+    /// Maximum number of open connections of the Service port.
     pub(crate) max_connections: Option<usize>,
-    /// A policy of `Local` leaves clients without any endpoint, though there are others.
+    /// A policy of `Local` leaves clients without endpoints, although others exist.
     pub(crate) without_local: bool,
     /// Whether endpoints expect a PROXY protocol header.
     pub(crate) proxy_protocol: bool,
-    /// Empty: all clients are admitted.
+    /// Allowed clients; empty means all.
     source_ranges: Vec<IpNetwork>,
 }
 
-/// A selection put to use.
+/// A selection with its balancers.
 #[derive(Debug)]
 pub(crate) struct EndpointSet {
     pub(crate) selection: Selection,
@@ -63,13 +63,13 @@ pub(crate) struct EndpointSet {
 }
 
 impl Selection {
-    /// Sorts the endpoints of `port` for clients of `scope`.
+    /// Selects the endpoints of `port` for clients of `scope`.
     pub(crate) fn of(
         entry: &ServiceEntry,
         port: &ServicePort,
         family: IpFamily,
         scope: Scope,
-        around: &Surroundings,
+        node_context: &NodeContext,
     ) -> Self {
         let rules = &entry.service.rules;
         let has_node_port = entry.service.ports.iter().any(|port| port.node_port.is_some());
@@ -78,25 +78,24 @@ impl Selection {
             external_local: rules.external_local,
             externally_accessible: rules.is_externally_accessible(has_node_port),
         };
-        // As kube-proxy: of two slices that disagree about where an endpoint is, the one that says "here"
-        // counts.
-        let proxy = around.proxy_name.as_deref();
-        let endpoints = entry.endpoints(port, family, proxy, |endpoint| around.is_local(endpoint));
+        // Like kube-proxy: if two slices disagree about the node of an endpoint, it counts as local.
+        let proxy = node_context.proxy_name.as_deref();
+        let endpoints = entry.endpoints(port, family, proxy, |endpoint| node_context.is_local(endpoint));
         let candidates: Vec<Candidate<'_>> = endpoints
             .iter()
             .map(|(address, endpoint)| Candidate {
                 address: *address,
                 endpoint,
-                is_local: around.is_local(endpoint),
+                is_local: node_context.is_local(endpoint),
             })
             .collect();
-        let Categories { cluster, local, has_any } = categorize(&candidates, policy, &around.here);
+        let Categories { cluster, local, has_any } = categorize(&candidates, policy, &node_context.location);
         let is_local = if scope == Scope::Internal { policy.internal_local } else { policy.external_local };
         let without_local = is_local && local.is_empty() && has_any;
         let (inside, outside) = match scope {
             Scope::Internal if policy.internal_local => (local, None),
             Scope::Internal => (cluster, None),
-            // Clients of the cluster take the short way to any endpoint.
+            // Clients inside the cluster may use any endpoint (kube-proxy's short-circuit).
             _ if policy.external_local => (cluster, Some(local)),
             _ => (cluster, None),
         };
@@ -121,15 +120,14 @@ impl Selection {
         }
     }
 
-    /// Whether new traffic has nowhere to go.
+    /// Whether new traffic has no endpoint.
     pub(crate) fn is_empty(&self) -> bool {
         self.inside.is_empty() && self.outside.as_ref().is_none_or(Vec::is_empty)
     }
 }
 
 impl EndpointSet {
-    /// Puts a selection to use. What was learnt about endpoints of the set before is kept; failures are
-    /// forgiven.
+    /// Creates the set. State of endpoints that were in the previous set is kept, but failures are reset.
     pub(crate) fn new(selection: Selection, before: Option<&Self>) -> Self {
         let known = |address: &SocketAddr| {
             let found = before.into_iter().flat_map(Self::pools).find_map(|pool| pool.find(*address));
@@ -144,7 +142,7 @@ impl EndpointSet {
         Self { selection, since: Instant::now(), inside, outside }
     }
 
-    /// The endpoints for a client. `is_inside` says whether it belongs to the cluster.
+    /// The endpoints for a client. `is_inside` returns whether the client belongs to the cluster.
     pub(crate) fn pool(&self, is_inside: impl FnOnce() -> bool) -> &Pool {
         match &self.outside {
             Some(outside) if !is_inside() => outside,
@@ -152,13 +150,13 @@ impl EndpointSet {
         }
     }
 
-    /// Whether this client may come at all.
+    /// Whether the client is allowed.
     pub(crate) fn admits(&self, client: IpAddr) -> bool {
         let ranges = &self.selection.source_ranges;
         ranges.is_empty() || ranges.iter().any(|range| range.contains(client))
     }
 
-    /// Whether a UDP flow may stay where it is.
+    /// Whether a UDP flow may stay with this endpoint.
     pub(crate) fn may_keep(&self, endpoint: SocketAddr) -> bool {
         let Selection { inside, outside, retired, .. } = &self.selection;
         inside.iter().chain(outside.iter().flatten()).chain(retired).any(|address| *address == endpoint)
@@ -171,7 +169,7 @@ impl EndpointSet {
         self.inside.endpoints().iter().chain(more)
     }
 
-    /// Every pool there is.
+    /// All pools.
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         std::iter::once(&self.inside).chain(&self.outside)
     }

@@ -1,4 +1,4 @@
-//! Picking one of several endpoints.
+//! Selects one of several endpoints.
 
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::net::IpAddr;
@@ -10,11 +10,11 @@ use discovery::model::BalancerKind;
 
 use crate::backend::endpoint::Endpoint;
 
-/// Slots of a Maglev table: primes, a hundred times the endpoints they are meant for (Maglev paper, section
-/// 5.3).
+/// Sizes of a Maglev table: primes, a hundred times the number of endpoints they are for (Maglev paper,
+/// section 5.3).
 const SLOTS: [usize; 3] = [2039, 16_381, 65_537];
 
-/// Endpoints that are all as good as each other, and the way to choose.
+/// Equally eligible endpoints, and their balancer.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     endpoints: Vec<Arc<Endpoint>>,
@@ -46,13 +46,13 @@ impl Pool {
         &self.endpoints
     }
 
-    /// The endpoint of that address.
+    /// The endpoint with that address.
     pub(crate) fn find(&self, address: SocketAddr) -> Option<&Arc<Endpoint>> {
         self.endpoints.iter().find(|endpoint| endpoint.address == address)
     }
 
     /// Every endpoint once, in the order to try them. Ejected ones come last.
-    pub(crate) fn candidates(&self, client: IpAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
+    pub(crate) fn endpoints_to_try(&self, client: IpAddr) -> impl Iterator<Item = &Arc<Endpoint>> {
         let count = self.endpoints.len();
         let start = if count < 2 { 0 } else { self.choose(client) };
         let in_turn = move |step: usize| &self.endpoints[(start + step) % count];
@@ -61,7 +61,7 @@ impl Pool {
         healthy.chain(ejected)
     }
 
-    /// Notes a failed attempt. Never more than half of the pool is passed over.
+    /// Records a failed attempt. At most half of the pool is ejected.
     pub(crate) fn failed(&self, endpoint: &Endpoint) {
         if endpoint.failed() {
             let ejected = self.endpoints.iter().filter(|other| other.is_ejected()).count();
@@ -85,7 +85,7 @@ impl Pool {
         }
     }
 
-    /// A fresh endpoint has no connections and would get them all: until it is warm it loses some of its
+    /// A new endpoint has no connections and would get them all: during slow start it loses some of its
     /// draws.
     fn less_loaded(&self, one: usize, other: usize) -> usize {
         let (a, b) = (&self.endpoints[one], &self.endpoints[other]);
@@ -99,17 +99,17 @@ fn slot(client: IpAddr, slots: usize) -> usize {
     usize::try_from(hash(&client) % slots as u64).unwrap_or(0)
 }
 
-/// The same on every node and in every run: SipHash with fixed keys.
+/// The same on every node and in every process: SipHash with fixed keys.
 fn hash(value: &impl std::hash::Hash) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(value)
 }
 
-/// The table of the Maglev paper (section 3.4): every endpoint fills the slots of its own permutation in
-/// turn.
+/// The table of the Maglev paper (section 3.4): the endpoints fill the slots in turn, each in the order of
+/// its own permutation.
 fn maglev(endpoints: &[Arc<Endpoint>]) -> Box<[u16]> {
     let wanted = endpoints.len().saturating_mul(100);
     let slots = SLOTS.into_iter().find(|slots| *slots >= wanted).unwrap_or(SLOTS[SLOTS.len() - 1]);
-    // By address, so that nodes that see them in another order agree.
+    // By address, so that the result does not depend on the order of the endpoints.
     let mut order: Vec<usize> = (0..endpoints.len().min(usize::from(u16::MAX))).collect();
     order.sort_by_key(|index| endpoints[*index].address);
     let part = |index: usize, salt: u8, modulus: usize| {

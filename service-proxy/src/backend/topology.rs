@@ -1,19 +1,19 @@
-//! Which endpoints a Service's traffic may go to, by policy, topology and state: kube-proxy's
-//! `CategorizeEndpoints` (`pkg/proxy/topology.go`), rule by rule.
+//! The eligible endpoints of a Service by policy, topology and conditions: kube-proxy's `CategorizeEndpoints`
+//! (`pkg/proxy/topology.go`), rule by rule.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use discovery::model::Endpoint;
 
-/// Where this proxy runs.
+/// The node and zone of this proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Here {
+pub(crate) struct Location {
     pub(crate) node: Arc<str>,
     pub(crate) zone: Option<Arc<str>>,
 }
 
-/// An endpoint as the rules see it.
+/// An endpoint with what the rules need.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate<'a> {
     pub(crate) address: SocketAddr,
@@ -22,7 +22,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) is_local: bool,
 }
 
-/// What a Service asks for.
+/// The policies of a Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Policy {
     pub(crate) internal_local: bool,
@@ -33,15 +33,15 @@ pub(crate) struct Policy {
 /// The endpoints for each kind of traffic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Categories {
-    /// For traffic that may go to any node.
+    /// For traffic that may be sent to any node.
     pub(crate) cluster: Vec<SocketAddr>,
-    /// For traffic that has to stay on this node.
+    /// For traffic that must stay on this node.
     pub(crate) local: Vec<SocketAddr>,
-    /// Whether there is any endpoint anywhere: without, traffic is refused.
+    /// Whether there is any endpoint at all. If not, traffic is refused.
     pub(crate) has_any: bool,
 }
 
-/// How close an endpoint has to be.
+/// The topology preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Preference {
     SameNode,
@@ -50,8 +50,7 @@ enum Preference {
 }
 
 impl Policy {
-    /// A Service that only asks for local endpoints from outside still serves pods of this cluster from
-    /// everywhere.
+    /// With externalTrafficPolicy Local pods of this cluster may still use endpoints of any node.
     fn uses_cluster(self) -> bool {
         !self.internal_local || self.externally_accessible
     }
@@ -61,8 +60,8 @@ impl Policy {
     }
 }
 
-/// Sorts the endpoints of one port and family.
-pub(crate) fn categorize(candidates: &[Candidate<'_>], policy: Policy, here: &Here) -> Categories {
+/// Selects the endpoints of one port and family.
+pub(crate) fn categorize(candidates: &[Candidate<'_>], policy: Policy, location: &Location) -> Categories {
     let pick = |wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<SocketAddr> {
         candidates.iter().filter(|c| wanted(c)).map(|c| c.address).collect()
     };
@@ -70,10 +69,10 @@ pub(crate) fn categorize(candidates: &[Candidate<'_>], policy: Policy, here: &He
     let leaving = |c: &Candidate<'_>| c.endpoint.conditions.serving && c.endpoint.conditions.terminating;
     let mut categories = Categories::default();
     if policy.uses_cluster() {
-        let preference = preference(candidates, here);
-        categories.cluster = pick(&|c| ready(c) && is_close(c, preference, here));
+        let preference = preference(candidates, location);
+        categories.cluster = pick(&|c| ready(c) && is_close(c, preference, location));
         if categories.cluster.is_empty() {
-            // KEP-1669: terminating endpoints that still serve, while no other does.
+            // KEP-1669: use serving terminating endpoints if there are no ready ones.
             categories.cluster = pick(&leaving);
         }
         categories.has_any = !categories.cluster.is_empty();
@@ -88,16 +87,16 @@ pub(crate) fn categorize(candidates: &[Candidate<'_>], policy: Policy, here: &He
     categories
 }
 
-/// Hints count only when every ready endpoint has one, and one of them is meant for this place; nodes before
-/// zones.
-fn preference(candidates: &[Candidate<'_>], here: &Here) -> Preference {
+/// Hints apply only if every ready endpoint has one and one of them matches this node or zone. Nodes take
+/// precedence.
+fn preference(candidates: &[Candidate<'_>], location: &Location) -> Preference {
     let ready = || candidates.iter().filter(|c| c.endpoint.conditions.ready).map(|c| c.endpoint);
     let all_have_nodes = ready().all(|endpoint| !endpoint.hinted_nodes().is_empty());
-    if all_have_nodes && ready().any(|endpoint| endpoint.hinted_nodes().contains(&here.node)) {
+    if all_have_nodes && ready().any(|endpoint| endpoint.hinted_nodes().contains(&location.node)) {
         return Preference::SameNode;
     }
     let all_have_zones = ready().all(|endpoint| !endpoint.hinted_zones().is_empty());
-    match &here.zone {
+    match &location.zone {
         Some(zone) if all_have_zones && ready().any(|endpoint| endpoint.hinted_zones().contains(zone)) => {
             Preference::SameZone
         }
@@ -105,11 +104,13 @@ fn preference(candidates: &[Candidate<'_>], here: &Here) -> Preference {
     }
 }
 
-fn is_close(candidate: &Candidate<'_>, preference: Preference, here: &Here) -> bool {
+fn is_close(candidate: &Candidate<'_>, preference: Preference, location: &Location) -> bool {
     let endpoint = candidate.endpoint;
     match preference {
-        Preference::SameNode => endpoint.hinted_nodes().contains(&here.node),
-        Preference::SameZone => here.zone.as_ref().is_some_and(|zone| endpoint.hinted_zones().contains(zone)),
+        Preference::SameNode => endpoint.hinted_nodes().contains(&location.node),
+        Preference::SameZone => {
+            location.zone.as_ref().is_some_and(|zone| endpoint.hinted_zones().contains(zone))
+        }
         Preference::None => true,
     }
 }

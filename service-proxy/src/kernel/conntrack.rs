@@ -1,8 +1,8 @@
-//! Sets the kernel's connection tracking as kube-proxy does.
+//! Configures conntrack as kube-proxy does.
 //!
-//! The proxy's own connections are not tracked. Those that portolan-cni translates are: connections to host ports, and
-//! masqueraded ones. By the kernel's default an entry of a half-closed connection is removed after 60 seconds without a
-//! packet, and the answer that comes later is lost.
+//! The proxy's own connections are not tracked. Those that portolan-cni translates are: connections to host
+//! ports, and masqueraded ones. By the kernel's default an entry of a half-closed connection expires after 60
+//! seconds without a packet, and a later reply is lost.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -14,56 +14,58 @@ use nftables::Netfilter;
 use nftables::conntrack::{self, State};
 use tracing::{info, warn};
 
-/// The settings of this network namespace. `nf_conntrack_max` and the size of the hash table are the machine's: only its
-/// first network namespace may write them.
+/// The settings of this network namespace. `nf_conntrack_max` and the size of the hash table are global: only
+/// the initial network namespace may write them.
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
 const HASH_SIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
 
-/// Processors that are online, whichever of them this process may use.
+/// The online processors, independent of the affinity of this process.
 const PROCESSORS: &str = "/sys/devices/system/cpu/online";
 
-/// `nf_conntrack_max` is not scaled beyond this: an entry takes some 300 bytes that cannot be swapped.
+/// The limit of the scaled `nf_conntrack_max`: an entry takes some 300 bytes that cannot be swapped.
 const LARGEST_SCALED: u32 = 1024 * 1024;
 
-/// Entries for one bucket of the hash table.
+/// Entries per bucket of the hash table.
 const ENTRIES_PER_BUCKET: u32 = 4;
 
-/// kube-proxy's flags, with its defaults.
+/// The flags of kube-proxy, with its defaults.
 #[derive(Clone, Debug, clap::Args)]
 #[group(skip)]
 pub struct Settings {
-    /// Connections that conntrack may track for each processor of the machine, 1048576 in total at most; 0 leaves
-    /// nf_conntrack_max as it is. The proxy raises it and never lowers it.
+    /// Maximum number of tracked connections per processor of the machine, 1048576 in total at most; 0 leaves
+    /// nf_conntrack_max as it is. The proxy raises it and never lowers it
     #[arg(long, value_name = "N", default_value_t = 32 * 1024)]
     conntrack_max_per_core: u32,
 
-    /// Connections that conntrack may track at least, however few processors there are.
+    /// Minimum of nf_conntrack_max, however few processors there are
     #[arg(long, value_name = "N", default_value_t = 128 * 1024)]
     conntrack_min: u32,
 
-    /// Seconds, or a duration such as 24h, after which conntrack forgets an idle TCP connection; 0 leaves the setting as it is.
+    /// Seconds, or a duration such as 24h, after which conntrack removes an idle TCP connection; 0 leaves the
+    /// setting as it is
     #[arg(long, value_name = "SECONDS", default_value = "86400", value_parser = seconds)]
     conntrack_tcp_timeout_established: u32,
 
-    /// Seconds after which conntrack forgets an idle TCP connection that one side has closed; 0 leaves the setting as it is.
+    /// Seconds after which conntrack removes an idle half-closed TCP connection; 0 leaves the setting as it
+    /// is
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     conntrack_tcp_timeout_close_wait: u32,
 
-    /// Let conntrack accept TCP segments outside of the window, which are INVALID otherwise.
+    /// Let conntrack accept TCP segments outside of the window, which are INVALID otherwise
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           default_value_t = false, action = clap::ArgAction::Set)]
     conntrack_tcp_be_liberal: bool,
 
-    /// Seconds after which conntrack forgets a UDP flow without a reply; 0 leaves the setting as it is.
+    /// Seconds after which conntrack removes a UDP flow without a reply; 0 leaves the setting as it is
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
     conntrack_udp_timeout: u32,
 
-    /// Seconds after which conntrack forgets a UDP flow with replies; 0 leaves the setting as it is.
+    /// Seconds after which conntrack removes a UDP flow with replies; 0 leaves the setting as it is
     #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
     conntrack_udp_timeout_stream: u32,
 }
 
-/// A number of seconds, or a duration as kube-proxy takes it (`1h0m0s`), whose fraction of a second is cut off.
+/// A number of seconds, or a duration in kube-proxy's format (`1h0m0s`). A fraction of a second is dropped.
 fn seconds(text: &str) -> Result<u32, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(seconds);
@@ -73,17 +75,17 @@ fn seconds(text: &str) -> Result<u32, String> {
     u32::try_from(duration.as_secs()).map_err(|e| format!("must be 0 or more, and below 2^32 seconds: {e}"))
 }
 
-/// Sets what the flags say, once.
+/// Applies the settings once.
 #[derive(Debug)]
 pub(crate) struct Conntrack {
     files: Files,
-    /// What has not been tried yet.
+    /// Settings that were not tried yet.
     sysctls: Vec<Sysctl>,
-    /// Whether the log says that the kernel has no conntrack.
+    /// Whether it was logged that the kernel has no conntrack.
     has_reported_absence: bool,
 }
 
-/// Where the kernel's settings are.
+/// The paths of the kernel's settings.
 #[derive(Debug)]
 struct Files {
     sysctls: PathBuf,
@@ -100,15 +102,15 @@ struct Sysctl {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// A larger value is fine. The hash table has to have the size for it.
+    /// A larger value is kept. The hash table must fit the limit.
     Limit,
     Switch,
-    /// Can also be set over netlink.
+    /// Can also be set by netlink.
     Timeout(State),
 }
 
 impl Conntrack {
-    /// Applies the settings now, or with a later [`Conntrack::apply`] where the kernel has no conntrack yet.
+    /// Applies the settings now, or with a later [`Conntrack::apply`] if the kernel has no conntrack yet.
     pub(crate) fn new(settings: &Settings) -> Self {
         let files = Files { sysctls: SYSCTLS.into(), hash_size: HASH_SIZE.into() };
         let mut conntrack =
@@ -117,8 +119,8 @@ impl Conntrack {
         conntrack
     }
 
-    /// Applies what waits for conntrack, which the kernel loads with the first rule that needs it. A setting that cannot be
-    /// written is reported and not tried again.
+    /// Applies the remaining settings once conntrack is loaded, which happens with the first rule that needs
+    /// it. A setting that cannot be written is reported and not retried.
     pub(crate) fn apply(&mut self) {
         if self.sysctls.is_empty() {
             return;
@@ -165,7 +167,7 @@ impl Settings {
         all.into_iter().filter(|sysctl| sysctl.value > 0).collect()
     }
 
-    /// What `nf_conntrack_max` shall be at least: kube-proxy's `getConntrackMax`.
+    /// The minimum of `nf_conntrack_max`: kube-proxy's `getConntrackMax`.
     fn limit(&self, processors: u32) -> u32 {
         match self.conntrack_max_per_core.saturating_mul(processors) {
             0 => 0,
@@ -202,7 +204,7 @@ impl Files {
     }
 }
 
-/// `/proc/sys` of most containers and of hardened services is mounted read-only.
+/// `/proc/sys` is mounted read-only in most containers and hardened services.
 fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied)
 }
@@ -211,14 +213,14 @@ fn read(file: &Path) -> io::Result<u32> {
     fs::read_to_string(file)?.trim().parse().map_err(io::Error::other)
 }
 
-/// How many processors are online. The limit is the machine's, so a cpuset of this process does not count.
+/// The number of online processors. The limit is global, so a cpuset of this process does not count.
 fn processors() -> u32 {
     let online = fs::read_to_string(PROCESSORS).ok().and_then(|list| count(list.trim()));
     let usable = || thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
     online.or_else(usable).unwrap_or(1)
 }
 
-/// How many numbers a list of ranges has: `0-3,8`.
+/// The number of values in a list of ranges: `0-3,8`.
 fn count(list: &str) -> Option<u32> {
     let range = |range: &str| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

@@ -1,5 +1,4 @@
-//! UDP sockets: those that datagrams for frontends are handed to, those that replies leave by, and their
-//! queues.
+//! UDP sockets: the intercepting ones, the reply sockets, the upstream sockets, and their receive queues.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -13,26 +12,26 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::kernel::icmp_error::IcmpError;
 
-/// Bytes that may wait in a queue of datagrams; the kernel doubles it for its own bookkeeping. A datagram of
-/// up to some 1,500 bytes takes 2,304: room for 7,000. Memory is used only as far as datagrams wait, and
-/// `net.ipv4.udp_mem` bounds all together.
+/// Receive buffer in bytes; the kernel doubles it for its own bookkeeping. A datagram of up to some 1,500
+/// bytes takes 2,304, so 7,000 fit. Memory is used only by queued datagrams, and `net.ipv4.udp_mem` bounds
+/// the total.
 const QUEUE: usize = 8 << 20;
 
-/// Where raw sockets are bound so that they receive nothing: the dummy address of RFC 7600, and one of the
-/// discard prefix of RFC 6666. No packet for these comes to a node.
+/// Local addresses of raw sockets that receive nothing: the dummy address of RFC 7600, and one of the discard
+/// prefix of RFC 6666. No packet to these arrives at a node.
 const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
 
 /// `SO_EE_ORIGIN_LOCAL`.
 const ORIGIN_LOCAL: u8 = 1;
 
-/// `SK_MEMINFO_VARS`, and the place of the count of datagrams that found the queue full.
+/// `SK_MEMINFO_VARS`, and the index of the count of datagrams that were dropped because the queue was full.
 const MEMINFO_VARS: usize = 9;
 const MEMINFO_DROPS: usize = 8;
 
-/// One socket for each worker, on a port of the kernel's choice. The kernel spreads clients over them
-/// (`SO_REUSEPORT`: by a hash of their address and port). Datagrams for other addresses can be handed to them
-/// (`IP_TRANSPARENT`), and come with the address that they were sent to and the hops that they had left.
+/// Returns one socket per worker, on a port that the kernel chooses. The kernel spreads clients over them
+/// (`SO_REUSEPORT`, by a hash of address and port). They receive datagrams for other addresses
+/// (`IP_TRANSPARENT`), with the destination address and the TTL.
 pub(crate) fn receive_transparent(
     loopback: IpAddr,
     count: usize,
@@ -60,19 +59,20 @@ pub(crate) fn receive_transparent(
 
 /// A socket that sends UDP datagrams, with their headers, from any address and port.
 ///
-/// A UDP socket cannot send from a port that it is not bound to, and one that is bound to a virtual IP's port
-/// keeps every other process of the node from binding that port on all addresses. A raw socket is bound to no
-/// port. It costs some 0.7 µs more of 4.7 µs a datagram, the checksum included (measured from a node to a
-/// pod, 64 bytes, 32 at a time).
+/// A UDP socket cannot send from a port that it is not bound to, and a socket bound to a port of a virtual IP
+/// would prevent every other process of the node from binding that port on all addresses. A raw socket is
+/// bound to no port. It costs some 0.7 µs of 4.7 µs per datagram, the checksum included (measured from a node
+/// to a pod, 64 bytes, 32 at a time).
 ///
 /// # Errors
-/// CAP_NET_RAW and CAP_NET_ADMIN are needed.
+/// If CAP_NET_RAW or CAP_NET_ADMIN is missing.
 pub(crate) fn open_reply_socket(v4: bool) -> io::Result<Socket> {
     let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::RAW.nonblocking().cloexec(), Some(Protocol::UDP))?;
     if v4 {
         socket.set_ip_transparent_v4(true)?;
-        // It never learns of a path MTU: the error is for a UDP socket of that port. So routers may fragment.
+        // It never learns of a path MTU, because the ICMP error is for a UDP socket of that port. So routers
+        // may fragment.
         allow_fragmentation(&socket)?;
     } else {
         socket.set_ip_transparent_v6(true)?;
@@ -83,8 +83,7 @@ pub(crate) fn open_reply_socket(v4: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Prepares the socket of a flow to its endpoint: buffers for bursts, and ICMP errors with their type and
-/// code.
+/// Configures the upstream socket of a flow: buffers for bursts, and ICMP errors with type and code.
 pub(crate) fn prepare_upstream(socket: &Socket, v4: bool) -> io::Result<()> {
     enlarge_queues(socket);
     if v4 {
@@ -95,17 +94,17 @@ pub(crate) fn prepare_upstream(socket: &Socket, v4: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// As far as the kernel lets us: beyond `net.core.rmem_max` CAP_NET_ADMIN is needed.
+/// Best effort: beyond `net.core.rmem_max` CAP_NET_ADMIN is needed.
 fn enlarge_queues(socket: &Socket) {
     if setsockopt(socket, sockopt::RcvBufForce, &QUEUE).is_err() {
-        drop(socket.set_recv_buffer_size(QUEUE));
+        let _ = socket.set_recv_buffer_size(QUEUE);
     }
     if setsockopt(socket, sockopt::SndBufForce, &QUEUE).is_err() {
-        drop(socket.set_send_buffer_size(QUEUE));
+        let _ = socket.set_send_buffer_size(QUEUE);
     }
 }
 
-/// Takes the next ICMP error off the socket's queue. `None` when there is none left.
+/// Reads the next ICMP error from the socket's error queue. `None` if it is empty.
 ///
 /// # Errors
 /// As `recvmsg(2)`.
@@ -136,7 +135,7 @@ pub(crate) fn next_error(socket: impl AsFd) -> io::Result<Option<IcmpError>> {
     }
 }
 
-/// `IP_PMTUDISC_DONT`: sends without the bit "don't fragment".
+/// `IP_PMTUDISC_DONT`: sends without the don't-fragment bit.
 #[expect(unsafe_code, reason = "no safe wrapper has IP_MTU_DISCOVER")]
 fn allow_fragmentation(socket: &Socket) -> io::Result<()> {
     let value = libc::IP_PMTUDISC_DONT;
@@ -154,10 +153,10 @@ fn allow_fragmentation(socket: &Socket) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// How many datagrams have found the socket's queue full since it was opened; it wraps.
+/// The number of datagrams that were dropped because the socket's queue was full; it wraps.
 ///
-/// `SO_RXQ_OVFL` has the same number with each datagram, but not before the first drop: the control data then
-/// grows, and nix never gives a message header of `recvmmsg` more room than the message before has used.
+/// `SO_RXQ_OVFL` delivers the same number with each datagram, but not before the first drop: the control data
+/// then grows, and nix gives a message header of `recvmmsg` no more space than the message before has used.
 #[expect(unsafe_code, reason = "no safe wrapper has SO_MEMINFO")]
 pub(crate) fn drops(socket: impl AsFd) -> u32 {
     let mut values = [0_u32; MEMINFO_VARS];
@@ -183,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn datagrams_that_find_the_queue_full_are_counted() {
+    fn datagrams_dropped_by_a_full_queue_are_counted() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         SockRef::from(&receiver).set_recv_buffer_size(0).unwrap();
         let sender = UdpSocket::bind("127.0.0.1:0").unwrap();

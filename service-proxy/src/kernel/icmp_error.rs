@@ -1,46 +1,42 @@
-//! ICMP errors for UDP clients: what an endpoint, or a router on the way to it, has said of a client's datagram.
+//! ICMP errors for UDP clients: what an endpoint, or a router on the way to it, reports about a client's
+//! datagram.
 //!
-//! The error ends at the proxy's socket. The client's kernel wants one that quotes the client's own datagram to the virtual
-//! IP (RFC 792, RFC 4443 §3). Then a connected socket reports it at once, and the path MTU is learned.
+//! The error arrives at the proxy's socket. The client's kernel needs one that quotes the client's own
+//! datagram to the virtual IP (RFC 792, RFC 4443 §3). Then a connected socket reports it at once, and the
+//! path MTU is learned.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// `EACCES`, `ENETUNREACH`, `ECONNREFUSED`, `EHOSTUNREACH`.
-const EACCES: i32 = 13;
-const ENETUNREACH: i32 = 101;
-const ECONNREFUSED: i32 = 111;
-const EHOSTUNREACH: i32 = 113;
-
-/// Type, code and, where the datagram was too big, the MTU.
+/// Type, code and, if the datagram was too big, the MTU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct IcmpError {
     pub(crate) kind: u8,
     pub(crate) code: u8,
-    /// 0 but for "fragmentation needed" and "packet too big".
+    /// 0 except for "fragmentation needed" and "packet too big".
     pub(crate) mtu: u32,
 }
 
 impl IcmpError {
-    /// Port unreachable: nothing listens.
+    /// Port unreachable: no process listens.
     pub(crate) fn refusal(v4: bool) -> Self {
         if v4 { Self::new(3, 3) } else { Self::new(1, 4) }
     }
 
-    /// The datagram does not fit.
+    /// The datagram is too big.
     pub(crate) fn too_big(v4: bool, mtu: u32) -> Self {
         if v4 { Self { kind: 3, code: 4, mtu } } else { Self { kind: 2, code: 0, mtu } }
     }
 
-    /// What the node would have answered had it forwarded the datagram, for an error of its own.
+    /// The ICMP error that the node would have sent as a router, for an error of its own.
     pub(crate) fn of_local(v4: bool, error: &io::Error) -> Option<Self> {
         let (code_v4, code_v6) = match error.raw_os_error()? {
-            ENETUNREACH => (0, 0),
-            EHOSTUNREACH => (1, 3),
-            ECONNREFUSED => (3, 4),
-            EACCES => (13, 1),
+            libc::ENETUNREACH => (0, 0),
+            libc::EHOSTUNREACH => (1, 3),
+            libc::ECONNREFUSED => (3, 4),
+            libc::EACCES => (13, 1),
             _ => return None,
         };
         Some(if v4 { Self::new(3, code_v4) } else { Self::new(1, code_v6) })
@@ -50,11 +46,11 @@ impl IcmpError {
         Self { kind, code, mtu: 0 }
     }
 
-    /// Tells it `client`, which has sent a datagram to `frontend`, in the name of the frontend.
+    /// Sends it to `client`, which has sent a datagram to `frontend`, with the address of the frontend.
     ///
     /// # Errors
-    /// As opening a raw socket (CAP_NET_RAW is needed), binding and sending.
-    pub(crate) fn tell(self, client: SocketAddr, frontend: SocketAddr) -> io::Result<()> {
+    /// If the raw socket cannot be opened (CAP_NET_RAW), bound or written.
+    pub(crate) fn send(self, client: SocketAddr, frontend: SocketAddr) -> io::Result<()> {
         let (domain, protocol, message) = match (client.ip(), frontend.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let message = self.v4((from, client.port()), (to, frontend.port()));
@@ -94,7 +90,7 @@ impl IcmpError {
         message
     }
 
-    /// The kernel fills in the checksum of ICMPv6 (RFC 3542 §3.1).
+    /// The kernel fills in the ICMPv6 checksum (RFC 3542 §3.1).
     fn v6(self, (from, from_port): (Ipv6Addr, u16), (to, to_port): (Ipv6Addr, u16)) -> Vec<u8> {
         // Version; payload length 8; UDP; hop limit 64.
         let header = [0x60, 0, 0, 0, 0, 8, 17, 64];
@@ -121,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_quoted_is_the_clients_datagram_and_the_sums_are_right() {
+    fn quoted_datagram_is_the_clients_and_checksums_are_right() {
         let message = IcmpError::refusal(true).v4(([10, 22, 0, 2].into(), 4242), ([10, 96, 0, 9].into(), 53));
         assert_eq!(message.len(), 36);
         assert_eq!(message[..2], [3, 3]);

@@ -1,8 +1,8 @@
-//! Interception: which connections and datagrams the kernel hands to this proxy, and which it refuses.
+//! Interception: the nftables rules that deliver connections and datagrams to the proxy, or refuse them.
 //!
-//! TPROXY hands them to the proxy's sockets unchanged. Ten thousand frontends need no socket of their own,
-//! opening and closing one is an element of a map, and neither the proxy nor another process of the node
-//! keeps a port from the other.
+//! TPROXY delivers them unchanged to the proxy's sockets. Ten thousand frontends need no sockets of their
+//! own; opening or closing one changes a map element; and the proxy and other processes of the node do not
+//! compete for ports.
 //!
 //! ```text
 //! table inet portolan-proxy {
@@ -20,7 +20,7 @@
 //!         ip daddr . meta l4proto . th dport vmap @frontends-v4
 //!     }
 //!     chain tcp-v4   { tproxy ip to 127.0.0.1:<port> accept }
-//!     chain udp-v4-0 { tproxy ip to 127.0.0.1:<port> accept }                          # one chain a lane
+//!     chain udp-v4-0 { tproxy ip to 127.0.0.1:<port> accept }                          # one chain per lane
 //!     chain refuse   { meta l4proto tcp reject with tcp reset; reject }
 //!     chain input { type filter hook input priority filter
 //!         ip daddr @virtual-v4 meta l4proto tcp socket wildcard 1 reject with tcp reset
@@ -36,30 +36,30 @@
 //! ```
 //! and the same for IPv6.
 //!
-//! - The first rule is for connections that exist: see [`crate::kernel::divert`].
-//! - The mark 0x40 is on what this proxy sends to endpoints, and comes back here only if an endpoint is an
-//!   address of this node. Then it is for the server that has the address, if any, but not for this proxy
-//!   again: an endpoint that is a virtual IP would make one connection thousands.
-//! - An address of the service ranges is local to the node (AnyIP). What no frontend of it takes, the kernel
-//!   refuses, because nothing listens; a process that listens on every address of the node would answer, so
-//!   the chain `input` refuses that. A socket that is bound to a virtual IP itself, as that of portolan-dns
-//!   is, is not concerned. The node's own addresses are not in the set, even where they are inside a range
+//! - The first rule is for existing connections: see [`crate::kernel::policy_routing`].
+//! - The mark 0x40 is on what this proxy sends to endpoints. It arrives here only if an endpoint is an
+//!   address of this node. Then it is for the server with that address, if any, but not for this proxy again:
+//!   an endpoint that is a virtual IP would turn one connection into thousands.
+//! - An address of the service ranges is local to the node (AnyIP). If no frontend matches, the kernel
+//!   refuses, because no socket listens. A process that listens on every address of the node would answer, so
+//!   the chain `input` refuses that. A socket bound to a virtual IP, like that of portolan-dns, is not
+//!   affected. The node's own addresses are not in the set, even if they are inside a range
 //!   (kubernetes#117613).
-//! - An external IP is not local. Only what is sent to a frontend's own port is marked, routed to the node by
-//!   the mark and intercepted; all else takes the route that it took before. The chain `output` does so for
-//!   the node's own clients. It is there only while there is an external IP.
+//! - An external IP is not local. Only packets to a frontend's port are marked, routed to the node by the
+//!   mark and intercepted; all others take their normal route. The chain `output` does so for clients on the
+//!   node. It exists only while there is an external IP.
 //! - With `br_netfilter` the chain `prerouting` sees packets of a bridge's ports on the bridge. The kernel
-//!   drops the socket that they were handed to, and does not run the chain again when they leave the bridge
-//!   for the node (`ip_sabotage_in`). A chain `bridged` does, which is ahead of that hook: of two with the
-//!   lowest priority the one registered last comes first. It is there as soon as there is a bridge, with
-//!   which that hook comes.
-//! - UDP has several lanes, each with sockets of its own: a flood of datagrams for one frontend fills the
-//!   queue of its lane, not that of all.
+//!   drops the socket that they were assigned, and does not run the chain again when they leave the bridge
+//!   for the node (`ip_sabotage_in`). A chain `bridged` does, because it precedes that hook: of two with the
+//!   lowest priority the one registered last comes first. It is added as soon as there is a bridge, which is
+//!   when that hook appears.
+//! - UDP has several lanes, each with its own sockets: a flood of datagrams for one frontend fills the queue
+//!   of its lane, not of all.
 //!
-//! A proxy that is started beside another one writes the table anew with its own ports, in one transaction:
-//! from then on new connections are its own. The empty set names the owner of the table, by the port of its
-//! listener: a transaction that uses it fails once the next proxy has the table, so that no proxy changes the
-//! rules of another one while that one listens.
+//! During a hot restart the next proxy replaces the table with its own ports in one transaction: from then on
+//! it gets new connections. The empty set identifies the owner of the table by the port of its listener. A
+//! transaction that uses it fails once the next proxy has the table, so no proxy changes the rules of another
+//! one that is listening.
 
 mod elements;
 mod rules;
@@ -75,30 +75,30 @@ use nftables::{Batch, Netfilter};
 
 pub(crate) use self::elements::Action;
 use self::elements::{Element, FAMILIES};
-use self::rules::{PREROUTING, Rules, Wanted};
+use self::rules::{DesiredRules, PREROUTING, Rules};
 pub(crate) use self::virtual_ips::VirtualIps;
 use crate::frontend::FrontendKey;
 use crate::kernel::{local_replies, socket_diag};
 
 const TABLE: &str = "portolan-proxy";
 
-/// What the name of the set begins with that names the owner of the table.
+/// Prefix of the name of the set that identifies the owner of the table.
 const OWNER: &str = "proxy-";
 
-/// The sockets that the kernel hands connections and datagrams to.
+/// The sockets to which the kernel delivers connections and datagrams.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Listeners {
-    /// One a family.
+    /// One per family.
     pub(crate) tcp: Vec<SocketAddr>,
-    /// One a lane and family.
+    /// One per lane and family.
     pub(crate) udp: Vec<SocketAddr>,
 }
 
-/// The rules in the kernel, as far as they are known.
+/// The rules in the kernel, as far as known.
 #[derive(Debug)]
 pub(crate) struct Interception {
     listeners: Listeners,
-    /// The set that names the owner of the table; no two live proxies have the same port.
+    /// The set that identifies the owner of the table. No two running proxies have the same port.
     owner: String,
     udp_idle_timeout: Duration,
     installed: bool,
@@ -116,21 +116,21 @@ impl Interception {
         Self { listeners, owner, udp_idle_timeout, installed: false, bridged: false, applied, virtual_ips }
     }
 
-    /// Whether anything is in the kernel, as far as it is known.
+    /// Whether the rules are in the kernel, as far as known.
     pub(crate) fn is_installed(&self) -> bool {
         self.installed
     }
 
-    /// What is done with each frontend.
+    /// The action of each frontend.
     pub(crate) fn applied(&self) -> &HashMap<FrontendKey, Action> {
         &self.applied
     }
 
-    /// Applies changed frontends and virtual IPs, all at once; `None` removes a frontend. A table that is not
-    /// there is written whole. A table that the next proxy has by now is left alone.
+    /// Applies changed frontends and virtual IPs in one transaction; `None` removes a frontend. A missing
+    /// table is written completely. A table that the next proxy owns is not changed.
     ///
     /// # Errors
-    /// The kernel's; then nothing has changed.
+    /// An error of the kernel; nothing has changed.
     pub(crate) fn change(
         &mut self,
         changes: impl IntoIterator<Item = (FrontendKey, Option<Action>)>,
@@ -142,29 +142,29 @@ impl Interception {
         if self.installed && changes.is_empty() && virtual_ips == self.virtual_ips {
             return Ok(());
         }
-        let wanted = Wanted { applied: &self.applied, changes: &changes, virtual_ips: &virtual_ips };
+        let wanted = DesiredRules { applied: &self.applied, changes: &changes, virtual_ips: &virtual_ips };
         if self.installed {
             self.change_own(&wanted)?
         } else {
             self.install(&wanted, false)?
         }
         for (key, action) in changes {
-            match action {
-                Some(action) => drop(self.applied.insert(key, action)),
-                None => drop(self.applied.remove(&key)),
-            }
+            let _former = match action {
+                Some(action) => self.applied.insert(key, action),
+                None => self.applied.remove(&key),
+            };
         }
         (self.virtual_ips, self.installed) = (virtual_ips, true);
         Ok(())
     }
 
-    /// Writes the table again if another program has deleted, flushed or replaced it. The table of another
-    /// proxy is left alone.
+    /// Rewrites the table if another program has deleted, flushed or replaced it. The table of another proxy
+    /// is not changed.
     ///
     /// # Errors
-    /// The kernel's; then [`Interception::change`] writes the table whole, whatever has changed.
+    /// An error of the kernel; then [`Interception::change`] rewrites the table completely.
     pub(crate) fn check(&mut self) -> io::Result<()> {
-        if !self.installed || self.is_whole()? || self.is_anothers()? {
+        if !self.installed || self.is_complete()? || self.belongs_to_another_proxy()? {
             return Ok(());
         }
         self.installed = false;
@@ -173,15 +173,15 @@ impl Interception {
         Ok(())
     }
 
-    /// Whether the rules are written for a node with bridges.
+    /// Whether the rules are for a node with bridges.
     pub(crate) fn is_bridged(&self) -> bool {
         self.bridged
     }
 
-    /// There is a bridge now: writes the rules for what comes from it.
+    /// Adds the rules for packets from a bridge.
     ///
     /// # Errors
-    /// The kernel's; then it is to be called again.
+    /// An error of the kernel; the caller retries.
     pub(crate) fn add_bridged(&mut self) -> io::Result<()> {
         if self.bridged {
             return Ok(());
@@ -192,14 +192,14 @@ impl Interception {
         written
     }
 
-    /// Refuses new connections. The rules that open ones need stay.
+    /// Refuses new connections. The rules of open connections stay.
     ///
     /// # Errors
-    /// The kernel's.
+    /// An error of the kernel.
     pub(crate) fn refuse_all(&mut self) -> io::Result<()> {
         let refused = |(key, action): (&FrontendKey, &Action)| match action {
             Action::Intercept => (*key, None),
-            // Its address is not local: the kernel would not refuse it by itself. The mark stays for open
+            // The address is not local: the kernel would not refuse by itself. The mark stays for open
             // connections.
             Action::InterceptExternal | Action::Drain => (*key, Some(Action::Drain)),
             Action::Refuse | Action::RefuseExternal => (*key, Some(*action)),
@@ -208,10 +208,10 @@ impl Interception {
         self.change(changes, self.virtual_ips.clone())
     }
 
-    /// Deletes the table unless it is another proxy's; false then.
+    /// Deletes the table. Returns false if it belongs to another proxy.
     ///
     /// # Errors
-    /// The kernel's.
+    /// An error of the kernel.
     pub(crate) fn remove(&mut self) -> io::Result<bool> {
         let mut batch = Batch::new(TABLE);
         batch.expect_set(&self.owner);
@@ -220,23 +220,23 @@ impl Interception {
         let netfilter = Netfilter::open()?;
         match batch.commit(&netfilter) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let is_anothers = self.is_anothers()?;
-                if !is_anothers {
+                let belongs_to_another_proxy = self.belongs_to_another_proxy()?;
+                if !belongs_to_another_proxy {
                     Self::clean_up()?;
                 }
-                Ok(!is_anothers)
+                Ok(!belongs_to_another_proxy)
             }
             other => other.and_then(|()| local_replies::remove(&netfilter)).map(|()| true),
         }
     }
 
-    /// Deletes the table, whichever proxy has it.
+    /// Deletes the table, whichever proxy owns it.
     ///
     /// # Errors
-    /// The kernel's.
+    /// An error of the kernel.
     pub(crate) fn clean_up() -> io::Result<()> {
         let mut batch = Batch::new(TABLE);
-        // Adding before deleting makes deleting what is not there no error.
+        // Add before delete: then deleting a missing table is no error.
         batch.add_table();
         batch.delete_table();
         let netfilter = Netfilter::open()?;
@@ -244,17 +244,17 @@ impl Interception {
         local_replies::remove(&netfilter)
     }
 
-    /// Whether this proxy's table is there, with its rules.
-    fn is_whole(&self) -> io::Result<bool> {
+    /// Whether the table of this proxy exists, with its rules.
+    fn is_complete(&self) -> io::Result<bool> {
         let netfilter = Netfilter::open()?;
         Ok(netfilter.has_set(TABLE, &self.owner)?
             && netfilter.has_rules(nftables::Family::Inet, TABLE, PREROUTING)?
             && local_replies::is_installed(&netfilter)?)
     }
 
-    /// Whether another proxy has the table and listens. One that died, or whose table was restored from a
-    /// file, does not.
-    fn is_anothers(&self) -> io::Result<bool> {
+    /// Whether the table belongs to another proxy that is listening. One that was killed, or whose table was
+    /// restored from a file, is not.
+    fn belongs_to_another_proxy(&self) -> io::Result<bool> {
         let sets = Netfilter::open()?.sets(TABLE)?;
         if sets.contains(&self.owner) {
             return Ok(false);
@@ -267,8 +267,8 @@ impl Interception {
         Ok(false)
     }
 
-    /// Changes this proxy's table. The rules for external addresses are written when the first one comes.
-    fn change_own(&self, wanted: &Wanted<'_>) -> io::Result<()> {
+    /// Changes the table of this proxy. The rules for external addresses are added with the first one.
+    fn change_own(&self, wanted: &DesiredRules<'_>) -> io::Result<()> {
         if !rules::has_external(self.applied.values()) && wanted.adds_external() {
             return self.rewrite(wanted);
         }
@@ -289,17 +289,17 @@ impl Interception {
         self.or_install(batch.commit(&Netfilter::open()?), wanted)
     }
 
-    /// Writes this proxy's table anew.
-    fn rewrite(&self, wanted: &Wanted<'_>) -> io::Result<()> {
+    /// Rewrites the table of this proxy.
+    fn rewrite(&self, wanted: &DesiredRules<'_>) -> io::Result<()> {
         self.or_install(self.install(wanted, true), wanted)
     }
 
-    /// Writes the table whole where a change to this proxy's has found none: another program has deleted it.
-    /// The table of another proxy is left alone.
-    fn or_install(&self, changed: io::Result<()>, wanted: &Wanted<'_>) -> io::Result<()> {
+    /// Writes the complete table if a change has found none, because another program has deleted it. The
+    /// table of another proxy is not changed.
+    fn or_install(&self, changed: io::Result<()>, wanted: &DesiredRules<'_>) -> io::Result<()> {
         match changed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if self.is_anothers()? {
+                if self.belongs_to_another_proxy()? {
                     Ok(())
                 } else {
                     self.install(wanted, false)
@@ -309,16 +309,17 @@ impl Interception {
         }
     }
 
-    /// Writes the table whole; fails with `NotFound` if it is `expected` to be this proxy's and is not.
-    fn install(&self, wanted: &Wanted<'_>, expected: bool) -> io::Result<()> {
+    /// Writes the complete table. Fails with `NotFound` if it is `expected` to belong to this proxy and does
+    /// not.
+    fn install(&self, wanted: &DesiredRules<'_>, expected: bool) -> io::Result<()> {
         let netfilter = Netfilter::open()?;
-        // First, so that a kernel that refuses these rules leaves the table as it is.
+        // First, so that a kernel that does not support these rules leaves the table unchanged.
         local_replies::install(&netfilter, self.udp_idle_timeout)?;
         let mut batch = Batch::new(TABLE);
         if expected {
             batch.expect_set(&self.owner);
         }
-        // What another proxy, or an earlier run, has written is removed in the same instant.
+        // Replaces the table of another proxy or an earlier process in the same transaction.
         batch.add_table();
         batch.delete_table();
         batch.add_table();
@@ -335,11 +336,11 @@ impl Interception {
         batch.commit(&netfilter)
     }
 
-    fn unchanged(&self) -> Wanted<'_> {
-        Wanted { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips }
+    fn unchanged(&self) -> DesiredRules<'_> {
+        DesiredRules { applied: &self.applied, changes: &[], virtual_ips: &self.virtual_ips }
     }
 
-    /// `None` where the node does not have the family.
+    /// `None` if the node does not have the family.
     fn element(&self, key: FrontendKey, action: Action) -> Option<Element> {
         let listeners = if key.protocol == Protocol::Udp { &self.listeners.udp } else { &self.listeners.tcp };
         let v4 = key.address.is_ipv4();

@@ -1,9 +1,9 @@
-//! Where a portolan-dns of this node listens.
+//! Finds the addresses on which a portolan-dns of this node listens.
 //!
-//! It holds an abstract Unix socket named after each of its addresses for as long as it runs. The kernel
-//! lists these for every network namespace, and removes the name when the process ends, however it ends. Any
-//! process can hold such a name. So one counts only where a TCP socket listens at just that address: to bind
-//! its port takes the privilege to answer there (`CAP_NET_BIND_SERVICE`).
+//! portolan-dns holds an abstract Unix socket named after each of its addresses while it runs. The kernel
+//! lists these per network namespace, and removes the name when the process ends. Any process can hold such a
+//! name. So a name counts only if a TCP socket listens at exactly that address: binding its port requires the
+//! privilege to serve it (`CAP_NET_BIND_SERVICE`).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,14 +16,13 @@ use tracing::warn;
 
 use crate::kernel::socket_diag;
 
-/// Abstract names are shown with this in place of their first byte, which is 0.
+/// The kernel shows this in place of the first byte of an abstract name, which is 0.
 const PREFIX: &str = "@portolan-dns/";
 
-/// The ports that a name may claim, DNS and DNS over TLS: it must not be able to take any other port from a
-/// Service.
+/// The ports that a name may claim, DNS and DNS over TLS: a name must not take any other port from a Service.
 const PORTS: [u16; 2] = [53, 853];
 
-/// Ports below are for processes with `CAP_NET_BIND_SERVICE`.
+/// Lower ports require `CAP_NET_BIND_SERVICE`.
 const UNPRIVILEGED: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
 static WARNINGS: LazyLock<RateLimit> = LazyLock::new(RateLimit::default);
@@ -42,8 +41,8 @@ pub(crate) fn listeners() -> BTreeSet<SocketAddr> {
     claimed
 }
 
-/// Reads `/proc/net/unix`: the name is the last word of a line. The kernel would show a space in it as it is,
-/// but an address has none.
+/// Parses `/proc/net/unix`: the name is the last word of a line. The kernel does not escape spaces, but an
+/// address has none.
 fn parse(table: &str) -> BTreeSet<SocketAddr> {
     let names = table.lines().filter_map(|line| line.rsplit(' ').next()?.strip_prefix(PREFIX));
     names
@@ -52,8 +51,8 @@ fn parse(table: &str) -> BTreeSet<SocketAddr> {
         .collect()
 }
 
-/// Whether a process with the privilege to do so listens at just this address. Where the port needs none, it
-/// is root or this user.
+/// Whether a process with the necessary privilege listens at exactly this address. For an unprivileged port
+/// this is root or this user.
 fn is_listening(address: SocketAddr) -> io::Result<bool> {
     let Some(uid) = socket_diag::listener(address)? else { return Ok(false) };
     let unprivileged = std::fs::read_to_string(UNPRIVILEGED)?.trim().parse::<u16>().unwrap_or(0);

@@ -1,10 +1,10 @@
-//! Brings back the replies of servers of this node to connections with a client's address.
+//! Returns the replies of servers on this node to connections with a preserved client address.
 //!
-//! What a pod answers comes in from outside and is recognised by its socket (see [`crate::kernel::divert`]).
-//! What a server of the node itself answers (a hostNetwork pod) is routed as soon as it is sent, to the
-//! client. So each packet of ours to such a server notes the flow of the answers, and those are marked and
-//! routed anew: to this node, where the socket is. Neither is tracked: a CNI plugin would masquerade what
-//! comes from a pod's address.
+//! The replies of a pod arrive from outside and are recognised by their socket (see
+//! [`crate::kernel::policy_routing`]). The replies of a server on the node itself (a hostNetwork pod) are routed to
+//! the client as soon as they are sent. So each of our packets to such a server records the flow of the
+//! replies, and those are marked and rerouted: to this node, where the socket is. Neither direction is
+//! tracked: a CNI plugin would masquerade packets from a pod's address.
 //!
 //! ```text
 //! table inet portolan-proxy-replies {
@@ -21,13 +21,13 @@
 //!     }
 //! }
 //! ```
-//! and the same for UDP and IPv6. It is a table of its own, because the other one is written anew by each new
-//! proxy, and the flows of the previous one go on.
+//! and the same for UDP and IPv6. It is a separate table, because the other one is rewritten by each new
+//! proxy, and the flows of the previous one continue.
 //!
-//! A connection keeps its flow in the set by its keepalive probes ([`PROBES`]), so a flow outlives its
+//! The keepalive probes of a connection ([`PROBES`]) refresh its flow in the set, so a flow outlives its
 //! connection by [`TCP_TIMEOUT`]. A FIN does not shorten that: it ends one direction, and the last ACK, which
-//! looks like any other, would lengthen it again. [`Limit`] keeps the sets from being full: a flow that is
-//! not noted would be a connection that times out.
+//! looks like any other, would extend it again. [`Limit`] prevents full sets: a connection whose flow is not
+//! recorded would time out.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,32 +35,33 @@ use std::time::{Duration, Instant};
 
 use nftables::{Batch, Family, Netfilter, Rule};
 
-use crate::kernel::divert::{MARK, PROXIED};
+use crate::kernel::policy_routing::{MARK, PROXIED};
 use crate::kernel::socket::Probes;
 
 const TABLE: &str = "portolan-proxy-replies";
 const NOTE: &str = "note";
 const REPLIES: &str = "replies";
 
-/// An idle connection sends a probe in a third of the time.
+/// An idle connection sends a probe in a third of this time.
 const TCP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Of connections with a client's address to servers of this node. On the loopback device they cost little.
+/// The keepalive of connections with a client's address to servers of this node. On the loopback device
+/// probes cost little.
 pub(crate) const PROBES: Probes = Probes::new(Duration::from_secs(20), Duration::from_secs(20), 14);
 
-/// Flows that a set may have. The kernel takes memory, some 100 bytes each, as they come.
+/// Maximum number of flows in a set. The kernel allocates memory, some 100 bytes each, as they are added.
 const SIZE: u32 = 1 << 20;
 
-/// The part of a set that flows which are opened within one timeout may take; one more part goes to a burst
-/// before it, half of the set to flows that are older, and to those of a previous proxy.
+/// The part of a set for flows that are opened within one timeout. A second part is for a burst before it,
+/// and half of the set for older flows and those of a previous proxy.
 const SHARE: u64 = SIZE as u64 / 4;
 
-/// Bounds the flows that are opened, of one protocol: [`SHARE`] at once, and as many within each timeout.
+/// Limits the flows of one protocol that are opened: [`SHARE`] at once, and as many per timeout.
 #[derive(Debug)]
 pub(crate) struct Limit {
     started: Instant,
     timeout: Duration,
-    /// Until when the flows so far fill their share, in nanoseconds since the start (generic cell rate
+    /// When the flows so far no longer fill their share, in nanoseconds since the start (generic cell rate
     /// algorithm).
     until: AtomicU64,
 }
@@ -71,7 +72,7 @@ impl Limit {
         Self::new(TCP_TIMEOUT)
     }
 
-    /// For flows of datagrams, which end after `idle_timeout`.
+    /// For UDP flows, which expire after `idle_timeout`.
     pub(crate) fn udp(idle_timeout: Duration) -> Self {
         Self::new(udp_timeout(idle_timeout))
     }
@@ -80,7 +81,7 @@ impl Limit {
         Self { started: Instant::now(), timeout, until: AtomicU64::new(0) }
     }
 
-    /// Whether one more flow may be noted.
+    /// Whether one more flow may be recorded.
     pub(crate) fn admit(&self) -> bool {
         self.admit_at(self.started.elapsed())
     }
@@ -96,15 +97,15 @@ impl Limit {
     }
 }
 
-/// A flow lives a quarter longer than its idle timeout at most (see [`crate::udp`]).
+/// A flow lives at most a quarter longer than its idle timeout (see [`crate::udp`]).
 fn udp_timeout(idle_timeout: Duration) -> Duration {
     idle_timeout + idle_timeout / 4
 }
 
-/// Writes the rules in the place of those that are there. The flows stay.
+/// Writes the rules, replacing existing ones. The flows stay.
 ///
 /// # Errors
-/// What the kernel says; then nothing has changed.
+/// An error of the kernel; nothing has changed.
 pub(crate) fn install(netfilter: &Netfilter, udp_idle_timeout: Duration) -> io::Result<()> {
     let mut batch = Batch::new(TABLE);
     batch.add_table();
@@ -128,21 +129,21 @@ pub(crate) fn install(netfilter: &Netfilter, udp_idle_timeout: Duration) -> io::
     batch.commit(netfilter)
 }
 
-/// Whether the rules are there.
+/// Whether the rules exist.
 ///
 /// # Errors
-/// What the kernel says.
+/// An error of the kernel.
 pub(crate) fn is_installed(netfilter: &Netfilter) -> io::Result<bool> {
     netfilter.has_rules(Family::Inet, TABLE, REPLIES)
 }
 
-/// Takes the table away. One that is not there is fine.
+/// Removes the table. A missing one is fine.
 ///
 /// # Errors
-/// What the kernel says.
+/// An error of the kernel.
 pub(crate) fn remove(netfilter: &Netfilter) -> io::Result<()> {
     let mut batch = Batch::new(TABLE);
-    // Adding before deleting makes deleting what is not there no error.
+    // Add before delete: then deleting a missing table is no error.
     batch.add_table();
     batch.delete_table();
     batch.commit(netfilter)

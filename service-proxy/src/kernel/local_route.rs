@@ -1,8 +1,8 @@
-//! AnyIP: one route a range makes every virtual IP local to the node.
+//! AnyIP: one route per range makes every virtual IP local to the node.
 //!
-//! `local 10.96.0.0/12 dev lo src <node>` in the table the kernel asks first. A packet for a virtual IP then
-//! ends on this node, from pods and from the node itself, and a port nobody listens on is refused by the
-//! kernel. Without `src`, a connection from the node would take the virtual IP for its own source.
+//! `local 10.96.0.0/12 dev lo src <node>` in the local table. A packet to a virtual IP then ends on this
+//! node, from pods and from the node itself, and the kernel refuses ports without a listener. Without `src`,
+//! a connection from the node would use the virtual IP as its source.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,20 +19,19 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::kernel::divert::is_there_already;
+use crate::kernel::policy_routing::is_there_already;
 use crate::kernel::{node_address, untracked};
 
 /// `RT_TABLE_LOCAL`.
 const LOCAL_TABLE: u32 = 255;
 
-/// Who made a route (`rtm_protocol`): 112, which nobody in `/etc/iproute2/rt_protos` has. Tells ours from
-/// others'.
+/// The protocol (`rtm_protocol`) of our routes: 112, which is not in `/etc/iproute2/rt_protos`.
 const OURS: RouteProtocol = RouteProtocol::Other(112);
 
-/// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
+/// The index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 
-/// What went wrong with a route.
+/// An error about a route.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("open a netlink socket: {0}")]
@@ -41,24 +40,23 @@ pub(crate) enum Error {
     Add { cidr: IpNetwork, source: io::Error },
 }
 
-/// The routes this process added.
+/// The routes that this process added.
 #[derive(Debug)]
 pub(crate) struct LocalRoutes {
     handle: Handle,
-    /// The service ranges: those of the flags, then those that ServiceCIDR objects add.
+    /// The service ranges: those of the flags, then those of ServiceCIDR objects.
     ranges: Vec<IpNetwork>,
-    /// Cluster IPs outside of them.
+    /// Cluster IPs outside of the ranges.
     singles: BTreeSet<IpAddr>,
-    /// Those of them whose route could not be added.
+    /// Single addresses whose route could not be added.
     unrouted: BTreeSet<IpAddr>,
     warnings: RateLimit,
-    /// Runs the netlink connection.
+    /// The task of the netlink connection.
     connection: JoinSet<()>,
 }
 
 impl LocalRoutes {
-    /// Makes every address of `cidrs` local. Repeating it is fine; a route left by an earlier run is taken
-    /// over.
+    /// Makes every address of `cidrs` local. Idempotent; routes of an earlier process are reused.
     pub(crate) async fn ensure(cidrs: &[IpNetwork]) -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
         let mut tasks = JoinSet::new();
@@ -71,8 +69,8 @@ impl LocalRoutes {
             warnings: RateLimit::default(),
             connection: tasks,
         };
-        let ranges = added.adopt(cidrs).await;
-        // Before the routes: no packet to a virtual IP is translated.
+        let ranges = added.load_singles(cidrs).await;
+        // Before the routes: no packet to a virtual IP must be translated.
         report(untracked::write(&ranges, &added.singles));
         for cidr in &ranges {
             added.add(*cidr).await.map_err(|source| Error::Add { cidr: *cidr, source })?;
@@ -82,9 +80,9 @@ impl LocalRoutes {
         Ok(added)
     }
 
-    /// Takes over the single addresses of a run that was killed, so that they are removed when no Service has
-    /// them. Returns its ranges, after these.
-    async fn adopt(&mut self, cidrs: &[IpNetwork]) -> Vec<IpNetwork> {
+    /// Reads the single addresses of a killed process, so that they are removed if no Service has them.
+    /// Returns its ranges, after these.
+    async fn load_singles(&mut self, cidrs: &[IpNetwork]) -> Vec<IpNetwork> {
         let mut ranges = cidrs.to_vec();
         for family in
             [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
@@ -111,15 +109,16 @@ impl LocalRoutes {
         if self.ranges == wanted {
             return;
         }
-        // A range of one address has the route that the address by itself would have.
+        // A range of one address has the same route as the single address.
         self.singles.retain(|address| !wanted.contains(&IpNetwork::from(*address)));
         report(untracked::write(&wanted, &self.singles));
         for range in self.ranges.iter().filter(|range| !wanted.contains(range)) {
-            drop(self.handle.route().del(route(*range, None)).execute().await);
+            // A missing route is fine.
+            let _ = self.handle.route().del(route(*range, None)).execute().await;
             info!(cidr = %range, "virtual IPs are no longer local to this node");
         }
         for range in wanted.iter().filter(|range| !self.ranges.contains(range)) {
-            // Repaired if it fails.
+            // `repair` retries a failure.
             match self.add(*range).await {
                 Ok(()) => info!(cidr = %range, "virtual IPs are local to this node"),
                 Err(error) => warn!(cidr = %range, %error, "cannot make virtual IPs local to this node"),
@@ -134,10 +133,10 @@ impl LocalRoutes {
         if self.singles == wanted {
             return;
         }
-        // Before the routes: no packet to a virtual IP is translated.
+        // Before the routes: no packet to a virtual IP must be translated.
         report(untracked::write(&self.ranges, &wanted));
         for address in self.singles.difference(&wanted) {
-            drop(self.handle.route().del(route((*address).into(), None)).execute().await);
+            let _ = self.handle.route().del(route((*address).into(), None)).execute().await;
         }
         self.unrouted.retain(|address| wanted.contains(address));
         let before = std::mem::replace(&mut self.singles, wanted.clone());
@@ -146,10 +145,12 @@ impl LocalRoutes {
         }
     }
 
-    /// Makes an address local. If that fails, [`LocalRoutes::repair`] tries again.
+    /// Makes an address local. [`LocalRoutes::repair`] retries a failure.
     async fn add_single(&mut self, address: IpAddr) {
         match self.add(address.into()).await {
-            Ok(()) => drop(self.unrouted.remove(&address)),
+            Ok(()) => {
+                self.unrouted.remove(&address);
+            }
             Err(error) => {
                 self.unrouted.insert(address);
                 if let Some(suppressed) = self.warnings.admit() {
@@ -159,18 +160,18 @@ impl LocalRoutes {
         }
     }
 
-    /// Brings back what somebody has deleted. The single addresses are looked at only where a range was gone,
-    /// or one of them could not be added: there may be thousands of them.
+    /// Restores deleted routes. Checks the single addresses only if a range was deleted or one of them could
+    /// not be added: there may be thousands.
     pub(crate) async fn repair(&mut self) {
         report(untracked::repair(&self.ranges, &self.singles));
         let mut was_lost = false;
         for range in &self.ranges {
-            // Tried again in a second; [`crate::proxier`] reports that the addresses cannot be read.
+            // Retried in a second; [`crate::proxier`] reports that the addresses cannot be read.
             let Ok(route) = message(*range) else { continue };
             match self.handle.route().add(route).execute().await {
                 Ok(()) => {
                     was_lost = true;
-                    warn!(cidr = %range, "somebody has deleted the route that makes virtual IPs local to this node");
+                    warn!(cidr = %range, "the route that makes virtual IPs local to this node was deleted: adding it again");
                 }
                 Err(error) if is_there_already(&error) => {}
                 Err(error) => warn!(cidr = %range, %error, "cannot make virtual IPs local to this node"),
@@ -190,11 +191,11 @@ impl LocalRoutes {
         matches!(bridges.try_next().await, Ok(Some(_)))
     }
 
-    /// Takes the routes away again. One that is gone already is fine.
+    /// Removes the routes. A missing one is fine.
     pub(crate) async fn remove(mut self) {
         self.set_singles(BTreeSet::new()).await;
         for range in self.ranges.drain(..) {
-            drop(self.handle.route().del(route(range, None)).execute().await);
+            let _ = self.handle.route().del(route(range, None)).execute().await;
         }
         report(untracked::remove());
         self.connection.shutdown().await;
@@ -205,14 +206,14 @@ impl LocalRoutes {
     }
 }
 
-/// Services work all the same, until a program publishes one of their ports on the node.
+/// Services work without this, until a program publishes one of their ports on the node.
 fn report(result: io::Result<()>) {
     if let Err(error) = result {
         warn!(%error, "cannot keep virtual IPs out of the node's NAT (nft table inet portolan-virtual)");
     }
 }
 
-/// Where a route leads to.
+/// The destination of a route.
 fn destination(route: &RouteMessage) -> Option<IpNetwork> {
     let address = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
@@ -223,7 +224,8 @@ fn destination(route: &RouteMessage) -> Option<IpNetwork> {
 }
 
 /// # Errors
-/// As [`node_address::primary`]: a route without the node's address would make virtual IPs sources.
+/// As [`node_address::primary`]: a route without the node's address would make virtual IPs the source of
+/// connections.
 fn message(cidr: IpNetwork) -> io::Result<RouteMessage> {
     Ok(route(cidr, node_address::primary(cidr.is_ipv4())?))
 }

@@ -1,4 +1,4 @@
-//! The node's own addresses.
+//! The addresses of the node.
 
 use std::collections::HashSet;
 use std::io;
@@ -8,10 +8,10 @@ use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 
-/// Which of them node ports are opened on.
+/// The addresses on which node ports are opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodePortAddress {
-    /// The address the node uses towards the rest of the world.
+    /// The source address of the default route.
     Primary,
     /// Every address of the node in a range.
     Range(IpNetwork),
@@ -34,11 +34,10 @@ impl std::str::FromStr for NodePortAddress {
     }
 }
 
-/// Every address of an interface, without the link-local ones of IPv6: each pod brings one, and nothing is
-/// served there.
+/// Every address of an interface, except IPv6 link-local ones: each pod adds one, and none is served.
 ///
 /// # Errors
-/// What the kernel says, most often that no file descriptor is free.
+/// An error of the kernel, usually that no file descriptor is free.
 pub(crate) fn all() -> io::Result<HashSet<IpAddr>> {
     let addresses = getifaddrs()?.filter_map(|interface| interface.address);
     let ip = |address: nix::sys::socket::SockaddrStorage| {
@@ -49,7 +48,7 @@ pub(crate) fn all() -> io::Result<HashSet<IpAddr>> {
     Ok(addresses.filter_map(ip).filter(is_served).collect())
 }
 
-/// Those of `own` that node ports are opened on.
+/// The addresses of `own` on which node ports are opened.
 ///
 /// # Errors
 /// As [`all`].
@@ -71,8 +70,8 @@ pub(crate) fn for_node_ports(own: &HashSet<IpAddr>, wanted: &[NodePortAddress]) 
     Ok(found)
 }
 
-/// The address the node uses towards the rest of the world, if it has one. Connecting a UDP socket sends
-/// nothing; the destination is from the ranges for documentation.
+/// The source address of the default route, if there is one. Connecting a UDP socket sends nothing; the
+/// destination is from the documentation ranges.
 ///
 /// # Errors
 /// As [`all`].
@@ -95,7 +94,7 @@ pub(crate) fn primary(v4: bool) -> io::Result<Option<IpAddr>> {
     }
 }
 
-/// Whether an error says nothing about the node's addresses.
+/// Whether the error is a lack of resources, which says nothing about the addresses.
 fn is_lack(error: &io::Error) -> bool {
     let lack = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
     error.raw_os_error().is_some_and(|code| lack.contains(&Errno::from_raw(code)))

@@ -1,4 +1,4 @@
-//! TCP listeners that connections to any address can be handed to, and sockets that preserve a client's address.
+//! Transparent TCP listeners, and upstream sockets that preserve a client's address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -10,28 +10,28 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::kernel::divert::PROXIED;
+use crate::kernel::policy_routing::PROXIED;
 use crate::kernel::source_ports::Source;
 
-/// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
+/// Connections that may wait to be accepted. `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
 
-/// What is asked of an idle peer, client or endpoint, to learn whether it is still there.
+/// Keepalive settings for clients and endpoints.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probes {
-    /// Idle for so long before the first one.
+    /// Idle time before the first probe.
     idle: Duration,
     interval: Duration,
-    /// Probes without an answer after which the peer counts as dead.
+    /// Unanswered probes after which the peer is dead.
     count: u32,
 }
 
-/// Gone after 5 minutes.
-pub(crate) const USUAL_PROBES: Probes = Probes::new(Duration::from_secs(180), Duration::from_secs(20), 6);
+/// The peer is dead after 5 minutes.
+pub(crate) const DEFAULT_PROBES: Probes = Probes::new(Duration::from_secs(180), Duration::from_secs(20), 6);
 
 impl Default for Probes {
     fn default() -> Self {
-        USUAL_PROBES
+        DEFAULT_PROBES
     }
 }
 
@@ -40,29 +40,26 @@ impl Probes {
         Self { idle, interval, count }
     }
 
-    /// Probes at the interval at which the other side probes.
+    /// Probes at the interval of the other side.
     pub(crate) fn every(interval: Duration) -> Self {
         let at_least = Duration::from_secs(1);
         Self { idle: interval.max(at_least), interval: (interval / 2).max(at_least), count: 4 }
     }
 
-    /// The same, but no later and no more seldom than `other`.
+    /// The more frequent of both settings.
     pub(crate) fn at_most(self, other: Self) -> Self {
         Self { idle: self.idle.min(other.idle), interval: self.interval.min(other.interval), ..self }
     }
 
-    /// The time without an answer after which the peer counts as dead.
+    /// The time without an answer after which the peer is dead.
     pub(crate) fn limit(self) -> Duration {
         self.idle + self.interval * self.count
     }
 }
 
-/// Connecting goes on in the background.
-const EINPROGRESS: i32 = 115;
-
-/// One TCP listener for each worker, on a port of the kernel's choice. The kernel spreads connections over them
-/// (`SO_REUSEPORT`). Connections to other addresses can be handed to them (`IP_TRANSPARENT`).
-pub(crate) fn listen_for_others(
+/// Returns one TCP listener per worker, on a port that the kernel chooses. The kernel spreads connections
+/// over them (`SO_REUSEPORT`). They accept connections to other addresses (`IP_TRANSPARENT`).
+pub(crate) fn listen_transparent(
     loopback: IpAddr,
     count: usize,
 ) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
@@ -79,12 +76,13 @@ pub(crate) fn listen_for_others(
 }
 
 fn listen(socket: Socket) -> io::Result<TcpListener> {
-    // Accepted sockets inherit it. Nagle's algorithm against the peer's delayed ACK costs 40 ms a request.
+    // Accepted sockets inherit the options. Nagle's algorithm with the peer's delayed ACK costs 40 ms per
+    // request.
     socket.set_tcp_nodelay(true)?;
-    // So do they this: an urgent byte stays in its place in the stream, or it would be lost here (RFC 6093 §6).
+    // An urgent byte stays in its place in the stream; otherwise it would be lost here (RFC 6093 §6).
     socket.set_out_of_band_inline(true)?;
-    // And this: a client that vanished without a word does not hold its connection for ever.
-    probe(&socket, USUAL_PROBES)?;
+    // Keepalive: a client that vanished does not hold its connection for ever.
+    probe(&socket, DEFAULT_PROBES)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -94,43 +92,44 @@ fn serve_any_address(socket: &Socket, v4: bool) -> io::Result<()> {
     if v4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }
 
-/// Ends the connection if the other side has gone without a word.
+/// Sets keepalive.
 pub(crate) fn probe(socket: &impl AsFd, probes: Probes) -> io::Result<()> {
     let Probes { idle, interval, count } = probes;
     let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
     SockRef::from(socket).set_tcp_keepalive(&keepalive)
 }
 
-/// How a socket is probed.
+/// Reads the keepalive settings.
 pub(crate) fn probes(socket: &impl AsFd) -> io::Result<Probes> {
     let socket = SockRef::from(socket);
     let (idle, interval) = (socket.tcp_keepalive_time()?, socket.tcp_keepalive_interval()?);
     Ok(Probes::new(idle, interval, socket.tcp_keepalive_retries()?))
 }
 
-/// How a connection leaves for its endpoint.
+/// The options of an upstream connection.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Departure {
-    /// Whose address it has, if not the node's.
+pub(crate) struct UpstreamOptions {
+    /// The client's source to preserve, if not the node's address.
     pub(crate) source: Option<Source>,
-    /// How many routers and proxies may still be on its way, if that matters.
+    /// The TTL, if it is limited.
     pub(crate) hops: Option<u32>,
-    /// How the endpoint is probed over TCP.
+    /// The keepalive of a TCP connection.
     pub(crate) probes: Probes,
 }
 
 /// Starts connecting.
 ///
 /// # Errors
-/// What the kernel says; `AddrInUse` or `AddrNotAvailable` where every port of the source is taken towards this endpoint.
-pub(crate) fn connect(kind: Type, endpoint: SocketAddr, departure: Departure) -> io::Result<Socket> {
-    let Some(source) = departure.source else {
-        let socket = upstream(kind, endpoint, departure)?;
+/// An error of the kernel; `AddrInUse` or `AddrNotAvailable` if all ports of the source are in use towards
+/// this endpoint.
+pub(crate) fn connect(kind: Type, endpoint: SocketAddr, options: UpstreamOptions) -> io::Result<Socket> {
+    let Some(source) = options.source else {
+        let socket = upstream(kind, endpoint, options)?;
         return start_connect(&socket, endpoint).map(|()| socket);
     };
     let mut taken = io::ErrorKind::AddrInUse.into();
     for port in source.ports(kind == Type::STREAM) {
-        let socket = upstream(kind, endpoint, departure)?;
+        let socket = upstream(kind, endpoint, options)?;
         let address = SocketAddr::new(source.client.ip(), port);
         match bind_source(&socket, kind, address).and_then(|()| start_connect(&socket, endpoint)) {
             Err(error) if is_taken(&error) => taken = error,
@@ -140,35 +139,35 @@ pub(crate) fn connect(kind: Type, endpoint: SocketAddr, departure: Departure) ->
     Err(taken)
 }
 
-/// Whether the port of a source is in use.
+/// Whether the source port is in use.
 pub(crate) fn is_taken(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
-/// Binds to the client's address. Port 0 is for an address of the node's own.
+/// Binds to the client's address. Port 0 is for an address of the node.
 fn bind_source(socket: &Socket, kind: Type, address: SocketAddr) -> io::Result<()> {
     if address.port() == 0 {
-        // The kernel chooses when it knows the endpoint: a port may lead to several.
+        // The kernel chooses the port when it knows the endpoint: several endpoints can share a port.
         setsockopt(socket, IpBindAddressNoPort, &true)?;
     } else {
         serve_any_address(socket, address.is_ipv4())?;
         if kind == Type::STREAM {
-            // Several connections may share a port as long as they lead to different endpoints.
+            // Several connections can share a port if they have different endpoints.
             socket.set_reuse_address(true)?;
         }
     }
     socket.bind(&address.into())
 }
 
-fn upstream(kind: Type, endpoint: SocketAddr, departure: Departure) -> io::Result<Socket> {
+fn upstream(kind: Type, endpoint: SocketAddr, options: UpstreamOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(endpoint), kind.nonblocking().cloexec(), None)?;
     if kind == Type::STREAM {
         socket.set_tcp_nodelay(true)?;
         socket.set_out_of_band_inline(true)?;
-        probe(&socket, departure.probes)?;
+        probe(&socket, options.probes)?;
     }
     socket.set_mark(PROXIED)?;
-    match departure.hops {
+    match options.hops {
         Some(hops) if endpoint.is_ipv4() => socket.set_ttl_v4(hops)?,
         Some(hops) => socket.set_unicast_hops_v6(hops)?,
         None => {}
@@ -176,7 +175,8 @@ fn upstream(kind: Type, endpoint: SocketAddr, departure: Departure) -> io::Resul
     Ok(socket)
 }
 
-/// How many hops the client's packets had left (TTL, hop limit). The kernel notes it for each connection that it accepts.
+/// The TTL or hop limit of the client's packets when they arrived. The kernel records it for each accepted
+/// connection.
 pub(crate) fn hops_left(client: &tokio::net::TcpStream, v4: bool) -> io::Result<u32> {
     let client = SockRef::from(client);
     if v4 { client.multicast_ttl_v4() } else { client.multicast_hops_v6() }
@@ -184,13 +184,13 @@ pub(crate) fn hops_left(client: &tokio::net::TcpStream, v4: bool) -> io::Result<
 
 fn start_connect(socket: &Socket, endpoint: SocketAddr) -> io::Result<()> {
     match socket.connect(&endpoint.into()) {
-        Err(error) if error.raw_os_error() == Some(EINPROGRESS) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
         other => other,
     }
 }
 
-/// Closing this socket will send a reset, not a FIN: its peer must not take what came so far for the whole.
+/// Makes closing this socket send a RST, not a FIN: the peer must not take the data so far as complete.
 pub(crate) fn reset_on_close(stream: &tokio::net::TcpStream) {
-    // It can fail only if the socket is gone already, and then there is nobody to tell.
-    drop(SockRef::from(stream).set_linger(Some(Duration::ZERO)));
+    // It can fail only if the socket is closed already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -1,4 +1,4 @@
-//! Which TCP sockets listen in this network namespace, by `sock_diag`: one look-up, however many there are.
+//! Finds listening TCP sockets of this network namespace by `sock_diag`: one look-up, however many there are.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -24,10 +24,10 @@ const PORT: usize = HEADER + 4;
 const ADDRESS: usize = HEADER + 8;
 const UID: usize = HEADER + 64;
 
-/// The user whose TCP socket listens at just this address.
+/// The user whose TCP socket listens at exactly this address.
 ///
 /// # Errors
-/// What the kernel says, most often that it has no `inet_diag`.
+/// An error of the kernel, usually a missing `inet_diag`.
 pub(crate) fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
     let socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.connect(&KernelAddress::new(0, 0))?;
@@ -41,7 +41,7 @@ pub(crate) fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
         return if error.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(error) };
     }
     let ip = octets(address.ip());
-    // A socket on every address of the node is found too.
+    // A wildcard socket is found too.
     let is_own = answer.get(STATE) == Some(&LISTEN)
         && answer.get(PORT..PORT + 2) == Some(&address.port().to_be_bytes()[..])
         && answer.get(ADDRESS..ADDRESS + 16) == Some(&ip[..]);
@@ -67,7 +67,7 @@ fn request(address: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-/// As sock_diag has addresses of both families.
+/// The address format of sock_diag for both families.
 fn octets(ip: IpAddr) -> [u8; 16] {
     let mut octets = [0; 16];
     match ip {

@@ -1,15 +1,15 @@
-//! Which port a connection with its client's address leaves from.
+//! The source port of a connection with its client's address.
 //!
-//! The client's own kernel must never use the same one towards the same endpoint, or two connections would be
-//! one to everybody on the way (kubernetes#90042, cilium#11810). A kernel chooses ports from its
-//! `net.ipv4.ip_local_port_range` without its `net.ipv4.ip_local_reserved_ports`, which are those of the
-//! client's network namespace:
+//! The client's own kernel must never use the same port towards the same endpoint, or two connections would
+//! have the same 5-tuple (kubernetes#90042, cilium#11810). A kernel chooses ports from
+//! `net.ipv4.ip_local_port_range` except `net.ipv4.ip_local_reserved_ports`, both of the client's network
+//! namespace:
 //!
 //! | the client | ports |
 //! |---|---|
-//! | this node | the kernel chooses: it is the same one |
-//! | a pod of our CNI plugin | those that the plugin has reserved in the pod and noted in the attachment record |
-//! | any other | 512 to 1023: no kernel chooses privileged ports. When those are in use, those that the plugin would reserve, unless the client has been seen to choose ports as low as these |
+//! | this node | the kernel chooses, because it is the same kernel |
+//! | a pod of portolan-cni | those that the plugin has reserved in the pod, by the attachment record |
+//! | any other | 512 to 1023: no kernel chooses privileged ports. If those are in use, those that the plugin would reserve, unless the client was seen to use such low ports |
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -20,18 +20,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use attachment::{PortRange, RESERVED_PORTS};
 
-/// Privileged ports (`net.ipv4.ip_unprivileged_port_start`) without the lower half, where the well-known
-/// servers are.
+/// Privileged ports (`net.ipv4.ip_unprivileged_port_start`) without the lower half, which has the well-known
+/// services.
 const PRIVILEGED: PortRange = PortRange { first: 512, last: 1023 };
 
 /// The first port of the kernel's default `ip_local_port_range`.
 const FIRST_EPHEMERAL: u16 = 32_768;
 
-/// How many ports of a range are tried before giving up.
+/// Ports of a range that are tried before giving up.
 const ATTEMPTS: usize = 8;
 
-/// Clients remembered for choosing low ports, twice: when there are more, those seen before them are
-/// forgotten.
+/// Maximum number of clients with low ports, twice: beyond it, the older half is removed.
 const MOST_CLIENTS: usize = 32_768;
 
 /// The client's address, and what is known of its ports.
@@ -41,29 +40,29 @@ pub(crate) struct Source {
     pub(crate) owner: Owner,
 }
 
-/// Whose the client's address is.
+/// The owner of the client's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// This node's.
+    /// This node.
     Node,
-    /// A pod's in which these ports are reserved.
+    /// A pod in which these ports are reserved.
     Pod(PortRange),
-    /// Anybody's.
+    /// Any other host.
     Other,
 }
 
-/// A client takes ports in turn, so that one is used again as late as possible. Clients share a turn by a
-/// hash of their address: with one for all, a busy client would leave others to ports that they use already.
+/// A client uses ports in turn, so that one is reused as late as possible. Clients share a counter by a hash
+/// of their address: with a single counter a busy client would lead others to ports that they still use.
 static TURNS: [AtomicU32; 1024] = [const { AtomicU32::new(0) }; 1024];
 
-/// Another one in each process: not from the first port on, which the previous process may still have.
+/// Random per process: the previous process may still use the first ports.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 thread_local! {
     static LOW_CLIENTS: RefCell<LowClients> = RefCell::new(LowClients::default());
 }
 
-/// Clients whose kernel chooses ports below the default range, as far as this worker has seen.
+/// Clients whose kernel chooses ports below the default range, as seen by this worker.
 #[derive(Debug, Default)]
 struct LowClients {
     recent: HashSet<IpAddr>,
@@ -84,8 +83,8 @@ impl LowClients {
 }
 
 impl Source {
-    /// The ports to try, in this order; 0 leaves the choice to the kernel. A datagram's sender may be forged:
-    /// only connections tell something about the ports of a client.
+    /// The ports to try, in order; 0 means that the kernel chooses. The source of a datagram may be forged,
+    /// so only connections count as evidence about a client's ports.
     pub(crate) fn ports(&self, is_connection: bool) -> impl Iterator<Item = u16> {
         let (first, second) = match self.owner {
             Owner::Node => (None, None),
@@ -120,7 +119,7 @@ fn next(range: PortRange, client: IpAddr) -> u16 {
     range.first.saturating_add(u16::try_from(turn % length).unwrap_or(0))
 }
 
-/// Which turn is a client's, and where it begins.
+/// The counter of a client, and its offset.
 fn turn(client: IpAddr) -> [u32; 2] {
     let hash = HASHER.hash_one(client).to_ne_bytes();
     let [a, b, c, d, e, f, g, h] = hash;
@@ -136,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_a_pod_are_those_reserved_in_it_one_after_the_other() {
+    fn ports_of_a_pod_are_the_reserved_ones_in_turn() {
         let reserved = PortRange { first: 10_000, last: 10_003 };
         let tried = ports("10.22.0.2:40000", Owner::Pod(reserved));
         assert_eq!(tried.len(), ATTEMPTS);
@@ -146,13 +145,13 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_an_unknown_client_are_privileged_unless_it_leaves_others_alone() {
+    fn ports_of_an_unknown_client_are_privileged_unless_it_uses_low_ports() {
         let is_privileged = |port: &u16| (512..1024).contains(port);
         let tried = ports("198.51.100.7:40000", Owner::Other);
         assert!(tried[..ATTEMPTS].iter().all(is_privileged), "{tried:?}");
         assert!(tried[ATTEMPTS..].iter().all(|port| (10_000..30_000).contains(port)), "{tried:?}");
         assert_eq!(tried.len(), 2 * ATTEMPTS);
-        // Its kernel has another range: from now on.
+        // Its kernel has another range: from now on privileged ports only.
         for port in [20_000, 40_000] {
             let tried = ports(&format!("198.51.100.7:{port}"), Owner::Other);
             assert!(tried.iter().all(is_privileged), "{tried:?}");
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn client_uses_no_port_again_before_all_others_whatever_other_clients_do() {
+    fn client_reuses_a_port_only_after_all_others_whatever_other_clients_do() {
         let client = IpAddr::from([198, 51, 100, 20]);
         let mut others = (21..).map(|last| IpAddr::from([198, 51, 100, last]));
         let busy = others.find(|other| turn(*other)[0] != turn(client)[0]).unwrap();
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_of_clients_with_low_ports_takes_no_ports_from_others() {
+    fn many_clients_with_low_ports_do_not_affect_others() {
         for number in 0..100_000_u32 {
             let client = SocketAddr::new(std::net::Ipv4Addr::from_bits(0x0b00_0000 + number).into(), 1024);
             Source { client, owner: Owner::Other }.ports(true).for_each(drop);
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_datagram_takes_no_ports_from_a_client() {
+    fn forged_datagram_does_not_affect_the_ports_of_a_client() {
         let forged = Source { client: "198.51.100.9:1024".parse().unwrap(), owner: Owner::Other };
         assert_eq!(forged.ports(false).count(), ATTEMPTS);
         assert_eq!(ports("198.51.100.9:40000", Owner::Other).len(), 2 * ATTEMPTS);

@@ -1,4 +1,4 @@
-//! What the kernel knows of a TCP connection (`TCP_INFO`).
+//! The kernel's state of a TCP connection (`TCP_INFO`).
 #![expect(unsafe_code, reason = "neither nix nor socket2 reads this option")]
 
 use std::io;
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use nix::libc;
 
-/// Of one connection, at one moment. What an older kernel does not know is 0.
+/// The state of one connection at one moment. Fields that an older kernel does not have are 0.
 #[derive(Debug)]
 pub(crate) struct TcpInfo(libc::tcp_info);
 
-/// Asks the kernel.
+/// Reads the state.
 ///
 /// # Errors
-/// When the socket is not a TCP socket.
+/// If the socket is not a TCP socket.
 pub(crate) fn read(socket: &impl AsFd) -> io::Result<TcpInfo> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).expect("some hundred bytes");
@@ -37,17 +37,17 @@ pub(crate) fn read(socket: &impl AsFd) -> io::Result<TcpInfo> {
 }
 
 impl TcpInfo {
-    /// Whether the peer's kernel has yet to acknowledge something that was written, or the end.
+    /// Whether data or a FIN is unacknowledged by the peer's kernel.
     pub(crate) fn has_unacknowledged(&self) -> bool {
         self.0.tcpi_unacked > 0 || self.0.tcpi_notsent_bytes > 0
     }
 
-    /// Segments that have arrived: with data, acknowledgements, and keepalive probes.
+    /// Received segments: data, acknowledgements, and keepalive probes.
     pub(crate) fn segments_received(&self) -> u32 {
         self.0.tcpi_segs_in
     }
 
-    /// How long ago the peer's kernel acknowledged something, be it a probe.
+    /// Time since the last acknowledgement of the peer's kernel, including those of probes.
     pub(crate) fn since_acknowledgement(&self) -> Duration {
         Duration::from_millis(self.0.tcpi_last_ack_recv.into())
     }

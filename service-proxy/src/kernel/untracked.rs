@@ -1,13 +1,13 @@
-//! Keeps packets of virtual IPs out of the node's NAT.
+//! Excludes packets of virtual IPs from the node's NAT.
 //!
 //! AnyIP makes virtual IPs local to the node. Programs that publish ports (portolan-cni, netavark, Docker,
-//! the reference plugin portmap) translate what goes to a local address, and would take a port of all virtual
-//! IPs with a port of the node. NAT needs conntrack, so packets from and to virtual IPs are not tracked, as
+//! the reference plugin portmap) translate packets to local addresses, and would take over a port of all
+//! virtual IPs with a host port. NAT needs conntrack, so packets from and to virtual IPs are not tracked, as
 //! NodeLocal DNSCache does for its addresses:
 //!
 //! ```text
 //! table inet portolan-virtual {
-//!     set single-v4 { type ipv4_addr }                  # cluster IPs outside of the ranges, where there are any
+//!     set single-v4 { type ipv4_addr }                  # cluster IPs outside of the ranges, if there are any
 //!     chain arriving { type filter hook prerouting priority raw
 //!         ip daddr <service range> notrack
 //!         ip daddr @single-v4 notrack
@@ -20,8 +20,8 @@
 //!     }
 //! }
 //! ```
-//! It is a table of its own because it is there as long as the routes are: before the first state, and while
-//! an earlier proxy still has the other table.
+//! It is a separate table because it exists as long as the routes: before the first state, and while the
+//! previous proxy still owns the other table.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -34,10 +34,10 @@ const TABLE: &str = "portolan-virtual";
 const ARRIVING: &str = "arriving";
 const LEAVING: &str = "leaving";
 
-/// Writes the table for these service ranges and single addresses, in the place of what was written before.
+/// Writes the table for these service ranges and single addresses, replacing an existing one.
 ///
 /// # Errors
-/// What the kernel says; then nothing has changed.
+/// An error of the kernel; nothing has changed.
 pub(crate) fn write(ranges: &[IpNetwork], singles: &BTreeSet<IpAddr>) -> io::Result<()> {
     let mut batch = Batch::new(TABLE);
     batch.add_table();
@@ -53,7 +53,7 @@ pub(crate) fn write(ranges: &[IpNetwork], singles: &BTreeSet<IpAddr>) -> io::Res
     for (set, v4, id) in [("single-v4", true, 1), ("single-v6", false, 2)] {
         let keys = singles.iter().filter(|address| address.is_ipv4() == v4);
         let elements: Vec<_> = keys.map(|address| Element::Key(Key::default().address(*address))).collect();
-        // A lookup that finds nothing would cost every packet.
+        // A look-up in an empty set would cost every packet.
         if elements.is_empty() {
             continue;
         }
@@ -67,23 +67,23 @@ pub(crate) fn write(ranges: &[IpNetwork], singles: &BTreeSet<IpAddr>) -> io::Res
     batch.commit(&Netfilter::open()?)
 }
 
-/// Writes the table again if another program has deleted or flushed it.
+/// Rewrites the table if another program has deleted or flushed it.
 ///
 /// # Errors
-/// What the kernel says.
+/// An error of the kernel.
 pub(crate) fn repair(ranges: &[IpNetwork], singles: &BTreeSet<IpAddr>) -> io::Result<()> {
     let is_empty = ranges.is_empty() && singles.is_empty();
-    let is_whole = is_empty || Netfilter::open()?.has_rules(Family::Inet, TABLE, ARRIVING)?;
-    if is_whole { Ok(()) } else { write(ranges, singles) }
+    let is_complete = is_empty || Netfilter::open()?.has_rules(Family::Inet, TABLE, ARRIVING)?;
+    if is_complete { Ok(()) } else { write(ranges, singles) }
 }
 
-/// Removes the table. A table that was removed already is no error.
+/// Removes the table. A missing one is no error.
 ///
 /// # Errors
-/// What the kernel says.
+/// An error of the kernel.
 pub(crate) fn remove() -> io::Result<()> {
     let mut batch = Batch::new(TABLE);
-    // Adding before deleting makes deleting what is not there no error.
+    // Add before delete: then deleting a missing table is no error.
     batch.add_table();
     batch.delete_table();
     batch.commit(&Netfilter::open()?)

@@ -1,4 +1,4 @@
-//! The descriptors of traffic as metrics, read when they are scraped.
+//! Gauges for the descriptors of traffic, read at each scrape.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ impl Descriptors {
         Self {
             budget,
             used: gauge("descriptors", "File descriptors of connections and UDP flows."),
-            limit: gauge("descriptors_limit", "File descriptors that these may have together."),
+            limit: gauge("descriptors_limit", "Maximum of these file descriptors."),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What kube-proxy counts too, under its names, so that its dashboards and alerts go on working.
+//! Metrics with kube-proxy's names, so that its dashboards and alerts continue to work.
 //!
-//! One sync here is for both families, so these have no label `ip_family` where kube-proxy has one proxier a
-//! family.
+//! A sync here covers both families, so these have no label `ip_family`, unlike kube-proxy with one proxier
+//! per family.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,29 +43,29 @@ impl KubeProxy {
         };
         let without_local = Opts::new(
             rules("no_local_endpoints_total"),
-            "Ports of Services with a Local policy and no endpoint on this node, though there are others.",
+            "Ports of Services with a Local policy and without an endpoint on this node, although there are others.",
         );
         let without_local =
             register(registry, IntGaugeVec::new(without_local, &["ip_family", "traffic_policy"]));
         for family in [IpFamily::V4, IpFamily::V6] {
             for policy in ["internal", "external"] {
-                // Shown as 0, not left out, while there are none.
+                // Exposed as 0 while there are none.
                 without_local.with_label_values(&[&family.to_string(), policy]);
             }
         }
         Self {
             sync: histogram(
                 rules("duration_seconds"),
-                "Time to put a new state into force.",
+                "Time to apply a new state.",
                 exponential_buckets(0.001, 2.0, 15).unwrap_or_default(),
             ),
             programming: histogram(
                 "kubeproxy_network_programming_duration_seconds".to_owned(),
-                "Time from a change of a pod or Service to its being in force here.",
+                "Time from a change of a pod or Service until it is applied here.",
                 programming_buckets(),
             ),
-            last_sync: gauge(rules("last_timestamp_seconds"), "When a state was last put into force."),
-            last_queued: gauge(rules("last_queued_timestamp_seconds"), "When a state last came in."),
+            last_sync: gauge(rules("last_timestamp_seconds"), "When a state was last applied."),
+            last_queued: gauge(rules("last_queued_timestamp_seconds"), "When a state was last received."),
             service_changes: counter(rules("service_changes_total"), "Services that changed."),
             endpoint_changes: counter(
                 rules("endpoint_changes_total"),
@@ -81,25 +81,25 @@ impl KubeProxy {
         }
     }
 
-    /// A state came in.
+    /// Records that a state was received.
     pub(crate) fn queued(&self) {
         self.last_queued.set(since_epoch(SystemTime::now()));
     }
 
-    /// It is in force, after so long.
+    /// Records that it was applied, and the duration.
     pub(crate) fn synced(&self, took: Duration) {
         self.sync.observe(took.as_secs_f64());
         self.last_sync.set(since_epoch(SystemTime::now()));
     }
 
-    /// Something that happened then is in force now.
+    /// Records that a change of that time is applied.
     pub(crate) fn programmed(&self, happened: SystemTime) {
-        // The clock of whoever wrote it may be ahead.
+        // The clock of the writer may be ahead.
         self.programming.observe(happened.elapsed().unwrap_or_default().as_secs_f64());
     }
 }
 
-/// kube-proxy's own: 0.25 s, 0.5 s, then seconds, then coarser up to five minutes.
+/// The buckets of kube-proxy: 0.25 s, 0.5 s, then seconds, then coarser up to five minutes.
 fn programming_buckets() -> Vec<f64> {
     let steps = |from: u32, to: u32, by: usize| (from..=to).step_by(by).map(f64::from);
     [0.25, 0.5]

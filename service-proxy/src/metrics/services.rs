@@ -1,7 +1,7 @@
-//! What is counted for each port of a Service, for a bounded number of them.
+//! The metrics per Service port, for a bounded number of ports.
 //!
-//! The first ports that carry anything get series of their own, which go when the port does; what all further
-//! ones carry is counted together, under empty labels. A scrape stays small on a node that knows ten thousand
+//! The first ports with traffic get series of their own, which are removed with the port. The traffic of all
+//! further ports is counted together, with empty labels. So a scrape stays small on a node with ten thousand
 //! Services.
 
 use std::collections::HashMap;
@@ -12,22 +12,22 @@ use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use crate::service_port::ServicePort;
 
-/// Ports that are counted on their own.
+/// Maximum number of ports with their own series.
 const MAX_PORTS: usize = 1000;
 
 const LABELS: [&str; 4] = ["namespace", "service", "port", "protocol"];
 
-/// The families of series.
+/// The metric families.
 #[derive(Debug)]
 pub(crate) struct Services {
     families: [IntCounterVec; 6],
     max_ports: usize,
-    /// The ports that have series, and how often each was asked for: one that is deleted and made again
+    /// The ports with series, and the number of users of each: a port that is deleted and added again
     /// overlaps with itself while old connections last.
     ports: Mutex<HashMap<ServicePort, usize>>,
 }
 
-/// The counters of one port, or of all that have none of their own.
+/// The counters of one port, or of all ports without their own.
 #[derive(Debug)]
 pub(crate) struct Counters {
     pub(crate) opened: IntCounter,
@@ -50,17 +50,17 @@ impl Services {
             register(registry, IntCounterVec::new(opts, &LABELS))
         };
         let families = [
-            family("connections_opened_total", "TCP connections and UDP flows that were let in."),
-            family("connections_closed_total", "Of these, the ones that have ended, however."),
-            family("connections_shed_total", "Connections reset because the Service had its most open."),
+            family("connections_opened_total", "TCP connections and UDP flows accepted."),
+            family("connections_closed_total", "Of these, the ones closed for any reason."),
+            family("connections_shed_total", "Connections reset because the Service had its maximum open."),
             family("connect_failures_total", "Connections for which no endpoint could be reached."),
-            family("sent_bytes_total", "Bytes carried from TCP clients to endpoints."),
-            family("received_bytes_total", "Bytes carried from endpoints to TCP clients."),
+            family("sent_bytes_total", "Bytes relayed from TCP clients to endpoints."),
+            family("received_bytes_total", "Bytes relayed from endpoints to TCP clients."),
         ];
         Arc::new(Self { families, max_ports, ports: Mutex::default() })
     }
 
-    /// The counters of a port; its series are there until the last of these is dropped.
+    /// The counters of a port. Its series exist until the last of these is dropped.
     pub(crate) fn counters(self: &Arc<Self>, port: &ServicePort) -> Counters {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let has_room = ports.len() < self.max_ports || ports.contains_key(port);
@@ -74,14 +74,14 @@ impl Services {
         Counters { opened, closed, shed, failed, sent_bytes, received_bytes, own }
     }
 
-    fn forget(&self, port: &ServicePort) {
+    fn release(&self, port: &ServicePort) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(users) = ports.get_mut(port) else { return };
         *users -= 1;
         if *users == 0 {
             ports.remove(port);
             for family in &self.families {
-                // Nothing to remove only if it was never there.
+                // It fails only if the series never existed.
                 let _ = family.remove_label_values(&labels(port));
             }
         }
@@ -91,7 +91,7 @@ impl Services {
 impl Drop for Counters {
     fn drop(&mut self) {
         if let Some((services, port)) = &self.own {
-            services.forget(port);
+            services.release(port);
         }
     }
 }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_ports_have_series_of_their_own_and_the_others_one_together() {
+    fn first_ports_have_their_own_series_and_further_ones_share_one() {
         let registry = Registry::new();
         let services = Services::with_room(&registry, 2);
         let counters = ["a", "b", "c", "d"].map(|name| services.counters(&port(name)));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn series_go_with_the_last_who_counts_and_leave_room() {
+    fn series_are_removed_with_their_last_user() {
         let registry = Registry::new();
         let services = Services::with_room(&registry, 1);
         let old = services.counters(&port("a"));
@@ -143,7 +143,7 @@ mod tests {
         let new = services.counters(&port("a"));
         drop(old);
         new.opened.inc();
-        assert_eq!(series(&registry), [("a".into(), 2)], "made again, it goes on");
+        assert_eq!(series(&registry), [("a".into(), 2)], "added again, it continues");
         drop(new);
         services.counters(&port("b")).opened.inc();
         assert_eq!(series(&registry), [], "no series is left");

@@ -1,4 +1,4 @@
-//! Which routes there should be. Touches nothing.
+//! The desired routes. Pure functions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 
 use super::of_family;
 
-/// A node's hardware address inside the tunnel.
+/// The MAC address of a node inside the tunnel.
 pub(super) type Mac = [u8; 6];
 
 /// This node.
@@ -19,50 +19,49 @@ pub(super) struct Own {
     pub(super) addresses: HashSet<IpAddr>,
     pub(super) pod_cidrs: Vec<IpNetwork>,
     pub(super) service_cidrs: Vec<IpNetwork>,
-    /// The address that tunnels begin at; its family is that of all tunnels.
+    /// The local address of tunnels. Its family is that of all tunnels.
     pub(super) underlay: Option<IpAddr>,
 }
 
 /// How the kernel would send to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reach {
-    /// Without a gateway in between.
+pub(super) struct Path {
+    /// Without a gateway.
     pub(super) on_link: bool,
-    /// MTU of the interface, bytes.
+    /// MTU of the interface in bytes.
     pub(super) mtu: u32,
 }
 
-/// How a range is reached.
+/// The next hop of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hop {
-    /// By the node's own address, on the same link.
+pub(super) enum NextHop {
+    /// The node's own address, on the same link.
     Direct(IpAddr),
-    /// Through the tunnel.
+    /// The tunnel.
     Tunnel(Mac),
 }
 
-/// What should be in the kernel.
+/// The desired state of the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    pub(super) routes: BTreeMap<IpNetwork, Hop>,
-    /// Where tunnels end.
+    pub(super) routes: BTreeMap<IpNetwork, NextHop>,
+    /// The remote ends of tunnels.
     pub(super) peers: BTreeMap<Mac, IpAddr>,
-    /// The smallest MTU on the way to any of them, bytes.
+    /// The smallest MTU towards any of them, in bytes.
     pub(super) underlay_mtu: u32,
-    /// Ranges that cannot be reached, and why.
+    /// Ranges that cannot be reached, with the reason.
     pub(super) problems: Vec<String>,
 }
 
 impl Own {
-    /// Whether it is this node, also where its name is misspelled.
+    /// Whether it is this node, even if its name is wrong.
     pub(super) fn is(&self, node: &Node) -> bool {
         *node.name == *self.name || node.addresses.iter().any(|address| self.addresses.contains(address))
     }
 }
 
-/// A node's address inside the tunnel need not be distributed: it follows from its name (FNV-1a, 48 bits; the
-/// second lowest bit of the first byte says that it is locally administered, the lowest that it is not
-/// multicast).
+/// A node's MAC address inside the tunnel is derived from its name, so it need not be distributed (FNV-1a, 48
+/// bits; locally administered, unicast).
 pub(super) fn mac(node: &str) -> Mac {
     let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -72,17 +71,19 @@ pub(super) fn mac(node: &str) -> Mac {
     [(first | 2) & !1, b, c, d, e, f]
 }
 
-/// Where two nodes claim the same range, the first by name has it.
-pub(super) fn plan(own: &Own, others: &[&Arc<Node>], reach: &HashMap<IpAddr, Reach>, tunnels: bool) -> Plan {
+/// If two nodes claim the same range, the first one by name gets it.
+pub(super) fn plan(own: &Own, others: &[&Arc<Node>], paths: &HashMap<IpAddr, Path>, tunnels: bool) -> Plan {
     let mut plan = Plan { underlay_mtu: u32::MAX, ..Plan::default() };
     let addresses: Vec<IpAddr> =
         others.iter().flat_map(|node| &node.addresses).chain(&own.addresses).copied().collect();
     for node in others {
         for cidr in &node.pod_cidrs {
-            let hop = acceptable(own, &addresses, &plan, *cidr)
-                .and_then(|()| hop(own, node, *cidr, reach, tunnels, &mut plan));
-            match hop {
-                Ok(hop) => drop(plan.routes.insert(*cidr, hop)),
+            let next_hop = acceptable(own, &addresses, &plan, *cidr)
+                .and_then(|()| next_hop(own, node, *cidr, paths, tunnels, &mut plan));
+            match next_hop {
+                Ok(next_hop) => {
+                    plan.routes.insert(*cidr, next_hop);
+                }
                 Err(why) => plan.problems.push(format!("{cidr} of node {}: {why}", node.name)),
             }
         }
@@ -90,7 +91,7 @@ pub(super) fn plan(own: &Own, others: &[&Arc<Node>], reach: &HashMap<IpAddr, Rea
     plan
 }
 
-/// A mistake in one Node must not take away what works.
+/// An error in one Node must not break the routes of others.
 fn acceptable(own: &Own, addresses: &[IpAddr], plan: &Plan, cidr: IpNetwork) -> Result<(), String> {
     let overlaps = |other: &&IpNetwork| cidr.contains(other.network()) || other.contains(cidr.network());
     if let Some(other) = own.pod_cidrs.iter().find(overlaps) {
@@ -108,17 +109,17 @@ fn acceptable(own: &Own, addresses: &[IpAddr], plan: &Plan, cidr: IpNetwork) -> 
         .map_or(Ok(()), |address| Err(format!("the address {address} of a node is in it")))
 }
 
-fn hop(
+fn next_hop(
     own: &Own,
     node: &Node,
     cidr: IpNetwork,
-    reach: &HashMap<IpAddr, Reach>,
+    paths: &HashMap<IpAddr, Path>,
     tunnels: bool,
     plan: &mut Plan,
-) -> Result<Hop, String> {
+) -> Result<NextHop, String> {
     let direct = of_family(&node.addresses, cidr.is_ipv4());
-    if let Some(address) = direct.filter(|address| reach.get(address).is_some_and(|reach| reach.on_link)) {
-        return Ok(Hop::Direct(address));
+    if let Some(address) = direct.filter(|address| paths.get(address).is_some_and(|path| path.on_link)) {
+        return Ok(NextHop::Direct(address));
     }
     if !tunnels {
         return Err("the node is not on this link, and --node-routes is direct".into());
@@ -127,11 +128,11 @@ fn hop(
     let family = if underlay.is_ipv4() { "IPv4" } else { "IPv6" };
     let end = of_family(&node.addresses, underlay.is_ipv4())
         .ok_or_else(|| format!("the node has no InternalIP of family {family} in status.addresses"))?;
-    let found = reach.get(&end).ok_or_else(|| format!("there is no route to {end}"))?;
+    let found = paths.get(&end).ok_or_else(|| format!("there is no route to {end}"))?;
     plan.underlay_mtu = plan.underlay_mtu.min(found.mtu);
     let mac = mac(&node.name);
     plan.peers.insert(mac, end);
-    Ok(Hop::Tunnel(mac))
+    Ok(NextHop::Tunnel(mac))
 }
 
 #[cfg(test)]

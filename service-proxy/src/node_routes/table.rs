@@ -13,21 +13,21 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Error, Handle, RouteMessageBuilder};
 
-use super::plan::{Hop, Plan, Reach};
+use super::plan::{NextHop, Path, Plan};
 
-/// Who made a route (`rtm_protocol`): a number that `/etc/iproute2/rt_protos` does not have. Others' are
-/// never touched.
+/// The protocol (`rtm_protocol`) of our routes, a number that `/etc/iproute2/rt_protos` does not have. Routes
+/// of other protocols are never changed.
 const OURS: RouteProtocol = RouteProtocol::Other(113);
 
-/// What an interface that does not tell is taken to carry, bytes.
+/// MTU in bytes of an interface that does not report one.
 const DEFAULT_MTU: u32 = 1500;
 
-/// Our routes, as they are.
+/// Our current routes.
 #[derive(Debug)]
 pub(super) struct Table(BTreeMap<IpNetwork, RouteMessage>);
 
 impl Table {
-    /// Reads them. The kernel leaves out those of others.
+    /// Reads the routes. The kernel filters by protocol.
     pub(super) async fn read(handle: &Handle) -> Result<Self, Error> {
         let mut found = BTreeMap::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -37,7 +37,7 @@ impl Table {
             request.header.table = RouteHeader::RT_TABLE_MAIN;
             let mut routes = handle.route().get(request).execute();
             while let Some(route) = routes.try_next().await? {
-                // A kernel without strict checking (before 4.20) sends all of them.
+                // A kernel without strict checking (before 4.20) does not filter.
                 if route.header.protocol == OURS {
                     found.extend(destination(&route).map(|range| (range, route)));
                 }
@@ -46,18 +46,18 @@ impl Table {
         Ok(Self(found))
     }
 
-    /// Makes them what the plan says, with `device` as the tunnel's index; returns what is in the way.
+    /// Updates the routes to the plan, with `device` as the tunnel's index. Returns the problems.
     pub(super) async fn apply(&self, handle: &Handle, plan: &Plan, device: Option<u32>) -> Vec<String> {
         let mut problems = Vec::new();
         for (range, route) in self.0.iter().filter(|(range, _)| !plan.routes.contains_key(range)) {
             problems.extend(delete(handle, *range, route).await);
         }
-        for (range, hop) in &plan.routes {
-            let (via, device) = match (hop, device) {
-                (Hop::Direct(address), _) => (*address, None),
-                (Hop::Tunnel(_), Some(device)) => (range.network(), Some(device)),
-                // The log has the reason why there is no tunnel.
-                (Hop::Tunnel(_), None) => continue,
+        for (range, next_hop) in &plan.routes {
+            let (via, device) = match (next_hop, device) {
+                (NextHop::Direct(address), _) => (*address, None),
+                (NextHop::Tunnel(_), Some(device)) => (range.network(), Some(device)),
+                // The reason why there is no tunnel is logged already.
+                (NextHop::Tunnel(_), None) => continue,
             };
             let present = self.0.get(range);
             if present.is_some_and(|route| is_as_wanted(route, via, device)) {
@@ -73,17 +73,14 @@ impl Table {
         problems
     }
 
-    /// Takes all of them away.
+    /// Removes all routes.
     pub(super) async fn remove_all(&self, handle: &Handle) -> Vec<String> {
         self.apply(handle, &Plan::default(), None).await
     }
 }
 
-/// How the kernel would send to each of these; one it has no route to is left out.
-pub(super) async fn reach(
-    handle: &Handle,
-    addresses: impl Iterator<Item = IpAddr>,
-) -> HashMap<IpAddr, Reach> {
+/// How the kernel would send to each address. Addresses without a route are left out.
+pub(super) async fn paths(handle: &Handle, addresses: impl Iterator<Item = IpAddr>) -> HashMap<IpAddr, Path> {
     let (mut found, mut mtus) = (HashMap::new(), HashMap::new());
     for address in addresses {
         let mut request = RouteMessage::default();
@@ -102,12 +99,12 @@ pub(super) async fn reach(
             unknown.insert(mtu_of(handle, device).await.unwrap_or(DEFAULT_MTU));
         }
         let on_link = gateway_of(&route).is_none();
-        found.insert(address, Reach { on_link, mtu: mtus[&device] });
+        found.insert(address, Path { on_link, mtu: mtus[&device] });
     }
     found
 }
 
-/// The error number behind an error of the kernel's.
+/// The error number of a kernel error.
 pub(super) fn errno(error: &Error) -> Option<io::Error> {
     match error {
         Error::NetlinkError(message) => Some(message.to_io()),
@@ -125,8 +122,8 @@ async fn mtu_of(handle: &Handle, device: u32) -> Option<u32> {
 
 async fn delete(handle: &Handle, range: IpNetwork, route: &RouteMessage) -> Option<String> {
     let deleted = handle.route().del(route.clone()).execute().await;
-    // ESRCH: it was deleted already.
-    let error = deleted.err().filter(|error| errno(error).is_none_or(|e| e.raw_os_error() != Some(3)))?;
+    let error =
+        deleted.err().filter(|error| errno(error).is_none_or(|e| e.raw_os_error() != Some(libc::ESRCH)))?;
     Some(format!("delete the route to {range}: {error}"))
 }
 
@@ -152,7 +149,8 @@ fn destination(route: &RouteMessage) -> Option<IpNetwork> {
         RouteAttribute::Destination(address) => to_ip(address),
         _ => None,
     });
-    // The default route has no destination; it is never ours, but nothing prevents anybody.
+    // The default route has no destination. It is never ours, but another program may use our protocol
+    // number.
     let unspecified = match route.header.address_family {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

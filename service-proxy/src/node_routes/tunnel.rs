@@ -1,10 +1,9 @@
-//! The VXLAN interface to nodes on other links, and who is behind it.
+//! The VXLAN interface to nodes on other links, and its peers.
 //!
-//! Nothing is learned and nothing is flooded: for each node there is one forwarding entry (its hardware
-//! address in the tunnel -> its address) and for each range of its pods one neighbour entry (first address of
-//! the range -> its hardware address). This node's own end has the first address of its own ranges, which no
-//! pod gets: what the node itself sends to far pods comes from there, so that their answers come back through
-//! the tunnel.
+//! Without learning and flooding: each node has one forwarding entry (its MAC address in the tunnel -> its
+//! address), and each of its pod ranges one neighbour entry (first address of the range -> its MAC address).
+//! This node's end has the first address of its own ranges, which no pod is assigned: the node's packets to
+//! remote pods have it as their source, so that the replies come back through the tunnel.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,22 +19,22 @@ use rtnetlink::packet_route::neighbour::{
 };
 use rtnetlink::{Error, Handle, LinkUnspec, LinkVxlan};
 
-use super::plan::{Hop, Mac, Own, Plan, mac};
+use super::plan::{Mac, NextHop, Own, Plan, mac};
 use super::table::errno;
 
-/// Its name.
+/// The name of the interface.
 pub(super) const NAME: &str = "portolan-vxlan";
 
-/// As flannel has it: one network, and the port Linux had before there was a standard one.
+/// Like flannel: VNI 1, and the port that Linux used before 4789 was assigned.
 const VNI: u32 = 1;
 const PORT: u16 = 8472;
 
-/// Headers around a packet, bytes: Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40.
+/// Bytes of the outer headers: Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40.
 const fn overhead(v4: bool) -> u32 {
     if v4 { 50 } else { 70 }
 }
 
-/// Makes the interface and its entries what the plan says; returns its index.
+/// Updates the interface and its entries to the plan. Returns its index.
 pub(super) async fn ensure(handle: &Handle, own: &Own, plan: &Plan) -> Result<u32, Error> {
     let local = own.underlay.expect("a plan with peers has an underlay");
     let mtu = plan.underlay_mtu.saturating_sub(overhead(local.is_ipv4()));
@@ -59,16 +58,16 @@ pub(super) async fn ensure(handle: &Handle, own: &Own, plan: &Plan) -> Result<u3
         }
         unless_there(adding.execute().await)?;
     }
-    let ranges = plan.routes.iter().filter_map(|(range, hop)| match hop {
-        Hop::Tunnel(mac) => Some((range.network(), *mac)),
-        Hop::Direct(_) => None,
+    let ranges = plan.routes.iter().filter_map(|(range, next_hop)| match next_hop {
+        NextHop::Tunnel(mac) => Some((range.network(), *mac)),
+        NextHop::Direct(_) => None,
     });
     set_neighbours(handle, index, &ranges.collect()).await?;
     set_forwarding(handle, index, &plan.peers).await?;
     Ok(index)
 }
 
-/// Takes the interface away, and with it all its entries. One that is not there is fine.
+/// Removes the interface with all its entries. A missing one is fine.
 pub(super) async fn remove(handle: &Handle) -> Result<(), Error> {
     match find(handle).await? {
         Some(link) => handle.link().del(link.header.index).execute().await,
@@ -78,7 +77,7 @@ pub(super) async fn remove(handle: &Handle) -> Result<(), Error> {
 
 async fn find(handle: &Handle) -> Result<Option<LinkMessage>, Error> {
     match handle.link().get().match_name(NAME).execute().try_next().await {
-        Err(error) if errno(&error).is_some_and(|e| e.raw_os_error() == Some(19)) => Ok(None), // ENODEV
+        Err(error) if errno(&error).is_some_and(|e| e.raw_os_error() == Some(libc::ENODEV)) => Ok(None),
         other => other,
     }
 }
@@ -178,7 +177,7 @@ fn ip_of(entry: &NeighbourMessage) -> Option<IpAddr> {
     entry.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-        // The destination of a forwarding entry is not of the entry's own family.
+        // The destination of a forwarding entry may be of another family than the entry.
         NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => match bytes.len() {
             4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
             16 => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(IpAddr::from),
@@ -196,11 +195,11 @@ fn to_neighbour_address(ip: IpAddr) -> NeighbourAddress {
 }
 
 fn unless_there(result: Result<(), Error>) -> Result<(), Error> {
-    unless(result, 17) // EEXIST
+    unless(result, libc::EEXIST)
 }
 
 fn unless_missing(result: Result<(), Error>) -> Result<(), Error> {
-    unless(result, 2) // ENOENT
+    unless(result, libc::ENOENT)
 }
 
 fn unless(result: Result<(), Error>, number: i32) -> Result<(), Error> {

@@ -1,5 +1,4 @@
-//! `/healthz` and `/livez`, with kube-proxy's meaning: load balancers of clouds ask whether this node is to
-//! be used.
+//! `/healthz` and `/livez`, with kube-proxy's meaning: cloud load balancers query whether to use this node.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,10 +11,11 @@ use serde_json::json;
 use super::{Shown, Status};
 use crate::metrics::Metrics;
 
-/// How long a state that came in may wait to be put into force; kube-proxy's, twice its sync period.
+/// How long a received state may take to be applied: like kube-proxy, twice its sync period.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Unhealthy when a state has not been put into force for a minute, or the node or the proxy is about to go.
+/// Unhealthy if a state was not applied for a minute, or if the node is about to be removed, or if the proxy
+/// drains.
 pub(super) fn healthz(
     status: Status,
     metrics: Arc<Metrics>,
@@ -28,7 +28,7 @@ pub(super) fn healthz(
     }
 }
 
-/// The same, whatever becomes of the node, and while the proxy drains.
+/// The same, independent of the node's removal and of a drain.
 pub(super) fn livez(
     status: Status,
     metrics: Arc<Metrics>,
@@ -40,9 +40,9 @@ pub(super) fn livez(
     }
 }
 
-/// Healthy while it starts, too.
+/// Also healthy before the first state.
 pub(super) fn is_healthy(shown: &Shown) -> bool {
-    shown.stuck_since.is_none_or(|since| since.elapsed() < LONGEST_WAIT)
+    shown.rejected_since.is_none_or(|since| since.elapsed() < LONGEST_WAIT)
 }
 
 fn answer(shown: &Shown, is_well: bool) -> (StatusCode, Response) {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minute_without_rules_or_a_node_about_to_go_is_unhealthy() {
+    fn unapplied_rules_for_a_minute_or_a_node_about_to_be_removed_are_unhealthy() {
         let (status, metrics) =
             (Status::default(), Arc::new(Metrics::new(&crate::budget::Budget::new(100, 1))));
         let (healthz, livez) =
@@ -76,9 +76,9 @@ mod tests {
         assert!(body.contains(r#""lastUpdated":"1970-01-01T00:00:00Z""#), "{body}");
         assert!(body.contains(r#""nodeEligible":false"#), "{body}");
         let ago = |seconds: u64| Instant::now().checked_sub(Duration::from_secs(seconds));
-        status.set(Shown { stuck_since: ago(30), ..Shown::default() });
+        status.set(Shown { rejected_since: ago(30), ..Shown::default() });
         assert_eq!(codes(), (200, 200));
-        status.set(Shown { stuck_since: ago(61), ..Shown::default() });
+        status.set(Shown { rejected_since: ago(61), ..Shown::default() });
         assert_eq!(codes(), (503, 503));
         status.set(Shown::default());
         status.drain();

@@ -1,4 +1,4 @@
-//! `healthCheckNodePort`: tells a load balancer in front whether this node has endpoints of a Service.
+//! `healthCheckNodePort`: reports to an external load balancer whether this node has endpoints of a Service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -16,15 +16,15 @@ use tracing::warn;
 
 use super::Status;
 
-/// The header by which a load balancer may send a node as much as it has endpoints; kube-proxy's.
+/// kube-proxy's header with the number of endpoints, by which a load balancer may weight the node.
 const WEIGHT: &str = "x-load-balancing-endpoint-weight";
 
-/// What a Service wants to be told.
+/// The health check of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct HealthCheckSpec {
     pub(crate) port: u16,
     pub(crate) service: NamespacedName,
-    /// Ready endpoints on this node; terminating ones do not count.
+    /// Ready endpoints on this node, without terminating ones.
     pub(crate) local: usize,
 }
 
@@ -42,10 +42,10 @@ struct HealthCheck {
     service: NamespacedName,
     local: Arc<AtomicUsize>,
     port: u16,
-    /// Where it should listen, and does not yet.
+    /// Addresses on which it does not listen yet.
     missing: BTreeSet<IpAddr>,
     addresses: Vec<IpAddr>,
-    /// One server an address; they end when this is dropped.
+    /// One server per address. They end when this is dropped.
     servers: JoinSet<()>,
 }
 
@@ -54,8 +54,8 @@ impl HealthChecks {
         Self { status, recorder, node_name, checks: BTreeMap::new() }
     }
 
-    /// Makes the servers match what is wanted.
-    pub(crate) async fn set(&mut self, wanted: Vec<Wanted>, addresses: &[IpAddr]) {
+    /// Updates the servers to the desired ones.
+    pub(crate) async fn set(&mut self, wanted: Vec<HealthCheckSpec>, addresses: &[IpAddr]) {
         let is_wanted = |port: &u16, check: &HealthCheck| {
             check.addresses == addresses
                 && wanted.iter().any(|w| w.port == *port && w.service == check.service)
@@ -69,12 +69,12 @@ impl HealthChecks {
         self.listen().await;
     }
 
-    /// No node port is served from now on: load balancers are to go elsewhere.
+    /// From now on no node port is served: load balancers should use other nodes.
     pub(crate) fn drain(&self) {
         self.checks.values().for_each(|check| check.local.store(0, Ordering::Relaxed));
     }
 
-    /// Opens what could not be opened before, too.
+    /// Also retries what could not be opened before.
     pub(crate) async fn listen(&mut self) {
         for check in self.checks.values_mut().filter(|check| !check.missing.is_empty()) {
             // Logged once, not at every attempt.
@@ -99,7 +99,7 @@ impl HealthChecks {
 }
 
 impl HealthCheck {
-    fn new(wanted: &Wanted, addresses: &[IpAddr]) -> Self {
+    fn new(wanted: &HealthCheckSpec, addresses: &[IpAddr]) -> Self {
         Self {
             service: wanted.service.clone(),
             local: Arc::default(),
@@ -110,7 +110,7 @@ impl HealthCheck {
         }
     }
 
-    /// Opens what is missing; what still is, and why, shows in the last error.
+    /// Opens missing listeners. Returns the last error if some are still missing.
     async fn listen(&mut self, status: &Status) -> io::Result<()> {
         let mut outcome = Ok(());
         for address in std::mem::take(&mut self.missing) {
@@ -132,7 +132,7 @@ impl HealthCheck {
     }
 }
 
-/// The body is kube-proxy's.
+/// The body has kube-proxy's format.
 fn answer(service: &NamespacedName, local: usize, is_healthy: bool) -> Response {
     let is_well = local > 0 && is_healthy;
     let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -1,4 +1,4 @@
-//! What is served right now, for people and for programs: `/debug/services`, `portolan-proxy status`.
+//! The current state for people and programs: `/debug/services`, `portolan-proxy status`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -14,18 +14,18 @@ use super::Shown;
 use crate::backend::endpoint::Endpoint;
 use crate::frontend::{Frontend, FrontendKey};
 
-/// What is shown.
+/// The data of the page.
 pub(super) struct View<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) frontends: Vec<&'a Arc<Frontend>>,
     pub(super) shown: &'a Shown,
-    /// The only Service that was asked for.
+    /// The only Service to show.
     pub(super) service: Option<&'a str>,
-    /// The proxy's own name, if it is not the usual one.
+    /// The proxy's own name, if it is not the default one.
     pub(super) proxy_name: Option<&'a str>,
 }
 
-/// An endpoint of a frontend's Service port: as described, and as used, if it gets traffic.
+/// An endpoint of a frontend's Service port, with its use, if it gets traffic.
 struct Row<'a> {
     address: SocketAddr,
     described: Option<&'a Described>,
@@ -33,7 +33,7 @@ struct Row<'a> {
 }
 
 impl View<'_> {
-    /// A table: one line a frontend, one below for each endpoint.
+    /// A table: one line per frontend, followed by one per endpoint.
     pub(super) fn table(&self) -> String {
         let snapshot = self.snapshot;
         let mut text = format!(
@@ -48,7 +48,7 @@ impl View<'_> {
         for failure in &self.shown.failures {
             writeln!(text, "FAILED {failure}").ok();
         }
-        for (service, key) in self.left_to_dns() {
+        for (service, key) in self.served_by_dns() {
             writeln!(text, "LEFT TO PORTOLAN-DNS {service}: {key}").ok();
         }
         for (service, addresses) in self.without_endpoints() {
@@ -102,7 +102,7 @@ impl View<'_> {
                 "endpoints": endpoints.collect::<Vec<_>>(),
             })
         };
-        let left = self.left_to_dns();
+        let left = self.served_by_dns();
         let left =
             left.map(|(service, key)| json!({ "service": service.to_string(), "frontend": key.to_string() }));
         let idle = self.without_endpoints().into_iter();
@@ -126,20 +126,20 @@ impl View<'_> {
             let name = &entry.service.name;
             let is_asked = self.service.is_none_or(|service| name.to_string() == service);
             let is_ours = entry.service.rules.proxy_class.matches(self.proxy_name);
-            let is_answered = served.contains(name) || self.shown.left_to_dns.contains_key(name);
+            let is_answered = served.contains(name) || self.shown.served_by_dns.contains_key(name);
             is_asked && is_ours && !entry.cluster_ips.is_empty() && !is_answered
         });
         idle.map(|entry| (entry.service.name.to_string(), &entry.cluster_ips[..])).collect()
     }
 
-    /// What portolan-dns answers in place of Services.
-    fn left_to_dns(&self) -> impl Iterator<Item = (&NamespacedName, &FrontendKey)> {
-        let all = self.shown.left_to_dns.iter();
+    /// Frontends that portolan-dns serves in place of Services.
+    fn served_by_dns(&self) -> impl Iterator<Item = (&NamespacedName, &FrontendKey)> {
+        let all = self.shown.served_by_dns.iter();
         let wanted = all.filter(|(name, _)| self.service.is_none_or(|service| name.to_string() == service));
         wanted.flat_map(|(name, keys)| keys.iter().map(move |key| (name, key)))
     }
 
-    /// The endpoints of the Service port, those that get no traffic too, in order.
+    /// The endpoints of the Service port in order, including those without traffic.
     fn rows<'a>(
         &'a self,
         frontend: &Frontend,
@@ -174,16 +174,16 @@ impl View<'_> {
 }
 
 impl Row<'_> {
-    /// What it is good for, in words.
+    /// The state of the endpoint as text.
     fn state(&self) -> &'static str {
         let Some(described) = self.described else { return "deleted" };
         let conditions = described.conditions;
         match self.used {
-            Some(used) if used.is_ejected() => "passed over: does not accept",
+            Some(used) if used.is_ejected() => "ejected: does not accept",
             Some(_) if conditions.ready => "ready",
             Some(_) => "terminating, serves",
-            // By a policy of Local or the hints of the slices.
-            None if conditions.ready => "ready, for others",
+            // Not selected by a policy of Local or by topology hints.
+            None if conditions.ready => "ready, not selected",
             None if conditions.terminating => "terminating",
             None => "not ready",
         }

@@ -1,4 +1,4 @@
-//! What the kernel hands over, kept equal to what is open.
+//! Keeps the kernel's interception rules in sync with the open frontends.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -17,28 +17,28 @@ use crate::tcp::Registry;
 
 type Frontends = SharedMap<FrontendKey, Frontend>;
 
-/// The rules in the kernel, and the table in which the workers look up the frontend of a connection.
+/// The rules in the kernel, and the table by which the workers find the frontend of a connection.
 #[derive(Debug)]
 pub(super) struct Intercepted {
     kernel: Interception,
     registry: Arc<Registry>,
-    /// What was open when the rules were applied last.
+    /// The open frontends when the rules were last applied.
     applied: Frontends,
-    /// Which addresses were local then.
+    /// The local addresses at that time.
     addresses: LocalAddresses,
     failure: Option<Failure>,
 }
 
-/// Which addresses are local to the node.
+/// The addresses that are local to the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LocalAddresses {
     /// The service ranges, and cluster IPs outside of them.
     pub(super) virtual_ips: Vec<IpNetwork>,
-    /// The node's own.
+    /// The node's own addresses.
     pub(super) node: HashSet<IpAddr>,
 }
 
-/// The kernel does not take the rules.
+/// The kernel has rejected the rules.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) since: Instant,
@@ -69,14 +69,14 @@ impl Intercepted {
         Self { kernel, registry, applied, addresses, failure: None }
     }
 
-    /// Why the rules were not applied, if they were not.
+    /// Why the rules were not applied, if so.
     pub(super) fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }
 
-    /// Makes the kernel hand over what is for an open frontend, refuse `refused`, and nothing else. An empty first
-    /// state is applied too: with it this proxy takes over from the previous one.
-    pub(super) fn follow(
+    /// Makes the kernel deliver packets for open frontends, refuse `refused`, and do nothing else. An empty
+    /// first state is applied too: with it this proxy replaces the previous one.
+    pub(super) fn apply(
         &mut self,
         open: &Frontends,
         refused: &BTreeSet<FrontendKey>,
@@ -87,8 +87,9 @@ impl Intercepted {
             let is_open = open.get(key).is_some();
             (is_open || refused.contains(key)).then(|| addresses.action(key.address.ip(), is_open))
         };
-        // A frontend has to be known before the kernel hands connections over. A connection to a closed one that still waits to be
-        // accepted is reset, as it would be a moment later. A closed frontend lives as long as it is known here.
+        // A frontend must be registered before the kernel delivers connections. A connection to a closed one
+        // that still waits to be accepted is reset, as it would be a moment later. A closed frontend lives as
+        // long as it is registered.
         self.registry.store(Arc::new(open.clone()));
         let applied = self.kernel.applied();
         let mut changes: Vec<_> = if addresses == self.addresses {
@@ -113,19 +114,19 @@ impl Intercepted {
         }
     }
 
-    /// Writes the rules again if another program has deleted them.
+    /// Rewrites the rules if another program has deleted them.
     pub(super) fn check(&mut self, metrics: &Metrics) {
         if let Err(error) = self.kernel.check() {
             self.failed(&error, metrics);
         }
     }
 
-    /// Whether the rules are written for a node with bridges.
+    /// Whether the rules are for a node with bridges.
     pub(super) fn is_bridged(&self) -> bool {
         self.kernel.is_bridged()
     }
 
-    /// There is a bridge now.
+    /// Adds the rules for bridges.
     pub(super) fn add_bridged(&mut self, metrics: &Metrics) {
         if let Err(error) = self.kernel.add_bridged() {
             self.failed(&error, metrics);
@@ -135,7 +136,7 @@ impl Intercepted {
     fn failed(&mut self, error: &io::Error, metrics: &Metrics) {
         let since = self.failure.as_ref().map_or_else(Instant::now, |failure| failure.since);
         let message = format!("cannot intercept connections (nft table inet portolan-proxy): {error}");
-        // Said once, not with every retry.
+        // Logged once, not with every retry.
         if self.failure.as_ref().is_none_or(|failure| failure.message != message) {
             error!("{message}");
         }
@@ -143,7 +144,8 @@ impl Intercepted {
         self.failure = Some(Failure { since, message });
     }
 
-    /// Refuses new connections; the rules that open ones need stay. A proxy that has applied nothing yet has nothing to stop.
+    /// Refuses new connections. The rules of open connections stay. Without applied rules there is nothing to
+    /// stop.
     pub(super) fn stop(&mut self) {
         if self.kernel.is_installed()
             && let Err(error) = self.kernel.refuse_all()
@@ -152,7 +154,7 @@ impl Intercepted {
         }
     }
 
-    /// Deletes the rules; false if they are another proxy's by now.
+    /// Deletes the rules. Returns false if they belong to another proxy.
     pub(super) fn remove(&mut self) -> bool {
         self.kernel.remove().unwrap_or_else(|error| {
             error!(%error, "cannot delete nft table inet portolan-proxy");

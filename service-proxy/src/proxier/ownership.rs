@@ -1,7 +1,7 @@
-//! Which Service has an address and port that several claim.
+//! The owner of an address and port that several Services claim.
 //!
-//! The owner follows from the objects alone: not from which Service was there first, and not from which of them has endpoints. So
-//! a proxy that is started anew has the same owners, and so have the proxies of other nodes. The others wait.
+//! The owner depends on the objects only: not on which Service existed first, and not on endpoints. So a
+//! restarted proxy and the proxies of other nodes have the same owners. The other Services wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,8 +10,8 @@ use discovery::model::NamespacedName;
 
 use crate::frontend::FrontendKey;
 
-/// How a Service comes by an address and port. Of two claims the first in this order wins: what the API server allocates
-/// comes before what a cloud controller writes, and that before what anybody may write into a Service.
+/// The kind of a claim. The first kind in this order wins: what the API server allocates, then what a cloud
+/// controller writes, then what any user may write into a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ClaimKind {
     /// `clusterIPs`.
@@ -24,10 +24,10 @@ pub(crate) enum ClaimKind {
     ExternalIp,
 }
 
-/// Every claim to every address and port.
+/// All claims to all addresses and ports.
 #[derive(Debug, Default)]
 pub(super) struct Ownership {
-    /// In order: the first one has it.
+    /// In order: the first claim owns it.
     by_key: HashMap<FrontendKey, BTreeSet<Claim>>,
     by_service: HashMap<NamespacedName, Claims>,
 }
@@ -39,7 +39,7 @@ struct Claim {
     service: NamespacedName,
 }
 
-/// What one Service claims.
+/// The claims of one Service.
 #[derive(Debug, PartialEq, Eq)]
 struct Claims {
     precedence: Precedence,
@@ -47,7 +47,8 @@ struct Claims {
 }
 
 impl Ownership {
-    /// Replaces what a Service claims, and returns the other Services that gain or lose by it, or lose to another one than before.
+    /// Replaces the claims of a Service. Returns the other Services that gain or lose by it, or that now lose
+    /// to another one.
     pub(super) fn set(
         &mut self,
         service: &NamespacedName,
@@ -84,18 +85,18 @@ impl Ownership {
         affected
     }
 
-    /// The Service that has it.
+    /// The owner of an address and port.
     pub(super) fn owner(&self, key: &FrontendKey) -> Option<&NamespacedName> {
         self.by_key.get(key)?.first().map(|claim| &claim.service)
     }
 
-    /// What a Service has.
+    /// What a Service owns.
     pub(super) fn owned<'o>(&'o self, service: &'o NamespacedName) -> impl Iterator<Item = FrontendKey> + 'o {
         let claimed = self.by_service.get(service).into_iter().flat_map(|claims| claims.kinds.keys());
         claimed.filter(move |key| self.owner(key) == Some(service)).copied()
     }
 
-    /// What a Service claims and another one has, with that one.
+    /// What a Service claims and another one owns, with the owner.
     pub(super) fn lost<'o>(
         &'o self,
         service: &'o NamespacedName,
@@ -124,7 +125,7 @@ mod tests {
         (0..fastrand::usize(..4)).map(claim).collect()
     }
 
-    /// Which Service has each port, and who lost it.
+    /// The owner of each port, and the losers.
     fn picture(ownership: &Ownership, names: &[NamespacedName]) -> Vec<String> {
         let owners = (1..4).map(|port| format!("{port}: {:?}", ownership.owner(&key(port))));
         let lost = names.iter().map(|name| format!("{name}: {:?}", ownership.lost(name).collect::<Vec<_>>()));
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_follow_from_the_claims_whatever_happened_before() {
+    fn owners_depend_on_the_claims_only() {
         let names: Vec<_> = ["a", "b", "c"].map(|name| NamespacedName::new("shop", name)).into();
         let none = Precedence::default();
         for seed in 0..500 {
@@ -154,7 +155,7 @@ mod tests {
                 }
                 let after = picture(&ownership, &names);
                 assert_eq!(after, picture(&fresh, &names), "seed {seed}");
-                // The picture ends with a line for each Service, in their order.
+                // The picture ends with a line per Service, in order.
                 for (place, name) in names.iter().enumerate().filter(|(_, name)| !affected.contains(name)) {
                     assert_eq!(before[3 + place], after[3 + place], "seed {seed}: {name} was not named");
                 }
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allocated_address_wins_over_an_external_ip_and_then_the_first_by_name() {
+    fn allocated_address_wins_over_an_external_ip_and_then_the_first_by_name() {
         let (tenant, dns) = (NamespacedName::new("a", "a"), NamespacedName::new("kube-system", "kube-dns"));
         let mut ownership = Ownership::default();
         let none = Precedence::default();

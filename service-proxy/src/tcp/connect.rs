@@ -1,4 +1,4 @@
-//! Finding an endpoint that accepts.
+//! Connects to an endpoint.
 
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
@@ -14,24 +14,24 @@ use tracing::{debug, warn};
 use crate::backend::endpoint::{Endpoint, InUse};
 use crate::frontend::{Frontend, FrontendKey};
 use crate::kernel::local_replies;
-use crate::kernel::socket::{self, Departure, USUAL_PROBES};
+use crate::kernel::socket::{self, DEFAULT_PROBES, UpstreamOptions};
 use crate::tcp::Registry;
 use crate::worker::{Context, Local};
 
-/// How many endpoints one connection tries before it gives up.
+/// The number of endpoints that a connection tries.
 const ATTEMPTS: usize = 3;
 
-/// Hops that are enough to reach any endpoint.
+/// A TTL that is sufficient to reach any endpoint.
 const ENOUGH_HOPS: u32 = 32;
 
-/// What is to be connected.
+/// The client to connect.
 pub(super) struct Client<'a> {
     pub(super) stream: &'a TcpStream,
     pub(super) address: SocketAddr,
 }
 
-/// Connects to an endpoint, or to the next one if that fails: nothing has been sent, so trying again is safe.
-/// `None` when every attempt failed, or the client may not come.
+/// Connects to an endpoint, or to the next one after a failure: nothing was sent, so a retry is safe. `None`
+/// if every attempt failed, or if the client is not allowed.
 pub(super) async fn connect(
     client: Client<'_>,
     frontend: &Frontend,
@@ -42,20 +42,21 @@ pub(super) async fn connect(
     let mut tried: [Option<SocketAddr>; ATTEMPTS] = [None; ATTEMPTS];
     let ip = client.address.ip();
     for attempt in 0..ATTEMPTS {
-        // Looked up anew each time: all others may have been removed during the last attempt.
+        // Read again for each attempt: all others may have been removed meanwhile.
         let set = frontend.endpoints();
         if !set.admits(ip) {
             context.metrics.clients_refused.inc();
             return None;
         }
         let pool = set.pool(|| context.is_inside(ip));
-        let untried = |endpoint: &&Arc<Endpoint>| !tried.contains(&Some(endpoint.address));
-        let Some(endpoint) = frontend.candidates(&set, pool, ip).find(untried) else { break };
+        let is_untried = |endpoint: &&Arc<Endpoint>| !tried.contains(&Some(endpoint.address));
+        let Some(endpoint) = frontend.endpoints_to_try(&set, pool, ip).find(is_untried) else { break };
         if attempt > 0 {
             context.metrics.connect_retries.inc();
         }
-        // The last one that is left may have lost a packet; the others need not be waited for as long.
-        let is_last = attempt + 1 == ATTEMPTS || pool.endpoints().iter().filter(untried).take(2).count() < 2;
+        // The last one may have lost a packet; the others need less time.
+        let is_last =
+            attempt + 1 == ATTEMPTS || pool.endpoints().iter().filter(is_untried).take(2).count() < 2;
         tried[attempt] = Some(endpoint.address);
         let share = if is_last { 1 } else { 1 << (ATTEMPTS - attempt) };
         let timeout = context.connect_timeout / share;
@@ -71,7 +72,7 @@ pub(super) async fn connect(
                     pool.failed(endpoint);
                 }
                 let endpoint = endpoint.address;
-                note_loop(endpoint, frontend, registry, context);
+                report_loop(endpoint, frontend, registry, context);
                 debug!(service = %frontend.service(), %endpoint, %error, "connect failed, trying another endpoint");
             }
         }
@@ -83,9 +84,9 @@ pub(super) async fn connect(
     None
 }
 
-/// An endpoint that is a virtual IP of this proxy refuses: what has been proxied is not proxied again (see
+/// An endpoint that is a virtual IP of this proxy refuses: proxied packets are not proxied again (see
 /// [`crate::kernel::interception`]).
-fn note_loop(endpoint: SocketAddr, frontend: &Frontend, registry: &Registry, context: &Context) {
+fn report_loop(endpoint: SocketAddr, frontend: &Frontend, registry: &Registry, context: &Context) {
     let key = FrontendKey { protocol: Protocol::Tcp, address: endpoint };
     if let Some(other) = registry.load().get(&key) {
         context.metrics.loops_refused.inc();
@@ -107,19 +108,20 @@ async fn attempt_one(
     let deadline = Instant::now() + timeout;
     let source = context.source(client.address, endpoint.ip(), Protocol::Tcp);
     let is_noted = source.is_some() && context.is_node(endpoint.ip());
-    let departure =
-        Departure { source, hops, probes: if is_noted { local_replies::PROBES } else { USUAL_PROBES } };
-    let without_source = Departure { source: None, ..departure };
-    match open(endpoint, departure, deadline, local).await {
-        // Every port to this endpoint is taken; serving it from the node's address is better than not.
-        Err(error) if socket::is_taken(&error) && departure.source.is_some() => {
+    let probes = if is_noted { local_replies::PROBES } else { DEFAULT_PROBES };
+    let options = UpstreamOptions { source, hops, probes };
+    let without_source = UpstreamOptions { source: None, ..options };
+    match open(endpoint, options, deadline, local).await {
+        // Every port to this endpoint is in use: use the node's address instead.
+        Err(error) if socket::is_taken(&error) && options.source.is_some() => {
             context.metrics.source_fallbacks.inc();
             open(endpoint, without_source, deadline, local).await
         }
-        // No server of the node itself has the port; a host port leads to a pod, but not what is not tracked.
+        // No server of the node has the port. A host port leads to a pod, but untracked packets are not
+        // translated.
         Err(error)
             if error.kind() == ErrorKind::ConnectionRefused
-                && departure.source.is_some()
+                && options.source.is_some()
                 && context.is_node(endpoint.ip()) =>
         {
             open(endpoint, without_source, deadline, local).await
@@ -130,13 +132,13 @@ async fn attempt_one(
 
 async fn open(
     endpoint: SocketAddr,
-    departure: Departure,
+    options: UpstreamOptions,
     deadline: Instant,
     local: &Local,
 ) -> io::Result<TcpStream> {
-    let socket = socket::connect(Type::STREAM, endpoint, departure)?;
+    let socket = socket::connect(Type::STREAM, endpoint, options)?;
     let upstream = TcpStream::from_std(socket.into())?;
-    // To a pod of this node the handshake is over by now: its stack has answered on this core.
+    // To a pod of this node the handshake is complete by now: its stack has answered on this core.
     if upstream.peer_addr().is_ok() {
         return Ok(upstream);
     }
@@ -145,17 +147,15 @@ async fn open(
         ready = upstream.writable() => ready?,
         () = local.clock.passed(deadline) => return Err(ErrorKind::TimedOut.into()),
     }
-    // One that has accepted, replied and reset by now is not connected any more, but its reply is there to be
-    // read.
+    // One that has accepted, replied and reset is no longer connected, but its reply can be read.
     if upstream.peer_addr().is_err() && SockRef::from(&upstream).peek(&mut [MaybeUninit::uninit()])? == 0 {
         return Err(ErrorKind::ConnectionReset.into());
     }
     Ok(upstream)
 }
 
-/// One hop less than the client's packets had left, where the endpoint may be a virtual IP of another node,
-/// whose endpoint may be one of ours, and so on: as a router, the proxy lets such a circle end. A pod is the
-/// end of the way.
+/// One less than the TTL of the client's packets, if the endpoint may be a virtual IP of another node, whose
+/// endpoint may be one of ours, and so on: like a router, the proxy ends such a loop. A pod ends the path.
 fn hops(client: &Client<'_>, endpoint: SocketAddr, context: &Context) -> io::Result<Option<u32>> {
     if !context.may_come_back(endpoint.ip()) {
         return Ok(None);
@@ -163,7 +163,7 @@ fn hops(client: &Client<'_>, endpoint: SocketAddr, context: &Context) -> io::Res
     match socket::hops_left(client.stream, client.address.is_ipv4())? {
         0 | 1 => {
             context.metrics.loops_refused.inc();
-            // A client can cause these as often as it likes.
+            // A client can cause these as often as it likes, so debug level.
             debug!(%endpoint, "connection refused: it loops between proxies, its hop limit is used up");
             Err(ErrorKind::HostUnreachable.into())
         }

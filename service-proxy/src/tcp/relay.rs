@@ -1,11 +1,10 @@
-//! Carrying bytes both ways between two sockets.
+//! Relays bytes in both directions between two sockets.
 //!
-//! One task polls both directions, and what was read is written at once, in the same poll: a small message
-//! costs two system calls and no hop between tasks. It needs no buffer of its own either, but only the one
-//! that all connections of a worker share; a connection has its own while a write has left something, and
-//! once a read has filled the shared one, until it is idle. A half-close travels on as a half-close. When one
-//! side fails, what it has sent before is delivered to the other one first (see [`linger`]); then the caller
-//! resets both.
+//! One task polls both directions, and data is written in the same poll that read it: a small message costs
+//! two system calls and no switch between tasks. It needs no buffer of its own, but the one that all
+//! connections of a worker share. A connection has its own buffer while a write has left data, and once a
+//! read has filled the shared one, until it is idle. A half-close is passed on as a half-close. If one side
+//! fails, the data that it sent before is delivered first (see [`linger`]); then the caller resets both.
 
 mod linger;
 mod liveness;
@@ -21,32 +20,31 @@ use tokio::io::AsyncWrite as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use crate::worker::patience::Progress;
+use crate::worker::idle_timeout::Progress;
 use crate::worker::poller::Poller;
 use liveness::Liveness;
 
-/// What all connections of a worker share: enough for a small request or answer.
+/// The shared buffer of all connections of a worker: enough for a small request or response.
 const SHARED_BUFFER: usize = 4 * 1024;
 
-/// What a connection that has proved to be bulk gets.
+/// The buffer of a bulk connection.
 const BULK_BUFFER: usize = 256 * 1024;
 
 thread_local! {
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHARED_BUFFER].into());
 }
 
-/// Bytes after which an open connection's are counted.
+/// Bytes after which the metrics of an open connection are updated.
 const COUNT_EVERY: u64 = 64 * 1024;
 
-/// Bytes carried, for the metrics.
+/// Relayed bytes, for the metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sent {
     pub(super) to_upstream: u64,
     pub(super) to_client: u64,
 }
 
-/// Relays until both sides have finished, or one breaks. What was carried is counted now and then, and at the
-/// end.
+/// Relays until both sides have finished or one fails. The bytes are counted periodically and at the end.
 pub(super) async fn relay(
     client: &mut TcpStream,
     upstream: &mut TcpStream,
@@ -78,7 +76,7 @@ pub(super) async fn relay(
         }
         progress.carried.store(carried, Ordering::Relaxed);
         progress.half_closed.store(request.finished || response.finished, Ordering::Relaxed);
-        account.note(sent, result.is_ready());
+        account.record(sent, result.is_ready());
         result
     })
     .await;
@@ -87,7 +85,7 @@ pub(super) async fn relay(
         Side::Client => linger::deliver(&mut request, &mut response).await,
         Side::Upstream => linger::deliver(&mut response, &mut request).await,
     }
-    account.note(sent(&request, &response), true);
+    account.record(sent(&request, &response), true);
     Err(error)
 }
 
@@ -98,8 +96,8 @@ enum Side {
     Upstream,
 }
 
-/// An error in one direction does not wait for the other. The end of the last one is passed on by closing
-/// both sockets.
+/// An error in one direction does not wait for the other. The end of the last direction is passed on by
+/// closing both sockets.
 fn poll_both(
     request: &mut Direction<'_>,
     response: &mut Direction<'_>,
@@ -119,14 +117,14 @@ fn sent(request: &Direction<'_>, response: &Direction<'_>) -> Sent {
     Sent { to_upstream: request.carried, to_client: response.carried }
 }
 
-/// Tells what was carried, not with every message.
+/// Reports the relayed bytes, not with every message.
 struct Account<F> {
     count: F,
     counted: Sent,
 }
 
 impl<F: Fn(Sent)> Account<F> {
-    fn note(&mut self, sent: Sent, is_over: bool) {
+    fn record(&mut self, sent: Sent, is_over: bool) {
         let new = Sent {
             to_upstream: sent.to_upstream - self.counted.to_upstream,
             to_client: sent.to_client - self.counted.to_client,
@@ -138,7 +136,7 @@ impl<F: Fn(Sent)> Account<F> {
     }
 }
 
-/// What went wrong with a direction, and with which of its sockets.
+/// An error of a direction, with the socket.
 enum Error {
     Read(io::Error),
     Write(io::Error),
@@ -171,7 +169,8 @@ impl<'a> Direction<'a> {
         Self { from, to, buffer: Vec::new(), start: 0, end: 0, at_end: false, finished: false, carried: 0 }
     }
 
-    /// Moves what can be moved. Ready once the end has been passed on, or come if this is the last direction.
+    /// Relays what is possible. Ready once the end has been passed on, or once it has arrived if this is the
+    /// last direction.
     fn poll(&mut self, cx: &mut Context<'_>, is_last: bool) -> Poll<Result<(), Error>> {
         if self.finished {
             return Poll::Ready(Ok(()));
@@ -183,7 +182,7 @@ impl<'a> Direction<'a> {
             }
             if self.at_end {
                 if !is_last {
-                    // The other side may have closed altogether; that shows as an error of its own.
+                    // The other side may have closed both directions; that shows as an error of its own.
                     let _ = ready!(Pin::new(&mut self.to).poll_shutdown(cx));
                 }
                 self.finished = true;
@@ -215,8 +214,8 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads into the shared buffer, and leaves nothing in it: what cannot be written yet is kept, as the
-    /// first message often is, since the event loop has not heard of the new connection.
+    /// Reads into the shared buffer and leaves nothing in it. Data that cannot be written yet is kept: often
+    /// the first message, because the event loop does not know the new connection yet.
     fn pass_on(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         SHARED.with_borrow_mut(|shared| {
             let read = ready!(poll_receive(&self.from, cx, shared)).map_err(Error::Read)?;
@@ -245,7 +244,7 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// A read that filled the buffer says that more was waiting: the next one gets four times the room.
+    /// A read that filled the buffer means that more is waiting: use a buffer of four times the size.
     fn make_room(&mut self) {
         let size = self.buffer.len();
         if self.end == size && size < BULK_BUFFER {
@@ -255,8 +254,8 @@ impl<'a> Direction<'a> {
 }
 
 /// Reads what has arrived. After a read that does not fill the buffer `poll_read` waits for the next event
-/// instead of reading again; but the kernel ends a read before an urgent byte, and what follows it causes no
-/// event. The second read costs the message no time, since it is written before.
+/// instead of reading again. But the kernel ends a read before an urgent byte, and the data after it causes
+/// no event. The second read does not delay the message, which is written before.
 fn poll_receive(from: &ReadHalf<'_>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
     let from: &TcpStream = from.as_ref();
     loop {

@@ -1,6 +1,6 @@
-//! Several datagrams with one system call.
+//! Several datagrams per system call.
 //!
-//! The buffers are a worker's, not a flow's: an idle flow costs its socket and nothing else.
+//! The buffers belong to a worker, not to a flow: an idle flow costs only its socket.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -19,41 +19,41 @@ use tokio::net::UdpSocket;
 use super::header;
 use crate::kernel::datagram;
 
-/// Datagrams taken at a time; more wait until the worker's other tasks have had their turn.
+/// Datagrams received at a time. More wait until the worker's other tasks have run.
 pub(super) const SIZE: usize = 32;
 
-/// The largest datagram there is.
+/// The largest datagram.
 const DATAGRAM: usize = 65_535;
 
 thread_local! {
-    /// One a family: the kernel notes the length of an address, and of control data, in the header, and expects to find
-    /// room for as much the next time.
+    /// One per family: the kernel stores the length of an address, and of control data, in the header, and
+    /// uses it as the available size the next time.
     static V4: RefCell<Batch> = RefCell::new(Batch::new(true));
     static V6: RefCell<Batch> = RefCell::new(Batch::new(false));
 }
 
-/// Datagrams received together, with their senders.
+/// Received datagrams with their senders.
 pub(super) struct Batch {
-    /// One after the other. Memory is touched only as far as datagrams reach.
+    /// Contiguous buffers. Memory is touched only as far as datagrams extend.
     buffers: Vec<u8>,
     received: [Received; SIZE],
-    /// From endpoints; and from clients, which come with the address that they were sent to.
+    /// From endpoints; and from clients, with the destination address.
     receiving: MultiHeaders<SockaddrStorage>,
     intercepting: MultiHeaders<SockaddrStorage>,
-    /// To endpoints; and to clients, with the address that they are sent from.
+    /// To endpoints; and to clients, with the source address.
     sending: MultiHeaders<SockaddrStorage>,
     replying: MultiHeaders<SockaddrStorage>,
     /// Opened with the first reply.
     replies: Option<Socket>,
 }
 
-/// A datagram in its buffer.
+/// A received datagram.
 #[derive(Clone, Copy, Debug, Default)]
 struct Received {
     length: usize,
-    /// Who sent it to which frontend, if it is a client's.
+    /// The client and the frontend, if a client sent it.
     flow: Option<(SocketAddr, SocketAddr)>,
-    /// Its TTL or hop limit, if it is a client's.
+    /// The TTL or hop limit, if a client sent it.
     hops: u32,
 }
 
@@ -81,12 +81,12 @@ impl Batch {
         }
     }
 
-    /// Takes what clients have sent; nothing is 0.
+    /// Receives datagrams of clients. Returns 0 if there are none.
     pub(super) fn receive_from_clients(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         self.receive(socket, true)
     }
 
-    /// Takes what an endpoint has sent; nothing is 0.
+    /// Receives datagrams of an endpoint. Returns 0 if there are none.
     pub(super) fn receive_from_endpoint(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         self.receive(socket, false)
     }
@@ -95,7 +95,8 @@ impl Batch {
         let mut count = 0;
         let tried = socket.try_io(Interest::READABLE, || {
             count = self.receive_now(socket, from_clients)?;
-            // Fewer than asked for: the queue was empty a moment ago. Saying so spares the call that would find out.
+            // Fewer than the maximum: the queue was empty a moment ago. That saves the call that would find
+            // out.
             if count < SIZE { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         match tried {
@@ -104,19 +105,21 @@ impl Batch {
         }
     }
 
-    /// The client that sent the datagram of that number, and the frontend it sent it to.
+    /// The client of that datagram, and the frontend that it was sent to.
     pub(super) fn flow(&self, number: usize) -> Option<(SocketAddr, SocketAddr)> {
         self.received[number].flow
     }
 
-    /// How many hops the client's datagram of that number had left.
+    /// The TTL of that client's datagram.
     pub(super) fn hops(&self, number: usize) -> u32 {
         self.received[number].hops
     }
 
-    /// Sends some of what was received to the socket's peer; returns how many went out. What the kernel has no room for is left out.
+    /// Sends some of the received datagrams to the socket's peer. Returns how many were sent. Datagrams that
+    /// the kernel has no buffer for are dropped.
     pub(super) fn send(&mut self, socket: &UdpSocket, datagrams: Range<usize>) -> io::Result<usize> {
-        // Not by way of the runtime: it holds a socket for busy until it has heard of it, and waiting is no use anyway.
+        // Not through the runtime: it considers a socket busy until its first event, and waiting is no use
+        // anyway.
         let sent = if datagrams.len() == 1 {
             SockRef::from(socket).send(self.datagram(datagrams.start)).map(|_| 1)
         } else {
@@ -128,7 +131,8 @@ impl Batch {
         }
     }
 
-    /// Sends the first `count` of what was received to a client, from the address and port of a frontend. As [`Self::send`].
+    /// Sends the first `count` received datagrams to a client, from the address and port of a frontend.
+    /// Otherwise like [`Self::send`].
     pub(super) fn reply(&mut self, count: usize, from: SocketAddr, to: SocketAddr) -> io::Result<usize> {
         if self.replies.is_none() {
             self.replies = Some(datagram::open_reply_socket(to.is_ipv4())?);
@@ -149,7 +153,7 @@ impl Batch {
             *slice = [IoSlice::new(&headers[number]), IoSlice::new(datagram(number))];
         }
         let mut peer = to;
-        // The port of a raw socket's peer is a protocol.
+        // The port of a raw socket's peer is a protocol number.
         peer.set_port(0);
         let (addresses, flags) = ([Some(SockaddrStorage::from(peer)); SIZE], MsgFlags::MSG_DONTWAIT);
         let (v4, v6);

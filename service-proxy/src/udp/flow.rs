@@ -1,4 +1,4 @@
-//! One client's conversation with one endpoint.
+//! A flow between one client and one endpoint.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::kernel::datagram;
 use crate::kernel::icmp_error::IcmpError;
 use crate::traffic::Open;
 
-/// A socket whose only peer is the endpoint.
+/// A connected socket to the endpoint.
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) client: SocketAddr,
@@ -25,23 +25,23 @@ pub(super) struct Flow {
     pub(super) upstream: UdpSocket,
     /// When either side last sent something, by [`Shared::now`].
     pub(super) last: AtomicU64,
-    /// Replies that found the queue full, as far as they are counted.
+    /// Replies that were dropped by a full queue, as far as counted.
     pub(super) drops: AtomicU32,
     pub(super) _open: Open,
 }
 
-/// What the errors of a flow's socket were.
+/// The errors of a flow's socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Errors {
     None,
-    /// Passed on to the client; the flow goes on.
+    /// Passed on to the client; the flow continues.
     PassedOn,
     /// The endpoint refuses; the client gets port unreachable.
     Refused,
 }
 
 impl Flow {
-    /// Carries replies to the client until the endpoint refuses, and then yields the flow.
+    /// Relays replies to the client until the endpoint refuses, then returns the flow.
     pub(super) async fn read_replies(self: Arc<Self>, shared: Arc<Shared>) -> Arc<Self> {
         loop {
             let Ok(ready) = self.upstream.ready(Interest::READABLE | Interest::ERROR).await else {
@@ -52,7 +52,7 @@ impl Flow {
             }
             match Batch::with(self.client, |batch| self.reply(&shared, batch)) {
                 Err(error) if self.pass_on(&error) == Errors::Refused => return self,
-                // As the frontend's own socket: see there.
+                // See the frontend's own socket.
                 Ok(batch::SIZE) => {
                     super::count_drops(&shared, &self.upstream, &self.drops);
                     tokio::task::yield_now().await;
@@ -62,25 +62,24 @@ impl Flow {
         }
     }
 
-    /// Passes the errors on, and tells the runtime that there are none left.
+    /// Passes the errors on, and marks the socket as having none left.
     fn take_errors(&self) -> Errors {
         let mut errors = Errors::None;
-        let taken = self.upstream.try_io(Interest::ERROR, || {
+        let _ = self.upstream.try_io(Interest::ERROR, || {
             errors = self.pass_on_queued();
             Err::<(), _>(io::ErrorKind::WouldBlock.into())
         });
-        drop(taken);
         errors
     }
 
-    /// Passes on what `error`, which a system call has returned, is about: ICMP errors that wait, or one of the node's own.
+    /// Passes on what a system call's `error` is about: queued ICMP errors, or one of the node itself.
     pub(super) fn pass_on(&self, error: &io::Error) -> Errors {
         let queued = self.pass_on_queued();
         if queued != Errors::None {
             return queued;
         }
         match IcmpError::of_local(self.client.is_ipv4(), error) {
-            Some(error) => self.tell(error),
+            Some(error) => self.send(error),
             None => Errors::None,
         }
     }
@@ -88,7 +87,7 @@ impl Flow {
     fn pass_on_queued(&self) -> Errors {
         let mut errors = Errors::None;
         while let Ok(Some(error)) = datagram::next_error(&self.upstream) {
-            if self.tell(error) == Errors::Refused {
+            if self.send(error) == Errors::Refused {
                 return Errors::Refused;
             }
             errors = Errors::PassedOn;
@@ -96,9 +95,9 @@ impl Flow {
         errors
     }
 
-    fn tell(&self, error: IcmpError) -> Errors {
+    fn send(&self, error: IcmpError) -> Errors {
         let (client, frontend) = (self.client, self.frontend.key.address);
-        if let Err(failure) = error.tell(client, frontend) {
+        if let Err(failure) = error.send(client, frontend) {
             debug!(service = %self.frontend.service(), %client, error = %failure, "cannot pass on an ICMP error");
         }
         if error == IcmpError::refusal(client.is_ipv4()) { Errors::Refused } else { Errors::PassedOn }
@@ -108,7 +107,7 @@ impl Flow {
         let received = batch.receive_from_endpoint(&self.upstream)?;
         if received > 0 {
             self.last.store(shared.now(), Ordering::Relaxed);
-            // A reply the kernel has no room for is lost, as datagrams may be.
+            // A reply that the kernel has no buffer for is lost, as datagrams may be.
             let sent = batch.reply(received, self.frontend.key.address, self.client);
             let sent = sent.unwrap_or_else(|error| {
                 debug!(service = %self.frontend.service(), client = %self.client, %error, "replying failed");

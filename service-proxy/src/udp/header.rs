@@ -1,4 +1,4 @@
-//! The UDP header of a reply, and the address that it is sent from.
+//! The UDP header of a reply, and its source address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -19,16 +19,16 @@ pub(super) fn udp(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> [u8; LENG
     let ports = u64::from(from.port()) + u64::from(to.port());
     // The length is in the pseudo header and in the header.
     let checksum = !fold(addresses + ports + UDP + 2 * length as u64 + sum(payload));
-    // 0 would mean that there is none.
+    // 0 would mean that there is no checksum.
     let checksum = if checksum == 0 { 0xffff } else { checksum };
-    // An endpoint's datagram fits with its own header, which is as long.
+    // A datagram of an endpoint fits with its own header, which is as long.
     let length = u16::try_from(length).unwrap_or(u16::MAX);
     let ([a, b], [c, d]) = (from.port().to_be_bytes(), to.port().to_be_bytes());
     let ([e, f], [g, h]) = (length.to_be_bytes(), checksum.to_be_bytes());
     [a, b, c, d, e, f, g, h]
 }
 
-/// The sum of the 16-bit words (RFC 1071), four at a time: the sum of 32-bit halves folds to the same.
+/// The sum of the 16-bit words (RFC 1071), four at a time: the sum of 32-bit halves folds to the same value.
 fn sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(4);
     let mut sum = 0;
@@ -65,7 +65,7 @@ mod tests {
 
     /// The sum over pseudo header, header and payload is all ones.
     #[test]
-    fn the_checksum_is_right_for_any_length() {
+    fn checksum_is_right_for_any_length() {
         let (from, to): (SocketAddr, SocketAddr) =
             ("10.96.0.10:53".parse().unwrap(), "10.22.0.7:40000".parse().unwrap());
         let payload: Vec<u8> = (0..=255).rev().chain(0..=255).collect();

@@ -1,7 +1,7 @@
-//! The flows of a frontend, and who has to make room when there are too many.
+//! The flows of a frontend, and which one is evicted when there are too many.
 //!
-//! The client address with the most flows gives one up, the one that has been silent longest as far as a short look
-//! tells. So a client that opens flows without end takes away its own, not those of the others.
+//! The client address with the most flows loses one, the one that has been idle longest among a few. So a
+//! client that opens flows without end evicts its own, not those of other clients.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,19 +14,19 @@ use tokio::task::AbortHandle;
 use super::flow::Flow;
 use crate::budget::Permit;
 
-/// Flows of a client that are looked at for a silent one.
-const LOOKS: usize = 16;
+/// Flows of a client that are examined for an idle one.
+const SAMPLES: usize = 16;
 
 /// Every flow by its client.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     flows: HashMap<SocketAddr, Entry>,
-    /// The flows of each client address, in the order in which they are asked to go.
+    /// The flows of each client address, in the order of eviction.
     queues: BTreeMap<(IpAddr, u64), SocketAddr>,
     shares: HashMap<IpAddr, Share>,
-    /// Client addresses by the number of their flows; of equals, the one longest without a new flow comes last.
+    /// Client addresses by number of flows. Among equals, the one without a new flow for longest comes last.
     ranks: BTreeSet<(usize, Reverse<u64>, IpAddr)>,
-    /// Counts everything that is put into a queue.
+    /// Numbers the queue entries.
     turn: u64,
 }
 
@@ -34,10 +34,10 @@ pub(super) struct Table {
 struct Entry {
     flow: Arc<Flow>,
     reader: AbortHandle,
-    /// Its place in the queue, and when it last spoke before it was put there.
+    /// Its place in the queue, and its last activity before it was queued.
     place: u64,
     spoke: u64,
-    /// Given back when the flow leaves the table, a moment before its socket is closed.
+    /// Released when the flow leaves the table, a moment before its socket is closed.
     _permit: Permit,
 }
 
@@ -60,7 +60,7 @@ impl Table {
         self.flows.values().map(|entry| &entry.flow)
     }
 
-    /// Takes in a flow; the client has none.
+    /// Adds a flow. Its client has none.
     pub(super) fn insert(&mut self, flow: Arc<Flow>, reader: AbortHandle, permit: Permit) {
         let client = flow.client;
         let spoke = flow.last.load(Ordering::Relaxed);
@@ -69,7 +69,7 @@ impl Table {
         self.flows.insert(client, Entry { flow, reader, place, spoke, _permit: permit });
     }
 
-    /// Ends a flow. False if it is not in the table any more.
+    /// Ends a flow. Returns false if it is not in the table.
     pub(super) fn remove(&mut self, flow: &Arc<Flow>) -> bool {
         if self.flows.get(&flow.client).is_none_or(|entry| !Arc::ptr_eq(&entry.flow, flow)) {
             return false;
@@ -81,22 +81,22 @@ impl Table {
         true
     }
 
-    /// The flow that should make room.
+    /// The flow to evict.
     pub(super) fn victim(&mut self) -> Option<Arc<Flow>> {
         let (.., client) = *self.ranks.last()?;
         self.victim_of(client)
     }
 
-    /// The flow of a client that should make room: one that is silent, as far as a short look tells.
+    /// The flow of a client to evict: an idle one among the first few.
     pub(super) fn victim_of(&mut self, client: IpAddr) -> Option<Arc<Flow>> {
-        for _ in 0..LOOKS {
+        for _ in 0..SAMPLES {
             let (_, first) = self.queues.range((client, 0)..=(client, u64::MAX)).next()?;
             let entry = self.flows.get(first)?;
             let spoke = entry.flow.last.load(Ordering::Relaxed);
             if spoke == entry.spoke {
                 return Some(Arc::clone(&entry.flow));
             }
-            // It has spoken since it was put there: to the end of the queue.
+            // Active since it was queued: to the end of the queue.
             let (address, place) = (*first, entry.place);
             self.queues.remove(&(client, place));
             let place = self.enqueue(address);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_opens_many_flows_loses_its_own() {
+    fn client_that_opens_many_flows_loses_its_own() {
         let mut frontend = Opened::new();
         let modest = frontend.open("10.0.0.9:1");
         for port in 1..=5 {
@@ -199,16 +199,16 @@ mod tests {
         for port in 1..=4 {
             assert_eq!(frontend.evict(), format!("10.0.0.2:{port}"));
         }
-        // Equals: the one that came first.
+        // Equal: the first one.
         assert_eq!(frontend.evict(), "10.0.0.9:1");
         assert_eq!(frontend.evict(), "10.0.0.2:5");
         assert!(frontend.table.victim().is_none() && frontend.table.len() == 0);
-        assert!(!frontend.table.remove(&modest), "gone already");
+        assert!(!frontend.table.remove(&modest), "removed already");
         assert!(frontend.table.ranks.is_empty() && frontend.table.queues.is_empty());
     }
 
     #[test]
-    fn the_victim_of_a_client_is_its_own_flow_and_gives_its_descriptor_back() {
+    fn evicted_flow_of_a_client_releases_its_descriptor() {
         let mut frontend = Opened::new();
         frontend.open("10.0.0.2:1");
         frontend.open("10.0.0.2:2");
@@ -216,22 +216,22 @@ mod tests {
         let own = frontend.table.victim_of("10.0.0.9".parse().unwrap()).unwrap();
         assert_eq!(own.client, "10.0.0.9:1".parse().unwrap());
         frontend.table.remove(&own);
-        assert_eq!(frontend.budget.used(), 2, "although its reader still has it");
+        assert_eq!(frontend.budget.used(), 2, "although its reader still holds it");
         assert!(frontend.table.victim_of("10.0.0.9".parse().unwrap()).is_none());
     }
 
     #[test]
-    fn the_silent_flow_goes_before_the_one_that_speaks() {
+    fn idle_flow_is_evicted_before_an_active_one() {
         let mut frontend = Opened::new();
         let speaking = frontend.open("10.0.0.2:1");
         frontend.open("10.0.0.2:2");
         speaking.last.store(7, Ordering::Relaxed);
         assert_eq!(frontend.evict(), "10.0.0.2:2");
-        assert_eq!(frontend.evict(), "10.0.0.2:1", "when all speak, somebody has to");
+        assert_eq!(frontend.evict(), "10.0.0.2:1", "if all are active, one is evicted");
     }
 
     #[test]
-    fn an_old_handle_does_not_end_the_clients_new_flow() {
+    fn old_handle_does_not_end_the_new_flow_of_the_client() {
         let mut frontend = Opened::new();
         let old = frontend.open("10.0.0.2:1");
         frontend.table.remove(&old);

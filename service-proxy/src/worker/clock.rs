@@ -1,7 +1,7 @@
-//! Deadlines that are almost never met.
+//! A coarse clock for deadlines that are almost never reached.
 //!
 //! A timer of the runtime costs a wake-up of its event loop when it is set. Connecting takes microseconds and
-//! its deadline a second, so one coarse tick for all that wait is cheaper than a timer for each.
+//! its timeout is a second, so one coarse tick for all waiting tasks is cheaper than a timer for each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// How late it may be noticed that an endpoint does not accept.
+/// The maximum delay in detecting a connect timeout.
 pub(crate) const CONNECT_TICK: Duration = Duration::from_millis(25);
 
-/// How often it is looked whether the peers of idle connections are still there.
+/// Interval of checks for peers of idle connections.
 pub(crate) const CHECK_TICK: Duration = Duration::from_secs(2);
 
-/// One worker's clock.
+/// The clock of one worker.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    /// How late a deadline may be noticed.
+    /// The maximum delay of a deadline.
     interval: Duration,
     waiting: AtomicUsize,
     started: Notify,
@@ -30,7 +30,7 @@ impl Clock {
         Self { interval, waiting: AtomicUsize::new(0), started: Notify::new(), tick: Notify::new() }
     }
 
-    /// Runs beside the worker's other tasks, for ever.
+    /// Runs for ever beside the worker's other tasks.
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
             while self.waiting.load(Ordering::Relaxed) == 0 {
@@ -41,13 +41,13 @@ impl Clock {
         }
     }
 
-    /// Returns at the next tick. Cancel-safe.
+    /// Waits for the next tick. Cancel-safe.
     pub(crate) async fn next_tick(&self) {
         let _leaving = self.enter();
         self.tick.notified().await;
     }
 
-    /// Returns once `deadline` has passed, or a tick later. Cancel-safe.
+    /// Returns once `deadline` has passed, up to a tick later. Cancel-safe.
     pub(crate) async fn passed(&self, deadline: Instant) {
         let _leaving = self.enter();
         while Instant::now() < deadline {
@@ -63,7 +63,7 @@ impl Clock {
     }
 }
 
-/// Counts a waiter out, also when it is cancelled.
+/// Unregisters a waiter, even if it is cancelled.
 struct Leaving<'a>(&'a AtomicUsize);
 
 impl Drop for Leaving<'_> {

@@ -1,11 +1,10 @@
-//! Looking for the next event instead of sleeping, for as long as that pays.
+//! Adaptive polling: polls for the next event instead of sleeping, for as long as that pays.
 //!
-//! Putting a thread to sleep and waking it costs more than all copying of a small message. After activity the
-//! poller therefore keeps the worker's event loop turning (`epoll_wait` without a timeout) for a short
-//! window. How long the window is, it learns as KVM's halt polling does: an event that comes soon after the
-//! window makes it grow, one that comes much later closes it. A worker that loses its core while polling
-//! delayed another process, and one that finds several messages at a time has no need to: it then sleeps
-//! between events for a while.
+//! Putting a thread to sleep and waking it costs more than copying a small message. After activity the poller
+//! therefore keeps the worker's event loop running (`epoll_wait` without a timeout) for a short window. It
+//! adapts the window like KVM's halt polling: an event soon after the window makes it grow, a much later one
+//! closes it. A worker that loses its core while polling has delayed another process, and one with several
+//! messages per turn does not need to poll: it then sleeps between events for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,31 +12,30 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// The first window after none.
+/// The first window.
 const FIRST_WINDOW: Duration = Duration::from_micros(10);
 
-/// A turn of the loop takes microseconds. One that took this long was spent off the core, which the scheduler
-/// had given to another process.
+/// A turn of the loop takes microseconds. A turn of this length was preempted in favour of another process.
 const LOST_CORE: Duration = Duration::from_millis(1);
 
-/// Messages in one turn of the loop that are no crowd yet.
-const COMPANY: u64 = 2;
+/// Messages per turn that do not count as a batch.
+const SMALL_BATCH: u64 = 2;
 
-/// So many above that, over some turns, are one. A sleep then costs one wake-up for all of them; and a thread
-/// that never sleeps is put off its core by whoever it wakes, message by message, where one that has slept
-/// gets through all of them first.
-const CROWD: u64 = 8;
+/// The number of messages above that, over some turns, that make a batch. A sleep then costs one wake-up for
+/// all of them. A thread that never sleeps is preempted by each task that it wakes, message by message,
+/// whereas one that has slept handles all of them first.
+const BATCH_LIMIT: u64 = 8;
 
-/// Polling for so long without losing the core means that there is one to spare.
-const CALM: Duration = Duration::from_millis(100);
+/// Polling for this time without being preempted means that a core is free.
+const UNDISTURBED: Duration = Duration::from_millis(100);
 
-/// How long a worker does not poll after it was in the way; doubles each time.
+/// How long a worker does not poll after it was preempted. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// One worker's poller. Used on that worker's thread only, so the atomics cost nothing.
+/// The poller of one worker. Used on that worker's thread only, so the atomics cost nothing.
 #[derive(Debug)]
 pub(crate) struct Poller {
     longest: Duration,
@@ -53,7 +51,7 @@ pub(crate) struct Poller {
 }
 
 impl Poller {
-    /// Polls for at most `longest` after the last activity; zero means never.
+    /// Creates a poller with a window of at most `longest`; zero disables polling.
     pub(crate) fn new(longest: Duration) -> Arc<Self> {
         Arc::new(Self {
             longest,
@@ -66,7 +64,7 @@ impl Poller {
         })
     }
 
-    /// Something small was carried: more may follow soon.
+    /// Records a small message: more may follow soon.
     pub(crate) fn active(&self) {
         if self.longest.is_zero() {
             return;
@@ -82,7 +80,7 @@ impl Poller {
         }
     }
 
-    /// Runs beside the worker's other tasks, for ever.
+    /// Runs for ever beside the worker's other tasks.
     pub(crate) async fn run(&self) {
         let mut pause = FIRST_PAUSE;
         let mut undisturbed = Duration::ZERO;
@@ -91,7 +89,7 @@ impl Poller {
             let started = Instant::now();
             if self.poll().await {
                 undisturbed += started.elapsed();
-                if undisturbed > CALM {
+                if undisturbed > UNDISTURBED {
                     pause = FIRST_PAUSE;
                 }
             } else {
@@ -103,18 +101,18 @@ impl Poller {
         }
     }
 
-    /// Polls until there is nothing to wait for. False if another process needed the core meanwhile, or there
-    /// was a crowd.
+    /// Polls until there is nothing to wait for. Returns false if it was preempted or if messages came in
+    /// batches.
     async fn poll(&self) -> bool {
         let mut turn = Instant::now();
-        let mut crowd = 0;
+        let mut backlog = 0;
         self.carried.store(0, Ordering::Relaxed);
         while self.idle() < self.window() {
-            // The runtime looks at the sockets before it comes back here.
+            // The runtime polls the sockets before it returns here.
             tokio::task::yield_now().await;
             let before = std::mem::replace(&mut turn, Instant::now());
-            crowd = next_crowd(crowd, self.carried.swap(0, Ordering::Relaxed));
-            if turn - before > LOST_CORE || crowd >= CROWD {
+            backlog = next_backlog(backlog, self.carried.swap(0, Ordering::Relaxed));
+            if turn - before > LOST_CORE || backlog >= BATCH_LIMIT {
                 return false;
             }
         }
@@ -134,7 +132,7 @@ impl Poller {
     }
 }
 
-/// Grows while events come soon enough for polling to find them, and closes when they do not.
+/// Grows while events come soon enough for polling, and closes otherwise.
 fn next_window(window: Duration, gap: Duration, longest: Duration) -> Duration {
     if gap > longest {
         Duration::ZERO
@@ -145,9 +143,9 @@ fn next_window(window: Duration, gap: Duration, longest: Duration) -> Duration {
     }
 }
 
-/// What is above [`COMPANY`] adds up, what is below takes away; a turn without messages says nothing.
-fn next_crowd(crowd: u64, carried: u64) -> u64 {
-    if carried == 0 { crowd } else { (crowd + carried).saturating_sub(COMPANY) }
+/// Messages above [`SMALL_BATCH`] add up, a smaller turn subtracts; a turn without messages does not count.
+fn next_backlog(backlog: u64, carried: u64) -> u64 {
+    if carried == 0 { backlog } else { (backlog + carried).saturating_sub(SMALL_BATCH) }
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -166,23 +164,24 @@ mod tests {
     }
 
     #[test]
-    fn the_window_grows_until_events_fall_into_it() {
+    fn window_grows_until_events_fall_into_it() {
         assert_eq!(after(&[30]), FIRST_WINDOW);
         assert_eq!(after(&[30, 30, 30, 30, 30]), Duration::from_micros(40));
         assert_eq!(after(&[99; 20]), LONGEST);
     }
 
     #[test]
-    fn a_crowd_is_many_at_once_or_some_again_and_again() {
-        let crowd = |turns: &[u64]| turns.iter().fold(0, |crowd, carried| next_crowd(crowd, *carried));
-        assert!(crowd(&[32]) >= CROWD);
-        assert!(crowd(&[4, 0, 4, 0, 4, 0, 4]) >= CROWD);
-        assert!(crowd(&[1, 2, 1, 3, 2, 1, 0, 3, 2, 2, 1]) < CROWD, "one or two clients");
-        assert_eq!(crowd(&[5, 1, 1, 1]), 0, "a burst that is over");
+    fn batch_is_many_at_once_or_several_repeatedly() {
+        let backlog =
+            |turns: &[u64]| turns.iter().fold(0, |backlog, carried| next_backlog(backlog, *carried));
+        assert!(backlog(&[32]) >= BATCH_LIMIT);
+        assert!(backlog(&[4, 0, 4, 0, 4, 0, 4]) >= BATCH_LIMIT);
+        assert!(backlog(&[1, 2, 1, 3, 2, 1, 0, 3, 2, 2, 1]) < BATCH_LIMIT, "one or two clients");
+        assert_eq!(backlog(&[5, 1, 1, 1]), 0, "a burst that is over");
     }
 
     #[test]
-    fn rare_events_close_it_and_a_busy_worker_needs_none() {
+    fn rare_events_close_the_window_and_a_busy_worker_needs_none() {
         assert_eq!(after(&[30, 30, 30, 5000]), Duration::ZERO);
         assert_eq!(after(&[1; 20]), FIRST_WINDOW);
     }

@@ -134,7 +134,7 @@ fn status_shows_every_endpoint_and_only_to_local_clients() {
     let (code, _) = page(&cluster, "http://192.0.2.2:10249/metrics").unwrap();
     assert_eq!(code, 200);
     let refused = status("--metrics-bind-address 127.0.0.1:1").unwrap_err().to_string();
-    assert!(refused.contains("no proxy shows its state on 127.0.0.1:1"), "{refused}");
+    assert!(refused.contains("no proxy answers on 127.0.0.1:1"), "{refused}");
 }
 
 #[test]

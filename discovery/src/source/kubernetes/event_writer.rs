@@ -12,7 +12,7 @@ use super::api_server::ApiServer;
 use super::decoded::Decoded;
 use super::reflector::{Failure, pause};
 use crate::convert::wire::Service;
-use crate::event::{EventRecord, Regarding};
+use crate::event_record::{EventRecord, Regarding};
 
 /// Attempts per Event while the server does not respond: a minute and a half.
 const TRIES: usize = 12;

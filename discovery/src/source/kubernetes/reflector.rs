@@ -226,7 +226,10 @@ impl<K: Kind> Reflector<K> {
 fn source_failure(source: &str, since: Instant, why: &str) -> SourceFailure {
     let message = format!("cannot be watched: {why}; the last known state stays applied");
     let object = Some(source.to_owned());
-    SourceFailure { problem: Problem { location: Location::Api, severity: Severity::Error, object, message }, since }
+    SourceFailure {
+        problem: Problem { location: Location::Api, severity: Severity::Error, object, message },
+        since,
+    }
 }
 
 /// Runs a reflector. If it panics, reports to the index that its source is no longer watched.

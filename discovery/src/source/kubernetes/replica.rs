@@ -9,7 +9,7 @@ use super::interner::Interner;
 use super::kind::Kind;
 use crate::convert::{Finding, Findings};
 use crate::event::{Event, Object, Origin, Sourced};
-use crate::event::{EventRecord, Recorder, Regarding};
+use crate::event_record::{EventRecord, Recorder, Regarding};
 use crate::model::NamespacedName;
 use crate::problem::{Location, Problem};
 
@@ -107,7 +107,7 @@ impl<K: Kind> Replica<K> {
         }
         if is_error && is_news && recorded_at.is_none_or(|at| at.elapsed() > EVENT_INTERVAL) {
             recorded_at = Some(Instant::now());
-            self.recorder.record(event::<K>(&name, uid, &problems));
+            self.recorder.record(event_record::<K>(&name, uid, &problems));
         }
         let objects = now.clone().map(|object| vec![Sourced { object, location: Location::Api }]);
         let origin = Origin::Api(K::RESOURCE, name.clone());

@@ -4,9 +4,9 @@ use discovery::model::{
 };
 
 use super::*;
-use crate::locality::Locality;
+use crate::known_addresses::KnownAddresses;
 
-/// Address, then the letters of the topology tests: ready, serving, terminating.
+/// An address, then the letters of the topology tests: ready, serving, terminating.
 fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, ServicePort) {
     let port = ServicePort {
         name: "".into(),
@@ -53,12 +53,12 @@ fn entry(endpoints: &[(&str, &str)], rules: TrafficRules) -> (ServiceEntry, Serv
 
 fn set(endpoints: &[(&str, &str)], rules: TrafficRules, scope: Scope) -> EndpointSet {
     let (entry, port) = entry(endpoints, rules);
-    let locality = Locality {
+    let known_addresses = KnownAddresses {
         local_pods: Arc::new([("10.22.0.2".parse().unwrap(), None)].into()),
-        ..Locality::default()
+        ..KnownAddresses::default()
     };
-    let around = Surroundings { locality, ..Surroundings::default() };
-    let selection = Selection::of(&entry, &port, IpFamily::V4, scope, &around);
+    let node_context = NodeContext { known_addresses, ..NodeContext::default() };
+    let selection = Selection::of(&entry, &port, IpFamily::V4, scope, &node_context);
     EndpointSet::new(selection, None)
 }
 
@@ -67,7 +67,7 @@ fn addresses(pool: &Pool) -> Vec<String> {
 }
 
 #[test]
-fn a_flow_may_stay_with_whoever_still_serves() {
+fn flow_may_stay_with_an_endpoint_that_still_serves() {
     let set = set(
         &[("10.22.0.2", "st"), ("10.22.0.3", "t"), ("10.22.0.5", "rs")],
         TrafficRules::default(),
@@ -79,18 +79,18 @@ fn a_flow_may_stay_with_whoever_still_serves() {
 }
 
 #[test]
-fn clients_from_outside_stay_on_this_node_and_those_inside_need_not() {
+fn external_clients_stay_on_this_node_and_internal_ones_need_not() {
     let both = [("10.22.0.2", "rs"), ("10.23.0.2", "rs")];
     let rules = TrafficRules { external_local: true, ..TrafficRules::default() };
     let external = set(&both, rules.clone(), Scope::External);
     assert_eq!(addresses(external.pool(|| true)), ["10.22.0.2:8080", "10.23.0.2:8080"]);
     assert_eq!(addresses(external.pool(|| false)), ["10.22.0.2:8080"]);
     let cluster = set(&both, rules, Scope::Internal);
-    assert_eq!(addresses(cluster.pool(|| false)).len(), 2, "a cluster IP knows no outside");
+    assert_eq!(addresses(cluster.pool(|| false)).len(), 2, "a cluster IP has no external clients");
 }
 
 #[test]
-fn only_a_load_balancers_address_looks_at_source_ranges() {
+fn only_load_balancer_addresses_check_source_ranges() {
     let rules =
         TrafficRules { source_ranges: vec!["198.51.100.0/24".parse().unwrap()], ..TrafficRules::default() };
     let (inside, outside) = ("198.51.100.7".parse().unwrap(), "203.0.113.7".parse().unwrap());
@@ -100,12 +100,12 @@ fn only_a_load_balancers_address_looks_at_source_ranges() {
 }
 
 #[test]
-fn what_is_known_of_an_endpoint_outlives_a_change_of_the_others() {
+fn state_of_an_endpoint_survives_a_change_of_others() {
     let before = set(&[("10.22.0.2", "rs"), ("10.22.0.3", "rs")], TrafficRules::default(), Scope::Internal);
     let in_use = before.pool(|| true).endpoints()[0].succeeded();
     let (entry, port) = entry(&[("10.22.0.2", "rs"), ("10.22.0.4", "rs")], TrafficRules::default());
-    let around = Surroundings::default();
-    let selection = Selection::of(&entry, &port, IpFamily::V4, Scope::Internal, &around);
+    let node_context = NodeContext::default();
+    let selection = Selection::of(&entry, &port, IpFamily::V4, Scope::Internal, &node_context);
     let after = EndpointSet::new(selection, Some(&before));
     assert_eq!(after.pool(|| true).endpoints()[0].connections(), 1);
     drop(in_use);

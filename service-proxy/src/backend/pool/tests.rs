@@ -10,7 +10,7 @@ fn pool(count: u8, kind: BalancerKind) -> Pool {
 }
 
 fn first(pool: &Pool, client: IpAddr) -> SocketAddr {
-    pool.candidates(client).next().unwrap().address
+    pool.endpoints_to_try(client).next().unwrap().address
 }
 
 fn clients() -> impl Iterator<Item = IpAddr> {
@@ -25,7 +25,7 @@ fn every_balancer_uses_all_endpoints_evenly_and_tries_distinct_ones() {
         let pool = pool(4, kind);
         let mut count: HashMap<SocketAddr, u32> = HashMap::new();
         for client in clients() {
-            let tried: Vec<_> = pool.candidates(client).map(|endpoint| endpoint.address).collect();
+            let tried: Vec<_> = pool.endpoints_to_try(client).map(|endpoint| endpoint.address).collect();
             let distinct: std::collections::HashSet<_> = tried.iter().collect();
             assert_eq!((tried.len(), distinct.len()), (4, 4), "{kind:?}");
             *count.entry(tried[0]).or_default() += 1;
@@ -43,7 +43,7 @@ fn round_robin_takes_turns() {
 }
 
 #[test]
-fn maglev_stays_with_a_client_and_moves_few_when_an_endpoint_goes() {
+fn maglev_keeps_the_endpoint_of_a_client_and_moves_few_when_an_endpoint_is_removed() {
     let (before, after) = (pool(10, BalancerKind::Maglev), pool(9, BalancerKind::Maglev));
     let removed: SocketAddr = "10.22.0.10:8080".parse().unwrap();
     let (mut moved, mut total) = (0, 0);
@@ -59,17 +59,17 @@ fn maglev_stays_with_a_client_and_moves_few_when_an_endpoint_goes() {
 }
 
 #[test]
-fn least_connections_prefers_the_idle() {
+fn least_connections_prefers_the_idle_endpoint() {
     let pool = pool(2, BalancerKind::LeastConnections);
     let (busy, idle) = (&pool.endpoints()[0], &pool.endpoints()[1]);
     let _held: Vec<_> = (0..5).map(|_| busy.succeeded()).collect();
-    // It wins but for the microseconds by which the busy one is warmer.
+    // It wins except for the microseconds by which the busy one is older.
     let chosen = (0..4000).filter(|_| first(&pool, CLIENT) == idle.address).count();
     assert!(chosen > 3000, "{chosen} of 4000 went to the idle endpoint");
 }
 
 #[test]
-fn what_keeps_failing_is_passed_over_but_never_more_than_half() {
+fn failing_endpoints_are_ejected_but_at_most_half() {
     let pool = pool(4, BalancerKind::Random);
     for endpoint in &pool.endpoints()[..3] {
         for _ in 0..3 {
@@ -79,7 +79,7 @@ fn what_keeps_failing_is_passed_over_but_never_more_than_half() {
     let ejected: Vec<bool> = pool.endpoints().iter().map(|endpoint| endpoint.is_ejected()).collect();
     assert_eq!(ejected, [true, true, false, false]);
     for _ in 0..100 {
-        let tried: Vec<_> = pool.candidates(CLIENT).map(|endpoint| endpoint.is_ejected()).collect();
+        let tried: Vec<_> = pool.endpoints_to_try(CLIENT).map(|endpoint| endpoint.is_ejected()).collect();
         assert_eq!(tried, [false, false, true, true], "the healthy ones come first");
     }
 }

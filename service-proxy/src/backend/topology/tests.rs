@@ -1,6 +1,6 @@
-//! The cases of kube-proxy's `TestCategorizeEndpoints`, in a notation: an endpoint is its last octet and
+//! The cases of kube-proxy's `TestCategorizeEndpoints` in a notation: an endpoint is its last octet and
 //! letters: r ready, s serving, t terminating, l on this node, a and b for a hint for that zone, n and m for
-//! one for node n (this one) or m.
+//! a hint for node n (this one) or m.
 
 use discovery::model::{Conditions, Hints};
 
@@ -40,8 +40,8 @@ fn sorted(endpoints: &str, policy: &str, zone: Option<&str>) -> String {
         external_local: policy.contains('e'),
         externally_accessible: policy.contains('x'),
     };
-    let here = Here { node: "n".into(), zone: zone.map(Into::into) };
-    let found = categorize(&candidates, policy, &here);
+    let location = Location { node: "n".into(), zone: zone.map(Into::into) };
+    let found = categorize(&candidates, policy, &location);
     let octets = |addresses: &[SocketAddr]| -> String {
         let last = |address: &SocketAddr| address.ip().to_string().rsplit('.').next().unwrap().to_owned();
         addresses.iter().map(last).collect()
@@ -66,25 +66,25 @@ fn categorize_endpoints() {
         ("1rsa 2rsb 3rsb 4rsa", "", Some("c"), "c1234 l !"),
         ("1rsa 2rs 3rsb 4rsa", "", zone_a, "c1234 l !"),
         ("1rsab 2rsb 3rsab", "", zone_a, "c13 l !"),
-        // Hints of endpoints that are not ready do not matter.
+        // Hints of endpoints that are not ready are ignored.
         ("1rsa 2rsb 3st", "", zone_a, "c1 l !"),
-        // Hints by node come first, and fall back to those by zone.
+        // Hints by node take precedence, and fall back to those by zone.
         ("1rsna 2rsma 3rsmb", "", zone_a, "c1 l !"),
         ("1rsma 2rsma 3rsmb", "", zone_a, "c12 l !"),
         ("1rsn 2rs 3rsm", "", zone_a, "c123 l !"),
-        // A policy that is local everywhere needs no others.
+        // A policy that is local everywhere needs no other endpoints.
         ("1rsl 2rs", "i", zone_a, "c l1 !"),
         ("1rs 2rs", "i", zone_a, "c l !"),
         ("", "i", zone_a, "c l"),
-        // externalTrafficPolicy Local counts only where there is an outside.
+        // externalTrafficPolicy Local applies only if external clients can reach the Service.
         ("1rsl 2rs", "e", zone_a, "c12 l !"),
         ("1rsl 2rs", "ex", zone_a, "c12 l1 !"),
         ("1rs 2rs", "ex", zone_a, "c12 l !"),
         ("1rsl 2rs", "iex", zone_a, "c12 l1 !"),
         ("1rsl 2rs", "ix", zone_a, "c12 l1 !"),
-        // Hints do not narrow what is local.
+        // Hints do not restrict local endpoints.
         ("1rslb 2rsa", "ex", zone_a, "c2 l1 !"),
-        // Terminating endpoints serve while no ready one is in scope (KEP-1669).
+        // Terminating endpoints serve if no ready one is in scope (KEP-1669).
         ("1st 2t", "", zone_a, "c1 l !"),
         ("1stl 2rs", "", zone_a, "c2 l !"),
         ("1stl 2rs", "ex", zone_a, "c2 l1 !"),
@@ -92,7 +92,7 @@ fn categorize_endpoints() {
         ("1stl 2rsl", "ex", zone_a, "c2 l2 !"),
         ("1tl 2t", "ex", zone_a, "c l"),
         ("1st 2st", "i", zone_a, "c l !"),
-        // Not ready and not terminating serves no client, whatever its other conditions are.
+        // Neither ready nor terminating: not used, whatever its other conditions.
         ("1s 2", "ex", zone_a, "c l"),
     ];
     for (endpoints, policy, zone, expected) in cases {

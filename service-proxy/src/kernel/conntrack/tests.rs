@@ -14,7 +14,7 @@ fn settings(flags: &str) -> Settings {
     Flags::try_parse_from(flags).map(|flags| flags.settings).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A kernel that has what is in `files`, and an order to set it as `flags` say on a machine with two processors.
+/// A kernel with the settings in `files` and two processors, and the settings of `flags`.
 fn conntrack(files: &[(&str, &str)], flags: &str) -> (TempDir, Conntrack) {
     let directory = TempDir::new().unwrap();
     for (name, value) in files {
@@ -59,7 +59,7 @@ fn limit_is_raised_with_the_hash_table_and_never_lowered() {
 }
 
 #[test]
-fn hash_table_stays_where_the_limit_cannot_be_raised() {
+fn hash_table_stays_if_the_limit_cannot_be_raised() {
     let (kernel, mut conntrack) = conntrack(&[("hashsize", "16384")], "");
     // A directory cannot be written, not even by root.
     fs::create_dir(kernel.path().join("nf_conntrack_max")).unwrap();

@@ -1,4 +1,4 @@
-//! The elements of the sets and maps, one or two for a frontend.
+//! The elements of the sets and maps, one or two per frontend.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,18 +12,18 @@ use crate::frontend::FrontendKey;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What the kernel does with packets for the address and port of a frontend.
+/// The kernel's action for packets to a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Hands them over; the address is local to the node.
+    /// Deliver to the proxy. The address is local to the node.
     Intercept,
-    /// Hands them over; the address is not local, so they are routed to the node first.
+    /// Deliver to the proxy. The address is not local, so packets are routed to the node first.
     InterceptExternal,
-    /// Hands over those of open connections to an external address, and refuses all others.
+    /// Deliver packets of open connections to an external address, and refuse all others.
     Drain,
-    /// Refuses them: the Service has no endpoints, and a process of the node would answer.
+    /// Refuse: the Service has no endpoints, and a process of the node would answer.
     Refuse,
-    /// The same for an address that is not local: a packet would go where it went without a Service.
+    /// Refuse. The address is not local: without a rule a packet would be routed as without a Service.
     RefuseExternal,
 }
 
@@ -54,7 +54,7 @@ pub(super) const FAMILIES: [Family; 2] = [
     },
 ];
 
-/// A frontend as it is in the sets.
+/// A frontend's element.
 #[derive(Clone, Debug)]
 pub(super) struct Element {
     key: FrontendKey,
@@ -94,7 +94,7 @@ impl Element {
     }
 }
 
-/// Adds the elements of this family among these.
+/// Adds the elements of this family.
 pub(super) fn add<'e>(batch: &mut Batch<'_>, family: Family, elements: impl Iterator<Item = &'e Element>) {
     let elements: Vec<_> = elements.filter(|element| element.is_in(family)).collect();
     let verdicts = elements.iter().map(|element| nftables::Element::Goto(element.key(), element.chain()));
@@ -107,7 +107,7 @@ pub(super) fn add<'e>(batch: &mut Batch<'_>, family: Family, elements: impl Iter
     batch.add_elements(family.refused, &keys(Element::is_refused));
 }
 
-/// Removes the elements of this family among these.
+/// Removes the elements of this family.
 pub(super) fn delete<'e>(batch: &mut Batch<'_>, family: Family, elements: impl Iterator<Item = &'e Element>) {
     let elements: Vec<_> = elements.filter(|element| element.is_in(family)).collect();
     let keys = |belongs: fn(&Element) -> bool| {
@@ -118,7 +118,7 @@ pub(super) fn delete<'e>(batch: &mut Batch<'_>, family: Family, elements: impl I
     batch.delete_keys(family.refused, keys(Element::is_refused));
 }
 
-/// The chain that hands packets to a listener.
+/// The chain that delivers packets to a listener.
 pub(super) fn chain(protocol: Protocol, v4: bool, lane: usize) -> String {
     let family = if v4 { "v4" } else { "v6" };
     match protocol {

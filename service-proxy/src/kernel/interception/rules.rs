@@ -1,4 +1,4 @@
-//! The table as it is written whole.
+//! The complete table.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use nftables::{Batch, Data, Rule, Set, Type};
 use super::elements::{self, Action, Element, FAMILIES, Family};
 use super::{Listeners, VirtualIps};
 use crate::frontend::FrontendKey;
-use crate::kernel::divert::{MARK, PROXIED};
+use crate::kernel::policy_routing::{MARK, PROXIED};
 
 pub(super) const PREROUTING: &str = "prerouting";
 pub(super) const REFUSE: &str = "refuse";
@@ -17,13 +17,13 @@ const INTERCEPT: &str = "intercept";
 const INPUT: &str = "input";
 const OUTPUT: &str = "output";
 
-/// What is in it.
+/// The content of the table.
 pub(super) struct Rules<'a> {
     pub(super) owner: &'a str,
     pub(super) listeners: &'a Listeners,
     /// Whether there is a bridge.
     pub(super) bridged: bool,
-    /// Whether there is anything for the chain `output`.
+    /// Whether the chain `output` is needed.
     pub(super) has_external: bool,
     pub(super) elements: Vec<Element>,
     pub(super) virtual_ips: &'a VirtualIps,
@@ -96,14 +96,14 @@ impl Rules<'_> {
     }
 }
 
-/// A state of the rules: what is applied, with changes.
-pub(super) struct Wanted<'a> {
+/// A desired state of the rules: the applied one, with changes.
+pub(super) struct DesiredRules<'a> {
     pub(super) applied: &'a HashMap<FrontendKey, Action>,
     pub(super) changes: &'a [(FrontendKey, Option<Action>)],
     pub(super) virtual_ips: &'a VirtualIps,
 }
 
-impl Wanted<'_> {
+impl DesiredRules<'_> {
     pub(super) fn adds_external(&self) -> bool {
         has_external(self.changes.iter().filter_map(|(_, action)| action.as_ref()))
     }
@@ -111,16 +111,16 @@ impl Wanted<'_> {
     pub(super) fn frontends(&self) -> HashMap<FrontendKey, Action> {
         let mut frontends = self.applied.clone();
         for (key, action) in self.changes {
-            match action {
-                Some(action) => drop(frontends.insert(*key, *action)),
-                None => drop(frontends.remove(key)),
-            }
+            let _former = match action {
+                Some(action) => frontends.insert(*key, *action),
+                None => frontends.remove(key),
+            };
         }
         frontends
     }
 }
 
-/// Whether there is anything for the chain `output`.
+/// Whether the chain `output` is needed.
 pub(super) fn has_external<'a>(mut actions: impl Iterator<Item = &'a Action>) -> bool {
     actions.any(|action| !matches!(action, Action::Intercept | Action::Refuse))
 }
@@ -134,7 +134,8 @@ fn add_external_rules(batch: &mut Batch<'_>, family: Family) {
         let rule = Rule::default().destination_port_in_set(family.external, family.v4);
         batch.add_rule(chain, &rule.set_mark_bit(MARK));
     }
-    // Not on arrival: the node has no address that the answer to one of its own could come from by then.
+    // Not in prerouting: at that point the node has no address from which a reply to its own packets could
+    // come.
     let refused = || Rule::default().destination_port_in_set(family.refused, family.v4);
     batch.add_rule(OUTPUT, &refused().tcp().reset());
     batch.add_rule(OUTPUT, &refused().reject());

@@ -1,4 +1,4 @@
-//! The addresses that belong to Services alone: the service ranges, and cluster IPs outside of them.
+//! The addresses that belong to Services: the service ranges, and cluster IPs outside of them.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use nftables::{Element, Key};
 
-/// Ranges of addresses, sorted, without overlap, as first and last address.
+/// Sorted ranges of addresses without overlap, as first and last address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VirtualIps(Vec<(IpAddr, IpAddr)>);
 
 impl VirtualIps {
-    /// The addresses of the ranges, those of the node left out.
+    /// The addresses of the ranges, without those of the node.
     pub(crate) fn new(ranges: impl IntoIterator<Item = IpNetwork>, node: &HashSet<IpAddr>) -> Self {
         let mut all: Vec<_> = ranges.into_iter().map(|range| (range.network(), range.broadcast())).collect();
         all.sort();
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_merged_and_the_nodes_own_addresses_are_left_out() {
+    fn ranges_are_merged_without_the_addresses_of_the_node() {
         assert_eq!(
             ranges(&["10.96.0.0/12", "10.100.0.0/16", "fd00::/112"], &["192.0.2.2", "10.96.0.0", "fd00::7"]),
             ["10.96.0.1-10.111.255.255", "fd00::-fd00::6", "fd00::8-fd00::ffff"]

@@ -31,9 +31,9 @@ fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Arc<Node> {
     })
 }
 
-fn reach() -> HashMap<IpAddr, Reach> {
-    let near = Reach { on_link: true, mtu: 1500 };
-    let far = Reach { on_link: false, mtu: 1400 };
+fn paths() -> HashMap<IpAddr, Path> {
+    let near = Path { on_link: true, mtu: 1500 };
+    let far = Path { on_link: false, mtu: 1400 };
     [
         (ip("192.0.2.3"), near),
         (ip("2001:db8:1::3"), near),
@@ -44,29 +44,29 @@ fn reach() -> HashMap<IpAddr, Reach> {
 }
 
 fn plan_of(nodes: &[Arc<Node>]) -> Plan {
-    plan(&own(), &nodes.iter().collect::<Vec<_>>(), &reach(), true)
+    plan(&own(), &nodes.iter().collect::<Vec<_>>(), &paths(), true)
 }
 
 #[test]
-fn near_nodes_are_reached_directly_in_each_family_and_far_ones_through_a_tunnel() {
+fn nodes_on_the_link_are_reached_directly_per_family_and_others_through_a_tunnel() {
     let near = node("node-2", &["192.0.2.3", "2001:db8:1::3"], &["10.22.2.0/24", "fd00:10:22:2::/64"]);
     let far = node("node-3", &["203.0.113.4", "2001:db8:2::4"], &["10.22.3.0/24", "fd00:10:22:3::/64"]);
     let plan = plan_of(&[near, far]);
-    let tunnel = Hop::Tunnel(mac("node-3"));
+    let tunnel = NextHop::Tunnel(mac("node-3"));
     let expected = [
-        ("10.22.2.0/24", Hop::Direct(ip("192.0.2.3"))),
+        ("10.22.2.0/24", NextHop::Direct(ip("192.0.2.3"))),
         ("10.22.3.0/24", tunnel),
-        ("fd00:10:22:2::/64", Hop::Direct(ip("2001:db8:1::3"))),
+        ("fd00:10:22:2::/64", NextHop::Direct(ip("2001:db8:1::3"))),
         ("fd00:10:22:3::/64", tunnel),
     ];
-    assert_eq!(plan.routes, expected.map(|(range, hop)| (cidr(range), hop)).into());
+    assert_eq!(plan.routes, expected.map(|(range, next_hop)| (cidr(range), next_hop)).into());
     assert_eq!(plan.peers, [(mac("node-3"), ip("203.0.113.4"))].into(), "one underlay for both families");
     assert_eq!(plan.underlay_mtu, 1400);
     assert!(plan.problems.is_empty(), "{:?}", plan.problems);
 }
 
 #[test]
-fn a_mistake_in_a_node_takes_nothing_away() {
+fn error_in_a_node_affects_no_other() {
     let near = |name: &str, range: &str| node(name, &["192.0.2.3"], &[range]);
     for (range, why) in [
         ("0.0.0.0/0", "overlaps 10.22.1.0/24 of this node"),
@@ -84,9 +84,9 @@ fn a_mistake_in_a_node_takes_nothing_away() {
 }
 
 #[test]
-fn a_far_node_needs_a_tunnel_and_a_route_to_its_end() {
+fn node_on_another_link_needs_a_tunnel_and_a_route_to_its_end() {
     let far = node("node-3", &["203.0.113.4"], &["10.22.3.0/24"]);
-    let direct = plan(&own(), &[&far], &reach(), false);
+    let direct = plan(&own(), &[&far], &paths(), false);
     assert!(direct.problems[0].contains("not on this link"), "{:?}", direct.problems);
     let lost = plan_of(&[node("node-4", &["203.0.113.9"], &["10.22.4.0/24"])]);
     assert!(lost.problems[0].contains("no route to 203.0.113.9"), "{:?}", lost.problems);
@@ -95,7 +95,7 @@ fn a_far_node_needs_a_tunnel_and_a_route_to_its_end() {
 }
 
 #[test]
-fn this_node_is_known_by_its_name_and_by_its_addresses() {
+fn this_node_is_recognised_by_its_name_and_by_its_addresses() {
     assert!(own().is(&node("node-1", &[], &[])));
     assert!(own().is(&node("typo", &["192.0.2.2"], &[])));
     assert!(!own().is(&node("node-2", &["192.0.2.3"], &[])));

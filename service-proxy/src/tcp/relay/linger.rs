@@ -1,11 +1,11 @@
-//! What a side has sent before it failed.
+//! Delivers what a side has sent before it failed.
 //!
-//! A server that refuses a request answers before the end of the request and closes: its kernel resets the
-//! connection, since data was left unread. The answer arrived before the reset and is in our receive queue.
-//! Over a direct connection the client reads it, and so it has to here: it is read, sent, and acknowledged by
-//! the other side's kernel before that side is reset, because a reset discards what was not sent yet.
-//! Meanwhile the other side may still be sending. What it sends is read and discarded, or it might never get
-//! to reading (nginx does the same and calls it lingering close).
+//! A server that rejects a request responds before the end of the request and closes: its kernel resets the
+//! connection, because data was unread. The response arrived before the reset and is in our receive queue.
+//! Over a direct connection the client can read it, so it must here: it is read, sent, and acknowledged by
+//! the other side's kernel before that side is reset, because a reset discards unsent data. Meanwhile the
+//! other side may still be sending. Its data is read and discarded, or it might never start to read (nginx
+//! does the same and calls it lingering close).
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
@@ -14,21 +14,21 @@ use std::time::Duration;
 use super::{Direction, SHARED, poll_receive};
 use crate::kernel::tcp_info;
 
-/// How long it may take at most; the same as nginx's `lingering_time`.
+/// The time limit, like nginx's `lingering_time`.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// How soon it is looked for the acknowledgement: at first, and at last.
+/// The first and the last interval of checks for the acknowledgement.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
-/// Delivers `rest`, which comes from the side that failed, while what comes from the other side is discarded.
-/// Returns when the other side has it all, has failed too, or has taken too long.
+/// Delivers `rest`, which comes from the failed side, and discards what the other side sends. Returns when
+/// the other side has acknowledged everything, has failed, or has exceeded the time limit.
 pub(super) async fn deliver(rest: &mut Direction<'_>, discarded: &mut Direction<'_>) {
     let delivered = async {
         let mut open = true;
         let sent = poll_fn(|cx| {
-            // There is no half-close to pass on: a reset follows. It comes first, since a task may read only
-            // so much at a time.
+            // There is no half-close to pass on, because a reset follows. It comes first, since a task may
+            // read only so much at a time.
             let sent = rest.poll(cx, true);
             open = open && discarded.discard(cx);
             sent
@@ -50,7 +50,7 @@ pub(super) async fn deliver(rest: &mut Direction<'_>, discarded: &mut Direction<
 }
 
 impl Direction<'_> {
-    /// Reads what has arrived and forgets it. False at the end.
+    /// Reads and discards what has arrived. Returns false at the end.
     fn discard(&mut self, cx: &mut Context<'_>) -> bool {
         SHARED.with_borrow_mut(|shared| {
             loop {

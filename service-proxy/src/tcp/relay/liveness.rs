@@ -1,11 +1,11 @@
-//! Detects a peer that no longer answers: the network is cut, the sandbox frozen, the node lost.
+//! Detects a peer that no longer responds: the network is cut, the sandbox frozen, the node lost.
 //!
-//! The kernel probes a connection that is idle (`SO_KEEPALIVE`), at an interval that suits most. A client
-//! that probes on its own expects to notice sooner, but its probes are answered by this node's kernel, not by
-//! the endpoint. They show in the number of segments that arrive at even intervals while nothing is sent:
-//! then the endpoint is probed as often. Where something was sent the kernel does not probe but sends it
-//! again, for a quarter of an hour. That is given up here as soon as probing would be. A peer that keeps its
-//! window closed acknowledges, and stays (`TCP_USER_TIMEOUT` would end it too).
+//! The kernel probes an idle connection (`SO_KEEPALIVE`) at an interval that suits most. A client with its
+//! own keepalive expects an earlier detection, but its probes are answered by this node's kernel, not by the
+//! endpoint. The probes show in the number of segments that arrive at even intervals while nothing is sent:
+//! then the endpoint is probed at that interval. While data is unacknowledged the kernel does not probe but
+//! retransmits, for a quarter of an hour. The proxy gives up as soon as keepalive would. A peer with a closed
+//! window acknowledges and stays (`TCP_USER_TIMEOUT` would end it too).
 
 use std::io;
 use std::net::Shutdown;
@@ -15,41 +15,41 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::Side;
-use crate::kernel::socket::{self, Probes, USUAL_PROBES};
+use crate::kernel::socket::{self, DEFAULT_PROBES, Probes};
 use crate::kernel::tcp_info;
 
-/// Checks after which the kernel is queried at every eighth check only.
+/// After this many checks the kernel is queried at every eighth check only.
 const OFTEN: u32 = 8;
 
-/// The endpoint is not probed at the client's interval where that is longer: the usual probes are as quick.
+/// A longer interval of the client does not change the probing of the endpoint: the default detects as
+/// quickly.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(120);
 
-/// How many intervals of its own probes a client waits for an acknowledgement of the endpoint, and how long
-/// at least.
+/// The number of the client's probe intervals after which the endpoint counts as dead, and the minimum time.
 const INTERVALS: u32 = 10;
 const SHORTEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Samples with new segments, in a row and evenly spaced, after which these are probes: anything else comes
+/// Consecutive evenly spaced samples with new segments after which these are probes: other segments come
 /// alone.
 const EVENLY_SPACED: u32 = 3;
 
 /// The state of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Liveness {
-    /// Bytes carried at the last check, and for how many checks they have been the same.
+    /// Relayed bytes at the last check, and the number of checks without a change.
     carried: u64,
     idle: u32,
     arrivals: Arrivals,
-    /// How often the client probes, if it does, and how the endpoint was probed before that was known.
+    /// The client's probe interval, if it probes, and the earlier keepalive settings of the endpoint.
     interval: Option<Duration>,
     replaced: Option<Probes>,
 }
 
 impl Liveness {
-    /// Checks a connection. To be called at each tick of its worker's clock.
+    /// Checks a connection. Call it at each tick of the worker's clock.
     ///
     /// # Errors
-    /// The side that has not acknowledged for too long what was sent to it.
+    /// The side that has not acknowledged data for too long.
     pub(super) fn check(
         &mut self,
         client: &TcpStream,
@@ -77,13 +77,13 @@ impl Liveness {
     }
 
     fn query(&mut self, client: &TcpStream, upstream: &TcpStream) -> Result<(), (Side, io::Error)> {
-        let usual = USUAL_PROBES.limit();
+        let usual = DEFAULT_PROBES.limit();
         let limit = self.interval.map_or(usual, |i| (i * INTERVALS).clamp(SHORTEST_LIMIT, usual));
         for (side, stream, limit) in [(Side::Client, client, usual), (Side::Upstream, upstream, limit)] {
             let Ok(info) = tcp_info::read(stream) else { continue };
             if info.has_unacknowledged() {
                 if side == Side::Client {
-                    // What arrives may be acknowledgements.
+                    // The new segments may be acknowledgements.
                     self.arrivals = Arrivals::default();
                 }
                 if info.since_acknowledgement() > limit {
@@ -92,7 +92,7 @@ impl Liveness {
             } else if side == Side::Client && self.interval.is_none() {
                 self.interval = self.arrivals.interval(Instant::now(), info.segments_received());
                 if let Some(interval) = self.interval {
-                    let known = socket::probes(upstream).unwrap_or(USUAL_PROBES);
+                    let known = socket::probes(upstream).unwrap_or(DEFAULT_PROBES);
                     self.replaced = Some(known);
                     set_probes(upstream, Probes::every(interval).at_most(known));
                 }
@@ -102,14 +102,14 @@ impl Liveness {
     }
 }
 
-/// Returns the error of a peer that no longer answers. Reading from it now ends behind what it has sent.
+/// Returns the error of a peer that no longer responds. From now on reads end after the data that has arrived.
 pub(super) fn give_up(stream: &TcpStream) -> io::Error {
-    // It fails only on a closed socket, from which reading ends as well.
+    // It fails only on a closed socket, where reads end as well.
     let _ = SockRef::from(stream).shutdown(Shutdown::Read);
     io::ErrorKind::TimedOut.into()
 }
 
-/// It fails only on a closed socket, which the relay notices by itself.
+/// It fails only on a closed socket, which the relay detects by itself.
 fn set_probes(upstream: &TcpStream, probes: Probes) {
     let _ = socket::probe(upstream, probes);
 }
@@ -121,19 +121,19 @@ struct Arrivals {
     series: Option<Series>,
 }
 
-/// Samples with new segments, in a row, that fit one interval.
+/// Consecutive samples with new segments that fit one interval.
 #[derive(Debug)]
 struct Series {
     samples: u32,
     /// The last segment arrived between these samples.
     last: (Instant, Instant),
-    /// The interval is between these.
+    /// The bounds of the interval.
     shortest: Duration,
     longest: Duration,
 }
 
 impl Arrivals {
-    /// Takes a sample. Returns the interval once enough segments have arrived evenly spaced.
+    /// Adds a sample. Returns the interval once enough segments have arrived evenly spaced.
     fn interval(&mut self, now: Instant, segments: u32) -> Option<Duration> {
         let (before, known) = self.last_sample.replace((now, segments))?;
         let new = segments.wrapping_sub(known);
@@ -153,7 +153,7 @@ impl Arrivals {
 }
 
 impl Series {
-    /// With segments of which the last one arrived between two samples. Begins anew with them if they do not
+    /// Adds segments of which the last one arrived between two samples. Starts again with them if they do not
     /// fit.
     fn extended(self, last: (Instant, Instant), segments: u32) -> Self {
         let shortest = last.0.saturating_duration_since(self.last.1) / segments;
@@ -177,7 +177,7 @@ mod tests {
         Duration::from_secs(number)
     }
 
-    /// A connection that is checked by hand.
+    /// A connection with manual checks.
     struct Connection {
         client: TcpStream,
         accepted: TcpStream,
@@ -188,17 +188,17 @@ mod tests {
     impl Connection {
         async fn open() -> Self {
             let ((client, accepted), (upstream, _)) = (pair().await, pair().await);
-            socket::probe(&upstream, USUAL_PROBES).unwrap();
+            socket::probe(&upstream, DEFAULT_PROBES).unwrap();
             Self { client, accepted, upstream, liveness: Liveness::default() }
         }
 
-        /// Checks, and returns after which idle time the endpoint is probed.
+        /// Checks, and returns the idle time before the endpoint is probed.
         fn check(&mut self, carried: u64) -> Duration {
             self.liveness.check(&self.accepted, &self.upstream, carried).map_err(|(_, error)| error).unwrap();
             SockRef::from(&self.upstream).tcp_keepalive_time().unwrap()
         }
 
-        /// A segment of the client arrives that carries nothing as far as the relay knows.
+        /// Receives a segment of the client without data.
         async fn receive_segment(&mut self) {
             let before = tcp_info::read(&self.accepted).unwrap().segments_received();
             self.client.write_all(b"x").await.unwrap();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_segment_of_an_idle_client_is_not_a_probe() {
+    async fn single_segment_of_an_idle_client_is_not_a_probe() {
         let mut connection = Connection::open().await;
         connection.check(0);
         connection.receive_segment().await;
@@ -218,16 +218,16 @@ mod tests {
         }
     }
 
-    /// Its flow would be forgotten.
+    /// Otherwise its flow would expire.
     #[test]
-    fn connection_to_a_server_of_the_node_is_probed_as_often_as_before_at_least() {
+    fn connection_to_a_server_of_the_node_is_probed_at_least_as_often_as_before() {
         use crate::kernel::local_replies::PROBES;
         assert_eq!(Probes::every(seconds(110)).at_most(PROBES).limit(), seconds(20 + 4 * 20));
         assert_eq!(Probes::every(seconds(8)).at_most(PROBES).limit(), seconds(8 + 4 * 4));
     }
 
     #[tokio::test]
-    async fn probes_of_before_return_with_data() {
+    async fn default_probes_return_with_data() {
         let mut connection = Connection::open().await;
         socket::probe(&connection.upstream, crate::kernel::local_replies::PROBES).unwrap();
         connection.check(0);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn interval_of_the_client_is_measured_anew_after_data() {
+    async fn interval_of_the_client_is_measured_again_after_data() {
         let mut connection = Connection::open().await;
         connection.check(0);
         for _ in 0..3 {

@@ -3,18 +3,18 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-/// One that never polls.
+/// A poller that never polls.
 static POLLER: std::sync::LazyLock<std::sync::Arc<Poller>> =
     std::sync::LazyLock::new(|| Poller::new(std::time::Duration::ZERO));
 
-/// client end, relay's two ends, server end.
+/// The client's end, the relay's two ends, the server's end.
 async fn chain() -> (TcpStream, TcpStream, TcpStream, TcpStream) {
     let (client, accepted) = pair().await;
     let (upstream, server) = pair().await;
     (client, accepted, upstream, server)
 }
 
-/// Runs the relay, adds up what it counts, and closes both sockets, as a connection does.
+/// Runs the relay, adds up its counts, and closes both sockets, as a connection does.
 async fn run(mut client: TcpStream, mut upstream: TcpStream) -> (Sent, io::Result<()>) {
     let total = std::sync::Mutex::new(Sent::default());
     let count = |sent: Sent| {
@@ -38,7 +38,7 @@ pub(super) async fn pair() -> (TcpStream, TcpStream) {
 }
 
 #[tokio::test]
-async fn a_half_close_leaves_the_other_direction_open() {
+async fn half_close_leaves_the_other_direction_open() {
     let (mut client, accepted, upstream, mut server) = chain().await;
     let peers = async {
         client.write_all(b"question").await.unwrap();
@@ -59,7 +59,7 @@ async fn a_half_close_leaves_the_other_direction_open() {
 }
 
 #[tokio::test]
-async fn a_reset_of_one_side_ends_the_relay_with_an_error() {
+async fn reset_of_one_side_ends_the_relay_with_an_error() {
     let (client, accepted, upstream, server) = chain().await;
     crate::kernel::socket::reset_on_close(&client);
     drop(client);
@@ -136,7 +136,7 @@ async fn last_bytes_of_a_dead_endpoint_are_delivered_without_waiting_for_more() 
         let mut request = Direction::new(from_client, to_upstream);
         let mut response = Direction::new(from_upstream, to_client);
         let delivery = linger::deliver(&mut response, &mut request);
-        // It would give up by itself after 30 s.
+        // Without give_up it would take 30 s.
         tokio::time::timeout(std::time::Duration::from_secs(15), delivery).await.unwrap();
     }
     drop(accepted);
@@ -146,7 +146,7 @@ async fn last_bytes_of_a_dead_endpoint_are_delivered_without_waiting_for_more() 
 }
 
 #[tokio::test]
-async fn idle_direction_gives_the_buffer_of_a_bulk_transfer_back() {
+async fn idle_direction_releases_the_buffer_of_a_bulk_transfer() {
     const LENGTH: usize = 1_000_000;
     let (mut client, mut accepted, mut upstream, mut server) = chain().await;
     let ((_, to_client), (from_upstream, _)) = (accepted.split(), upstream.split());
@@ -168,7 +168,7 @@ async fn idle_direction_gives_the_buffer_of_a_bulk_transfer_back() {
 }
 
 #[tokio::test]
-async fn bulk_data_arrives_whole_through_a_slow_reader_in_bounded_memory() {
+async fn bulk_data_arrives_complete_through_a_slow_reader_in_bounded_memory() {
     let (mut client, accepted, upstream, mut server) = chain().await;
     let data: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[(n % 3) as usize]).collect();
     let expected = data.clone();

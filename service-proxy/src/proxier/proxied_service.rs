@@ -1,4 +1,4 @@
-//! A Service that is carried.
+//! A Service that is proxied.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use crate::plan::Plan;
 use crate::service_port::ServicePort;
 use crate::traffic::Traffic;
 
-/// What the proxier knows of it.
+/// The proxier's state of it.
 #[derive(Debug, Default)]
-pub(super) struct Carried {
-    /// Where it is open.
+pub(super) struct ProxiedService {
+    /// The open frontends.
     pub(super) keys: Vec<FrontendKey>,
-    /// The traffic of each of its ports, also of one that has no endpoints right now.
+    /// The traffic of each port, even without endpoints.
     traffic: Vec<Arc<Traffic>>,
     without_local: Vec<(&'static str, IpFamily)>,
 }
 
-impl Carried {
-    /// Takes in its new state: the ports that are carried.
+impl ProxiedService {
+    /// Updates it to its new state: the ports that are served.
     pub(super) fn update(&mut self, ports: &[model::ServicePort], plan: &Plan, without_local: &IntGaugeVec) {
         self.set_without_local(plan.without_local.clone(), without_local);
         self.traffic.retain(|traffic| {
@@ -33,7 +33,7 @@ impl Carried {
         });
     }
 
-    /// The traffic of a port, from now on if there was none.
+    /// The traffic of a port, created if necessary.
     pub(super) fn traffic(&mut self, port: ServicePort, metrics: &Metrics) -> Arc<Traffic> {
         let found = self.traffic.iter().find(|traffic| traffic.port == port);
         let traffic =
@@ -44,7 +44,7 @@ impl Carried {
         traffic
     }
 
-    /// Ports of which a policy leaves clients of a family without an endpoint, which the gauge counts.
+    /// Sets the ports and families that a policy leaves without an endpoint, which the gauge counts.
     pub(super) fn set_without_local(&mut self, ports: Vec<(&'static str, IpFamily)>, gauge: &IntGaugeVec) {
         let counted =
             |(policy, family): &(&str, IpFamily)| gauge.with_label_values(&[&family.to_string(), *policy]);

@@ -1,9 +1,8 @@
-//! How long a connection may be quiet.
+//! Idle timeouts of connections.
 //!
-//! One that is half closed may wait for an answer that never comes: a proxy that waits for ever leaks it, one
-//! that does not wait at all breaks protocols. The kernel's own connection tracking gives it an hour
-//! (`tcpCloseWaitTimeout` of kube-proxy), and so does this, counted from the last byte. An open one may be
-//! silent for ever unless told otherwise.
+//! A half-closed connection may wait for a response that never comes: without a timeout it leaks, with a
+//! short one protocols break. Conntrack gives it an hour (`tcpCloseWaitTimeout` of kube-proxy), and so does
+//! this, counted from the last byte. By default an open connection may be idle for ever.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,35 +11,35 @@ use std::time::{Duration, Instant};
 
 use super::clock::Clock;
 
-/// The limits; `None` means none.
+/// The timeouts; `None` means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Patience {
-    /// One side has closed, the other has not.
+pub struct IdleTimeouts {
+    /// Of a half-closed connection.
     pub half_closed: Option<Duration>,
-    /// Neither has.
+    /// Of an open connection.
     pub idle: Option<Duration>,
 }
 
-/// What the relay has done so far. Both sides of it are polled by one task: nothing is contended.
+/// The progress of the relay. Both directions are polled by one task, so nothing is contended.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) carried: AtomicU64,
     pub(crate) half_closed: AtomicBool,
-    /// It is time to look whether both sides are still there.
+    /// Requests a check whether both sides are still there.
     pub(crate) check_due: AtomicBool,
 }
 
-impl Patience {
-    /// How coarse the clock for these may be.
+impl IdleTimeouts {
+    /// The granularity of the clock for these timeouts.
     pub(crate) fn tick(&self) -> Duration {
         let shortest = self.half_closed.into_iter().chain(self.idle).min();
         let coarse = shortest.unwrap_or(Duration::MAX) / 8;
         coarse.clamp(Duration::from_millis(25), Duration::from_secs(60))
     }
 
-    /// Returns when nothing has moved for as long as the connection may be quiet, or up to twice that. It is
-    /// polled with the relay, and so learns of a half-close without being told.
-    pub(crate) async fn exhausted(&self, progress: &Progress, clock: &Clock) {
+    /// Returns when no data was relayed for the timeout, or up to twice that. It is polled with the relay, so
+    /// it sees a half-close without a notification.
+    pub(crate) async fn expired(&self, progress: &Progress, clock: &Clock) {
         loop {
             let limit = poll_fn(|_| self.limit(progress).map_or(Poll::Pending, Poll::Ready)).await;
             let before = progress.now();
@@ -57,7 +56,7 @@ impl Patience {
 }
 
 impl Progress {
-    /// Has the relay, which is polled with it, look after the connection at every tick. Never returns.
+    /// Makes the relay, which is polled with it, check the connection at every tick. Never returns.
     pub(crate) async fn request_checks(&self, clock: &Clock) {
         loop {
             clock.next_tick().await;
@@ -80,10 +79,10 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(80);
     const LONG: Duration = Duration::from_secs(60);
 
-    /// For how long a connection was kept, if not for as long as it went on. `step` is called at each poll
-    /// with its age: on a busy machine polls are late, but none is without it.
+    /// How long the connection was kept, if it was not kept to the end. `step` is called at each poll with
+    /// the age of the connection: on a busy machine polls are late, but none is skipped.
     async fn lasted(
-        patience: Patience,
+        idle_timeouts: IdleTimeouts,
         length: Duration,
         step: impl Fn(Duration, &Progress),
     ) -> Option<Duration> {
@@ -99,42 +98,42 @@ mod tests {
             biased;
             () = Arc::clone(&clock).run() => unreachable!(),
             () = life => None,
-            () = patience.exhausted(&progress, &clock) => Some(started.elapsed()),
+            () = idle_timeouts.expired(&progress, &clock) => Some(started.elapsed()),
         }
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_half_closed_and_quiet_ends() {
-        let patience = Patience { half_closed: Some(LIMIT), idle: None };
+    async fn half_closed_idle_connection_is_closed() {
+        let idle_timeouts = IdleTimeouts { half_closed: Some(LIMIT), idle: None };
         let half_close = |age: Duration, progress: &Progress| {
             progress.half_closed.store(age >= LIMIT, Ordering::Relaxed);
         };
-        let lasted_for = lasted(patience, LONG, half_close).await.unwrap();
+        let lasted_for = lasted(idle_timeouts, LONG, half_close).await.unwrap();
         assert!(lasted_for >= 2 * LIMIT, "{lasted_for:?}");
         let talking = |_, progress: &Progress| {
             progress.half_closed.store(true, Ordering::Relaxed);
             progress.carried.fetch_add(1, Ordering::Relaxed);
         };
-        assert_eq!(lasted(patience, 5 * LIMIT, talking).await, None, "bytes still flow");
-        assert_eq!(lasted(patience, 5 * LIMIT, |_, _| {}).await, None, "open connections may be idle");
+        assert_eq!(lasted(idle_timeouts, 5 * LIMIT, talking).await, None, "bytes still flow");
+        assert_eq!(lasted(idle_timeouts, 5 * LIMIT, |_, _| {}).await, None, "open connections may be idle");
     }
 
     #[tokio::test]
-    async fn an_open_connection_ends_only_where_idle_ones_are_limited() {
-        let patience = Patience { half_closed: None, idle: Some(LIMIT) };
-        assert!(lasted(patience, LONG, |_, _| {}).await.is_some());
-        assert_eq!(lasted(Patience::default(), 5 * LIMIT, |_, _| {}).await, None);
+    async fn open_connection_is_closed_only_with_an_idle_timeout() {
+        let idle_timeouts = IdleTimeouts { half_closed: None, idle: Some(LIMIT) };
+        assert!(lasted(idle_timeouts, LONG, |_, _| {}).await.is_some());
+        assert_eq!(lasted(IdleTimeouts::default(), 5 * LIMIT, |_, _| {}).await, None);
     }
 
     #[test]
-    fn the_clock_is_as_coarse_as_the_limits_allow() {
+    fn clock_is_as_coarse_as_the_timeouts_allow() {
         let tick = |half_closed: u64, idle: Option<u64>| {
             let half_closed = Some(Duration::from_secs(half_closed));
-            Patience { half_closed, idle: idle.map(Duration::from_secs) }.tick()
+            IdleTimeouts { half_closed, idle: idle.map(Duration::from_secs) }.tick()
         };
         assert_eq!(tick(3600, None), Duration::from_secs(60));
         assert_eq!(tick(3600, Some(8)), Duration::from_secs(1));
         assert_eq!(tick(0, None), Duration::from_millis(25));
-        assert_eq!(Patience::default().tick(), Duration::from_secs(60));
+        assert_eq!(IdleTimeouts::default().tick(), Duration::from_secs(60));
     }
 }

@@ -1,7 +1,7 @@
-//! Where addresses are, and so which one an endpoint sees as its client's.
+//! The locations of addresses, and the source address that an endpoint therefore sees.
 //!
-//! The client's own, wherever the replies to it come back through this node: then they can be diverted to the
-//! socket that has it (see [`crate::kernel::divert`]). Otherwise the node's.
+//! The client's own, if the replies to it come back through this node: then policy routing delivers them to
+//! the socket with that address (see [`crate::kernel::policy_routing`]). Otherwise the node's.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,28 +12,28 @@ use ipnetwork::IpNetwork;
 
 use crate::kernel::source_ports::{Owner, Source};
 
-/// What is known about where addresses are.
+/// The known addresses of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Locality {
-    /// This node's own addresses.
+pub(crate) struct KnownAddresses {
+    /// The addresses of this node.
     pub(crate) node: HashSet<IpAddr>,
     /// Addresses of the other nodes.
     pub(crate) other_nodes: Arc<BTreeSet<IpAddr>>,
     /// Pods of this node, with the ports reserved in each.
     pub(crate) local_pods: Arc<HashMap<IpAddr, Option<PortRange>>>,
-    /// Ranges of pods of this node.
+    /// Pod ranges of this node.
     pub(crate) local_ranges: Vec<IpNetwork>,
-    /// Ranges of pods of any node.
+    /// Pod ranges of all nodes.
     pub(crate) cluster_ranges: Vec<IpNetwork>,
-    /// Whether the kernel finds the socket of a reply that comes to a masqueraded address of IPv6.
+    /// Whether the kernel finds the socket of a reply to a masqueraded IPv6 address.
     pub(crate) finds_masqueraded_v6: bool,
 }
 
-impl Locality {
-    /// The address to preserve for a connection from `client` to `endpoint`; `None` means the node's own.
+impl KnownAddresses {
+    /// The source to preserve for a connection from `client` to `endpoint`; `None` means the node's address.
     pub(crate) fn source(&self, client: SocketAddr, endpoint: IpAddr) -> Option<Source> {
         let ip = client.ip();
-        // A pod that is sent back to itself would drop a packet from its own address.
+        // A pod would drop a packet from its own address.
         if ip == endpoint || ip.is_loopback() {
             return None;
         }
@@ -52,12 +52,13 @@ impl Locality {
         self.local_pods.get(&client).copied().flatten().map_or(Owner::Other, Owner::Pod)
     }
 
-    /// Whether an endpoint may lead back to a proxy: what is no pod may be a virtual IP, or a node port.
+    /// Whether an endpoint may lead back to a proxy: an address that is not a pod's may be a virtual IP, or
+    /// have a node port.
     pub(crate) fn may_come_back(&self, endpoint: IpAddr) -> bool {
         !self.is_pod(endpoint)
     }
 
-    /// Whether it is of this cluster: a pod of any node, or this node itself.
+    /// Whether it is in this cluster: a pod of any node, or this node itself.
     pub(crate) fn is_inside(&self, address: IpAddr) -> bool {
         self.is_pod(address) || self.node.contains(&address)
     }
@@ -68,7 +69,7 @@ impl Locality {
             || self.local_ranges.iter().any(|range| range.contains(address))
     }
 
-    /// Pods answer each other directly, without translation in between.
+    /// Pods answer each other directly, without translation.
     fn is_pod(&self, address: IpAddr) -> bool {
         self.is_local(address) || self.cluster_ranges.iter().any(|range| range.contains(address))
     }
@@ -85,8 +86,8 @@ mod tests {
     }
 
     #[test]
-    fn source_is_preserved_only_where_replies_come_back() {
-        let locality = Locality {
+    fn source_is_preserved_only_if_replies_come_back() {
+        let known_addresses = KnownAddresses {
             node: [ip("192.0.2.2")].into(),
             other_nodes: Arc::new([ip("192.0.2.3")].into()),
             local_pods: Arc::new([(ip("10.22.0.2"), Some(RESERVED_PORTS)), (ip("10.22.0.3"), None)].into()),
@@ -97,7 +98,7 @@ mod tests {
         let (pod, other, remote) = (ip("10.22.0.2"), ip("10.22.0.3"), ip("10.23.0.9"));
         let (outside, node, other_node) = (ip("198.51.100.7"), ip("192.0.2.2"), ip("192.0.2.3"));
         let source = |client: IpAddr, endpoint: IpAddr| {
-            let found = locality.source(SocketAddr::new(client, 40_000), endpoint)?;
+            let found = known_addresses.source(SocketAddr::new(client, 40_000), endpoint)?;
             assert_eq!(found.client, SocketAddr::new(client, 40_000));
             Some(found.owner)
         };
@@ -118,16 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn source_of_v6_is_preserved_to_other_nodes_where_the_kernel_finds_masqueraded_replies() {
+    fn source_of_v6_is_preserved_to_other_nodes_if_the_kernel_finds_masqueraded_replies() {
         let (pod, other_node) = (ip("fd00:10:22::2"), ip("fd00:192::3"));
         for finds_masqueraded_v6 in [false, true] {
-            let locality = Locality {
+            let known_addresses = KnownAddresses {
                 other_nodes: Arc::new([other_node].into()),
                 local_pods: Arc::new([(pod, None)].into()),
                 finds_masqueraded_v6,
-                ..Locality::default()
+                ..KnownAddresses::default()
             };
-            let source = locality.source(SocketAddr::new(pod, 40_000), other_node);
+            let source = known_addresses.source(SocketAddr::new(pod, 40_000), other_node);
             assert_eq!(source.is_some(), finds_masqueraded_v6);
         }
     }

@@ -1,11 +1,10 @@
-//! Policy routing: packets with the mark are local to the node.
+//! Policy routing: marked packets are local to the node.
 //!
-//! Two kinds have it: replies to connections that borrow their client's address, and what is sent to the
-//! frontends of external IPs, which are not local (see [`crate::kernel::interception`]).
+//! Two kinds are marked: replies to connections with a preserved client address, and packets to the frontends
+//! of external IPs, which are not local (see [`crate::kernel::interception`]).
 //!
-//! A socket bound to an address of somebody else (`IP_TRANSPARENT`) may send, but what comes back is routed
-//! to the owner of the address. So packets that belong to such a socket are marked before routing, and marked
-//! packets are local:
+//! A socket bound to a foreign address (`IP_TRANSPARENT`) can send, but replies are routed to the owner of
+//! the address. So packets of such a socket are marked before routing, and marked packets are local:
 //!
 //! ```text
 //! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000     (see crate::kernel::interception)
@@ -24,43 +23,42 @@ use tokio::task::JoinSet;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// A bit of its own: kube-proxy has 0x4000 and 0x8000, portmap and netavark 0x2000, Cilium 0xf00, Calico the
-/// upper half.
+/// A bit that others do not use: kube-proxy has 0x4000 and 0x8000, portmap and netavark 0x2000, Cilium 0xf00,
+/// Calico the upper half.
 pub(crate) const MARK: u32 = 0x1000;
 
-/// On what the proxy sends to endpoints. Where such a packet meets the proxy again, on a virtual IP, it is
-/// not proxied a second time (see [`crate::kernel::interception`]). It does not leave the node: network
-/// namespaces and wires do not keep marks.
+/// The mark of what the proxy sends to endpoints. If such a packet arrives at the proxy again, for a virtual
+/// IP, it is not proxied a second time (see [`crate::kernel::interception`]). The mark does not leave the
+/// network namespace or the node.
 pub(crate) const PROXIED: u32 = 0x40;
 
-/// The routing table, and the priority of the rule that leads there: before `main` (32766), behind `local`
-/// (0).
+/// The routing table, and the priority of its rule: after `local` (0), before `main` (32766).
 const ROUTES: u32 = 7061;
 const PRIORITY: u32 = 100;
 
-/// The loopback device has this index in every network namespace (`LOOPBACK_IFINDEX`).
+/// The index of the loopback device in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 
-/// What has been set up.
+/// The rules and routes.
 #[derive(Debug)]
-pub(crate) struct Divert {
+pub(crate) struct PolicyRouting {
     handle: Handle,
     routes: Vec<RouteMessage>,
     rules: Vec<RuleMessage>,
-    /// Runs the netlink connection.
+    /// The task of the netlink connection.
     connection: JoinSet<()>,
 }
 
-impl Divert {
-    /// Sets everything up. Repeating it is fine; what an earlier run left is taken over.
+impl PolicyRouting {
+    /// Adds everything. Idempotent; rules and routes of an earlier process are kept.
     ///
     /// # Errors
-    /// What the kernel says, most often that a privilege or a module is missing; nothing is left half done.
+    /// An error of the kernel, usually a missing privilege or module. Nothing is left half done.
     pub(crate) async fn ensure() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
-        let mut divert = Self {
+        let mut policy_routing = Self {
             handle,
             routes: vec![
                 local_default(RouteMessageBuilder::<Ipv4Addr>::new().build(), AddressFamily::Inet),
@@ -69,26 +67,26 @@ impl Divert {
             rules: vec![rule(AddressFamily::Inet), rule(AddressFamily::Inet6)],
             connection: tasks,
         };
-        match divert.set_up().await {
-            Ok(()) => Ok(divert),
+        match policy_routing.set_up().await {
+            Ok(()) => Ok(policy_routing),
             Err(error) => {
-                divert.take_down().await;
-                divert.connection.shutdown().await;
+                policy_routing.take_down().await;
+                policy_routing.connection.shutdown().await;
                 Err(error)
             }
         }
     }
 
-    /// Takes it all away again. What is gone already is fine.
+    /// Removes everything. What is missing is fine.
     pub(crate) async fn remove(mut self) {
         self.take_down().await;
         self.connection.shutdown().await;
     }
 
-    /// Brings back what somebody has deleted.
+    /// Restores what another program has deleted.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// An error of the kernel.
     pub(crate) async fn repair(&self) -> io::Result<()> {
         self.set_up().await
     }
@@ -113,10 +111,11 @@ impl Divert {
 
     async fn take_down(&mut self) {
         for rule in self.rules.drain(..) {
-            drop(self.handle.rule().del(rule).execute().await);
+            // What is missing is fine.
+            let _ = self.handle.rule().del(rule).execute().await;
         }
         for route in self.routes.drain(..) {
-            drop(self.handle.route().del(route).execute().await);
+            let _ = self.handle.route().del(route).execute().await;
         }
     }
 }
@@ -146,9 +145,9 @@ fn rule(family: AddressFamily) -> RuleMessage {
     rule
 }
 
-/// Whether `socket` finds the socket of a reply that comes to a masqueraded address of IPv6, as it does with
-/// IPv4: it looks the original address up in conntrack since Linux 6.15. Kernels that have it from a stable
-/// release count as those without.
+/// Whether `socket` finds the socket of a reply to a masqueraded IPv6 address, as it does for IPv4: since
+/// Linux 6.15 it looks the original address up in conntrack. Stable kernels with a backport count as without
+/// it.
 pub(crate) fn finds_masqueraded_v6() -> bool {
     static RELEASE: LazyLock<String> =
         LazyLock::new(|| std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());
