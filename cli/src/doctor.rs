@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::table::Table;
+use crate::table::{Table, plural};
 
 /// Flags of `portolan doctor`.
 #[derive(Debug, clap::Args)]
@@ -121,8 +121,4 @@ impl fmt::Display for Report {
         let (errors, warnings) = (count(Level::Error), count(Level::Warning));
         writeln!(f, "{table}\n{}, {}", plural(errors, "error"), plural(warnings, "warning"))
     }
-}
-
-fn plural(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin_address::{self, AdminAddresses};
 use crate::doctor::sources::STALE;
-use crate::table::Table;
+use crate::table::{Table, plural};
 use crate::{attached_pods, metrics, process};
 
 /// Flags of `portolan status`.
@@ -281,7 +281,7 @@ impl fmt::Display for Status {
                 writeln!(f, "{}: {condition}", program.name)?;
             }
         }
-        writeln!(f, "\n{} pods attached to this node\n", self.pods)?;
+        writeln!(f, "\n{} attached to this node\n", plural(self.pods, "pod"))?;
         let mut table = Table::new(&["SERVICE", "FRONTEND", "ENDPOINT", "POD", "CONNECTIONS"]);
         for service in &self.services {
             service.rows(&mut table);

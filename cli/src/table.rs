@@ -33,6 +33,11 @@ impl fmt::Display for Table {
     }
 }
 
+/// Returns a count with its noun: `1 error`, `2 errors`.
+pub(crate) fn plural(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

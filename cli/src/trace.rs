@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::admin_address::{self, AdminAddresses};
 use crate::attached_pods;
 use crate::status::{Served, ServedFrontend, served};
+use crate::table::plural;
 use client::Client;
 use kernel::{Route, connect, route};
 use step::{Outcome, Step};
@@ -269,10 +270,10 @@ impl Tracer<'_> {
 
     fn frontend(&mut self, frontend: &ServedFrontend, at: SocketAddr, is_tcp: bool) -> bool {
         let text = format!(
-            "{} is Service {} with {} endpoints",
+            "{} is Service {} with {}",
             frontend.frontend,
             frontend.service,
-            frontend.endpoints.len()
+            plural(frontend.endpoints.len(), "endpoint")
         );
         self.steps.push(Step::new("frontend", Outcome::Fine, text));
         for endpoint in &frontend.endpoints {

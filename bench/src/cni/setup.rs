@@ -87,7 +87,7 @@ impl Setup {
             Kind::Kernel => "/sbin/ip".into(),
         };
         let setup = Self { node: Node::new()?, kind, in_use, binary, config: config(kind).to_string() };
-        setup.fill_addresses().with_context(|| format!("fill_addresses addresses for {}", setup.name()))?;
+        setup.fill_addresses().with_context(|| format!("occupy addresses for {}", setup.name()))?;
         Ok(setup)
     }
 
