@@ -46,7 +46,7 @@ pub(crate) fn limit(
         })?;
         veth::disable_ipv6(ifb);
         let mut up = Batch::default();
-        up.set_alias_of(ifb, alias);
+        up.set_alias(ifb, alias);
         up.get_link(ifb);
         up.set_up(ifb);
         let index = veth::only_link(up.commit(host)?.links, ifb)?.index;

@@ -138,7 +138,7 @@ fn ensure_bridge(host: &mut Netlink, bridge: &Bridge, mtu: u32) -> Result<Link> 
     if found.is_none() {
         let mut batch = Batch::default();
         batch.add_bridge(&NewBridge { name, mac: veth::random_mac()?, mtu });
-        batch.set_alias_of(name, ALIAS);
+        batch.set_alias(name, ALIAS);
         batch.set_up(name);
         batch.commit(host)?;
         configure_ipv6(name, bridge.enable_dad)?;

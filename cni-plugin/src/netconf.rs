@@ -91,8 +91,7 @@ impl Header {
         };
         let name = raw["name"].as_str().unwrap_or_default().to_owned();
         if !is_valid_id(&name) {
-            let rule =
-                "a network's name begins with a letter or digit and goes on with letters, digits, _, . or -";
+            let rule = "a network's name begins with a letter or digit and continues with letters, digits, _, . or -";
             return Err(invalid(format!("name: {}: {rule}", raw["name"])));
         }
         let directory = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);

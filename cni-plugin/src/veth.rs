@@ -54,7 +54,7 @@ pub(crate) fn create(
     let try_once = |host: &mut Netlink| {
         let mut batch = Batch::default();
         batch.add_veth(veth, pod.netns.as_fd().as_raw_fd(), master);
-        batch.set_alias_of(veth.host, veth.note);
+        batch.set_alias(veth.host, veth.note);
         if master.is_none() {
             // A pod whose MAC address is changed (by the plugin `tuning`) loses its gateway entry and sends
             // ARP requests.

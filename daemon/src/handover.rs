@@ -1,10 +1,10 @@
 //! Hot restart: the next process takes over from the running one, and nothing that waits in a socket is lost.
 //!
-//! The running process listens at an abstract unix address, its name. A network namespace has its own abstract
-//! addresses, as it has its own sockets, and the kernel removes an address with its process. The next process
-//! connects at its start and receives the sockets (`SCM_RIGHTS`) and a note. The running process continues with
-//! the same sockets, and reports that it is claimed ([`Claim`]). The next process tells it to stop once it serves
-//! itself. If either process exits before that, the other one serves.
+//! The running process listens at an abstract unix address, its name. A network namespace has its own
+//! abstract addresses, as it has its own sockets, and the kernel removes an address with its process. The
+//! next process connects at its start and receives the sockets (`SCM_RIGHTS`) and a note. The running
+//! process continues with the same sockets, and reports that it is claimed ([`Claim`]). The next process
+//! tells it to stop once it serves itself. If either process exits before that, the other one serves.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
@@ -63,8 +63,8 @@ pub struct Claim(Arc<AtomicBool>);
 /// Receives sockets and note of the process that serves under `name`, if there is one.
 ///
 /// # Errors
-/// When there is one and it does not hand over: it belongs to another user, has handed over to another process
-/// already, or hangs.
+/// When there is one and it does not hand over: it belongs to another user, has handed over to another
+/// process already, or hangs.
 pub async fn receive(name: &str) -> io::Result<Option<Handover>> {
     let stream = match StdStream::connect_addr(&SocketAddr::from_abstract_name(name)?) {
         Ok(stream) => stream,
@@ -122,8 +122,8 @@ impl Previous {
 }
 
 impl Current {
-    /// Takes `name`. A process that has it now did not hand over when this one started: it is told to stop, as
-    /// soon as it listens.
+    /// Takes `name`. A process that has it now did not hand over when this one started: it is told to
+    /// stop, as soon as it listens.
     pub async fn take(name: &str) -> Self {
         let mut is_reported = false;
         loop {

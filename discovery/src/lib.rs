@@ -1,7 +1,7 @@
 //! The current state of the cluster: Services and their endpoints, from several sources.
 //!
 //! ```text
-//! source (manifests | kubernetes, attachments) ──Event──> Index (one writer) ──> Arc<Snapshot> ──watch──> proxy, DNS
+//! source (manifests | kubernetes, attachments) ──Event──> Index ──> Arc<Snapshot> ──watch──> proxy, DNS
 //! ```
 //!
 //! A source converts what it reads to model objects and sends all objects of an origin (a file, an API

@@ -26,7 +26,9 @@ use crate::worker::idle_timeout::IdleTimeouts;
 #[command(
     name = "portolan-proxy",
     version,
-    after_help = "Example:\n  portolan-proxy --manifests ./services\n  portolan-proxy --kubeconfig /etc/portolan/kubeconfig --node-name node-1\n  portolan-proxy status\n\n\
+    after_help = "Example:\n  portolan-proxy --manifests ./services\n  \
+                  portolan-proxy --kubeconfig /etc/portolan/kubeconfig --node-name node-1\n  \
+                  portolan-proxy status\n\n\
                   SIGTERM drains: new connections are refused, open ones may finish. A second one aborts.\n\
                   Every flag can be a key of the config file, without the dashes."
 )]

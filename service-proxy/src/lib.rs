@@ -2,8 +2,8 @@
 //! userspace.
 //!
 //! ```text
-//! discovery ──Snapshot──> Proxier ──plan──> Frontend (an address and port) ──> backend: endpoints, pool, affinity
-//!                            └── kernel: routes, the map of intercepted addresses ──connections──> tcp, udp on a worker
+//! discovery ──Snapshot──> Proxier ──plan──> Frontend (address, port) ──> backend: endpoints, pool, affinity
+//!                            └── kernel: routes, intercepted addresses ──connections──> tcp, udp on a worker
 //! ```
 //!
 //! The main thread watches the sources and opens sockets. Workers, one event loop per core, handle the

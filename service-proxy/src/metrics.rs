@@ -17,8 +17,8 @@ use crate::budget::Budget;
 /// Bounds in seconds: from an endpoint on the same node to one that timed out.
 const CONNECT_BUCKETS: [f64; 10] = [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5];
 
-const CLIENT_LIMITS: &str = "Connections reset, and UDP flows closed or not opened, because their client had as many \
-                             descriptors as were free.";
+const CLIENT_LIMITS: &str = "Connections reset, and UDP flows closed or not opened, because their client \
+                             had as many descriptors as were free.";
 
 /// One struct for the whole program: the data path pays one atomic addition per count.
 #[derive(Debug)]
@@ -84,8 +84,8 @@ impl Metrics {
             ),
             connections_shed: counter(
                 "connections_shed_total",
-                "Connections reset because --max-connections were open, as many as their Service may have, or no \
-                 descriptor was left.",
+                "Connections reset because --max-connections were open, as many as their Service may have, \
+                 or no descriptor was left.",
             ),
             client_limits: counter("client_limits_total", CLIENT_LIMITS),
             clients_refused: counter(

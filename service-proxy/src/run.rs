@@ -291,8 +291,8 @@ async fn set_up_policy_routing() -> Option<PolicyRouting> {
         .inspect_err(|error| {
             warn!(
                 %error,
-                "no policy routing: endpoints will see the node's address, not the client's, and external IPs are \
-                 not served"
+                "no policy routing: endpoints will see the node's address, not the client's, and external \
+                 IPs are not served"
             );
         })
         .ok()

@@ -184,7 +184,7 @@ impl Range {
     }
 }
 
-/// A gateway may be outside the subnet: `host-local` then gives the pod a route to it.
+/// A gateway may be outside the subnet, as with `host-local`: the pod may have a route to it.
 fn gateway(field: &str, wire: &WireRange, subnet: IpNetwork) -> Result<Option<IpAddr>> {
     let Some(text) = wire.gateway.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
     let address = text.parse().ok().filter(|address: &IpAddr| address.is_ipv4() == subnet.is_ipv4());

@@ -78,7 +78,7 @@ impl Batch {
 
     /// Sets the alias of an interface. Do it while the interface is down: for one that is up the kernel
     /// notifies all listeners.
-    pub(crate) fn set_alias_of(&mut self, name: &str, note: &str) {
+    pub(crate) fn set_alias(&mut self, name: &str, note: &str) {
         self.push(request::set_alias(name, note), 0, format!("set the alias of {name}"));
     }
 

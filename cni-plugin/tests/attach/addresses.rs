@@ -24,7 +24,7 @@ fn device(fixture: &Fixture, address: &IpAddr) -> Value {
 #[test]
 fn network_with_the_same_ranges_or_a_new_name_does_not_reassign_addresses_in_use() {
     let fixture = Fixture::new();
-    // The node asks from an address of its own.
+    // The node sends from an address of its own.
     fixture.node().shell("ip address add fd00:1::2/64 dev uplink0 nodad").unwrap();
     let a = fixture.add("a", &dual("pods"));
     let b = fixture.add("b", &dual("renamed"));

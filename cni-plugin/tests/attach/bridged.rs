@@ -347,8 +347,8 @@ fn isolated_ports_reach_the_gateway_but_not_each_other() {
 fn enabledad_refuses_an_address_that_another_host_has() {
     let fixture = Fixture::new();
     // The address that the pod will be assigned is on the bridge already.
-    let add_duplicate = "ip link add br0 type bridge && ip link set br0 up && ip link add x0 type veth peer name x1 && \
-        ip link set x0 master br0 up && ip netns add squatter && ip link set x1 netns squatter && \
+    let add_duplicate = "ip link add br0 type bridge && ip link set br0 up && ip link add x0 \
+        type veth peer name x1 && ip link set x0 master br0 up && ip netns add squatter && ip link set x1 netns squatter && \
         ip -n squatter link set x1 up && ip -n squatter address add fd00:22::2/64 dev x1 nodad";
     fixture.node().shell(add_duplicate).unwrap();
     fixture.netns("a");

@@ -176,7 +176,7 @@ fn del_succeeds_whatever_is_left() {
     fixture.quiet("DEL", "never", &config("1.1.0"));
     fixture.add("other", &config("1.1.0"));
     let before = fixture.traces();
-    for (id, netns) in [("a", ""), ("b", "/run/netns/gone"), ("c", "/run/plain"), ("d", "/run/netns/other")] {
+    for (id, netns) in [("a", ""), ("b", "/run/netns/none"), ("c", "/run/plain"), ("d", "/run/netns/other")] {
         fixture.node().shell("touch /run/plain").unwrap();
         fixture.add(id, &config("1.1.0"));
         for _ in 0..3 {

@@ -83,8 +83,8 @@ impl Fixture {
         let rest = self.node().shell(
             "ip -o link | grep -c ptl || true; ip route | grep -v -e 192.0.2 || true; \
              ip -6 route | grep fd00:22 || true; ip neigh | grep ptl || true; ip -o link | grep ptb || true; \
-             find /run/portolan -name '*.json' -not -path '*/networks/*' -a -not -path '*/ports/*' -o -path '*/owners/*' \
-             -o -path '*/ports/*' -not -size -3c 2>/dev/null || true",
+             find /run/portolan -name '*.json' -not -path '*/networks/*' -a -not -path '*/ports/*' \
+             -o -path '*/owners/*' -o -path '*/ports/*' -not -size -3c 2>/dev/null || true",
         );
         rest.unwrap() + &full.concat()
     }

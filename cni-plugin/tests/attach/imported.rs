@@ -98,7 +98,8 @@ fn addresses_that_cannot_be_imported_are_reported_and_the_rest_is_imported() {
     let fixture = Fixture::new();
     // In the format of old versions, truncated by a crash, outside of every range, and assigned to another
     // pod meanwhile.
-    let script = "mkdir -p /run/old/pods; cd /run/old/pods; printf old > 10.22.0.9; touch 10.22.0.10; printf 'far\\r\\neth1' > 10.99.0.1; \
+    let script = "mkdir -p /run/old/pods; cd /run/old/pods; printf old > 10.22.0.9; touch 10.22.0.10; \
+                  printf 'far\\r\\neth1' > 10.99.0.1; \
                   printf 'late\\r\\neth0' > 10.22.0.1; printf 10.22.0.9 > last_reserved_ip.0; touch lock";
     fixture.node().shell(script).unwrap();
     let mut config = ours();

@@ -48,7 +48,8 @@ fn gc_finds_pods_by_their_interfaces_if_the_state_directory_is_empty() {
 
 /// Simulates a reboot: memory is lost, the disk stays.
 fn reboot(fixture: &Fixture) {
-    let script = "rm -r /run/portolan/*; ip route del unreachable 10.22.0.0/30; nft flush ruleset; for p in a b; do ip netns del $p; done; \
+    let script = "rm -r /run/portolan/*; ip route del unreachable 10.22.0.0/30; nft flush ruleset; \
+        for p in a b; do ip netns del $p; done; \
         ip link | grep -o 'ptl[0-9a-f]*' | xargs -rn1 ip link del 2>/dev/null || true; \
         echo other > /run/boot; mount --bind /run/boot /proc/sys/kernel/random/boot_id";
     fixture.node().shell(script).unwrap();

@@ -70,7 +70,7 @@ fn orphaned_files_are_reported_once_and_removed() {
     fixture.quiet("DEL", "old", &config);
     fixture.node().shell(broken).unwrap();
     fixture.add("b", &config);
-    fixture.add("gone", &config);
+    fixture.add("old", &config);
     for id in ["a", "b", "old"] {
         fixture.quiet("DEL", id, &config);
     }

@@ -28,7 +28,8 @@ pub(crate) fn node(node: wire::Node, findings: &mut Findings) -> Option<Node> {
         let read = |findings: &mut Findings| address(&field, &found.address, findings);
         match found.type_.as_str() {
             "InternalIP" => addresses.extend(read(findings)),
-            // No traffic goes to a Hostname address; it only distinguishes this node from others.
+            // No traffic is sent to an external address: it only serves to recognise the address
+            // of a node. So an error in it is a warning.
             "ExternalIP" => external_addresses.extend(findings.optional(read)),
             _ => {}
         }

@@ -76,8 +76,8 @@ pub(super) fn node_port(
             let port = port_number(field, number, findings)?;
             if !NODE_PORTS.contains(&port) {
                 findings.warn(field, format!(
-                    "{port} is not from 30000 to 32767: an API server would refuse it, and another program of the node \
-                     may use it"
+                    "{port} is not from 30000 to 32767: an API server would refuse it, and another program \
+                     of the node may use it"
                 ));
             }
             Some(port)

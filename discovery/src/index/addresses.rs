@@ -146,15 +146,20 @@ impl Addresses {
     ) {
         if owner != name {
             let at = &theirs.location;
-            return self.problem(name, claim, Severity::Error, format!(
-                "spec.clusterIP: {address} already belongs to Service {owner} ({at}); give it another address, \
-                     or leave the field out to have one assigned",
-            ));
+            return self.problem(
+                name,
+                claim,
+                Severity::Error,
+                format!(
+                    "spec.clusterIP: {address} already belongs to Service {owner} ({at}); give it another \
+                     address, or leave the field out to have one assigned",
+                ),
+            );
         }
         if !cidrs.iter().any(|cidr| cidr.contains(address)) {
             self.problem(name, claim, Severity::Warning, format!(
-                "spec.clusterIP: {address} is outside the service ranges ({}): it gets a route of its own and no \
-                     reverse name; add its range to --service-cidr of both daemons",
+                "spec.clusterIP: {address} is outside the service ranges ({}): it gets a route of its own \
+                     and no reverse name; add its range to --service-cidr of both daemons",
                 join(cidrs),
             ));
         }

@@ -136,8 +136,8 @@ fn first_origin_by_name_owns_a_contested_name_and_address_whenever_it_was_read()
         assert!(entry(&index, "second").cluster_ips.is_empty());
         assert_eq!(
             index.snapshot().problems[0].to_string(),
-            "b.yaml:1: Service default/second: spec.clusterIP: 10.96.0.20 already belongs to Service default/first \
-             (a.yaml:1); give it another address, or leave the field out to have one assigned"
+            "b.yaml:1: Service default/second: spec.clusterIP: 10.96.0.20 already belongs to Service \
+             default/first (a.yaml:1); give it another address, or leave the field out to have one assigned"
         );
     }
 }

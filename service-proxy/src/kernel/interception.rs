@@ -8,7 +8,8 @@
 //! table inet portolan-proxy {
 //!     set proxy-<port> { type ipv4_addr }
 //!     map frontends-v4 { type ipv4_addr . inet_proto . inet_service : verdict
-//!                        elements = { 10.96.0.9 . tcp . 80 : goto tcp-v4, 10.96.0.9 . udp . 53 : goto udp-v4-5 } }
+//!                        elements = { 10.96.0.9 . tcp . 80 : goto tcp-v4,
+//!                                     10.96.0.9 . udp . 53 : goto udp-v4-5 } }
 //!     set virtual-v4   { type ipv4_addr; flags interval }                              # the service ranges
 //!     chain prerouting { type filter hook prerouting priority mangle
 //!         jump intercept

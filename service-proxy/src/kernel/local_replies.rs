@@ -1,10 +1,10 @@
 //! Returns the replies of servers on this node to connections with a preserved client address.
 //!
 //! The replies of a pod arrive from outside and are recognised by their socket (see
-//! [`crate::kernel::policy_routing`]). The replies of a server on the node itself (a hostNetwork pod) are routed to
-//! the client as soon as they are sent. So each of our packets to such a server records the flow of the
-//! replies, and those are marked and rerouted: to this node, where the socket is. Neither direction is
-//! tracked: a CNI plugin would masquerade packets from a pod's address.
+//! [`crate::kernel::policy_routing`]). The replies of a server on the node itself (a hostNetwork pod) are
+//! routed to the client as soon as they are sent. So each of our packets to such a server records the flow
+//! of the replies, and those are marked and rerouted: to this node, where the socket is. Neither direction
+//! is tracked: a CNI plugin would masquerade packets from a pod's address.
 //!
 //! ```text
 //! table inet portolan-proxy-replies {

@@ -7,7 +7,7 @@
 //! the address. So packets of such a socket are marked before routing, and marked packets are local:
 //!
 //! ```text
-//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000     (see crate::kernel::interception)
+//! nft:      socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x1000     (see interception)
 //! ip rule:  from all fwmark 0x1000/0x1000 lookup 7061
 //! ip route: local default dev lo table 7061
 //! ```
@@ -160,7 +160,8 @@ fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
 }
 
 pub(super) fn is_there_already(error: &rtnetlink::Error) -> bool {
-    matches!(error, rtnetlink::Error::NetlinkError(message) if message.to_io().kind() == io::ErrorKind::AlreadyExists)
+    let rtnetlink::Error::NetlinkError(message) = error else { return false };
+    message.to_io().kind() == io::ErrorKind::AlreadyExists
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@
 //! |---|---|
 //! | this node | the kernel chooses, because it is the same kernel |
 //! | a pod of portolan-cni | those that the plugin has reserved in the pod, by the attachment record |
-//! | any other | 512 to 1023: no kernel chooses privileged ports. If those are in use, those that the plugin would reserve, unless the client was seen to use such low ports |
+//! | any other | 512 to 1023, which no kernel chooses; if all are in use, those of the next paragraph |
+//!
+//! Those are the ports that the plugin would reserve, unless the client was seen to use such low ports.
 
 use std::cell::RefCell;
 use std::collections::HashSet;

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! table inet portolan-virtual {
-//!     set single-v4 { type ipv4_addr }                  # cluster IPs outside of the ranges, if there are any
+//!     set single-v4 { type ipv4_addr }                 # cluster IPs outside of the ranges, if there are any
 //!     chain arriving { type filter hook prerouting priority raw
 //!         ip daddr <service range> notrack
 //!         ip daddr @single-v4 notrack

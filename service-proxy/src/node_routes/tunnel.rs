@@ -103,8 +103,11 @@ fn is_as_wanted(link: &LinkMessage, address: Mac, local: IpAddr) -> bool {
         LinkAttribute::LinkInfo(info) if info.contains(&LinkInfo::Kind(InfoKind::Vxlan)) => Some(info),
         _ => None,
     });
-    let is_so = |info: &LinkInfo| matches!(info, LinkInfo::Data(InfoData::Vxlan(data)) if wanted.iter().all(|w| data.contains(w)));
-    has_address && info.is_some_and(|info| info.iter().any(is_so))
+    let is_wanted = |info: &LinkInfo| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => wanted.iter().all(|option| data.contains(option)),
+        _ => false,
+    };
+    has_address && info.is_some_and(|info| info.iter().any(is_wanted))
 }
 
 async fn adjust(handle: &Handle, link: &LinkMessage, mtu: u32) -> Result<(), Error> {

@@ -124,10 +124,10 @@ impl View<'_> {
         let served: BTreeSet<_> = self.frontends.iter().map(|frontend| frontend.service()).collect();
         let idle = self.snapshot.services().filter(|entry| {
             let name = &entry.service.name;
-            let is_asked = self.service.is_none_or(|service| name.to_string() == service);
+            let is_selected = self.service.is_none_or(|service| name.to_string() == service);
             let is_ours = entry.service.rules.proxy_class.matches(self.proxy_name);
-            let is_answered = served.contains(name) || self.shown.served_by_dns.contains_key(name);
-            is_asked && is_ours && !entry.cluster_ips.is_empty() && !is_answered
+            let is_served = served.contains(name) || self.shown.served_by_dns.contains_key(name);
+            is_selected && is_ours && !entry.cluster_ips.is_empty() && !is_served
         });
         idle.map(|entry| (entry.service.name.to_string(), &entry.cluster_ips[..])).collect()
     }

@@ -102,7 +102,8 @@ impl Liveness {
     }
 }
 
-/// Returns the error of a peer that no longer responds. From now on reads end after the data that has arrived.
+/// Returns the error of a peer that no longer responds. From now on reads end after the data that has
+/// arrived.
 pub(super) fn give_up(stream: &TcpStream) -> io::Error {
     // It fails only on a closed socket, where reads end as well.
     let _ = SockRef::from(stream).shutdown(Shutdown::Read);
