@@ -213,7 +213,7 @@ fn a_port_of_the_node_leads_to_a_bridged_pod_from_everywhere() {
     fixture.add("a", &bridged(ports.clone()));
     fixture.add("b", &bridged(json!({})));
     let listener = open(&fixture, "a").run(|| TcpListener::bind("[::]:80").unwrap()).unwrap();
-    std::thread::spawn(move || listener.incoming().for_each(|stream| drop(stream.unwrap().write_all(b"a"))));
+    std::thread::spawn(move || listener.incoming().for_each(|stream| _ = stream.unwrap().write_all(b"a")));
     let ask = |address: &'static str| {
         move || {
             let stream = TcpStream::connect_timeout(&address.parse().unwrap(), TIMEOUT);
@@ -240,7 +240,7 @@ fn a_port_of_the_node_leads_to_a_bridged_pod_from_everywhere() {
     } });
     fixture.add("c", &bridged(other.clone()));
     let listener = open(&fixture, "c").run(|| TcpListener::bind("[::]:80").unwrap()).unwrap();
-    std::thread::spawn(move || listener.incoming().for_each(|stream| drop(stream.unwrap().write_all(b"c"))));
+    std::thread::spawn(move || listener.incoming().for_each(|stream| _ = stream.unwrap().write_all(b"c")));
     fixture.quiet("DEL", "a", &bridged(ports));
     assert!(open(&fixture, "b").run(ask("192.0.2.2:8081")).unwrap());
     assert!(!fixture.node().outside().run(ask("192.0.2.2:8080")).unwrap());

@@ -45,8 +45,8 @@ pub(crate) fn track(fixture: &Fixture, count: u32) {
                 let socket = UdpSocket::bind(("192.0.2.1", 0)).unwrap();
                 for port in 0..30_000.min(count - source * 30_000) {
                     let port = u16::try_from(20_000 + port).unwrap();
-                    // ICMP port unreachable: nothing listens.
-                    drop(socket.send_to(b"x", ("192.0.2.2", port)));
+                    // It reports the ICMP error (port unreachable) of an earlier one: nothing listens.
+                    let _ = socket.send_to(b"x", ("192.0.2.2", port));
                 }
             }
         })
