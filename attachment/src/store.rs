@@ -1,8 +1,11 @@
 //! Reads and writes the record files.
 
 use std::fs;
+use std::hash::Hasher as _;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use fnv::FnvHasher;
 
 use crate::Attachment;
 
@@ -34,11 +37,10 @@ impl Key {
         if stem.len() <= MAX_STEM {
             return stem;
         }
-        // FNV-1a. Readers compare the key in the file.
-        let hash = container_id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        format!("{}:{hash:016x}:{ifname}", container_id.get(..KEPT).unwrap_or_default())
+        // Readers compare the key in the file.
+        let mut hash = FnvHasher::default();
+        hash.write(container_id.as_bytes());
+        format!("{}:{:016x}:{ifname}", container_id.get(..KEPT).unwrap_or_default(), hash.finish())
     }
 
     /// The file name that earlier versions used for an interface name with a dash.

@@ -4,7 +4,6 @@
 //! virtual IP. The machine's own network is not changed. docs/benchmarks.md describes the method.
 
 mod all;
-mod clock;
 mod cni;
 mod compare;
 mod comparison;

@@ -15,7 +15,6 @@ use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::clock;
 use crate::comparison::Comparison;
 use crate::environment::Environment;
 use crate::interrupt;
@@ -81,7 +80,7 @@ impl Record {
             format: FORMAT,
             section: section.to_owned(),
             command: command_line(),
-            started: clock::now_utc(),
+            started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             seconds: 0.0,
             interrupted: None,
             settings: BTreeMap::new(),

@@ -1,11 +1,13 @@
 //! The veth pair that connects a pod: one end in the pod, one on the node.
 
+use std::hash::Hasher as _;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use fnv::FnvHasher;
 use ipnetwork::IpNetwork;
 
 use crate::error::{Code, Error, Result, io, kernel};
@@ -29,12 +31,10 @@ pub(crate) fn ifb_interface(network: &str, container_id: &str, ifname: &str) -> 
 }
 
 fn hash(network: &str, container_id: &str, ifname: &str) -> String {
-    // FNV-1a, truncated to 48 bits: with 5,000 pods the probability of a collision is 1 in 20 million.
-    let text = format!("{network}/{container_id}/{ifname}");
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{:012x}", hash >> 16)
+    let mut hash = FnvHasher::default();
+    hash.write(format!("{network}/{container_id}/{ifname}").as_bytes());
+    // Of 48 bits: with 5,000 pods the probability of a collision is 1 in 20 million.
+    format!("{:012x}", hash.finish() >> 16)
 }
 
 /// Creates the veth pair. The node's end is set up first, so the pod's end has a carrier from the start. With

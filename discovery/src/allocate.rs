@@ -6,8 +6,10 @@
 //! address.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hasher as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use fnv::FnvHasher;
 use ipnetwork::IpNetwork;
 
 use crate::model::{IpFamily, NamespacedName};
@@ -47,7 +49,7 @@ fn free_address(name: &NamespacedName, cidr: &IpNetwork, taken: &HashSet<IpAddr>
     // last address is the broadcast address of IPv4.
     let reserved = (size / 16).clamp(16, 256);
     let candidates = size.checked_sub(reserved + 1)?;
-    let start = fnv1a(name) % candidates.max(1);
+    let start = hash(name) % candidates.max(1);
     (0..candidates)
         .map(|step| nth(cidr, reserved + (start + step) % candidates))
         .find(|address| !taken.contains(address))
@@ -63,10 +65,11 @@ fn nth(cidr: &IpNetwork, offset: u64) -> IpAddr {
     }
 }
 
-/// FNV-1a: the result must be the same in all releases and on all machines.
-fn fnv1a(name: &NamespacedName) -> u64 {
-    let bytes = name.namespace.bytes().chain([b'/']).chain(name.name.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+/// The result must be the same in all releases and on all machines.
+fn hash(name: &NamespacedName) -> u64 {
+    let mut hash = FnvHasher::default();
+    hash.write(name.to_string().as_bytes());
+    hash.finish()
 }
 
 #[cfg(test)]

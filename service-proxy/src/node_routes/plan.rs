@@ -1,10 +1,12 @@
 //! The desired routes. Pure functions.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hasher as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use discovery::model::Node;
+use fnv::FnvHasher;
 use ipnetwork::IpNetwork;
 
 use super::of_family;
@@ -60,13 +62,12 @@ impl Own {
     }
 }
 
-/// A node's MAC address inside the tunnel is derived from its name, so it need not be distributed (FNV-1a, 48
-/// bits; locally administered, unicast).
+/// A node's MAC address inside the tunnel is derived from its name, so it need not be distributed (48 bits of
+/// a hash; locally administered, unicast).
 pub(super) fn mac(node: &str) -> Mac {
-    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let [_, _, first, rest @ ..] = hash.to_be_bytes();
+    let mut hash = FnvHasher::default();
+    hash.write(node.as_bytes());
+    let [_, _, first, rest @ ..] = hash.finish().to_be_bytes();
     let [b, c, d, e, f] = rest;
     [(first | 2) & !1, b, c, d, e, f]
 }
