@@ -24,13 +24,13 @@ use crate::acl::{Acl, Refusal};
 use crate::autopath::Autopath;
 use crate::dnstap::Dnstap;
 use crate::forward::Forwarder;
-use crate::message::{Ede, Invalid, Name, Query, Question, kind, rcode};
+use crate::message::{Ede, Edns, Invalid, Name, Query, Question, kind, rcode};
 use crate::metrics::{Metrics, Protocol};
 use crate::query_log::QueryLog;
 use crate::zone::{Found, Node, Zone};
 pub(crate) use cookie::Secret;
-pub(crate) use options::Transport;
-pub(crate) use options::{IDLE, MAX_NSID, Options};
+use options::EdnsReply;
+pub(crate) use options::{IDLE, MAX_NSID, Options, Transport};
 pub(crate) use outgoing::Replies;
 pub(crate) use reply::Reply;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -89,7 +89,7 @@ impl Responder {
             Err(Invalid::Ignore) => return Step::Silence,
         };
         let (protocol, client) = from;
-        let granted = self.options.grant(edns, protocol, client);
+        let granted = self.grant(edns, from);
         let transport = Transport { protocol, granted: granted.as_ref() };
         let fail = |out: &mut Vec<u8>, code, why| {
             Reply::new(out, message, header, question, edns, transport).finish(code, why)
@@ -107,6 +107,12 @@ impl Responder {
         };
         self.account(from, (message, question), (code, &out[start..]), now);
         Step::Done
+    }
+
+    /// The answers to the options of a query. Most queries have none.
+    fn grant(&self, edns: Option<Edns<'_>>, (protocol, client): (Protocol, Client<'_>)) -> Option<EdnsReply> {
+        let edns = edns.filter(Edns::has_options)?;
+        Some(self.options.grant(|code| edns.option(code), protocol, client))
     }
 
     /// Where every reply leaves: it is counted, logged if that is wanted, and handed to the collector.
@@ -249,7 +255,7 @@ impl Responder {
     ) {
         let (now, start) = (Instant::now(), out.len());
         let Ok(query) = Query::parse(message) else { return };
-        let granted = self.options.grant(query.edns, from.0, from.1);
+        let granted = self.grant(query.edns, from);
         let transport = Transport { protocol: from.0, granted: granted.as_ref() };
         let code = Reply::to(&query, message, out, transport).finish(code, reason);
         self.account(from, (message, Some(query.question)), (code, &out[start..]), now);

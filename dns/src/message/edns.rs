@@ -76,8 +76,8 @@ impl<'a> Edns<'a> {
         Ok(edns)
     }
 
-    /// The OPT record of a reply.
-    pub(crate) fn reply(payload: u16, rcode: u16, dnssec_ok: bool) -> Self {
+    /// Without options.
+    pub(crate) fn new(payload: u16, rcode: u16, dnssec_ok: bool) -> Self {
         let [rcode_high, _] = (rcode << 4).to_be_bytes();
         Self { payload, rcode_high, version: 0, dnssec_ok, options: &[] }
     }

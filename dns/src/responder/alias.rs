@@ -21,7 +21,7 @@ impl Responder {
         mut aliases: Vec<NameBuf>,
         client: IpAddr,
     ) -> Draft {
-        let failed = |code, text| Draft::new(query, rcode::SERVFAIL, Some(Reason(code, text)));
+        let failed = |code, text| Draft::new(rcode::SERVFAIL, Some(Reason(code, text)));
         let mut lower = Vec::new();
         let mut draft = loop {
             let Some(last) = aliases.last() else { break failed(Ede::Other as u16, "") };
@@ -37,7 +37,7 @@ impl Responder {
                     // The code is that of the last name (RFC 6604 §3).
                     let is_coredns = zone.settings.names.is_coredns();
                     let code = if is_coredns { rcode::NOERROR } else { rcode::NXDOMAIN };
-                    break negative(zone, Draft::new(query, code, stale(zone, Ede::StaleNxdomain)));
+                    break negative(zone, Draft::new(code, stale(zone, Ede::StaleNxdomain)));
                 }
                 Found::NotReady => break failed(Ede::NotReady as u16, ""),
                 Found::Elsewhere => {
@@ -65,7 +65,7 @@ impl Responder {
 
 /// The records at the end of the aliases, if there are any of this type.
 fn here(zone: &Zone, query: &Query<'_>, owner: &NameBuf, node: Node<'_>) -> Draft {
-    let mut draft = Draft::new(query, rcode::NOERROR, stale(zone, Ede::StaleAnswer));
+    let mut draft = Draft::new(rcode::NOERROR, stale(zone, Ede::StaleAnswer));
     let (kind, ttl) = (query.question.kind, zone.settings.ttl);
     zone.visit(node, kind, &mut |content, _| {
         draft.message.answers.extend(record(owner.as_name(), kind, ttl, content));

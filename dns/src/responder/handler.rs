@@ -4,14 +4,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hickory_server::net::runtime::{Time, TokioTime};
-use hickory_server::proto::op::{Header, HeaderCounts, Message, OpCode};
+use hickory_server::proto::op::{self, HeaderCounts, Message, OpCode};
+use hickory_server::proto::rr::Record;
+use hickory_server::proto::rr::rdata::opt::EdnsOption;
+use hickory_server::proto::serialize::binary::BinEncoder;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponseBuilder;
+use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder};
 
 use super::outgoing::{Outgoing, Replies};
 use super::reply::{self, Reason, fit};
 use super::{Responder, Transport, lowered, stale};
-use crate::message::{Ede, Name, Query, kind, rcode, record};
+use crate::message::{CLASS_IN, Ede, Edns, Header, Name, Query, Question, flag, kind, rcode, record};
 use crate::metrics::Protocol;
 use crate::zone::{Found, Transfer, Zone};
 
@@ -23,21 +26,46 @@ pub(super) struct Draft {
 
 impl Draft {
     /// Without records.
-    pub(super) fn new(query: &Query<'_>, code: u16, reason: Option<Reason>) -> Self {
-        let mut message = Message::response(query.header.id, OpCode::Query);
+    pub(super) fn new(code: u16, reason: Option<Reason>) -> Self {
+        // The id is the request's.
+        let mut message = Message::response(0, OpCode::Query);
         message.metadata.response_code = code.into();
         message.metadata.recursion_available = true;
         Self { message, reason }
     }
 
     fn name_error(query: &Query<'_>, apex: usize, zone: &Zone) -> Self {
-        let mut draft = Self::new(query, rcode::NXDOMAIN, stale(zone, Ede::StaleNxdomain));
+        let mut draft = Self::new(rcode::NXDOMAIN, stale(zone, Ede::StaleNxdomain));
         let name = query.question.name.wire();
         let apex = Name::from_wire_unchecked(name.get(name.len() - apex..).unwrap_or_default());
         draft.message.metadata.authoritative = true;
         draft.message.metadata.recursion_available = !zone.settings.names.is_coredns();
         draft.message.authorities.extend(record(apex, kind::SOA, zone.settings.ttl, &zone.soa));
         draft
+    }
+}
+
+/// The query of a request that the fast path has left, as the zone and the cache look it up: of class IN, with its name
+/// written out, and without its options.
+pub(super) fn query(request: &Request) -> Option<Query<'_>> {
+    let kind = request.queries.queries().first()?.query_type().into();
+    // Behind the name are type and class.
+    let (name, _) = request.queries.as_bytes().split_last_chunk::<4>()?;
+    let question = Question { name: Name::from_wire_unchecked(name), kind, class: CLASS_IN };
+    let op::Metadata { id, recursion_desired, authentic_data, checking_disabled, .. } = request.metadata;
+    let set = |is_set, flag| if is_set { flag } else { 0 };
+    let flags =
+        set(recursion_desired, flag::RD) | set(authentic_data, flag::AD) | set(checking_disabled, flag::CD);
+    let header = Header { id, flags, questions: 1, ..Header::default() };
+    let edns = request.edns.as_ref().map(|edns| Edns::new(edns.max_payload(), 0, edns.flags().dnssec_ok));
+    Some(Query { header, question, edns })
+}
+
+/// The content of an option that hickory keeps as it came; nothing is known of the others but that they are there.
+fn option(edns: &op::Edns, code: u16) -> Option<&[u8]> {
+    match edns.option(code.into())? {
+        EdnsOption::Unknown(_, content) => Some(content),
+        _ => Some(&[]),
     }
 }
 
@@ -48,13 +76,12 @@ impl RequestHandler for Responder {
         request: &Request,
         mut replies: R,
     ) -> ResponseInfo {
-        // The fast path has read it.
-        let Ok(query) = Query::parse(request.as_slice()) else {
-            return Header { metadata: request.metadata, counts: HeaderCounts::default() }.into();
+        let Some(query) = query(request) else {
+            return self.reply(request, Draft::new(rcode::FORMERR, None), &mut replies).await;
         };
         let (zone, client) = (self.zone.load_full(), request.src().ip());
         if matches!(query.question.kind, kind::AXFR | kind::IXFR) {
-            return self.transfer(zone, request, &query, &mut replies).await;
+            return self.transfer(zone, request, &mut replies).await;
         }
         let mut lower = Vec::new();
         let name = lowered(query.question.name, &mut lower);
@@ -66,7 +93,7 @@ impl RequestHandler for Responder {
             },
             _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], client).await,
         };
-        self.reply(request, &query, draft, &mut replies).await
+        self.reply(request, draft, &mut replies).await
     }
 }
 
@@ -76,26 +103,28 @@ impl Responder {
     pub(crate) async fn resolve(
         self: Arc<Self>,
         query: Vec<u8>,
-        from: (Protocol, SocketAddr),
+        (protocol, client): (Protocol, SocketAddr),
         replies: Replies,
     ) {
-        let (protocol, client) = from;
-        let outgoing = Outgoing::new(&self, &query, from, replies);
         match Request::from_bytes(query.clone(), client, protocol.into()) {
-            Ok(request) => _ = self.handle_request::<_, TokioTime>(&request, outgoing).await,
+            Ok(request) => {
+                let request = Arc::new(request);
+                let outgoing = Outgoing::new(&self, &request, replies);
+                _ = self.handle_request::<_, TokioTime>(&request, outgoing).await;
+            }
             // Records in a query are for hickory to read.
             Err(_malformed) => {
                 let mut out = Vec::new();
                 let said = (rcode::FORMERR, reply::reason(rcode::FORMERR));
                 self.fail(&query, (protocol, &|| Some(client)), said, &mut out);
-                outgoing.send(out).await;
+                replies.send(client, out).await;
             }
         }
     }
 
     async fn forward(&self, query: &Query<'_>, client: IpAddr) -> Draft {
         let answered = self.upstream(query, client).await;
-        answered.unwrap_or_else(|(code, reason)| Draft::new(query, code, Some(reason)))
+        answered.unwrap_or_else(|(code, reason)| Draft::new(code, Some(reason)))
     }
 
     /// What the upstream servers say, or the code and reason of the failure.
@@ -114,17 +143,16 @@ impl Responder {
         &self,
         zone: Arc<Zone>,
         request: &Request,
-        query: &Query<'_>,
         replies: &mut impl ResponseHandler,
     ) -> ResponseInfo {
         let mut transfer = Transfer::new(zone);
         loop {
             let records = transfer.next_records();
-            let mut draft = Draft::new(query, rcode::NOERROR, None);
+            let mut draft = Draft::new(rcode::NOERROR, None);
             draft.message.metadata.authoritative = true;
             draft.message.metadata.recursion_available = false;
             draft.message.answers = records;
-            let info = self.reply(request, query, draft, replies).await;
+            let info = self.reply(request, draft, replies).await;
             if transfer.has_ended() {
                 return info;
             }
@@ -135,34 +163,49 @@ impl Responder {
     async fn reply(
         &self,
         request: &Request,
-        query: &Query<'_>,
         Draft { mut message, reason }: Draft,
         replies: &mut impl ResponseHandler,
     ) -> ResponseInfo {
         let protocol = Protocol::from(request.protocol());
-        let granted = self.options.grant(query.edns, protocol, || Some(request.src()));
+        let options = request.edns.as_ref().filter(|edns| !edns.options().options.is_empty());
+        let granted = options
+            .map(|edns| self.options.grant(|code| option(edns, code), protocol, || Some(request.src())));
         let transport = Transport { protocol, granted: granted.as_ref() };
-        let limit = reply::limit(query.edns, protocol);
-        let dnssec_ok = query.edns.is_some_and(|edns| edns.dnssec_ok);
+        let asked = query(request).and_then(|query| query.edns);
+        let limit = reply::limit(asked, protocol);
+        let dnssec_ok = asked.is_some_and(|edns| edns.dnssec_ok);
+        message.metadata.id = request.metadata.id;
         message.metadata.recursion_desired = request.metadata.recursion_desired;
         message.metadata.checking_disabled = request.metadata.checking_disabled;
-        message.queries = request.queries.queries().iter().map(|query| query.original().clone()).collect();
-        let length =
-            fit(&mut message, dnssec_ok, limit - transport.needs(query.edns)).map_or(limit, |m| m.len());
-        let edns = query.edns.map(|_| transport.edns(dnssec_ok, reason, (length, limit)));
-        let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build(
-            message.metadata,
-            &message.answers,
-            &message.authorities,
-            None,
-            None,
-        );
-        match replies.send_response(response).await {
+        let emit = |message: &Message, encoder: &mut BinEncoder<'_>| {
+            response(request, message, None).destructive_emit(encoder).map(|info| info.counts())
+        };
+        let fitted = fit(&mut message, dnssec_ok, limit - transport.needs(asked), emit);
+        let length = fitted.map_or(limit, |bytes| bytes.len());
+        let edns = asked.map(|_| transport.edns(dnssec_ok, reason, (length, limit)));
+        match replies.send_response(response(request, &message, edns.as_ref())).await {
             Ok(info) => info,
             Err(error) => {
                 tracing::debug!(%error, client = %request.src(), "cannot send a reply");
-                Header { metadata: message.metadata, counts: HeaderCounts::default() }.into()
+                op::Header { metadata: message.metadata, counts: HeaderCounts::default() }.into()
             }
         }
     }
+}
+
+/// As hickory-server sends it.
+fn response<'q, 'm>(
+    request: &'q Request,
+    message: &'m Message,
+    edns: Option<&'q op::Edns>,
+) -> MessageResponse<
+    'q,
+    'm,
+    impl Iterator<Item = &'m Record> + Send + 'm,
+    impl Iterator<Item = &'m Record> + Send + 'm,
+    impl Iterator<Item = &'m Record> + Send + 'm,
+    impl Iterator<Item = &'m Record> + Send + 'm,
+> {
+    let Message { metadata, answers, authorities, .. } = message;
+    MessageResponseBuilder::new(&request.queries, edns).build(*metadata, answers, authorities, None, None)
 }

@@ -52,19 +52,18 @@ pub(crate) struct Transport<'a> {
 }
 
 impl Options {
-    /// The answers to a query's options. Most queries have none.
-    pub(crate) fn grant(
+    /// The answers to a query's options, of which `option` returns the content by code.
+    pub(crate) fn grant<'o>(
         &self,
-        edns: Option<Edns<'_>>,
+        option: impl Fn(u16) -> Option<&'o [u8]>,
         protocol: Protocol,
         client: impl FnOnce() -> Option<SocketAddr>,
-    ) -> Option<EdnsReply> {
-        let edns = edns.filter(Edns::has_options)?;
+    ) -> EdnsReply {
         let mut granted = EdnsReply { bytes: [0; ROOM], length: 0, pads: false };
-        if edns.option(option::NSID).is_some() && !self.nsid.is_empty() {
+        if option(option::NSID).is_some() && !self.nsid.is_empty() {
             granted.put(option::NSID, &self.nsid);
         }
-        if let Some(cookie) = edns.option(option::COOKIE)
+        if let Some(cookie) = option(option::COOKIE)
             && let Some((of_client, of_server)) = cookie.split_first_chunk::<CLIENT>()
             && let Some(client) = client()
         {
@@ -72,12 +71,12 @@ impl Options {
         }
         // There is nothing to keep over UDP (RFC 7828 §3.2.1), and HTTP and QUIC keep their connections
         // themselves (RFC 9250 §5.5.2).
-        if matches!(protocol, Protocol::Tcp | Protocol::Tls) && edns.option(option::TCP_KEEPALIVE).is_some() {
+        if matches!(protocol, Protocol::Tcp | Protocol::Tls) && option(option::TCP_KEEPALIVE).is_some() {
             let tenths = u16::try_from(IDLE.as_millis() / 100).unwrap_or(u16::MAX);
             granted.put(option::TCP_KEEPALIVE, &tenths.to_be_bytes());
         }
-        granted.pads = protocol.is_encrypted() && edns.option(option::PADDING).is_some();
-        Some(granted)
+        granted.pads = protocol.is_encrypted() && option(option::PADDING).is_some();
+        granted
     }
 }
 
@@ -119,7 +118,7 @@ impl Transport<'_> {
         // As the fast path writes it: padding depends on what stands before.
         let mut bytes = vec![0; length];
         let room = limit.saturating_sub(length + Edns::LENGTH + self.granted.map_or(0, EdnsReply::needs));
-        Edns::reply(MAX_DATAGRAM, 0, dnssec_ok).write(&mut bytes);
+        Edns::new(MAX_DATAGRAM, 0, dnssec_ok).write(&mut bytes);
         let options = bytes.len();
         self.put_options(&mut bytes, 0, |out| explain(out, reason, room));
         let mut edns = op::Edns::new();

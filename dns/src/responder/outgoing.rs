@@ -7,14 +7,13 @@ use std::time::Instant;
 use hickory_server::net::NetError;
 use hickory_server::proto::rr::Record;
 use hickory_server::proto::serialize::binary::BinEncoder;
-use hickory_server::server::{ResponseHandler, ResponseInfo};
+use hickory_server::server::{Request, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponse;
 use socket2::SockRef;
 use tokio::sync::mpsc;
 
-use super::Responder;
-use crate::message::Query;
-use crate::metrics::Protocol;
+use super::handler::query;
+use super::{Client, Responder};
 
 /// The way to a client.
 #[derive(Clone, Debug)]
@@ -25,43 +24,40 @@ pub(crate) enum Replies {
     Connection(mpsc::Sender<Vec<u8>>),
 }
 
+impl Replies {
+    /// Sends a reply that is encoded and accounted for.
+    pub(super) async fn send(&self, client: SocketAddr, reply: Vec<u8>) {
+        match self {
+            Self::Datagrams(socket) => {
+                // The workers' socket blocks, this thread must not: a datagram that finds no room is lost.
+                let flags = libc::MSG_DONTWAIT;
+                drop(SockRef::from(&**socket).send_to_with_flags(&reply, &client.into(), flags));
+            }
+            // The client may have closed its connection.
+            Self::Connection(connection) => drop(connection.send(reply).await),
+        }
+    }
+}
+
 /// The replies to one query.
 #[derive(Clone)]
 pub(super) struct Outgoing {
     responder: Arc<Responder>,
-    from: (Protocol, SocketAddr),
-    /// Until it has been accounted for: the messages of a transfer are one reply.
-    query: Option<Arc<[u8]>>,
+    request: Arc<Request>,
     since: Instant,
+    /// The messages of a transfer are one reply.
+    is_accounted_for: bool,
     replies: Replies,
 }
 
 impl Outgoing {
-    pub(super) fn new(
-        responder: &Arc<Responder>,
-        query: &[u8],
-        from: (Protocol, SocketAddr),
-        replies: Replies,
-    ) -> Self {
+    pub(super) fn new(responder: &Arc<Responder>, request: &Arc<Request>, replies: Replies) -> Self {
         Self {
             responder: Arc::clone(responder),
-            from,
-            query: Some(query.into()),
+            request: Arc::clone(request),
             since: Instant::now(),
+            is_accounted_for: false,
             replies,
-        }
-    }
-
-    /// Sends a reply that is encoded and accounted for.
-    pub(super) async fn send(&self, reply: Vec<u8>) {
-        match &self.replies {
-            Replies::Datagrams(socket) => {
-                // The workers' socket blocks, this thread must not: a datagram that finds no room is lost.
-                let flags = libc::MSG_DONTWAIT;
-                drop(SockRef::from(&**socket).send_to_with_flags(&reply, &self.from.1.into(), flags));
-            }
-            // The client may have closed its connection.
-            Replies::Connection(connection) => drop(connection.send(reply).await),
         }
     }
 }
@@ -81,13 +77,14 @@ impl ResponseHandler for Outgoing {
     ) -> Result<ResponseInfo, NetError> {
         let mut reply = Vec::with_capacity(512);
         let info = response.destructive_emit(&mut BinEncoder::new(&mut reply))?;
-        if let Some(query) = self.query.take() {
-            let question = Query::parse(&query).ok().map(|query| query.question);
-            let (protocol, client) = self.from;
+        let (request, client) = (&*self.request, self.request.src());
+        if !std::mem::replace(&mut self.is_accounted_for, true) {
+            let question = query(request).map(|query| query.question);
             let said = (info.response_code.into(), &reply[..]);
-            self.responder.account((protocol, &|| Some(client)), (&query, question), said, self.since);
+            let from = (request.protocol().into(), &(|| Some(client)) as Client<'_>);
+            self.responder.account(from, (request.as_slice(), question), said, self.since);
         }
-        self.send(reply).await;
+        self.replies.send(client, reply).await;
         Ok(info)
     }
 }

@@ -3,10 +3,8 @@
 use std::net::IpAddr;
 
 use hickory_server::proto::ProtoError;
-use hickory_server::proto::op::{self, Message};
-use hickory_server::proto::serialize::binary::{
-    BinDecodable as _, BinDecoder, BinEncodable as _, BinEncoder,
-};
+use hickory_server::proto::op::{HeaderCounts, Message, emit_message_parts};
+use hickory_server::proto::serialize::binary::BinEncoder;
 
 use super::options::Transport;
 use crate::message::{CLASS_IN, Ede, Edns, Header, Query, Question, flag, kind, option, rcode};
@@ -139,7 +137,7 @@ impl<'o> Reply<'o> {
         if let Some(dnssec_ok) = self.edns {
             self.header.additionals += 1;
             let room = self.limit.saturating_sub(self.out.len() - self.start);
-            Edns::reply(MAX_DATAGRAM, rcode, dnssec_ok).write(self.out);
+            Edns::new(MAX_DATAGRAM, rcode, dnssec_ok).write(self.out);
             self.transport.put_options(self.out, self.start, |out| explain(out, reason, room));
         }
         if let Some(bytes) = self.out.get_mut(self.start..self.start + Header::LENGTH) {
@@ -197,7 +195,7 @@ pub(super) fn close(
     let Some(asked) = edns else { return };
     let length = out.len() - start + transport.needs(edns);
     let room = limit(edns, transport.protocol).saturating_sub(length);
-    Edns::reply(MAX_DATAGRAM, code, asked.dnssec_ok).write(out);
+    Edns::new(MAX_DATAGRAM, code, asked.dnssec_ok).write(out);
     transport.put_options(out, start, |out| explain(out, reason, room));
     if let Some([high, low]) = out.get_mut(start + 10..start + 12) {
         [*high, *low] = (u16::from_be_bytes([*high, *low]) + 1).to_be_bytes();
@@ -241,24 +239,42 @@ pub(crate) fn complete(
 fn cut(whole: &[u8], out: &mut Vec<u8>, dnssec_ok: bool, limit: usize) {
     // The cache holds whole messages.
     let Ok(mut message) = Message::from_vec(whole) else { return };
-    out.extend(fit(&mut message, dnssec_ok, limit).unwrap_or_default());
+    let fitted = fit(&mut message, dnssec_ok, limit, |message, encoder| {
+        let Message { metadata, queries, answers, authorities, additionals, .. } = message;
+        let header = emit_message_parts(
+            metadata,
+            &mut queries.iter(),
+            &mut answers.iter(),
+            &mut authorities.iter(),
+            &mut additionals.iter(),
+            None,
+            None,
+            encoder,
+        )?;
+        Ok(header.counts)
+    });
+    out.extend(fitted.unwrap_or_default());
 }
 
-/// Takes the records out of a message that do not fit, from the end, and returns it encoded. TC is set if ANSWER is cut
-/// (RFC 2181 §9), or the proofs in AUTHORITY that a validating client needs (RFC 4035 §3.1.1).
+/// Takes the records out of a message that do not fit, from the end, and returns it as `emit` encodes it. TC is set if
+/// ANSWER is cut (RFC 2181 §9), or the proofs in AUTHORITY that a validating client needs (RFC 4035 §3.1.1).
 ///
 /// # Errors
 /// When hickory cannot encode it.
-pub(super) fn fit(message: &mut Message, dnssec_ok: bool, limit: usize) -> Result<Vec<u8>, ProtoError> {
+pub(super) fn fit(
+    message: &mut Message,
+    dnssec_ok: bool,
+    limit: usize,
+    emit: impl Fn(&Message, &mut BinEncoder<'_>) -> Result<HeaderCounts, ProtoError>,
+) -> Result<Vec<u8>, ProtoError> {
     let encode = |message: &Message| {
         let mut bytes = Vec::with_capacity(512);
         let mut encoder = BinEncoder::new(&mut bytes);
         encoder.set_max_size(u16::try_from(limit).unwrap_or(u16::MAX));
-        message.emit(&mut encoder)?;
-        Ok::<_, ProtoError>(bytes)
+        let counts = emit(message, &mut encoder)?;
+        Ok::<_, ProtoError>((bytes, counts))
     };
-    let bytes = encode(message)?;
-    let counts = op::Header::read(&mut BinDecoder::new(&bytes))?.counts;
+    let (bytes, counts) = encode(message)?;
     let (answers, authorities) = (usize::from(counts.answers), usize::from(counts.authorities));
     let has_answers = answers == message.answers.len();
     let has_authorities = authorities == message.authorities.len();
@@ -269,5 +285,5 @@ pub(super) fn fit(message: &mut Message, dnssec_ok: bool, limit: usize) -> Resul
     message.answers.truncate(answers);
     message.authorities.truncate(if has_answers { authorities } else { 0 });
     message.additionals.clear();
-    encode(message)
+    Ok(encode(message)?.0)
 }

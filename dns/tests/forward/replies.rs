@@ -242,3 +242,24 @@ fn one_client_leaves_others_their_queries() {
         assert_eq!(server.short("-b 127.0.0.2 good2.test A"), "192.0.2.1");
     });
 }
+
+/// The first answer is made anew, the second one comes from the cache.
+#[test]
+fn answers_keep_to_the_size_the_client_can_take_first_and_later() {
+    let upstream = Upstream::start(|asked| {
+        let answers: Vec<_> = (0..100).map(|n| a(60, [192, 0, 2, n])).collect();
+        now(reply(&asked.query, 0, &answers, &[]))
+    });
+    let server = start(&upstream, &[]);
+    let name = |of: &str| format!("{of}.a-name-that-is-as-long-as-those-of-buckets-are.eu-central-1.test");
+    for (flags, limit) in [("+noedns", 512), ("+bufsize=600", 600), ("+bufsize=1232 +nsid +cookie", 1232)] {
+        for number in ["first", "second"] {
+            let reply = server.dig(&format!("+ignore {flags} {} A", name(&format!("n{limit}"))));
+            let size = reply.split("MSG SIZE  rcvd: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
+            let size: usize = size.trim().parse().unwrap();
+            assert!(size <= limit && size > limit - 16, "{number}: {size} of {limit}\n{reply}");
+            assert!(reply.contains("flags: qr tc rd ra"), "{number}: {reply}");
+            assert_eq!(reply.contains("OPT PSEUDOSECTION"), limit > 512, "{number}: {reply}");
+        }
+    }
+}
