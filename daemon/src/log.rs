@@ -47,10 +47,9 @@ pub struct Guard(());
 /// Starts logging. `PORTOLAN_LOG` filters (`debug`, `portolan_proxy=debug,info`); the default is `info`.
 pub fn init(format: Format) -> Guard {
     let filter = EnvFilter::try_from_env("PORTOLAN_LOG").unwrap_or_else(|_| {
-        // hickory logs every answer at info. What the Kubernetes client logs is logged by us as well, once.
-        EnvFilter::new(
-            "info,hickory_server=warn,hickory_proto=warn,hickory_net=warn,kube_client=off,kube_runtime=off",
-        )
+        // hickory logs every answer at info, and every reply of an upstream server that it rejects at warn or
+        // error. What the Kubernetes client logs is logged by us as well, once.
+        EnvFilter::new("info,hickory=off,kube_client=off,kube_runtime=off")
     });
     let writer = WRITER.get_or_init(|| Writer::start(writer::standard_error()));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || writer);

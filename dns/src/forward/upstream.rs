@@ -258,7 +258,12 @@ impl Connection {
         let asking = self.server.ask(request.clone(), self.by_udp);
         let result = within(self.provider.patience, asking).await;
         self.server.note(&result, started.elapsed());
-        let mut response = result?;
+        let mut response = result.map_err(|error| match error {
+            // After any other error the pool does not try the next server.
+            NetError::Io(_) | NetError::Timeout | NetError::NoConnections | NetError::Busy => error,
+            NetError::QueryCaseMismatch => error,
+            error => std::io::Error::other(error).into(),
+        })?;
         if response.truncation {
             return Ok(response);
         }

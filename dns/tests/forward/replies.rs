@@ -263,3 +263,19 @@ fn answers_keep_to_the_size_the_client_can_take_first_and_later() {
         }
     }
 }
+
+/// Over TCP it accepts every connection and closes it.
+#[test]
+fn server_that_closes_every_connection_leaves_its_queries_to_the_next() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let closing = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let good = Upstream::start(|asked| now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[])));
+    let upstreams = format!("--upstream=tcp://{closing},tcp://{}", good.address);
+    for policy in ["sequential", "fastest"] {
+        let server = Server::start(&[&upstreams, &format!("--upstream-policy={policy}")]);
+        for n in 0..10 {
+            assert_eq!(server.short(&format!("{policy}{n}.test A")), "192.0.2.1");
+        }
+    }
+}
