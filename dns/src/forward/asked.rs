@@ -49,13 +49,8 @@ impl<'q> Asked<'q> {
 
     /// The same for every spelling (RFC 4343), and not to be predicted by clients that choose names.
     pub(super) fn hash(&self, keys: &RandomState) -> u64 {
-        let mut lower = [0; MAX_NAME];
-        let wire = self.name.wire();
-        let lower = &mut lower[..wire.len().min(MAX_NAME)];
-        lower.copy_from_slice(&wire[..lower.len()]);
-        lower.make_ascii_lowercase();
         let mut hasher = keys.build_hasher();
-        hasher.write(lower);
+        hasher.write(self.name.lower(&mut [0; MAX_NAME]));
         hasher.write_u32(u32::from(self.kind) << 2 | u32::from(self.bits()));
         hasher.finish()
     }

@@ -15,7 +15,7 @@ use hickory_resolver::proto::serialize::binary::BinDecodable as _;
 
 use super::asked::Asked;
 use super::entry::{Contents, Entry};
-use crate::message::{Name, NameBuf, kind, rcode};
+use crate::message::{MAX_NAME, Name, NameBuf, kind, rcode};
 
 /// Records of one name and type: with the longest names that many fit a message.
 const MAX_RECORDS: usize = 240;
@@ -67,14 +67,12 @@ impl Hosts {
 
     /// Whether a name, in lower case, is here.
     pub(super) fn has(&self, lower: Name<'_>) -> bool {
-        self.0.contains_key(&lower.to_buf())
+        self.0.contains_key(lower.wire())
     }
 
     /// The answer to a question about a name that is here.
     pub(super) fn get(&self, asked: &Asked<'_>) -> Option<&Arc<Entry>> {
-        let mut name = asked.name.to_buf();
-        name.make_lower();
-        let answers = self.0.get(&name)?;
+        let answers = self.0.get(asked.name.lower(&mut [0; MAX_NAME]))?;
         Some(answers.by_type.get(&asked.kind).unwrap_or(&answers.nothing))
     }
 }

@@ -122,17 +122,18 @@ fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> boo
     true
 }
 
-/// Reads on a thread of its own: a long list takes a second, which queries would wait for.
-async fn reload_hosts(inner: &Inner, file: &mut Watched) {
-    let (path, ttl) = (file.path.clone(), inner.config.hosts_ttl);
-    let read = move || std::fs::read_to_string(path).map(|text| Hosts::parse(&text, ttl));
+/// Reads, and drops the last list, on a thread of its own: a long one takes a second, which queries would wait for.
+async fn reload_hosts(inner: &Arc<Inner>, file: &mut Watched) {
+    let (path, inner) = (file.path.clone(), Arc::clone(inner));
+    let read = move || {
+        let text = std::fs::read_to_string(path)?;
+        inner.hosts.store(Arc::new(Hosts::parse(&text, inner.config.hosts_ttl)));
+        Ok::<_, io::Error>(())
+    };
     let read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other).flatten();
     let is_new = file.note(read.as_ref().err().map(ToString::to_string));
     match read {
-        Ok(hosts) => {
-            inner.hosts.store(Arc::new(hosts));
-            tracing::info!(file = %file.path.display(), "hosts have changed");
-        }
+        Ok(()) => tracing::info!(file = %file.path.display(), "hosts have changed"),
         Err(error) if is_new => {
             let file = file.path.display();
             tracing::warn!(%file, %error, "hosts cannot be read, trying again; the last ones stay");

@@ -1,5 +1,6 @@
 //! Names: labels, each behind its length, the root's empty one last (RFC 1035 §3.1).
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use super::Malformed;
@@ -38,6 +39,14 @@ impl<'a> Name<'a> {
     pub(crate) fn write_lower(self, into: &mut Vec<u8>) {
         into.clear();
         into.extend(self.0.iter().map(u8::to_ascii_lowercase));
+    }
+
+    /// The bytes in lower case, in `room`.
+    pub(crate) fn lower(self, room: &mut [u8; MAX_NAME]) -> &[u8] {
+        let room = &mut room[..self.0.len().min(MAX_NAME)];
+        room.copy_from_slice(&self.0[..room.len()]);
+        room.make_ascii_lowercase();
+        room
     }
 
     /// Whether the two are the same but for the case of letters.
@@ -115,6 +124,13 @@ impl NameBuf {
     /// All letters in lower case.
     pub(crate) fn make_lower(&mut self) {
         self.0.make_ascii_lowercase();
+    }
+}
+
+/// A map by names is searched with the bytes of a message.
+impl Borrow<[u8]> for NameBuf {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 
