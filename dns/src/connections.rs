@@ -76,9 +76,10 @@ impl Connections {
     }
 
     fn evict(&self) {
-        let open = self.lock();
-        let most = open.values().max_by_key(|of_client| of_client.len());
-        if let Some((_, oldest)) = most.and_then(|of_client| of_client.front()) {
+        let mut open = self.lock();
+        let most = open.values_mut().max_by_key(|of_client| of_client.len());
+        // The next one that needs room takes another one's.
+        if let Some((_, oldest)) = most.and_then(VecDeque::pop_front) {
             oldest.cancel();
         }
     }
@@ -108,5 +109,29 @@ impl Drop for Place {
                 open.remove(&self.client);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_listener_that_waits_evicts_another_connection() {
+        let open = Connections::with_limit(3);
+        let mut places = Vec::new();
+        for client in [1, 2, 2].map(|host| IpAddr::from(Ipv4Addr::new(10, 0, 0, host))) {
+            let permit = open.permit().await;
+            places.push(open.enter(client, permit));
+        }
+        let waiting = [open.permit(), open.permit()].map(|permit| Box::pin(permit).now_or_never().is_none());
+        assert_eq!(waiting, [true, true]);
+        assert_eq!(places.iter().filter(|place| place.evicted.is_cancelled()).count(), 2);
+        drop(places);
+        assert!(open.lock().is_empty());
     }
 }

@@ -42,7 +42,7 @@ const MAX_STREAMS: u32 = 32;
 pub(crate) const MAX_QUERY: usize = 4 * 1024;
 
 /// Bytes of a request's header fields: a query in the path has four thirds of its length.
-const MAX_HEADERS: u32 = 16 * 1024;
+const MAX_HEADERS: u32 = 8 * 1024;
 
 /// Bytes of replies that wait for one client.
 const MAX_UNSENT: usize = 128 * 1024;
@@ -142,7 +142,9 @@ async fn query(request: Request<Incoming>) -> Result<Vec<u8>, StatusCode> {
             let mut parameters = head.uri.query().unwrap_or_default().split('&');
             let query = parameters.find_map(|parameter| parameter.strip_prefix("dns="));
             let query = query.ok_or(StatusCode::BAD_REQUEST)?;
-            BASE64URL_NOPAD.decode(query.as_bytes()).map_err(|_malformed| StatusCode::BAD_REQUEST)
+            let query =
+                BASE64URL_NOPAD.decode(query.as_bytes()).map_err(|_malformed| StatusCode::BAD_REQUEST)?;
+            if query.len() > MAX_QUERY { Err(StatusCode::PAYLOAD_TOO_LARGE) } else { Ok(query) }
         }
         Method::POST if head.headers.get(CONTENT_TYPE) == Some(&TYPE) => body,
         Method::POST => Err(StatusCode::UNSUPPORTED_MEDIA_TYPE),

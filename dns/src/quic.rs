@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use daemon::drain::Drain;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -15,7 +16,7 @@ use quinn::{
     VarInt,
 };
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::rustls;
 
 use crate::connections::{Connections, Place};
@@ -31,6 +32,13 @@ const MAX_STREAMS: usize = 32;
 
 /// Bytes of replies that wait for one client.
 const MAX_UNSENT: u64 = 128 * 1024;
+
+/// Bytes of packets of connections that are not accepted yet.
+const MAX_INCOMING: u64 = 1 << 20;
+
+/// While the program ends, queries under way are given so long. The next process may have the same address already, and
+/// clients whose packets the kernel still brings here are not answered until the socket is closed.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a connection or a stream ends (RFC 9250 §4.3).
 const NO_ERROR: VarInt = VarInt::from_u32(0);
@@ -55,7 +63,7 @@ pub(crate) fn open(socket: UdpSocket, tls: rustls::ServerConfig) -> io::Result<E
         .max_idle_timeout(Some(idle))
         .datagram_receive_buffer_size(None);
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
-    server.transport_config(Arc::new(transport));
+    server.transport_config(Arc::new(transport)).incoming_buffer_size_total(MAX_INCOMING);
     Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime))
 }
 
@@ -67,23 +75,29 @@ pub(crate) async fn serve(
     drain: Drain,
 ) {
     let mut connections = JoinSet::new();
+    let mut arrived = None;
     loop {
-        let incoming = tokio::select! {
+        let permit = tokio::select! {
             () = drain.started() => break,
             Some(_) = connections.join_next() => continue,
-            incoming = endpoint.accept() => incoming,
+            incoming = endpoint.accept(), if arrived.is_none() => {
+                let Some(incoming) = incoming else { break };
+                // A client that has not shown that the address is its own costs no place of another.
+                if incoming.remote_address_validated() {
+                    arrived = Some(incoming);
+                } else {
+                    drop(incoming.retry());
+                }
+                continue;
+            }
+            permit = open.permit(), if arrived.is_some() => permit,
         };
-        let Some(incoming) = incoming else { break };
-        // A client that has not shown that the address is its own costs no place of another.
-        if !incoming.remote_address_validated() {
-            drop(incoming.retry());
-            continue;
-        }
-        let permit = open.permit().await;
+        let Some(incoming) = arrived.take() else { continue };
         let place = open.enter(incoming.remote_address().ip(), permit);
         let (responder, drain) = (Arc::clone(&responder), drain.clone());
         connections.spawn(async move { converse(incoming, place, &responder, &drain).await });
     }
+    drop(arrived);
     endpoint.set_server_config(None);
     while connections.join_next().await.is_some() {}
     endpoint.close(NO_ERROR, b"");
@@ -93,11 +107,15 @@ pub(crate) async fn serve(
 
 async fn converse(incoming: Incoming, place: Place, responder: &Arc<Responder>, drain: &Drain) {
     let client = incoming.remote_address();
-    let Ok(Ok(connection)) = timeout(IDLE, incoming.into_future()).await else { return };
+    let connection = tokio::select! {
+        connection = timeout(IDLE, incoming.into_future()) => connection,
+        () = place.evicted.cancelled() => return,
+        () = drain.started() => return,
+    };
+    let Ok(Ok(connection)) = connection else { return };
     let mut streams = JoinSet::new();
     let code = loop {
         tokio::select! {
-            // quinn ends a connection that is idle.
             stream = connection.accept_bi(), if streams.len() < MAX_STREAMS => match stream {
                 Ok((reply, query)) => _ = streams.spawn(answer(query, reply, client, Arc::clone(responder))),
                 Err(_ended) => return,
@@ -106,9 +124,12 @@ async fn converse(incoming: Incoming, place: Place, responder: &Arc<Responder>, 
                 Ok(Ok(())) => {}
                 _ => break PROTOCOL_ERROR,
             },
+            // quinn ends a connection whose client is silent, but not one that is only kept alive.
+            () = sleep(IDLE), if streams.is_empty() => break NO_ERROR,
             () = place.evicted.cancelled() => break EXCESSIVE_LOAD,
             () = drain.started() => {
-                while streams.join_next().await.is_some() {}
+                let ended = async { while streams.join_next().await.is_some() {} };
+                drop(timeout(LINGER, ended).await);
                 break NO_ERROR;
             }
         }

@@ -103,7 +103,7 @@ pub(crate) async fn serve(
             }
         });
     }
-    drop(listener);
+    drop((listener, arrived));
     while connections.join_next().await.is_some() {}
 }
 
@@ -128,7 +128,7 @@ async fn converse(
             next = timeout_at(heard + patience, frames.next()), if is_open && resolving.len() < MAX_WAITING => {
                 let mut next = match next {
                     Ok(next) => Some(next),
-                    Err(_idle) if resolving.is_empty() => break,
+                    Err(_idle) if resolving.is_empty() && resolved.is_empty() => break,
                     Err(_idle) => None,
                 };
                 heard = tokio::time::Instant::now();

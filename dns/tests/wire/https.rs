@@ -9,7 +9,7 @@ use crate::tls::Secure;
 const NAME: &str = "web.default.svc.cluster.local";
 
 /// A server that answers over TLS, HTTPS and QUIC at the same port.
-fn start(arguments: &[&str]) -> (Secure, u16) {
+pub(crate) fn start(arguments: &[&str]) -> (Secure, u16) {
     let port = testbed::free_port().unwrap();
     let flags = [format!("--https-listen=127.0.0.1:{port}"), format!("--quic-listen=127.0.0.1:{port}")];
     let arguments = [flags.each_ref().map(String::as_str).as_slice(), arguments].concat();
@@ -62,6 +62,7 @@ fn https_requests_that_are_no_queries_have_the_status_their_fault_has() {
     assert!(text.contains("HTTP/2 200") && text.contains("max-age=5"), "{text}");
     let wire = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
     assert_eq!(Reply::parse(&answer[wire..]).counts, [1, 1, 0, 0]);
+    let long_get = format!("/dns-query?dns={}", "A".repeat(5500));
     std::fs::write(secure.file("long"), vec![0; 5000]).unwrap();
     let long = format!("@{}", secure.file("long").display());
     for (status, path, arguments) in [
@@ -71,6 +72,7 @@ fn https_requests_that_are_no_queries_have_the_status_their_fault_has() {
         (405, "/dns-query", &["-X", "PUT"]),
         (415, "/dns-query", &["--data-binary", &body]),
         (413, "/dns-query", &["--data-binary", &long, "-H", "content-type: application/dns-message"]),
+        (413, &long_get, &[]),
     ] {
         let said = String::from_utf8_lossy(&curl(&secure, port, path, arguments)).into_owned();
         assert!(said.contains(&format!("HTTP/2 {status}")), "{status} {path} {arguments:?}: {said}");

@@ -11,6 +11,7 @@ mod hot_restart;
 mod https;
 mod load;
 mod message;
+mod multiplexed;
 mod names;
 mod operations;
 mod protocol;

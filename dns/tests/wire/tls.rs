@@ -22,6 +22,7 @@ fn install(directory: &Path) {
 pub(crate) struct Secure {
     pub(crate) server: Server,
     port: u16,
+    arguments: Vec<String>,
     directory: tempfile::TempDir,
 }
 
@@ -41,8 +42,16 @@ impl Secure {
             format!("--tls-cert={at}/tls.pem"),
             format!("--tls-key={at}/tls.key"),
         ];
-        let arguments = [flags.each_ref().map(String::as_str).as_slice(), arguments].concat();
-        Self { server: Server::start(&[("web.yaml", manifest)], &arguments), port, directory }
+        let arguments: Vec<String> =
+            flags.into_iter().chain(arguments.iter().map(ToString::to_string)).collect();
+        let all: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Self { server: Server::start(&[("web.yaml", manifest)], &all), port, arguments, directory }
+    }
+
+    /// Starts another one in its place, and waits until the old one has ended.
+    pub(crate) fn succeed(&mut self) {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        self.server.succeed(&arguments);
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
@@ -55,15 +64,20 @@ impl Secure {
     }
 
     pub(crate) fn kdig_at(&self, port: u16, name: &str, arguments: &str) -> String {
-        let output = Command::new("kdig")
-            .args(["@127.0.0.1", "-p", &port.to_string(), "+timeout=5", "+retry=0"])
-            .arg(format!("+tls-ca={}", self.file("tls.pem").display()))
-            .arg(format!("+tls-hostname={name}"))
-            .args(arguments.split_whitespace())
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        kdig(&self.file("tls.pem"), port, name, arguments)
     }
+}
+
+/// What kdig says, if the certificate must be this one and for `name`.
+pub(crate) fn kdig(certificate: &Path, port: u16, name: &str, arguments: &str) -> String {
+    let output = Command::new("kdig")
+        .args(["@127.0.0.1", "-p", &port.to_string(), "+timeout=5", "+retry=0"])
+        .arg(format!("+tls-ca={}", certificate.display()))
+        .arg(format!("+tls-hostname={name}"))
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
 /// RFC 7858, RFC 7830, RFC 8467 §4.1

@@ -1,0 +1,238 @@
+//! HTTPS and QUIC: how many connections there may be, for how long, and what becomes of them when the process is replaced.
+
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ApplicationClose, ClientConfig, Connection, ConnectionError, Endpoint, TransportConfig};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::{self, RootCertStore};
+
+use crate::https::start;
+use crate::message::{Query, Reply};
+use crate::tls::{Secure, kdig};
+
+const NAME: &str = "web.default.svc.cluster.local";
+
+/// Connections over HTTPS and QUIC together.
+const MOST: usize = 512;
+
+/// What a client waits for an answer while hundreds of others hold connections for ten seconds.
+const SOON: Duration = Duration::from_secs(4);
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A client over QUIC that sends something every second if it is told to keep its connections alive.
+fn client(secure: &Secure, keeps_alive: bool) -> Endpoint {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(secure.file("tls.pem")).unwrap()).unwrap();
+    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"doq".to_vec()];
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let mut transport = TransportConfig::default();
+    transport.keep_alive_interval(keeps_alive.then_some(Duration::from_secs(1)));
+    config.transport_config(Arc::new(transport));
+    let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+    endpoint.set_default_client_config(config);
+    endpoint
+}
+
+async fn connect(client: &Endpoint, server: SocketAddr) -> Result<Connection, ConnectionError> {
+    client.connect(server, "dns.example").unwrap().await
+}
+
+/// Whether a new connection over QUIC brings an answer.
+async fn is_answered(client: &Endpoint, server: SocketAddr) -> bool {
+    let ask = async {
+        let (mut query, mut reply) = connect(client, server).await.ok()?.open_bi().await.ok()?;
+        let message = Query::new(NAME, 1).wire(0);
+        query.write_all(&u16::try_from(message.len()).unwrap().to_be_bytes()).await.ok()?;
+        query.write_all(&message).await.ok()?;
+        query.finish().ok()?;
+        let framed = reply.read_to_end(1024).await.ok()?;
+        Some(Reply::parse(&framed[2..]).counts[1] == 1)
+    };
+    ask.await == Some(true)
+}
+
+/// Why the server has closed a connection; `None` while it is open.
+fn code(connection: &Connection) -> Option<u64> {
+    match connection.close_reason()? {
+        ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
+            Some(error_code.into_inner())
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// RFC 9250 §5.5
+#[test]
+fn quic_client_beyond_the_limit_loses_its_oldest_connections_to_another_client() {
+    let (secure, port) = start(&[]);
+    let server = ([127, 0, 0, 1], port).into();
+    runtime().block_on(async {
+        let client = client(&secure, true);
+        let all: Vec<_> = join_all((0..MOST + 20).map(|_| connect(&client, server))).await;
+        let all: Vec<Connection> = all.into_iter().filter_map(Result::ok).collect();
+        assert!(all.len() >= MOST, "{}", all.len());
+        let started = Instant::now();
+        let other = async {
+            tokio::task::spawn_blocking(move || {
+                let answer = secure.kdig_at(port, "dns.example", &format!("+quic -b 127.0.0.2 {NAME} A"));
+                assert!(answer.contains("10.96.0.9"), "{answer}");
+                secure
+            })
+            .await
+            .unwrap()
+        };
+        let _secure = timeout(SOON, other).await.unwrap();
+        let closed = || all.iter().filter(|connection| code(connection) == Some(4)).count();
+        while closed() < all.len() - MOST + 1 {
+            assert!(started.elapsed() < SOON, "{} of {} closed", closed(), all.len());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Nothing is asked over the others: keeping them alive does not keep them.
+        for connection in &all {
+            timeout(Duration::from_secs(30), connection.closed()).await.unwrap();
+        }
+        assert_eq!(all.iter().filter(|connection| code(connection) == Some(0)).count(), all.len() - closed());
+    });
+}
+
+/// Brings a server what a client sends, and the client only the packets that ask whether its address is its own: no
+/// handshake ends. Returns the address for the client, and the number of these packets.
+fn stall(server: SocketAddr, client: SocketAddr, ended: &Arc<AtomicBool>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let open = || {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        Arc::new(socket)
+    };
+    let (front, back, retries) = (open(), open(), Arc::new(AtomicUsize::new(0)));
+    front.connect(client).unwrap();
+    back.connect(server).unwrap();
+    let carry = |from: &Arc<UdpSocket>, to: &Arc<UdpSocket>, passes: fn(&[u8]) -> bool| {
+        let (from, to) = (Arc::clone(from), Arc::clone(to));
+        let (ended, retries) = (Arc::clone(ended), Arc::clone(&retries));
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 65_536];
+            while !ended.load(Relaxed) {
+                let Ok(length) = from.recv(&mut buffer) else { continue };
+                if passes(&buffer[..length]) {
+                    drop(to.send(&buffer[..length]));
+                    retries.fetch_add(usize::from(is_retry(&buffer[..length])), Relaxed);
+                }
+            }
+        });
+    };
+    carry(&front, &back, |_| true);
+    carry(&back, &front, is_retry);
+    (front.local_addr().unwrap(), retries)
+}
+
+/// RFC 9000 §17.2.5
+fn is_retry(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first & 0xf0 == 0xf0)
+}
+
+#[test]
+fn quic_client_that_never_ends_its_handshakes_keeps_no_other_client_out() {
+    let (secure, port) = start(&[]);
+    let ended = Arc::new(AtomicBool::new(false));
+    runtime().block_on(async {
+        let client = client(&secure, false);
+        let server = ([127, 0, 0, 1], port).into();
+        let (relay, retries) = stall(server, client.local_addr().unwrap(), &ended);
+        let _all: Vec<_> = (0..MOST + 20).map(|_| client.connect(relay, "dns.example").unwrap()).collect();
+        while retries.load(Relaxed) < MOST + 20 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // For what the clients send after the last of them.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let ask = move || {
+            ["+quic", "+https"].map(|transport| {
+                secure.kdig_at(port, "dns.example", &format!("{transport} -b 127.0.0.2 {NAME} A"))
+            })
+        };
+        let answers = timeout(SOON, tokio::task::spawn_blocking(ask)).await.unwrap().unwrap();
+        for answer in answers {
+            assert!(answer.contains("10.96.0.9"), "{answer}");
+        }
+    });
+    ended.store(true, Relaxed);
+}
+
+#[test]
+fn https_client_beyond_the_limit_loses_its_oldest_connections_to_another_client() {
+    let (secure, port) = start(&[]);
+    let own = secure.server.open_files();
+    let started = Instant::now();
+    let crowd: Vec<TcpStream> =
+        (0..MOST + 100).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    testbed::wait_for("the crowd", || {
+        let open = secure.server.open_files();
+        anyhow::ensure!(open > own + MOST / 2, "{open}");
+        Ok(())
+    })
+    .unwrap();
+    let answer = secure.kdig_at(port, "dns.example", &format!("+https -b 127.0.0.2 {NAME} A"));
+    assert!(answer.contains("10.96.0.9"), "{answer}");
+    // Before those go that do not speak TLS.
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    // And the one that waits for its turn.
+    let open = secure.server.open_files();
+    assert!(open <= own + MOST + 1, "{open}, {own} before");
+    drop(crowd);
+}
+
+/// One of the clients has sent the beginning of a query, and nothing since.
+#[test]
+fn https_and_quic_clients_are_answered_while_the_process_is_replaced() {
+    let (mut secure, port) = start(&[]);
+    let (server, certificate) = (([127, 0, 0, 1], port).into(), secure.file("tls.pem"));
+    let (runtime, done) = (runtime(), AtomicBool::new(false));
+    let (slow, clients) = runtime.block_on(async {
+        let slow = connect(&client(&secure, true), server).await.unwrap();
+        let mut stream = slow.open_bi().await.unwrap();
+        stream.0.write_all(&[0]).await.unwrap();
+        ((slow, stream), (0..20).map(|_| client(&secure, false)).collect::<Vec<_>>())
+    });
+    std::thread::scope(|scope| {
+        let https = scope.spawn(|| {
+            let mut answered = 0;
+            while !done.load(Relaxed) {
+                let answer = kdig(&certificate, port, "dns.example", &format!("+https +short {NAME} A"));
+                assert_eq!(answer.trim(), "10.96.0.9");
+                answered += 1;
+            }
+            answered
+        });
+        let quic = scope.spawn(|| {
+            let mut answered = 0;
+            while !done.load(Relaxed) {
+                let asking =
+                    async { join_all(clients.iter().map(|client| is_answered(client, server))).await };
+                let answers = runtime.block_on(async { timeout(Duration::from_secs(8), asking).await });
+                answered += answers.expect("an end in time").into_iter().filter(|is| *is).count();
+            }
+            answered
+        });
+        secure.succeed();
+        done.store(true, Relaxed);
+        assert!(https.join().unwrap() > 5);
+        assert!(quic.join().unwrap() > 40);
+    });
+    drop(slow);
+}
