@@ -68,6 +68,7 @@ use ttl::Limits;
 use watch::Files;
 
 pub(crate) use failure::Failure;
+pub(crate) use upstream::BUDGET;
 
 /// A client with an expired answer in store waits so long for a new one (RFC 8767 §5).
 const STALE_PATIENCE: Duration = Duration::from_millis(1800);

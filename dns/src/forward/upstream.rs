@@ -33,7 +33,7 @@ use super::streams::Streams;
 use super::tls::Tls;
 
 /// All attempts together: less than the 5 s after which clients turn away, with time left to say why.
-pub(super) const BUDGET: Duration = Duration::from_secs(4);
+pub(crate) const BUDGET: Duration = Duration::from_secs(4);
 
 /// A server that does not know EDNS is asked without it for so long (RFC 6891 §7 lets us remember).
 const PLAIN: Duration = Duration::from_secs(300);

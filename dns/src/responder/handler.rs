@@ -10,10 +10,12 @@ use hickory_server::proto::rr::rdata::opt::EdnsOption;
 use hickory_server::proto::serialize::binary::BinEncoder;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::{MessageResponse, MessageResponseBuilder};
+use tokio::time::timeout;
 
 use super::outgoing::{Outgoing, Replies};
 use super::reply::{self, Reason, fit};
 use super::{Responder, Transport, lowered, stale};
+use crate::forward::BUDGET;
 use crate::message::{CLASS_IN, Ede, Edns, Header, Name, Query, Question, flag, kind, rcode, record};
 use crate::metrics::Protocol;
 use crate::zone::{Found, Transfer, Zone};
@@ -87,10 +89,11 @@ impl RequestHandler for Responder {
         let name = lowered(query.question.name, &mut lower);
         let draft = match self.find(&zone, name) {
             Found::Elsewhere => self.forward(&query, client).await,
-            Found::Missing(apex) => match self.complete(&zone, &query, client).await {
-                Some(draft) => draft,
-                None => Draft::name_error(&query, apex, &zone),
-            },
+            Found::Missing(apex) => {
+                // Each name of the list may take as long; then the client continues its search itself.
+                let completed = timeout(BUDGET, self.complete(&zone, &query, client)).await;
+                completed.ok().flatten().unwrap_or_else(|| Draft::name_error(&query, apex, &zone))
+            }
             _ => self.follow(&zone, &query, vec![query.question.name.to_buf()], client).await,
         };
         self.reply(request, draft, &mut replies).await

@@ -314,3 +314,33 @@ fn a_changed_resolv_conf_changes_the_servers() {
         });
     });
 }
+
+/// A pod's search list of two more domains, whose servers take more than a second for each name.
+#[test]
+fn search_list_that_takes_too_long_is_left_to_the_client() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = directory.path().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let resolv_conf = file("resolv.conf", "search one.test two.test\n");
+    file(
+        "attachments/net/pod-eth0.json",
+        r#"{"network": "net", "containerID": "pod", "ifname": "eth0", "netns": "", "ips": ["127.0.0.1"], "mac": "",
+            "hostInterface": "", "pod": {"namespace": "default", "name": "pod"}}"#,
+    );
+    let upstream =
+        Upstream::start(|asked| vec![(Duration::from_millis(1200), reply(&asked.query, 3, &[], &[soa(60)]))]);
+    let server = Server::start(&[
+        "--autopath",
+        &format!("--upstream={}", upstream.address),
+        &format!("--resolv-conf={resolv_conf}"),
+        &format!("--attachments={}/attachments", directory.path().display()),
+    ]);
+    let started = Instant::now();
+    assert_eq!(server.status("www.example.default.svc.cluster.local A"), "NXDOMAIN");
+    assert!(upstream.count("example") > 1, "the list was tried");
+    assert!(started.elapsed() < Duration::from_millis(4800), "{:?}", started.elapsed());
+}

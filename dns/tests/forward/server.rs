@@ -27,16 +27,14 @@ impl Server {
         let child = Command::new(env!("CARGO_BIN_EXE_portolan-dns"))
             .arg("--manifests")
             .arg(manifests)
-            .args(["--attachments", "/nonexistent/attachments", "--listen", &address.to_string()])
+            .args(["--listen", &address.to_string()])
             .arg(format!("--metrics-bind-address=127.0.0.1:{metrics}"))
             .args(["--health-bind-address=127.0.0.1:0", "--ready-bind-address=127.0.0.1:0"])
             .arg("--allow-loopback-upstreams")
-            .args(
-                arguments
-                    .iter()
-                    .all(|a| !a.starts_with("--resolv-conf"))
-                    .then_some("--resolv-conf=/nonexistent"),
-            )
+            .args(["--resolv-conf", "--attachments"].into_iter().filter_map(|flag| {
+                let is_given = arguments.iter().any(|argument| argument.starts_with(flag));
+                (!is_given).then(|| format!("{flag}=/nonexistent/file"))
+            }))
             .args(arguments)
             .stdout(Stdio::null())
             .stderr(log)
