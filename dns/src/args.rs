@@ -14,10 +14,10 @@ use crate::responder::MAX_NSID;
 use crate::run::{Config, Domain};
 use crate::tls;
 
-/// Answers for Service names, and forwards the rest.
+/// Answers queries for Service names, and forwards the rest.
 ///
-/// Reads the same YAML, or follows the same API server, as portolan-proxy, and the same attachment records. Changes take
-/// effect with the next query.
+/// Reads the same YAML, or watches the same API server, as portolan-proxy, and the same attachment records.
+/// Changes take effect with the next query.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "portolan-dns",
@@ -29,93 +29,93 @@ use crate::tls;
                   Every flag can be a key of the config file, without the dashes."
 )]
 pub struct Args {
-    /// Shared with the other daemon.
+    /// The flags for the source of Services.
     #[command(flatten)]
     pub discovery: discovery::Args,
 
-    /// Where to answer, UDP and TCP.
+    /// Addresses for DNS over UDP and TCP
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', default_value = "10.96.0.10:53")]
     pub listen: Vec<SocketAddr>,
 
-    /// Where to answer over TLS (RFC 7858), usually port 853 of the same addresses.
+    /// Addresses for DNS over TLS (RFC 7858), usually port 853 of the same addresses
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', requires_all = ["tls_cert", "tls_key"])]
     pub tls_listen: Vec<SocketAddr>,
 
-    /// Where to answer over HTTPS (RFC 8484) at the path /dns-query, usually port 443.
+    /// Addresses for DNS over HTTPS (RFC 8484) at the path /dns-query, usually port 443
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', requires_all = ["tls_cert", "tls_key"])]
     pub https_listen: Vec<SocketAddr>,
 
-    /// Where to answer over QUIC (RFC 9250), usually port 853.
+    /// Addresses for DNS over QUIC (RFC 9250), usually port 853
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',', requires_all = ["tls_cert", "tls_key"])]
     pub quic_listen: Vec<SocketAddr>,
 
-    /// The server's certificate, and those that lead from it to an authority, in PEM; read again when it changes.
+    /// The server's certificate with its chain, in PEM; read again when it changes
     #[arg(long, value_name = "FILE", requires = "encrypted")]
     pub tls_cert: Option<PathBuf>,
 
-    /// The certificate's private key, in PEM.
+    /// The certificate's private key, in PEM
     #[arg(long, value_name = "FILE", requires = "encrypted")]
     pub tls_key: Option<PathBuf>,
 
-    /// The domain below which Services have their names.
+    /// The domain of the cluster's names
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = parse_domain)]
     pub cluster_domain: Domain,
 
-    /// Seconds for which others may remember an answer.
+    /// TTL in seconds of the cluster's records
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub ttl: u32,
 
-    /// What to tell clients that ask which server has answered (NSID, `dig +nsid`), such as the node's name.
+    /// The server's name for clients that request it (NSID, `dig +nsid`), such as the node's name
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = parse_nsid)]
     pub nsid: String,
 
-    /// Answer the first name of a pod's search list with what the whole list leads to: one round trip in place of
-    /// five. For pods that portolan-cni has attached to this node.
+    /// Answer the first query of a pod's search list with the result of the whole list: one round trip
+    /// instead of five. For pods that portolan-cni has attached to this node
     #[arg(long)]
     pub autopath: bool,
 
-    /// Which names there are.
+    /// The names that are served.
     #[command(flatten)]
     pub names: names::Names,
 
-    /// Who may ask, and how often.
+    /// Access control and rate limits.
     #[command(flatten)]
     pub limits: Limits,
 
-    /// Log one query of so many: 1 logs all.
+    /// Log one of this many queries: 1 logs all
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     pub log_queries: Option<u32>,
 
-    /// Unix socket of a collector to which all queries and answers go as dnstap. It may come and go; what it does not take
-    /// is lost, and counted.
+    /// Unix socket of a dnstap collector, which receives all queries and replies. The collector may restart;
+    /// what it does not accept is dropped and counted
     #[arg(long, value_name = "SOCKET")]
     pub dnstap: Option<PathBuf>,
 
-    /// Seconds for which /health says no and queries are still answered, once told to end.
+    /// Seconds after SIGTERM during which queries are still answered while /health fails
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=600))]
     pub lameduck: u32,
 
-    /// What is asked of others.
+    /// The settings of the forwarder.
     #[command(flatten)]
     pub forward: forward::Args,
 
-    /// Threads that answer over UDP [default: one a core].
+    /// UDP worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
 
-    /// Address of /metrics.
+    /// Address of /metrics
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10262")]
     pub metrics_bind_address: SocketAddr,
 
-    /// Address of /health.
+    /// Address of /health
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10263")]
     pub health_bind_address: SocketAddr,
 
-    /// Address of /ready.
+    /// Address of /ready
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10264")]
     pub ready_bind_address: SocketAddr,
 
-    /// Shared with the other daemon.
+    /// The flags of every daemon.
     #[command(flatten)]
     pub program: daemon::program::Args,
 }
@@ -132,7 +132,7 @@ impl From<Args> for Config {
         Self {
             discovery: args.discovery.config(interest),
             listen: args.listen,
-            // Clap wants all three or none.
+            // clap requires all three or none.
             tls: args.tls_cert.zip(args.tls_key).map(|(certificate, key)| tls::Config {
                 listen: args.tls_listen,
                 https: args.https_listen,

@@ -1,9 +1,9 @@
-//! Every query and its answer, whole, for a collector behind a unix socket: [dnstap](https://dnstap.info).
+//! Sends every query with its reply to a collector on a unix socket: [dnstap](https://dnstap.info).
 //!
 //! ```text
-//! Responder ──Exchange──> Aside ──Frame──> Stream ──> collector (fstrm_capture, dnscollector, Vector, ...)
+//! Responder ──Exchange──> BackgroundThread ──Frame──> Stream ──> collector (fstrm_capture, dnscollector, Vector, ...)
 //! ```
-//! The collector may come and go: while none listens, exchanges are lost and counted.
+//! The collector may restart: while none listens, exchanges are dropped and counted.
 
 mod frame;
 mod stream;
@@ -16,17 +16,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use prometheus::IntCounter;
 
-use crate::aside::Aside;
+use crate::background::BackgroundThread;
 use crate::metrics::Protocol;
 use stream::Stream;
 
-/// A collector that cannot be reached is tried again after this.
+/// Pause before the next attempt to connect.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Takes copies.
-pub(crate) struct Dnstap(Aside<Exchange>);
+/// A handle for recording exchanges.
+pub(crate) struct Dnstap(BackgroundThread<Exchange>);
 
-/// A query with its answer.
+/// A query with its reply.
 struct Exchange {
     protocol: Protocol,
     client: Option<SocketAddr>,
@@ -37,18 +37,19 @@ struct Exchange {
 }
 
 impl Dnstap {
-    /// Starts the thread that writes to the collector at this socket; `identity` is the name of this server
-    /// there.
+    /// Starts the thread that writes to the collector at this socket. `identity` is the name of this server
+    /// in dnstap.
     ///
     /// # Errors
-    /// As [`Aside::start`].
+    /// As [`BackgroundThread::start`].
     pub(crate) fn start(socket: PathBuf, identity: String, lost: IntCounter) -> io::Result<Self> {
         let counted = lost.clone();
-        Aside::start("dnstap", lost, move |queue| write(&socket, &identity, &queue, &counted)).map(Self)
+        BackgroundThread::start("dnstap", lost, move |queue| write(&socket, &identity, &queue, &counted))
+            .map(Self)
     }
 
-    /// Notes a query that came at that moment, and has its answer now.
-    pub(crate) fn note(
+    /// Records a query of that time with its reply.
+    pub(crate) fn record(
         &self,
         (protocol, client): (Protocol, Option<SocketAddr>),
         query: &[u8],
@@ -62,7 +63,7 @@ impl Dnstap {
     }
 }
 
-/// Until the queue has ended.
+/// Runs until the queue has ended.
 fn write(socket: &std::path::Path, identity: &str, queue: &Receiver<Exchange>, lost: &IntCounter) {
     let mut is_logged = false;
     loop {
@@ -91,7 +92,7 @@ fn write(socket: &std::path::Path, identity: &str, queue: &Receiver<Exchange>, l
     }
 }
 
-/// Until the queue has ended. `unsent` counts exchanges that may not have left.
+/// Runs until the queue has ended. `unsent` counts exchanges that may not have been sent.
 fn copy(stream: &mut Stream, identity: &str, queue: &Receiver<Exchange>, unsent: &mut u64) -> io::Result<()> {
     let mut frame = Vec::with_capacity(1024);
     loop {
@@ -105,15 +106,15 @@ fn copy(stream: &mut Stream, identity: &str, queue: &Receiver<Exchange>, unsent:
             }
         };
         *unsent += 1;
-        for side in [frame::Side::Query, frame::Side::Reply] {
+        for message_type in [frame::MessageType::Query, frame::MessageType::Reply] {
             frame.clear();
-            frame::encode(&exchange, side, identity, &mut frame);
+            frame::encode(&exchange, message_type, identity, &mut frame);
             stream.put(&frame)?;
         }
     }
 }
 
-/// Loses what comes, for a while.
+/// Drops exchanges for a while.
 fn discard(queue: &Receiver<Exchange>, lost: &IntCounter) -> Result<(), RecvTimeoutError> {
     let end = Instant::now() + PAUSE;
     loop {

@@ -1,19 +1,18 @@
-//! Names that are not the cluster's: answered from memory, else asked of upstream servers.
+//! The forwarder: answers names outside the cluster from the cache, or queries upstream servers.
 //!
 //! ```text
 //! query ──> Hosts ──> Cache ──hit──> answer, on the core that got the query
 //!                       │ miss
-//!                       └─> Pending (like queries wait for one) ──> Routes ──> Group (NameServerPool)
-//!                                 cache, failures <── Answer (only what answers the question) <── Server ─┘
+//!                       └─> Pending (equal queries wait for one) ──> Routes ──> Group (NameServerPool)
+//!                                 cache, failures <── Answer (only the answer to the question) <── Server ─┘
 //! ```
 //!
-//! Of a client's query only the question and two bits are sent on; of a server's reply only what answers the
-//! question is kept.
+//! Of a client's query only the question and two bits are forwarded. Of a server's reply only the answer to
+//! the question is kept.
 
 mod address;
 mod answer;
 mod args;
-mod asked;
 mod cache;
 mod clients;
 mod entry;
@@ -22,9 +21,9 @@ mod failure;
 pub(crate) mod fuzz;
 mod group;
 mod hosts;
+mod legacy_rdata;
 mod loops;
 mod metrics;
-mod old_types;
 mod pending;
 mod random;
 mod resolv_conf;
@@ -34,6 +33,7 @@ mod streams;
 mod tls;
 mod ttl;
 mod upstream;
+mod upstream_query;
 mod watch;
 
 use std::net::{IpAddr, SocketAddr};
@@ -53,7 +53,6 @@ pub use group::Policy;
 pub use ttl::Limit;
 
 use crate::message::{Ede, Name, NameBuf, Query, kind, rcode};
-use asked::{Asked, Key, Wanted};
 use cache::Cache;
 use clients::Clients;
 use entry::{Age, Entry};
@@ -65,21 +64,22 @@ use metrics::Metrics;
 use pending::{First, Outcome, Pending, Place, Waiting};
 use routes::{Builder, Forbidden, Routes};
 use ttl::Limits;
+use upstream_query::{Key, UpstreamQuery, UpstreamRequest};
 use watch::Files;
 
 pub(crate) use failure::Failure;
 pub(crate) use upstream::BUDGET;
 
-/// A client with an expired answer in store waits so long for a new one (RFC 8767 §5).
-const STALE_PATIENCE: Duration = Duration::from_millis(1800);
+/// How long a client waits for a fresh answer if the cache has an expired one (RFC 8767 §5).
+const STALE_ANSWER_TIMEOUT: Duration = Duration::from_millis(1800);
 
-/// After a failure, an expired answer is given at once for so long, in milliseconds (RFC 8767 §5).
+/// How long expired answers are served without a query after a failure, in milliseconds (RFC 8767 §5).
 const STALE_RETRY: u64 = 30_000;
 
-/// Answers that may wait to be asked for again.
+/// Maximum number of queued prefetches.
 const MAX_REFRESHES: usize = 256;
 
-/// What the forwarder needs to know.
+/// The configuration of the forwarder.
 #[derive(Clone, Debug)]
 pub struct Config {
     upstreams: Vec<Upstream>,
@@ -98,7 +98,7 @@ pub struct Config {
     hosts_ttl: u32,
 }
 
-/// Answers for other names. Cloning it is another handle to the same one.
+/// Answers names outside the cluster. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Forwarder(Arc<Inner>);
 
@@ -109,23 +109,23 @@ struct Inner {
     cache: Cache,
     hosts: ArcSwap<Hosts>,
     routes: ArcSwap<Routes>,
-    /// Where the node itself looks for names.
+    /// The search domains of the node.
     search: ArcSwap<Vec<NameBuf>>,
     failures: Failures,
     pending: Pending,
     probes: Probes,
     clients: Clients,
     tasks: TaskTracker,
-    refreshes: mpsc::Sender<Wanted>,
+    refreshes: mpsc::Sender<UpstreamRequest>,
     metrics: Arc<Metrics>,
-    /// What [`Forwarder::run`] takes.
+    /// Taken by [`Forwarder::run`].
     work: Mutex<Option<Work>>,
 }
 
-/// What it takes to do what is to be done beside answering.
+/// What the background work needs.
 struct Work {
     builder: Builder,
-    refreshes: mpsc::Receiver<Wanted>,
+    refreshes: mpsc::Receiver<UpstreamRequest>,
     files: Files,
 }
 
@@ -197,12 +197,12 @@ impl Forwarder {
         })))
     }
 
-    /// The domains in which the node itself looks for names.
+    /// The search domains of the node.
     pub(crate) fn search(&self) -> Arc<Vec<NameBuf>> {
         self.0.search.load_full()
     }
 
-    /// Does what has to be done beside answering. Once, for ever.
+    /// Runs the background work. Call it once; it never ends.
     pub(crate) async fn run(&self) {
         let work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(work) = work {
@@ -211,8 +211,8 @@ impl Forwarder {
         std::future::pending().await
     }
 
-    /// Whether a name, in lower case, is ours though it may be the cluster's: the hosts file has it, or a
-    /// stub domain below the cluster's does.
+    /// Whether a name, in lower case, is answered by the forwarder although it may be the cluster's: it is in
+    /// the hosts file, or in a stub domain below the cluster's domain.
     pub(crate) fn overrides(&self, lower: Name<'_>, domain: Name<'_>) -> bool {
         let inner = &*self.0;
         let is_below = |stub: &Stub| {
@@ -224,25 +224,24 @@ impl Forwarder {
             || !hosts.is_empty() && hosts.has(lower)
     }
 
-    /// Appends the reply to a query (without EDNS) if it is known already. Waits for nothing and allocates
-    /// nothing but room in `out`.
+    /// Appends the reply to a query (without EDNS) if it is cached. Never waits, and allocates only in `out`.
     pub(crate) fn cached(&self, query: &Query<'_>, now: Instant, out: &mut Vec<u8>) -> bool {
         let inner = &*self.0;
-        let asked = Asked::by(query);
+        let upstream_query = UpstreamQuery::by(query);
         let hosts = inner.hosts.load();
         if !hosts.is_empty()
-            && let Some(entry) = hosts.get(&asked)
+            && let Some(entry) = hosts.get(&upstream_query)
         {
             entry.write(query, 0, out);
             return true;
         }
         let now = inner.clock.at(now);
-        let Some(found) = inner.cache.get(&asked) else { return false };
+        let Some(found) = inner.cache.get(&upstream_query) else { return false };
         let Some(entry) = found.as_ref() else { return false };
         match entry.age(now) {
-            // The other path knows how to say that it is stale.
+            // The other path can add the Extended DNS Error for stale answers.
             Age::Expired => return false,
-            Age::Due => inner.request_refresh(&asked, entry),
+            Age::Due => inner.request_refresh(&upstream_query, entry),
             Age::Fresh => {}
         }
         entry.touch();
@@ -251,19 +250,19 @@ impl Forwarder {
         true
     }
 
-    /// The reply to a query, without EDNS, and the Extended DNS Error to go with it; asks upstream servers if
-    /// it must. Ends within 4 s.
+    /// The reply to a query, without EDNS, with its Extended DNS Error. Queries upstream servers if
+    /// necessary. Ends within 4 s.
     pub(crate) async fn resolve(&self, query: &Query<'_>, client: IpAddr) -> Result<Reply, Failure> {
         let inner = &self.0;
-        let asked = Asked::by(query);
-        if inner.probes.is_returned(asked.name) {
+        let upstream_query = UpstreamQuery::by(query);
+        if inner.probes.is_returned(upstream_query.name) {
             return Err(Cause::Loop.into());
         }
         let mut message = Vec::with_capacity(512);
         if self.cached(query, Instant::now(), &mut message) {
             return Ok(Reply { message, explanation: None });
         }
-        if let Some(entry) = hosts::special(&asked) {
+        if let Some(entry) = hosts::special(&upstream_query) {
             entry.write(query, 0, &mut message);
             return Ok(Reply { message, explanation: None });
         }
@@ -273,7 +272,7 @@ impl Forwarder {
             inner.metrics.failed(Cause::ClientOverload);
             return Err(Cause::ClientOverload.into());
         };
-        let (outcome, is_stale) = inner.outcome(&asked).await;
+        let (outcome, is_stale) = inner.outcome(&upstream_query).await;
         let entry = outcome.inspect_err(|failure| inner.metrics.failed(failure.cause))?;
         let now = inner.clock.now();
         entry.write(query, if is_stale { now } else { now.min(entry.fresh_until()) }, &mut message);
@@ -288,7 +287,7 @@ impl Forwarder {
     }
 }
 
-/// What goes to the client, but for EDNS.
+/// A reply without EDNS.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) message: Vec<u8>,
@@ -297,41 +296,41 @@ pub(crate) struct Reply {
 }
 
 impl Inner {
-    /// The answer, and whether it is one that has expired.
-    async fn outcome(self: &Arc<Self>, asked: &Asked<'_>) -> (Outcome, bool) {
+    /// The answer, and whether it has expired.
+    async fn outcome(self: &Arc<Self>, upstream_query: &UpstreamQuery<'_>) -> (Outcome, bool) {
         let now = self.clock.now();
-        let expired = self.cache.get(asked).and_then(|found| found.as_ref().map(Arc::clone));
+        let expired = self.cache.get(upstream_query).and_then(|found| found.as_ref().map(Arc::clone));
         let expired = expired.filter(|entry| {
             entry.staleness(now) <= u64::from(self.config.serve_stale) * 1000 && self.config.serve_stale > 0
         });
         let Some(expired) = expired else {
-            return (self.asked_now(asked).await, false);
+            return (self.resolve_now(upstream_query).await, false);
         };
-        if expired.is_given_up(now) {
+        if expired.is_refresh_suspended(now) {
             return (Ok(expired), true);
         }
-        match timeout(STALE_PATIENCE, self.asked_now(asked)).await {
+        match timeout(STALE_ANSWER_TIMEOUT, self.resolve_now(upstream_query)).await {
             Ok(Ok(entry)) => (Ok(entry), false),
-            // It goes on being asked for; meanwhile the old answer is better than none.
+            // The upstream query continues; meanwhile the expired answer is better than none.
             failed => {
                 if failed.is_ok() {
-                    expired.give_up_until(self.clock.now() + STALE_RETRY);
+                    expired.suspend_refresh_until(self.clock.now() + STALE_RETRY);
                 }
                 (Ok(expired), true)
             }
         }
     }
 
-    async fn asked_now(self: &Arc<Self>, asked: &Asked<'_>) -> Outcome {
-        match self.join(asked) {
+    async fn resolve_now(self: &Arc<Self>, upstream_query: &UpstreamQuery<'_>) -> Outcome {
+        match self.join(upstream_query) {
             Ok(waiting) => waiting.outcome().await.unwrap_or_else(|| Err(Cause::Timeout.into())),
             Err(failure) => Err(failure),
         }
     }
 
-    /// Waits with the queries for the same question, or begins to resolve it.
-    fn join(self: &Arc<Self>, asked: &Asked<'_>) -> Result<Waiting, Failure> {
-        let key = asked.key();
+    /// Joins the queries for the same question, or starts to resolve it.
+    fn join(self: &Arc<Self>, upstream_query: &UpstreamQuery<'_>) -> Result<Waiting, Failure> {
+        let key = upstream_query.key();
         if let Some(failure) = self.failures.get(&key, self.clock.now()) {
             return Err(failure);
         }
@@ -342,24 +341,24 @@ impl Inner {
             }
             Place::First(first) => {
                 let waiting = first.wait();
-                self.begin(asked, key, first);
+                self.begin(upstream_query, key, first);
                 Ok(waiting)
             }
         }
     }
 
-    /// Asks on a task of its own: the first client may leave before the answer comes.
-    fn begin(self: &Arc<Self>, asked: &Asked<'_>, key: Key, first: First) {
-        let group = self.routes.load().group(asked.name).clone();
+    /// Resolves in a separate task: the first client may leave before the answer arrives.
+    fn begin(self: &Arc<Self>, upstream_query: &UpstreamQuery<'_>, key: Key, first: First) {
+        let group = self.routes.load().group(upstream_query.name).clone();
         let Ok(permit) = Arc::clone(group.limit()).try_acquire_owned() else {
             self.metrics.rejects.inc();
             self.pending.finish(&key, first, Err(Cause::Overload.into()));
             return;
         };
         let inner = Arc::clone(self);
-        let wanted = asked.to_wanted();
+        let wanted = upstream_query.to_owned_request();
         self.tasks.spawn(async move {
-            let outcome = inner.ask(&wanted.asked(), &group).await;
+            let outcome = inner.ask(&wanted.upstream_query(), &group).await;
             match &outcome {
                 Ok(_) => inner.failures.remove(&key),
                 Err(failure) => inner.failures.put(key.clone(), *failure, inner.clock.now()),
@@ -369,38 +368,39 @@ impl Inner {
         });
     }
 
-    async fn ask(&self, asked: &Asked<'_>, group: &Group) -> Outcome {
-        let (response, attempts) = group.ask(asked).await;
+    async fn ask(&self, upstream_query: &UpstreamQuery<'_>, group: &Group) -> Outcome {
+        let (response, attempts) = group.ask(upstream_query).await;
         self.metrics.hedges.inc_by(attempts.saturating_sub(1));
-        let answered = response
-            .and_then(|response| answer::read(response, asked, &self.config.limits).map_err(Cause::Invalid));
-        let refreshed = self.cache.get(asked);
+        let answered = response.and_then(|response| {
+            answer::read(response, upstream_query, &self.config.limits).map_err(Cause::Invalid)
+        });
+        let refreshed = self.cache.get(upstream_query);
         let old = refreshed.as_ref().and_then(|found| found.as_ref());
         let mut entry = match answered {
             Ok(entry) => entry.stored_at(self.clock.now()),
             Err(cause) => {
                 if let Some(old) = old {
-                    old.give_up_until(self.clock.now() + STALE_RETRY);
+                    old.suspend_refresh_until(self.clock.now() + STALE_RETRY);
                 }
                 return Err(cause.into());
             }
         };
-        self.agree_with_the_other_family(asked, &mut entry);
+        self.prefer_nodata_for_existing_names(upstream_query, &mut entry);
         let entry = Arc::new(entry);
         if entry.contents().ttl > 0 {
-            self.cache.insert(asked, Arc::clone(&entry));
+            self.cache.insert(upstream_query, Arc::clone(&entry));
         } else if old.is_some() {
-            self.cache.remove(asked);
+            self.cache.remove(upstream_query);
         }
         Ok(entry)
     }
 
-    /// A name exists for both families or for none: a server that says NXDOMAIN to AAAA for want of AAAA
-    /// records would make clients give up a name that has an A record (RFC 4074 §4.2).
-    fn agree_with_the_other_family(&self, asked: &Asked<'_>, entry: &mut Entry) {
-        let other = match asked.kind {
-            kind::A => asked.with_kind(kind::AAAA),
-            kind::AAAA => asked.with_kind(kind::A),
+    /// A name exists for both address types or for none: if a server answers NXDOMAIN to AAAA because it has
+    /// no AAAA records, clients would give up a name with an A record (RFC 4074 §4.2).
+    fn prefer_nodata_for_existing_names(&self, upstream_query: &UpstreamQuery<'_>, entry: &mut Entry) {
+        let other = match upstream_query.kind {
+            kind::A => upstream_query.with_kind(kind::AAAA),
+            kind::AAAA => upstream_query.with_kind(kind::A),
             _ => return,
         };
         let Some(found) = self.cache.get(&other) else { return };
@@ -414,8 +414,8 @@ impl Inner {
         }
     }
 
-    fn request_refresh(&self, asked: &Asked<'_>, entry: &Entry) {
-        if entry.claim_refresh() && self.refreshes.try_send(asked.to_wanted()).is_err() {
+    fn request_refresh(&self, upstream_query: &UpstreamQuery<'_>, entry: &Entry) {
+        if entry.claim_refresh() && self.refreshes.try_send(upstream_query.to_owned_request()).is_err() {
             entry.release_refresh();
         }
     }

@@ -1,5 +1,5 @@
-//! What must hold whatever the network sends. The targets in `fuzz/` call it with bytes nobody has thought of, the tests with
-//! those in `fuzz/corpus`.
+//! Invariants for any input from the network. The targets in `fuzz/` call them with random bytes, the tests
+//! with the files in `fuzz/corpus`.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, LazyLock};
@@ -18,10 +18,10 @@ use crate::zone::{Settings, Zone};
 
 pub use crate::forward::fuzz::upstream;
 
-/// The most a datagram of ours may have.
+/// Maximum size of our datagrams.
 const MAX_DATAGRAM: usize = 1232;
 
-/// A server whose cluster is empty, and known to be.
+/// A server with an empty cluster that is synced.
 static SERVER: LazyLock<Responder> = LazyLock::new(|| {
     let arguments = ["portolan-dns", "--upstream", "192.0.2.1"];
     let config = Config::from(crate::Args::try_parse_from(arguments).expect("valid flags"));
@@ -48,14 +48,14 @@ static SERVER: LazyLock<Responder> = LazyLock::new(|| {
     }
 });
 
-/// A message of a client, over UDP and over TCP: what is answered is answered in form and within its limit.
+/// A message of a client, over UDP and over TCP: every reply must be well-formed and within its limit.
 ///
 /// # Panics
-/// When something does not hold.
+/// If an invariant does not hold.
 pub fn query(message: &[u8]) {
     let client = || Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 5353)));
     for protocol in [Protocol::Udp, Protocol::Tcp, Protocol::Tls, Protocol::Https] {
-        // What is in the buffer already must stay.
+        // The content of the buffer must stay.
         let (mut lower, mut out) = (Vec::new(), b"before".to_vec());
         let step = SERVER.answer_now(message, (protocol, &client), Instant::now(), &mut lower, &mut out);
         if step == Step::Deferred {
@@ -87,9 +87,9 @@ pub fn query(message: &[u8]) {
 mod tests {
     use std::path::Path;
 
-    /// Every file that was found to be interesting once.
+    /// Every file that fuzzing has found interesting.
     #[test]
-    fn what_the_fuzzers_have_found_holds() {
+    fn inputs_found_by_fuzzing_satisfy_the_invariants() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
         for (name, target) in [("query", super::query as fn(&[u8])), ("upstream", super::upstream)] {
             let files: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().map(Result::unwrap).collect();
@@ -98,7 +98,7 @@ mod tests {
             for file in files {
                 let message = std::fs::read(file.path()).unwrap();
                 target(&message);
-                // And what is near.
+                // And mutations of it.
                 for _ in 0..200 {
                     let mut near = message.clone();
                     for _ in 0..random.usize(1..4) {

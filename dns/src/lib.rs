@@ -1,5 +1,5 @@
-//! `portolan-dns`: names for Services and their endpoints, as the Kubernetes DNS specification has them; every other
-//! name is asked of the upstream servers.
+//! `portolan-dns`: answers names of Services and their endpoints by the Kubernetes DNS specification, and
+//! forwards all other names to upstream servers.
 //!
 //! ```text
 //! discovery ──Snapshot──> Zone ──ArcSwap──> Responder::answer_now <── UDP (a thread a core)
@@ -7,16 +7,15 @@
 //!                                             └──deferred──> RequestHandler ──> Forwarder ──> upstreams
 //! ```
 //!
-//! A query loads one zone and never mixes two states; there is no cache in front of it, so the query after a change
-//! sees the change.
+//! A query uses one zone and never mixes two states. There is no cache in front of it, so the first query
+//! after a change gets the new state.
 
 mod acl;
 mod args;
-mod aside;
 mod autopath;
+mod background;
 mod connections;
 mod dnstap;
-mod file;
 mod forward;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -34,6 +33,7 @@ mod socket;
 mod tcp;
 mod tls;
 mod udp;
+mod watched_file;
 mod zone;
 
 pub use acl::Limits;

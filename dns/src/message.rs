@@ -1,8 +1,7 @@
-//! DNS messages as the UDP fast path reads them: in place, without allocation.
+//! DNS messages for the UDP fast path: decoded in place, without allocation.
 //!
-//! A [`Query`] is what a client asks. Reading never looks outside the message, and ends after a number of
-//! steps that the message's length bounds. Every other message is hickory-proto's; [`record`] makes its
-//! records of the zone's.
+//! Decoding a [`Query`] never reads outside the message, and takes a number of steps that the length of the
+//! message bounds. All other messages are hickory-proto's; [`record`] converts the zone's records to its.
 
 mod cursor;
 mod edns;
@@ -20,7 +19,7 @@ pub(crate) use header::{Header, flag};
 pub(crate) use name::{MAX_NAME, Name, NameBuf};
 pub(crate) use query::{Invalid, Query, Question};
 
-/// The message breaks off, or says something that cannot be.
+/// The message is truncated or malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed DNS message")]
 pub(crate) struct Malformed;
@@ -40,7 +39,7 @@ pub(crate) mod rcode {
     pub(crate) const BADVERS: u16 = 16;
 }
 
-/// Record types that mean something to us (RFC 1035 §3.2.2 and later).
+/// The record types that this server handles (RFC 1035 §3.2.2 and later).
 pub(crate) mod kind {
     pub(crate) const A: u16 = 1;
     pub(crate) const NS: u16 = 2;
@@ -59,7 +58,7 @@ pub(crate) mod kind {
     pub(crate) const ANY: u16 = 255;
 }
 
-/// hickory's record of a name, type, TTL and content as they are on the wire; `None` if the name is none.
+/// Converts a name, type, TTL and RDATA from the wire to hickory's record; `None` if the name is invalid.
 pub(crate) fn record(owner: Name<'_>, kind: u16, ttl: u32, content: &[u8]) -> Option<rr::Record> {
     let data = RData::Unknown { code: kind.into(), rdata: NULL::with(content.to_vec()) };
     Some(rr::Record::from_rdata(rr::Name::from_bytes(owner.wire()).ok()?, ttl, data))

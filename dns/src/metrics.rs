@@ -1,4 +1,4 @@
-//! What the server counts, under CoreDNS's names where they mean the same. Listed in docs/metrics.md.
+//! The metrics of the server, with CoreDNS's names if they have the same meaning. Listed in docs/metrics.md.
 
 use std::borrow::Cow;
 use std::time::{Instant, SystemTime};
@@ -13,10 +13,10 @@ use prometheus::{
 
 use crate::acl::Refusal;
 
-/// Seconds: from an answer out of memory to an upstream that gave up.
+/// Seconds: from an answer from memory to an upstream timeout.
 const BUCKETS: [f64; 10] = [0.000_01, 0.000_05, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 4.0];
 
-/// Types are the client's to choose, so only those there is a use for get a series of their own.
+/// The client chooses the type, so only known types get their own series.
 const KINDS: [(u16, &str); 10] = [
     (1, "A"),
     (28, "AAAA"),
@@ -30,10 +30,10 @@ const KINDS: [(u16, &str); 10] = [
     (16, "TXT"),
 ];
 
-/// Names of the response codes, in their order.
+/// Names of the response codes, in order.
 const CODES: [&str; 6] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
 
-/// How a query came.
+/// The transport of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Udp,
@@ -43,7 +43,7 @@ pub(crate) enum Protocol {
     Quic,
 }
 
-/// All of them.
+/// All transports.
 const PROTOCOLS: [Protocol; 5] =
     [Protocol::Udp, Protocol::Tcp, Protocol::Tls, Protocol::Https, Protocol::Quic];
 
@@ -72,12 +72,12 @@ impl From<xfer::Protocol> for Protocol {
 }
 
 impl Protocol {
-    /// Whether nobody on the way can read it.
+    /// Whether the transport is encrypted.
     pub(crate) fn is_encrypted(self) -> bool {
         !matches!(self, Self::Udp | Self::Tcp)
     }
 
-    /// As it shows.
+    /// The label value.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Udp => "udp",
@@ -89,39 +89,39 @@ impl Protocol {
     }
 }
 
-/// A type's name, or `TYPE` and its number (RFC 3597 §5).
+/// The name of a type, or `TYPE` and its number (RFC 3597 §5).
 pub(crate) fn kind_name(kind: u16) -> Cow<'static, str> {
     let known = KINDS.iter().find(|(number, _)| *number == kind);
     known.map_or_else(|| format!("TYPE{kind}").into(), |(_, name)| (*name).into())
 }
 
-/// A response code's name, or `RCODE` and its number.
+/// The name of a response code, or `RCODE` and its number.
 pub(crate) fn code_name(code: u16) -> Cow<'static, str> {
     let known = CODES.get(usize::from(code));
     known.map_or_else(|| format!("RCODE{code}").into(), |name| (*name).into())
 }
 
-/// Every counter of the program.
+/// All metrics of the program.
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
     /// In the order of [`PROTOCOLS`].
     series: [Series; PROTOCOLS.len()],
-    /// Queries that found no room to wait for an upstream server.
+    /// Queries that were refused because the limit of waiting queries was reached.
     pub(crate) shed: IntCounter,
     pub(crate) generation: IntGauge,
     pub(crate) problems: IntGauge,
-    /// Changes of the certificate that could not be used.
+    /// Changes of the certificate that could not be applied.
     pub(crate) certificate_failures: IntCounter,
     /// Lines of the query log that were not written.
     pub(crate) lost_lines: IntCounter,
-    /// Queries that the dnstap collector does not hear of.
+    /// Queries that were not sent to the dnstap collector.
     pub(crate) lost_exchanges: IntCounter,
     /// By client, by rate.
     refused: [IntCounter; 2],
     programming: HistogramVec,
 }
 
-/// The counters of one protocol, looked up once.
+/// The series of one transport, looked up once.
 struct Series {
     requests: Vec<IntCounter>,
     responses: Vec<IntCounter>,
@@ -152,23 +152,24 @@ impl Metrics {
                 .collect(),
         };
         let series = PROTOCOLS.map(|protocol| series(protocol.name()));
-        let shed = IntCounter::new("coredns_shed_dropped_total", "Queries that found no room to wait.");
+        let shed =
+            IntCounter::new("coredns_shed_dropped_total", "Queries refused because too many were waiting.");
         let shed = register(&registry, shed);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
-        let generation = gauge("portolan_dns_snapshot_generation", "Generation of the state in force.");
+        let generation = gauge("portolan_dns_snapshot_generation", "Generation of the applied state.");
         let problems =
-            gauge("portolan_dns_discovery_problems", "Errors and warnings about the input right now.");
+            gauge("portolan_dns_discovery_problems", "Current errors and warnings about the input.");
         let certificate_failures = register(
             &registry,
             IntCounter::new(
                 "portolan_dns_certificate_reload_failures_total",
-                "Changes of the certificate that could not be used.",
+                "Changes of the certificate that could not be applied.",
             ),
         );
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
         let lost_lines = counter("portolan_dns_query_log_lost_total", "Lines of the query log not written.");
         let lost_exchanges =
-            counter("portolan_dns_dnstap_lost_total", "Queries that the dnstap collector did not take.");
+            counter("portolan_dns_dnstap_lost_total", "Queries that the dnstap collector did not accept.");
         let opts = Opts::new("portolan_dns_refused_total", "Queries refused by limits.");
         let refused = register(&registry, IntCounterVec::new(opts, &["reason"]));
         let refused = ["client", "rate"].map(|reason| refused.with_label_values(&[reason]));
@@ -201,19 +202,19 @@ impl Metrics {
         }
     }
 
-    /// Counts news of endpoints that answers tell from now on.
+    /// Records the delay of a change of endpoints, which is now applied.
     pub(crate) fn programmed(&self, service: &ServiceEntry, triggered_at: SystemTime) {
         let kind = match service.service.kind {
             ServiceKind::Headless if service.service.selector.is_empty() => "headless_without_selector",
             ServiceKind::Headless => "headless_with_selector",
             _ => "cluster_ip",
         };
-        // A clock that is ahead of ours makes it nothing.
+        // If the clock of the writer is ahead, the delay counts as zero.
         let took = triggered_at.elapsed().unwrap_or_default();
         self.programming.with_label_values(&[kind]).observe(took.as_secs_f64());
     }
 
-    /// Counts a query and its reply; it came at `since`.
+    /// Counts a query received at `since`, and its reply.
     pub(crate) fn count(&self, protocol: Protocol, kind: u16, code: u16, since: Instant) {
         let [udp, tcp, tls, https, quic] = &self.series;
         let series = match protocol {

@@ -1,4 +1,4 @@
-//! One query of so many in the log.
+//! The query log: one of a number of queries.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 
-use crate::aside::Aside;
+use crate::background::BackgroundThread;
 use crate::message::Question;
 use crate::metrics::Protocol;
 
-/// Takes samples.
+/// Samples queries.
 pub(crate) struct QueryLog {
-    /// One of so many.
+    /// One of this many.
     every: u32,
-    lines: Aside<Line>,
+    lines: BackgroundThread<Line>,
 }
 
 struct Line {
@@ -31,13 +31,13 @@ impl QueryLog {
     /// Starts the thread that writes.
     ///
     /// # Errors
-    /// As [`Aside::start`].
+    /// As [`BackgroundThread::start`].
     pub(crate) fn start(every: u32, lost: IntCounter) -> io::Result<Self> {
-        Ok(Self { every, lines: Aside::start("query-log", lost, write)? })
+        Ok(Self { every, lines: BackgroundThread::start("query-log", lost, write)? })
     }
 
-    /// Notes a query that has been answered, if it is its turn.
-    pub(crate) fn note(
+    /// Records an answered query, if it is sampled.
+    pub(crate) fn record(
         &self,
         (protocol, client): (Protocol, impl FnOnce() -> Option<SocketAddr>),
         question: Option<Question<'_>>,

@@ -1,4 +1,4 @@
-//! From a query's bytes to a reply's bytes.
+//! Answers queries: from the bytes of a query to the bytes of a reply.
 //!
 //! [`Responder::answer_now`] is the fast path: it answers what the snapshot or the cache holds, on the thread
 //! that received the query, without waiting and without allocating. [`Responder::resolve`] hands every other
@@ -37,10 +37,10 @@ pub(crate) use reply::Reply;
 pub(crate) use reply::complete as complete_forwarded;
 use reply::{Reason, reason};
 
-/// Addresses of targets that are sent along with SRV records at most; the client asks for the others.
+/// Maximum number of target addresses in the reply to an SRV query; the client queries the others.
 const MAX_ADDITIONALS: usize = 16;
 
-/// ANY gets one small record (RFC 8482 §4.2), and may keep it for long.
+/// ANY gets one small record (RFC 8482 §4.2) with a long TTL.
 const ANY_CONTENT: &[u8] = b"\x07RFC8482\x00";
 const ANY_TTL: u32 = 8482;
 
@@ -56,24 +56,24 @@ pub(crate) struct Responder {
     pub(crate) dnstap: Option<Dnstap>,
 }
 
-/// Where a query came from, worked out only if somebody wants to know.
+/// Returns the client's address, computed only if it is needed.
 pub(crate) type Client<'a> = &'a dyn Fn() -> Option<SocketAddr>;
 
-/// What the fast path makes of a query.
+/// The result of the fast path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// It gets no answer: it is a response, or no message at all.
+    /// No answer: it is a response, or not a message.
     Silence,
     /// The reply is in the buffer.
     Done,
-    /// The query is for [`Responder::resolve`].
+    /// The query needs [`Responder::resolve`].
     Deferred,
 }
 
 impl Responder {
-    /// Appends the reply to `out` if it can be given at once. `lower` is room for a name.
+    /// Appends the reply to `out` if it is available at once. `lower` is a buffer for a name.
     ///
-    /// Every query passes here first, so this is where the ACL and the rate limit apply.
+    /// Every query passes this first, so the ACL and the rate limit apply here.
     pub(crate) fn answer_now(
         &self,
         message: &[u8],
@@ -109,13 +109,13 @@ impl Responder {
         Step::Done
     }
 
-    /// The answers to the options of a query. Most queries have none.
+    /// The answers to the EDNS options of a query. Most queries have none.
     fn grant(&self, edns: Option<Edns<'_>>, (protocol, client): (Protocol, Client<'_>)) -> Option<EdnsReply> {
         let edns = edns.filter(Edns::has_options)?;
         Some(self.options.grant(|code| edns.option(code), protocol, client))
     }
 
-    /// Where every reply leaves: it is counted, logged if that is wanted, and handed to the collector.
+    /// Counts every reply, logs it if enabled, and passes it to dnstap.
     fn account(
         &self,
         (protocol, client): (Protocol, Client<'_>),
@@ -125,15 +125,15 @@ impl Responder {
     ) {
         self.metrics.count(protocol, question.map_or(0, |question| question.kind), code, since);
         if let Some(log) = &self.log {
-            log.note((protocol, client), question, code, since.elapsed());
+            log.record((protocol, client), question, code, since.elapsed());
         }
         if let Some(dnstap) = &self.dnstap {
-            dnstap.note((protocol, client()), message, reply, since);
+            dnstap.record((protocol, client()), message, reply, since);
         }
     }
 
-    /// Looks a name up, in lower case. A name of the cluster's domain that `--hosts` has, or a `--stub` below the domain, is
-    /// the forwarder's, as with a plugin or a server block of CoreDNS.
+    /// Looks up a name in lower case. A name of the cluster's domain that is in `--hosts`, or in a `--stub`
+    /// below the domain, is answered by the forwarder, like with a plugin or a server block of CoreDNS.
     fn find<'z>(&self, zone: &'z Zone, lower: Name<'z>) -> Found<'z> {
         if self.forwarder.overrides(lower, zone.settings.domain.as_name()) {
             return Found::Elsewhere;
@@ -141,7 +141,7 @@ impl Responder {
         zone.find(lower)
     }
 
-    /// Why the client gets no answer, if there are limits and it is beyond them.
+    /// Why the client is refused, if a limit applies.
     fn refusal(&self, client: Client<'_>, now: Instant) -> Option<Reason> {
         let acl = self.acl.as_ref()?;
         let refusal = acl.refuses(client()?.ip(), now)?;
@@ -153,7 +153,7 @@ impl Responder {
         Some(Reason(Ede::Prohibited as u16, text))
     }
 
-    /// The reply's code; `None` if the query is for the handler.
+    /// The reply's code; `None` if the query needs the handler.
     fn lookup(
         &self,
         query: &Query<'_>,
@@ -205,7 +205,7 @@ impl Responder {
         }
     }
 
-    /// The reply to a query that has a stream of its own; `None` if it gets none.
+    /// The reply to a query with its own stream; `None` without a reply.
     pub(crate) async fn answer(
         self: Arc<Self>,
         query: Vec<u8>,
@@ -224,7 +224,7 @@ impl Responder {
         }
     }
 
-    /// Whether the query is for the whole zone, and the client may have it.
+    /// Whether the query is a zone transfer that the client is allowed.
     fn may_transfer(
         &self,
         zone: &Zone,
@@ -238,7 +238,7 @@ impl Responder {
             && client().is_some_and(|client| allowed.iter().any(|cidr| cidr.contains(client.ip())))
     }
 
-    /// Appends the reply to a query that cannot wait for upstream servers as well.
+    /// Appends the reply to a query that exceeds the limit of waiting queries.
     pub(crate) fn shed(&self, message: &[u8], from: (Protocol, Client<'_>), out: &mut Vec<u8>) {
         self.metrics.shed.inc();
         let reason = Reason(Ede::Other as u16, "too many queries are waiting for upstream servers");
@@ -267,14 +267,14 @@ fn lowered<'l>(name: Name<'_>, lower: &'l mut Vec<u8>) -> Name<'l> {
     Name::from_wire_unchecked(lower)
 }
 
-/// No such name, and its zone's SOA record (RFC 2308 §2.1).
+/// NXDOMAIN with the SOA record of the zone (RFC 2308 §2.1).
 fn missing(mut reply: Reply<'_>, apex: usize, zone: &Zone) -> u16 {
     reply.authoritative(zone);
     reply.soa(apex, zone);
     reply.finish(rcode::NXDOMAIN, stale(zone, Ede::StaleNxdomain))
 }
 
-/// What to say with an answer that may have been overtaken while the source is out of sight.
+/// The Extended DNS Error of an answer that may be out of date, because the source has failed.
 fn stale(zone: &Zone, code: Ede) -> Option<Reason> {
     zone.is_stale.then_some(Reason(code as u16, "the cluster's state cannot be read, this is the last known"))
 }
@@ -292,7 +292,7 @@ fn write_node(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, apex: usize, k
         if !addresses.is_empty() && room > 0 && !glue.iter().any(|(_, known)| known == addresses) {
             let some: Vec<IpAddr> = addresses.iter().take(room).copied().collect();
             room -= some.len();
-            // The target stands behind priority, weight and port.
+            // The target follows priority, weight and port.
             glue.push((at + 6, some));
         }
         true
@@ -303,7 +303,7 @@ fn write_node(reply: &mut Reply<'_>, zone: &Zone, node: Node<'_>, apex: usize, k
     if reply.is_empty() {
         reply.soa(apex, zone);
     }
-    // What is additional goes before anything is cut (RFC 2181 §9).
+    // The additional section is dropped before any answer is truncated (RFC 2181 §9).
     if !reply.is_cut() {
         for (target, addresses) in glue {
             reply.addresses(target, &addresses, ttl);

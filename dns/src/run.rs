@@ -118,9 +118,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let upkeep = async {
         tokio::select! {
             () = forwarder.run() => {}
-            () = follow_certificate(certificate.as_mut(), &metrics) => {}
-            () = follow_pods(of_pods, responder.autopath.as_deref()) => {}
-            () = follow(snapshots, &responder.zone, &metrics, &synced) => {}
+            () = watch_certificate(certificate.as_mut(), &metrics) => {}
+            () = update_autopath(of_pods, responder.autopath.as_deref()) => {}
+            () = update_zone(snapshots, &responder.zone, &metrics, &synced) => {}
         }
     }
     .fuse();
@@ -299,23 +299,23 @@ fn health(drain: Drain) -> impl Fn(&str) -> admin::Response + Send + Sync + 'sta
 }
 
 /// Keeps track of which namespace each pod is in. Never ends before the snapshots do.
-async fn follow_pods(mut snapshots: Snapshots, autopath: Option<&Autopath>) {
+async fn update_autopath(mut snapshots: Snapshots, autopath: Option<&Autopath>) {
     let Some(autopath) = autopath else { return std::future::pending().await };
     while snapshots.changed().await.is_ok() {
-        autopath.follow(&snapshots.borrow_and_update().pod_namespaces);
+        autopath.update(&snapshots.borrow_and_update().pod_namespaces);
     }
 }
 
 /// Keeps the certificate up to date, if there is one.
-async fn follow_certificate(certificate: Option<&mut Certificate>, metrics: &Metrics) {
+async fn watch_certificate(certificate: Option<&mut Certificate>, metrics: &Metrics) {
     match certificate {
-        Some(certificate) => certificate.follow(&metrics.certificate_failures).await,
+        Some(certificate) => certificate.watch(&metrics.certificate_failures).await,
         None => std::future::pending().await,
     }
 }
 
 /// Makes the next zone for every snapshot, and says when there is one to be relied on.
-async fn follow(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metrics, synced: &Notify) {
+async fn update_zone(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metrics, synced: &Notify) {
     while snapshots.changed().await.is_ok() {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let mut news = Vec::new();

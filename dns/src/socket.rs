@@ -1,4 +1,4 @@
-//! The sockets queries come in by.
+//! The listening sockets.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -11,14 +11,14 @@ use socket2::{Socket, Type};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// What a burst may fill before the kernel drops, in bytes: some thousands of queries.
+/// The receive buffer in bytes: some thousands of queries.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// What may be on its way to clients, in bytes. Replies to one who has gone wait in the kernel for an answer to the question
-/// where he is, up to 200 KiB of them for three seconds; there has to be room beside those of a few.
+/// The send buffer in bytes. Replies to an unreachable client wait in the kernel for address resolution, up
+/// to 200 KiB of them for three seconds; the buffer must be larger than that for a few such clients.
 const SEND_BUFFER: usize = 4 << 20;
 
-/// The sockets of the process before, which those are taken from that are still wanted.
+/// The sockets of the previous process. Those that are still needed are taken from it.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited(Vec<Socket>);
 
@@ -36,9 +36,9 @@ impl Inherited {
     }
 }
 
-/// Opens the sockets for datagrams of an address, one for each thread. Those of the process before are all taken, even
-/// if there are more: queries wait in them. The address need not be on an interface yet: `portolan-proxy` may make it
-/// local later.
+/// Opens the UDP sockets of an address, one per thread. All sockets of the previous process are used, even if
+/// there are more, because queries may wait in them. The address may not be on an interface yet:
+/// `portolan-proxy` may make it local later.
 pub(crate) fn open_datagrams(
     address: SocketAddr,
     threads: usize,
@@ -46,7 +46,7 @@ pub(crate) fn open_datagrams(
 ) -> io::Result<Vec<UdpSocket>> {
     let mut sockets = inherited.take(Type::DGRAM, address);
     while sockets.len() < threads {
-        // Port 0 means any, but the same for all.
+        // Port 0 means any port, but the same for all.
         let local = sockets.first().and_then(|first| first.local_addr().ok()?.as_socket());
         let new = bind(local.unwrap_or(address), Type::DGRAM, true);
         let new = new.map_err(|error| explain(address, &error))?;
@@ -56,7 +56,7 @@ pub(crate) fn open_datagrams(
     Ok(sockets.into_iter().map(UdpSocket::from).collect())
 }
 
-/// Beyond what the system allows everybody, if we may.
+/// Beyond the system's limit, with CAP_NET_ADMIN.
 fn make_room(socket: &Socket) {
     if setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         socket.set_recv_buffer_size(RECEIVE_BUFFER).ok();
@@ -66,7 +66,7 @@ fn make_room(socket: &Socket) {
     }
 }
 
-/// Listens for connections, alone: nobody else can share the port, so two servers on one address are noticed.
+/// Listens for connections without SO_REUSEPORT, so that two servers on one address are detected.
 pub(crate) fn open_stream(address: SocketAddr, inherited: &mut Inherited) -> io::Result<TcpListener> {
     if let Some(socket) = inherited.take(Type::STREAM, address).pop() {
         return Ok(socket.into());

@@ -1,5 +1,5 @@
-//! Queries over TCP (RFC 7766) and TLS (RFC 7858): up to [`MAX_WAITING`] of a connection at a time, answered
-//! in the order in which the answers come.
+//! Queries over TCP (RFC 7766) and TLS (RFC 7858): up to [`MAX_WAITING`] at a time per connection, answered
+//! out of order.
 
 mod frames;
 
@@ -23,10 +23,10 @@ use crate::https;
 use crate::metrics::Protocol;
 use crate::responder::{Client, IDLE, Replies, Responder, Step};
 
-/// While the program ends, a client that says nothing for so long has its answers.
+/// During the drain, a client that is idle for this time has its answers.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// A client that takes no answers for so long is, too, and one that does not get on with its TLS handshake.
+/// Timeout for a client that does not read its answers, and for its TLS handshake.
 const WRITE: Duration = Duration::from_secs(5);
 
 /// Queries of one connection that may wait for upstream servers; meanwhile it is not read.
@@ -35,7 +35,7 @@ const MAX_WAITING: usize = 128;
 /// Replies of the handler that may wait to be written.
 const MAX_REPLIES: usize = 16;
 
-/// What is spoken behind a listener.
+/// The protocol of a listener.
 #[derive(Clone)]
 pub(crate) enum Service {
     Tcp,
@@ -43,7 +43,7 @@ pub(crate) enum Service {
     Https(TlsAcceptor),
 }
 
-/// Accepts until the drain begins, then lets connections finish what they have.
+/// Accepts until the drain begins, then lets connections finish.
 pub(crate) async fn serve(
     listener: TcpListener,
     service: Service,
@@ -70,7 +70,7 @@ pub(crate) async fn serve(
                 }
                 continue;
             }
-            // With a client there, so that no connection has to go for none.
+            // The permit is acquired only with a client, so that no idle connection is closed for nothing.
             permit = open.permit(), if arrived.is_some() => permit,
         };
         let Some((stream, client)) = arrived.take() else { continue };
@@ -96,9 +96,9 @@ pub(crate) async fn serve(
                     }
                 }
             };
-            // What a client does to its connection concerns no other.
+            // Errors of a client affect its own connection only.
             tokio::select! {
-                ended = serve => drop(ended),
+                _ended = serve => {}
                 () = evicted.cancelled() => {}
             }
         });
@@ -117,7 +117,7 @@ async fn converse(
     let mut frames = frames::open(stream, place);
     let (replies, mut resolved) = mpsc::channel(MAX_REPLIES);
     let mut resolving = JoinSet::new();
-    // A query has to come whole within the time that an idle connection has.
+    // A complete query must arrive within the idle timeout.
     let mut heard = tokio::time::Instant::now();
     let (mut lower, mut out) = (Vec::with_capacity(256), Vec::new());
     let mut is_open = true;
@@ -132,7 +132,7 @@ async fn converse(
                     Err(_idle) => None,
                 };
                 heard = tokio::time::Instant::now();
-                // All that is there already, before anything is written.
+                // Everything that has arrived, before anything is written.
                 while let Some(query) = next.take() {
                     let Some(query) = query.transpose()? else {
                         is_open = false;
@@ -158,12 +158,12 @@ async fn converse(
                 timeout(WRITE, frames.feed(&reply[..])).await??;
             }
             Some(_) = resolving.join_next() => {}
-            // What is on its way has the whole of the last patience.
+            // Pending replies get the full write timeout.
             () = drain.started(), if !draining => heard = tokio::time::Instant::now(),
         }
         timeout(WRITE, frames::flush(&mut frames)).await??;
         out.shrink_to(frames::CHUNK);
     }
-    // Over TLS, so that the client can tell the end from a connection that was cut.
+    // Over TLS, so that the client can distinguish the end from a truncation.
     timeout(WRITE, SinkExt::<&[u8]>::close(&mut frames)).await?
 }

@@ -1,7 +1,7 @@
-//! The certificate for clients over TLS, HTTPS and QUIC, read anew when its files change.
+//! The certificate for clients over TLS, HTTPS and QUIC, read again when its files change.
 //!
-//! A handshake takes whatever is in force. What cannot be used never gets there: the old certificate goes on, and the log and a
-//! metric say what is wrong with the new one.
+//! A handshake uses the current certificate. An invalid one is never applied: the old certificate stays, and
+//! the log and a metric report the error.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,12 @@ use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, ServerConfig};
 
-use crate::file::{LOOK, Watched};
+use crate::watched_file::{CHECK_INTERVAL, Watched};
 
-/// What clients that negotiate call DNS over TLS (RFC 7858, IANA).
+/// The ALPN protocol of DNS over TLS (RFC 7858, IANA).
 pub(crate) const PROTOCOL: &[u8] = b"dot";
 
-/// Where to answer over TLS, HTTPS and QUIC, and with which certificate.
+/// The addresses for TLS, HTTPS and QUIC, and the certificate.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Addresses and ports for DNS over TLS.
@@ -32,13 +32,13 @@ pub struct Config {
     pub https: Vec<SocketAddr>,
     /// Addresses and ports for DNS over QUIC.
     pub quic: Vec<SocketAddr>,
-    /// PEM: the server's certificate first, then those that lead to an authority.
+    /// PEM: the server's certificate, then its chain.
     pub certificate: PathBuf,
-    /// PEM: its private key.
+    /// PEM: the private key.
     pub key: PathBuf,
 }
 
-/// Why a certificate cannot be used.
+/// Why a certificate is invalid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("certificate file {0}: {1}")]
@@ -49,7 +49,7 @@ pub(crate) enum Error {
     Pair { certificate: PathBuf, key: PathBuf, source: rustls::Error },
 }
 
-/// The certificate in force.
+/// The current certificate.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     config: Config,
@@ -57,17 +57,17 @@ pub(crate) struct Certificate {
     current: Arc<Current>,
 }
 
-/// The key that the next handshake uses.
+/// The key for the next handshake.
 #[derive(Debug)]
 pub(crate) struct Current(ArcSwap<CertifiedKey>);
 
 impl Current {
-    /// Speaks TLS with the current certificate, to clients of this protocol.
+    /// Accepts TLS with the current certificate, for clients of this protocol.
     pub(crate) fn acceptor(self: &Arc<Self>, protocol: &[u8]) -> TlsAcceptor {
         TlsAcceptor::from(Arc::new(self.server(protocol)))
     }
 
-    /// The same, without a stream.
+    /// The TLS settings without a stream.
     pub(crate) fn server(self: &Arc<Self>, protocol: &[u8]) -> ServerConfig {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -86,31 +86,31 @@ impl ResolvesServerCert for Current {
 }
 
 impl Certificate {
-    /// Reads it for the first time.
+    /// Reads the certificate for the first time.
     pub(crate) fn open(config: Config) -> Result<Self, Error> {
         let watched = [Watched::new(&config.certificate), Watched::new(&config.key)];
         let current = Arc::new(Current(ArcSwap::from_pointee(read(&config)?)));
         Ok(Self { config, watched, current })
     }
 
-    /// What handshakes take.
+    /// The certificate for handshakes.
     pub(crate) fn current(&self) -> Arc<Current> {
         Arc::clone(&self.current)
     }
 
-    /// Follows the files for ever.
-    pub(crate) async fn follow(&mut self, failures: &IntCounter) {
-        let mut ticks = interval(LOOK);
+    /// Watches the files for ever.
+    pub(crate) async fn watch(&mut self, failures: &IntCounter) {
+        let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // Both are looked at each time: one of them may change first.
+            // Check both each time: one of them may change first.
             let due = self.watched.each_mut().map(Watched::is_due);
             if !due.contains(&true) {
                 continue;
             }
             let read = read(&self.config);
-            let is_news = self.watched[0].note(read.as_ref().err().map(ToString::to_string));
+            let is_news = self.watched[0].record(read.as_ref().err().map(ToString::to_string));
             match read {
                 Ok(new) => {
                     self.current.0.store(Arc::new(new));

@@ -1,8 +1,8 @@
-//! Queries over UDP: a thread a core with a socket of its own, among which the kernel spreads the clients
+//! Queries over UDP: one thread per core, each with its own socket, over which the kernel spreads the clients
 //! (`SO_REUSEPORT`).
 //!
-//! What is known is answered in the loop that received it, many datagrams a system call. What has to be asked for goes to
-//! the event loop; there is room for so many, and the next is turned away at once.
+//! Known answers are sent in the loop that received the query, many datagrams per system call. Other queries
+//! go to the event loop through a bounded queue; if it is full they are refused at once.
 
 mod batch;
 
@@ -20,18 +20,18 @@ use crate::metrics::Protocol;
 use crate::responder::{Replies, Responder, Step};
 use batch::Batch;
 
-/// Queries on their way to the event loop.
+/// The capacity of the queue to the event loop.
 const QUEUE: usize = 1024;
 
-/// Queries that may wait for upstream servers; the forwarder has a bound of its own below this one.
+/// Maximum number of waiting queries; the forwarder has its own lower limit.
 const MAX_WAITING: usize = 4096;
 
-/// A socket that fails is tried again after this.
+/// Pause after an error of a socket.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A thread that has nothing to do looks this often whether it shall end. It cannot be woken by shutting its socket down: a
-/// successor may have the same one.
-const LOOK: Duration = Duration::from_millis(250);
+/// Interval of checks for the end of an idle thread. Shutting its socket down cannot wake it, because the
+/// next process may share the socket.
+const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A query for the handler.
 pub(crate) struct Deferred {
@@ -40,14 +40,14 @@ pub(crate) struct Deferred {
     socket: Arc<UdpSocket>,
 }
 
-/// The threads.
+/// The worker threads.
 pub(crate) struct Workers {
     stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Workers {
-    /// One thread for each socket.
+    /// Starts one thread per socket.
     pub(crate) fn start(
         sockets: Vec<UdpSocket>,
         responder: &Arc<Responder>,
@@ -56,7 +56,7 @@ impl Workers {
         let mut workers = Self { stopping: Arc::default(), threads: Vec::new() };
         for (number, socket) in sockets.into_iter().enumerate() {
             socket.set_nonblocking(false)?;
-            socket.set_read_timeout(Some(LOOK))?;
+            socket.set_read_timeout(Some(STOP_CHECK_INTERVAL))?;
             let socket = Arc::new(socket);
             let (responder, stopping, queue) =
                 (Arc::clone(responder), Arc::clone(&workers.stopping), queue.clone());
@@ -66,11 +66,16 @@ impl Workers {
         Ok((workers, waiting))
     }
 
-    /// Has them end, each when it has answered what it took from its socket, and waits for that.
+    /// Stops the threads, each after it has answered what it received, and waits for them.
     pub(crate) async fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
-        let join = move || self.threads.into_iter().for_each(|thread| drop(thread.join()));
-        drop(tokio::task::spawn_blocking(join).await);
+        let join = move || {
+            self.threads.into_iter().for_each(|thread| {
+                // A panic is reported by the panic hook.
+                let _ = thread.join();
+            })
+        };
+        let _ = tokio::task::spawn_blocking(join).await;
     }
 }
 
@@ -106,7 +111,7 @@ fn serve(
     }
 }
 
-/// Hands queries to the handler, until no worker is left to bring them.
+/// Passes queries to the handler, until all workers have ended.
 pub(crate) async fn resolve(responder: Arc<Responder>, mut queue: mpsc::Receiver<Deferred>) {
     let mut tasks = JoinSet::new();
     loop {

@@ -1,9 +1,9 @@
-//! The cluster's names at one moment, and the rules for finding them.
+//! The cluster's names at one moment, and their look-up.
 //!
-//! Nothing is kept a name: a name is taken apart into namespace, Service and what stands before it, and the
-//! [`Service`] answers for all names below it. So a change costs what the Service that changed costs, and
-//! every type of a name gets the same verdict: not there is NXDOMAIN, there without such records is NODATA
-//! (RFC 2308 §2, RFC 8020).
+//! No record is stored per name: a name is split into namespace, Service and the labels before, and the
+//! [`Service`] answers for all names below it. So the cost of a change is that of the changed Service, and
+//! every type of a name gets the same result: NXDOMAIN if the name does not exist, NODATA if it has no such
+//! records (RFC 2308 §2, RFC 8020).
 
 mod reverse;
 mod service;
@@ -21,17 +21,17 @@ use ipnetwork::IpNetwork;
 
 use crate::message::{Name, NameBuf, kind};
 use crate::names::{self, Names};
-use reverse::{Asked, Reverse};
+use reverse::{Reverse, ReverseName};
 use service::Service;
 pub(crate) use transfer::Transfer;
 
-/// The version of the specification, which every cluster names at `dns-version`, as TXT has it.
+/// The version of the specification, which every cluster publishes at `dns-version`, as TXT.
 const SPECIFICATION: &[u8] = b"\x051.1.0";
 
-/// Labels below the cluster's domain that can mean something: `_port._proto.service.namespace.svc`.
+/// Maximum labels below the cluster's domain: `_port._proto.service.namespace.svc`.
 const MAX_LABELS: usize = 5;
 
-/// What does not change with the cluster's state.
+/// The settings, which do not depend on the cluster's state.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// In lower case.
@@ -42,41 +42,41 @@ pub(crate) struct Settings {
     pub(crate) listen: Vec<SocketAddr>,
 }
 
-/// All names of one snapshot. Parts that did not change are shared with the zone before.
+/// All names of one snapshot. Unchanged parts are shared with the previous zone.
 #[derive(Clone, Debug)]
 pub(crate) struct Zone {
     pub(crate) settings: Arc<Settings>,
-    /// What this was made of.
+    /// The snapshot.
     snapshot: Arc<Snapshot>,
     pub(crate) synced: bool,
-    /// A source cannot be read any more: all this is as it was last seen.
+    /// A source has failed: the state may be out of date.
     pub(crate) is_stale: bool,
-    /// Of the SOA record; none before anything was read.
+    /// The serial of the SOA record; `None` before the first state.
     serial: Option<u32>,
-    /// The content of the SOA record, names written out.
+    /// The RDATA of the SOA record, without compression.
     pub(crate) soa: Box<[u8]>,
     /// As labels: length, then lower case.
     namespaces: Arc<HashSet<Box<[u8]>>>,
     /// By two labels, Service and namespace.
     services: SharedMap<Arc<[u8]>, Service>,
-    /// The same by number. A Service has the same one for as long as it has a name.
+    /// The same by number. A Service keeps its number while it exists.
     numbered: SharedMap<u32, Service>,
-    /// The number of the next Service that is new.
+    /// The number of the next new Service.
     next_number: u32,
     /// The numbers of the Services at each address.
     reverse: Reverse,
 }
 
-/// Where a name leads.
+/// The result of a look-up.
 #[derive(Debug)]
 pub(crate) enum Found<'z> {
-    /// Not a name of ours.
+    /// Not in this zone.
     Elsewhere,
-    /// Nothing may be concluded yet.
+    /// Unknown until the first state.
     NotReady,
-    /// No such name; the SOA record is that of the last so many bytes of the name.
+    /// No such name; the SOA record is that of the last bytes of the name.
     Missing(usize),
-    /// A name of ours.
+    /// A name of the zone.
     Here(Node<'z>, usize),
 }
 
@@ -91,7 +91,7 @@ pub(crate) enum Node<'z> {
     Service(&'z Service),
     /// `_port._protocol` of a Service.
     Port(&'z Service, [&'z [u8]; 2]),
-    /// One or more endpoints that share a label: a range of the Service's targets.
+    /// One or more endpoints with the same label: a range of the Service's targets.
     Endpoint(&'z Service, (usize, usize)),
     Pointer(IpAddr),
     /// A pod by its address.
@@ -99,7 +99,7 @@ pub(crate) enum Node<'z> {
 }
 
 impl Zone {
-    /// Before anything was read.
+    /// The zone before the first state.
     pub(crate) fn empty(settings: Arc<Settings>) -> Self {
         Self {
             serial: None,
@@ -116,8 +116,8 @@ impl Zone {
         }
     }
 
-    /// The zone of the next snapshot. Only Services that changed are looked at. `triggered` is called for
-    /// every slice of a Service that has changed since the zone before, with the time of the change.
+    /// The zone of the next snapshot. Examines changed Services only. Calls `triggered` for every changed
+    /// slice of a Service, with the time of the change.
     pub(crate) fn next(
         &self,
         snapshot: &Arc<Snapshot>,
@@ -154,9 +154,9 @@ impl Zone {
         zone
     }
 
-    /// Puts a Service in the place of the one before of that name, or takes that one out.
+    /// Replaces or removes the Service of that name.
     fn replace(&mut self, name: &NamespacedName, entry: Option<&Arc<ServiceEntry>>) {
-        // Names that fit no label cannot be asked for.
+        // Names that are too long for a label cannot be queried.
         let Some(key) = labels(&[&name.name, &name.namespace]) else { return };
         let old = self.services.remove(&*key);
         let number = old.as_ref().map_or_else(|| self.free_number(), |old| old.number);
@@ -203,7 +203,7 @@ impl Zone {
         }
     }
 
-    /// The name below the cluster's domain, root-less.
+    /// The name below the cluster's domain, without the root.
     fn node<'z>(&'z self, below: &'z [u8]) -> Option<Node<'z>> {
         let mut found: [&[u8]; MAX_LABELS] = [&[]; MAX_LABELS];
         let mut count = 0;
@@ -229,7 +229,7 @@ impl Zone {
                 self.pod(label, namespace).map(Node::Pod)
             }
             [before @ .., service, namespace, b"svc"] => {
-                // The Service's two labels stand side by side before `svc`.
+                // The two labels of the Service are adjacent before `svc`.
                 let end = below.len() - 4;
                 let key = below.get(end - service.len() - namespace.len() - 2..end)?;
                 self.services.get(key)?.node(before)
@@ -238,7 +238,7 @@ impl Zone {
         }
     }
 
-    /// The address that a pod's name says, if pods have names and this one is there.
+    /// The address in a pod's name, if pods have names and this one exists.
     fn pod(&self, label: &[u8], namespace: &[u8]) -> Option<IpAddr> {
         let ip = target::address_of(std::str::from_utf8(label).ok()?)?;
         let is_there = match self.settings.names.pods {
@@ -252,27 +252,27 @@ impl Zone {
     }
 
     fn find_reverse(&self, lower: Name<'_>) -> Found<'_> {
-        let Some(asked) = Asked::parse(lower) else { return Found::Elsewhere };
+        let Some(reverse_name) = ReverseName::parse(lower) else { return Found::Elsewhere };
         let mut cidrs = self.settings.service_cidrs.iter().chain(self.snapshot.service_cidrs.iter());
-        let cidr = cidrs.find(|cidr| asked.is_within(cidr));
-        let known = asked.address().filter(|ip| self.reverse.contains(*ip));
-        if !self.synced && (cidr.is_some() || asked.address().is_some()) {
-            // While nothing is known, an address may be that of an endpoint.
+        let cidr = cidrs.find(|cidr| reverse_name.is_within(cidr));
+        let known = reverse_name.address().filter(|ip| self.reverse.contains(*ip));
+        if !self.synced && (cidr.is_some() || reverse_name.address().is_some()) {
+            // Before the first state, an address may be that of an endpoint.
             return Found::NotReady;
         }
         let apex = cidr.map_or_else(|| lower.wire().len(), |cidr| reverse::apex_length(cidr, lower));
         match (known, cidr) {
             (Some(ip), _) => Found::Here(Node::Pointer(ip), apex),
             (None, None) => Found::Elsewhere,
-            (None, Some(_)) if !self.settings.names.is_coredns() && asked.exists(&self.reverse) => {
+            (None, Some(_)) if !self.settings.names.is_coredns() && reverse_name.exists(&self.reverse) => {
                 Found::Here(Node::Empty, apex)
             }
             (None, Some(_)) => Found::Missing(apex),
         }
     }
 
-    /// Hands every record of a type to `each`, from a random one on, as content and the addresses of the name
-    /// in it; ends early if `each` says so.
+    /// Calls `each` with every record of a type, from a random one on: the RDATA and the addresses of the
+    /// name in it. Stops if `each` returns false.
     pub(crate) fn visit(&self, node: Node<'_>, kind: u16, each: &mut dyn FnMut(&[u8], &[IpAddr]) -> bool) {
         match (node, kind) {
             (Node::Apex, kind::SOA) => _ = each(&self.soa, &[]),
@@ -329,7 +329,7 @@ fn is_whole(wire: &[u8], offset: usize) -> bool {
     at == offset
 }
 
-/// Labels side by side, in lower case; `None` if one fits no label.
+/// Adjacent labels in lower case; `None` if one is too long.
 fn labels(texts: &[&str]) -> Option<Box<[u8]>> {
     let mut name = NameBuf::default();
     for text in texts {
@@ -342,8 +342,8 @@ fn labels(texts: &[&str]) -> Option<Box<[u8]>> {
     Some(name.as_name().wire().into())
 }
 
-/// The second, or the next number where that is no later: secondaries look for a change of the serial, and
-/// forward only (RFC 1982, RFC 1996 §4.3), whatever happens within a second or to the clock.
+/// The time as a serial, or the next number if that is not later: secondaries look for an increased serial
+/// (RFC 1982, RFC 1996 §4.3), also for several changes within a second or a clock that was set back.
 fn next_serial(last: Option<u32>, at: SystemTime) -> u32 {
     let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let now = u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or_default();
@@ -352,10 +352,10 @@ fn next_serial(last: Option<u32>, at: SystemTime) -> u32 {
     if is_later { now } else { last.wrapping_add(1) }
 }
 
-/// Made with each state, not for each answer: most answers are negative, and carry it.
+/// Encoded once per state: most answers are negative and contain it.
 fn soa(settings: &Settings, serial: u32) -> Box<[u8]> {
     let domain = settings.domain.as_name().wire();
-    // Seconds that matter to secondaries only: refresh, retry, expire; then what negative answers live.
+    // Seconds for secondaries only: refresh, retry, expire; then the TTL of negative answers.
     let numbers = [serial, 7200, 1800, 86_400, settings.ttl];
     let names = [b"\x02ns\x03dns".as_slice(), domain, b"\x0ahostmaster", domain].concat();
     names.into_iter().chain(numbers.into_iter().flat_map(u32::to_be_bytes)).collect()

@@ -1,4 +1,4 @@
-//! An exchange as dnstap's protobuf has it. Fourteen fields: a library would bring three crates.
+//! Encodes an exchange in dnstap's protobuf format. Fourteen fields: a library would add three crates.
 
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,14 +8,14 @@ use crate::metrics::Protocol;
 
 const VERSION: &str = concat!("portolan-dns ", env!("CARGO_PKG_VERSION"));
 
-/// Which of the two messages a frame is about.
+/// The message of a frame.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Side {
+pub(super) enum MessageType {
     Query,
     Reply,
 }
 
-/// Fields of `Dnstap` and of `Message`, and values of their enumerations, as dnstap.proto numbers them.
+/// Field numbers of `Dnstap` and `Message`, and enum values, of dnstap.proto.
 mod number {
     pub(super) const IDENTITY: u64 = 1;
     pub(super) const VERSION: u64 = 2;
@@ -36,7 +36,7 @@ mod number {
     pub(super) const CLIENT_RESPONSE: u64 = 6;
 }
 
-/// How a field is written: <https://protobuf.dev/programming-guides/encoding/>.
+/// Wire types: <https://protobuf.dev/programming-guides/encoding/>.
 mod wire {
     pub(super) const VARINT: u64 = 0;
     pub(super) const LENGTH: u64 = 2;
@@ -44,20 +44,20 @@ mod wire {
 }
 
 /// Appends the frame.
-pub(super) fn encode(exchange: &Exchange, side: Side, identity: &str, out: &mut Vec<u8>) {
+pub(super) fn encode(exchange: &Exchange, message_type: MessageType, identity: &str, out: &mut Vec<u8>) {
     let mut message = Vec::with_capacity(64 + exchange.query.len() + exchange.reply.len());
-    encode_message(exchange, side, &mut message);
+    encode_message(exchange, message_type, &mut message);
     bytes(number::IDENTITY, identity.as_bytes(), out);
     bytes(number::VERSION, VERSION.as_bytes(), out);
     bytes(number::MESSAGE, &message, out);
     integer(number::TYPE, number::TYPE_MESSAGE, out);
 }
 
-fn encode_message(exchange: &Exchange, side: Side, out: &mut Vec<u8>) {
+fn encode_message(exchange: &Exchange, message_type: MessageType, out: &mut Vec<u8>) {
     let Exchange { protocol, client, asked_at, answered_at, query, reply } = exchange;
-    let kind = match side {
-        Side::Query => number::CLIENT_QUERY,
-        Side::Reply => number::CLIENT_RESPONSE,
+    let kind = match message_type {
+        MessageType::Query => number::CLIENT_QUERY,
+        MessageType::Reply => number::CLIENT_RESPONSE,
     };
     integer(number::MESSAGE_TYPE, kind, out);
     if let Some(client) = client {
@@ -79,9 +79,9 @@ fn encode_message(exchange: &Exchange, side: Side, out: &mut Vec<u8>) {
         integer(number::QUERY_PORT, client.port().into(), out);
     }
     time(number::QUERY_TIME, *asked_at, out);
-    match side {
-        Side::Query => bytes(number::QUERY_MESSAGE, query, out),
-        Side::Reply => {
+    match message_type {
+        MessageType::Query => bytes(number::QUERY_MESSAGE, query, out),
+        MessageType::Reply => {
             time(number::RESPONSE_TIME, *answered_at, out);
             bytes(number::RESPONSE_MESSAGE, reply, out);
         }
@@ -106,7 +106,7 @@ fn bytes(field: u64, value: &[u8], out: &mut Vec<u8>) {
     out.extend(value);
 }
 
-/// Seven bits a byte, the lowest first; the eighth says that there are more.
+/// Seven bits per byte, the lowest first; the eighth bit means that more follow.
 fn varint(mut value: u64, out: &mut Vec<u8>) {
     while value > 0x7f {
         out.push(value.to_le_bytes()[0] | 0x80);

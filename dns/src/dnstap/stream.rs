@@ -1,5 +1,5 @@
-//! [Frame Streams](https://farsightsec.github.io/fstrm/), from the side that writes: each frame has its
-//! length in front, and both sides agree on what is in them first.
+//! [Frame Streams](https://farsightsec.github.io/fstrm/), the writer's message_type: each frame is preceded by its
+//! length, and both sides first agree on the content type.
 
 use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::Path;
@@ -9,13 +9,13 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 const CONTENT_TYPE: &[u8] = b"protobuf:dnstap.Dnstap";
 
-/// A collector that hangs for so long is left.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout of the collector.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// No control frame may be longer.
+/// Maximum length of control frames.
 const MAX_CONTROL: usize = 512;
 
-/// What control frames are for.
+/// The types of control frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Control {
     Accept = 1,
@@ -25,24 +25,24 @@ enum Control {
     Finish = 5,
 }
 
-/// The field of a control frame that names the content.
+/// The content type field of a control frame.
 const FIELD_CONTENT_TYPE: u32 = 1;
 
-/// A collector that takes frames.
+/// A connection to a collector.
 pub(super) struct Stream(BufWriter<Socket>);
 
 impl Stream {
-    /// Connects, and agrees on the content.
+    /// Connects and negotiates the content type.
     pub(super) fn open(socket: &Path) -> io::Result<Self> {
         let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        // First: connecting waits too, for a collector whose backlog is full.
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        // First: connecting also waits, for a collector whose backlog is full.
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.connect(&SockAddr::unix(socket)?)?;
         let mut stream = Self(BufWriter::with_capacity(64 * 1024, stream));
         stream.control(Control::Ready, Some(CONTENT_TYPE))?;
         let accepted = stream.read_control(Control::Accept)?;
-        // Without a list it takes anything.
+        // Without a list it accepts any type.
         let takes_ours =
             accepted.is_empty() || accepted.windows(CONTENT_TYPE.len()).any(|w| w == CONTENT_TYPE);
         if !takes_ours {
@@ -63,13 +63,13 @@ impl Stream {
         self.0.flush()
     }
 
-    /// Says that there is no more, and waits a moment for the collector to have it all.
+    /// Sends the end of the stream, and waits briefly for the collector to acknowledge it.
     pub(super) fn close(mut self) {
-        // A collector that has closed the connection has ended already.
+        // A collector that has closed the connection has stopped already.
         _ = self.control(Control::Stop, None).and_then(|()| self.read_control(Control::Finish));
     }
 
-    /// A control frame has a length of zero before its own.
+    /// A control frame is preceded by a length of zero and its own length.
     fn control(&mut self, control: Control, content: Option<&[u8]>) -> io::Result<()> {
         let mut frame = (control as u32).to_be_bytes().to_vec();
         if let Some(content) = content {
@@ -82,7 +82,7 @@ impl Stream {
         self.flush()
     }
 
-    /// The fields of the control frame that comes, which must be of this kind.
+    /// Reads the fields of the next control frame, which must be of this type.
     fn read_control(&mut self, expected: Control) -> io::Result<Vec<u8>> {
         let mut word = || {
             let mut bytes = [0; 4];

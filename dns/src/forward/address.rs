@@ -1,4 +1,4 @@
-//! Where an upstream server is, and how it is spoken to.
+//! The addresses and transports of upstream servers.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,13 +18,13 @@ pub struct Upstream {
     pub(super) transport: Transport,
 }
 
-/// How it is spoken to.
+/// The transport of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Transport {
-    /// UDP, and TCP for what does not fit.
+    /// UDP, and TCP for truncated replies.
     Plain,
     Tcp,
-    /// DNS over TLS; the certificate must be for this name or address (RFC 8310 §8.1).
+    /// DNS over TLS. The certificate must be for this name or address (RFC 8310 §8.1).
     Tls(String),
 }
 
@@ -36,7 +36,7 @@ pub struct Stub {
 }
 
 impl Upstream {
-    /// Plain DNS on the usual port.
+    /// Plain DNS on port 53.
     pub(super) fn plain(ip: IpAddr) -> Self {
         Self { address: SocketAddr::new(ip, PORT), transport: Transport::Plain }
     }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_written_as_people_write_them() {
+    fn servers_are_parsed_in_every_notation() {
         for (text, meant) in [
             ("10.0.0.53", "10.0.0.53:53"),
             ("10.0.0.53:5353", "10.0.0.53:5353"),

@@ -1,38 +1,38 @@
-//! Keeps of an upstream server's reply only what answers the question.
+//! Extracts from an upstream server's reply only what answers the question.
 //!
-//! What else a message carries (records of other names, name servers, addresses of targets) is dropped
-//! unseen: it can poison nothing (RFC 2181 §5.4.1, RFC 5452 §6). Aliases count as long as they lead on from
-//! the question's name, and for a client that validates the proofs in AUTHORITY (RFC 4035 §3.1.3).
+//! Other content of a message (records of other names, name servers, addresses of targets) is ignored, so it
+//! cannot poison the cache (RFC 2181 §5.4.1, RFC 5452 §6). Aliases count as long as they continue the chain
+//! from the question's name, and proofs in AUTHORITY count for validating clients (RFC 4035 §3.1.3).
 
 use hickory_resolver::proto::op::{DnsRequest, DnsResponse, Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_resolver::proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_resolver::proto::serialize::binary::DecodeError;
 
-use super::asked::Asked;
 use super::entry::{Contents, Entry};
-use super::old_types;
+use super::legacy_rdata;
 use super::ttl::Limits;
 use super::upstream::unshield;
+use super::upstream_query::UpstreamQuery;
 use crate::message::{option, rcode};
 
-/// Aliases that are followed; CoreDNS and unbound follow about as many.
+/// Maximum length of a chain of aliases, about as in CoreDNS and unbound.
 const MAX_ALIASES: usize = 16;
 
 const NSEC: u16 = 47;
 const NSEC3: u16 = 50;
 const RRSIG: u16 = 46;
 
-/// Why a message that answers our query is of no use.
+/// Why a reply to our query is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidReply {
-    /// It did not fit, over TCP neither.
+    /// It is truncated, even over TCP.
     Truncated,
-    /// The server cannot or will not answer. With the reason it gives, if any (RFC 8914).
+    /// The server cannot or will not answer. With its Extended DNS Error, if any (RFC 8914).
     Code(u16, Option<u16>),
-    /// It points at other servers: it is no resolver.
+    /// It is a referral: the server is not a resolver.
     Referral,
-    /// It contradicts itself, or is no message.
+    /// It is contradictory or malformed.
     Malformed,
 }
 
@@ -42,38 +42,38 @@ impl From<DecodeError> for InvalidReply {
     }
 }
 
-/// What of a message answers its question.
+/// The part of a message that answers its question.
 struct Relevant<'m> {
     answers: Vec<&'m Record>,
     authorities: Vec<&'m Record>,
     is_positive: bool,
-    /// For how long an absence holds (RFC 2308 §5); `None` if nothing says so.
+    /// The TTL of a negative answer (RFC 2308 §5); `None` without a SOA record.
     negative_ttl: Option<u32>,
 }
 
-/// Servers that fail may leave out the question. Any other answer has to repeat it, or a forged one would
-/// need only port and ID.
-pub(super) fn need_no_question(code: ResponseCode) -> bool {
+/// Failing servers may omit the question. Any other reply must repeat it: otherwise an attacker would have to
+/// guess only port and ID.
+pub(super) fn may_omit_question(code: ResponseCode) -> bool {
     matches!(
         code,
         ResponseCode::FormErr | ResponseCode::ServFail | ResponseCode::NotImp | ResponseCode::Refused
     )
 }
 
-/// Whether the reply is of use, before anything is made of it.
+/// Checks whether the reply is valid, before it is processed.
 ///
 /// # Errors
-/// When it is not.
+/// If it is invalid.
 pub(super) fn check(response: &DnsResponse, request: &DnsRequest) -> Result<(), InvalidReply> {
     let code = u16::from(response.response_code);
-    // A server that fails need not say at what.
+    // A failing server may omit the question.
     let is_ours = response.queries == request.queries
-        || response.queries.is_empty() && need_no_question(response.response_code);
+        || response.queries.is_empty() && may_omit_question(response.response_code);
     if !is_ours || response.op_code != OpCode::Query {
         return Err(InvalidReply::Malformed);
     }
     match code {
-        // The latter of an alias that became too long (RFC 6672 §2.2).
+        // YXDOMAIN: an alias became too long (RFC 6672 §2.2).
         rcode::NOERROR | rcode::NXDOMAIN | rcode::YXDOMAIN => {
             let query = request.original_query().or_else(|| request.queries.first());
             let query = query.ok_or(InvalidReply::Malformed)?;
@@ -83,7 +83,7 @@ pub(super) fn check(response: &DnsResponse, request: &DnsRequest) -> Result<(), 
     }
 }
 
-/// The code of the Extended DNS Error that came along.
+/// The code of the reply's Extended DNS Error.
 fn reason(message: &Message) -> Option<u16> {
     match message.edns.as_ref()?.option(EdnsCode::from(option::EDE))? {
         EdnsOption::Unknown(_, content) => content.first_chunk().map(|code| u16::from_be_bytes(*code)),
@@ -91,18 +91,22 @@ fn reason(message: &Message) -> Option<u16> {
     }
 }
 
-/// Makes an entry of a reply that [`check`] has found to be of use.
-pub(super) fn read(response: DnsResponse, asked: &Asked<'_>, limits: &Limits) -> Result<Entry, InvalidReply> {
+/// Converts a reply that [`check`] has accepted to a cache entry.
+pub(super) fn read(
+    response: DnsResponse,
+    upstream_query: &UpstreamQuery<'_>,
+    limits: &Limits,
+) -> Result<Entry, InvalidReply> {
     let (mut message, wire) = response.into_parts();
-    old_types::expand(&mut message, &wire)?;
+    legacy_rdata::expand(&mut message, &wire)?;
     let code = unshield(message.response_code);
     let query = message.queries.first().ok_or(InvalidReply::Malformed)?;
-    let found = relevant(&message, code, query.name(), asked.kind, asked.dnssec_ok)?;
-    let limit = limits.range(asked.kind, found.is_positive);
+    let found = relevant(&message, code, query.name(), upstream_query.kind, upstream_query.dnssec_ok)?;
+    let limit = limits.range(upstream_query.kind, found.is_positive);
     let limited = |ttl: u32| ttl.clamp(*limit.start(), *limit.end());
     let mut ttl = found.answers.iter().map(|record| limited(record.ttl)).min().unwrap_or(u32::MAX);
     if !found.is_positive {
-        // Without a SOA it is true now, but no TTL says for how long (RFC 2308 §5).
+        // Without a SOA record it is valid now, but has no TTL (RFC 2308 §5).
         ttl = ttl.min(found.negative_ttl.map_or(0, limited));
     }
     let answers = found.answers.iter().map(|record| (*record, limited(record.ttl)));
@@ -114,7 +118,7 @@ pub(super) fn read(response: DnsResponse, asked: &Asked<'_>, limits: &Limits) ->
         reason: reason(&message),
         ttl,
     };
-    Entry::new(asked, answers, authorities, contents).map_err(|_too_long| InvalidReply::Malformed)
+    Entry::new(upstream_query, answers, authorities, contents).map_err(|_too_long| InvalidReply::Malformed)
 }
 
 fn relevant<'m>(
@@ -142,7 +146,7 @@ fn relevant<'m>(
                 found.negative_ttl = Some(record.ttl.min(soa.minimum));
                 found.authorities.push(record);
             }
-            // Neither does the server know the zone, nor does it ask others (RFC 2308 §2.2).
+            // The server neither has the zone nor does it recurse (RFC 2308 §2.2).
             _ if is_referral(message, code, &authorities) => return Err(InvalidReply::Referral),
             _ => {}
         }
@@ -161,8 +165,8 @@ fn is_referral(message: &Message, code: u16, authorities: &[&Record]) -> bool {
         && authorities.iter().any(|record| record.record_type() == RecordType::NS)
 }
 
-/// Proofs of absence, also of what a wildcard stands in for, and what signs them and the SOA (RFC 4035
-/// §3.1.3, RFC 5155 §7.2).
+/// Proofs of non-existence, including those for wildcards, and the signatures of these and of the SOA (RFC
+/// 4035 §3.1.3, RFC 5155 §7.2).
 fn is_proof(record: &Record) -> bool {
     match record.record_type().into() {
         NSEC | NSEC3 => true,
@@ -171,7 +175,7 @@ fn is_proof(record: &Record) -> bool {
     }
 }
 
-/// What an RRSIG signs (RFC 4034 §3.1.1).
+/// The type that an RRSIG covers (RFC 4034 §3.1.1).
 fn covered(signature: &Record) -> Option<u16> {
     match &signature.data {
         RData::Unknown { rdata, .. } => rdata.anything.first_chunk().map(|kind| u16::from_be_bytes(*kind)),
@@ -179,13 +183,13 @@ fn covered(signature: &Record) -> Option<u16> {
     }
 }
 
-/// Whether a record is what was asked for, at the end of the aliases.
+/// Whether a record is of the requested type, at the end of the aliases.
 fn is_wanted(record: &Record, kind: u16, last: &Name) -> bool {
     const ANY: u16 = 255;
     record.name == *last && (u16::from(record.record_type()) == kind || kind == ANY)
 }
 
-/// What answers the question, aliases first, and the name they end at.
+/// The records that answer the question, aliases first, and the name at the end of the aliases.
 fn chain<'m, 'n>(
     answers: &[&'m Record],
     name: &'n Name,
@@ -200,7 +204,7 @@ where
     let add = |kept: &mut Vec<&'m Record>, set: Vec<&'m Record>| {
         let Some(first) = set.first().copied() else { return };
         kept.extend(set);
-        // Those of an ANY are wanted themselves.
+        // Those of an ANY query are answers themselves.
         if dnssec_ok && first.record_type() != RecordType::from(RRSIG) {
             let signs = |record: &&&Record| {
                 record.record_type() == RecordType::from(RRSIG)
@@ -218,7 +222,7 @@ where
             add(&mut kept, wanted);
             return Ok((kept, name));
         };
-        // A DNAME leads away from a name above this one (RFC 6672 §2.2).
+        // A DNAME redirects names below its owner (RFC 6672 §2.2).
         let redirect = answers.iter().find(|record| {
             record.record_type() == RecordType::DNAME && record.name.zone_of(name) && record.name != *name
         });

@@ -9,13 +9,13 @@ use super::address::{Stub, Upstream};
 use super::group::Policy;
 use super::ttl::Limit;
 
-/// How names that are not the cluster's are answered.
+/// How names outside the cluster are answered.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Forwarding")]
 #[group(skip)]
 pub struct Args {
     /// Servers for all other names [default: those of --resolv-conf]. ADDR for plain DNS, tcp://ADDR, or
-    /// tls://ADDR#NAME, whose certificate must be for NAME; ADDR may be ADDR:PORT.
+    /// tls://ADDR#NAME, whose certificate must be for NAME; ADDR may be ADDR:PORT
     #[arg(long, value_name = "SERVER", value_delimiter = ',')]
     pub upstream: Vec<Upstream>,
 
@@ -23,49 +23,48 @@ pub struct Args {
     #[arg(long, value_name = "DOMAIN=SERVER,...")]
     pub stub: Vec<Stub>,
 
-    /// Where to find the upstream servers if --upstream names none. Read again when it changes.
+    /// File with the upstream servers, if --upstream names none. Read again when it changes
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
 
-    /// Certificates that are trusted for tls:// servers, as PEM [default: those the machine trusts].
+    /// Trusted certificates for tls:// servers, as PEM [default: those of the machine]
     #[arg(long, value_name = "FILE")]
     pub upstream_ca: Option<PathBuf>,
 
-    /// Take upstream servers on loopback addresses. Only if they surely do not ask this server in turn.
+    /// Allow upstream servers on loopback addresses. Only if they certainly do not forward to this server
     #[arg(long)]
     pub allow_loopback_upstreams: bool,
 
-    /// A hosts file whose names are answered from it. Read again when it changes.
+    /// A hosts file whose names are answered from it. Read again when it changes
     #[arg(long, value_name = "FILE")]
     pub hosts: Option<PathBuf>,
 
-    /// Mebibytes for remembered answers; 0 remembers none.
+    /// Size of the cache in MiB; 0 disables it
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = value_parser!(u32).range(0..=4096))]
     pub cache_size: u32,
 
-    /// Bounds for how long answers are remembered; can be repeated. WHAT is success, denial or a record type
-    /// such as AAAA or TYPE65. Without it success=0-3600 and denial=0-1800.
+    /// Bounds for cached TTLs; can be repeated. WHAT is success, denial or a record type such as AAAA or
+    /// TYPE65. The defaults are success=0-3600 and denial=0-1800
     #[arg(long, value_name = "WHAT=[MIN-]MAX")]
     pub cache_ttl: Vec<Limit>,
 
-    /// Seconds for which an answer that has expired may still be given while no upstream server answers (RFC
-    /// 8767).
+    /// Seconds for which an expired answer may still be served while no upstream server answers (RFC 8767)
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
     pub serve_stale: u32,
 
-    /// Which of several servers is asked first.
+    /// Which of several servers is queried first
     #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
     pub upstream_policy: Policy,
 
-    /// Queries that may wait for the servers of one domain; one more is turned away.
+    /// Maximum number of queries that wait for the servers of one domain; further ones are refused
     #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = waiting())]
     pub max_concurrent: u32,
 
-    /// Queries of one client that may wait for upstream servers; one more is turned away.
+    /// Maximum number of queries of one client that wait for upstream servers; further ones are refused
     #[arg(long, value_name = "NUMBER", default_value_t = 250, value_parser = waiting())]
     pub max_concurrent_per_client: u32,
 
-    /// Spell names at random in queries to upstream servers, which makes answers harder to forge (0x20).
+    /// Randomize the case of names in upstream queries, which makes forged replies harder (0x20)
     #[arg(long)]
     pub random_case: bool,
 }

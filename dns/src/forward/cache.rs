@@ -1,9 +1,9 @@
-//! The remembered answers: found without a lock, written by one task at a time, bounded by bytes.
+//! The cache: lock-free reads, one writer at a time, bounded by bytes.
 //!
-//! Eight entries make a set, and a question's hash says which set it belongs in. Each place can be read while
-//! it is replaced (`ArcSwap`). A clock decides which entry is removed: a hand passes over the sets, takes a
-//! use away from what was used, and removes what was not. So a flood of names that are queried once replaces
-//! itself.
+//! Eight entries form a set, which the hash of a question selects. An entry can be read while it is replaced
+//! (`ArcSwap`). The CLOCK algorithm chooses the entry to evict: a hand moves over the sets, decrements the
+//! use count of each entry, and removes entries without uses. So a flood of names that are queried once
+//! evicts itself.
 
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -11,22 +11,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::asked::Asked;
 use super::entry::Entry;
+use super::upstream_query::UpstreamQuery;
 
-/// Entries of a set.
+/// Entries per set.
 const WAYS: usize = 8;
 
-/// What an entry is taken to need when the number of sets is chosen. Most need more, so bytes run out first.
+/// The assumed size of an entry for choosing the number of sets. Most are larger, so the byte limit is
+/// reached first.
 const ENTRY_SIZE: usize = 256;
 
-/// The share of all bytes that one entry may have at most.
+/// The maximum share of one entry.
 const LARGEST_SHARE: usize = 16;
 
-/// Places that belong together.
+/// A set of entries.
 #[derive(Debug, Default)]
 struct Set {
-    /// Bits of the hashes of what is in the places, so that one look tells which place to open.
+    /// Bits of the hashes of the entries, so that a look-up opens the right one only.
     tags: [AtomicU64; WAYS],
     places: [ArcSwapOption<Entry>; WAYS],
 }
@@ -40,15 +41,15 @@ pub(super) struct Cache {
     bytes: AtomicUsize,
     entries: AtomicUsize,
     evictions: AtomicU64,
-    /// Where the clock's hand is. The task that holds the lock may write.
+    /// The position of the clock's hand. The task that holds the lock may write.
     hand: Mutex<usize>,
 }
 
-/// An entry that stays while this does, whatever becomes of its place.
+/// An entry that stays valid while this guard lives, even if it is replaced.
 pub(super) type Found = Guard<Option<Arc<Entry>>>;
 
 impl Cache {
-    /// A cache of at most so many bytes; 0 keeps nothing.
+    /// Creates a cache with a limit in bytes; 0 disables it.
     pub(super) fn new(max_bytes: usize) -> Self {
         let sets = (max_bytes / ENTRY_SIZE / WAYS).next_power_of_two();
         Self {
@@ -74,26 +75,26 @@ impl Cache {
         self.evictions.load(Relaxed)
     }
 
-    /// The answer to a question, whatever its age. `Some` holds an entry always.
-    pub(super) fn get(&self, asked: &Asked<'_>) -> Option<Found> {
-        let hash = asked.hash(&self.keys);
+    /// The answer to a question, of any age. `Some` always contains an entry.
+    pub(super) fn get(&self, upstream_query: &UpstreamQuery<'_>) -> Option<Found> {
+        let hash = upstream_query.hash(&self.keys);
         let set = self.set(hash);
         let tagged = set.tags.iter().zip(&set.places).filter(|(tag, _)| tag.load(Relaxed) == hash);
         tagged
             .map(|(_, place)| place.load())
-            .find(|found| found.as_ref().is_some_and(|entry| entry.is_for(asked)))
+            .find(|found| found.as_ref().is_some_and(|entry| entry.is_for(upstream_query)))
     }
 
-    /// Puts an answer in the place of an older one to its question, or of the least useful of its set.
-    pub(super) fn insert(&self, asked: &Asked<'_>, entry: Arc<Entry>) {
+    /// Inserts an answer, replacing an older one to its question or the least useful of its set.
+    pub(super) fn insert(&self, upstream_query: &UpstreamQuery<'_>, entry: Arc<Entry>) {
         if entry.size() > self.max_bytes / LARGEST_SHARE {
             return;
         }
         let mut hand = self.hand.lock().unwrap_or_else(PoisonError::into_inner);
-        let hash = asked.hash(&self.keys);
+        let hash = upstream_query.hash(&self.keys);
         let set = self.set(hash);
-        let place = set.place_of(hash, asked).unwrap_or_else(|| set.least_useful());
-        if set.places[place].load().as_ref().is_some_and(|old| !old.is_for(asked)) {
+        let place = set.place_of(hash, upstream_query).unwrap_or_else(|| set.least_useful());
+        if set.places[place].load().as_ref().is_some_and(|old| !old.is_for(upstream_query)) {
             self.evictions.fetch_add(1, Relaxed);
         }
         self.put(set, place, hash, Some(entry));
@@ -103,12 +104,12 @@ impl Cache {
         }
     }
 
-    /// Forgets the answer to a question.
-    pub(super) fn remove(&self, asked: &Asked<'_>) {
+    /// Removes the answer to a question.
+    pub(super) fn remove(&self, upstream_query: &UpstreamQuery<'_>) {
         let _hand = self.hand.lock().unwrap_or_else(PoisonError::into_inner);
-        let hash = asked.hash(&self.keys);
+        let hash = upstream_query.hash(&self.keys);
         let set = self.set(hash);
-        if let Some(place) = set.place_of(hash, asked) {
+        if let Some(place) = set.place_of(hash, upstream_query) {
             self.put(set, place, 0, None);
         }
     }
@@ -119,7 +120,7 @@ impl Cache {
         &self.sets[usize::try_from(hash & mask).unwrap_or_default()]
     }
 
-    /// The hand passes over a set.
+    /// Moves the hand over a set.
     fn sweep(&self, set: &Set) {
         for place in 0..WAYS {
             let is_useless = set.places[place].load().as_ref().is_some_and(|entry| !entry.cool());
@@ -135,21 +136,21 @@ impl Cache {
         set.tags[place].store(hash, Relaxed);
         let old = set.places[place].swap(entry);
         let (old_size, old_count) = old.map_or((0, 0), |entry| (entry.size(), 1));
-        // Only the holder of the hand writes, so no decision is made between the two steps.
+        // Only the holder of the hand writes, so nothing changes between the two steps.
         self.bytes.store(self.bytes() + size - old_size, Relaxed);
         self.entries.store(self.entries() + count - old_count, Relaxed);
     }
 }
 
 impl Set {
-    fn place_of(&self, hash: u64, asked: &Asked<'_>) -> Option<usize> {
+    fn place_of(&self, hash: u64, upstream_query: &UpstreamQuery<'_>) -> Option<usize> {
         (0..WAYS).find(|place| {
             self.tags[*place].load(Relaxed) == hash
-                && self.places[*place].load().as_ref().is_some_and(|entry| entry.is_for(asked))
+                && self.places[*place].load().as_ref().is_some_and(|entry| entry.is_for(upstream_query))
         })
     }
 
-    /// An empty place, else one that was not used since the hand passed. If all were, the hand passes now.
+    /// An empty slot, else one that was not used since the last sweep. If all were used, sweeps now.
     fn least_useful(&self) -> usize {
         let is_empty = |place: &usize| self.places[*place].load().is_none();
         let is_unused = |place: &usize| !self.places[*place].load().as_ref().is_some_and(|e| e.is_used());
@@ -173,8 +174,8 @@ mod tests {
     use crate::forward::entry::Contents;
     use crate::message::NameBuf;
 
-    fn asked(name: &NameBuf) -> Asked<'_> {
-        Asked { name: name.as_name(), kind: 1, dnssec_ok: false, checking_disabled: false }
+    fn upstream_query(name: &NameBuf) -> UpstreamQuery<'_> {
+        UpstreamQuery { name: name.as_name(), kind: 1, dnssec_ok: false, checking_disabled: false }
     }
 
     fn name(text: &str) -> NameBuf {
@@ -183,50 +184,50 @@ mod tests {
 
     fn entry(name: &NameBuf) -> Arc<Entry> {
         let contents = Contents { code: 0, is_authentic: false, is_positive: true, reason: None, ttl: 60 };
-        Arc::new(Entry::new(&asked(name), [].into_iter(), [].into_iter(), contents).unwrap())
+        Arc::new(Entry::new(&upstream_query(name), [].into_iter(), [].into_iter(), contents).unwrap())
     }
 
     #[test]
-    fn an_answer_is_found_in_any_spelling_and_only_for_its_own_question() {
+    fn answer_is_found_in_any_spelling_and_only_for_its_own_question() {
         let cache = Cache::new(1 << 20);
         let (www, shouted) = (name("www.example"), name("WWW.example"));
-        cache.insert(&asked(&www), entry(&www));
-        cache.insert(&asked(&shouted), entry(&shouted));
-        assert_eq!(cache.entries(), 1, "one question, one answer");
-        assert!(cache.get(&asked(&www)).is_some());
+        cache.insert(&upstream_query(&www), entry(&www));
+        cache.insert(&upstream_query(&shouted), entry(&shouted));
+        assert_eq!(cache.entries(), 1, "one entry per question");
+        assert!(cache.get(&upstream_query(&www)).is_some());
         for other in [
-            Asked { kind: 28, ..asked(&www) },
-            Asked { dnssec_ok: true, ..asked(&www) },
-            Asked { checking_disabled: true, ..asked(&www) },
-            asked(&name("www.example.org")),
+            UpstreamQuery { kind: 28, ..upstream_query(&www) },
+            UpstreamQuery { dnssec_ok: true, ..upstream_query(&www) },
+            UpstreamQuery { checking_disabled: true, ..upstream_query(&www) },
+            upstream_query(&name("www.example.org")),
         ] {
             assert!(cache.get(&other).is_none(), "{other:?}");
         }
-        cache.remove(&asked(&www));
-        assert!(cache.get(&asked(&www)).is_none());
+        cache.remove(&upstream_query(&www));
+        assert!(cache.get(&upstream_query(&www)).is_none());
         assert_eq!((cache.entries(), cache.bytes()), (0, 0));
     }
 
     #[test]
-    fn a_flood_of_names_stays_within_the_bytes_and_does_not_displace_what_is_used() {
+    fn flood_of_names_stays_within_the_limit_and_does_not_evict_used_entries() {
         let max = 1 << 18;
         let cache = Cache::new(max);
         let popular: Vec<_> = (0..50).map(|n| name(&format!("popular{n}.example"))).collect();
         for name in &popular {
-            cache.insert(&asked(name), entry(name));
+            cache.insert(&upstream_query(name), entry(name));
         }
         for n in 0..20_000 {
             let flood = name(&format!("{n}.flood.example"));
-            cache.insert(&asked(&flood), entry(&flood));
+            cache.insert(&upstream_query(&flood), entry(&flood));
             assert!(cache.bytes() <= max);
             if n % 100 == 0 {
-                for found in popular.iter().filter_map(|name| cache.get(&asked(name))) {
+                for found in popular.iter().filter_map(|name| cache.get(&upstream_query(name))) {
                     found.as_ref().unwrap().touch();
                 }
             }
         }
-        let left = popular.iter().filter(|name| cache.get(&asked(name)).is_some()).count();
-        assert!(left >= 45, "{left} of 50 popular names are left");
+        let left = popular.iter().filter(|name| cache.get(&upstream_query(name)).is_some()).count();
+        assert!(left >= 45, "{left} of 50 popular names are cached");
         assert!(cache.evictions() > 18_000);
     }
 }

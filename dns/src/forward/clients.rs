@@ -1,21 +1,21 @@
-//! How many queries of each client wait for upstream servers.
+//! Limits the queries of each client that wait for upstream servers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
-/// The clients that wait.
+/// The waiting queries by client.
 #[derive(Debug, Default)]
 pub(super) struct Clients(Mutex<HashMap<IpAddr, usize>>);
 
-/// One query that waits, until it is dropped.
+/// A waiting query; it counts until it is dropped.
 pub(super) struct Waiting<'c> {
     clients: &'c Clients,
     client: IpAddr,
 }
 
 impl Clients {
-    /// Notes one more query of a client; `None` if as many as may wait already.
+    /// Counts one more query of a client. `None` at the limit.
     pub(super) fn enter(&self, client: IpAddr, limit: usize) -> Option<Waiting<'_>> {
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = clients.entry(client).or_default();

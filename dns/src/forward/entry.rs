@@ -1,4 +1,4 @@
-//! A remembered answer: its bytes as they go out, but for id, flags, spelling and age.
+//! A cached answer: its encoded bytes, without ID, flags, spelling and age.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
@@ -7,47 +7,47 @@ use hickory_resolver::proto::op::{Header, HeaderCounts, MessageType, Metadata, O
 use hickory_resolver::proto::rr::{Name, Record, RecordType};
 use hickory_resolver::proto::serialize::binary::{BinDecodable as _, BinEncodable as _, BinEncoder};
 
-use super::asked::Asked;
+use super::upstream_query::UpstreamQuery;
 use crate::message::{self, Query, flag};
 
-/// TTL of an answer that has outlived its own, in seconds (RFC 8767 §4).
+/// TTL of an expired answer in seconds (RFC 8767 §4).
 const STALE_TTL: u32 = 30;
 
-/// What an entry costs beside its bytes: the struct, its counters, two allocations.
+/// Memory of an entry beside its bytes: the struct, its counters, two allocations.
 const OVERHEAD: usize = 176;
 
-/// Uses that are counted; more would only make an entry that was popular once hard to move.
+/// Maximum use count; a higher one would only delay the eviction of an entry that was popular once.
 const MAX_USES: u8 = 3;
 
-/// Uses that make an entry worth asking for again before it expires.
+/// Use count from which an entry is prefetched before it expires.
 const POPULAR: u8 = 2;
 
-/// An answer is asked for again in the last tenth of its life.
+/// Prefetching starts in the last tenth of the TTL.
 const PREFETCH_SHARE: u64 = 10;
 
-/// Answers that live shorter than this are not worth it, in milliseconds.
+/// Answers with a shorter TTL are not prefetched, in milliseconds.
 const PREFETCH_MIN: u64 = 10_000;
 
-/// What is known about an answer beside its bytes.
+/// The properties of an answer beside its bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Contents {
     pub(super) code: u16,
-    /// AD of the upstream server, which validates.
+    /// The AD bit of the upstream server, which validates.
     pub(super) is_authentic: bool,
-    /// Whether there are records of the type that was asked for.
+    /// Whether there are records of the requested type.
     pub(super) is_positive: bool,
-    /// The Extended DNS Error that came with it.
+    /// The Extended DNS Error of the reply.
     pub(super) reason: Option<u16>,
-    /// Seconds; 0 is not for keeping.
+    /// Seconds; 0 must not be cached.
     pub(super) ttl: u32,
 }
 
 /// An answer. Times are milliseconds of the [`super::Clock`].
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// A whole message without OPT. Its question may be spelled in any case; its flags are not used.
+    /// A complete message without OPT. Its question may be in any case; its flags are not used.
     message: Box<[u8]>,
-    /// Where the TTLs are.
+    /// The offsets of the TTLs.
     ttls: Box<[u16]>,
     /// Length of the question's name.
     name: u16,
@@ -58,33 +58,33 @@ pub(super) struct Entry {
     stored: u64,
     uses: AtomicU8,
     is_refreshing: AtomicBool,
-    /// The answer is given stale, without an upstream query, before then (RFC 8767 §5).
+    /// Until then the answer is served stale, without an upstream query (RFC 8767 §5).
     retry: AtomicU64,
 }
 
-/// How an entry stands at some moment.
+/// The state of an entry at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
     Fresh,
-    /// Still good, much used, and soon over.
+    /// Fresh, popular, and about to expire.
     Due,
     Expired,
 }
 
 impl Entry {
-    /// Made of records, each with the TTL that it gets.
+    /// Encodes records, each with its TTL.
     ///
     /// # Errors
-    /// When it is longer than a message can be.
+    /// If it is longer than a message can be.
     pub(super) fn new<'r>(
-        asked: &Asked<'_>,
+        upstream_query: &UpstreamQuery<'_>,
         mut answers: impl Iterator<Item = (&'r Record, u32)>,
         mut authorities: impl Iterator<Item = (&'r Record, u32)>,
         contents: Contents,
     ) -> Result<Self, ProtoError> {
         let (mut message, mut ttls) = (Vec::with_capacity(512), Vec::new());
-        let name = Name::from_bytes(asked.name.wire())?;
-        let question = Question::query(name, RecordType::from(asked.kind));
+        let name = Name::from_bytes(upstream_query.name.wire())?;
+        let question = Question::query(name, RecordType::from(upstream_query.kind));
         let mut encoder = BinEncoder::new(&mut message);
         let header = encoder.place::<Header>()?;
         question.emit(&mut encoder)?;
@@ -104,10 +104,10 @@ impl Entry {
         Ok(Self {
             message: message.into(),
             ttls: ttls.into(),
-            name: u16::try_from(asked.name.wire().len()).unwrap_or_default(),
-            kind: asked.kind,
-            dnssec_ok: asked.dnssec_ok,
-            checking_disabled: asked.checking_disabled,
+            name: u16::try_from(upstream_query.name.wire().len()).unwrap_or_default(),
+            kind: upstream_query.kind,
+            dnssec_ok: upstream_query.dnssec_ok,
+            checking_disabled: upstream_query.checking_disabled,
             contents,
             stored: 0,
             uses: AtomicU8::new(0),
@@ -116,13 +116,13 @@ impl Entry {
         })
     }
 
-    /// The same answer, as of now.
+    /// The same answer, stored at this time.
     pub(super) fn stored_at(mut self, now: u64) -> Self {
         self.stored = now;
         self
     }
 
-    /// How many records it has.
+    /// The number of records.
     #[cfg(test)]
     pub(super) fn records(&self) -> usize {
         self.ttls.len()
@@ -132,22 +132,22 @@ impl Entry {
         &self.contents
     }
 
-    /// Says NODATA in place of NXDOMAIN.
+    /// Turns NXDOMAIN into NODATA.
     pub(super) fn set_code(&mut self, code: u16) {
         self.contents.code = code;
     }
 
     /// Whether it answers this question.
-    pub(super) fn is_for(&self, asked: &Asked<'_>) -> bool {
+    pub(super) fn is_for(&self, upstream_query: &UpstreamQuery<'_>) -> bool {
         let end = message::Header::LENGTH + usize::from(self.name);
         let name = self.message.get(message::Header::LENGTH..end).unwrap_or_default();
-        self.kind == asked.kind
-            && self.dnssec_ok == asked.dnssec_ok
-            && self.checking_disabled == asked.checking_disabled
-            && name.eq_ignore_ascii_case(asked.name.wire())
+        self.kind == upstream_query.kind
+            && self.dnssec_ok == upstream_query.dnssec_ok
+            && self.checking_disabled == upstream_query.checking_disabled
+            && name.eq_ignore_ascii_case(upstream_query.name.wire())
     }
 
-    /// Bytes of memory.
+    /// Memory in bytes.
     pub(super) fn size(&self) -> usize {
         self.message.len() + self.ttls.len() * 2 + OVERHEAD
     }
@@ -156,7 +156,7 @@ impl Entry {
         u64::from(self.contents.ttl) * 1000
     }
 
-    /// The last moment at which it is good.
+    /// The time at which it expires.
     pub(super) fn fresh_until(&self) -> u64 {
         self.stored + self.lifetime().saturating_sub(1)
     }
@@ -180,28 +180,28 @@ impl Entry {
         now.saturating_sub(self.stored + self.lifetime())
     }
 
-    /// Whether asking again has failed a moment ago.
-    pub(super) fn is_given_up(&self, now: u64) -> bool {
+    /// Whether a refresh has failed a moment ago.
+    pub(super) fn is_refresh_suspended(&self, now: u64) -> bool {
         now < self.retry.load(Relaxed)
     }
 
-    /// Gives it stale until then.
-    pub(super) fn give_up_until(&self, then: u64) {
+    /// Serves it stale until then.
+    pub(super) fn suspend_refresh_until(&self, then: u64) {
         self.retry.store(then, Relaxed);
         self.is_refreshing.store(false, Relaxed);
     }
 
-    /// Whether the caller is the one to ask again.
+    /// Whether the caller is the one to refresh it.
     pub(super) fn claim_refresh(&self) -> bool {
         !self.is_refreshing.load(Relaxed) && !self.is_refreshing.swap(true, Relaxed)
     }
 
-    /// Lets another one ask again.
+    /// Allows another task to refresh it.
     pub(super) fn release_refresh(&self) {
         self.is_refreshing.store(false, Relaxed);
     }
 
-    /// Counts a use. Popular entries are only read, so that cores do not pass their lines around.
+    /// Counts a use. Entries at the maximum are only read, so that cores do not contend for the cache line.
     pub(super) fn touch(&self) {
         let uses = self.uses.load(Relaxed);
         if uses < MAX_USES {
@@ -213,14 +213,14 @@ impl Entry {
         self.uses.load(Relaxed) > 0
     }
 
-    /// Takes a use away; whether there was one.
+    /// Decrements the use count. Returns whether it was positive.
     pub(super) fn cool(&self) -> bool {
         let uses = self.uses.load(Relaxed);
         self.uses.store(uses.saturating_sub(1), Relaxed);
         uses > 0
     }
 
-    /// Appends the reply to this query. TTLs have counted down; those of an expired answer are short.
+    /// Appends the reply to this query with remaining TTLs; those of an expired answer are short.
     pub(super) fn write(&self, query: &Query<'_>, now: u64, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&self.message);
@@ -230,7 +230,7 @@ impl Entry {
         let name = query.question.name.wire();
         let behind_name = message::Header::LENGTH + name.len();
         reply[message::Header::LENGTH..behind_name].copy_from_slice(name);
-        // One entry may stand for all types that a name does not have.
+        // One entry may represent all types that a name does not have.
         reply[behind_name..behind_name + 2].copy_from_slice(&query.question.kind.to_be_bytes());
         let age = now.saturating_sub(self.stored);
         let is_stale = age >= self.lifetime() && self.contents.ttl > 0;
@@ -254,11 +254,11 @@ impl Entry {
     }
 }
 
-/// Where the question's name begins.
+/// A pointer to the question's name.
 const QUESTION: u16 = 0xc000 | 12;
 
-/// Writes a record and returns where its TTL is. hickory's own way compresses 120 names and no more, which is
-/// too few for a large answer: the name of the question, which most records have, is compressed here.
+/// Writes a record and returns the offset of its TTL. hickory compresses at most 120 names, which is too few
+/// for a large answer: the name of the question, which most records have, is compressed here.
 fn emit(
     encoder: &mut BinEncoder<'_>,
     question: &Question,

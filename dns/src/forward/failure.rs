@@ -1,18 +1,18 @@
-//! Why there is no answer, and for how long the question is not sent again (RFC 9520).
+//! Upstream failures, and how long they are cached (RFC 9520).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::answer::InvalidReply;
-use super::asked::Key;
+use super::upstream_query::Key;
 use crate::message::{Ede, rcode};
 
-/// The first pause after a failure, in milliseconds; it doubles with each that follows. RFC 9520 §3.2 asks
-/// for 1 s at least and 5 min at most. Short, because what fails is often back soon.
+/// Duration of the first failure in milliseconds; it doubles with each further one. RFC 9520 §3.2 requires 1
+/// s to 5 min. It is short, because failures are often short.
 const FIRST_PAUSE: u64 = 1000;
 const LONGEST_PAUSE: u64 = 8000;
 
-/// Failures that are remembered; when there are more, those that are over go first, then all.
+/// Maximum number of cached failures. Beyond it expired ones are removed, then all.
 const MAX_FAILURES: usize = 8192;
 
 /// Why a query for a name outside the cluster has no answer.
@@ -25,19 +25,19 @@ pub(crate) struct Failure {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// There is no server to ask.
+    /// No server is configured.
     NoUpstream,
-    /// Every server asks us in turn.
+    /// Every server forwards to this one.
     Loop,
-    /// As many queries wait for these servers as may.
+    /// The limit of queries that wait for these servers is reached.
     Overload,
-    /// As many queries of this client wait as may.
+    /// The limit of waiting queries of this client is reached.
     ClientOverload,
-    /// None has answered in time.
+    /// No server answered in time.
     Timeout,
-    /// None could be reached.
+    /// No server could be reached.
     Network,
-    /// One has answered, but of no use.
+    /// The reply was invalid.
     Invalid(InvalidReply),
 }
 
@@ -48,22 +48,22 @@ impl From<Cause> for Failure {
 }
 
 impl Failure {
-    /// The response code for the client: the server's where one has answered. Without any upstream server the
-    /// name is none of our business.
+    /// The response code for the client: the server's, if it has replied. Without upstream servers the name
+    /// is refused.
     pub(crate) fn rcode(&self) -> u16 {
         match self.cause {
             Cause::NoUpstream => rcode::REFUSED,
-            // What EDNS adds to codes means something between that server and us.
+            // Extended codes are between that server and this one.
             Cause::Invalid(InvalidReply::Code(code, _)) if code <= 0xf => code,
             _ => rcode::SERVFAIL,
         }
     }
 
-    /// The code and text of the Extended DNS Error (RFC 8914 §4); that of the upstream server where it has
-    /// sent one.
+    /// The code and text of the Extended DNS Error (RFC 8914 §4); that of the upstream server, if it sent
+    /// one.
     pub(crate) fn explain(&self) -> (u16, &'static str) {
         if self.is_remembered {
-            return (Ede::CachedError as u16, "failed a moment ago, not asked again yet");
+            return (Ede::CachedError as u16, "failed a moment ago, not upstream_query again yet");
         }
         match self.cause {
             Cause::NoUpstream => (Ede::NotSupported as u16, "no upstream server is configured"),
@@ -87,13 +87,13 @@ impl Failure {
         }
     }
 
-    /// Whether it says something about the question or the servers, and not about us right now.
+    /// Whether it is about the question or the servers, and not about the load of this server.
     fn is_for_keeping(&self) -> bool {
         !matches!(self.cause, Cause::Overload | Cause::ClientOverload | Cause::NoUpstream)
     }
 }
 
-/// What has failed lately. Only a query without an answer in the cache looks here.
+/// Recent failures. Only a query without a cached answer looks here.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Mutex<HashMap<Key, Kept>>);
 
@@ -105,14 +105,14 @@ struct Kept {
 }
 
 impl Failures {
-    /// The failure that still stands.
+    /// The failure, if it is still cached.
     pub(super) fn get(&self, key: &Key, now: u64) -> Option<Failure> {
         let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = failures.get(key).filter(|kept| now < kept.until)?;
         Some(Failure { is_remembered: true, ..kept.failure })
     }
 
-    /// Remembers a failure, twice as long as the one before.
+    /// Caches a failure, for twice as long as the previous one.
     pub(super) fn put(&self, key: Key, failure: Failure, now: u64) {
         if !failure.is_for_keeping() {
             return;
@@ -128,7 +128,7 @@ impl Failures {
         failures.insert(key, Kept { failure, until: now + pause, pause });
     }
 
-    /// It works again.
+    /// Removes the failure after a success.
     pub(super) fn remove(&self, key: &Key) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
@@ -137,24 +137,25 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forward::asked::Asked;
+    use crate::forward::upstream_query::UpstreamQuery;
     use crate::message::NameBuf;
 
     #[test]
-    fn a_failure_stands_for_a_second_then_twice_as_long_and_never_for_minutes() {
+    fn failure_is_cached_for_a_second_then_twice_as_long_and_never_for_minutes() {
         let name = NameBuf::from_text("broken.example").unwrap();
-        let asked = Asked { name: name.as_name(), kind: 1, dnssec_ok: false, checking_disabled: false };
+        let upstream_query =
+            UpstreamQuery { name: name.as_name(), kind: 1, dnssec_ok: false, checking_disabled: false };
         let failures = Failures::default();
         let mut now = 0;
         for pause in [1000, 2000, 4000, 8000, 8000] {
-            failures.put(asked.key(), Cause::Timeout.into(), now);
-            let found = failures.get(&asked.key(), now + pause - 1).unwrap();
+            failures.put(upstream_query.key(), Cause::Timeout.into(), now);
+            let found = failures.get(&upstream_query.key(), now + pause - 1).unwrap();
             assert_eq!((found.rcode(), found.explain().0), (2, 13), "EDE 13 Cached Error");
-            assert_eq!(failures.get(&asked.key(), now + pause), None);
+            assert_eq!(failures.get(&upstream_query.key(), now + pause), None);
             now += pause;
         }
-        failures.remove(&asked.key());
-        failures.put(asked.key(), Cause::Overload.into(), now);
-        assert_eq!(failures.get(&asked.key(), now), None, "overload is ours, not the name's");
+        failures.remove(&upstream_query.key());
+        failures.put(upstream_query.key(), Cause::Overload.into(), now);
+        assert_eq!(failures.get(&upstream_query.key(), now), None, "overload of this server is not cached");
     }
 }

@@ -1,11 +1,11 @@
-//! What must hold whatever an upstream server sends.
+//! Invariants for any message from an upstream server.
 
 use hickory_resolver::proto::op::{DnsResponse, Message, MessageType};
 
 use super::answer;
-use super::asked::Asked;
 use super::group::request;
 use super::ttl::Limits;
+use super::upstream_query::UpstreamQuery;
 use crate::message::{Header, Query};
 use crate::metrics::Protocol;
 use crate::responder::{Transport, complete_forwarded};
@@ -17,28 +17,28 @@ const QUERIES: [&[u8]; 2] = [
       \x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00",
 ];
 
-/// Bytes of the header behind the id, which is ours: flags and counts.
+/// Bytes of the header after the ID, which is ours: flags and counts.
 const BEHIND_ID: usize = 10;
 
-/// An answer to one of our queries: flags, counts, and what is behind the question. What is kept of it can be
-/// sent to any client; what else is said to it is a reason.
+/// A reply to one of our queries: flags, counts, and everything after the question. What is kept of it must
+/// be valid for any client; otherwise there is a failure.
 ///
 /// # Panics
-/// When something does not hold.
+/// If an invariant does not hold.
 pub fn upstream(said: &[u8]) {
     let Some((header, records)) = said.split_at_checked(BEHIND_ID) else { return };
     for message in QUERIES {
         let query = Query::parse(message).expect("a query of ours");
-        let asked = Asked::by(&query);
+        let upstream_query = UpstreamQuery::by(&query);
         let question = &message[Header::LENGTH..][..query.question.name.wire().len() + 4];
         let answer = [&message[..2], header, question, records].concat();
         let Ok(response) = DnsResponse::from_buffer(answer) else { continue };
-        let request = request(&asked, false).expect("a request of ours");
+        let request = request(&upstream_query, false).expect("a request of ours");
         if answer::check(&response, &request).is_err() {
             continue;
         }
-        let Ok(entry) = answer::read(response, &asked, &Limits::default()) else { continue };
-        assert!(entry.is_for(&asked));
+        let Ok(entry) = answer::read(response, &upstream_query, &Limits::default()) else { continue };
+        assert!(entry.is_for(&upstream_query));
         for now in [0, 1_000, u64::MAX / 2] {
             for protocol in [Protocol::Udp, Protocol::Tcp] {
                 let mut out = Vec::new();

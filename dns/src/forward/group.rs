@@ -1,4 +1,4 @@
-//! Servers that stand for each other: hickory-resolver's pool of them, and how many queries may wait for it.
+//! A group of equivalent servers: hickory-resolver's pool, and its limit of waiting queries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::answer::InvalidReply;
-use super::asked::Asked;
 use super::failure::Cause;
 use super::runtime::{MAX_PAYLOAD, Runtime};
 use super::upstream::{ATTEMPTS, Attempts, BUDGET, Provider, Server};
+use super::upstream_query::UpstreamQuery;
 
-/// What the first server gets at least before the next one is asked.
-const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
+/// Minimum time for the first server before the next one is queried.
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Which server of a group is asked first.
+/// Which server of a group is queried first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Policy {
-    /// The two that have answered quickest of late, at once.
+    /// The two fastest of late, in parallel
     #[default]
     Fastest,
-    /// The first, and the next one if it does not answer.
+    /// The first, and the next one if it does not answer
     Sequential,
-    /// Each in its turn.
+    /// Each in turn
     RoundRobin,
 }
 
@@ -64,7 +64,7 @@ impl Group {
         options.try_tcp_on_error = true;
         options.case_randomization = random_case;
         let rounds = u32::try_from(servers.len().div_ceil(concurrent)).unwrap_or(u32::MAX).max(1);
-        let patience = (BUDGET / rounds).max(SHORTEST_PATIENCE);
+        let patience = (BUDGET / rounds).max(MIN_TIMEOUT);
         let configs: Vec<_> = servers.iter().map(|server| server.config()).collect();
         // The pool opens no connection of its own: ours are in `Server`.
         let tls = TlsConfig::new().expect("ring offers what the default versions need");
@@ -77,13 +77,13 @@ impl Group {
         &self.0.servers
     }
 
-    /// How many more queries may wait.
+    /// The permits for further waiting queries.
     pub(super) fn limit(&self) -> &Arc<Semaphore> {
         &self.0.limit
     }
 
-    /// The reply of the server that was quickest to give one of use, and how many were asked.
-    pub(super) async fn ask(&self, asked: &Asked<'_>) -> (Result<DnsResponse, Cause>, u64) {
+    /// The first valid reply, and the number of servers that were queried.
+    pub(super) async fn ask(&self, upstream_query: &UpstreamQuery<'_>) -> (Result<DnsResponse, Cause>, u64) {
         let Inner { servers, pool, random_case, .. } = &*self.0;
         if servers.is_empty() {
             return (Err(Cause::NoUpstream), 0);
@@ -91,7 +91,7 @@ impl Group {
         if servers.iter().all(|server| server.is_looping()) {
             return (Err(Cause::Loop), 0);
         }
-        let Some(request) = request(asked, *random_case) else {
+        let Some(request) = request(upstream_query, *random_case) else {
             return (Err(Cause::Invalid(InvalidReply::Malformed)), 0);
         };
         let asking = async {
@@ -99,7 +99,7 @@ impl Group {
             let (count, invalid) = ATTEMPTS.with(|attempts| (attempts.count.get(), attempts.invalid.get()));
             let result = match answered {
                 Ok(Ok(response)) => Ok(response),
-                // A reply of no use explains more than the silence of another server.
+                // An invalid reply explains more than a timeout of another server.
                 failed => Err(invalid.map_or_else(|| cause(failed), Cause::Invalid)),
             };
             (result, count)
@@ -120,16 +120,17 @@ fn cause<T>(failed: Result<Result<T, NetError>, tokio::time::error::Elapsed>) ->
     }
 }
 
-/// Our own query: nothing of the client's but the question and its two bits goes on.
-pub(super) fn request(asked: &Asked<'_>, random_case: bool) -> Option<DnsRequest> {
-    let name = Name::from_bytes(&asked.name.wire().to_ascii_lowercase()).ok()?;
+/// The upstream query: of the client's query only the question and its two bits are forwarded.
+pub(super) fn request(upstream_query: &UpstreamQuery<'_>, random_case: bool) -> Option<DnsRequest> {
+    let name = Name::from_bytes(&upstream_query.name.wire().to_ascii_lowercase()).ok()?;
     let mut options = DnsRequestOptions::default();
     options.edns_payload_len = MAX_PAYLOAD;
-    options.edns_set_dnssec_ok = asked.dnssec_ok;
+    options.edns_set_dnssec_ok = upstream_query.dnssec_ok;
     options.case_randomization = random_case;
-    let mut request = DnsRequest::from_query(Query::query(name, RecordType::from(asked.kind)), options);
-    request.metadata.checking_disabled = asked.checking_disabled;
-    // RFC 6840 §5.7: AD in a query asks for AD in the answer, without signatures.
-    request.metadata.authentic_data = !asked.checking_disabled;
+    let mut request =
+        DnsRequest::from_query(Query::query(name, RecordType::from(upstream_query.kind)), options);
+    request.metadata.checking_disabled = upstream_query.checking_disabled;
+    // RFC 6840 §5.7: AD in a query requests AD in the answer, without signatures.
+    request.metadata.authentic_data = !upstream_query.checking_disabled;
     Some(request)
 }

@@ -1,8 +1,7 @@
-//! Names that are answered without an upstream server: those of a hosts file, and those that mean this
-//! machine or nothing (RFC 6761 §6.3, §6.4; RFC 6303 §4.2 for the reverse names of addresses that no network
-//! has).
+//! Names that are answered without an upstream server: those of a hosts file, and special names of this
+//! machine (RFC 6761 §6.3, §6.4; RFC 6303 §4.2 for the reverse names of local addresses).
 //!
-//! hickory-resolver's `Hosts` was tried: for a PTR query it passes over all names of the file, it has no
+//! hickory-resolver's `Hosts` was tried: for a PTR query it iterates over all names of the file, it has no
 //! answer for other types of a name, and its answers would have to be encoded for each query.
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,21 +12,21 @@ use hickory_resolver::proto::rr::rdata::{A, AAAA, PTR};
 use hickory_resolver::proto::rr::{self as message, RData, Record};
 use hickory_resolver::proto::serialize::binary::BinDecodable as _;
 
-use super::asked::Asked;
 use super::entry::{Contents, Entry};
+use super::upstream_query::UpstreamQuery;
 use crate::message::{MAX_NAME, Name, NameBuf, kind, rcode};
 
-/// Records of one name and type: with the longest names that many fit a message.
+/// Maximum records of one name and type: with the longest names that many fit a message.
 const MAX_RECORDS: usize = 240;
 
-/// What one name has, by type.
+/// The records of one name, by type.
 #[derive(Debug, Default)]
 struct Host {
     addresses: Vec<IpAddr>,
     pointers: Vec<NameBuf>,
 }
 
-/// Every name of a hosts file, with its answers. Types a name does not have are answered with nothing.
+/// Every name of a hosts file, with its answers. Other types get NODATA.
 #[derive(Debug, Default)]
 pub(super) struct Hosts(HashMap<NameBuf, Answers>);
 
@@ -38,8 +37,7 @@ struct Answers {
 }
 
 impl Hosts {
-    /// Reads hosts(5): an address and its names on each line. Lines that are wrong are skipped, as resolvers
-    /// do.
+    /// Parses hosts(5): an address and its names on each line. Invalid lines are skipped, as resolvers do.
     pub(super) fn parse(text: &str, ttl: u32) -> Self {
         let mut hosts: HashMap<NameBuf, Host> = HashMap::new();
         for line in text.lines() {
@@ -47,7 +45,7 @@ impl Hosts {
             let Some(ip) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
             for (at, mut name) in words.filter_map(|word| NameBuf::from_text(word).ok()).enumerate() {
                 name.make_lower();
-                // The first is the canonical one.
+                // The first name is the canonical one.
                 if at == 0 {
                     put(&mut hosts.entry(reverse_name(ip)).or_default().pointers, name.clone());
                 }
@@ -65,55 +63,61 @@ impl Hosts {
         self.0.is_empty()
     }
 
-    /// Whether a name, in lower case, is here.
+    /// Whether a name, in lower case, is in the file.
     pub(super) fn has(&self, lower: Name<'_>) -> bool {
         self.0.contains_key(lower.wire())
     }
 
-    /// The answer to a question about a name that is here.
-    pub(super) fn get(&self, asked: &Asked<'_>) -> Option<&Arc<Entry>> {
-        let answers = self.0.get(asked.name.lower(&mut [0; MAX_NAME]))?;
-        Some(answers.by_type.get(&asked.kind).unwrap_or(&answers.nothing))
+    /// The answer to a question about a name of the file.
+    pub(super) fn get(&self, upstream_query: &UpstreamQuery<'_>) -> Option<&Arc<Entry>> {
+        let answers = self.0.get(upstream_query.name.lower(&mut [0; MAX_NAME]))?;
+        Some(answers.by_type.get(&upstream_query.kind).unwrap_or(&answers.nothing))
     }
 }
 
-/// A record is in a set once (RFC 2181 §5).
+/// A record set contains a record once (RFC 2181 §5).
 fn put<T: PartialEq>(set: &mut Vec<T>, new: T) {
     if set.len() < MAX_RECORDS && !set.contains(&new) {
         set.push(new);
     }
 }
 
-/// The answer for a name that is the same everywhere.
-pub(super) fn special(asked: &Asked<'_>) -> Option<Entry> {
-    let top = asked.name.labels().last()?.to_ascii_lowercase();
+/// The fixed answer for a special name.
+pub(super) fn special(upstream_query: &UpstreamQuery<'_>) -> Option<Entry> {
+    let top = upstream_query.name.labels().last()?.to_ascii_lowercase();
     let localhost: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     match top.as_slice() {
         b"localhost" => {
-            let addresses = localhost.into_iter().filter(|ip| kind_of(*ip) == asked.kind);
-            Some(answer(asked.name, asked.kind, rcode::NOERROR, addresses.map(address), u32::MAX >> 8))
+            let addresses = localhost.into_iter().filter(|ip| kind_of(*ip) == upstream_query.kind);
+            Some(answer(
+                upstream_query.name,
+                upstream_query.kind,
+                rcode::NOERROR,
+                addresses.map(address),
+                u32::MAX >> 8,
+            ))
         }
-        b"invalid" => Some(nothing(asked.name, asked.kind, rcode::NXDOMAIN)),
+        b"invalid" => Some(nothing(upstream_query.name, upstream_query.kind, rcode::NXDOMAIN)),
         b"arpa" => {
-            let labels: Vec<&[u8]> = asked.name.labels().collect();
+            let labels: Vec<&[u8]> = upstream_query.name.labels().collect();
             let [.., net, zone, _] = labels.as_slice() else { return None };
             let is_unassigned =
                 zone.eq_ignore_ascii_case(b"in-addr") && [&b"0"[..], b"127", b"255"].contains(net);
-            is_unassigned.then(|| reverse_special(asked, &labels))
+            is_unassigned.then(|| reverse_special(upstream_query, &labels))
         }
         _ => None,
     }
 }
 
-fn reverse_special(asked: &Asked<'_>, labels: &[&[u8]]) -> Entry {
+fn reverse_special(upstream_query: &UpstreamQuery<'_>, labels: &[&[u8]]) -> Entry {
     let is_localhost = labels.len() == 6 && labels[..4] == [&b"1"[..], b"0", b"0", b"127"];
-    match (is_localhost, asked.kind) {
+    match (is_localhost, upstream_query.kind) {
         (true, kind::PTR) => {
             let localhost = NameBuf::from_text("localhost").expect("a label");
-            answer(asked.name, kind::PTR, rcode::NOERROR, [pointer(&localhost)].into_iter(), 86_400)
+            answer(upstream_query.name, kind::PTR, rcode::NOERROR, [pointer(&localhost)].into_iter(), 86_400)
         }
-        (true, kind) => nothing(asked.name, kind, rcode::NOERROR),
-        (false, kind) => nothing(asked.name, kind, rcode::NXDOMAIN),
+        (true, kind) => nothing(upstream_query.name, kind, rcode::NOERROR),
+        (false, kind) => nothing(upstream_query.name, kind, rcode::NXDOMAIN),
     }
 }
 
@@ -157,16 +161,16 @@ fn nothing(name: Name<'_>, kind: u16, code: u16) -> Entry {
     answer(name, kind, code, [].into_iter(), 0)
 }
 
-/// An answer of our own making; what does not fit a message is left out.
+/// An answer of this server; records that do not fit a message are left out.
 fn answer(name: Name<'_>, kind: u16, code: u16, data: impl Iterator<Item = RData>, ttl: u32) -> Entry {
     let owner = message_name(name);
     let records: Vec<Record> =
         data.take(MAX_RECORDS).map(|data| Record::from_rdata(owner.clone(), ttl, data)).collect();
     let contents =
         Contents { code, is_authentic: false, is_positive: !records.is_empty(), reason: None, ttl };
-    let asked = Asked { name, kind, dnssec_ok: false, checking_disabled: false };
+    let upstream_query = UpstreamQuery { name, kind, dnssec_ok: false, checking_disabled: false };
     let with_ttl = records.iter().map(|record| (record, ttl));
-    Entry::new(&asked, with_ttl, [].into_iter(), contents).expect("so many records fit a message")
+    Entry::new(&upstream_query, with_ttl, [].into_iter(), contents).expect("so many records fit a message")
 }
 
 fn reverse_name(ip: IpAddr) -> NameBuf {
@@ -182,13 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn a_hosts_file_answers_both_families_both_ways_and_nothing_for_other_types() {
+    fn hosts_file_answers_both_families_forward_and_reverse_and_nodata_for_other_types() {
         let text = "# x\n192.0.2.7 Db db.corp # y\n2001:db8::7 db\nnonsense\n192.0.2.8 db\n";
         let hosts = Hosts::parse(text, 5);
         let get = |name: &str, kind: u16| {
             let name = NameBuf::from_text(name).unwrap();
-            let asked = Asked { name: name.as_name(), kind, dnssec_ok: false, checking_disabled: false };
-            hosts.get(&asked).map(|entry| code_and_count(entry))
+            let upstream_query =
+                UpstreamQuery { name: name.as_name(), kind, dnssec_ok: false, checking_disabled: false };
+            hosts.get(&upstream_query).map(|entry| code_and_count(entry))
         };
         assert_eq!(get("DB", kind::A), Some((0, 2)));
         assert_eq!(get("db", kind::AAAA), Some((0, 1)));
@@ -198,11 +203,12 @@ mod tests {
     }
 
     #[test]
-    fn names_that_mean_this_machine_or_nothing_are_never_asked_for() {
+    fn special_names_are_never_forwarded() {
         let get = |name: &str, kind: u16| {
             let name = NameBuf::from_text(name).unwrap();
-            let asked = Asked { name: name.as_name(), kind, dnssec_ok: false, checking_disabled: false };
-            special(&asked).map(|entry| code_and_count(&entry))
+            let upstream_query =
+                UpstreamQuery { name: name.as_name(), kind, dnssec_ok: false, checking_disabled: false };
+            special(&upstream_query).map(|entry| code_and_count(&entry))
         };
         assert_eq!(get("localhost", kind::A), Some((0, 1)));
         assert_eq!(get("x.LOCALHOST", kind::AAAA), Some((0, 1)));

@@ -1,7 +1,7 @@
-//! Finds out whether a server asks us in turn: it is sent a random name, and we watch for that name.
+//! Forwarding loop detection: sends a random name to a server, and watches for a query with that name.
 //!
-//! CoreDNS's `loop` looks for 30 s after its start and then ends the process. Here the server is left out of
-//! use and asked again, and everything else goes on.
+//! CoreDNS's `loop` checks for 30 s after its start and then ends the process. Here the server is excluded
+//! and probed again, and everything else continues.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -11,14 +11,14 @@ use super::random;
 use super::upstream::Server;
 use crate::message::{Name, NameBuf};
 
-/// The type of CoreDNS's `loop` probes; clients hardly query it.
+/// The type of CoreDNS's `loop` probes, which clients rarely query.
 pub(super) const KIND: u16 = crate::message::kind::HINFO;
 
 /// The names that were sent, each with its server.
 #[derive(Default)]
 pub(super) struct Probes {
     sent: Mutex<HashMap<NameBuf, Probe>>,
-    /// How many there are, so that queries need not look while there are none.
+    /// The number of probes, so that queries need not look while there are none.
     count: AtomicUsize,
 }
 
@@ -28,12 +28,12 @@ struct Probe {
 }
 
 impl Probes {
-    /// A name for this server. It is watched for until [`Probes::end`].
+    /// Returns a name for this server. It is watched for until [`Probes::end`].
     pub(super) fn begin(&self, server: &Arc<Server>) -> NameBuf {
         let mut bytes = [0; 16];
         random::fill(&mut bytes);
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        // Two labels: some servers answer names of one label by themselves.
+        // Two labels: some servers answer single-label names by themselves.
         let text = format!("{}.{}", hex(&bytes[..8]), hex(&bytes[8..]));
         let name = NameBuf::from_text(&text).expect("hexadecimal digits make a name");
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,7 +42,7 @@ impl Probes {
         name
     }
 
-    /// Whether it has come back.
+    /// Stops watching. Returns whether the name has come back.
     pub(super) fn end(&self, name: &NameBuf) -> bool {
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let probe = sent.remove(name);
@@ -50,7 +50,7 @@ impl Probes {
         probe.is_some_and(|probe| probe.has_returned)
     }
 
-    /// Whether a query is a probe that has come back; if so, its server is not used from now on.
+    /// Whether a query is a returned probe. If so, its server is excluded.
     pub(super) fn is_returned(&self, name: Name<'_>) -> bool {
         if self.count.load(Relaxed) == 0 {
             return false;

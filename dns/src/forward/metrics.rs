@@ -1,4 +1,5 @@
-//! What the forwarder counts, under CoreDNS's names where they mean the same. Listed in docs/metrics.md.
+//! The metrics of the forwarder, with CoreDNS's names if they have the same meaning. Listed in
+//! docs/metrics.md.
 
 use daemon::metrics::register;
 use prometheus::{
@@ -7,7 +8,7 @@ use prometheus::{
 
 use super::failure::Cause;
 
-/// Seconds: from a server next door to one that is hardly there.
+/// Seconds: from a nearby server to one that hardly responds.
 const BUCKETS: [f64; 10] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 4.0];
 
 /// Every counter of the forwarder.
@@ -41,23 +42,20 @@ impl Metrics {
         Self {
             hits_success: hits.with_label_values(&["success"]),
             hits_denial: hits.with_label_values(&["denial"]),
-            misses: counter("coredns_cache_misses_total", "Queries the cache had no answer for."),
-            prefetches: counter(
-                "coredns_cache_prefetch_total",
-                "Answers asked for again before they expired.",
-            ),
-            stale: counter("coredns_cache_served_stale_total", "Answers given after they had expired."),
+            misses: counter("coredns_cache_misses_total", "Queries without an answer in the cache."),
+            prefetches: counter("coredns_cache_prefetch_total", "Answers refreshed before they expired."),
+            stale: counter("coredns_cache_served_stale_total", "Answers served after they had expired."),
             entries: gauge("coredns_cache_entries", "Answers in the cache."),
-            bytes: gauge("portolan_dns_cache_bytes", "Bytes the cache needs."),
-            evictions: gauge("coredns_cache_evictions_total", "Answers that had to make room."),
+            bytes: gauge("portolan_dns_cache_bytes", "Bytes of the cache."),
+            evictions: gauge("coredns_cache_evictions_total", "Answers evicted for newer ones."),
             rejects: counter(
                 "coredns_forward_max_concurrent_rejects_total",
-                "Queries turned away because too many were under way.",
+                "Queries refused because too many were waiting.",
             ),
-            coalesced: counter("portolan_dns_coalesced_total", "Queries that waited for one like them."),
+            coalesced: counter("portolan_dns_coalesced_total", "Queries that waited for an equal one."),
             hedges: counter("portolan_dns_hedges_total", "Attempts after the first to answer one query."),
             failures: vec("portolan_dns_forward_failures_total", "Queries without an answer.", &["cause"]),
-            loops: gauge("portolan_dns_looping_upstreams", "Upstream servers that ask this one in turn."),
+            loops: gauge("portolan_dns_looping_upstreams", "Upstream servers that forward to this one."),
             durations: register(registry, HistogramVec::new(opts.buckets(BUCKETS.into()), &["to"])),
         }
     }

@@ -1,4 +1,4 @@
-//! The upstream servers of the node, as its own resolver finds them.
+//! The upstream servers of the node, from resolv.conf.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -9,29 +9,29 @@ use nix::net::if_::if_nametoindex;
 
 use super::address::Upstream;
 use super::routes::Forbidden;
-use crate::file::read_if_there;
 use crate::message::NameBuf;
+use crate::watched_file::read_if_there;
 
-/// glibc looks at no more than three.
+/// glibc uses at most three.
 const MAX_SERVERS: usize = 3;
 
-/// Where systemd-resolved writes the servers that it asks itself.
+/// systemd-resolved writes its own upstream servers here.
 pub(super) const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
-/// What a resolv.conf says.
+/// The content of a resolv.conf.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ResolvConf {
     pub(super) upstreams: Vec<Upstream>,
-    /// Domains in which the node itself looks for names.
+    /// The search domains of the node.
     pub(super) search: Vec<NameBuf>,
 }
 
 impl ResolvConf {
-    /// Reads the file. Servers that would ask us in turn are left out, with a warning; if none is left and
-    /// systemd-resolved stands before the real ones, those are taken. Empty if the file is missing.
+    /// Reads the file. Servers that would forward to this one are skipped with a warning. If none is left and
+    /// systemd-resolved is in between, its upstream servers are used. Empty if the file is missing.
     ///
     /// # Errors
-    /// When a file is there and cannot be read.
+    /// If a file exists and cannot be read.
     pub(super) fn read(file: &Path, forbidden: &Forbidden) -> io::Result<Self> {
         let mut conf = Self::parse(&read_if_there(file)?);
         let named = conf.upstreams.len();
@@ -48,13 +48,13 @@ impl ResolvConf {
         self.upstreams.retain(|upstream| {
             let allowed = forbidden.check("resolv.conf: nameserver", upstream);
             if let Err(error) = &allowed {
-                tracing::warn!("{error}; left out");
+                tracing::warn!("{error}; skipped");
             }
             allowed.is_ok()
         });
     }
 
-    /// Lines that are wrong are left out, as the C library does.
+    /// Invalid lines are skipped, as the C library does.
     fn parse(text: &[u8]) -> Self {
         let (conf, _errors) = Config::parse_with_errors(text);
         let search = conf.get_last_search_or_domain();
@@ -65,7 +65,7 @@ impl ResolvConf {
     }
 }
 
-/// An IPv6 address may have a link, by name or by number: `fe80::1%eth0`.
+/// An IPv6 address may have a zone, by name or by number: `fe80::1%eth0`.
 fn upstream(server: &ScopedIp) -> Option<Upstream> {
     let mut upstream = Upstream::plain(IpAddr::from(server.clone()));
     if let (ScopedIp::V6(_, Some(link)), SocketAddr::V6(address)) = (server, &mut upstream.address) {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_nameserver_lines_count_and_three_of_them() {
+    fn complete_nameserver_lines_count_and_three_of_them() {
         let text = b"# nameserver 9.9.9.9 \xff\nsearch a b\n\
             nameserver 192.0.2.1\n nameserver\t2001:db8::1 \nnameserver x\nnameserver fe80::1%lo # y\nnameserver 192.0.2.3\n";
         let found = ResolvConf::parse(text);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_that_ask_us_are_left_out() {
+    fn servers_that_forward_to_this_one_are_skipped() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("resolv.conf");
         std::fs::write(&file, "nameserver 127.0.0.53\nnameserver 10.96.0.10\nnameserver 192.0.2.1\n")

@@ -1,4 +1,4 @@
-//! Which servers a name is asked of.
+//! The upstream servers for a name.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::tls;
 use super::upstream::Server;
 use crate::message::{Name, NameBuf};
 
-/// A server that cannot be one.
+/// An invalid upstream server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
@@ -31,25 +31,25 @@ pub(crate) enum Error {
     Tls(#[from] tls::Error),
 }
 
-/// What a server must not be.
+/// Addresses that an upstream server must not have.
 #[derive(Clone, Debug)]
 pub(super) struct Forbidden {
     pub(super) listen: Vec<SocketAddr>,
     pub(super) allow_loopback: bool,
 }
 
-/// The servers for all names, and those for some.
+/// The servers for all names, and those of stub domains.
 pub(super) struct Routes {
     default: Group,
     stubs: Vec<(NameBuf, Group)>,
 }
 
-/// Makes servers.
+/// Creates servers.
 pub(super) struct Builder {
     pub(super) ca: Option<PathBuf>,
     pub(super) policy: Policy,
     pub(super) random_case: bool,
-    /// Queries that may wait for one group.
+    /// The limit of waiting queries per group.
     pub(super) limit: usize,
     pub(super) runtime: Runtime,
     pub(super) tasks: TaskTracker,
@@ -62,17 +62,17 @@ impl Routes {
             .iter()
             .map(|stub| Ok((stub.domain.clone(), builder.group(&stub.upstreams)?)))
             .collect::<Result<Vec<_>, tls::Error>>()?;
-        // The longest domain that fits is the first that does.
+        // The longest matching domain is the first match.
         stubs.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.as_name().wire().len()));
         Ok(Self { default: builder.group(default)?, stubs })
     }
 
-    /// Other servers for the names without a stub.
+    /// Replaces the servers for names without a stub domain.
     pub(super) fn with_default(&self, default: Group) -> Self {
         Self { default, stubs: self.stubs.clone() }
     }
 
-    /// Whom to ask for a name.
+    /// The servers for a name.
     pub(super) fn group(&self, name: Name<'_>) -> &Group {
         let stub = self.stubs.iter().find(|(domain, _)| name.is_within(domain.as_name()));
         stub.map_or(&self.default, |(_, group)| group)
@@ -103,7 +103,7 @@ impl Builder {
 }
 
 impl Forbidden {
-    /// Refuses what would ask us in turn.
+    /// Refuses a server that would forward to this one.
     pub(super) fn check(&self, flag: &'static str, upstream: &Upstream) -> Result<(), Error> {
         let named = || upstream.to_string();
         if self.is_ourselves(upstream.address) {

@@ -1,9 +1,9 @@
-//! The sockets under hickory's client.
+//! The sockets of hickory's client.
 //!
-//! hickory's own UDP socket is used but for four things that its client has no setting for: the socket is
-//! connected, so that the kernel reports a server that is not there; a reply that is cut, or too long for the
-//! buffer, is known to be cut even if its last record cannot be read; an error without a question section is
-//! an answer; and a whole reply that is longer than the query allows is used.
+//! hickory's own UDP socket lacks four things that its client has no setting for: the socket is connected, so
+//! that the kernel reports an unreachable server; a reply that is truncated, or too long for the buffer,
+//! counts as truncated even if its last record cannot be decoded; an error without a question section is a
+//! valid reply; and a complete reply that is longer than the query allows is used.
 
 use std::future::Future;
 use std::io;
@@ -22,17 +22,17 @@ use hickory_resolver::proto::serialize::binary::{BinDecodable as _, BinDecoder};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::UdpSocket;
 
-/// Datagrams that are not the answer, before we conclude that an attacker is guessing and query over TCP,
-/// where guessing does not help (RFC 5452 §9.3 speaks of this defence).
+/// Datagrams that do not match, before we assume that an attacker is guessing and query over TCP, where
+/// guessing does not help (RFC 5452 §9.3 mentions this defence).
 const MAX_FORGERIES: usize = 8;
 
-/// What the OPT record of our queries says we can take: no fragments (DNS flag day 2020).
+/// The payload size in the OPT record of our queries: no fragments (DNS flag day 2020).
 const PAYLOAD: u16 = 1232;
 
-/// What we take of a server that sends more: as much as hickory's client ever does.
+/// The maximum size that we accept from a server that sends more: that of hickory's client.
 pub(super) const MAX_PAYLOAD: u16 = 4096;
 
-/// More than any datagram that is not cut.
+/// Larger than any datagram that is not truncated.
 const BUFFER: usize = MAX_PAYLOAD as usize + 1;
 
 /// tokio, with [`Datagrams`].
@@ -79,13 +79,13 @@ pub(super) struct Datagrams {
     forgeries: AtomicUsize,
 }
 
-/// What is made of a datagram.
+/// The result of checking a datagram.
 enum Datagram {
-    /// For hickory's client, as it came.
+    /// Pass it unchanged to hickory's client.
     Reply,
-    /// For hickory's client, in place of what came.
+    /// Pass this to hickory's client instead.
     Replaced(Vec<u8>),
-    /// Not an answer to our query: an attacker may be guessing.
+    /// It does not match our query: an attacker may be guessing.
     Forged,
 }
 
@@ -132,7 +132,7 @@ impl DnsUdpSocket for Datagrams {
         message: &[u8],
         _server: SocketAddr,
     ) -> Poll<io::Result<usize>> {
-        // hickory's client takes no more than the query says.
+        // hickory's client accepts no more than the query allows.
         let mut query = Message::from_vec(message).map_err(io::Error::other)?;
         if let Some(edns) = &mut query.edns {
             edns.set_max_payload(PAYLOAD);
@@ -145,21 +145,21 @@ impl DnsUdpSocket for Datagrams {
 }
 
 impl Datagrams {
-    /// Ends with the error that the kernel has for the socket: connection refused, for example.
+    /// Returns the socket's pending error: connection refused, for example.
     async fn error<T>(&self) -> io::Result<T> {
         let take = || Err(self.socket.take_error()?.unwrap_or_else(|| io::ErrorKind::WouldBlock.into()));
         self.socket.async_io(Interest::ERROR, take).await
     }
 
-    /// `room` is what hickory's client has room for.
+    /// `room` is the size of the buffer of hickory's client.
     fn judge(&self, datagram: &[u8], room: usize) -> Datagram {
         let Some(query) = self.query.get() else { return Datagram::Forged };
         let mut decoder = BinDecoder::new(datagram);
         let header = Header::read(&mut decoder).ok();
         let header = header.filter(|h| h.id == query.id && h.message_type == MessageType::Response);
-        // In any case: whether it has to be the same is for hickory's client to say.
+        // Ignores case: hickory's client checks whether it must match.
         let is_ours = |header: &Header| match header.counts.queries {
-            0 => super::answer::need_no_question(header.response_code),
+            0 => super::answer::may_omit_question(header.response_code),
             1 => Query::read(&mut decoder).is_ok_and(|question| query.queries.first() == Some(&question)),
             _ => false,
         };

@@ -1,10 +1,10 @@
 //! Connections to one upstream server over TCP or TLS (RFC 7766 §6.2.1, RFC 7858).
 //!
-//! A connection is hickory's. hickory keeps one a server, and its queries fail with it: with a server that
-//! answers one query a connection, or one after the other and slowly, all but the first would. So a query
-//! takes the connection with the fewest queries, or a new one while there are few, and is sent again if its
-//! connection ends. A connection is opened on a task of its own: a server whose handshake takes longer than
-//! another server's answer has it for the next query.
+//! A connection is hickory's. hickory keeps one per server, and its queries fail with it: with a server that
+//! answers one query per connection, or one at a time and slowly, all but the first would fail. So a query
+//! uses the connection with the fewest queries, or a new one while there are few, and is sent again if its
+//! connection ends. A connection is opened in a separate task: if its handshake takes longer than another
+//! server's answer, the next query can use it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -25,27 +25,27 @@ use super::runtime::Runtime;
 use super::tls::Tls;
 use super::upstream::BUDGET;
 
-/// Connections to one server. unbound takes ten of all its clients unless told otherwise.
+/// Maximum connections to one server. unbound accepts ten of all its clients by default.
 const MAX_CONNECTIONS: usize = 8;
 
-/// Queries on one connection. hickory answers one more with `NetError::Busy`, as it does on a closed
-/// connection.
+/// Maximum queries per connection. hickory rejects a further one with `NetError::Busy`, as it does on a
+/// closed connection.
 const MAX_ACTIVE: u32 = 256;
 
-/// The limit for opening a connection, and for an answer after which the connection is used again.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Timeout for opening a connection, and for an answer after which the connection is used again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection unused for so long is closed; servers do the same after a while (RFC 7766 §6.2.3).
+/// Idle connections are closed after this time; servers do the same (RFC 7766 §6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Connections in a row that may end without having answered anything.
+/// Maximum number of consecutive connections that end without an answer.
 const MAX_FRUITLESS: u32 = 5;
 
-/// The pause after such a one, and longer after the next.
+/// The pause after such a connection; it grows with each.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// When a connection has ended under several queries, each query has one of its own for so long: the server
-/// may answer one query a connection.
+/// If a connection ends with several queries, each query gets its own connection for this time: the server
+/// may answer one query per connection.
 const SINGLE: Duration = Duration::from_secs(5);
 
 /// The connections, open or being opened.
@@ -55,7 +55,7 @@ pub(super) struct Streams {
     runtime: Runtime,
     all: Mutex<Vec<Arc<Stream>>>,
     single_until: Mutex<Instant>,
-    /// For the queries of all connections.
+    /// Permits for the queries of all connections.
     permits: Semaphore,
 }
 
@@ -76,12 +76,13 @@ impl Streams {
         Self { address, tls, runtime, all: Mutex::default(), single_until, permits }
     }
 
-    /// Asks once. Ends when the server answers, when it cannot be reached, or when it is dropped.
+    /// Sends the request once. Ends when the server answers, when it cannot be reached, or when it is
+    /// dropped.
     pub(super) async fn ask(&self, request: &DnsRequest) -> Result<DnsResponse, NetError> {
         let mut fruitless = 0_u32;
         loop {
             let is_single = Instant::now() < *lock(&self.single_until);
-            // With these a connection with fewer than MAX_ACTIVE queries is there, or one without any.
+            // With these permits a connection with fewer than MAX_ACTIVE queries exists, or one without any.
             let _permits = self.permits.acquire_many(if is_single { MAX_ACTIVE } else { 1 }).await;
             let Active(stream) = &self.take();
             let exchange = stream.exchange.clone().await?;
@@ -93,7 +94,7 @@ impl Streams {
                 }
                 Err(error) => error,
             };
-            self.forget(stream);
+            self.remove(stream);
             if stream.active.load(Relaxed) > 1 {
                 *lock(&self.single_until) = Instant::now() + SINGLE;
             }
@@ -107,7 +108,7 @@ impl Streams {
         }
     }
 
-    /// Takes an idle connection, or a new one while there are few, or the one with the fewest queries.
+    /// Chooses an idle connection, or a new one while there are few, or the one with the fewest queries.
     fn take(&self) -> Active {
         let mut all = lock(&self.all);
         all.retain(|stream| stream.is_usable());
@@ -118,12 +119,12 @@ impl Streams {
             all.push(Arc::clone(&stream));
             stream
         });
-        // While the lock is held, or two queries would take the same.
+        // While the lock is held, or two queries would choose the same.
         stream.active.fetch_add(1, Relaxed);
         Active(stream)
     }
 
-    /// Begins to open a connection.
+    /// Starts opening a connection.
     fn open(&self) -> Stream {
         let (address, tls, runtime) = (self.address, self.tls.clone(), self.runtime.clone());
         let connect = async move {
@@ -133,14 +134,14 @@ impl Streams {
                 Some(Tls { config, name }) => tls_exchange(address, name, config, BUDGET, max, runtime).await,
             }
         };
-        let connect = tokio::time::timeout(PATIENCE, connect);
+        let connect = tokio::time::timeout(ANSWER_TIMEOUT, connect);
         let exchange = connect.map(|opened| opened.unwrap_or(Err(NetError::Timeout))).boxed().shared();
         self.runtime.create_handle().spawn_bg(exchange.clone().map(|_| ()));
         let (active, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Stream { exchange, active, answered, used: Mutex::new(Instant::now()) }
     }
 
-    fn forget(&self, stream: &Arc<Stream>) {
+    fn remove(&self, stream: &Arc<Stream>) {
         lock(&self.all).retain(|known| !Arc::ptr_eq(known, stream));
     }
 }
@@ -150,13 +151,13 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Stream {
-    /// Less for one that should have the next query: idle, open, with few queries.
+    /// Lower for a connection that should get the next query: idle, open, with few queries.
     fn load(&self) -> (bool, bool, usize) {
         let active = self.active.load(Relaxed);
         (active > 0, self.exchange.peek().is_none(), active)
     }
 
-    /// Whether it is being opened, or open and in use or used a moment ago.
+    /// Whether it is being opened, or open and recently used.
     fn is_usable(&self) -> bool {
         let idle_for = || lock(&self.used).elapsed();
         match self.exchange.peek() {
@@ -174,7 +175,7 @@ impl Drop for Active {
     }
 }
 
-/// Removes a connection on which an answer takes too long, also if the query is dropped meanwhile.
+/// Removes a connection on which an answer takes too long, even if the query is dropped meanwhile.
 struct Slow<'s> {
     streams: &'s Streams,
     stream: &'s Arc<Stream>,
@@ -183,8 +184,8 @@ struct Slow<'s> {
 
 impl Drop for Slow<'_> {
     fn drop(&mut self) {
-        if self.since.elapsed() > PATIENCE {
-            self.streams.forget(self.stream);
+        if self.since.elapsed() > ANSWER_TIMEOUT {
+            self.streams.remove(self.stream);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Whose certificates are good for servers over TLS.
+//! The trusted certificates of upstream servers over TLS.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-/// What TLS needs to know.
+/// The TLS settings of a server.
 #[derive(Clone)]
 pub(super) struct Tls {
     pub(super) config: ClientConfig,
     pub(super) name: ServerName<'static>,
 }
 
-/// Why TLS cannot be spoken.
+/// Why TLS cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("--upstream-ca {0}: cannot be read as PEM: {1}")]
@@ -28,7 +28,7 @@ pub(crate) enum Error {
     Name(String, #[source] InvalidDnsNameError),
 }
 
-/// A configuration that trusts the certificates of a file, or those the machine trusts.
+/// A configuration that trusts the certificates of a file, or those of the machine.
 pub(super) fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore::empty();
     match ca {
@@ -57,7 +57,7 @@ pub(super) fn config(ca: Option<&Path>) -> Result<ClientConfig, Error> {
         .with_no_client_auth())
 }
 
-/// The way to a server whose certificate must be for `name`.
+/// The settings for a server whose certificate must be for `name`.
 pub(super) fn to(config: ClientConfig, name: &str) -> Result<Tls, Error> {
     let name = ServerName::try_from(name.to_owned()).map_err(|error| Error::Name(name.to_owned(), error))?;
     Ok(Tls { config, name })

@@ -1,21 +1,20 @@
-//! For how long an answer may be remembered.
+//! Bounds of cached TTLs.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use hickory_resolver::proto::rr::RecordType;
 
-/// The longest that names which exist are kept unless told otherwise, in seconds: an hour, as CoreDNS does.
+/// The default bounds for existing names in seconds: an hour, like CoreDNS.
 const SUCCESS: RangeInclusive<u32> = 0..=3600;
 
-/// The longest that names which do not exist are kept (RFC 2308 §5 asks for one to three hours at most), in
-/// seconds.
+/// The default bounds for negative answers in seconds (RFC 2308 §5 recommends at most one to three hours).
 const DENIAL: RangeInclusive<u32> = 0..=1800;
 
-/// No more than RFC 8767 §4 asks for: seven days.
+/// The limit of RFC 8767 §4: seven days.
 const MAX: u32 = 604_800;
 
-/// Bounds of TTLs, in seconds: for success, for denial, and for single types.
+/// Bounds of TTLs in seconds: for success, for denial, and for single types.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     success: RangeInclusive<u32>,
@@ -23,7 +22,7 @@ pub(crate) struct Limits {
     types: BTreeMap<u16, RangeInclusive<u32>>,
 }
 
-/// One bound, as written on the command line: `success=0-3600`, `denial=30`, `AAAA=5-60`, `TYPE65=0`.
+/// One bound, as on the command line: `success=0-3600`, `denial=30`, `AAAA=5-60`, `TYPE65=0`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     of: Of,
@@ -58,8 +57,8 @@ impl FromIterator<Limit> for Limits {
 }
 
 impl Limits {
-    /// The bounds for an answer to a question of this type. A type's own bounds are for its records; that
-    /// there are none is a denial.
+    /// The bounds for an answer to a question of this type. The bounds of a type are for its records; their
+    /// absence is a denial.
     pub(super) fn range(&self, kind: u16, is_positive: bool) -> RangeInclusive<u32> {
         let general = if is_positive { &self.success } else { &self.denial };
         self.types.get(&kind).filter(|_| is_positive).unwrap_or(general).clone()
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_of_its_own_wins_over_success_and_never_over_denial() {
+    fn bounds_of_a_type_override_success_but_not_denial() {
         let limits = limits(&["success=5-600", "denial=30", "AAAA=1-60", "type65=0"]);
         assert_eq!(limits.range(1, true), 5..=600);
         assert_eq!(limits.range(28, true), 1..=60);
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_that_cannot_be_is_refused_with_the_way_out() {
+    fn invalid_bound_is_refused_with_a_suggestion() {
         for (text, hint) in [
             ("60", "such as success=0-3600"),
             ("A=x", "such as success=0-3600"),

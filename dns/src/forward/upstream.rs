@@ -1,10 +1,10 @@
 //! Upstream servers, as connections of hickory-resolver's
 //! [`NameServerPool`](hickory_resolver::NameServerPool).
 //!
-//! The pool chooses the server, asks several at a time and goes to TCP for what is cut. What counts as an
-//! answer is decided here, because hickory ends a query with the first SERVFAIL or REFUSED, and keeps of a
-//! negative answer neither its flags nor all of its records: a reply that can be passed on gets a code the
-//! pool does not look into (see [`shield`]), and a reply of no use is an error after which the pool tries the
+//! The pool chooses the server, queries several in parallel and retries truncated replies over TCP. What
+//! counts as an answer is decided here, because hickory ends a query with the first SERVFAIL or REFUSED, and
+//! drops the flags and some records of a negative answer: a reply that can be passed on gets a code that the
+//! pool does not interpret (see [`shield`]), and an invalid reply is an error after which the pool tries the
 //! next server.
 
 use std::cell::Cell;
@@ -32,29 +32,29 @@ use super::runtime::Runtime;
 use super::streams::Streams;
 use super::tls::Tls;
 
-/// All attempts together: less than the 5 s after which clients turn away, with time left to say why.
+/// The time for all attempts: less than the 5 s after which clients give up, so that an error can be sent.
 pub(crate) const BUDGET: Duration = Duration::from_secs(4);
 
-/// A server that does not know EDNS is asked without it for so long (RFC 6891 §7 lets us remember).
+/// How long a server without EDNS support is queried without EDNS (RFC 6891 §7 allows to remember it).
 const PLAIN: Duration = Duration::from_secs(300);
 
-/// A server that has not answered this many times in a row is not asked for a while, if there is another one.
-/// Twice as long each time.
+/// A server with this many consecutive timeouts is ejected, if there is another one. The duration doubles
+/// each time.
 const MAX_TIMEOUTS: u32 = 2;
 const FIRST_EJECTION: Duration = Duration::from_secs(5);
 const MAX_DOUBLINGS: u32 = 3;
 
 tokio::task_local! {
-    /// The query that this task has under way.
+    /// The current query of this task.
     pub(super) static ATTEMPTS: Attempts;
 }
 
-/// What becomes of one query.
+/// The state of one query.
 #[derive(Default)]
 pub(super) struct Attempts {
-    /// How many servers were asked.
+    /// The number of servers that were queried.
     pub(super) count: Cell<u64>,
-    /// What was wrong with the last reply that was of no use.
+    /// What was wrong with the last invalid reply.
     pub(super) invalid: Cell<Option<InvalidReply>>,
 }
 
@@ -65,9 +65,9 @@ pub(super) struct Server {
     runtime: Runtime,
     durations: Histogram,
     started: Instant,
-    /// What we asked it has come back to us.
+    /// A query to it has come back: a forwarding loop.
     pub(super) is_looping: AtomicBool,
-    /// Until when it is asked without EDNS, and not at all; milliseconds since `started`.
+    /// Until when it is queried without EDNS, and until when it is ejected; milliseconds since `started`.
     plain_until: AtomicU64,
     ejected_until: AtomicU64,
     timeouts: AtomicU32,
@@ -89,7 +89,7 @@ impl Server {
         }
     }
 
-    /// How the pool knows it.
+    /// The server's configuration for the pool.
     pub(super) fn config(&self) -> NameServerConfig {
         let ip = self.upstream.address.ip();
         let mut config = match &self.upstream.transport {
@@ -114,7 +114,7 @@ impl Server {
         (address.ip(), address.port()) == (ip, config.port) && same_transport
     }
 
-    /// Whether it leads back to us.
+    /// Whether it forwards to this server.
     pub(super) fn is_looping(&self) -> bool {
         self.is_looping.load(Relaxed)
     }
@@ -131,7 +131,7 @@ impl Server {
         self.now() < self.ejected_until.load(Relaxed)
     }
 
-    fn note(&self, result: &Result<DnsResponse, NetError>, took: Duration) {
+    fn record(&self, result: &Result<DnsResponse, NetError>, took: Duration) {
         match result {
             Ok(_) => {
                 self.durations.observe(took.as_secs_f64());
@@ -152,7 +152,7 @@ impl Server {
         }
     }
 
-    /// Asks without regard to whether it is in use.
+    /// Queries the server, even if it is ejected.
     pub(super) async fn ask(&self, request: DnsRequest, by_udp: bool) -> Result<DnsResponse, NetError> {
         let wants_dnssec = request.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
         let is_plain = !wants_dnssec && self.now() < self.plain_until.load(Relaxed);
@@ -181,23 +181,23 @@ impl Server {
             .with_timeout(Some(BUDGET))
             .build();
         match client.send_message(request.clone()).first_answer().await {
-            // It is from the server, and cannot be read; over TCP it may be whole.
+            // The reply is from the server, but cannot be decoded; over TCP it may be complete.
             Err(NetError::Proto(_)) => self.streams.ask(&request).await,
             result => result,
         }
     }
 }
 
-/// Whether a server that answers so may not know EDNS (RFC 6891 §7).
+/// Whether a server with this response code may not support EDNS (RFC 6891 §7).
 fn knows_no_edns(code: ResponseCode) -> bool {
     matches!(code, ResponseCode::FormErr | ResponseCode::NotImp)
 }
 
-/// The servers of a group, for the pool.
+/// Connects the pool to the servers of a group.
 #[derive(Clone)]
 pub(super) struct Provider {
     pub(super) servers: Arc<[Arc<Server>]>,
-    /// What one server gets before the pool turns to the next.
+    /// The timeout of one server before the pool tries the next.
     pub(super) patience: Duration,
     pub(super) runtime: Runtime,
 }
@@ -224,7 +224,7 @@ impl ConnectionProvider for Provider {
     }
 }
 
-/// The way to one server by one transport. It opens sockets only when it is asked.
+/// A handle for one server and transport. It opens sockets only for a query.
 #[derive(Clone)]
 pub(super) struct Connection {
     server: Arc<Server>,
@@ -243,13 +243,13 @@ impl DnsHandle for Connection {
 }
 
 impl Connection {
-    fn is_left_out(&self) -> bool {
+    fn is_excluded(&self) -> bool {
         let others = || self.provider.servers.iter().filter(|server| !server.is_looping());
         self.server.is_looping() || self.server.is_ejected() && others().any(|server| !server.is_ejected())
     }
 
     async fn answer(self, request: DnsRequest) -> Result<DnsResponse, NetError> {
-        if self.is_left_out() {
+        if self.is_excluded() {
             return Err(NetError::NoConnections);
         }
         let count = |attempts: &Attempts| attempts.count.set(attempts.count.get() + 1);
@@ -257,7 +257,7 @@ impl Connection {
         let started = Instant::now();
         let asking = self.server.ask(request.clone(), self.by_udp);
         let result = within(self.provider.patience, asking).await;
-        self.server.note(&result, started.elapsed());
+        self.server.record(&result, started.elapsed());
         let mut response = result.map_err(|error| match error {
             // After any other error the pool does not try the next server.
             NetError::Io(_) | NetError::Timeout | NetError::NoConnections | NetError::Busy => error,
@@ -275,7 +275,7 @@ impl Connection {
             Err(invalid) => {
                 tracing::debug!(upstream = %self.server.upstream, ?invalid, "reply of no use");
                 ATTEMPTS.try_with(|attempts| attempts.invalid.set(Some(invalid))).ok();
-                // An error after which the pool expects less of this server, and tries the next.
+                // An error after which the pool prefers other servers, and tries the next.
                 Err(std::io::Error::other("reply of no use").into())
             }
         }
@@ -292,12 +292,12 @@ async fn within<T>(
 /// Codes that no server sends.
 const SHIELD: u16 = 0x0f00;
 
-/// Makes a code one that hickory passes on with the whole message.
+/// Maps a code to one that hickory passes on with the complete message.
 fn shield(code: ResponseCode) -> ResponseCode {
     ResponseCode::Unknown(SHIELD | u16::from(code))
 }
 
-/// The code as the server sent it.
+/// The code that the server sent.
 pub(super) fn unshield(code: ResponseCode) -> u16 {
     u16::from(code) & !SHIELD
 }

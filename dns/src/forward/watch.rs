@@ -1,5 +1,4 @@
-//! What the forwarder does beside answering: asks again before answers expire, reads files again, looks for
-//! loops.
+//! The background work of the forwarder: prefetching, reading changed files, loop detection.
 
 use std::io;
 use std::path::Path;
@@ -10,28 +9,28 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::address::Transport;
-use super::asked::Asked;
 use super::group;
 use super::hosts::Hosts;
 use super::loops;
 use super::resolv_conf::{BEHIND_RESOLVED, ResolvConf};
 use super::routes::{Builder, Forbidden};
 use super::upstream::{BUDGET, Server};
+use super::upstream_query::UpstreamQuery;
 use super::{Config, Inner, Work};
-use crate::file::{LOOK, Watched};
+use crate::watched_file::{CHECK_INTERVAL, Watched};
 
-/// Servers are probed so often. One that has come to ask us is found within that; until then queries end by
-/// their deadlines, and like ones are asked once.
+/// Interval of loop probes. A server that has started to forward to this one is found within this time; until
+/// then queries time out, and equal ones are coalesced.
 const PROBES: Duration = Duration::from_secs(30);
 
-/// The files that are followed.
+/// The watched files.
 pub(super) struct Files {
     resolv_conf: [Watched; 2],
     hosts: Option<Watched>,
 }
 
 impl Files {
-    /// As they are now: what happens to them from here on is noticed, so they are read afterwards.
+    /// Records their fingerprints. Read the files afterwards, so that no change is missed.
     pub(super) fn new(config: &Config) -> Self {
         Self {
             resolv_conf: [&config.resolv_conf, Path::new(BEHIND_RESOLVED)].map(Watched::new),
@@ -39,28 +38,28 @@ impl Files {
         }
     }
 
-    /// What resolv.conf says; nothing where it cannot be read yet, which is tried again.
+    /// The content of resolv.conf; empty if it cannot be read yet, which is retried.
     pub(super) fn read_resolv_conf(&mut self, config: &Config, forbidden: &Forbidden) -> ResolvConf {
         let read = ResolvConf::read(&config.resolv_conf, forbidden);
-        note_resolv_conf(&mut self.resolv_conf[0], read).unwrap_or_default()
+        log_resolv_conf(&mut self.resolv_conf[0], read).unwrap_or_default()
     }
 }
 
 /// Runs for ever.
 pub(super) async fn run(inner: Arc<Inner>, work: Work) {
     let Work { builder, mut refreshes, files: Files { mut resolv_conf, mut hosts } } = work;
-    let (mut files, mut probes) = (interval(LOOK), interval(PROBES));
+    let (mut files, mut probes) = (interval(CHECK_INTERVAL), interval(PROBES));
     files.set_missed_tick_behavior(MissedTickBehavior::Delay);
     probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             Some(wanted) = refreshes.recv() => {
                 inner.metrics.prefetches.inc();
-                // The task of the query puts the answer in the cache.
-                _ = inner.join(&wanted.asked());
+                // The task of the query inserts the answer into the cache.
+                _ = inner.join(&wanted.upstream_query());
             }
             _ = files.tick() => {
-                // Each of them has to be looked at.
+                // Both files must be checked.
                 let due = resolv_conf.each_mut().map(Watched::is_due);
                 if due.contains(&true) && reload_upstreams(&inner, &builder, &mut resolv_conf[0]) {
                     probes.reset_immediately();
@@ -88,9 +87,9 @@ fn count(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// What was read; the failure is logged if it is another one than before.
-fn note_resolv_conf(file: &mut Watched, read: io::Result<ResolvConf>) -> Option<ResolvConf> {
-    let is_new = file.note(read.as_ref().err().map(ToString::to_string));
+/// The content; a failure is logged if it differs from the last one.
+fn log_resolv_conf(file: &mut Watched, read: io::Result<ResolvConf>) -> Option<ResolvConf> {
+    let is_new = file.record(read.as_ref().err().map(ToString::to_string));
     if let (Err(error), true) = (&read, is_new) {
         let file = file.path.display();
         tracing::warn!(%file, %error, "resolv.conf cannot be read, trying again; its last content stays");
@@ -98,17 +97,17 @@ fn note_resolv_conf(file: &mut Watched, read: io::Result<ResolvConf>) -> Option<
     read.ok()
 }
 
-/// False if the file cannot be read.
+/// Returns false if the file cannot be read.
 fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> bool {
     let read = ResolvConf::read(&inner.config.resolv_conf, &inner.forbidden);
-    let Some(conf) = note_resolv_conf(file, read) else { return false };
+    let Some(conf) = log_resolv_conf(file, read) else { return false };
     inner.search.store(Arc::new(conf.search));
     if !inner.config.upstreams.is_empty() {
         return true;
     }
     let names: Vec<String> = conf.upstreams.iter().map(ToString::to_string).collect();
     match builder.group(&conf.upstreams) {
-        // A file that is just being written anew, or a network that is away: what worked may work again.
+        // The file may be half written, or the network down: the last servers may work again.
         Ok(group) if group.servers().is_empty() => {
             let file = inner.config.resolv_conf.display();
             tracing::warn!(%file, "names no upstream server; the last ones stay");
@@ -122,7 +121,8 @@ fn reload_upstreams(inner: &Inner, builder: &Builder, file: &mut Watched) -> boo
     true
 }
 
-/// Reads, and drops the last list, on a thread of its own: a long one takes a second, which queries would wait for.
+/// Reads the file and drops the old list on a separate thread: a long list takes a second, for which queries
+/// would wait.
 async fn reload_hosts(inner: &Arc<Inner>, file: &mut Watched) {
     let (path, inner) = (file.path.clone(), Arc::clone(inner));
     let read = move || {
@@ -131,7 +131,7 @@ async fn reload_hosts(inner: &Arc<Inner>, file: &mut Watched) {
         Ok::<_, io::Error>(())
     };
     let read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other).flatten();
-    let is_new = file.note(read.as_ref().err().map(ToString::to_string));
+    let is_new = file.record(read.as_ref().err().map(ToString::to_string));
     match read {
         Ok(()) => tracing::info!(file = %file.path.display(), "hosts have changed"),
         Err(error) if is_new => {
@@ -142,13 +142,14 @@ async fn reload_hosts(inner: &Arc<Inner>, file: &mut Watched) {
     }
 }
 
-/// Asks a server for a name that only it and we know of. If that comes back to us, `Inner` marks the server.
+/// Queries a server for a random name. If that name comes back, `Inner` excludes the server.
 async fn probe(inner: &Inner, server: &Arc<Server>) {
     let name = inner.probes.begin(server);
-    let asked = Asked { name: name.as_name(), kind: loops::KIND, dnssec_ok: false, checking_disabled: false };
+    let upstream_query =
+        UpstreamQuery { name: name.as_name(), kind: loops::KIND, dnssec_ok: false, checking_disabled: false };
     let was_looping = server.is_looping();
-    // Any answer will do: what counts is whether the query comes back to us.
-    if let Some(request) = group::request(&asked, false) {
+    // Any answer is fine: what counts is whether the query comes back.
+    if let Some(request) = group::request(&upstream_query, false) {
         let by_udp = server.upstream.transport == Transport::Plain;
         _ = tokio::time::timeout(BUDGET, server.ask(request, by_udp)).await;
     }
@@ -173,7 +174,7 @@ mod tests {
     use crate::forward::Forwarder;
 
     #[tokio::test]
-    async fn a_file_that_changes_between_its_first_reading_and_the_watch_is_read_again() {
+    async fn file_that_changes_between_reading_and_watching_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("resolv.conf");
         std::fs::write(&file, "search first.test\n").unwrap();
@@ -183,12 +184,12 @@ mod tests {
         std::fs::write(&file, "search another.test\n").unwrap();
         let changed = async {
             while forwarder.search()[0].to_string() != "another.test." {
-                tokio::time::sleep(super::LOOK / 10).await;
+                tokio::time::sleep(super::CHECK_INTERVAL / 10).await;
             }
         };
         tokio::select! {
             () = forwarder.run() => {}
-            found = tokio::time::timeout(super::LOOK * 10, changed) => found.unwrap(),
+            found = tokio::time::timeout(super::CHECK_INTERVAL * 10, changed) => found.unwrap(),
         }
     }
 }

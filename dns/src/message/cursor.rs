@@ -1,9 +1,9 @@
-//! A place in a message that cannot leave it.
+//! A bounds-checked position in a message.
 
 use super::name::MAX_NAME;
 use super::{Malformed, Name};
 
-/// Two high bits of a label's length that say where the name goes on instead (RFC 1035 §4.1.4).
+/// The two high bits of a label's length that mark a compression pointer (RFC 1035 §4.1.4).
 const POINTER: u8 = 0b1100_0000;
 
 /// Reads forward through a message.
@@ -14,7 +14,7 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// At an offset of the message, from its first byte.
+    /// Starts at an offset of the message.
     pub(crate) fn at(message: &'a [u8], position: usize) -> Self {
         Self { message, position }
     }
@@ -47,7 +47,7 @@ impl<'a> Cursor<'a> {
         bytes.map(u32::from_be_bytes).map_err(|_length| Malformed)
     }
 
-    /// A name that is written out, as those of questions are: borrowed.
+    /// Reads an uncompressed name, as in questions: borrowed.
     pub(crate) fn plain_name(&mut self) -> Result<Name<'a>, Malformed> {
         let start = self.position;
         loop {
@@ -59,7 +59,7 @@ impl<'a> Cursor<'a> {
                 return Err(Malformed);
             }
             self.take(usize::from(length))?;
-            // The root still follows.
+            // The root label still follows.
             if self.position - start >= MAX_NAME {
                 return Err(Malformed);
             }
@@ -67,13 +67,15 @@ impl<'a> Cursor<'a> {
         self.message.get(start..self.position).map(Name::from_wire_unchecked).ok_or(Malformed)
     }
 
-    /// Steps over a name that may be compressed, without looking where pointers lead.
+    /// Skips a name that may be compressed, without following pointers.
     pub(crate) fn skip_name(&mut self) -> Result<(), Malformed> {
         loop {
             let length = self.u8()?;
             match length & POINTER {
                 0 if length == 0 => return Ok(()),
-                0 => drop(self.take(usize::from(length))?),
+                0 => {
+                    self.take(usize::from(length))?;
+                }
                 POINTER => return self.u8().map(drop),
                 _ => return Err(Malformed),
             }

@@ -1,4 +1,4 @@
-//! EDNS: what does not fit the header (RFC 6891).
+//! EDNS (RFC 6891).
 
 use super::{Cursor, Malformed, kind};
 
@@ -19,40 +19,40 @@ pub(crate) mod option {
 /// The OPT record of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Edns<'a> {
-    /// The largest datagram the sender can take, as it says.
+    /// The sender's maximum datagram size.
     pub(crate) payload: u16,
     /// The high eight bits of the response code.
     pub(crate) rcode_high: u8,
-    /// 0 is the only one there is.
+    /// 0 is the only version.
     pub(crate) version: u8,
-    /// DNSSEC records are welcome (RFC 3225).
+    /// The DO bit: the client accepts DNSSEC records (RFC 3225).
     pub(crate) dnssec_ok: bool,
     options: &'a [u8],
 }
 
-/// Why there is no answer, or not a better one (RFC 8914 §4).
+/// Extended DNS Error codes (RFC 8914 §4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub(crate) enum Ede {
-    /// Something else; the text says what.
+    /// Another error; the text explains it.
     Other = 0,
-    /// An answer that has outlived its TTL, for want of a fresh one.
+    /// A stale answer, because there is no fresh one.
     StaleAnswer = 3,
-    /// The client may not ask.
+    /// The client is not allowed to query.
     Prohibited = 18,
-    /// As `StaleAnswer`, for a name that did not exist.
+    /// Like `StaleAnswer`, for an NXDOMAIN.
     StaleNxdomain = 19,
     /// The server has not read its data yet.
     NotReady = 14,
-    /// The server does not do that.
+    /// The server does not support it.
     NotSupported = 21,
     /// No upstream server could be reached.
     NoReachableAuthority = 22,
     /// A network error on the way to an upstream server.
     NetworkError = 23,
-    /// What upstream sent cannot be used.
+    /// The data of the upstream server is invalid.
     InvalidData = 24,
-    /// It failed a moment ago and is not tried again yet (RFC 9520).
+    /// A cached failure (RFC 9520).
     CachedError = 13,
 }
 
@@ -60,12 +60,12 @@ impl<'a> Edns<'a> {
     /// Bytes of the record without options.
     pub(crate) const LENGTH: usize = 11;
 
-    /// Whether a cookie, if there is one, has a length that cookies have (RFC 7873 §5.2.2).
+    /// Whether a cookie, if there is one, has a valid length (RFC 7873 §5.2.2).
     pub(super) fn has_no_bad_cookie(&self) -> bool {
         self.option(option::COOKIE).is_none_or(|cookie| matches!(cookie.len(), 8 | 16..=40))
     }
 
-    /// From the fields of an OPT record. Options must be whole.
+    /// Parses the fields of an OPT record. Options must be complete.
     pub(super) fn parse(class: u16, ttl: u32, options: &'a [u8]) -> Result<Self, Malformed> {
         let [rcode_high, version, flags, _] = ttl.to_be_bytes();
         let edns = Self { payload: class, rcode_high, version, dnssec_ok: flags & 0x80 != 0, options };
@@ -76,13 +76,13 @@ impl<'a> Edns<'a> {
         Ok(edns)
     }
 
-    /// Without options.
+    /// An OPT record without options.
     pub(crate) fn new(payload: u16, rcode: u16, dnssec_ok: bool) -> Self {
         let [rcode_high, _] = (rcode << 4).to_be_bytes();
         Self { payload, rcode_high, version: 0, dnssec_ok, options: &[] }
     }
 
-    /// Appends the record to a message, for now without options.
+    /// Appends the record to a message, without options.
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         let [kind_high, kind_low] = kind::OPT.to_be_bytes();
         let [payload_high, payload_low] = self.payload.to_be_bytes();
@@ -95,7 +95,7 @@ impl<'a> Edns<'a> {
         out.extend_from_slice(&fixed);
     }
 
-    /// Every option of the data of an OPT record: code and content.
+    /// Iterates over the options of an OPT record: code and content.
     pub(crate) fn split(options: &'a [u8]) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
         let mut cursor = Cursor::at(options, 0);
         std::iter::from_fn(move || next_option(&mut cursor).ok())

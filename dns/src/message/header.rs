@@ -1,30 +1,30 @@
-//! The first twelve bytes (RFC 1035 §4.1.1).
+//! The message header (RFC 1035 §4.1.1).
 
 use super::{Cursor, Malformed};
 
 /// Bits of the second word.
 pub(crate) mod flag {
-    /// It is a response.
+    /// The message is a response.
     pub(crate) const QR: u16 = 0x8000;
-    /// The server is an authority for the name.
+    /// Authoritative answer.
     pub(crate) const AA: u16 = 0x0400;
-    /// There was more than fits.
+    /// The message is truncated.
     pub(crate) const TC: u16 = 0x0200;
-    /// The client asks for the whole answer.
+    /// Recursion desired.
     pub(crate) const RD: u16 = 0x0100;
-    /// The server can give it.
+    /// Recursion available.
     pub(crate) const RA: u16 = 0x0080;
-    /// The data are authentic (RFC 4035 §3.1.6).
+    /// Authentic data (RFC 4035 §3.1.6).
     pub(crate) const AD: u16 = 0x0020;
-    /// No checking, please (RFC 4035 §3.1.6).
+    /// Checking disabled (RFC 4035 §3.1.6).
     pub(crate) const CD: u16 = 0x0010;
 }
 
-/// The header of any message.
+/// The header of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) id: u16,
-    /// The second word whole: see [`flag`], [`Header::opcode`], [`Header::rcode`].
+    /// The complete second word: see [`flag`], [`Header::opcode`], [`Header::rcode`].
     pub(crate) flags: u16,
     pub(crate) questions: u16,
     pub(crate) answers: u16,
@@ -59,7 +59,7 @@ impl Header {
         wire
     }
 
-    /// What kind of query; 0 is the usual one.
+    /// The opcode; 0 is a standard query.
     pub(crate) fn opcode(self) -> u8 {
         (self.flags >> 11) as u8 & 0xf
     }

@@ -1,47 +1,47 @@
-//! Names: labels, each behind its length, the root's empty one last (RFC 1035 §3.1).
+//! Domain names in wire format: length-prefixed labels, ending with the root's empty label (RFC 1035 §3.1).
 
 use std::borrow::Borrow;
 use std::fmt;
 
 use super::Malformed;
 
-/// Bytes of the longest name, lengths and root included (RFC 1035 §2.3.4).
+/// Maximum bytes of a name, including length bytes and root (RFC 1035 §2.3.4).
 pub(crate) const MAX_NAME: usize = 255;
 
-/// Bytes of the longest label.
+/// Maximum bytes of a label.
 const MAX_LABEL: usize = 63;
 
-/// A whole name, written out.
+/// A borrowed, uncompressed name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Name<'a>(&'a [u8]);
 
-/// A name of its own, written out. Empty until something is put in.
+/// An owned, uncompressed name. Empty until a label is added.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct NameBuf(Vec<u8>);
 
 impl<'a> Name<'a> {
-    /// Bytes that are known to be one whole name.
+    /// Wraps bytes that are known to be one complete name.
     pub(crate) fn from_wire_unchecked(wire: &'a [u8]) -> Self {
         Self(wire)
     }
 
-    /// The bytes on the wire, root included.
+    /// The wire format, including the root.
     pub(crate) fn wire(self) -> &'a [u8] {
         self.0
     }
 
-    /// Its labels from the left, without the root.
+    /// The labels from the left, without the root.
     pub(crate) fn labels(self) -> Labels<'a> {
         Labels(self.0)
     }
 
-    /// The bytes in lower case. Lengths are below `A`, so only letters change (RFC 4343).
+    /// Appends the name in lower case. Length bytes are below `A`, so only letters change (RFC 4343).
     pub(crate) fn write_lower(self, into: &mut Vec<u8>) {
         into.clear();
         into.extend(self.0.iter().map(u8::to_ascii_lowercase));
     }
 
-    /// The bytes in lower case, in `room`.
+    /// The name in lower case, in `room`.
     pub(crate) fn lower(self, room: &mut [u8; MAX_NAME]) -> &[u8] {
         let room = &mut room[..self.0.len().min(MAX_NAME)];
         room.copy_from_slice(&self.0[..room.len()]);
@@ -49,18 +49,18 @@ impl<'a> Name<'a> {
         room
     }
 
-    /// Whether the two are the same but for the case of letters.
+    /// Whether the names are equal, ignoring case.
     pub(crate) fn eq_ignore_case(self, other: Name<'_>) -> bool {
         self.0.eq_ignore_ascii_case(other.0)
     }
 
-    /// The name without its leftmost label; nothing is left of the root.
+    /// The name without its leftmost label; `None` for the root.
     pub(crate) fn parent(self) -> Option<Self> {
         let length = usize::from(*self.0.first()?);
         if length == 0 { None } else { self.0.get(length + 1..).map(Self) }
     }
 
-    /// Whether it is `suffix`, or below it.
+    /// Whether it is `suffix` or below it.
     pub(crate) fn is_within(self, suffix: Name<'_>) -> bool {
         let mut name = Some(self);
         while let Some(candidate) = name {
@@ -72,14 +72,14 @@ impl<'a> Name<'a> {
         false
     }
 
-    /// A copy of its own.
+    /// Copies the name.
     pub(crate) fn to_buf(self) -> NameBuf {
         NameBuf(self.0.to_vec())
     }
 }
 
 impl NameBuf {
-    /// From text, with or without the closing dot. No escapes.
+    /// Parses text, with or without the trailing dot. Escapes are not supported.
     pub(crate) fn from_text(text: &str) -> Result<Self, Malformed> {
         let mut name = Self::default();
         for label in
@@ -94,10 +94,10 @@ impl NameBuf {
         Ok(name)
     }
 
-    /// Puts a label at the right end; the empty one closes the name.
+    /// Appends a label. The empty label completes the name.
     pub(crate) fn push_label(&mut self, label: &[u8]) -> Result<(), Malformed> {
         let length = u8::try_from(label.len()).map_err(|_length| Malformed)?;
-        // Unless this is the root, the root still has to fit.
+        // Unless this is the root label, the root must still fit.
         let closing = usize::from(length != 0);
         if label.len() > MAX_LABEL || self.0.len() + 1 + label.len() + closing > MAX_NAME {
             return Err(Malformed);
@@ -107,7 +107,7 @@ impl NameBuf {
         Ok(())
     }
 
-    /// Puts all of another name at the right end, which closes this one.
+    /// Appends another name, which completes this one.
     pub(crate) fn push_name(&mut self, name: Name<'_>) -> Result<(), Malformed> {
         if self.0.len() + name.0.len() > MAX_NAME {
             return Err(Malformed);
@@ -116,18 +116,18 @@ impl NameBuf {
         Ok(())
     }
 
-    /// The name, once it is closed.
+    /// The completed name.
     pub(crate) fn as_name(&self) -> Name<'_> {
         Name(&self.0)
     }
 
-    /// All letters in lower case.
+    /// Converts all letters to lower case.
     pub(crate) fn make_lower(&mut self) {
         self.0.make_ascii_lowercase();
     }
 }
 
-/// A map by names is searched with the bytes of a message.
+/// Allows look-ups in a map of names with the bytes of a message.
 impl Borrow<[u8]> for NameBuf {
     fn borrow(&self) -> &[u8] {
         &self.0
@@ -152,7 +152,7 @@ impl<'a> Iterator for Labels<'a> {
     }
 }
 
-/// As in a zone file, dots and what is not printable escaped (RFC 1035 §5.1).
+/// Formats like a zone file: dots in labels and non-printable bytes are escaped (RFC 1035 §5.1).
 impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.len() <= 1 {

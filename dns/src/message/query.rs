@@ -1,17 +1,17 @@
-//! What a client asks.
+//! The query of a client.
 
 use super::{CLASS_IN, Cursor, Edns, Header, Malformed, Name, flag, kind, option, rcode};
 
-/// The one question of a message.
+/// The question of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Question<'a> {
-    /// In the case the client wrote it.
+    /// In the spelling of the client.
     pub(crate) name: Name<'a>,
     pub(crate) kind: u16,
     pub(crate) class: u16,
 }
 
-/// A query that can be answered: a standard one, with one question (RFC 9619).
+/// A valid standard query with one question (RFC 9619).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Query<'a> {
     pub(crate) header: Header,
@@ -19,17 +19,17 @@ pub(crate) struct Query<'a> {
     pub(crate) edns: Option<Edns<'a>>,
 }
 
-/// A message that cannot be.
+/// An invalid message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Invalid<'a> {
-    /// Too short to have an id, or a response: an answer could only do harm.
+    /// Too short to have an ID, or a response: it must not be answered.
     Ignore,
-    /// To be answered with this code; the question and EDNS as far as they could be read.
+    /// To be answered with this code, with the question and EDNS as far as they could be decoded.
     Reply { header: Header, rcode: u16, question: Option<Question<'a>>, edns: Option<Edns<'a>> },
 }
 
 impl<'a> Query<'a> {
-    /// Reads a query, in time bounded by its length.
+    /// Decodes a query, in time bounded by its length.
     pub(crate) fn parse(message: &'a [u8]) -> Result<Self, Invalid<'a>> {
         let header = Header::parse(message).map_err(|_short| Invalid::Ignore)?;
         if header.has(flag::QR) {
@@ -37,11 +37,12 @@ impl<'a> Query<'a> {
         }
         let invalid = |rcode, question, edns| Invalid::Reply { header, rcode, question, edns };
         let is_query = header.opcode() == 0;
-        // Other kinds of messages have their own forms: what looks like a question is sent back, nothing is required.
+        // Other opcodes have their own formats: what looks like a question is returned, but nothing is
+        // required.
         let failure = if is_query { rcode::FORMERR } else { rcode::NOTIMP };
         if header.questions == 0 {
             let edns = find_edns(message, header, Header::LENGTH).ok().flatten();
-            // Whoever asks nothing may want a cookie (RFC 7873 §5.4).
+            // A client without a question may want a cookie (RFC 7873 §5.4).
             let wants_cookie = edns.is_some_and(|edns| edns.option(option::COOKIE).is_some());
             let is_good = is_query && wants_cookie && edns.is_some_and(|edns| edns.has_no_bad_cookie());
             return Err(invalid(if is_good { rcode::NOERROR } else { failure }, None, edns));
@@ -73,14 +74,14 @@ impl<'a> Question<'a> {
         Ok(Self { name: cursor.plain_name()?, kind: cursor.u16()?, class: cursor.u16()? })
     }
 
-    /// Whether it is about the Internet.
+    /// Whether its class is IN.
     pub(crate) fn is_in(self) -> bool {
         self.class == CLASS_IN
     }
 }
 
-/// The OPT record: at most one, of the root, among the additional records (RFC 6891 §6.1.1). Every record
-/// must be whole.
+/// Finds the OPT record: at most one, of the root, in the additional section (RFC 6891 §6.1.1). Every record
+/// must be complete.
 fn find_edns(message: &[u8], header: Header, behind_question: usize) -> Result<Option<Edns<'_>>, Malformed> {
     let mut found = None;
     let mut cursor = Cursor::at(message, behind_question);

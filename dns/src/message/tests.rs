@@ -1,4 +1,4 @@
-//! Queries as hickory writes them, and broken ones.
+//! Queries encoded by hickory, and broken ones.
 
 use hickory_server::proto::op::{Edns as TheirEdns, Message, MessageType, OpCode, Query as TheirQuery};
 use hickory_server::proto::rr::{Name as TheirName, RecordType};
@@ -26,7 +26,7 @@ fn message(random: &mut fastrand::Rng) -> Message {
 }
 
 #[test]
-fn what_hickory_writes_is_read_as_it_was_meant() {
+fn queries_encoded_by_hickory_are_decoded() {
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..3000 {
         let theirs = message(&mut random);
@@ -43,7 +43,7 @@ fn what_hickory_writes_is_read_as_it_was_meant() {
 }
 
 #[test]
-fn broken_queries_are_refused_or_read() {
+fn broken_queries_are_refused_or_decoded() {
     let mut random = fastrand::Rng::with_seed(4);
     let mut accepted = 0;
     for _ in 0..40_000 {
@@ -76,7 +76,7 @@ fn code(message: &[u8]) -> Result<(), Option<u16>> {
 }
 
 #[test]
-fn odd_queries_have_the_codes_their_rfcs_want() {
+fn unusual_queries_get_the_codes_of_their_rfcs() {
     let formerr = Err(Some(rcode::FORMERR));
     assert_eq!(code(&query(WEB, [1, 0, 0, 0], b"")), Ok(()));
     assert_eq!(code(&query(WEB, [1, 0, 0, 1], OPT)), Ok(()));
@@ -84,13 +84,13 @@ fn odd_queries_have_the_codes_their_rfcs_want() {
     assert_eq!(code(&query(WEB, [1, 0, 0, 2], &[OPT, OPT].concat())), formerr);
     assert_eq!(code(&query(WEB, [1, 0, 0, 1], &[b"\x01x", OPT].concat())), formerr);
     assert_eq!(code(&query(WEB, [1, 1, 0, 0], OPT)), formerr);
-    // RFC 6891 §6.1.3: a version there is not.
+    // RFC 6891 §6.1.3: an unknown version.
     let version_1 = [&OPT[..6], b"\x01", &OPT[7..]].concat();
     assert_eq!(code(&query(WEB, [1, 0, 0, 1], &version_1)), Err(Some(rcode::BADVERS)));
-    // An option that breaks off.
+    // A truncated option.
     let option = [&OPT[..9], b"\x00\x05\x00\x03\x00\x04x"].concat();
     assert_eq!(code(&query(WEB, [1, 0, 0, 1], &option)), formerr);
-    // RFC 9619: one question. Counts that lie.
+    // RFC 9619: one question. Wrong counts.
     assert_eq!(code(&query(b"", [0, 0, 0, 0], b"")), formerr);
     assert_eq!(code(&query(WEB, [2, 0, 0, 0], WEB)), formerr);
     assert_eq!(code(&query(WEB, [65535, 0, 0, 0], b"")), formerr);
@@ -100,19 +100,19 @@ fn odd_queries_have_the_codes_their_rfcs_want() {
     assert_eq!(code(&query(b"\x40web\x00\x00\x01\x00\x01", [1, 0, 0, 0], b"")), formerr);
     let long = [b"\x3f".as_slice(), &[b'a'; 63]].concat().repeat(4);
     assert_eq!(code(&query(&[&long, WEB].concat(), [1, 0, 0, 0], b"")), formerr);
-    // Responses and scraps have no answer.
+    // Responses and fragments are not answered.
     let mut response = query(WEB, [1, 0, 0, 0], b"");
     response[2] |= 0x80;
     assert_eq!(code(&response), Err(None));
     assert_eq!(code(&response[..11]), Err(None));
-    // Another opcode, with the header alone (RFC 8906 §8.1.4).
+    // Another opcode, with the header only (RFC 8906 §8.1.4).
     let mut other = query(b"", [0, 0, 0, 0], b"");
     other[2] |= 15 << 3;
     assert_eq!(code(&other), Err(Some(rcode::NOTIMP)));
 }
 
 #[test]
-fn text_becomes_a_name_and_back() {
+fn text_is_parsed_and_formatted_as_a_name() {
     for (text, shown) in [("a.B.c", "a.B.c."), ("a.", "a."), (".", "."), ("", ".")] {
         assert_eq!(NameBuf::from_text(text).unwrap().to_string(), shown);
     }

@@ -1,4 +1,4 @@
-//! ExternalName Services: an alias, and what it leads to.
+//! ExternalName Services: an alias, and its target.
 
 use std::net::IpAddr;
 
@@ -9,11 +9,12 @@ use crate::autopath;
 use crate::message::{Ede, NameBuf, Query, kind, rcode, record};
 use crate::zone::{Found, Node, Zone};
 
-/// Aliases of aliases that are followed before giving up.
+/// Maximum length of a chain of aliases.
 const MAX_ALIASES: usize = 8;
 
 impl Responder {
-    /// The aliases come first, then what the last one leads to. The first is the name that was asked for.
+    /// Resolves aliases: first the aliases, then the records of the last one. The first alias is the queried
+    /// name.
     pub(super) async fn follow(
         &self,
         zone: &Zone,
@@ -41,8 +42,10 @@ impl Responder {
                 }
                 Found::NotReady => break failed(Ede::NotReady as u16, ""),
                 Found::Elsewhere => {
-                    let target =
-                        Query { edns: None, ..autopath::ask(query, last.as_name(), query.question.kind) };
+                    let target = Query {
+                        edns: None,
+                        ..autopath::query_for(query, last.as_name(), query.question.kind)
+                    };
                     match self.upstream(&target, client).await {
                         Ok(draft) => break Draft { reason: stale(zone, Ede::StaleAnswer), ..draft },
                         Err((_, Reason(code, text))) => break failed(code, text),

@@ -1,4 +1,4 @@
-//! The rest of a pod's search list, walked in one go: see [`crate::autopath`].
+//! Walks the rest of a pod's search list at once: see [`crate::autopath`].
 
 use std::net::IpAddr;
 
@@ -10,22 +10,22 @@ use crate::autopath;
 use crate::message::{Query, kind, record};
 use crate::zone::{Found, Node, Zone};
 
-/// TTL of an alias to a name that has nothing of this type, in seconds: as short as the cluster's own.
+/// TTL in seconds of an alias to a name without records of this type: as short as the cluster's own.
 const EMPTY_TTL: u32 = 5;
 
 impl Responder {
-    /// Whether a name that is not there is the first that a pod tries of several.
+    /// Whether a missing name is the first of several that a pod tries.
     pub(super) fn is_first_of_search_list(&self, query: &Query<'_>, client: Client<'_>) -> bool {
         let Some((autopath, client)) = self.autopath.as_ref().zip(client()) else { return false };
-        autopath.walk(client.ip(), query, &[]).is_some()
+        autopath.search_names(client.ip(), query, &[]).is_some()
     }
 
-    /// What the rest of the client's search list leads to, if there is anything.
+    /// The result of the rest of the client's search list, if there is one.
     pub(super) async fn complete(&self, zone: &Zone, query: &Query<'_>, client: IpAddr) -> Option<Draft> {
         let autopath = self.autopath.as_ref()?;
         let kind = query.question.kind;
         let mut lower = Vec::new();
-        for name in autopath.walk(client, query, &self.forwarder.search())? {
+        for name in autopath.search_names(client, query, &self.forwarder.search())? {
             match self.find(zone, lowered(name.as_name(), &mut lower)) {
                 Found::NotReady => return None,
                 Found::Here(node, _) if has_addresses(zone, node) => {
@@ -35,10 +35,10 @@ impl Responder {
                 Found::Here(..) | Found::Missing(_) => {}
                 Found::Elsewhere => {
                     let resolve = async |kind| {
-                        self.upstream(&autopath::ask(query, name.as_name(), kind), client).await.ok()
+                        self.upstream(&autopath::query_for(query, name.as_name(), kind), client).await.ok()
                     };
                     let mut draft = resolve(kind).await?;
-                    let other = autopath::other(kind);
+                    let other = autopath::other_family(kind);
                     let exists = has(&draft.message, kind)
                         || resolve(other).await.is_some_and(|draft| has(&draft.message, other));
                     if exists {

@@ -1,41 +1,41 @@
-//! DNS cookies (RFC 7873), made as all servers make them (RFC 9018): a client that has one can be told from somebody who
-//! writes its address into datagrams.
+//! DNS cookies (RFC 7873) in the interoperable format (RFC 9018): a client with a valid cookie does not forge
+//! its source address.
 
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use siphasher::sip::SipHasher24;
 
-/// Bytes of the client's part, of ours, and of both.
+/// Bytes of the client cookie, of the server cookie, and of both.
 pub(super) const CLIENT: usize = 8;
 const SERVER: usize = 16;
 pub(super) const COOKIE: usize = CLIENT + SERVER;
 
-/// The only version there is, and three reserved bytes (RFC 9018 §4.2).
+/// The only version, and three reserved bytes (RFC 9018 §4.2).
 const VERSION: [u8; 4] = [1, 0, 0, 0];
 
-/// Seconds for which one of ours is good, for which it may be from the future, and after which the client gets a new one
-/// (RFC 9018 §4.3).
+/// Seconds for which a cookie is valid, for which it may be in the future, and after which the client gets a
+/// new one (RFC 9018 §4.3).
 const GOOD: u32 = 3600;
 const AHEAD: u32 = 300;
 const FRESH: u32 = 1800;
 
-/// What cookies are made with. The next process gets it along with the sockets, so that cookies stay good.
+/// The secret of cookies. The next process receives it with the sockets, so that cookies stay valid.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) [u8; 16]);
 
 impl Secret {
-    /// One that nobody can guess.
+    /// A random secret.
     ///
     /// # Errors
-    /// When the kernel has no random bytes.
+    /// If the kernel has no random bytes.
     pub(crate) fn new() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)?;
         Ok(Self(bytes))
     }
 
-    /// The client's part and ours: the one it has shown, while that is fresh.
+    /// The client cookie with a server cookie: the one that was presented, while it is fresh.
     pub(super) fn cookie(&self, of_client: [u8; CLIENT], shown: &[u8], client: IpAddr) -> [u8; COOKIE] {
         self.cookie_at(now(), of_client, shown, client)
     }
@@ -49,13 +49,13 @@ impl Secret {
         cookie
     }
 
-    /// Seconds since this cookie was made, if it was made here for this client and is still good.
+    /// The age of this cookie in seconds, if it was made for this client and is valid.
     fn age(&self, now: u32, of_client: [u8; CLIENT], shown: &[u8], client: IpAddr) -> Option<u32> {
         let made_at = shown.get(4..8)?.try_into().map(u32::from_be_bytes).ok()?;
         if shown != self.make(made_at, of_client, client) {
             return None;
         }
-        // Serial numbers (RFC 1982): a clock may be a little ahead.
+        // Serial number arithmetic (RFC 1982): a clock may be slightly ahead.
         let age = now.wrapping_sub(made_at);
         if age > u32::MAX - AHEAD { Some(0) } else { Some(age).filter(|age| *age <= GOOD) }
     }
@@ -83,7 +83,7 @@ impl Secret {
     }
 }
 
-/// Not for logs.
+/// Hidden in logs.
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret")
@@ -112,14 +112,14 @@ mod tests {
 
     /// RFC 9018 appendix A.1
     #[test]
-    fn cookies_are_those_of_every_other_server_with_the_secret() {
+    fn cookies_are_interoperable() {
         let cookie = SECRET.cookie_at(MADE_AT, OF_CLIENT, b"", client());
         let hex: String = cookie.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "2464c4abcf10c957010000005cf79f111f8130c3eee29480");
     }
 
     #[test]
-    fn a_fresh_cookie_stays_an_old_or_foreign_one_is_replaced() {
+    fn fresh_cookie_is_kept_and_an_old_or_foreign_one_is_replaced() {
         let first = SECRET.cookie_at(MADE_AT, OF_CLIENT, b"", client());
         let at = |now| SECRET.cookie_at(now, OF_CLIENT, &first[8..], client());
         assert_eq!(at(MADE_AT + FRESH), first);

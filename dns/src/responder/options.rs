@@ -1,5 +1,5 @@
-//! Options of EDNS that a reply carries because its query asked for them: who answers (RFC 5001), a cookie (RFC 7873), how
-//! long a connection is kept (RFC 7828), padding (RFC 7830).
+//! EDNS options of a reply, which the query requested: the server's name (RFC 5001), a cookie (RFC 7873), the
+//! idle timeout of the connection (RFC 7828), padding (RFC 7830).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,30 +12,30 @@ use super::reply::{MAX_DATAGRAM, Reason, explain};
 use crate::message::{Edns, option};
 use crate::metrics::Protocol;
 
-/// Bytes of the longest name a server can be told to have.
+/// Maximum bytes of the server's name.
 pub(crate) const MAX_NSID: usize = 128;
 
-/// A client of a connection that says nothing for so long is let go (RFC 7766 §6.2.3 asks for seconds), and told so.
+/// The idle timeout of connections (RFC 7766 §6.2.3 recommends seconds), which is announced to the client.
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 
-/// Code and length of an option.
+/// Bytes of the code and the length of an option.
 const HEAD: usize = 4;
 
-/// All that there can be: the name, a cookie, two bytes of time.
+/// Maximum bytes of all options: the name, a cookie, two bytes of time.
 const ROOM: usize = HEAD + MAX_NSID + HEAD + COOKIE + HEAD + 2;
 
-/// Padded answers have a multiple of this length (RFC 8467 §4.1).
+/// Padded replies have a multiple of this length (RFC 8467 §4.1).
 const BLOCK: usize = 468;
 
-/// What options are made of.
+/// The settings for options.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// Empty, if the server has no name to tell.
+    /// Empty, if the server has no name.
     pub(crate) nsid: Box<[u8]>,
     pub(crate) secret: Secret,
 }
 
-/// The options of one reply, as they are on the wire.
+/// The options of one reply, in wire format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EdnsReply {
     bytes: [u8; ROOM],
@@ -43,7 +43,7 @@ pub(crate) struct EdnsReply {
     pads: bool,
 }
 
-/// How a reply goes back.
+/// The transport of a reply.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Transport<'a> {
     pub(crate) protocol: Protocol,
@@ -52,7 +52,7 @@ pub(crate) struct Transport<'a> {
 }
 
 impl Options {
-    /// The answers to a query's options, of which `option` returns the content by code.
+    /// The answers to a query's options. `option` returns the content of an option by code.
     pub(crate) fn grant<'o>(
         &self,
         option: impl Fn(u16) -> Option<&'o [u8]>,
@@ -69,8 +69,7 @@ impl Options {
         {
             granted.put(option::COOKIE, &self.secret.cookie(*of_client, of_server, client.ip()));
         }
-        // There is nothing to keep over UDP (RFC 7828 §3.2.1), and HTTP and QUIC keep their connections
-        // themselves (RFC 9250 §5.5.2).
+        // UDP has no connection (RFC 7828 §3.2.1), and HTTP and QUIC manage theirs (RFC 9250 §5.5.2).
         if matches!(protocol, Protocol::Tcp | Protocol::Tls) && option(option::TCP_KEEPALIVE).is_some() {
             let tenths = u16::try_from(IDLE.as_millis() / 100).unwrap_or(u16::MAX);
             granted.put(option::TCP_KEEPALIVE, &tenths.to_be_bytes());
@@ -81,7 +80,7 @@ impl Options {
 }
 
 impl EdnsReply {
-    /// Appends an option; one for which there is no room is left out.
+    /// Appends an option. It is left out if it does not fit.
     fn put(&mut self, code: u16, content: &[u8]) {
         let end = self.length + HEAD + content.len();
         let Some(room) = self.bytes.get_mut(self.length..end) else { return };
@@ -103,7 +102,8 @@ impl EdnsReply {
 }
 
 impl Transport<'_> {
-    /// Bytes that the OPT record needs, without what may be left out: reasons, and padding but for its head.
+    /// Bytes that the OPT record needs, without the optional parts: Extended DNS Errors, and padding except
+    /// for its header.
     pub(crate) fn needs(self, edns: Option<Edns<'_>>) -> usize {
         if edns.is_none() { 0 } else { Edns::LENGTH + self.granted.map_or(0, EdnsReply::needs) }
     }
@@ -115,7 +115,7 @@ impl Transport<'_> {
         reason: Option<Reason>,
         (length, limit): (usize, usize),
     ) -> op::Edns {
-        // As the fast path writes it: padding depends on what stands before.
+        // Like the fast path: the length of the padding depends on everything before.
         let mut bytes = vec![0; length];
         let room = limit.saturating_sub(length + Edns::LENGTH + self.granted.map_or(0, EdnsReply::needs));
         Edns::new(MAX_DATAGRAM, 0, dnssec_ok).write(&mut bytes);
@@ -129,8 +129,8 @@ impl Transport<'_> {
         edns
     }
 
-    /// Appends the options to a message whose last record is an OPT record without any; `more` appends those of the
-    /// message itself.
+    /// Appends the options to a message whose last record is an OPT record without options. `more` appends
+    /// those of the message itself.
     pub(crate) fn put_options(self, out: &mut Vec<u8>, start: usize, more: impl FnOnce(&mut Vec<u8>)) {
         let options = out.len();
         if let Some(granted) = self.granted {
@@ -139,7 +139,7 @@ impl Transport<'_> {
         more(out);
         if self.granted.is_some_and(|granted| granted.pads) {
             let length = out.len() - start + HEAD;
-            // As far as a message may go.
+            // Up to the maximum message size.
             let padded = length.next_multiple_of(BLOCK).min(usize::from(u16::MAX));
             let padding = padded.saturating_sub(length);
             out.extend_from_slice(&option::PADDING.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Where the replies of the handler leave: encoded, counted, logged, and sent to the client.
+//! Encodes, counts, logs and sends the replies of the handler.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -15,26 +15,29 @@ use tokio::sync::mpsc;
 use super::handler::query;
 use super::{Client, Responder};
 
-/// The way to a client.
+/// Where replies are sent.
 #[derive(Clone, Debug)]
 pub(crate) enum Replies {
-    /// By the socket of a UDP worker.
+    /// The socket of a UDP worker.
     Datagrams(Arc<UdpSocket>),
-    /// To the task that writes to the client's connection. It takes no more than the client does.
+    /// The task that writes to the client's connection. It applies the client's back-pressure.
     Connection(mpsc::Sender<Vec<u8>>),
 }
 
 impl Replies {
-    /// Sends a reply that is encoded and accounted for.
+    /// Sends a reply that is encoded and counted.
     pub(super) async fn send(&self, client: SocketAddr, reply: Vec<u8>) {
         match self {
             Self::Datagrams(socket) => {
-                // The workers' socket blocks, this thread must not: a datagram that finds no room is lost.
+                // The workers' socket blocks, but this thread must not: if the send buffer is full the
+                // datagram is dropped.
                 let flags = libc::MSG_DONTWAIT;
-                drop(SockRef::from(&**socket).send_to_with_flags(&reply, &client.into(), flags));
+                let _ = SockRef::from(&**socket).send_to_with_flags(&reply, &client.into(), flags);
             }
             // The client may have closed its connection.
-            Self::Connection(connection) => drop(connection.send(reply).await),
+            Self::Connection(connection) => {
+                let _ = connection.send(reply).await;
+            }
         }
     }
 }
@@ -45,7 +48,7 @@ pub(super) struct Outgoing {
     responder: Arc<Responder>,
     request: Arc<Request>,
     since: Instant,
-    /// The messages of a transfer are one reply.
+    /// All messages of a transfer count as one reply.
     is_accounted_for: bool,
     replies: Replies,
 }

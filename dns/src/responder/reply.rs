@@ -1,4 +1,4 @@
-//! A reply that fits its transport.
+//! A reply within the size limit of its transport.
 
 use std::net::IpAddr;
 
@@ -11,23 +11,23 @@ use crate::message::{CLASS_IN, Ede, Edns, Header, Query, Question, flag, kind, o
 use crate::metrics::Protocol;
 use crate::zone::Zone;
 
-/// Datagrams of this size pass every network without fragments (DNS flag day 2020).
+/// Datagrams of this size are not fragmented (DNS flag day 2020).
 pub(super) const MAX_DATAGRAM: u16 = 1232;
 
-/// What a client without EDNS can take (RFC 1035 §4.2.1).
+/// The maximum size for a client without EDNS (RFC 1035 §4.2.1).
 const PLAIN_DATAGRAM: u16 = 512;
 
-/// Where the question's name begins: every reply repeats it.
+/// A pointer to the question's name, which every reply repeats.
 const QUESTION: u16 = 0xc000 | 12;
 
-/// Names further back cannot be referred to.
+/// Larger offsets cannot be used in pointers.
 const MAX_POINTER: usize = 0x3fff;
 
-/// An Extended DNS Error: its code, and words for people.
+/// An Extended DNS Error: its code and text.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reason(pub(crate) u16, pub(crate) &'static str);
 
-/// A reply under transport, behind whatever the buffer has already.
+/// A reply under construction, after the existing content of the buffer.
 pub(crate) struct Reply<'o> {
     out: &'o mut Vec<u8>,
     start: usize,
@@ -39,7 +39,7 @@ pub(crate) struct Reply<'o> {
 }
 
 impl<'o> Reply<'o> {
-    /// To a query that makes sense.
+    /// A reply to a valid query.
     pub(crate) fn to(
         query: &Query<'_>,
         message: &[u8],
@@ -49,7 +49,7 @@ impl<'o> Reply<'o> {
         Self::new(out, message, query.header, Some(query.question), query.edns, transport)
     }
 
-    /// With the question as it was asked, and with EDNS exactly if the query has it (RFC 6891 §6.1.1).
+    /// Repeats the question, and has EDNS exactly if the query has (RFC 6891 §6.1.1).
     pub(crate) fn new(
         out: &'o mut Vec<u8>,
         message: &[u8],
@@ -59,7 +59,7 @@ impl<'o> Reply<'o> {
         transport: Transport<'o>,
     ) -> Self {
         let start = out.len();
-        // The opcode and RD come back, and CD (RFC 4035 §3.1.6); AD, Z and what else there was do not.
+        // Returns the opcode, RD and CD (RFC 4035 §3.1.6), but not AD, Z and other bits.
         let flags = flag::QR | flag::RA | asked.flags & (0x7800 | flag::RD | flag::CD);
         let header =
             Header { id: asked.id, flags, questions: u16::from(question.is_some()), ..Header::default() };
@@ -70,7 +70,7 @@ impl<'o> Reply<'o> {
         Self { out, start, limit, header, question: length, edns: edns.map(|edns| edns.dnssec_ok), transport }
     }
 
-    /// The name is one of ours.
+    /// Marks the reply as authoritative.
     pub(crate) fn authoritative(&mut self, zone: &Zone) {
         self.header.flags |= flag::AA;
         if zone.settings.names.is_coredns() {
@@ -78,7 +78,7 @@ impl<'o> Reply<'o> {
         }
     }
 
-    /// Adds a record of the name that was asked for; returns where its content begins. What does not fit sets TC.
+    /// Adds a record of the queried name. Returns the offset of its RDATA. Sets TC if it does not fit.
     pub(crate) fn answer(&mut self, kind: u16, ttl: u32, content: &[u8]) -> Option<usize> {
         let at = self.record(QUESTION, kind, ttl, content);
         match at {
@@ -88,7 +88,7 @@ impl<'o> Reply<'o> {
         at
     }
 
-    /// Adds the SOA record of the last `apex` bytes of the name.
+    /// Adds the SOA record of the zone whose name is the last `apex` bytes of the queried name.
     pub(crate) fn soa(&mut self, apex: usize, zone: &Zone) {
         let offset = Header::LENGTH + self.question.saturating_sub(4 + apex);
         let owner = QUESTION & 0xc000 | u16::try_from(offset).unwrap_or(12);
@@ -97,7 +97,7 @@ impl<'o> Reply<'o> {
         }
     }
 
-    /// Adds the addresses of a name that the reply has at this offset, as far as they fit.
+    /// Adds the addresses of a name at this offset of the reply, as far as they fit.
     pub(crate) fn addresses(&mut self, name: usize, addresses: &[IpAddr], ttl: u32) {
         let Some(owner) = u16::try_from(name).ok().filter(|_| name <= MAX_POINTER) else { return };
         for address in addresses {
@@ -109,17 +109,17 @@ impl<'o> Reply<'o> {
         }
     }
 
-    /// Whether there is no answer so far, nor would there be with more room.
+    /// Whether there is no answer, even with a larger message.
     pub(crate) fn is_empty(&self) -> bool {
         self.header.answers == 0 && !self.is_cut()
     }
 
-    /// Whether there is no other transport that takes more.
+    /// Whether no other transport allows larger messages.
     pub(crate) fn is_stream(&self) -> bool {
         self.transport.protocol != Protocol::Udp
     }
 
-    /// Takes the answers back.
+    /// Removes the answers.
     pub(crate) fn begin_again(&mut self) {
         self.out.truncate(self.start + Header::LENGTH + self.question);
         self.header.flags &= !flag::TC;
@@ -161,7 +161,7 @@ impl<'o> Reply<'o> {
     }
 }
 
-/// What the client can take.
+/// The maximum size for the client.
 pub(super) fn limit(edns: Option<Edns<'_>>, protocol: Protocol) -> usize {
     let limit = match (protocol, edns) {
         (Protocol::Udp, Some(edns)) => edns.payload.clamp(PLAIN_DATAGRAM, MAX_DATAGRAM),
@@ -171,7 +171,7 @@ pub(super) fn limit(edns: Option<Edns<'_>>, protocol: Protocol) -> usize {
     usize::from(limit)
 }
 
-/// The reason as an option, if there is room; without its words if that helps.
+/// Appends the Extended DNS Error if it fits, without its text if necessary.
 pub(super) fn explain(out: &mut Vec<u8>, reason: Option<Reason>, room: usize) {
     let Some(Reason(code, text)) = reason else { return };
     let text = if 6 + text.len() <= room { text } else { "" };
@@ -184,7 +184,7 @@ pub(super) fn explain(out: &mut Vec<u8>, reason: Option<Reason>, room: usize) {
     }
 }
 
-/// Ends a message that has no OPT record yet with one, if the client speaks EDNS. `limit` is what the client can take.
+/// Appends an OPT record, if the client uses EDNS. `limit` is the maximum size for the client.
 pub(super) fn close(
     out: &mut Vec<u8>,
     start: usize,
@@ -202,7 +202,7 @@ pub(super) fn close(
     }
 }
 
-/// Why a message is answered with this code, and nothing but the code.
+/// The Extended DNS Error of a reply with an error code only.
 pub(super) fn reason(code: u16) -> Option<Reason> {
     let (reason, text) = match code {
         rcode::FORMERR => (Ede::Other, "the query is malformed"),
@@ -213,8 +213,8 @@ pub(super) fn reason(code: u16) -> Option<Reason> {
     Some(Reason(reason as u16, text))
 }
 
-/// Makes the forwarder's message, from `start` on, one for this client: within its limit, with EDNS if it speaks it.
-/// Returns the code.
+/// Adapts the forwarder's message, from `start` on, to this client: within its limit, and with EDNS if it
+/// uses it. Returns the code.
 pub(crate) fn complete(
     out: &mut Vec<u8>,
     start: usize,
@@ -235,9 +235,9 @@ pub(crate) fn complete(
     code
 }
 
-/// Leaves out what does not fit.
+/// Truncates a message.
 fn cut(whole: &[u8], out: &mut Vec<u8>, dnssec_ok: bool, limit: usize) {
-    // The cache holds whole messages.
+    // The cache contains complete messages.
     let Ok(mut message) = Message::from_vec(whole) else { return };
     let fitted = fit(&mut message, dnssec_ok, limit, |message, encoder| {
         let Message { metadata, queries, answers, authorities, additionals, .. } = message;
@@ -256,11 +256,12 @@ fn cut(whole: &[u8], out: &mut Vec<u8>, dnssec_ok: bool, limit: usize) {
     out.extend(fitted.unwrap_or_default());
 }
 
-/// Takes the records out of a message that do not fit, from the end, and returns it as `emit` encodes it. TC is set if
-/// ANSWER is cut (RFC 2181 §9), or the proofs in AUTHORITY that a validating client needs (RFC 4035 §3.1.1).
+/// Removes records from the end until the message fits, and returns it as `emit` encodes it. Sets TC if
+/// ANSWER is truncated (RFC 2181 §9), or the proofs in AUTHORITY that a validating client needs (RFC 4035
+/// §3.1.1).
 ///
 /// # Errors
-/// When hickory cannot encode it.
+/// If hickory cannot encode it.
 pub(super) fn fit(
     message: &mut Message,
     dnssec_ok: bool,

@@ -1,4 +1,4 @@
-//! Messages behind their lengths (RFC 1035 §4.2.2), for tokio-util's `Framed`.
+//! Length-prefixed messages (RFC 1035 §4.2.2), for tokio-util's `Framed`.
 
 use std::io;
 
@@ -9,10 +9,10 @@ use tokio_util::codec::{Decoder, Encoder, Framed};
 
 use crate::connections::Place;
 
-/// Bytes that every connection has room for: any query that is not padded beyond reason.
+/// The input buffer of a connection: any query without excessive padding.
 const INPUT: usize = 4 * 1024;
 
-/// Bytes for replies that a connection keeps.
+/// The output buffer that a connection keeps.
 pub(super) const CHUNK: usize = 16 * 1024;
 
 /// The messages of one connection.
@@ -32,13 +32,13 @@ impl Decoder for Frames {
     fn decode(&mut self, input: &mut BytesMut) -> io::Result<Option<BytesMut>> {
         let whole = input.first_chunk().map(|length| usize::from(u16::from_be_bytes(*length)) + 2);
         let Some(whole) = whole.filter(|whole| *whole <= input.len()) else {
-            // Its length alone takes no memory: a client has to send what we keep.
+            // A length alone allocates no memory: a client has to send what is buffered.
             let is_kept = self.0.may_keep(input.len().saturating_sub(INPUT));
             return if is_kept { Ok(None) } else { Err(io::ErrorKind::OutOfMemory.into()) };
         };
         let mut message = input.split_to(whole);
         if whole > INPUT {
-            // Both halves hold the memory of a long message.
+            // Both halves share the memory of a long message.
             *input = BytesMut::from(&input[..]);
         }
         message.advance(2);
@@ -58,7 +58,7 @@ impl Encoder<&[u8]> for Frames {
     }
 }
 
-/// Writes all replies, and gives back the memory that a long one has taken.
+/// Writes all replies, and releases the memory of a long one.
 pub(super) async fn flush<S: AsyncWrite + Unpin>(frames: &mut Framed<S, Frames>) -> io::Result<()> {
     SinkExt::<&[u8]>::flush(frames).await?;
     if frames.write_buffer().capacity() > CHUNK {

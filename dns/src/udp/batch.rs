@@ -1,4 +1,4 @@
-//! Many datagrams a system call: `recvmmsg(2)` and `sendmmsg(2)`.
+//! Many datagrams per system call: `recvmmsg(2)` and `sendmmsg(2)`.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -7,13 +7,13 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
 
-/// Datagrams a call: enough that the call costs little each, few enough that all stays in the cache.
+/// Datagrams per call: enough to amortize the call, few enough to fit the cache.
 const DATAGRAMS: usize = 32;
 
-/// The largest query that is read whole; a longer one is cut, and malformed.
+/// The maximum size of a query; a longer one is truncated, and malformed.
 const QUERY: usize = 2048;
 
-/// Room for queries, where they came from, and their replies.
+/// Buffers for queries, their sources, and their replies.
 pub(super) struct Batch {
     queries: Box<[[u8; QUERY]; DATAGRAMS]>,
     receiving: MultiHeaders<SockaddrStorage>,
@@ -22,7 +22,7 @@ pub(super) struct Batch {
     received: Vec<usize>,
     clients: [Option<SockaddrStorage>; DATAGRAMS],
     replies: Vec<u8>,
-    /// Whose reply, and which bytes; the addresses apart, as the system call wants them.
+    /// The query of each reply, and its bytes; the addresses separately, as the system call requires.
     outgoing: Vec<Range<usize>>,
     addresses: Vec<Option<SockaddrStorage>>,
 }
@@ -31,7 +31,7 @@ impl Batch {
     pub(super) fn new() -> Self {
         Self {
             queries: Box::new([[0; QUERY]; DATAGRAMS]),
-            // A socket has one family, so the length that the kernel notes for an address is always the same.
+            // A socket has one family, so the kernel always writes the same address length.
             receiving: MultiHeaders::preallocate(DATAGRAMS, None),
             sending: MultiHeaders::preallocate(DATAGRAMS, None),
             received: Vec::with_capacity(DATAGRAMS),
@@ -42,7 +42,7 @@ impl Batch {
         }
     }
 
-    /// Waits for a datagram and takes what else is there.
+    /// Waits for a datagram and receives what else is queued.
     pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
         self.received.clear();
         let mut slices = self.queries.each_mut().map(|query| [IoSliceMut::new(query)]);
@@ -55,7 +55,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Calls `reply` with every query, a way to find out who asked, and the place for what is to be sent back.
+    /// Calls `reply` with every query, a function that returns its source, and the buffer for the reply.
     pub(super) fn answer(
         &mut self,
         mut reply: impl FnMut(&[u8], &dyn Fn() -> Option<SocketAddr>, &mut Vec<u8>),
@@ -64,7 +64,7 @@ impl Batch {
         self.outgoing.clear();
         self.addresses.clear();
         for ((query, length), client) in self.queries.iter().zip(&self.received).zip(&self.clients) {
-            // Nobody can receive at port 0: whoever writes it lies.
+            // Port 0 cannot receive, so this source is forged.
             if client.as_ref().is_none_or(|client| port(client) == 0) {
                 continue;
             }
@@ -77,8 +77,9 @@ impl Batch {
         }
     }
 
-    /// Sends the replies. One that cannot be sent is passed over, also if there is no room for it: what waits for the
-    /// hardware address of somebody who has gone takes up room for seconds, and nobody else is to wait for that.
+    /// Sends the replies. One that cannot be sent is skipped, even if the send buffer is full: replies to an
+    /// unreachable client occupy the buffer for seconds while its address is resolved, and no other client
+    /// should wait for that.
     pub(super) fn send(&mut self, socket: &UdpSocket) {
         let mut slices = [[IoSlice::new(&[])]; DATAGRAMS];
         for (slice, range) in slices.iter_mut().zip(&self.outgoing) {
@@ -89,7 +90,7 @@ impl Batch {
             let (slices, addresses) = (&slices[sent..count], &self.addresses[sent..]);
             let flags = MsgFlags::MSG_DONTWAIT;
             let result = sendmmsg(socket.as_raw_fd(), &mut self.sending, slices, addresses, [], flags);
-            // The first of the rest failed, as an unreachable client makes it.
+            // The first of the rest failed, for example because its client is unreachable.
             sent += result.map_or(1, |sent| sent.count().max(1));
         }
     }

@@ -1,4 +1,4 @@
-//! Names of the reverse zones, and the Services at each address.
+//! Reverse zones, and the Services at each address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -7,22 +7,22 @@ use ipnetwork::IpNetwork;
 
 use crate::message::Name;
 
-/// Entries of a chunk; one that grows to twice as many is cut in two.
+/// Entries per chunk; a chunk of twice the size is split.
 const CHUNK: usize = 512;
 
 type Entry = (IpAddr, u32);
 
-/// From an address to the numbers of the Services that have it, in order of addresses. Chunks are shared
-/// between zones, so that a change copies the few it touches.
+/// The numbers of the Services by address, in the order of addresses. Zones share chunks, so that a change
+/// copies only a few.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reverse(Vec<Arc<Vec<Entry>>>);
 
-/// What a reverse name stands for: an address, or the first bits of one.
+/// A parsed reverse name: an address, or its first bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct ReverseName {
     first: IpAddr,
     last: IpAddr,
-    /// There are labels before the address, where nothing can be.
+    /// Whether there are labels before the address. Such names do not exist.
     is_below: bool,
 }
 
@@ -57,7 +57,7 @@ impl Reverse {
         }
     }
 
-    /// The numbers of all Services that have the address.
+    /// The numbers of all Services with the address.
     pub(super) fn get(&self, address: IpAddr) -> impl Iterator<Item = u32> + '_ {
         self.from(address).take_while(move |(found, _)| *found == address).map(|(_, number)| number)
     }
@@ -72,14 +72,14 @@ impl Reverse {
         entries.skip_while(move |(found, _)| *found < address)
     }
 
-    /// The chunk whose first entry is the last one not behind this entry.
+    /// The last chunk whose first entry is not after this entry.
     fn chunk_of(&self, entry: &Entry) -> usize {
         self.0.partition_point(|chunk| chunk.first().is_some_and(|first| first <= entry)).saturating_sub(1)
     }
 }
 
-impl Asked {
-    /// Reads `1.0.96.10.in-addr.arpa` and its parents (RFC 1035 §3.5), and the nibbles of `ip6.arpa` (RFC
+impl ReverseName {
+    /// Parses `1.0.96.10.in-addr.arpa` and its parents (RFC 1035 §3.5), and the nibbles of `ip6.arpa` (RFC
     /// 3596 §2.5).
     pub(super) fn parse(lower: Name<'_>) -> Option<Self> {
         // Labels from the right: a name has at most 127.
@@ -127,12 +127,12 @@ impl Asked {
         Some(Self { first, last, is_below: digits.len() > 32 })
     }
 
-    /// The whole address, if it is one.
+    /// The address, if it is complete.
     pub(super) fn address(&self) -> Option<IpAddr> {
         (self.first == self.last && !self.is_below).then_some(self.first)
     }
 
-    /// Whether all of it lies in a range.
+    /// Whether all addresses with these bits are in a range.
     pub(super) fn is_within(&self, cidr: &IpNetwork) -> bool {
         cidr.contains(self.first) && cidr.contains(self.last)
     }
@@ -143,8 +143,8 @@ impl Asked {
     }
 }
 
-/// Bytes of the reverse zone of a range, at the end of a name in it: whole octets or nibbles, as zones are
-/// cut.
+/// Bytes of the name of a range's reverse zone, at the end of a name in it: complete octets or nibbles, as
+/// zones are delegated.
 pub(super) fn apex_length(cidr: &IpNetwork, name: Name<'_>) -> usize {
     let prefix = usize::from(cidr.prefix());
     let keep = 2 + if cidr.is_ipv4() { prefix.div_ceil(8) } else { prefix.div_ceil(4) };

@@ -11,27 +11,27 @@ use super::target::{self, Target, parse_dashed};
 use super::{Node, Settings};
 use crate::message::{Malformed, Name, NameBuf, kind};
 
-/// What a Service's names stand for.
+/// A Service with its records.
 #[derive(Debug)]
 pub(crate) struct Service {
     entry: Arc<ServiceEntry>,
-    /// By which its addresses refer to it.
+    /// The number by which addresses refer to it.
     pub(super) number: u32,
     name: NameBuf,
     v4: Box<[[u8; 4]]>,
     v6: Box<[[u8; 16]]>,
-    /// Virtual IPs; none of a headless Service.
+    /// Virtual IPs; empty for a headless Service.
     cluster_ips: Box<[IpAddr]>,
     /// Ready endpoints, by label.
     targets: Box<[Target]>,
-    /// Of an ExternalName Service.
+    /// The target of an ExternalName Service.
     alias: Option<NameBuf>,
-    /// As CoreDNS does it: every endpoint has a pointer, and what only has names below it does not exist.
+    /// CoreDNS's behaviour: every endpoint has a PTR record, and empty non-terminals do not exist.
     is_coredns: bool,
 }
 
 impl Service {
-    /// `None` if the name is too long to be asked for, or a headless Service has no endpoint.
+    /// `None` if the name is too long to be queried, or a headless Service has no endpoint.
     pub(super) fn new(entry: &Arc<ServiceEntry>, number: u32, settings: &Settings) -> Option<Self> {
         let mut name = NameBuf::default();
         name.push_label(entry.service.name.name.as_bytes()).ok()?;
@@ -82,7 +82,7 @@ impl Service {
         })
     }
 
-    /// Where an ExternalName leads.
+    /// The target of an ExternalName Service.
     pub(crate) fn alias(&self) -> Option<&NameBuf> {
         self.alias.as_ref()
     }
@@ -95,14 +95,14 @@ impl Service {
         self.is_headless() || self.is_coredns
     }
 
-    /// All addresses that have a pointer to one of its names.
+    /// All addresses with a PTR record to one of its names.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         let endpoints =
             self.targets.iter().filter(|_| self.points_to_endpoints()).map(|target| target.address);
         self.cluster_ips.iter().copied().chain(endpoints)
     }
 
-    /// What the labels before its name stand for.
+    /// The node for the labels before its name.
     pub(super) fn node<'z>(&'z self, before: &[&'z [u8]]) -> Option<Node<'z>> {
         match before {
             [] => Some(Node::Service(self)),
@@ -124,7 +124,7 @@ impl Service {
         }
     }
 
-    /// Names and protocols of all ports there are records for.
+    /// Names and protocols of all ports with records.
     fn ports(&self) -> impl Iterator<Item = (&str, Protocol)> {
         let headless = self.entry.slices.iter().filter(|slice| {
             self.is_headless() && slice.endpoints.iter().any(|endpoint| endpoint.conditions.ready)
@@ -186,7 +186,7 @@ impl Service {
         }
     }
 
-    /// SRV records: of one port, by its two labels, or of all that have a name.
+    /// SRV records: of one port, by its two labels, or of all named ports.
     pub(super) fn visit_ports(
         &self,
         only: Option<(&[u8], &[u8])>,
@@ -201,7 +201,7 @@ impl Service {
         if !self.is_headless() {
             let ports = &self.entry.service.ports;
             let wanted = ports.iter().filter(|port| is_wanted(&port.name, port.protocol));
-            // A port of two protocols has one record at the Service's name (RFC 2181 §5).
+            // A port with two protocols has one record at the Service's name (RFC 2181 §5).
             let mut numbers: Vec<u16> = Vec::new();
             for port in wanted {
                 if numbers.contains(&port.port) {
@@ -216,7 +216,7 @@ impl Service {
         }
         let start = if self.targets.is_empty() { 0 } else { fastrand::usize(..self.targets.len()) };
         let (tail, head) = self.targets.split_at(start);
-        // A group of endpoints with one label must not be cut apart.
+        // A group of endpoints with one label must not be split.
         let cut = head
             .iter()
             .take_while(|target| tail.last().is_some_and(|last| last.shares_label(target)))
@@ -242,7 +242,7 @@ impl Service {
         }
     }
 
-    /// Every record, with its owner.
+    /// Every record with its owner.
     pub(super) fn records(&self, each: &mut dyn FnMut(Name<'_>, u16, &[u8])) {
         let name = self.name.as_name();
         for kind in [kind::A, kind::AAAA, kind::CNAME, kind::SRV] {
@@ -278,7 +278,7 @@ impl Service {
         }
     }
 
-    /// The names an address points to.
+    /// The names in the PTR records of an address.
     pub(super) fn names_of(&self, address: IpAddr, names: &mut Vec<NameBuf>) {
         if self.cluster_ips.contains(&address) {
             names.push(self.name.clone());
@@ -306,14 +306,14 @@ fn below(labels: &[String], name: Name<'_>) -> Result<NameBuf, Malformed> {
     Ok(found)
 }
 
-/// From a random one on and around: clients take the first, let it be another one each time.
+/// Visits all, from a random one on: clients use the first, so it should vary.
 fn visit_from_any<const N: usize>(addresses: &[[u8; N]], each: &mut dyn FnMut(&[u8], &[IpAddr]) -> bool) {
     let start = if addresses.len() > 1 { fastrand::usize(..addresses.len()) } else { 0 };
     let (tail, head) = addresses.split_at(start);
     head.iter().chain(tail).all(|address| each(address, &[]));
 }
 
-/// Weights of all targets add up to about 100, as CoreDNS has them; none may be 0 (RFC 2782).
+/// The weights of all targets add up to about 100, like in CoreDNS; none may be 0 (RFC 2782).
 fn srv(count: usize, port: u16, label: Option<&str>, service: &NameBuf) -> Vec<u8> {
     let weight = u16::try_from(100 / count.max(1)).unwrap_or(1).max(1);
     let mut content = [[0, 0], weight.to_be_bytes(), port.to_be_bytes()].concat();

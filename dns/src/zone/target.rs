@@ -1,4 +1,4 @@
-//! The ready endpoints of a Service, and the labels they go by.
+//! The ready endpoints of a Service, and their labels.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use discovery::ServiceEntry;
 /// A ready endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Target {
-    /// Its hostname, or else its pod's name if that is wanted. Without one, the address is the label.
+    /// Its hostname, or its pod's name if enabled. Without one, the label is the address.
     pub(super) hostname: Option<Arc<str>>,
     pub(super) address: IpAddr,
     /// Index of its slice, which has the ports.
@@ -16,12 +16,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Its name below the Service's.
+    /// Its label below the Service's name.
     pub(super) fn label(&self) -> String {
         self.hostname.as_deref().map_or_else(|| dashed(self.address), str::to_owned)
     }
 
-    /// Whether both have one name.
+    /// Whether both have the same label.
     pub(super) fn shares_label(&self, other: &Self) -> bool {
         self.hostname == other.hostname && (self.hostname.is_some() || self.address == other.address)
     }
@@ -44,7 +44,7 @@ pub(super) fn ready(entry: &ServiceEntry, by_pod: bool) -> Vec<Target> {
     targets
 }
 
-/// An endpoint without a hostname goes by its address: `10-22-0-7`, `fd00-10-22--7` for `fd00:10:22::7`.
+/// The label of an endpoint without a hostname: `10-22-0-7`, `fd00-10-22--7` for `fd00:10:22::7`.
 fn dashed(ip: IpAddr) -> String {
     let mut label = ip.to_string().replace(['.', ':'], "-");
     if label.ends_with('-') {
@@ -56,12 +56,12 @@ fn dashed(ip: IpAddr) -> String {
     label
 }
 
-/// The address whose label this is, exactly.
+/// The address of exactly this label.
 pub(super) fn parse_dashed(label: &str) -> Option<IpAddr> {
     address_of(label).filter(|address| dashed(*address) == label)
 }
 
-/// The address that is written with dashes, in any of the ways there are.
+/// The address of a label with dashes, in any notation.
 pub(super) fn address_of(label: &str) -> Option<IpAddr> {
     let v4 = label.replace('-', ".").parse::<Ipv4Addr>().ok().map(IpAddr::from);
     v4.or_else(|| label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::from))

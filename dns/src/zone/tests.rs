@@ -9,7 +9,7 @@ use discovery::{Event, Index, Location, Object, Origin, Sourced};
 
 use super::*;
 
-/// Addresses that Services and endpoints have, so few that they meet.
+/// Few addresses of Services and endpoints, so that they collide often.
 const ADDRESSES: [&str; 6] = ["10.96.0.1", "10.96.0.2", "10.96.0.3", "10.22.0.1", "10.22.0.2", "10.22.0.3"];
 
 fn pick<T: Clone>(from: &[T]) -> T {
@@ -77,10 +77,10 @@ fn any_event() -> Event {
     Event::Replace { origin, objects: Some(objects), problems: Vec::new() }
 }
 
-/// All that can be asked for.
+/// Everything that can be queried.
 #[derive(Debug, PartialEq)]
 struct Picture {
-    /// Owner, type, content.
+    /// Owner, type, RDATA.
     records: BTreeSet<(Vec<u8>, u16, Vec<u8>)>,
     /// Names of each address.
     pointers: BTreeMap<&'static str, Vec<Vec<u8>>>,
@@ -120,7 +120,7 @@ fn settings(flags: &[&str]) -> Settings {
 }
 
 #[test]
-fn changes_one_by_one_lead_to_the_same_zone_as_everything_at_once() {
+fn incremental_changes_lead_to_the_same_zone_as_a_complete_computation() {
     for flags in [&[][..], &["--compat=coredns"], &["--ignore-empty-service"], &["--namespaces=default"]] {
         let settings = Arc::new(settings(flags));
         for seed in 0..100 {
@@ -128,7 +128,7 @@ fn changes_one_by_one_lead_to_the_same_zone_as_everything_at_once() {
             let mut index = Index::new(settings.service_cidrs.clone());
             let mut zone = Zone::empty(Arc::clone(&settings));
             for step in 0..20 {
-                // Some snapshots are passed over, as in a burst.
+                // Some snapshots are skipped, as in a burst.
                 for _ in 0..fastrand::u8(1..3) {
                     index.apply(any_event());
                     index.publish();
@@ -143,19 +143,19 @@ fn changes_one_by_one_lead_to_the_same_zone_as_everything_at_once() {
 }
 
 #[test]
-fn a_serial_only_ever_goes_forward() {
+fn serial_only_increases() {
     let at = |seconds: u64| UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     assert_eq!(next_serial(None, at(3_000_000_000)), 3_000_000_000);
     assert_eq!(next_serial(Some(1000), at(1007)), 1007);
     assert_eq!(next_serial(Some(1000), at(1000)), 1001, "twice within a second");
     assert_eq!(next_serial(Some(1000), at(900)), 1001, "a clock put back");
-    // RFC 1982 §3.2: a number of 32 bits is greater than those half way around before it.
+    // RFC 1982 §3.2: a 32-bit number is greater than the 2^31 before it.
     assert_eq!(next_serial(Some(u32::MAX), at((1 << 32) + 5)), 5);
     assert_eq!(next_serial(Some(u32::MAX), at(u64::from(u32::MAX))), 0);
 }
 
 #[test]
-fn the_serial_tells_of_every_change_and_of_nothing_else() {
+fn serial_changes_with_every_change_and_only_then() {
     let settings = Arc::new(settings(&[]));
     let mut index = Index::new(settings.service_cidrs.clone());
     let mut zone = Zone::empty(settings);

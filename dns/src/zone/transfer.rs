@@ -1,4 +1,4 @@
-//! The whole zone in messages (RFC 5936): the SOA record, every other record, the SOA record.
+//! Zone transfers (RFC 5936): the SOA record, every other record, the SOA record.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,21 +9,21 @@ use super::service::Service;
 use super::{Node, Zone};
 use crate::message::{Name, NameBuf, kind, record};
 
-/// Bytes of a message's records at most, if no name is compressed.
+/// Maximum bytes of a message's records without compression.
 const MESSAGE: usize = 16 * 1024;
 
-/// What is still to be sent of one state of the zone.
+/// The remaining records of one state of the zone.
 pub(crate) struct Transfer {
     zone: Arc<Zone>,
-    /// Of the Services that were looked at.
+    /// Records of the Services that were processed.
     ready: VecDeque<Record>,
-    /// The others; a Service's records are made when its turn comes.
+    /// The other Services; their records are created when needed.
     services: std::vec::IntoIter<Arc<Service>>,
     is_at_end: bool,
 }
 
 impl Transfer {
-    /// The whole of a zone. Without a history of changes it is the answer to IXFR as well (RFC 1995 §4).
+    /// A transfer of the complete zone. Without a history of changes it also answers IXFR (RFC 1995 §4).
     pub(crate) fn new(zone: Arc<Zone>) -> Self {
         let apex = zone.settings.domain.clone();
         let server = zone.name_server();
@@ -37,7 +37,7 @@ impl Transfer {
             (Node::Version, version.as_name(), kind::TXT),
         ];
         let mut ready = VecDeque::new();
-        // A domain may be as long as names get.
+        // A domain may have the maximum length of names.
         for (node, name, kind) in nodes.into_iter().take(if has_version.is_ok() { 5 } else { 4 }) {
             zone.visit(node, kind, &mut |content, _| {
                 ready.extend(record(name, kind, zone.settings.ttl, content));
@@ -56,7 +56,7 @@ impl Transfer {
         {
             let content =
                 if let RData::Unknown { rdata, .. } = &record.data { rdata.anything.len() } else { 0 };
-            // Type, class, TTL and length are between them.
+            // Type, class, TTL and length are in between.
             length += record.name.len() + 10 + content;
             records.push(record);
         }
@@ -68,8 +68,7 @@ impl Transfer {
         self.is_at_end && self.ready.is_empty()
     }
 
-    /// The first record of the next Service, with the others behind it in line; at the end the SOA record
-    /// again.
+    /// Returns the first record of the next Service and queues the others; at the end the SOA record again.
     fn refill(&mut self) -> Option<Record> {
         let ttl = self.zone.settings.ttl;
         while self.ready.is_empty() && !self.is_at_end {

@@ -1,4 +1,4 @@
-//! The cache, the choice of servers, and what is answered without asking.
+//! The cache, the choice of servers, and answers without an upstream query.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ fn upstream_flag(upstreams: &[&Upstream]) -> String {
     format!("--upstream={}", addresses.join(","))
 }
 
-/// The same answer, whoever asks.
+/// The same answer to every query.
 fn steady(ttl: u32) -> Upstream {
-    Upstream::start(move |asked| now(reply(&asked.query, 0, &[a(ttl, [192, 0, 2, 1])], &[])))
+    Upstream::start(move |received| now(reply(&received.query, 0, &[a(ttl, [192, 0, 2, 1])], &[])))
 }
 
 fn silent() -> Upstream {
@@ -20,7 +20,7 @@ fn silent() -> Upstream {
 }
 
 #[test]
-fn an_answer_is_asked_for_once_and_its_ttl_counts_down() {
+fn answer_is_queried_once_and_its_ttl_counts_down() {
     let upstream = steady(300);
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
     assert_eq!(server.ttl("www.test A"), 300);
@@ -38,10 +38,10 @@ fn an_answer_is_asked_for_once_and_its_ttl_counts_down() {
 
 /// RFC 2308 §5
 #[test]
-fn absence_is_remembered_for_as_long_as_the_soa_says_and_not_without_one() {
-    let upstream = Upstream::start(|asked| {
-        let authority = if contains(&asked.query, "nosoa") { vec![] } else { vec![soa(60)] };
-        now(reply(&asked.query, if contains(&asked.query, "nodata") { 0 } else { 3 }, &[], &authority))
+fn negative_answer_is_cached_for_the_ttl_of_its_soa_and_not_without_one() {
+    let upstream = Upstream::start(|received| {
+        let authority = if contains(&received.query, "nosoa") { vec![] } else { vec![soa(60)] };
+        now(reply(&received.query, if contains(&received.query, "nodata") { 0 } else { 3 }, &[], &authority))
     });
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
     for (name, status, times) in
@@ -59,7 +59,7 @@ fn absence_is_remembered_for_as_long_as_the_soa_says_and_not_without_one() {
 }
 
 #[test]
-fn ttls_keep_to_the_limits_of_their_type() {
+fn ttls_are_within_the_limits_of_their_type() {
     let upstream = steady(86_400);
     let server = Server::start(&[&upstream_flag(&[&upstream]), "--cache-ttl=A=5-60"]);
     assert_eq!(server.ttl("www.test A"), 60);
@@ -68,9 +68,9 @@ fn ttls_keep_to_the_limits_of_their_type() {
 }
 
 #[test]
-fn like_queries_are_asked_once() {
-    let upstream = Upstream::start(|asked| {
-        vec![(Duration::from_millis(150), reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
+fn equal_queries_are_coalesced() {
+    let upstream = Upstream::start(|received| {
+        vec![(Duration::from_millis(150), reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
     });
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
     std::thread::scope(|scope| {
@@ -83,11 +83,11 @@ fn like_queries_are_asked_once() {
 
 /// Complaint 9: a dead upstream made every query wait for 2 s and more.
 #[test]
-fn complaint_9_a_dead_or_slow_upstream_costs_one_hedge_and_then_nothing() {
+fn complaint_9_dead_or_slow_upstream_costs_one_hedge_and_then_nothing() {
     let (dead, slow, good) = (
         silent(),
-        Upstream::start(|asked| {
-            vec![(Duration::from_millis(700), reply(&asked.query, 0, &[a(60, [192, 0, 2, 2])], &[]))]
+        Upstream::start(|received| {
+            vec![(Duration::from_millis(700), reply(&received.query, 0, &[a(60, [192, 0, 2, 2])], &[]))]
         }),
         steady(60),
     );
@@ -106,7 +106,7 @@ fn complaint_9_a_dead_or_slow_upstream_costs_one_hedge_and_then_nothing() {
 
 /// Complaint 9: the client gives up after 5 s.
 #[test]
-fn complaint_9_when_nobody_answers_the_client_is_told_why_before_it_turns_away() {
+fn complaint_9_client_gets_an_error_with_a_reason_before_its_timeout_if_no_server_answers() {
     let dead = silent();
     let server = Server::start(&[&upstream_flag(&[&dead])]);
     let started = Instant::now();
@@ -114,20 +114,20 @@ fn complaint_9_when_nobody_answers_the_client_is_told_why_before_it_turns_away()
     assert!(reply.contains("SERVFAIL") && reply.contains("EDE: 22"), "{reply}");
     assert!(started.elapsed() < Duration::from_millis(4900), "{:?}", started.elapsed());
     // RFC 9520: not again at once.
-    let asked = dead.count("www");
+    let counts = dead.count("www");
     let reply = server.dig("+edns www.test A");
     assert!(reply.contains("SERVFAIL") && reply.contains("EDE: 13"), "{reply}");
-    assert_eq!(dead.count("www"), asked);
+    assert_eq!(dead.count("www"), counts);
     assert_eq!(server.status("dns-version.cluster.local TXT"), "NOERROR");
 }
 
 /// Complaint 9, RFC 8767: total outage when the cache expired.
 #[test]
-fn complaint_9_an_expired_answer_is_better_than_none() {
-    let upstream = Upstream::start(|asked| {
-        // Once, and then never again.
-        let first = contains(&asked.query, "www") && asked.number < 3;
-        if first { now(reply(&asked.query, 0, &[a(1, [192, 0, 2, 1])], &[])) } else { Vec::new() }
+fn complaint_9_expired_answer_is_served_while_upstream_is_down() {
+    let upstream = Upstream::start(|received| {
+        // Answers once, and then never again.
+        let first = contains(&received.query, "www") && received.number < 3;
+        if first { now(reply(&received.query, 0, &[a(1, [192, 0, 2, 1])], &[])) } else { Vec::new() }
     });
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
     assert_eq!(server.short("www.test A"), "192.0.2.1");
@@ -138,7 +138,7 @@ fn complaint_9_an_expired_answer_is_better_than_none() {
         Ok(())
     })
     .unwrap();
-    // Once that is known, nobody waits for it any more.
+    // Once the failure is known, no query waits for it.
     testbed::wait_for("stale answers at once", || {
         let (answer, took) = server.timed("www.test A");
         anyhow::ensure!(answer == "192.0.2.1" && took < Duration::from_millis(900), "{answer} {took:?}");
@@ -149,7 +149,7 @@ fn complaint_9_an_expired_answer_is_better_than_none() {
 }
 
 #[test]
-fn more_queries_than_may_wait_are_turned_away_at_once_and_told_why() {
+fn queries_beyond_the_limit_are_refused_at_once_with_a_reason() {
     let dead = silent();
     let server = Server::start(&[&upstream_flag(&[&dead]), "--max-concurrent=3"]);
     std::thread::scope(|scope| {
@@ -172,10 +172,10 @@ fn more_queries_than_may_wait_are_turned_away_at_once_and_told_why() {
 }
 
 #[test]
-fn upstream_servers_may_be_at_ipv6_addresses() {
-    let upstream = Upstream::start_at("[::1]:0", |asked| {
-        let mut answer = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
-        if contains(&asked.query, "by-tcp") && !asked.by_tcp {
+fn upstream_servers_may_have_ipv6_addresses() {
+    let upstream = Upstream::start_at("[::1]:0", |received| {
+        let mut answer = reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        if contains(&received.query, "by-tcp") && !received.by_tcp {
             answer[2] |= 2;
         }
         now(answer)
@@ -187,15 +187,15 @@ fn upstream_servers_may_be_at_ipv6_addresses() {
 }
 
 #[test]
-fn without_a_cache_every_query_is_asked_and_without_stale_answers_there_are_none() {
+fn without_a_cache_every_query_is_forwarded_and_without_stale_answers_none_is_served() {
     let times = std::sync::atomic::AtomicUsize::new(0);
-    let upstream = Upstream::start(move |asked| {
-        let is_once = contains(&asked.query, "once");
+    let upstream = Upstream::start(move |received| {
+        let is_once = contains(&received.query, "once");
         let gone = is_once && times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0;
         if gone {
-            now(reply(&asked.query, 2, &[], &[]))
+            now(reply(&received.query, 2, &[], &[]))
         } else {
-            now(reply(&asked.query, 0, &[a(1, [192, 0, 2, 1])], &[]))
+            now(reply(&received.query, 0, &[a(1, [192, 0, 2, 1])], &[]))
         }
     });
     let server = Server::start(&[&upstream_flag(&[&upstream]), "--cache-size=0"]);
@@ -213,10 +213,10 @@ fn without_a_cache_every_query_is_asked_and_without_stale_answers_there_are_none
 }
 
 #[test]
-fn a_popular_answer_is_asked_for_again_before_it_expires() {
+fn popular_answer_is_prefetched_before_it_expires() {
     let upstream = steady(10);
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
-    testbed::wait_for("the second time it is asked for", || {
+    testbed::wait_for("the second upstream query", || {
         let (answer, _) = server.timed("www.test A");
         assert_eq!(answer, "192.0.2.1");
         let ttl = server.ttl("www.test A");
@@ -228,7 +228,7 @@ fn a_popular_answer_is_asked_for_again_before_it_expires() {
 }
 
 #[test]
-fn a_stub_domain_has_servers_of_its_own_and_the_longest_one_wins() {
+fn stub_domain_has_its_own_servers_and_the_longest_one_wins() {
     let (outer, inner, rest) = (steady(60), steady(60), steady(60));
     let server = Server::start(&[
         &upstream_flag(&[&rest]),
@@ -239,13 +239,13 @@ fn a_stub_domain_has_servers_of_its_own_and_the_longest_one_wins() {
         assert_eq!(server.short(&format!("{name} A")), "192.0.2.1");
     }
     let counts = [&outer, &inner, &rest].map(|u| [u.count("\u{1}a"), u.count("\u{1}b"), u.count("\u{1}c")]);
-    let asked = counts.map(|counts| counts.map(|count| count > 0));
-    assert_eq!(asked, [[true, false, false], [false, true, false], [false, false, true]]);
+    let queried = counts.map(|counts| counts.map(|count| count > 0));
+    assert_eq!(queried, [[true, false, false], [false, true, false], [false, false, true]]);
 }
 
 /// RFC 6761 §6.3 and §6.4, RFC 6303 §4
 #[test]
-fn names_of_this_machine_and_of_nothing_are_answered_here() {
+fn special_names_are_answered_locally() {
     let upstream = steady(60);
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
     assert_eq!(server.short("localhost A"), "127.0.0.1");
@@ -255,12 +255,12 @@ fn names_of_this_machine_and_of_nothing_are_answered_here() {
         assert_eq!(server.status(nothing), "NXDOMAIN", "{nothing}");
     }
     assert_eq!(server.short("www.test A"), "192.0.2.1");
-    let asked = ["localhost", "invalid", "in-addr"].map(|label| upstream.count(label));
-    assert_eq!(asked, [0; 3]);
+    let counts = ["localhost", "invalid", "in-addr"].map(|label| upstream.count(label));
+    assert_eq!(counts, [0; 3]);
 }
 
 #[test]
-fn hosts_are_answered_from_the_file_and_follow_it() {
+fn hosts_are_answered_from_the_file_and_changes_are_applied() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("hosts");
     std::fs::write(&file, "192.0.2.9 printer\n").unwrap();
@@ -280,11 +280,11 @@ fn hosts_are_answered_from_the_file_and_follow_it() {
 }
 
 #[test]
-fn a_changed_resolv_conf_changes_the_servers() {
+fn changed_resolv_conf_changes_the_servers() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("resolv.conf");
     std::fs::write(&file, "search x\n").unwrap();
-    // resolv.conf has no ports, so the server must be at 53 of an address of its own.
+    // resolv.conf has no ports, so the server needs port 53 of an address of its own.
     let node = testbed::Node::new().unwrap();
     let address = "127.0.0.9:53";
     let flag = format!("--resolv-conf={}", file.display());
@@ -331,8 +331,9 @@ fn search_list_that_takes_too_long_is_left_to_the_client() {
         r#"{"network": "net", "containerID": "pod", "ifname": "eth0", "netns": "", "ips": ["127.0.0.1"], "mac": "",
             "hostInterface": "", "pod": {"namespace": "default", "name": "pod"}}"#,
     );
-    let upstream =
-        Upstream::start(|asked| vec![(Duration::from_millis(1200), reply(&asked.query, 3, &[], &[soa(60)]))]);
+    let upstream = Upstream::start(|received| {
+        vec![(Duration::from_millis(1200), reply(&received.query, 3, &[], &[soa(60)]))]
+    });
     let server = Server::start(&[
         "--autopath",
         &format!("--upstream={}", upstream.address),

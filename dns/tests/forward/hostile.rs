@@ -1,4 +1,4 @@
-//! Answers that are forged, cut, or beside the point.
+//! Forged, truncated and unrelated replies.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,10 +13,10 @@ fn start(upstream: &Upstream, more: &[&str]) -> Server {
 
 /// RFC 5452 §9, RFC 6056
 #[test]
-fn ids_and_ports_are_random_and_what_does_not_match_is_not_believed() {
-    let upstream = Upstream::start(|asked| {
-        let good = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
-        let forged = reply(&asked.query, 0, &[a(60, [203, 0, 113, 66])], &[]);
+fn ids_and_ports_are_random_and_replies_that_do_not_match_are_ignored() {
+    let upstream = Upstream::start(|received| {
+        let good = reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        let forged = reply(&received.query, 0, &[a(60, [203, 0, 113, 66])], &[]);
         let mut other_id = forged.clone();
         other_id[0] ^= 1;
         let mut other_name = forged.clone();
@@ -37,24 +37,24 @@ fn ids_and_ports_are_random_and_what_does_not_match_is_not_believed() {
         assert_eq!(server.short(&format!("n{n}.test A")), "192.0.2.1");
     }
     upstream.with_seen(|seen| {
-        let seen: Vec<_> = seen.iter().filter(|asked| contains(&asked.query, "test")).collect();
-        let ids: HashSet<&[u8]> = seen.iter().map(|asked| &asked.query[..2]).collect();
-        let ports: HashSet<u16> = seen.iter().map(|asked| asked.from.port()).collect();
+        let seen: Vec<_> = seen.iter().filter(|received| contains(&received.query, "test")).collect();
+        let ids: HashSet<&[u8]> = seen.iter().map(|received| &received.query[..2]).collect();
+        let ports: HashSet<u16> = seen.iter().map(|received| received.from.port()).collect();
         assert!(ids.len() > 36 && ports.len() > 36, "{} ids, {} ports", ids.len(), ports.len());
     });
 }
 
-/// Only an error may come without a question section.
+/// Only an error may omit the question section.
 #[test]
-fn answer_without_question_section_is_not_believed() {
-    let upstream = Upstream::start(|asked| {
+fn reply_without_a_question_section_is_ignored() {
+    let upstream = Upstream::start(|received| {
         let forged = |code: u8| {
-            let mut message = asked.query[..12].to_vec();
+            let mut message = received.query[..12].to_vec();
             (message[2], message[3]) = (0x81, 0x80 | code);
             message[4..12].fill(0);
             (Duration::ZERO, message)
         };
-        let good = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        let good = reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
         vec![forged(3), forged(0), (Duration::from_millis(5), good)]
     });
     let server = start(&upstream, &[]);
@@ -63,16 +63,16 @@ fn answer_without_question_section_is_not_believed() {
     }
 }
 
-/// RFC 5452 §9.3: who guesses gets no second chance by UDP.
+/// RFC 5452 §9.3: after several forged replies the query is repeated over TCP.
 #[test]
-fn a_storm_of_guesses_is_answered_by_tcp() {
-    let upstream = Upstream::start(|asked| {
-        let good = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
-        if asked.by_tcp || !contains(&asked.query, "www") {
+fn flood_of_forged_replies_leads_to_tcp() {
+    let upstream = Upstream::start(|received| {
+        let good = reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        if received.by_tcp || !contains(&received.query, "www") {
             return now(good);
         }
         let guess = |n: u8| {
-            let mut guess = reply(&asked.query, 0, &[a(60, [203, 0, 113, 66])], &[]);
+            let mut guess = reply(&received.query, 0, &[a(60, [203, 0, 113, 66])], &[]);
             guess[0] ^= n + 1;
             (Duration::ZERO, guess)
         };
@@ -80,23 +80,23 @@ fn a_storm_of_guesses_is_answered_by_tcp() {
     });
     let server = start(&upstream, &[]);
     assert_eq!(server.short("www.test A"), "192.0.2.1");
-    upstream.with_seen(|seen| assert!(seen.iter().any(|asked| asked.by_tcp)));
+    upstream.with_seen(|seen| assert!(seen.iter().any(|received| received.by_tcp)));
 }
 
 #[test]
-fn only_what_answers_the_question_is_kept() {
-    let upstream = Upstream::start(|asked| {
+fn only_records_that_answer_the_question_are_kept() {
+    let upstream = Upstream::start(|received| {
         let victim = record(b"\x06victim\x04test\0", 1, 60, &[203, 0, 113, 66]);
         let answers = match () {
-            () if contains(&asked.query, "victim") => vec![a(60, [192, 0, 2, 7])],
-            () if contains(&asked.query, "alias") => vec![
+            () if contains(&received.query, "victim") => vec![a(60, [192, 0, 2, 7])],
+            () if contains(&received.query, "alias") => vec![
                 victim.clone(),
                 record(b"\x06target\x04test\0", 1, 60, &[192, 0, 2, 8]),
                 record(b"\x05alias\x04test\0", 5, 60, b"\x06target\x04test\0"),
             ],
             () => vec![a(60, [192, 0, 2, 1]), victim.clone()],
         };
-        now(reply(&asked.query, 0, &answers, &[record(b"\x04test\0", 2, 60, b"\x02ns\x03bad\0"), victim]))
+        now(reply(&received.query, 0, &answers, &[record(b"\x04test\0", 2, 60, b"\x02ns\x03bad\0"), victim]))
     });
     let server = start(&upstream, &[]);
     let all = server.dig("+noall +answer +authority +additional www.test A");
@@ -109,13 +109,13 @@ fn only_what_answers_the_question_is_kept() {
 
 /// Complaint 10: A=NOERROR while AAAA=NXDOMAIN for the same name.
 #[test]
-fn complaint_10_no_answer_for_one_family_hides_the_other() {
-    let upstream = Upstream::start(|asked| {
-        let is_aaaa = contains(&asked.query, "test\0\0\u{1c}");
+fn complaint_10_missing_family_does_not_hide_the_other() {
+    let upstream = Upstream::start(|received| {
+        let is_aaaa = contains(&received.query, "test\0\0\u{1c}");
         if is_aaaa {
-            now(reply(&asked.query, 3, &[], &[soa(60)]))
+            now(reply(&received.query, 3, &[], &[soa(60)]))
         } else {
-            now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))
+            now(reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]))
         }
     });
     let server = start(&upstream, &[]);
@@ -127,13 +127,13 @@ fn complaint_10_no_answer_for_one_family_hides_the_other() {
 }
 
 #[test]
-fn a_cut_answer_is_asked_for_by_tcp() {
-    let upstream = Upstream::start(|asked| {
-        if asked.by_tcp {
+fn truncated_reply_is_retried_over_tcp() {
+    let upstream = Upstream::start(|received| {
+        if received.by_tcp {
             let many: Vec<_> = (0..200).map(|n| a(60, [192, 0, 2, n])).collect();
-            return now(reply(&asked.query, 0, &many, &[]));
+            return now(reply(&received.query, 0, &many, &[]));
         }
-        let mut cut = reply(&asked.query, 0, &[], &[]);
+        let mut cut = reply(&received.query, 0, &[], &[]);
         cut[2] |= 2;
         now(cut)
     });
@@ -143,10 +143,10 @@ fn a_cut_answer_is_asked_for_by_tcp() {
 
 /// draft-vixie-dnsext-dns0x20
 #[test]
-fn random_case_is_kept_or_the_answer_comes_by_tcp() {
-    let upstream = Upstream::start(|asked| {
-        let mut answer = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
-        if contains(&asked.query, "careless") && !asked.by_tcp {
+fn random_case_must_be_preserved_or_the_query_is_repeated_over_tcp() {
+    let upstream = Upstream::start(|received| {
+        let mut answer = reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+        if contains(&received.query, "careless") && !received.by_tcp {
             answer[12..].make_ascii_lowercase();
         }
         now(answer)
@@ -155,55 +155,57 @@ fn random_case_is_kept_or_the_answer_comes_by_tcp() {
     assert_eq!(server.short("carefulcarefulcareful.test A"), "192.0.2.1");
     assert_eq!(server.short("carelesscarelesscareless.test A"), "192.0.2.1");
     upstream.with_seen(|seen| {
-        let mixed = |asked: &&crate::upstream::Asked| asked.query[12..].iter().any(u8::is_ascii_uppercase);
+        let mixed = |received: &&crate::upstream::ReceivedQuery| {
+            received.query[12..].iter().any(u8::is_ascii_uppercase)
+        };
         assert!(seen.iter().filter(mixed).count() >= 2);
-        let by_tcp: Vec<_> = seen.iter().filter(|asked| asked.by_tcp).collect();
-        assert!(!by_tcp.is_empty() && by_tcp.iter().all(|asked| contains(&asked.query, "careless")));
+        let by_tcp: Vec<_> = seen.iter().filter(|received| received.by_tcp).collect();
+        assert!(!by_tcp.is_empty() && by_tcp.iter().all(|received| contains(&received.query, "careless")));
     });
 }
 
 /// RFC 6891 §7
 #[test]
-fn a_server_that_does_not_know_edns_is_asked_without() {
-    let upstream = Upstream::start(|asked| {
-        let has_opt = asked.query[11] == 1;
+fn server_without_edns_support_is_queried_without_edns() {
+    let upstream = Upstream::start(|received| {
+        let has_opt = received.query[11] == 1;
         let answers = if has_opt { vec![] } else { vec![a(60, [192, 0, 2, 1])] };
-        now(reply(&asked.query, u8::from(has_opt), &answers, &[]))
+        now(reply(&received.query, u8::from(has_opt), &answers, &[]))
     });
     let server = start(&upstream, &[]);
     assert_eq!(server.short("www.test A"), "192.0.2.1");
 }
 
 #[test]
-fn servfail_and_refused_of_one_server_are_not_the_last_word() {
+fn servfail_or_refused_of_one_server_leads_to_the_next() {
     for code in [2, 5] {
-        // The probe for a loop is answered, or nobody would ask any further.
-        let bad = Upstream::start(move |asked| {
-            let code = if contains(&asked.query, "test") { code } else { 3 };
-            now(reply(&asked.query, code, &[], &[]))
+        // The loop probe is answered; otherwise the server would be excluded.
+        let bad = Upstream::start(move |received| {
+            let code = if contains(&received.query, "test") { code } else { 3 };
+            now(reply(&received.query, code, &[], &[]))
         });
-        // The slower of the two, so that the other one is asked first.
-        let good = Upstream::start(|asked| {
-            vec![(Duration::from_millis(20), reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
+        // The slower of the two, so that the other one is queried first.
+        let good = Upstream::start(|received| {
+            vec![(Duration::from_millis(20), reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
         });
         let server = Server::start(&[&format!("--upstream={},{}", bad.address, good.address)]);
         for n in 0..5 {
             assert_eq!(server.short(&format!("n{n}.test A")), "192.0.2.1");
         }
-        assert!(bad.count("test") > 0, "nobody asked the one that answers {code}");
+        assert!(bad.count("test") > 0, "the server that answers {code} was not queried");
     }
 }
 
 /// CoreDNS's CrashLoopBackOff with 127.0.0.53 (complaints, "also").
 #[test]
-fn a_forwarding_loop_is_found_and_the_cluster_zone_goes_on() {
+fn forwarding_loop_is_detected_and_the_cluster_zone_is_served() {
     let address: std::net::SocketAddr = ([127, 0, 0, 1], testbed::free_port().unwrap()).into();
-    // A server that asks whoever asked it: here, ours.
-    let upstream = Upstream::start(move |asked| {
+    // A server that forwards to the sender of the query: this server.
+    let upstream = Upstream::start(move |received| {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let mut buffer = [0; 4096];
-        socket.send_to(&asked.query, address).unwrap();
+        socket.send_to(&received.query, address).unwrap();
         socket.recv(&mut buffer).map_or_else(|_late| Vec::new(), |length| now(buffer[..length].to_vec()))
     });
     let server = Server::start_at(address, &[&format!("--upstream={}", upstream.address)]);
@@ -218,7 +220,7 @@ fn a_forwarding_loop_is_found_and_the_cluster_zone_goes_on() {
 }
 
 #[test]
-fn upstreams_that_lead_back_are_refused_at_the_start_with_the_way_out() {
+fn upstreams_that_forward_back_are_refused_at_the_start_with_a_suggestion() {
     for (flag, hint) in [
         ("--upstream=127.0.0.53", "--allow-loopback-upstreams"),
         ("--upstream=127.0.0.1:5399", "would ask itself for ever"),

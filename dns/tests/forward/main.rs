@@ -1,4 +1,4 @@
-//! What is asked of others: the running server in front of real and of scripted upstream servers.
+//! The forwarder: the running server in front of real and scripted upstream servers.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,4 @@
-//! Thousands of replies that no server sends: real ones, mutated. The seed of each is the number in the name.
+//! Thousands of mutated replies. The number in a name is the seed of its reply.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -6,19 +6,19 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use crate::server::Server;
-use crate::upstream::{Answers, Asked, Upstream, a, contains, now, record, reply, soa};
+use crate::upstream::{Answers, ReceivedQuery, Upstream, a, contains, now, record, reply, soa};
 
-/// Queries that wait for an answer at the same time.
+/// Concurrent queries.
 const AT_ONCE: u16 = 50;
 
-/// Names that the replies carry records of, besides those of their own.
+/// Names of unrelated records in the replies.
 const VICTIMS: u16 = 100;
 
 fn victim(number: u16) -> String {
     format!("victim{:02}", number % VICTIMS)
 }
 
-/// A reply of one of the kinds there are, with records that do not belong there.
+/// A valid reply of some kind, with unrelated records.
 fn real(query: &[u8], number: u16) -> Vec<u8> {
     let forged =
         record(&[b"\x08", victim(number).as_bytes(), b"\x04test\0"].concat(), 1, 600, &[203, 0, 113, 66]);
@@ -64,12 +64,12 @@ fn number(query: &[u8]) -> Option<u16> {
     std::str::from_utf8(label.strip_prefix(b"m")?).ok()?.parse().ok()
 }
 
-fn script(asked: &Asked) -> Answers {
-    let Some(number) = number(&asked.query) else {
-        return now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 7])], &[]));
+fn script(received: &ReceivedQuery) -> Answers {
+    let Some(number) = number(&received.query) else {
+        return now(reply(&received.query, 0, &[a(60, [192, 0, 2, 7])], &[]));
     };
-    let mutated = mutate(&mut Rng::with_seed(number.into()), real(&asked.query, number));
-    let good = reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
+    let mutated = mutate(&mut Rng::with_seed(number.into()), real(&received.query, number));
+    let good = reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]);
     vec![(Duration::ZERO, mutated), (Duration::from_millis(2), good)]
 }
 
@@ -79,7 +79,7 @@ fn query(number: u16) -> Vec<u8> {
     [&header[..], &[u8::try_from(name.len()).unwrap()], name.as_bytes(), b"\x04test\0\0\x01\0\x01"].concat()
 }
 
-/// Every query has an answer of some kind.
+/// Every query gets some answer.
 fn ask_all(server: &Server, numbers: std::ops::Range<u16>) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(server.address).unwrap();
@@ -101,7 +101,7 @@ fn ask_all(server: &Server, numbers: std::ops::Range<u16>) {
 }
 
 #[test]
-fn mutated_replies_crash_nothing_poison_nothing_and_hold_up_no_other_query() {
+fn mutated_replies_crash_nothing_poison_nothing_and_delay_no_other_query() {
     let upstream = Upstream::start(script);
     let server = Server::start(&[&format!("--upstream={}", upstream.address)]);
     ask_all(&server, 0..2500);
@@ -112,6 +112,7 @@ fn mutated_replies_crash_nothing_poison_nothing_and_hold_up_no_other_query() {
             assert_eq!(server.short(&format!("{}.test A", victim(number))), "192.0.2.7");
         }
     }
-    upstream
-        .with_seen(|seen| assert!(seen.iter().filter(|asked| contains(&asked.query, "m2")).count() > 900));
+    upstream.with_seen(|seen| {
+        assert!(seen.iter().filter(|received| contains(&received.query, "m2")).count() > 900)
+    });
 }

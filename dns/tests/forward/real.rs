@@ -1,4 +1,4 @@
-//! Upstream servers as people run them: unbound over UDP, TCP and TLS, and knotd.
+//! Real upstream servers: unbound over UDP, TCP and TLS, and knotd.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], port: u16) -> Daemon {
     daemon
 }
 
-/// unbound with a few names of its own; with a certificate it speaks TLS as well.
+/// unbound with a few names of its own; with a certificate it also serves TLS.
 fn unbound(directory: &Path, port: u16, tls: Option<(u16, &Path, &Path)>) -> Daemon {
     let tls = tls.map_or_else(String::new, |(port, certificate, key)| {
         format!(
@@ -74,7 +74,7 @@ fn unbound_answers_every_kind_of_question_over_udp_and_tcp() {
 
 /// RFC 7858, RFC 8310 §8.1
 #[test]
-fn over_tls_the_certificate_must_be_for_the_name_and_from_an_authority_we_trust() {
+fn over_tls_the_certificate_must_be_for_the_name_and_from_a_trusted_authority() {
     let directory = tempfile::tempdir().unwrap();
     let (port, tls_port) = (testbed::free_port().unwrap(), testbed::free_port().unwrap());
     let (certificate, key) = certificate(directory.path(), "dns.example");
@@ -116,6 +116,6 @@ fn knotd_is_an_upstream_of_a_stub_domain() {
     })
     .unwrap();
     assert_eq!(server.status("none.corp.test A"), "NXDOMAIN");
-    // There is no server for anything else.
+    // There is no server for other names.
     assert_eq!(server.status("www.test A"), "REFUSED");
 }

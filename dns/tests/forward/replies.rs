@@ -1,4 +1,4 @@
-//! Replies of servers that are old, broken, or peculiar.
+//! Replies of old, faulty and unusual servers.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
@@ -12,12 +12,12 @@ fn start(upstream: &Upstream, more: &[&str]) -> Server {
     Server::start(&[&[flag.as_str()], more].concat())
 }
 
-/// Consul's: TC is set, and the last record is cut in the middle.
+/// Like Consul: TC is set, and the last record is truncated.
 #[test]
 fn truncated_reply_that_ends_inside_a_record_is_retried_over_tcp() {
-    let upstream = Upstream::start(|asked| {
-        let mut answer = reply(&asked.query, 0, &vec![a(60, [192, 0, 2, 1]); 30], &[]);
-        if !asked.by_tcp {
+    let upstream = Upstream::start(|received| {
+        let mut answer = reply(&received.query, 0, &vec![a(60, [192, 0, 2, 1]); 30], &[]);
+        if !received.by_tcp {
             answer[2] |= 2;
             answer.truncate(answer.len() - 7);
         }
@@ -29,27 +29,27 @@ fn truncated_reply_that_ends_inside_a_record_is_retried_over_tcp() {
 
 #[test]
 fn datagram_longer_than_we_take_is_retried_over_tcp() {
-    let upstream = Upstream::start(|asked| {
+    let upstream = Upstream::start(|received| {
         let many: Vec<_> =
             (0..400_u16).map(u16::to_be_bytes).map(|[high, low]| a(60, [192, high, 2, low])).collect();
-        now(reply(&asked.query, 0, &many, &[]))
+        now(reply(&received.query, 0, &many, &[]))
     });
     let server = start(&upstream, &[]);
     assert_eq!(server.short("+tcp large.test A").lines().count(), 400);
 }
 
-/// Of a server that does not keep to the size that we say.
+/// A server that ignores the size in the query.
 #[test]
 fn datagram_longer_than_we_say_that_is_whole_is_used() {
-    let upstream = Upstream::start(|asked| {
+    let upstream = Upstream::start(|received| {
         let answers: Vec<_> = (0..200).map(|n| a(60, [192, 0, 2, n])).collect();
-        now(reply(&asked.query, 0, &answers, &[]))
+        now(reply(&received.query, 0, &answers, &[]))
     });
     let server = start(&upstream, &[]);
     assert_eq!(server.short("+tcp large.test A").lines().count(), 200);
     upstream.with_seen(|seen| {
-        assert!(seen.iter().all(|asked| !asked.by_tcp));
-        let opt = seen.iter().find(|asked| contains(&asked.query, "large")).unwrap();
+        assert!(seen.iter().all(|received| !received.by_tcp));
+        let opt = seen.iter().find(|received| contains(&received.query, "large")).unwrap();
         assert!(opt.query.ends_with(&[41, 0x04, 0xd0, 0, 0, 0, 0, 0, 0]), "1,232: {:?}", opt.query);
     });
 }
@@ -58,10 +58,10 @@ fn datagram_longer_than_we_say_that_is_whole_is_used() {
 #[test]
 fn server_that_answers_formerr_or_notimp_to_edns_is_queried_without_it() {
     for code in [1, 4] {
-        let upstream = Upstream::start(move |asked| {
-            let has_opt = asked.query[11] == 1;
+        let upstream = Upstream::start(move |received| {
+            let has_opt = received.query[11] == 1;
             let answers = if has_opt { vec![] } else { vec![a(60, [192, 0, 2, 1])] };
-            now(reply(&asked.query, if has_opt { code } else { 0 }, &answers, &[]))
+            now(reply(&received.query, if has_opt { code } else { 0 }, &answers, &[]))
         });
         let server = start(&upstream, &[]);
         for n in 0..3 {
@@ -73,25 +73,25 @@ fn server_that_answers_formerr_or_notimp_to_edns_is_queried_without_it() {
 
 #[test]
 fn one_formerr_does_not_cost_dnssec() {
-    let upstream = Upstream::start(|asked| {
-        let has_opt = asked.query[11] == 1;
-        let fails = has_opt && contains(&asked.query, "odd");
-        now(reply(&asked.query, u8::from(fails), &[a(60, [192, 0, 2, 1])], &[]))
+    let upstream = Upstream::start(|received| {
+        let has_opt = received.query[11] == 1;
+        let fails = has_opt && contains(&received.query, "odd");
+        now(reply(&received.query, u8::from(fails), &[a(60, [192, 0, 2, 1])], &[]))
     });
     let server = start(&upstream, &[]);
     assert_eq!(server.short("odd.test A"), "192.0.2.1");
     assert_eq!(server.short("+dnssec www.test A"), "192.0.2.1");
     upstream.with_seen(|seen| {
-        let asked = seen.iter().find(|asked| contains(&asked.query, "www")).unwrap();
-        assert_eq!(asked.query[11], 1, "with EDNS");
+        let received = seen.iter().find(|received| contains(&received.query, "www")).unwrap();
+        assert_eq!(received.query[11], 1, "with EDNS");
     });
 }
 
 #[test]
 fn error_without_question_section_is_an_answer() {
     for (code, status) in [(2, "SERVFAIL"), (5, "REFUSED")] {
-        let upstream = Upstream::start(move |asked| {
-            let mut message = asked.query[..12].to_vec();
+        let upstream = Upstream::start(move |received| {
+            let mut message = received.query[..12].to_vec();
             (message[2], message[3]) = (0x81, 0x80 | code);
             message[4..12].fill(0);
             now(message)
@@ -106,10 +106,10 @@ fn error_without_question_section_is_an_answer() {
 /// RFC 2308 §2.1 type 4, §2.2 type 3
 #[test]
 fn negative_answers_without_soa_are_passed_on() {
-    let upstream = Upstream::start(|asked| {
+    let upstream = Upstream::start(|received| {
         let name_server = record(b"\x04test\0", 2, 60, b"\x02ns\x04test\0");
-        let code = if contains(&asked.query, "nodata") { 0 } else { 3 };
-        now(reply(&asked.query, code, &[], &[name_server]))
+        let code = if contains(&received.query, "nodata") { 0 } else { 3 };
+        now(reply(&received.query, code, &[], &[name_server]))
     });
     let server = start(&upstream, &[]);
     assert_eq!(server.status("gone.test A"), "NXDOMAIN");
@@ -118,12 +118,12 @@ fn negative_answers_without_soa_are_passed_on() {
 
 #[test]
 fn flags_and_unknown_types_are_passed_on() {
-    let upstream = Upstream::start(|asked| {
-        let gone = contains(&asked.query, "gone");
+    let upstream = Upstream::start(|received| {
+        let gone = contains(&received.query, "gone");
         let unknown = record(b"\xC0\x0C", 65_280, 60, &[1, 2, 3]);
         let answers = if gone { vec![] } else { vec![unknown] };
         let authorities = if gone { vec![soa(60)] } else { vec![] };
-        let mut answer = reply(&asked.query, if gone { 3 } else { 0 }, &answers, &authorities);
+        let mut answer = reply(&received.query, if gone { 3 } else { 0 }, &answers, &authorities);
         answer[3] |= 0x20;
         now(answer)
     });
@@ -138,7 +138,7 @@ fn flags_and_unknown_types_are_passed_on() {
     }
 }
 
-/// A server that closes each connection after one answer, and takes its time.
+/// A slow server that closes each connection after one answer.
 #[test]
 fn server_that_answers_one_query_per_connection_answers_all() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -167,7 +167,7 @@ fn server_that_answers_one_query_per_connection_answers_all() {
     });
 }
 
-/// A server without a socket: the kernel says so at once.
+/// A closed port: the kernel reports an error at once.
 #[test]
 fn closed_port_fails_at_once() {
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -181,13 +181,13 @@ fn closed_port_fails_at_once() {
 #[test]
 fn sequential_policy_queries_the_first_server_and_the_next_when_it_is_silent() {
     let steady = |last: u8| {
-        Upstream::start(move |asked| now(reply(&asked.query, 0, &[a(60, [192, 0, 2, last])], &[])))
+        Upstream::start(move |received| now(reply(&received.query, 0, &[a(60, [192, 0, 2, last])], &[])))
     };
-    let slow = Upstream::start(|asked| {
-        if contains(&asked.query, "silent") {
+    let slow = Upstream::start(|received| {
+        if contains(&received.query, "silent") {
             return Vec::new();
         }
-        vec![(Duration::from_millis(50), reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
+        vec![(Duration::from_millis(50), reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]))]
     });
     let fast = steady(2);
     let upstreams = format!("--upstream={},{}", slow.address, fast.address);
@@ -202,7 +202,7 @@ fn sequential_policy_queries_the_first_server_and_the_next_when_it_is_silent() {
 #[test]
 fn silent_servers_of_one_domain_leave_other_domains_their_queries() {
     let dead = Upstream::start(|_| Vec::new());
-    let good = Upstream::start(|asked| now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[])));
+    let good = Upstream::start(|received| now(reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[])));
     let stub = format!("--stub=dead.test={}", dead.address);
     let server = start(&good, &["--max-concurrent=3", &stub]);
     std::thread::scope(|scope| {
@@ -222,9 +222,9 @@ fn silent_servers_of_one_domain_leave_other_domains_their_queries() {
 
 #[test]
 fn one_client_leaves_others_their_queries() {
-    let dead = Upstream::start(|asked| {
-        let good = contains(&asked.query, "good");
-        if good { now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[])) } else { Vec::new() }
+    let dead = Upstream::start(|received| {
+        let good = contains(&received.query, "good");
+        if good { now(reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[])) } else { Vec::new() }
     });
     let server = start(&dead, &["--max-concurrent-per-client=2"]);
     std::thread::scope(|scope| {
@@ -243,12 +243,12 @@ fn one_client_leaves_others_their_queries() {
     });
 }
 
-/// The first answer is made anew, the second one comes from the cache.
+/// The first answer is fresh, the second one comes from the cache.
 #[test]
 fn answers_keep_to_the_size_the_client_can_take_first_and_later() {
-    let upstream = Upstream::start(|asked| {
+    let upstream = Upstream::start(|received| {
         let answers: Vec<_> = (0..100).map(|n| a(60, [192, 0, 2, n])).collect();
-        now(reply(&asked.query, 0, &answers, &[]))
+        now(reply(&received.query, 0, &answers, &[]))
     });
     let server = start(&upstream, &[]);
     let name = |of: &str| format!("{of}.a-name-that-is-as-long-as-those-of-buckets-are.eu-central-1.test");
@@ -264,13 +264,13 @@ fn answers_keep_to_the_size_the_client_can_take_first_and_later() {
     }
 }
 
-/// Over TCP it accepts every connection and closes it.
+/// Accepts every TCP connection and closes it.
 #[test]
 fn server_that_closes_every_connection_leaves_its_queries_to_the_next() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let closing = listener.local_addr().unwrap();
     std::thread::spawn(move || listener.incoming().for_each(drop));
-    let good = Upstream::start(|asked| now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[])));
+    let good = Upstream::start(|received| now(reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[])));
     let upstreams = format!("--upstream=tcp://{closing},tcp://{}", good.address);
     for policy in ["sequential", "fastest"] {
         let server = Server::start(&[&upstreams, &format!("--upstream-policy={policy}")]);

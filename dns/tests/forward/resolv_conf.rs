@@ -1,11 +1,11 @@
-//! Where the servers are looked up.
+//! The discovery of the upstream servers.
 
 use crate::server::Server;
 use crate::upstream::{Upstream, a, now, reply};
 
-/// A node whose resolv.conf names only us, as one that systemd-resolved keeps names only that.
+/// A node whose resolv.conf names only this server, or only systemd-resolved.
 #[test]
-fn the_servers_behind_systemd_resolved_are_followed_too() {
+fn servers_behind_systemd_resolved_are_used() {
     let node = testbed::Node::new().unwrap();
     node.shell("mount -t tmpfs none /run && mkdir -p /run/systemd/resolve").unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -13,8 +13,8 @@ fn the_servers_behind_systemd_resolved_are_followed_too() {
     std::fs::write(&file, "nameserver 127.0.0.1\n").unwrap();
     let flag = format!("--resolv-conf={}", file.display());
     node.run(|| {
-        let _upstream = Upstream::start_at("127.0.0.9:53", |asked| {
-            now(reply(&asked.query, 0, &[a(60, [192, 0, 2, 1])], &[]))
+        let _upstream = Upstream::start_at("127.0.0.9:53", |received| {
+            now(reply(&received.query, 0, &[a(60, [192, 0, 2, 1])], &[]))
         });
         let server = Server::start_at("127.0.0.1:53".parse().unwrap(), &[&flag]);
         assert_eq!(server.status("www.test A"), "REFUSED");

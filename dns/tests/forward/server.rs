@@ -1,4 +1,4 @@
-//! A running portolan-dns without any Services.
+//! A running portolan-dns without Services.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -66,7 +66,7 @@ impl Server {
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     }
 
-    /// The addresses, and how long it took.
+    /// The addresses, and the response time.
     pub(crate) fn timed(&self, question: &str) -> (String, Duration) {
         let started = Instant::now();
         let answer = self.dig(&format!("+short {question}"));
@@ -90,7 +90,8 @@ impl Server {
         output.split_whitespace().nth(1).and_then(|ttl| ttl.parse().ok()).expect(&output)
     }
 
-    /// How often somebody had to be asked, whatever attempts that took: on a busy machine an answer may be late.
+    /// The number of queries that needed an upstream server, independent of the number of attempts: on a busy
+    /// machine an answer may be late.
     pub(crate) fn exchanges(&self) -> f64 {
         self.metric("coredns_cache_misses_total") - self.metric("portolan_dns_coalesced_total")
     }

@@ -1,4 +1,4 @@
-//! An upstream server that does what real ones cannot be made to do.
+//! A scripted upstream server, for behaviour that real ones do not have.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A query as it came.
-pub(crate) struct Asked {
+/// A received query.
+pub(crate) struct ReceivedQuery {
     pub(crate) query: Vec<u8>,
     pub(crate) from: SocketAddr,
     pub(crate) by_tcp: bool,
-    /// How many came before.
+    /// The number of earlier queries.
     pub(crate) number: usize,
 }
 
@@ -27,20 +27,20 @@ pub(crate) struct Upstream {
 }
 
 struct Shared {
-    seen: Mutex<Vec<Asked>>,
+    seen: Mutex<Vec<ReceivedQuery>>,
     ended: AtomicBool,
     count: AtomicUsize,
-    script: Box<dyn Fn(&Asked) -> Answers + Send + Sync>,
+    script: Box<dyn Fn(&ReceivedQuery) -> Answers + Send + Sync>,
 }
 
 impl Upstream {
-    pub(crate) fn start(script: impl Fn(&Asked) -> Answers + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(&ReceivedQuery) -> Answers + Send + Sync + 'static) -> Self {
         Self::start_at("127.0.0.1:0", script)
     }
 
     pub(crate) fn start_at(
         address: &str,
-        script: impl Fn(&Asked) -> Answers + Send + Sync + 'static,
+        script: impl Fn(&ReceivedQuery) -> Answers + Send + Sync + 'static,
     ) -> Self {
         let (udp, tcp) = std::iter::repeat_with(|| {
             let udp = UdpSocket::bind(address).unwrap();
@@ -66,12 +66,12 @@ impl Upstream {
         Self { address, shared, threads }
     }
 
-    /// How many queries with this text in their name have come; probes for loops do not count.
+    /// The number of received queries with this text in their name, without loop probes.
     pub(crate) fn count(&self, label: &str) -> usize {
-        self.with_seen(|seen| seen.iter().filter(|asked| contains(&asked.query, label)).count())
+        self.with_seen(|seen| seen.iter().filter(|received| contains(&received.query, label)).count())
     }
 
-    pub(crate) fn with_seen<T>(&self, look: impl FnOnce(&[Asked]) -> T) -> T {
+    pub(crate) fn with_seen<T>(&self, look: impl FnOnce(&[ReceivedQuery]) -> T) -> T {
         look(&self.shared.seen.lock().unwrap())
     }
 }
@@ -85,7 +85,7 @@ impl Drop for Upstream {
     }
 }
 
-/// Whether a query is about a name with this label, in any case.
+/// Whether a query is for a name with this label, in any case.
 pub(crate) fn contains(query: &[u8], label: &str) -> bool {
     let lower = query.to_ascii_lowercase();
     lower.windows(label.len()).any(|window| window == label.as_bytes())
@@ -94,9 +94,9 @@ pub(crate) fn contains(query: &[u8], label: &str) -> bool {
 impl Shared {
     fn answers(&self, query: &[u8], from: SocketAddr, by_tcp: bool) -> Answers {
         let number = self.count.fetch_add(1, SeqCst);
-        let asked = Asked { query: query.to_vec(), from, by_tcp, number };
-        let answers = (self.script)(&asked);
-        self.seen.lock().unwrap().push(asked);
+        let received = ReceivedQuery { query: query.to_vec(), from, by_tcp, number };
+        let answers = (self.script)(&received);
+        self.seen.lock().unwrap().push(received);
         answers
     }
 }
@@ -152,7 +152,7 @@ fn serve_connection(mut stream: TcpStream, from: SocketAddr, shared: &Shared) {
     }
 }
 
-/// A reply to a query: a code, and records as bytes for ANSWER and AUTHORITY.
+/// A reply to a query: a code, and encoded records for ANSWER and AUTHORITY.
 pub(crate) fn reply(query: &[u8], code: u8, answers: &[Vec<u8>], authorities: &[Vec<u8>]) -> Vec<u8> {
     let end = 12 + query[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
     let mut reply = query[..end].to_vec();
@@ -171,7 +171,7 @@ pub(crate) fn a(ttl: u32, address: [u8; 4]) -> Vec<u8> {
     [&[0xC0, 12, 0, 1, 0, 1][..], &ttl.to_be_bytes(), &[0, 4], &address].concat()
 }
 
-/// A record with its owner's name written out.
+/// A record with an uncompressed owner.
 pub(crate) fn record(owner: &[u8], kind: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
     let length = u16::try_from(data.len()).unwrap().to_be_bytes();
     [owner, &kind.to_be_bytes(), &[0, 1], &ttl.to_be_bytes(), &length, data].concat()

@@ -99,7 +99,7 @@ fn server() -> Server {
     Server::start(&[("all.yaml", MANIFESTS)], &[])
 }
 
-/// Asks over UDP and TCP; the answers, sorted, must be these.
+/// Queries over UDP and TCP; the sorted answers must be these.
 fn expect(server: &Server, question: &str, expected: &[&str]) {
     for transport in ["+notcp", "+tcp"] {
         let answer = server.dig(&format!("{transport} +short {question}"));
@@ -133,7 +133,7 @@ fn s4_s5_a_named_port_has_srv_records_and_an_unnamed_one_has_none() {
     assert!(additional.contains("10.96.0.1") && additional.contains("fd00:10:96::1"), "{additional}");
 }
 
-/// RFC 2782: a target is not compressed, and a weight of 0 is for where there is no choice to make.
+/// RFC 2782: a target is not compressed, and a weight of 0 means no choice.
 #[test]
 fn targets_of_srv_records_are_whole_names() {
     let server = server();
@@ -152,19 +152,19 @@ fn s6_pointers_of_cluster_ips() {
 }
 
 #[test]
-fn s7_a_headless_name_stands_for_its_ready_endpoints() {
+fn s7_headless_name_resolves_to_its_ready_endpoints() {
     let server = server();
     expect(&server, "headless.default.svc.cluster.local A", &["10.3.0.100", "10.3.0.101", "10.3.0.102"]);
     expect(&server, "headless.default.svc.cluster.local AAAA", &["fd00::1:2"]);
 }
 
 #[test]
-fn s8_a_headless_name_without_ready_endpoints_does_not_exist() {
+fn s8_headless_name_without_ready_endpoints_does_not_exist() {
     assert_eq!(server().status("empty.default.svc.cluster.local A"), "NXDOMAIN");
 }
 
 #[test]
-fn s9_s10_endpoints_go_by_their_hostname_or_their_address() {
+fn s9_s10_endpoints_are_named_by_hostname_or_address() {
     let server = server();
     expect(&server, "my-pet.headless.default.svc.cluster.local A", &["10.3.0.100", "10.3.0.101"]);
     expect(&server, "10-3-0-102.headless.default.svc.cluster.local A", &["10.3.0.102"]);
@@ -200,7 +200,7 @@ fn s12_pointers_of_endpoints() {
 }
 
 #[test]
-fn s13_an_external_name_is_an_alias_whose_target_comes_along() {
+fn s13_external_name_is_an_alias_whose_target_is_included() {
     let upstream = Server::start(
         &[(
             "up.yaml",
@@ -215,12 +215,12 @@ fn s13_an_external_name_is_an_alias_whose_target_comes_along() {
     expect(&server, "outside.default.svc.cluster.local A", &["10.96.9.9", "www.x.svc.example.org."]);
     let first = server.dig("+short outside.default.svc.cluster.local A");
     assert!(first.starts_with("www.x.svc"), "the alias comes first: {first}");
-    // And other names altogether go upstream as they are.
+    // Other names are forwarded as they are.
     expect(&server, "www.x.svc.example.org A", &["10.96.9.9"]);
 }
 
 #[test]
-fn s14_names_are_found_in_any_case_and_keep_the_askers() {
+fn s14_names_are_case_insensitive_and_keep_the_spelling_of_the_query() {
     let server = server();
     expect(&server, "KuBeRnEtEs.DEFAULT.svc.cluster.LOCAL A", &["10.96.0.1"]);
     let answer = server.dig("+noall +answer KuBeRnEtEs.default.svc.cluster.local A");
@@ -228,14 +228,14 @@ fn s14_names_are_found_in_any_case_and_keep_the_askers() {
 }
 
 #[test]
-fn s15_ready_means_the_condition_or_published_anyway() {
+fn s15_ready_means_the_condition_or_publish_not_ready_addresses() {
     let server = server();
     expect(&server, "eager.default.svc.cluster.local A", &["10.3.0.110"]);
     expect(&server, "eager-0.eager.default.svc.cluster.local A", &["10.3.0.110"]);
 }
 
 #[test]
-fn what_does_not_exist_differs_from_what_has_no_such_record() {
+fn nxdomain_differs_from_nodata() {
     let server = server();
     for (question, status) in [
         ("cluster.local A", "NOERROR"),

@@ -1,4 +1,4 @@
-//! What a collector gets to see, taken by fstrm_capture and read by dnstap-read.
+//! The frames that a collector receives, captured by fstrm_capture and decoded by dnstap-read.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +8,7 @@ use crate::server::Server;
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
 const NAME: &str = "web.default.svc.cluster.local";
 
-/// Writes to a file what comes, until it is told to end.
+/// Writes received frames to a file, until it is stopped.
 struct Collector {
     child: Child,
     file: PathBuf,
@@ -22,7 +22,7 @@ impl Collector {
         Self { child, file }
     }
 
-    /// A line for each message that came.
+    /// A line per received message.
     fn read(mut self) -> Vec<String> {
         let told = Command::new("kill").arg(self.child.id().to_string()).status();
         assert!(told.unwrap().success() && self.child.wait().unwrap().success());
@@ -43,7 +43,7 @@ fn lost(server: &Server) -> u64 {
     server.metric("portolan_dns_dnstap_lost_total").parse().unwrap()
 }
 
-/// Asks until the server says that nobody heard of it.
+/// Sends queries until the server counts a lost one.
 fn wait_for_loss(server: &Server) {
     let before = lost(server);
     testbed::wait_for("a loss", || {
@@ -55,7 +55,7 @@ fn wait_for_loss(server: &Server) {
 }
 
 #[test]
-fn a_collector_gets_every_query_and_answer_and_may_come_and_go() {
+fn collector_gets_every_query_and_reply_and_may_restart() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("socket");
     let mut server =
@@ -74,7 +74,7 @@ fn a_collector_gets_every_query_and_answer_and_may_come_and_go() {
     assert_eq!(server.status(&format!("+tcp none.{NAME} TXT")), "NXDOMAIN");
     assert_eq!(server.status("+edns outside.example AAAA"), "SERVFAIL");
     assert_eq!(lost(&server), before);
-    // The end of the server is the end of the stream: all that it had to say has been taken.
+    // When the server stops, the stream ends, and everything has been received.
     server.tell_to_end();
     testbed::wait_for("the end of the server", || {
         anyhow::ensure!(!server.is_running());

@@ -1,4 +1,4 @@
-//! EDNS: every row of RFC 8906's list, and the options there are.
+//! EDNS: every row of RFC 8906's list, and the supported options.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -13,7 +13,7 @@ const APEX: &str = "cluster.local";
 const A: u16 = 1;
 const SOA: u16 = 6;
 
-/// Bits of the header that a query may have.
+/// Header bits that a query may have.
 const RD: u16 = 0x0100;
 const Z: u16 = 0x0040;
 const AD: u16 = 0x0020;
@@ -36,13 +36,13 @@ fn soa() -> Query {
     Query::new(APEX, SOA)
 }
 
-/// NOERROR with the SOA record, of our own knowledge and whole.
+/// NOERROR with the SOA record, authoritative and not truncated.
 #[track_caller]
 fn assert_answered(reply: &Reply) {
     assert_eq!((reply.code(), &reply.answers[..], reply.flags & (AA | TC)), (0, &[SOA][..], AA), "{reply:?}");
 }
 
-/// BADVERS comes with the version there is, and nothing that was asked for.
+/// BADVERS with the supported version and without an answer.
 #[track_caller]
 fn assert_bad_version(reply: &Reply) {
     let opt = reply.opt.as_ref().unwrap();
@@ -60,21 +60,22 @@ fn assert_bad_version(reply: &Reply) {
 fn rfc_8906_queries_without_edns() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let at = server.address;
-    // 8.1.1, and 8.1.5 by TCP: nobody gets EDNS who has not spoken it (RFC 6891 §6.1.1).
+    // 8.1.1, and 8.1.5 over TCP: no EDNS in the reply to a query without it (RFC 6891 §6.1.1).
     for reply in [soa().ask(at), soa().ask_by_tcp(at)] {
         assert_answered(&reply);
         assert!(reply.opt.is_none());
     }
-    // 8.1.2: a type nobody knows.
+    // 8.1.2: an unknown type.
     let unknown = Query::new(APEX, 1000).ask(at);
     assert_eq!((unknown.code(), unknown.counts), (0, [1, 0, 1, 0]), "NODATA, with the SOA record");
-    // 8.1.3: each bit alone. AD and the reserved one do not come back, CD and RD do (RFC 4035 §3.2.2, RFC 1035 §4.1.1).
+    // 8.1.3: each bit alone. AD and the reserved bit are not returned, CD and RD are (RFC 4035 §3.2.2, RFC
+    // 1035 §4.1.1).
     for (bit, back) in [(CD, CD), (AD, 0), (Z, 0), (RD, RD)] {
         let reply = soa().flags(bit).ask(at);
         assert_answered(&reply);
         assert_eq!(reply.flags & (CD | AD | Z | RD), back, "{bit:#x}");
     }
-    // 8.1.4: another opcode, with a question and with the header alone.
+    // 8.1.4: another opcode, with a question and with the header only.
     for query in [soa(), soa().without_question()] {
         let reply = query.flags(15 << 11).ask(at);
         assert_eq!((reply.code(), reply.flags & 0x7800, &reply.counts[1..]), (NOTIMP, 15 << 11, &[0; 3][..]));
@@ -91,7 +92,7 @@ fn rfc_8906_queries_with_edns() {
     assert_answered(&plain);
     let opt = plain.opt.as_ref().unwrap();
     assert_eq!((opt.payload, opt.version, opt.flags, opt.options.len()), (1232, 0, 0, 0));
-    // 8.2.2, 8.2.5, 8.2.6, 8.2.9: a version there is not, alone and with all else there is not.
+    // 8.2.2, 8.2.5, 8.2.6, 8.2.9: an unknown version, alone and with other unknown things.
     for query in [
         soa().edns(4096, 1, 0),
         soa().edns(4096, 1, 0x40),
@@ -100,21 +101,21 @@ fn rfc_8906_queries_with_edns() {
     ] {
         assert_bad_version(&query.ask(at));
     }
-    // 8.2.3: an option nobody knows is left out. 8.2.4: a flag nobody knows is not sent back.
+    // 8.2.3: an unknown option is ignored. 8.2.4: an unknown flag is not returned.
     let reply = soa().option(UNKNOWN, b"\x01\x02\x03\x04").ask(at);
     assert_answered(&reply);
     assert_eq!(reply.opt.unwrap().options, []);
     let reply = soa().edns(4096, 0, 0x0040).ask(at);
     assert_answered(&reply);
     assert_eq!(reply.opt.unwrap().flags, 0);
-    // 8.2.7: what is cut keeps its OPT record.
+    // 8.2.7: a truncated reply keeps its OPT record.
     let cut = Query::new("large.default.svc.cluster.local", A).edns(512, 0, DO).ask(at);
     assert!(cut.flags & TC != 0 && cut.wire.len() <= 512 && cut.opt.is_some(), "{cut:?}");
-    // 8.2.8: DO comes back (RFC 3225 §3).
+    // 8.2.8: DO is returned (RFC 3225 §3).
     let reply = soa().edns(4096, 0, DO).ask(at);
     assert_answered(&reply);
     assert_eq!(reply.opt.unwrap().flags, DO);
-    // 8.2.10: NSID, client subnet, expire and a cookie at once.
+    // 8.2.10: NSID, client subnet, expire and a cookie together.
     let many =
         soa().option(NSID, b"").option(8, b"\0\x01\x18\0\x7f\0\0").option(9, b"").option(COOKIE, b"12345678");
     let reply = many.ask(at);
@@ -130,9 +131,9 @@ fn large() -> String {
     text
 }
 
-/// RFC 6891 §6.2.5: smaller sizes are taken for 512; ours is 1232. Options come off the room for records, not on top.
+/// RFC 6891 §6.2.5: smaller sizes count as 512; ours is 1232. Options reduce the space for records.
 #[test]
-fn answers_keep_to_the_size_the_client_can_take_with_all_options() {
+fn replies_with_all_options_are_within_the_size_of_the_client() {
     let server = Server::start(&[("large.yaml", &large())], &["--nsid=a-node-with-a-rather-long-name"]);
     let query = Query::new("large.default.svc.cluster.local", A);
     for (payload, limit) in [(0, 512), (511, 512), (512, 512), (700, 700), (1232, 1232), (65_535, 1232)] {
@@ -153,7 +154,7 @@ fn answers_keep_to_the_size_the_client_can_take_with_all_options() {
 
 /// RFC 7873, RFC 9018
 #[test]
-fn a_cookie_is_given_kept_and_recognised() {
+fn cookie_is_given_kept_and_recognised() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let at = server.address;
     let first = soa().option(COOKIE, b"12345678").ask(at);
@@ -168,17 +169,17 @@ fn a_cookie_is_given_kept_and_recognised() {
     assert_ne!(reply.option(COOKIE).unwrap(), forged);
     let other = soa().option(COOKIE, b"87654321").ask(at);
     assert_ne!(other.option(COOKIE).unwrap()[16..], cookie[16..]);
-    // §5.2.2: a length that cookies do not have.
+    // §5.2.2: an invalid length of a cookie.
     for length in [0, 7, 9, 15, 41] {
         let reply = soa().option(COOKIE, &vec![b'x'; length]).ask(at);
         assert_eq!((reply.code(), reply.counts[1]), (FORMERR, 0), "{length}");
     }
-    // §5.4: a cookie may be fetched without asking anything.
+    // §5.4: a cookie without a question.
     let fetched = soa().without_question().option(COOKIE, b"12345678").ask(at);
     assert_eq!((fetched.code(), fetched.counts), (0, [0, 0, 0, 1]));
     assert_eq!(fetched.option(COOKIE).unwrap().len(), 24);
     assert_eq!(soa().without_question().edns(1232, 0, 0).ask(at).code(), FORMERR);
-    // Forwarded names, refusals and aliases take the same road.
+    // The same for forwarded names, refusals and aliases.
     for query in [Query::new("www.example.org", A), Query::new("www.example.org", 252)] {
         assert_eq!(query.option(COOKIE, b"12345678").ask(at).option(COOKIE).unwrap().len(), 24);
     }
@@ -187,7 +188,7 @@ fn a_cookie_is_given_kept_and_recognised() {
 
 /// RFC 5001
 #[test]
-fn nsid_is_told_to_those_who_ask_and_only_if_there_is_one() {
+fn nsid_is_returned_on_request_if_it_is_configured() {
     let server = Server::start(&[("web.yaml", WEB)], &["--nsid=node-7"]);
     assert_eq!(soa().option(NSID, b"").ask(server.address).option(NSID), Some(&b"node-7"[..]));
     assert_eq!(soa().edns(1232, 0, 0).ask(server.address).option(NSID), None);
@@ -198,7 +199,7 @@ fn nsid_is_told_to_those_who_ask_and_only_if_there_is_one() {
 
 /// RFC 7828
 #[test]
-fn keepalive_is_told_over_tcp_alone_and_kept() {
+fn keepalive_is_returned_over_tcp_only_and_honoured() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let query = soa().option(KEEPALIVE, b"");
     assert_eq!(query.ask(server.address).option(KEEPALIVE), None);
@@ -207,13 +208,13 @@ fn keepalive_is_told_over_tcp_alone_and_kept() {
     send(&mut stream, &query.wire(1));
     let reply = Reply::parse(&receive(&mut stream));
     let tenths = u16::from_be_bytes(reply.option(KEEPALIVE).unwrap().try_into().unwrap());
-    // Silent for most of the time, and still served.
+    // Idle for most of the time, and still served.
     std::thread::sleep(Duration::from_millis(u64::from(tenths) * 70));
     send(&mut stream, &query.wire(2));
     assert_eq!(receive(&mut stream)[..2], [0, 2]);
 }
 
-/// RFC 8914: whatever is not answered says why.
+/// RFC 8914: every error has a reason.
 #[test]
 fn every_failure_has_its_reason() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
@@ -238,14 +239,14 @@ fn every_failure_has_its_reason() {
         assert_eq!((reply.code(), reply.error().map(|(code, _)| code)), (code, reason), "{reply:?}");
         assert!(reply.error().is_none_or(|(_, text)| !text.is_empty()), "{reply:?}");
     }
-    let nobody = Server::start(&[], &["--upstream=127.0.0.1:1", "--resolv-conf=/nonexistent"]);
-    let reply = Query::new("www.example.org", A).ask(nobody.address);
-    assert!(reply.code() == 2 && reply.opt.is_none(), "nothing is said to those who do not speak EDNS");
+    let without_upstream = Server::start(&[], &["--upstream=127.0.0.1:1", "--resolv-conf=/nonexistent"]);
+    let reply = Query::new("www.example.org", A).ask(without_upstream.address);
+    assert!(reply.code() == 2 && reply.opt.is_none(), "no reason without EDNS");
 }
 
-/// EDE 14 before the first state, EDE 3 and 19 when the source is lost: never a word that is not known to be true.
+/// EDE 14 before the first state, EDE 3 and 19 when the source is lost.
 #[test]
-fn complaint_4_a_lost_source_is_told_with_every_answer_and_an_unread_one_is_no_nxdomain() {
+fn complaint_4_lost_source_adds_an_error_to_every_answer_and_unread_source_gives_no_nxdomain() {
     let unread = Server::start_unready(&[]);
     for name in [NAME, "9.0.96.10.in-addr.arpa"] {
         let reply = Query::new(name, A).edns(1232, 0, 0).ask(unread.address);
@@ -264,7 +265,7 @@ fn complaint_4_a_lost_source_is_told_with_every_answer_and_an_unread_one_is_no_n
     })
     .unwrap();
     assert_eq!(ask("none.default.svc.cluster.local"), (3, 0, Some(19)));
-    testbed::wait_for("its age to be told", || {
+    testbed::wait_for("its age to be reported", || {
         let age = server.metric("portolan_dns_source_stale_seconds{source=\"manifests\"}");
         anyhow::ensure!(age.parse::<f64>()? > 0.0, "{age}");
         Ok(())

@@ -1,4 +1,4 @@
-//! What no well-meant client sends, and what many of them send at once.
+//! Malformed queries, and many of them at once.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
@@ -8,7 +8,7 @@ use crate::server::Server;
 
 const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
 
-/// A query for the A records of a name, with an OPT record or two if told so.
+/// A query for the A records of a name, with up to two OPT records.
 fn query(id: u16, name: &str, opts: u8) -> Vec<u8> {
     let mut message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, opts]].concat();
     for label in name.split('.') {
@@ -82,7 +82,7 @@ fn tcp_carries_hundreds_of_queries_at_a_time_in_pieces_of_any_size() {
 
 /// RFC 7766 §6.2.1.1
 #[test]
-fn a_query_that_waits_for_upstream_holds_up_none_behind_it() {
+fn query_that_waits_for_upstream_delays_none_behind_it() {
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let upstream = format!("--upstream={}", silent.local_addr().unwrap());
     let server = Server::start(&[("web.yaml", WEB)], &[&upstream]);
@@ -95,7 +95,7 @@ fn a_query_that_waits_for_upstream_holds_up_none_behind_it() {
 }
 
 #[test]
-fn responses_and_scraps_get_no_answer() {
+fn responses_and_fragments_get_no_answer() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let socket = socket(&server);
     let mut response = query(1, "web.default.svc.cluster.local", 0);
@@ -103,12 +103,12 @@ fn responses_and_scraps_get_no_answer() {
     for silent in [&response[..], &response[..11], b"", b"\0"] {
         socket.send(silent).unwrap();
     }
-    // The first answer is that to the first query that deserves one.
+    // The first answer is for the first valid query.
     assert_eq!(ask(&socket, &query(7, "web.default.svc.cluster.local", 0))[..2], [0, 7]);
 }
 
 #[test]
-fn counts_that_lie_loops_and_second_opts_are_format_errors() {
+fn wrong_counts_loops_and_second_opts_are_format_errors() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let socket = socket(&server);
     let good = query(3, "web.default.svc.cluster.local", 0);
@@ -133,11 +133,11 @@ fn counts_that_lie_loops_and_second_opts_are_format_errors() {
 }
 
 #[test]
-fn garbage_over_tcp_a_byte_at_a_time_hurts_nobody() {
+fn garbage_over_tcp_a_byte_at_a_time_harms_no_other_client() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let mut garbage = connect(&server);
     let mut random = fastrand::Rng::with_seed(7);
-    // One frame of the largest size, whose content is noise.
+    // One frame of the maximum size with random content.
     garbage.write_all(&[255, 255]).unwrap();
     for _ in 0..65_535 {
         garbage.write_all(&[random.u8(..) | 0x80]).unwrap();
@@ -147,9 +147,9 @@ fn garbage_over_tcp_a_byte_at_a_time_hurts_nobody() {
     assert_eq!(next_frame(&mut polite)[..2], [0, 5]);
 }
 
-/// RFC 7766 §6.2.3: and beyond the open files a service has by default.
+/// RFC 7766 §6.2.3, with the default limit on open files of a service.
 #[test]
-fn so_many_connections_may_be_open_and_the_next_one_waits_its_turn() {
+fn connections_up_to_the_limit_are_open_and_the_next_one_waits() {
     const MOST: usize = 4096;
     daemon::file_limit::raise();
     let server = Server::start(&[("web.yaml", WEB)], &[]);
@@ -161,7 +161,7 @@ fn so_many_connections_may_be_open_and_the_next_one_waits_its_turn() {
         Ok(())
     })
     .unwrap();
-    // Whoever comes by datagram does not notice.
+    // UDP clients are not affected.
     let name = "web.default.svc.cluster.local";
     assert_eq!(ask(&socket(&server), &query(1, name, 0))[..2], [0, 1]);
     let open = server.open_files();
@@ -174,7 +174,7 @@ fn so_many_connections_may_be_open_and_the_next_one_waits_its_turn() {
 
 /// RFC 7766 §6.2.3
 #[test]
-fn a_connection_that_says_nothing_is_closed_and_one_that_waits_for_an_answer_is_not() {
+fn idle_connection_is_closed_but_not_one_that_waits_for_an_answer() {
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let upstream = format!("--upstream={}", silent.local_addr().unwrap());
     let server = Server::start(&[("web.yaml", WEB)], &[&upstream]);
@@ -187,7 +187,7 @@ fn a_connection_that_says_nothing_is_closed_and_one_that_waits_for_an_answer_is_
     assert_eq!(idle.read(&mut [0]).unwrap(), 0, "closed, after ten seconds");
 }
 
-/// RFC 8020; and an SOA record must be of a parent, or it says nothing.
+/// RFC 8020; the SOA record must be that of a parent.
 #[test]
 fn reverse_names_above_an_address_exist_and_name_their_own_zone() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
@@ -207,7 +207,7 @@ fn reverse_names_above_an_address_exist_and_name_their_own_zone() {
 }
 
 #[test]
-fn an_endpoint_that_comes_and_goes_takes_its_names_along() {
+fn names_of_an_endpoint_are_added_and_removed_with_it() {
     let slice = |endpoints: &str| {
         format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: db}}\nspec: {{clusterIP: None}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: db-1, labels: {{kubernetes.io/service-name: db}}}}\naddressType: IPv4\nendpoints: [{endpoints}]\n"
@@ -224,10 +224,10 @@ fn an_endpoint_that_comes_and_goes_takes_its_names_along() {
     .unwrap();
     assert_eq!(server.status("10-4-0-1.db.default.svc.cluster.local A"), "NXDOMAIN");
     assert_eq!(server.dig("+short -x 10.4.0.2").trim(), "db-0.db.default.svc.cluster.local.");
-    // The address is nobody's now, so it is for the upstream servers, of which there is none.
+    // The address belongs to no Service now, so it is forwarded, and there is no upstream server.
     assert_eq!(server.status("-x 10.4.0.1"), "SERVFAIL");
     server.apply("db.yaml", "");
-    testbed::wait_for("the Service to be gone", || {
+    testbed::wait_for("the Service to be removed", || {
         anyhow::ensure!(server.status("db.default.svc.cluster.local A") == "NXDOMAIN");
         Ok(())
     })
@@ -235,7 +235,7 @@ fn an_endpoint_that_comes_and_goes_takes_its_names_along() {
     assert_eq!(server.dig("+short web.default.svc.cluster.local A").trim(), "10.96.0.9");
 }
 
-/// RFC 7766 §10: one client's slow connections do not keep others out.
+/// RFC 7766 §10: slow connections of one client do not keep others out.
 #[test]
 fn client_that_holds_every_connection_loses_the_oldest_to_another_client() {
     daemon::file_limit::raise();
@@ -243,7 +243,7 @@ fn client_that_holds_every_connection_loses_the_oldest_to_another_client() {
     let slow: Vec<TcpStream> = (0..4096)
         .map(|_| {
             let mut stream = connect(&server);
-            // The length of a query, and never the query.
+            // The length of a query, but never the query.
             stream.write_all(&[0]).unwrap();
             stream
         })
@@ -253,9 +253,9 @@ fn client_that_holds_every_connection_loses_the_oldest_to_another_client() {
     drop(slow);
 }
 
-/// A query has to come whole within the time of a silent connection, however many bytes of it come.
+/// A query must be complete within the idle timeout, even if bytes keep arriving.
 #[test]
-fn query_that_comes_a_byte_at_a_time_without_end_is_given_up() {
+fn query_that_arrives_a_byte_at_a_time_without_end_is_given_up() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let mut slow = connect(&server);
     let started = Instant::now();
@@ -268,7 +268,7 @@ fn query_that_comes_a_byte_at_a_time_without_end_is_given_up() {
 }
 
 #[test]
-fn half_sent_queries_do_not_take_memory_without_end() {
+fn half_sent_queries_take_bounded_memory() {
     daemon::file_limit::raise();
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let before = server.memory("VmRSS");

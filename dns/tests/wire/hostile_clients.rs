@@ -1,4 +1,4 @@
-//! Clients over TCP that mean ill, many at once, beside two that do not.
+//! Many malicious TCP clients, beside two good ones.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -38,12 +38,13 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// What a client does until the end; an error is the server that has closed the connection, after which it comes again.
+/// What a malicious client does until the end. After an error, because the server closed the connection, it
+/// connects again.
 fn attack(kind: usize, address: SocketAddr, ended: &AtomicBool) -> std::io::Result<()> {
     let mut stream = connect(address);
     let mut random = fastrand::Rng::new();
     match kind % 4 {
-        // Half a frame, and silence.
+        // Half a frame, then nothing.
         0 => stream.write_all(&[&[255, 255][..], &[0; 30_000]].concat())?,
         // A byte a second.
         1 => {
@@ -52,7 +53,7 @@ fn attack(kind: usize, address: SocketAddr, ended: &AtomicBool) -> std::io::Resu
                 wait(ended, Duration::from_secs(1));
             }
         }
-        // Lengths that have nothing to do with what follows.
+        // Wrong lengths.
         2 => {
             while !ended.load(Relaxed) {
                 let noise: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(500).collect();
@@ -60,7 +61,7 @@ fn attack(kind: usize, address: SocketAddr, ended: &AtomicBool) -> std::io::Resu
                 wait(ended, Duration::from_millis(20));
             }
         }
-        // Large answers that are never read.
+        // Large replies that are never read.
         _ => {
             while !ended.load(Relaxed) {
                 stream.write_all(&framed("large.default.svc.cluster.local", random.u16(..)))?;
@@ -78,7 +79,7 @@ fn wait(ended: &AtomicBool, time: Duration) {
     }
 }
 
-/// Every query has its answer, in time.
+/// Every query is answered in time.
 fn ask_by_tcp(address: SocketAddr) {
     let (mut stream, started) = (connect(address), Instant::now());
     let mut id = 0_u16;
@@ -105,7 +106,7 @@ fn ask_by_udp(address: SocketAddr) {
 
 /// RFC 7766 §10
 #[test]
-fn hostile_tcp_clients_cost_other_clients_no_answer_and_leave_no_memory_behind() {
+fn hostile_tcp_clients_affect_no_other_client_and_leave_no_memory_behind() {
     let server = Server::start(&[("all.yaml", &manifests())], &[]);
     let large = "+tcp +short large.default.svc.cluster.local A";
     testbed::wait_for("the large Service", || {

@@ -1,4 +1,4 @@
-//! The running server, asked over real sockets.
+//! The running server, queried over real sockets.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,16 +1,16 @@
-//! Messages to the bit: queries that no ordinary client can be told to send, and what is in the replies.
+//! Messages bit by bit: queries that ordinary clients cannot send, and decoded replies.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-/// How long a reply may take, on a machine that has much to do.
+/// Timeout of a reply on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) const TC: u16 = 0x0200;
 pub(crate) const AA: u16 = 0x0400;
 
-/// A query in the making.
+/// A query under construction.
 #[derive(Clone)]
 pub(crate) struct Query {
     flags: u16,
@@ -22,7 +22,7 @@ pub(crate) struct Query {
     has_question: bool,
 }
 
-/// A reply, taken apart.
+/// A decoded reply.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) wire: Vec<u8>,
@@ -75,7 +75,7 @@ impl Query {
         self
     }
 
-    /// With EDNS, if there is none yet.
+    /// Adds EDNS, if there is none yet.
     pub(crate) fn option(mut self, code: u16, content: &[u8]) -> Self {
         let (.., options) = self.edns.get_or_insert((1232, 0, 0, Vec::new()));
         options.extend(code.to_be_bytes());
@@ -121,13 +121,13 @@ impl Query {
     }
 }
 
-/// Sends a message with its length in front.
+/// Sends a length-prefixed message.
 pub(crate) fn send(stream: &mut TcpStream, message: &[u8]) {
     let length = u16::try_from(message.len()).unwrap().to_be_bytes();
     stream.write_all(&[&length, message].concat()).unwrap();
 }
 
-/// The next message.
+/// Receives a message.
 pub(crate) fn receive(stream: &mut TcpStream) -> Vec<u8> {
     let mut length = [0; 2];
     stream.read_exact(&mut length).unwrap();
@@ -137,7 +137,7 @@ pub(crate) fn receive(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 impl Reply {
-    /// Every record must be whole, and nothing may stand behind the last.
+    /// Every record must be complete, and nothing may follow the last one.
     pub(crate) fn parse(wire: &[u8]) -> Self {
         let word = |at: usize| u16::from_be_bytes([wire[at], wire[at + 1]]);
         let counts = [4, 6, 8, 10].map(word);
@@ -173,7 +173,7 @@ impl Reply {
         Self { wire: wire.to_vec(), flags: word(2), counts, answers, opt }
     }
 
-    /// The whole response code.
+    /// The complete response code.
     pub(crate) fn code(&self) -> u16 {
         self.flags & 15 | self.opt.as_ref().map_or(0, |opt| u16::from(opt.rcode_high) << 4)
     }

@@ -1,4 +1,4 @@
-//! Names that the specification leaves open: each of CoreDNS's options, and where it differs from the RFCs.
+//! Names that the specification leaves open: each of CoreDNS's options, and the differences from the RFCs.
 
 use crate::message::{AA, Query};
 use crate::server::Server;
@@ -76,7 +76,7 @@ fn expect(server: &Server, rows: &[(&str, &str, &str)]) {
 }
 
 #[test]
-fn pods_have_names_if_that_is_wanted_and_only_where_they_are_if_that_is() {
+fn pods_option_enables_names_of_any_or_of_existing_pods() {
     let name = |label: &str, kind: &str| format!("{label}.default.pod.cluster.local {kind}");
     expect(
         &start(&[]),
@@ -119,7 +119,7 @@ fn pods_have_names_if_that_is_wanted_and_only_where_they_are_if_that_is() {
 }
 
 #[test]
-fn endpoints_go_by_their_pods_name_if_that_is_wanted_and_they_have_no_hostname() {
+fn endpoint_pod_names_option_names_endpoints_without_hostname_by_pod() {
     let server = start(&["--endpoint-pod-names"]);
     expect(
         &server,
@@ -136,7 +136,7 @@ fn endpoints_go_by_their_pods_name_if_that_is_wanted_and_they_have_no_hostname()
 }
 
 #[test]
-fn a_service_without_endpoints_is_not_there_if_that_is_wanted() {
+fn ignore_empty_service_option_hides_services_without_endpoints() {
     let name = "idle.default.svc.cluster.local A";
     expect(&start(&[]), &[(name, "NOERROR", "10.96.0.10")]);
     let server = start(&["--ignore-empty-service"]);
@@ -158,7 +158,7 @@ fn a_service_without_endpoints_is_not_there_if_that_is_wanted() {
 }
 
 #[test]
-fn namespaces_that_are_not_told_of_do_not_exist_in_either_direction() {
+fn namespaces_that_are_not_served_do_not_exist_forward_or_reverse() {
     let hidden = ["web.hidden.svc.cluster.local A", "hidden.svc.cluster.local A", "-x 10.96.0.11"];
     let server = start(&["--namespaces=default,other"]);
     for question in hidden {
@@ -190,7 +190,7 @@ fn compat_coredns_differs_from_the_rfcs_in_six_places_and_no_other() {
             "{question}"
         );
     }
-    // An endpoint of a Service with a virtual IP has no pointer by the specification.
+    // By the specification an endpoint of a Service with a virtual IP has no PTR record.
     assert_eq!(rfc.status("-x 10.22.0.7"), "SERVFAIL", "for the upstream servers");
     expect(&coredns, &[("-x 10.22.0.7", "NOERROR", "10-22-0-7.web.default.svc.cluster.local.")]);
     let web = Query::new("web.default.svc.cluster.local", 1);
@@ -202,7 +202,7 @@ fn compat_coredns_differs_from_the_rfcs_in_six_places_and_no_other() {
     assert!(any.ask(coredns.address).answers.is_empty());
 }
 
-/// Lines of a zone as kdig and dig print them, without TTLs, in order.
+/// The sorted lines of a zone as printed by kdig and dig, without TTLs.
 fn records(output: &str) -> Vec<String> {
     let lines = output.lines().filter(|line| !line.starts_with(';') && !line.is_empty());
     let mut lines: Vec<String> = lines
@@ -218,7 +218,7 @@ fn records(output: &str) -> Vec<String> {
 
 /// RFC 5936
 #[test]
-fn the_whole_zone_goes_to_those_who_may_have_it_and_to_nobody_else() {
+fn zone_transfer_is_allowed_for_configured_clients_only() {
     let server = start(&["--transfer-to=127.0.0.0/8"]);
     let all = records(&server.dig("cluster.local AXFR"));
     assert_eq!(all.iter().filter(|line| line.contains(" SOA ")).count(), 2, "{all:#?}");
@@ -234,17 +234,17 @@ fn the_whole_zone_goes_to_those_who_may_have_it_and_to_nobody_else() {
     ] {
         assert!(all.iter().any(|found| found == line), "{line} in {all:#?}");
     }
-    // Each record is what a query for it gets.
+    // Each record must be the answer to a query for it.
     for line in &all {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let asked = records(&server.dig(&format!("+noall +answer +norec {} {}", words[0], words[2])));
-        assert!(words[2] == "CNAME" || asked.contains(line), "{line} in {asked:#?}");
+        let answer = records(&server.dig(&format!("+noall +answer +norec {} {}", words[0], words[2])));
+        assert!(words[2] == "CNAME" || answer.contains(line), "{line} in {answer:#?}");
     }
     assert_eq!(records(&server.dig("cluster.local IXFR=1")).len(), all.len());
     for (question, why) in [("default.svc.cluster.local", "not an apex"), ("example.org", "not ours")] {
         assert!(server.dig(&format!("{question} AXFR")).contains("Transfer failed"), "{why}");
     }
-    // Not by UDP, where the sender's address can be anybody's.
+    // Not over UDP, where the source address can be forged.
     let reply = Query::new("cluster.local", 252).edns(1232, 0, 0).ask(server.address);
     assert_eq!((reply.code(), reply.counts[1], reply.error().unwrap().0), (5, 0, 18));
     let other = start(&["--transfer-to=192.0.2.0/24"]);
@@ -253,7 +253,7 @@ fn the_whole_zone_goes_to_those_who_may_have_it_and_to_nobody_else() {
 
 /// RFC 5936 §2.2: more than one message.
 #[test]
-fn a_large_zone_is_transferred_whole() {
+fn large_zone_is_transferred_completely() {
     let mut text = CLUSTER.to_owned();
     for n in 0..5000 {
         text += &format!(

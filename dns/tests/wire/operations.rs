@@ -1,4 +1,4 @@
-//! What operators rely on: health, readiness, limits, the query log, how old news is.
+//! Operations: health, readiness, limits, the query log, the age of changes.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ fn free() -> String {
 }
 
 #[test]
-fn a_lame_duck_is_unhealthy_and_serves_until_its_time_is_up() {
+fn lame_duck_is_unhealthy_and_serves_until_its_time_is_up() {
     let health = free();
     let mut server =
         Server::start(&[("web.yaml", WEB)], &["--lameduck=3", &format!("--health-bind-address={health}")]);
@@ -38,7 +38,7 @@ fn a_lame_duck_is_unhealthy_and_serves_until_its_time_is_up() {
     .unwrap();
     let mut answers = 0;
     while server.is_running() {
-        // Between the last answer and the end there is no telling.
+        // Between the last answer and the exit both are possible.
         answers += u32::from(told.elapsed() < Duration::from_millis(2900));
         if told.elapsed() < Duration::from_millis(2900) {
             assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
@@ -48,7 +48,7 @@ fn a_lame_duck_is_unhealthy_and_serves_until_its_time_is_up() {
 }
 
 #[test]
-fn ready_says_what_is_missing() {
+fn ready_names_what_is_missing() {
     let ready = free();
     let server = Server::start_unready(&[&format!("--ready-bind-address={ready}")]);
     let (status, body) = page(&ready, "/ready");
@@ -64,7 +64,7 @@ fn ready_says_what_is_missing() {
 }
 
 #[test]
-fn whoever_may_not_ask_is_refused_and_told_so() {
+fn client_that_is_not_allowed_is_refused_with_a_reason() {
     let ask = |server: &Server, kind| Query::new(NAME, kind).edns(1232, 0, 0).ask(server.address);
     for flag in ["--allow-from=192.0.2.0/24", "--block-from=127.0.0.0/8"] {
         let server = Server::start_refusing(&[flag]);
@@ -73,7 +73,7 @@ fn whoever_may_not_ask_is_refused_and_told_so() {
         let counted =
             || -> f64 { server.metric("portolan_dns_refused_total{reason=\"client\"}").parse().unwrap() };
         let before = counted();
-        // Also one whose version of EDNS is unknown.
+        // Also a query with an unknown version of EDNS.
         assert_eq!(Query::new(NAME, 1).edns(1232, 1, 0).ask(server.address).code(), 5, "{flag}");
         assert_eq!(counted(), before + 1.0);
         assert!(server.dig(&format!("+tcp {NAME} A")).contains("REFUSED"));
@@ -84,7 +84,7 @@ fn whoever_may_not_ask_is_refused_and_told_so() {
 }
 
 #[test]
-fn a_client_that_asks_too_often_is_refused_and_the_next_second_it_is_not() {
+fn client_beyond_its_rate_is_refused_until_the_next_second() {
     let server = Server::start(&[("web.yaml", WEB)], &["--rate-limit=20"]);
     let codes: Vec<u16> = (0..200).map(|_| Query::new(NAME, 1).ask(server.address).code()).collect();
     let refused = codes.iter().filter(|code| **code == 5).count();
@@ -99,7 +99,7 @@ fn a_client_that_asks_too_often_is_refused_and_the_next_second_it_is_not() {
 }
 
 #[test]
-fn queries_are_logged_if_that_is_wanted_and_one_of_so_many() {
+fn one_of_a_number_of_queries_is_logged_if_enabled() {
     let server = Server::start(&[("web.yaml", WEB)], &["--log-queries=1"]);
     assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
     server.wait_for_log(&format!("proto=\"udp\" name=\"{NAME}.\" type=A rcode=NOERROR"));
@@ -119,7 +119,7 @@ fn queries_are_logged_if_that_is_wanted_and_one_of_so_many() {
 
 /// SLI of sig-scalability: from the trigger to the answer.
 #[test]
-fn news_of_endpoints_count_from_when_it_happened() {
+fn programming_latency_counts_from_the_trigger_time() {
     let slice = |triggered_at: &str, address: &str| {
         format!(
             "{WEB}---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n  labels: {{kubernetes.io/service-name: web}}\n  annotations: {{endpoints.kubernetes.io/last-change-trigger-time: \"{triggered_at}\"}}\naddressType: IPv4\nendpoints: [{{addresses: [{address}]}}]\n"
@@ -139,6 +139,6 @@ fn news_of_endpoints_count_from_when_it_happened() {
         Ok(())
     })
     .unwrap();
-    // The trigger has whole seconds, and the machine may be busy.
+    // The trigger time has whole seconds, and the machine may be busy.
     assert!(metric("sum").parse::<f64>().unwrap() < 10.0, "{}", metric("sum"));
 }

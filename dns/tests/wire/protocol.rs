@@ -1,4 +1,4 @@
-//! DNS itself, on the wire: EDNS, truncation, odd queries, changes, upstreams that fail.
+//! DNS on the wire: EDNS, truncation, unusual queries, changes, failing upstream servers.
 
 use crate::server::Server;
 
@@ -18,7 +18,7 @@ fn service(name: &str, ip: &str) -> String {
 
 /// Complaint 5, RFC 6891, RFC 2181 §9
 #[test]
-fn complaint_5_a_large_answer_is_cut_over_udp_with_opt_kept_and_whole_over_tcp() {
+fn complaint_5_large_answer_is_truncated_over_udp_with_opt_and_complete_over_tcp() {
     let server = Server::start(&[("large.yaml", &large(600))], &[]);
     let question = "large.default.svc.cluster.local A";
     for (options, most) in [("+noedns +ignore", 30), ("+bufsize=4096 +ignore", 76)] {
@@ -31,9 +31,9 @@ fn complaint_5_a_large_answer_is_cut_over_udp_with_opt_kept_and_whole_over_tcp()
     assert_eq!(server.dig(&format!("+tcp +short {question}")).lines().count(), 600);
 }
 
-/// Complaint 5: a client that never asks by TCP reaches all endpoints in time, and not the same few for ever.
+/// Complaint 5: a client that never uses TCP reaches all endpoints in time, and not always the same few.
 #[test]
-fn complaint_5_each_cut_answer_is_another_part_of_the_whole() {
+fn complaint_5_each_truncated_answer_has_another_part_of_the_whole() {
     let server = Server::start(&[("large.yaml", &large(60))], &[]);
     let mut seen = std::collections::HashSet::new();
     for _ in 0..200 {
@@ -48,7 +48,7 @@ fn complaint_5_each_cut_answer_is_another_part_of_the_whole() {
 
 /// RFC 8906 §8
 #[test]
-fn odd_queries_get_the_right_code_and_never_silence() {
+fn unusual_queries_get_the_right_code_and_always_a_reply() {
     let server = Server::start(&[("web.yaml", &service("web", "10.96.0.9"))], &[]);
     let name = "web.default.svc.cluster.local";
     for (question, status) in [
@@ -67,7 +67,7 @@ fn odd_queries_get_the_right_code_and_never_silence() {
     let any = server.dig(&format!("+noall +answer {name} ANY"));
     assert!(any.contains("HINFO") && any.lines().count() == 1, "RFC 8482: {any}");
     assert!(server.dig("cluster.local AXFR").contains("Transfer failed"));
-    // RFC 9619: one question a message, and no crash on a count that lies.
+    // RFC 9619: one question per message, and no crash on a wrong count.
     let mut message = b"\x12\x34\x01\x00\xff\xff\x00\x00\x00\x00\x00\x00".to_vec();
     message.extend(b"\x03web\x00\x00\x01\x00\x01");
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -81,7 +81,7 @@ fn odd_queries_get_the_right_code_and_never_silence() {
 
 /// Complaint 3: new Services stayed hidden behind caches for 5 to 30 s.
 #[test]
-fn complaint_3_the_query_after_a_change_sees_it() {
+fn complaint_3_query_after_a_change_gets_the_new_state() {
     let server = Server::start(&[("web.yaml", &service("web", "10.96.0.9"))], &[]);
     for n in 10..30 {
         server.apply("web.yaml", &service("web", &format!("10.96.0.{n}")));
@@ -104,22 +104,22 @@ fn complaint_3_the_query_after_a_change_sees_it() {
 }
 
 #[test]
-fn a_dead_upstream_is_passed_over_and_all_dead_is_servfail_with_the_reason() {
+fn dead_upstream_is_skipped_and_without_any_the_answer_is_servfail_with_a_reason() {
     let upstream = Server::start(&[("large.yaml", &large(600))], &["--cluster-domain=example.org"]);
     let two = format!("--upstream=127.0.0.1:1,{}", upstream.address);
     let server = Server::start(&[], &[&two]);
-    // Too large for UDP, so it comes by TCP from upstream as well.
+    // Too large for UDP, so it is received from upstream over TCP as well.
     assert_eq!(server.dig("+tcp +short large.default.svc.example.org A").lines().count(), 600);
     assert_eq!(server.status("none.default.svc.example.org A"), "NXDOMAIN");
     let alone = Server::start(&[], &["--upstream=127.0.0.1:1"]);
     let reply = alone.dig("+edns www.example.org A");
     assert!(reply.contains("status: SERVFAIL") && reply.contains("EDE: 23"), "{reply}");
-    // What happens upstream does not matter to the cluster's own names.
+    // Upstream failures do not affect the cluster's own names.
     assert_eq!(alone.status("dns-version.cluster.local TXT"), "NOERROR");
 }
 
 #[test]
-fn an_upstream_that_is_the_server_itself_is_refused_at_the_start() {
+fn upstream_that_is_the_server_itself_is_refused_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_portolan-dns"))
         .arg("--manifests")
@@ -133,7 +133,7 @@ fn an_upstream_that_is_the_server_itself_is_refused_at_the_start() {
 }
 
 #[test]
-fn check_config_names_what_is_wrong_and_exits() {
+fn check_config_reports_errors_and_exits() {
     let directory = tempfile::tempdir().unwrap();
     let check = || {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_portolan-dns"));

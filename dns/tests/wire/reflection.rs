@@ -1,4 +1,4 @@
-//! What can be done to others, or to this machine, by way of the server.
+//! Attacks on others, or on this machine, by way of the server.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -25,19 +25,19 @@ fn ask(socket: &UdpSocket, message: &[u8]) -> Option<Vec<u8>> {
     Some(reply)
 }
 
-/// On a node of its own: ports of the machine may be taken, and its loopback is busy.
+/// On a node of its own: ports of the machine may be in use, and its loopback is busy.
 fn on_a_node(test: impl FnOnce() + Send) {
     testbed::Node::new().unwrap().run(test);
 }
 
 #[test]
-fn two_servers_cannot_be_made_to_talk_to_each_other() {
+fn two_servers_cannot_be_made_to_query_each_other() {
     on_a_node(replies_end_at_the_server);
 }
 
 fn replies_end_at_the_server() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
-    // Another name server, as far as ports tell.
+    // Another name server, by its port.
     let other = UdpSocket::bind("127.53.0.7:53").unwrap();
     other.connect(server.address).unwrap();
     other.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -49,13 +49,13 @@ fn replies_end_at_the_server() {
 }
 
 #[test]
-fn nobody_is_answered_at_port_0() {
+fn source_port_0_is_not_answered() {
     on_a_node(port_0_is_nobody);
 }
 
 fn port_0_is_nobody() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
-    // The server's own port, and all that goes to port 0.
+    // The server's own port, and all packets to port 0.
     let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap();
     raw.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let (from, to) = (0_u16, server.address.port());
@@ -66,12 +66,12 @@ fn port_0_is_nobody() {
     polite.connect(server.address).unwrap();
     polite.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert!(ask(&polite, &query()).is_some());
-    // Replies go out in the order of queries: the one to the polite client is the first from the server.
+    // Replies are sent in the order of queries: the one to the good client is the first from the server.
     let polite_port = polite.local_addr().unwrap().port();
     loop {
         let mut packet = [0; 2048];
         let length = (&raw).read(&mut packet).unwrap();
-        // Behind an IPv4 header of five words: ports.
+        // After an IPv4 header of five words: ports.
         let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
         assert!(length >= 28);
         if port(20) == to {
@@ -81,27 +81,28 @@ fn port_0_is_nobody() {
     }
 }
 
-/// Addresses of the link at which nobody is, as of pods that have gone with queries under way.
-const GONE: std::ops::Range<u8> = 100..108;
+/// Unused addresses of the link, like those of deleted pods with pending queries.
+const UNREACHABLE: std::ops::Range<u8> = 100..108;
 
 #[test]
-fn clients_that_are_not_there_any_more_do_not_hold_up_the_others() {
+fn unreachable_clients_do_not_delay_others() {
     let node = testbed::Node::new().unwrap();
     let address: SocketAddr = format!("{}:5300", node.address()).parse().unwrap();
     let listen = format!("--listen={address}");
     let _server = node.run(|| Server::start(&[("web.yaml", WEB)], &[&listen, "--workers=1"]));
-    let gone = GONE.map(|host| format!("ip address add 192.0.2.{host}/32 dev lo")).collect::<Vec<_>>();
-    // What is sent from there goes out, and nobody answers when the node asks who has the address.
+    let unreachable =
+        UNREACHABLE.map(|host| format!("ip address add 192.0.2.{host}/32 dev lo")).collect::<Vec<_>>();
+    // Queries can be sent from there, but address resolution is not answered.
     let quiet = "cd /proc/sys/net/ipv4/conf/uplink && echo 1 > arp_ignore && echo 2 > arp_announce";
     let outside = |work: &(dyn Fn() + Sync)| node.outside().run(work).unwrap();
     outside(&|| {
-        let script = format!("{quiet} && {}", gone.join(" && "));
+        let script = format!("{quiet} && {}", unreachable.join(" && "));
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
         let polite = UdpSocket::bind("192.0.2.1:0").unwrap();
         polite.connect(address).unwrap();
         polite.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         assert!(ask(&polite, &query()).is_some());
-        for host in GONE {
+        for host in UNREACHABLE {
             let socket = UdpSocket::bind(format!("192.0.2.{host}:0")).unwrap();
             for _ in 0..500 {
                 socket.send_to(&query(), address).unwrap();
@@ -114,9 +115,9 @@ fn clients_that_are_not_there_any_more_do_not_hold_up_the_others() {
     });
 }
 
-/// What is malformed gets no more than it brought, and what is right at most the 512 bytes of RFC 1035 §4.2.1.
+/// A malformed query gets no more bytes than it has, and a valid one at most the 512 of RFC 1035 §4.2.1.
 #[test]
-fn no_message_without_edns_is_answered_by_much_more() {
+fn reply_to_a_message_without_edns_is_not_much_larger() {
     let services: String = (0..40)
         .map(|n| format!("- {{addresses: [10.4.0.{}], hostname: a-host-of-some-length-{n}}}\n", n + 1))
         .collect();
@@ -131,7 +132,7 @@ fn no_message_without_edns_is_answered_by_much_more() {
     socket.connect(server.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let end = query().len();
-    // Every type there is a meaning for, ANY and AXFR with them.
+    // Every known type, including ANY and AXFR.
     for kind in (1..=65).chain(249..=257) {
         let mut message = query();
         message[end - 4..end - 2].copy_from_slice(&u16::to_be_bytes(kind));
@@ -144,7 +145,7 @@ fn no_message_without_edns_is_answered_by_much_more() {
 }
 
 #[test]
-fn a_flood_of_noise_leaves_no_memory_behind() {
+fn flood_of_noise_leaves_no_memory_behind() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(server.address).unwrap();
@@ -163,7 +164,7 @@ fn a_flood_of_noise_leaves_no_memory_behind() {
         for _ in 0..50 {
             let mut stream = TcpStream::connect(server.address).unwrap();
             let noise: Vec<u8> = (0..4096).map(|_| random.u8(..)).collect();
-            // A frame that never ends, mostly; the server may have hung up.
+            // A frame that never ends, usually; the server may have closed the connection.
             drop(stream.write_all(&noise));
         }
         while ask(&socket, &query()).is_none_or(|reply| reply[..2] != [0x12, 0x34]) {}

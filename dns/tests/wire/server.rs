@@ -1,4 +1,4 @@
-//! A running portolan-dns with manifests of its own.
+//! A running portolan-dns with its own manifests.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
     metrics: SocketAddr,
-    /// The directory is `manifests` in this one.
+    /// Contains the directory `manifests`.
     directory: tempfile::TempDir,
 }
 
@@ -24,12 +24,12 @@ impl Server {
         Self::spawn(directory, arguments, "NOERROR")
     }
 
-    /// One whose manifests cannot be read: it answers, and knows nothing.
+    /// Starts one whose manifests cannot be read: it answers, but is not synced.
     pub(crate) fn start_unready(arguments: &[&str]) -> Self {
         Self::spawn(tempfile::tempdir().unwrap(), arguments, "SERVFAIL")
     }
 
-    /// One that answers nobody here.
+    /// Starts one that refuses the test's clients.
     pub(crate) fn start_refusing(arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
@@ -58,17 +58,17 @@ impl Server {
         server
     }
 
-    /// The directory it follows.
+    /// The watched directory.
     pub(crate) fn manifests(&self) -> PathBuf {
         self.directory.path().join("manifests")
     }
 
-    /// Starts another one beside it, which takes over when it has read its files.
+    /// Starts another process beside it, which replaces it once it has read its files.
     pub(crate) fn spawn_beside(&self, manifests: &Path, arguments: &[&str]) -> Child {
         spawn(manifests, (self.address, self.metrics), &self.directory.path().join("log-beside"), arguments)
     }
 
-    /// Starts another one beside it, and waits until the old one has ended.
+    /// Starts another process beside it, and waits until the previous one has exited.
     pub(crate) fn succeed(&mut self, arguments: &[&str]) {
         let log = self.directory.path().join("log");
         let new =
@@ -76,7 +76,7 @@ impl Server {
         assert!(self.give_way_to(new).success());
     }
 
-    /// Waits until the process has ended, and goes on with this one.
+    /// Waits until the process has exited, and continues with the next one.
     pub(crate) fn give_way_to(&mut self, new: Child) -> ExitStatus {
         let mut old = std::mem::replace(&mut self.child, new);
         testbed::wait_for("the old process to end", || {
@@ -85,7 +85,7 @@ impl Server {
         .unwrap()
     }
 
-    /// Kills it, and goes on with another one.
+    /// Kills it, and continues with the other process.
     pub(crate) fn replace(&mut self, new: Child) {
         let mut old = std::mem::replace(&mut self.child, new);
         old.kill().unwrap();
@@ -98,7 +98,7 @@ impl Server {
         testbed::wait_for(line, || {
             let text = std::fs::read_to_string(&log)?;
             let rest = text.split_once(line).map(|(_, rest)| rest.to_owned());
-            // What was seen once is not seen again.
+            // A line that was seen once is not seen again.
             Ok(std::fs::write(&log, rest.ok_or_else(|| anyhow::anyhow!("{text}"))?)?)
         })
         .unwrap();
@@ -135,13 +135,13 @@ impl Server {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
-    /// Takes the manifests out of sight.
+    /// Removes the manifests.
     pub(crate) fn hide_manifests(&self) {
         let directory = self.directory.path();
         std::fs::rename(directory.join("manifests"), directory.join("hidden")).unwrap();
     }
 
-    /// Brings them back.
+    /// Restores the manifests.
     pub(crate) fn show_manifests(&self) {
         let directory = self.directory.path();
         std::fs::rename(directory.join("hidden"), directory.join("manifests")).unwrap();
@@ -156,7 +156,7 @@ impl Server {
         line.unwrap_or_default().to_owned()
     }
 
-    /// Puts a manifest in place in one step.
+    /// Installs a manifest atomically.
     pub(crate) fn apply(&self, name: &str, text: &str) {
         apply(&self.directory.path().join("manifests"), name, text);
     }
@@ -198,7 +198,7 @@ fn spawn(
     arguments: &[&str],
 ) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-    // With as many open files as systemd allows a service that does not ask for more.
+    // With the limit on open files of a systemd service.
     let mut command = Command::new("prlimit");
     command
         .args(["--nofile=1024:", env!("CARGO_BIN_EXE_portolan-dns"), "--manifests"])
@@ -214,7 +214,7 @@ fn spawn(
         }
     }
     if !arguments.iter().any(|a| a.starts_with("--upstream")) {
-        // Nobody answers there: tests must not depend on the machine's resolv.conf.
+        // No server answers there: tests must not depend on the machine's resolv.conf.
         command.arg("--upstream=127.0.0.1:1");
     }
     command.spawn().unwrap()

@@ -1,10 +1,10 @@
-//! Which records a name has: each once, from whom, and how many of very many.
+//! Record sets: no duplicates, the source of each, and the choice among very many.
 
 use crate::server::Server;
 
 /// RFC 2181 §5
 #[test]
-fn port_of_two_protocols_has_one_srv_record_at_the_name_of_its_service() {
+fn port_with_two_protocols_has_one_srv_record_at_the_name_of_its_service() {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: dns}\nspec:\n  clusterIP: 10.96.0.5\n  ports:\n  \
                 - {name: dns, port: 53, protocol: UDP}\n  - {name: dns-tcp, port: 53, protocol: TCP}\n  \
                 - {name: metrics, port: 9153}\n";
@@ -22,7 +22,7 @@ fn port_of_two_protocols_has_one_srv_record_at_the_name_of_its_service() {
 
 /// RFC 2181 §5
 #[test]
-fn hosts_line_written_twice_has_one_record() {
+fn duplicate_hosts_line_gives_one_record() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("hosts");
     std::fs::write(&file, "192.0.2.9 printer printer\n192.0.2.9 printer\n").unwrap();
@@ -32,7 +32,7 @@ fn hosts_line_written_twice_has_one_record() {
     assert_eq!(server.dig("+short -x 192.0.2.9").trim(), "printer.");
 }
 
-/// As with CoreDNS's plugin hosts before kubernetes, and a server block below the cluster's.
+/// Like CoreDNS's plugin hosts before kubernetes, and a server block below the cluster's.
 #[test]
 fn hosts_entries_and_stub_domains_below_the_cluster_domain_are_honoured() {
     let web = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
@@ -49,11 +49,11 @@ fn hosts_entries_and_stub_domains_below_the_cluster_domain_are_honoured() {
     assert_eq!(
         server.status("www.corp.cluster.local A"),
         "SERVFAIL",
-        "its server is asked, and is not there"
+        "its server is queried, and does not answer"
     );
 }
 
-/// 65,535 bytes have room for 4,092 of 5,200 addresses.
+/// 65,535 bytes contain 4,092 of 5,200 addresses.
 #[test]
 fn answer_that_does_not_fit_tcp_has_tc_and_always_the_same_records() {
     let endpoints: String = (0..5200_u16)

@@ -13,7 +13,7 @@ fn certificate(directory: &Path, name: &str) {
     testbed::certify(name, &directory.join("new.pem"), &directory.join("new.key")).unwrap();
 }
 
-/// Puts them where the server has its own, one after the other.
+/// Installs them in place of the server's, one after the other.
 fn install(directory: &Path) {
     std::fs::rename(directory.join("new.key"), directory.join("tls.key")).unwrap();
     std::fs::rename(directory.join("new.pem"), directory.join("tls.pem")).unwrap();
@@ -48,7 +48,7 @@ impl Secure {
         Self { server: Server::start(&[("web.yaml", manifest)], &all), port, arguments, directory }
     }
 
-    /// Starts another one in its place, and waits until the old one has ended.
+    /// Starts the next process, and waits until the previous one has exited.
     pub(crate) fn succeed(&mut self) {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         self.server.succeed(&arguments);
@@ -58,7 +58,7 @@ impl Secure {
         self.directory.path().join(name)
     }
 
-    /// What kdig says, if the certificate must be for `name`.
+    /// The output of kdig, if the certificate must be for `name`.
     fn kdig(&self, name: &str, arguments: &str) -> String {
         self.kdig_at(self.port, name, arguments)
     }
@@ -68,7 +68,7 @@ impl Secure {
     }
 }
 
-/// What kdig says, if the certificate must be this one and for `name`.
+/// The output of kdig, if the certificate must be this one and for `name`.
 pub(crate) fn kdig(certificate: &Path, port: u16, name: &str, arguments: &str) -> String {
     let output = Command::new("kdig")
         .args(["@127.0.0.1", "-p", &port.to_string(), "+timeout=5", "+retry=0"])
@@ -82,7 +82,7 @@ pub(crate) fn kdig(certificate: &Path, port: u16, name: &str, arguments: &str) -
 
 /// RFC 7858, RFC 7830, RFC 8467 §4.1
 #[test]
-fn over_tls_answers_are_those_of_tcp_padded_and_many_a_connection() {
+fn replies_over_tls_equal_those_over_tcp_and_are_padded_and_many_per_connection() {
     let secure = Secure::start("dns.example", &["--nsid=node-7"]);
     let answer = secure.kdig("dns.example", &format!("+short {NAME} A"));
     assert_eq!(answer.trim(), "10.96.0.9");
@@ -97,7 +97,7 @@ fn over_tls_answers_are_those_of_tcp_padded_and_many_a_connection() {
     assert_eq!(many.matches("10.96.0.9").count(), 3, "{many}");
     let wrong = secure.kdig("other.example", &format!("+short {NAME} A"));
     assert!(!wrong.contains("10.96.0.9"), "{wrong}");
-    // Somebody who does not speak TLS harms nobody.
+    // A client that does not use TLS harms no other.
     assert_eq!(
         secure.server.dig(&format!("+tcp -p {} +short {NAME} A", secure.port)).matches("10.96").count(),
         0
@@ -106,9 +106,9 @@ fn over_tls_answers_are_those_of_tcp_padded_and_many_a_connection() {
     assert_eq!(secure.server.metric("coredns_dns_requests_total{proto=\"tls\",type=\"A\"}"), "7");
 }
 
-/// More endpoints than a message has room for: there is no padding that still fits behind them.
+/// More endpoints than a message can contain: no padding fits after them.
 #[test]
-fn an_answer_as_long_as_they_get_is_padded_as_far_as_it_goes() {
+fn reply_of_the_maximum_length_is_padded_as_far_as_possible() {
     let mut manifest = WEB.replace("10.96.0.9", "None");
     for slice in 0..5 {
         let addresses: String = (0..1000)
@@ -128,7 +128,7 @@ fn an_answer_as_long_as_they_get_is_padded_as_far_as_it_goes() {
 }
 
 #[test]
-fn a_new_certificate_is_used_at_once_and_a_bad_one_not_at_all() {
+fn new_certificate_is_used_at_once_and_an_invalid_one_never() {
     let secure = Secure::start("one.example", &[]);
     let answers = |name: &str| secure.kdig(name, &format!("+short {NAME} A")).trim() == "10.96.0.9";
     assert!(answers("one.example") && !answers("two.example"));
@@ -140,7 +140,8 @@ fn a_new_certificate_is_used_at_once_and_a_bad_one_not_at_all() {
     })
     .unwrap();
     assert!(!answers("one.example"));
-    // A key of another certificate, a key that is none, no certificate: one after the other, and the last good one stays.
+    // A key of another certificate, an invalid key, no certificate: one after the other, and the last good
+    // one stays.
     let failures = || {
         let count = secure.server.metric("portolan_dns_certificate_reload_failures_total");
         count.parse::<u32>().unwrap()
@@ -153,7 +154,7 @@ fn a_new_certificate_is_used_at_once_and_a_bad_one_not_at_all() {
     {
         let before = failures();
         std::fs::write(secure.file(file), bad).unwrap();
-        testbed::wait_for("the failure to be told", || {
+        testbed::wait_for("the failure to be counted", || {
             anyhow::ensure!(failures() > before);
             Ok(())
         })
@@ -166,7 +167,7 @@ fn a_new_certificate_is_used_at_once_and_a_bad_one_not_at_all() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_is_named_at_the_start() {
+fn invalid_certificate_is_reported_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path().display();
     let start = || {

@@ -2,7 +2,7 @@ use super::super::group::request;
 use super::*;
 use crate::message::Query;
 
-/// A query for `www.example. A`, with EDNS and DO if wanted.
+/// A query for `www.example. A`, with EDNS and DO if requested.
 fn query(dnssec_ok: bool) -> Vec<u8> {
     let mut query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\x01\x03www\x07example\0\0\x01\0\x01".to_vec();
     query.extend([0, 0, 41, 4, 208, 0, 0, u8::from(dnssec_ok) << 7, 0, 0, 0]);
@@ -29,15 +29,15 @@ fn response(code: u8, answers: &[Wire<'_>], authorities: &[Wire<'_>]) -> Vec<u8>
     message
 }
 
-/// The code, the TTL and the types of the records of what is kept.
+/// The code, the TTL and the record types of the entry.
 fn kept(message: &[u8], dnssec_ok: bool) -> Result<(u16, u32, Vec<u16>), InvalidReply> {
     let wire = query(dnssec_ok);
     let query = Query::parse(&wire).unwrap();
-    let asked = Asked::by(&query);
+    let upstream_query = UpstreamQuery::by(&query);
     let malformed = |_error| InvalidReply::Malformed;
     let response = DnsResponse::from_buffer(message.to_vec()).map_err(malformed)?;
-    check(&response, &request(&asked, false).unwrap())?;
-    let entry = read(response, &asked, &Limits::default())?;
+    check(&response, &request(&upstream_query, false).unwrap())?;
+    let entry = read(response, &upstream_query, &Limits::default())?;
     let mut reply = Vec::new();
     entry.write(&query, 0, &mut reply);
     let reply = Message::from_vec(&reply).expect("what is kept can be read");
@@ -52,7 +52,7 @@ const SOA: &[u8] =
 const SIGNATURE_OF_A: &[u8] = b"\0\x01\x0D\x02\0\0\0\x3C\0\0\0\0\0\0\0\0\0\0\x07example\0sig";
 
 #[test]
-fn signatures_go_to_those_who_ask_for_them() {
+fn signatures_are_kept_for_clients_that_request_them() {
     let answers: [Wire<'_>; 2] = [(WWW, 1, 60, &[192, 0, 2, 1]), (WWW, 46, 60, SIGNATURE_OF_A)];
     assert_eq!(kept(&response(0, &answers, &[]), false), Ok((0, 60, vec![1])));
     assert_eq!(kept(&response(0, &answers, &[]), true), Ok((0, 60, vec![1, 46])));
@@ -60,7 +60,7 @@ fn signatures_go_to_those_who_ask_for_them() {
 
 /// RFC 2308 §2.2, §5
 #[test]
-fn absence_needs_the_soa_of_a_zone_above_and_takes_its_smaller_number() {
+fn negative_answer_needs_the_soa_of_a_parent_zone_and_uses_the_smaller_ttl() {
     let soa: [Wire<'_>; 1] = [(b"\x07example\0", 6, 3600, SOA)];
     assert_eq!(kept(&response(3, &[], &soa), false), Ok((3, 60, vec![6])));
     let elsewhere: [Wire<'_>; 1] = [(b"\x07another\0", 6, 3600, SOA)];
@@ -75,7 +75,7 @@ fn absence_needs_the_soa_of_a_zone_above_and_takes_its_smaller_number() {
 
 /// RFC 6672 §2.2, RFC 2308 §2.1
 #[test]
-fn aliases_are_followed_and_those_in_circles_are_refused() {
+fn aliases_are_followed_and_loops_are_refused() {
     let redirected: [Wire<'_>; 3] = [
         (b"\x07example\0", 39, 60, b"\x03org\0"),
         (WWW, 5, 60, b"\x03www\x03org\0"),
@@ -90,7 +90,7 @@ fn aliases_are_followed_and_those_in_circles_are_refused() {
 }
 
 #[test]
-fn what_contradicts_itself_or_says_no_is_useless() {
+fn contradictory_and_failing_replies_are_invalid() {
     let answers: [Wire<'_>; 1] = [(WWW, 1, 60, &[192, 0, 2, 1])];
     assert_eq!(
         kept(&response(3, &answers, &[]), false),
@@ -100,10 +100,9 @@ fn what_contradicts_itself_or_says_no_is_useless() {
     assert_eq!(kept(&response(2, &[], &[]), false), Err(InvalidReply::Code(2, None)));
 }
 
-/// The path that fuzzing would take: nothing that comes from upstream may end the server, or be kept beside
-/// the point.
+/// What fuzzing covers: no reply of an upstream server may crash the server or add unrelated records.
 #[test]
-fn broken_answers_are_refused_or_read_without_harm() {
+fn broken_replies_are_refused_or_read_without_harm() {
     let answers: [Wire<'_>; 4] = [
         (WWW, 5, 60, b"\x05alias\xC0\x10"),
         (b"\x05alias\xC0\x10", 1, 60, &[192, 0, 2, 1]),
@@ -128,10 +127,10 @@ fn broken_answers_are_refused_or_read_without_harm() {
     }
 }
 
-/// RFC 4035 §3.1.3.3: an answer made of a wildcard is none for a validator without the proof that the name is
-/// not there.
+/// RFC 4035 §3.1.3.3: a validator rejects an answer from a wildcard without the proof that the name does not
+/// exist.
 #[test]
-fn proofs_of_a_wildcard_go_to_those_who_ask_for_them() {
+fn proofs_of_a_wildcard_are_kept_for_clients_that_request_them() {
     let signature_of_nsec = &[&b"\0\x2F"[..], &SIGNATURE_OF_A[2..]].concat()[..];
     let signature_of_ns = &[&b"\0\x02"[..], &SIGNATURE_OF_A[2..]].concat()[..];
     let answers: [Wire<'_>; 2] = [(WWW, 1, 60, &[192, 0, 2, 1]), (WWW, 46, 60, SIGNATURE_OF_A)];
@@ -148,7 +147,7 @@ fn proofs_of_a_wildcard_go_to_those_who_ask_for_them() {
 
 /// RFC 3597 §4
 #[test]
-fn compressed_names_in_old_types_are_written_out() {
+fn compressed_names_in_old_types_are_decompressed() {
     for (kind, before, names) in [(18_u16, 2, 1), (17, 0, 2), (26, 2, 2), (7, 0, 1), (39, 0, 1)] {
         let mut wire = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\0".to_vec();
         wire.extend(kind.to_be_bytes());
@@ -163,7 +162,7 @@ fn compressed_names_in_old_types_are_written_out() {
         message.extend(&data);
         let query = Query::parse(&wire).unwrap();
         let response = DnsResponse::from_buffer(message).unwrap();
-        let entry = read(response, &Asked::by(&query), &Limits::default()).unwrap();
+        let entry = read(response, &UpstreamQuery::by(&query), &Limits::default()).unwrap();
         let mut reply = Vec::new();
         entry.write(&query, 0, &mut reply);
         let whole = [vec![0; before], b"\x02ns\x07example\0".repeat(names)].concat();

@@ -22,7 +22,7 @@ fn tls() -> Tls {
     Tls { config, name: ServerName::try_from("dns.example").unwrap() }
 }
 
-/// A server, and how many connections it has had.
+/// A server, and the number of its connections.
 async fn serve<F>(each: fn(TcpStream) -> F) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>)
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
@@ -34,19 +34,21 @@ where
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             counted.fetch_add(1, Relaxed);
-            connections.spawn(async move { drop(each(stream).await) });
+            connections.spawn(async move {
+                let _ = each(stream).await;
+            });
         }
     });
     (address, count, tasks)
 }
 
-/// Never answers a handshake.
+/// Never completes a handshake.
 async fn hold(mut stream: TcpStream) -> io::Result<()> {
     while stream.read(&mut [0; 4096]).await? > 0 {}
     Ok(())
 }
 
-/// Answers each query a moment after it came.
+/// Answers each query after a moment.
 async fn answer_late(mut stream: TcpStream) -> io::Result<()> {
     let (mut queries, mut wire) = (Vec::new(), [0; 4096]);
     loop {
@@ -70,30 +72,30 @@ async fn answer_late(mut stream: TcpStream) -> io::Result<()> {
 }
 
 #[tokio::test]
-async fn no_more_connections_than_allowed_are_opened_at_once() {
+async fn limit_of_connections_is_not_exceeded() {
     let (address, count, _server) = serve(hold).await;
     let streams = Streams::new(address, Some(tls()), Runtime::default());
     let request = request();
     let queries = join_all((0..40).map(|_| streams.ask(&request)));
-    assert!(timeout(PATIENCE / 2, queries).await.is_err());
+    assert!(timeout(ANSWER_TIMEOUT / 2, queries).await.is_err());
     assert_eq!(count.load(Relaxed), MAX_CONNECTIONS);
 }
 
 /// Another server has answered the query meanwhile.
 #[tokio::test]
-async fn connection_whose_query_is_dropped_goes_on_being_opened() {
+async fn connection_whose_query_is_dropped_is_still_opened() {
     let (address, count, _server) = serve(hold).await;
     let streams = Streams::new(address, Some(tls()), Runtime::default());
     let request = request();
     for _ in 0..5 {
-        assert!(timeout(PATIENCE / 20, streams.ask(&request)).await.is_err());
+        assert!(timeout(ANSWER_TIMEOUT / 20, streams.ask(&request)).await.is_err());
     }
     assert_eq!(count.load(Relaxed), 1);
 }
 
-/// More than all connections take at once.
+/// More queries than all connections accept.
 #[tokio::test]
-async fn queries_beyond_what_connections_take_wait() {
+async fn queries_beyond_the_limit_of_connections_wait() {
     let (address, _, _server) = serve(answer_late).await;
     let streams = Streams::new(address, None, Runtime::default());
     let request = request();

@@ -1,7 +1,7 @@
-//! Names inside the data of old record types, written out (RFC 3597 §4).
+//! Decompresses names in the RDATA of old record types (RFC 3597 §4).
 //!
-//! These types may come with compressed names. hickory passes them on as the bytes they are, pointers
-//! included, which in another message lead elsewhere.
+//! These types may have compressed names. hickory passes their RDATA on as bytes, including pointers, which
+//! are wrong in another message.
 
 use hickory_resolver::proto::op::{Header, Message, Query};
 use hickory_resolver::proto::rr::rdata::NULL;
@@ -12,7 +12,7 @@ use hickory_resolver::proto::serialize::binary::{
 
 use super::answer::InvalidReply;
 
-/// Bytes before the names in the data of a type, and the number of names. Behind them may be more.
+/// The bytes before the names in the RDATA of a type, and the number of names. More data may follow.
 fn layout(kind: RecordType) -> Option<(usize, usize)> {
     match u16::from(kind) {
         // MD, MF; MB, MG, MR; NXT; DNAME
@@ -32,10 +32,10 @@ fn is_old(record: &Record) -> bool {
     matches!(record.data, RData::Unknown { .. }) && layout(record.record_type()).is_some()
 }
 
-/// Writes out the names in ANSWER and AUTHORITY of a message that was read from `wire`.
+/// Decompresses the names in ANSWER and AUTHORITY of a message that was read from `wire`.
 ///
 /// # Errors
-/// When the data of a record is not what its type says.
+/// If the RDATA of a record is malformed.
 pub(super) fn expand(message: &mut Message, wire: &[u8]) -> Result<(), InvalidReply> {
     let Message { queries, answers, authorities, .. } = message;
     if !answers.iter().chain(authorities.iter()).any(is_old) {

@@ -1,4 +1,5 @@
-//! Work that no query waits for: a thread of its own with a bounded queue in front. What finds no room is lost, and counted.
+//! A background thread with a bounded queue, for work that no query waits for. If the queue is full, work is
+//! dropped and counted.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -6,21 +7,21 @@ use std::thread::JoinHandle;
 
 use prometheus::IntCounter;
 
-/// What may wait.
+/// The capacity of the queue.
 const QUEUE: usize = 1024;
 
-/// The way to the thread, which ends, its work done, when this is dropped.
-pub(crate) struct Aside<T> {
+/// A handle of the thread, which completes its work and ends when this is dropped.
+pub(crate) struct BackgroundThread<T> {
     queue: Option<SyncSender<T>>,
     lost: IntCounter,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<T: Send + 'static> Aside<T> {
-    /// Starts the thread. `work` returns when the queue has ended, and never waits for long.
+impl<T: Send + 'static> BackgroundThread<T> {
+    /// Starts the thread. `work` returns when the queue has ended, and never blocks for long.
     ///
     /// # Errors
-    /// When there cannot be another thread.
+    /// If no thread can be started.
     pub(crate) fn start(
         name: &str,
         lost: IntCounter,
@@ -31,7 +32,7 @@ impl<T: Send + 'static> Aside<T> {
         Ok(Self { queue: Some(sender), lost, thread: Some(thread) })
     }
 
-    /// Leaves something to the thread. Returns at once.
+    /// Queues work for the thread. Returns at once.
     pub(crate) fn put(&self, work: T) {
         if self.queue.as_ref().is_some_and(|queue| queue.try_send(work).is_err()) {
             self.lost.inc();
@@ -39,11 +40,12 @@ impl<T: Send + 'static> Aside<T> {
     }
 }
 
-impl<T> Drop for Aside<T> {
+impl<T> Drop for BackgroundThread<T> {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            drop(thread.join());
+            // A panic is reported by the panic hook.
+            let _ = thread.join();
         }
     }
 }
