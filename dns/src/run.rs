@@ -1,4 +1,4 @@
-//! Puts the parts together and runs until told to stop.
+//! Assembles the parts and runs until the drain has ended.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -31,10 +31,11 @@ use crate::socket::Inherited;
 use crate::tls::{self, Certificate};
 use crate::zone::{Settings, Zone};
 
-/// How long a process that receives SIGTERM still serves while the next one reads its first state, as in a rolling update.
+/// How long a process still serves after SIGTERM while the next one reads its first state, as in a rolling
+/// update.
 const CLAIMED_DRAIN_DELAY: Duration = Duration::from_secs(10);
 
-/// The domain below which Services have their names, in lower case. Never the root.
+/// The domain of the cluster's names, in lower case. Never the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain(NameBuf);
 
@@ -51,49 +52,49 @@ impl std::str::FromStr for Domain {
     }
 }
 
-/// What the program needs to know, validated.
+/// The validated configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the state of the world comes from.
+    /// The sources of Services.
     pub discovery: discovery::Config,
-    /// Where to answer.
+    /// Addresses for UDP and TCP.
     pub listen: Vec<SocketAddr>,
-    /// How to answer over TLS.
+    /// The settings of TLS, HTTPS and QUIC.
     pub tls: Option<tls::Config>,
     /// The zone of the cluster.
     pub cluster_domain: Domain,
-    /// Threads that answer over UDP; as many as cores where nothing is said.
+    /// The number of UDP threads; by default one per core.
     pub workers: Option<usize>,
     /// Seconds.
     pub ttl: u32,
-    /// Which names there are.
+    /// The names that are served.
     pub names: Names,
-    /// Who may ask, and how often.
+    /// Access control and rate limits.
     pub limits: Limits,
-    /// One query of so many is logged; none where nothing is said.
+    /// One of this many queries is logged; `None` disables the log.
     pub log_queries: Option<u32>,
-    /// The socket of a collector of all queries and answers.
+    /// The socket of the dnstap collector.
     pub dnstap: Option<PathBuf>,
-    /// For how long `/health` tells others to go elsewhere before the drain.
+    /// How long `/health` fails before the drain.
     pub lameduck: Duration,
-    /// The name the server tells those who ask for it (NSID); at most 128 bytes, empty for none.
+    /// The name for NSID, at most 128 bytes; empty for none.
     pub nsid: String,
     /// Whether the search lists of pods are completed.
     pub autopath: bool,
-    /// How other names are answered.
+    /// The settings of the forwarder.
     pub forward: forward::Config,
-    /// Where `/metrics` listens.
+    /// Address of `/metrics`.
     pub metrics_address: SocketAddr,
-    /// Where `/health` listens.
+    /// Address of `/health`.
     pub health_address: SocketAddr,
-    /// Where `/ready` listens.
+    /// Address of `/ready`.
     pub ready_address: SocketAddr,
 }
 
-/// Runs until the drain has begun and ended, or the next process has taken over.
+/// Runs until the drain has ended, or the next process serves.
 ///
 /// # Errors
-/// When a socket cannot be opened, or an upstream server is this server itself.
+/// If a socket cannot be opened, or an upstream server is this server itself.
 pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     info!(?config, "starting");
     let metrics = Arc::new(Metrics::new());
@@ -146,7 +147,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let next = listeners.await_next(name.as_deref(), &secret.0, &claim);
         let ends = async {
             drain.started().await;
-            // Unhealthy already, so that others go elsewhere.
+            // Unhealthy from now on, so that load balancers use other servers.
             let claimed = if claim.is_claimed() { CLAIMED_DRAIN_DELAY } else { Duration::ZERO };
             tokio::time::sleep(config.lameduck.max(claimed)).await;
         };
@@ -159,7 +160,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     };
     info!(has_next, "draining");
     if has_next {
-        // Its pages have to be found, not ours.
+        // The pages of the next process must be reachable, not ours.
         drop(pages);
     }
     finish(listeners, has_next, &mut upkeep).await;
@@ -174,7 +175,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Queries under way still get their answers, and connections that are kept those of the state in force.
+/// Pending queries are still answered, and open connections get the applied state.
 async fn finish(listeners: Listeners, has_next: bool, upkeep: impl Future<Output = ()>) {
     let mut drained = std::pin::pin!(listeners.drain(has_next));
     tokio::select! {
@@ -214,19 +215,20 @@ fn responder(
     })
 }
 
-/// Which server this is among others: what NSID says, or the name of the machine.
+/// The name of this server: NSID, or the host name.
 fn identity(nsid: &str) -> String {
     let host = || nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
     if nsid.is_empty() { host() } else { nsid.to_owned() }
 }
 
-/// The name under which a process with the same addresses finds this one; none where the kernel chooses the port.
+/// The name under which a process with the same addresses finds this one; `None` if the kernel chooses the
+/// port.
 fn handover_name(listen: &[SocketAddr]) -> Option<String> {
     listen.first().filter(|address| address.port() != 0).map(|address| format!("portolan-dns/{address}"))
 }
 
-/// Holds the names by which portolan-proxy finds out where this server listens: there it leaves queries to it. The first
-/// address has its name by [`handover_name`].
+/// Holds the names by which portolan-proxy detects where this server listens: there it does not intercept
+/// queries. The first address has its name by [`handover_name`].
 async fn hold_names(config: &Config) {
     let tls = config.tls.iter().flat_map(|tls| &tls.listen);
     let others = config.listen.iter().skip(1).chain(tls).filter(|address| address.port() != 0);
@@ -236,7 +238,7 @@ async fn hold_names(config: &Config) {
     std::future::pending().await
 }
 
-/// What the previous process hands over: the secret of its cookies, and its sockets.
+/// The state of the previous process: the secret of its cookies, and its sockets.
 async fn receive_handover(name: Option<&str>) -> anyhow::Result<(Secret, Inherited, Option<Previous>)> {
     let handover = match name {
         Some(name) => handover::receive(name).await.unwrap_or_else(|error| {
@@ -250,7 +252,7 @@ async fn receive_handover(name: Option<&str>) -> anyhow::Result<(Secret, Inherit
     };
     let secret = match note.try_into() {
         Ok(secret) => Secret(secret),
-        // Of another version.
+        // The note is from another version.
         Err(_) => Secret::new().context("random bytes")?,
     };
     Ok((secret, Inherited::new(sockets), Some(previous)))
@@ -267,7 +269,7 @@ fn readiness(snapshots: Snapshots, claim: Claim) -> Readiness {
     readiness
 }
 
-/// Serves a page each at these addresses. One that is taken costs its page, and nothing else.
+/// Serves one page at each of these addresses. An address that is in use affects its own page only.
 fn serve_pages(config: &Config, metrics: &Metrics, readiness: &Readiness, drain: &Drain) -> JoinSet<()> {
     daemon::build_info::register(&metrics.registry);
     daemon::log::register(&metrics.registry, "portolan_dns");
@@ -287,7 +289,7 @@ fn serve_pages(config: &Config, metrics: &Metrics, readiness: &Readiness, drain:
     serving
 }
 
-/// Healthy until it is told to end, so that others go elsewhere while it still serves.
+/// Fails after SIGTERM, so that load balancers use other servers while this one still serves.
 fn health(drain: Drain) -> impl Fn(&str) -> admin::Response + Send + Sync + 'static {
     move |_| {
         if drain.is_started() {
@@ -298,7 +300,7 @@ fn health(drain: Drain) -> impl Fn(&str) -> admin::Response + Send + Sync + 'sta
     }
 }
 
-/// Keeps track of which namespace each pod is in. Never ends before the snapshots do.
+/// Keeps the namespaces of pods up to date. Ends with the snapshots.
 async fn update_autopath(mut snapshots: Snapshots, autopath: Option<&Autopath>) {
     let Some(autopath) = autopath else { return std::future::pending().await };
     while snapshots.changed().await.is_ok() {
@@ -314,7 +316,7 @@ async fn watch_certificate(certificate: Option<&mut Certificate>, metrics: &Metr
     }
 }
 
-/// Makes the next zone for every snapshot, and says when there is one to be relied on.
+/// Computes the zone of every snapshot. Notifies `synced` once it is synced.
 async fn update_zone(mut snapshots: Snapshots, zone: &ArcSwap<Zone>, metrics: &Metrics, synced: &Notify) {
     while snapshots.changed().await.is_ok() {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());

@@ -1,4 +1,4 @@
-//! One process after another at the same address: no query is lost.
+//! Hot restart: several processes in succession at the same address lose no query.
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,20 +7,21 @@ use std::time::{Duration, Instant};
 use crate::message::{Query, Reply, receive, send};
 use crate::server::Server;
 
-const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
+const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+                   spec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}\n";
 const NAME: &str = "web.default.svc.cluster.local";
 
 const RESTARTS: usize = 10;
 
-/// Threads that ask by UDP, from so many ports each, one query after so long: 5,000 a second in all.
-const ASKERS: u64 = 4;
+/// UDP client threads, source ports per thread, and interval of queries: 5,000 queries per second in total.
+const CLIENTS: u64 = 4;
 const FLOWS: usize = 32;
-const INTERVAL: Duration = Duration::from_micros(200 * ASKERS);
+const INTERVAL: Duration = Duration::from_micros(200 * CLIENTS);
 
-/// A reply may be late on a machine that has much to do; what is lost never comes.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// A reply may be late on a busy machine; a lost one never comes.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Asks until told to stop; returns how many queries were sent, and how many of them were answered.
+/// Sends queries until `done`. Returns the numbers of queries and replies.
 fn ask_by_udp(server: SocketAddr, done: &AtomicBool) -> (usize, usize) {
     let sockets: Vec<UdpSocket> = (0..FLOWS).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     for socket in &sockets {
@@ -48,7 +49,7 @@ fn ask_by_udp(server: SocketAddr, done: &AtomicBool) -> (usize, usize) {
         next += INTERVAL;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + REPLY_TIMEOUT;
     while answered < sent && Instant::now() < deadline {
         drain(&mut answered);
         std::thread::sleep(Duration::from_millis(5));
@@ -61,7 +62,7 @@ fn ask_by_tcp(server: SocketAddr, done: &AtomicBool) -> usize {
     let mut answered = 0;
     while !done.load(Ordering::Relaxed) {
         let mut stream = TcpStream::connect(server).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
         for id in 0..50 {
             send(&mut stream, &Query::new(NAME, 1).wire(id));
             assert_eq!(receive(&mut stream)[..2], id.to_be_bytes());
@@ -74,11 +75,11 @@ fn ask_by_tcp(server: SocketAddr, done: &AtomicBool) -> usize {
 
 /// Complaint 8: restarts and reloads lost queries.
 #[test]
-fn complaint_8_no_query_is_lost_while_processes_and_states_follow_each_other() {
+fn complaint_8_no_query_is_lost_during_restarts_and_changes() {
     let mut server = Server::start(&[("web.yaml", WEB)], &[]);
     let (address, done) = (server.address, AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let by_udp: Vec<_> = (0..ASKERS).map(|_| scope.spawn(|| ask_by_udp(address, &done))).collect();
+        let by_udp: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| ask_by_udp(address, &done))).collect();
         let by_tcp = scope.spawn(|| ask_by_tcp(address, &done));
         for n in 0..RESTARTS {
             server.apply("web.yaml", &format!("{WEB}# {n}\n"));
@@ -95,7 +96,7 @@ fn complaint_8_no_query_is_lost_while_processes_and_states_follow_each_other() {
 }
 
 #[test]
-fn cookies_stay_good_and_other_numbers_of_workers_are_no_trouble() {
+fn cookies_stay_valid_and_the_number_of_workers_may_change() {
     let mut server = Server::start(&[("web.yaml", WEB)], &["--workers=3"]);
     let cookie = |shown: &[u8], server: &Server| {
         let reply: Reply = Query::new(NAME, 1).option(10, shown).ask(server.address);
@@ -104,19 +105,19 @@ fn cookies_stay_good_and_other_numbers_of_workers_are_no_trouble() {
     let first = cookie(b"12345678", &server);
     for workers in ["--workers=1", "--workers=4", "--workers=2"] {
         server.succeed(&[workers]);
-        // Whichever socket they fall into.
+        // Whichever socket receives them.
         for _ in 0..50 {
             assert_eq!(cookie(&first, &server), first);
         }
     }
 }
 
-/// Whoever of the two dies, the other one serves.
+/// If one of the two processes dies, the other one serves.
 #[test]
-fn a_successor_that_never_gets_there_changes_nothing_and_one_whose_predecessor_dies_serves() {
+fn next_process_that_never_serves_changes_nothing_and_one_whose_previous_process_dies_serves() {
     let mut server = Server::start(&[("web.yaml", WEB)], &[]);
     let manifests = tempfile::tempdir().unwrap();
-    // It waits for a directory that is not there yet.
+    // It waits for a directory that does not exist yet.
     let unready = manifests.path().join("later");
     let mut heir = server.spawn_beside(&unready, &[]);
     server.wait_for_log("the next process has started");
@@ -139,9 +140,9 @@ fn a_successor_that_never_gets_there_changes_nothing_and_one_whose_predecessor_d
     .unwrap();
 }
 
-/// As a rolling update does that takes the new process for ready too early.
+/// Like a rolling update that considers the new process ready too early.
 #[test]
-fn a_server_told_to_end_while_its_successor_reads_serves_until_that_one_does() {
+fn process_that_receives_sigterm_while_the_next_one_reads_its_state_serves_until_that_one_does() {
     let mut server = Server::start(&[("web.yaml", WEB)], &[]);
     let manifests = tempfile::tempdir().unwrap();
     let later = manifests.path().join("later");
@@ -160,12 +161,12 @@ fn a_server_told_to_end_while_its_successor_reads_serves_until_that_one_does() {
     assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
 }
 
-/// Whoever answers on it, a connection that is kept hears of what changes.
+/// An open connection gets changes from whichever process serves it.
 #[test]
-fn a_connection_that_outlives_the_handover_is_answered_from_the_state_in_force() {
+fn connection_that_outlives_the_handover_is_answered_from_the_applied_state() {
     let mut server = Server::start(&[("web.yaml", WEB)], &[]);
     let mut stream = TcpStream::connect(server.address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
     let mut answer = || {
         send(&mut stream, &Query::new(NAME, 1).wire(1));
         receive(&mut stream)

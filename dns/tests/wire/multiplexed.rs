@@ -1,4 +1,4 @@
-//! HTTPS and QUIC: how many connections there may be, for how long, and what becomes of them when the process is replaced.
+//! HTTPS and QUIC: limits on connections, their timeouts, and their fate during a hot restart.
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -22,16 +22,16 @@ use crate::tls::{Secure, kdig};
 const NAME: &str = "web.default.svc.cluster.local";
 
 /// Connections over HTTPS and QUIC together.
-const MOST: usize = 512;
+const MAX_CONNECTIONS: usize = 512;
 
-/// What a client waits for an answer while hundreds of others hold connections for ten seconds.
-const SOON: Duration = Duration::from_secs(4);
+/// Timeout of an answer while hundreds of clients hold connections for ten seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// A client over QUIC that sends something every second if it is told to keep its connections alive.
+/// A QUIC client, which sends keepalives every second if requested.
 fn client(secure: &Secure, keeps_alive: bool) -> Endpoint {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(secure.file("tls.pem")).unwrap()).unwrap();
@@ -54,7 +54,7 @@ async fn connect(client: &Endpoint, server: SocketAddr) -> Result<Connection, Co
     client.connect(server, "dns.example").unwrap().await
 }
 
-/// Whether a new connection over QUIC brings an answer.
+/// Whether a new QUIC connection gets an answer.
 async fn is_answered(client: &Endpoint, server: SocketAddr) -> bool {
     let ask = async {
         let (mut query, mut reply) = connect(client, server).await.ok()?.open_bi().await.ok()?;
@@ -68,7 +68,7 @@ async fn is_answered(client: &Endpoint, server: SocketAddr) -> bool {
     ask.await == Some(true)
 }
 
-/// Why the server has closed a connection; `None` while it is open.
+/// The code with which the server closed a connection; `None` while it is open.
 fn code(connection: &Connection) -> Option<u64> {
     match connection.close_reason()? {
         ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
@@ -85,9 +85,9 @@ fn quic_client_beyond_the_limit_loses_its_oldest_connections_to_another_client()
     let server = ([127, 0, 0, 1], port).into();
     runtime().block_on(async {
         let client = client(&secure, true);
-        let all: Vec<_> = join_all((0..MOST + 20).map(|_| connect(&client, server))).await;
+        let all: Vec<_> = join_all((0..MAX_CONNECTIONS + 20).map(|_| connect(&client, server))).await;
         let all: Vec<Connection> = all.into_iter().filter_map(Result::ok).collect();
-        assert!(all.len() >= MOST, "{}", all.len());
+        assert!(all.len() >= MAX_CONNECTIONS, "{}", all.len());
         let started = Instant::now();
         let other = async {
             tokio::task::spawn_blocking(move || {
@@ -98,13 +98,13 @@ fn quic_client_beyond_the_limit_loses_its_oldest_connections_to_another_client()
             .await
             .unwrap()
         };
-        let _secure = timeout(SOON, other).await.unwrap();
+        let _secure = timeout(ANSWER_TIMEOUT, other).await.unwrap();
         let closed = || all.iter().filter(|connection| code(connection) == Some(4)).count();
-        while closed() < all.len() - MOST + 1 {
-            assert!(started.elapsed() < SOON, "{} of {} closed", closed(), all.len());
+        while closed() < all.len() - MAX_CONNECTIONS + 1 {
+            assert!(started.elapsed() < ANSWER_TIMEOUT, "{} of {} closed", closed(), all.len());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // Nothing is asked over the others: keeping them alive does not keep them.
+        // No query is sent over the others: keepalives do not preserve them.
         for connection in &all {
             timeout(Duration::from_secs(30), connection.closed()).await.unwrap();
         }
@@ -112,8 +112,8 @@ fn quic_client_beyond_the_limit_loses_its_oldest_connections_to_another_client()
     });
 }
 
-/// Brings a server what a client sends, and the client only the packets that ask whether its address is its own: no
-/// handshake ends. Returns the address for the client, and the number of these packets.
+/// Relays a client's packets to a server, and of the server's packets only Retry: no handshake completes.
+/// Returns the address for the client, and the number of Retry packets.
 fn stall(server: SocketAddr, client: SocketAddr, ended: &Arc<AtomicBool>) -> (SocketAddr, Arc<AtomicUsize>) {
     let open = || {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -155,18 +155,19 @@ fn quic_client_that_never_ends_its_handshakes_keeps_no_other_client_out() {
         let client = client(&secure, false);
         let server = ([127, 0, 0, 1], port).into();
         let (relay, retries) = stall(server, client.local_addr().unwrap(), &ended);
-        let _all: Vec<_> = (0..MOST + 20).map(|_| client.connect(relay, "dns.example").unwrap()).collect();
-        while retries.load(Relaxed) < MOST + 20 {
+        let _all: Vec<_> =
+            (0..MAX_CONNECTIONS + 20).map(|_| client.connect(relay, "dns.example").unwrap()).collect();
+        while retries.load(Relaxed) < MAX_CONNECTIONS + 20 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // For what the clients send after the last of them.
+        // Time for the last packets of the clients.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let ask = move || {
             ["+quic", "+https"].map(|transport| {
                 secure.kdig_at(port, "dns.example", &format!("{transport} -b 127.0.0.2 {NAME} A"))
             })
         };
-        let answers = timeout(SOON, tokio::task::spawn_blocking(ask)).await.unwrap().unwrap();
+        let answers = timeout(ANSWER_TIMEOUT, tokio::task::spawn_blocking(ask)).await.unwrap().unwrap();
         for answer in answers {
             assert!(answer.contains("10.96.0.9"), "{answer}");
         }
@@ -180,24 +181,24 @@ fn https_client_beyond_the_limit_loses_its_oldest_connections_to_another_client(
     let own = secure.server.open_files();
     let started = Instant::now();
     let crowd: Vec<TcpStream> =
-        (0..MOST + 100).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+        (0..MAX_CONNECTIONS + 100).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     testbed::wait_for("the crowd", || {
         let open = secure.server.open_files();
-        anyhow::ensure!(open > own + MOST / 2, "{open}");
+        anyhow::ensure!(open > own + MAX_CONNECTIONS / 2, "{open}");
         Ok(())
     })
     .unwrap();
     let answer = secure.kdig_at(port, "dns.example", &format!("+https -b 127.0.0.2 {NAME} A"));
     assert!(answer.contains("10.96.0.9"), "{answer}");
-    // Before those go that do not speak TLS.
-    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
-    // And the one that waits for its turn.
+    // Connections without TLS are closed first.
+    assert!(started.elapsed() < ANSWER_TIMEOUT, "{:?}", started.elapsed());
+    // And the one that waits to be accepted.
     let open = secure.server.open_files();
-    assert!(open <= own + MOST + 1, "{open}, {own} before");
+    assert!(open <= own + MAX_CONNECTIONS + 1, "{open}, {own} before");
     drop(crowd);
 }
 
-/// One of the clients has sent the beginning of a query, and nothing since.
+/// One of the clients has sent the beginning of a query, then nothing.
 #[test]
 fn https_and_quic_clients_are_answered_while_the_process_is_replaced() {
     let (mut secure, port) = start(&[]);
