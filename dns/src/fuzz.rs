@@ -67,10 +67,10 @@ pub fn query(message: &[u8]) {
             assert_eq!(reply, b"");
             continue;
         }
-        let (asked, header) =
+        let (query, header) =
             (Header::parse(message).expect("a header"), Header::parse(reply).expect("a header"));
-        assert!(header.has(flag::QR) && header.id == asked.id && header.opcode() == asked.opcode());
-        assert!(!asked.has(flag::QR), "a response must not be answered");
+        assert!(header.has(flag::QR) && header.id == query.id && header.opcode() == query.opcode());
+        assert!(!query.has(flag::QR), "a response must not be answered");
         if header.questions == 1 {
             Message::from_vec(reply).expect("a whole message");
         }

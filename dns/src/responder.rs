@@ -148,7 +148,7 @@ impl Responder {
         self.metrics.refused(refusal);
         let text = match refusal {
             Refusal::Client => "this client may not ask",
-            Refusal::Rate => "this client asks too often",
+            Refusal::Rate => "this client sends too many queries",
         };
         Some(Reason(Ede::Prohibited as u16, text))
     }
@@ -212,8 +212,8 @@ impl Responder {
         from: (Protocol, SocketAddr),
     ) -> Option<Vec<u8>> {
         let mut out = Vec::with_capacity(512);
-        let asked = (from.0, &(|| Some(from.1)) as Client<'_>);
-        match self.answer_now(&query, asked, Instant::now(), &mut Vec::new(), &mut out) {
+        let client = (from.0, &(|| Some(from.1)) as Client<'_>);
+        match self.answer_now(&query, client, Instant::now(), &mut Vec::new(), &mut out) {
             Step::Silence => None,
             Step::Done => Some(out),
             Step::Deferred => {

@@ -139,8 +139,8 @@ async fn converse(
                         break;
                     };
                     out.clear();
-                    let asked = (from.0, &(|| Some(from.1)) as Client<'_>);
-                    match responder.answer_now(&query, asked, Instant::now(), &mut lower, &mut out) {
+                    let client = (from.0, &(|| Some(from.1)) as Client<'_>);
+                    match responder.answer_now(&query, client, Instant::now(), &mut lower, &mut out) {
                         Step::Silence => {}
                         Step::Done => timeout(WRITE, frames.feed(&out[..])).await??,
                         Step::Deferred => {

@@ -67,7 +67,7 @@ impl Failure {
         }
         match self.cause {
             Cause::NoUpstream => (Ede::NotSupported as u16, "no upstream server is configured"),
-            Cause::Loop => (Ede::Other as u16, "the upstream servers ask this one: a forwarding loop"),
+            Cause::Loop => (Ede::Other as u16, "the upstream servers forward to this one: a forwarding loop"),
             Cause::Overload => (Ede::Other as u16, "too many queries are waiting for upstream servers"),
             Cause::ClientOverload => {
                 (Ede::Other as u16, "too many queries of this client are waiting for upstream servers")

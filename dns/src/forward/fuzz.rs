@@ -25,8 +25,8 @@ const BEHIND_ID: usize = 10;
 ///
 /// # Panics
 /// If an invariant does not hold.
-pub fn upstream(said: &[u8]) {
-    let Some((header, records)) = said.split_at_checked(BEHIND_ID) else { return };
+pub fn upstream(content: &[u8]) {
+    let Some((header, records)) = content.split_at_checked(BEHIND_ID) else { return };
     for message in QUERIES {
         let query = Query::parse(message).expect("a query of ours");
         let upstream_query = UpstreamQuery::by(&query);

@@ -18,13 +18,14 @@ use crate::message::{Name, NameBuf};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(
-        "{flag} {upstream} is an address this server listens on: it would ask itself for ever; name other servers"
+        "{flag} {upstream} is an address this server listens on: it would query itself in a loop; name other \
+         servers"
     )]
     Ourselves { flag: &'static str, upstream: String },
     #[error(
-        "{flag} {upstream} is a loopback address: what listens there usually asks this server in turn, a \
+        "{flag} {upstream} is a loopback address: what listens there usually forwards to this server, a \
          forwarding loop; name the servers behind it (for systemd-resolved they are in \
-         /run/systemd/resolve/resolv.conf), or add --allow-loopback-upstreams if it surely asks others"
+         /run/systemd/resolve/resolv.conf), or add --allow-loopback-upstreams if it certainly forwards elsewhere"
     )]
     Loopback { flag: &'static str, upstream: String },
     #[error(transparent)]

@@ -157,7 +157,7 @@ async fn probe(inner: &Inner, server: &Arc<Server>) {
     match (was_looping, server.is_looping()) {
         (false, true) => tracing::error!(
             upstream = %server.upstream,
-            "asks this server in turn, a forwarding loop: not used until that ends; make it forward elsewhere, or \
+            "forwards to this server, a forwarding loop: not used until that ends; make it forward elsewhere, or \
              name other servers with --upstream"
         ),
         (true, false) => tracing::info!(upstream = %server.upstream, "the forwarding loop has ended"),

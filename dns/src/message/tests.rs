@@ -34,9 +34,9 @@ fn queries_encoded_by_hickory_are_decoded() {
         let ours = Query::parse(&wire).unwrap();
         assert_eq!(ours.header.id, theirs.metadata.id);
         assert_eq!(ours.header.has(flag::RD), theirs.metadata.recursion_desired);
-        let asked = &theirs.queries[0];
-        assert_eq!(ours.question.name.to_string(), asked.name().to_ascii());
-        assert_eq!(ours.question.kind, u16::from(asked.query_type()));
+        let question = &theirs.queries[0];
+        assert_eq!(ours.question.name.to_string(), question.name().to_ascii());
+        assert_eq!(ours.question.kind, u16::from(question.query_type()));
         let edns = theirs.edns.as_ref().map(|edns| (edns.max_payload(), edns.flags().dnssec_ok));
         assert_eq!(ours.edns.map(|edns| (edns.payload, edns.dnssec_ok)), edns);
     }

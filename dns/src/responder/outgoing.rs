@@ -83,9 +83,9 @@ impl ResponseHandler for Outgoing {
         let (request, client) = (&*self.request, self.request.src());
         if !std::mem::replace(&mut self.is_accounted_for, true) {
             let question = query(request).map(|query| query.question);
-            let said = (info.response_code.into(), &reply[..]);
+            let sent = (info.response_code.into(), &reply[..]);
             let from = (request.protocol().into(), &(|| Some(client)) as Client<'_>);
-            self.responder.account(from, (request.as_slice(), question), said, self.since);
+            self.responder.account(from, (request.as_slice(), question), sent, self.since);
         }
         self.replies.send(client, reply).await;
         Ok(info)

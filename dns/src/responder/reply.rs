@@ -53,16 +53,16 @@ impl<'o> Reply<'o> {
     pub(crate) fn new(
         out: &'o mut Vec<u8>,
         message: &[u8],
-        asked: Header,
+        query: Header,
         question: Option<Question<'_>>,
         edns: Option<Edns<'_>>,
         transport: Transport<'o>,
     ) -> Self {
         let start = out.len();
         // Returns the opcode, RD and CD (RFC 4035 §3.1.6), but not AD, Z and other bits.
-        let flags = flag::QR | flag::RA | asked.flags & (0x7800 | flag::RD | flag::CD);
+        let flags = flag::QR | flag::RA | query.flags & (0x7800 | flag::RD | flag::CD);
         let header =
-            Header { id: asked.id, flags, questions: u16::from(question.is_some()), ..Header::default() };
+            Header { id: query.id, flags, questions: u16::from(question.is_some()), ..Header::default() };
         out.extend_from_slice(&header.to_wire());
         let length = question.map_or(0, |question| question.name.wire().len() + 4);
         out.extend_from_slice(message.get(Header::LENGTH..Header::LENGTH + length).unwrap_or_default());
@@ -192,10 +192,10 @@ pub(super) fn close(
     transport: Transport<'_>,
     (code, reason): (u16, Option<Reason>),
 ) {
-    let Some(asked) = edns else { return };
+    let Some(requested) = edns else { return };
     let length = out.len() - start + transport.needs(edns);
     let room = limit(edns, transport.protocol).saturating_sub(length);
-    Edns::new(MAX_DATAGRAM, code, asked.dnssec_ok).write(out);
+    Edns::new(MAX_DATAGRAM, code, requested.dnssec_ok).write(out);
     transport.put_options(out, start, |out| explain(out, reason, room));
     if let Some([high, low]) = out.get_mut(start + 10..start + 12) {
         [*high, *low] = (u16::from_be_bytes([*high, *low]) + 1).to_be_bytes();

@@ -45,7 +45,7 @@ fn negative_answer_is_cached_for_the_ttl_of_its_soa_and_not_without_one() {
     });
     let server = Server::start(&[&upstream_flag(&[&upstream])]);
     for (name, status, times) in
-        [("gone", "NXDOMAIN", 1.0), ("nodata", "NOERROR", 1.0), ("nosoa", "NXDOMAIN", 3.0)]
+        [("missing", "NXDOMAIN", 1.0), ("nodata", "NOERROR", 1.0), ("nosoa", "NXDOMAIN", 3.0)]
     {
         let before = server.exchanges();
         for _ in 0..3 {
@@ -53,7 +53,7 @@ fn negative_answer_is_cached_for_the_ttl_of_its_soa_and_not_without_one() {
         }
         assert_eq!(server.exchanges() - before, times, "{name}");
     }
-    let soa = server.dig("+noall +authority gone.test A");
+    let soa = server.dig("+noall +authority missing.test A");
     let ttl: u32 = soa.split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(ttl <= 60 && soa.contains("SOA"), "{soa}");
 }
@@ -191,8 +191,8 @@ fn without_a_cache_every_query_is_forwarded_and_without_stale_answers_none_is_se
     let times = std::sync::atomic::AtomicUsize::new(0);
     let upstream = Upstream::start(move |received| {
         let is_once = contains(&received.query, "once");
-        let gone = is_once && times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0;
-        if gone {
+        let fails = is_once && times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0;
+        if fails {
             now(reply(&received.query, 2, &[], &[]))
         } else {
             now(reply(&received.query, 0, &[a(1, [192, 0, 2, 1])], &[]))

@@ -223,7 +223,7 @@ fn forwarding_loop_is_detected_and_the_cluster_zone_is_served() {
 fn upstreams_that_forward_back_are_refused_at_the_start_with_a_suggestion() {
     for (flag, hint) in [
         ("--upstream=127.0.0.53", "--allow-loopback-upstreams"),
-        ("--upstream=127.0.0.1:5399", "would ask itself for ever"),
+        ("--upstream=127.0.0.1:5399", "it would query itself in a loop"),
         ("--stub=x=[::1]:53", "--allow-loopback-upstreams"),
     ] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_portolan-dns"))
@@ -231,7 +231,7 @@ fn upstreams_that_forward_back_are_refused_at_the_start_with_a_suggestion() {
             .output()
             .unwrap();
         assert!(!output.status.success(), "{flag}");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains(hint), "{flag}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(hint), "{flag}: {stderr}");
     }
 }

@@ -112,23 +112,23 @@ fn negative_answers_without_soa_are_passed_on() {
         now(reply(&received.query, code, &[], &[name_server]))
     });
     let server = start(&upstream, &[]);
-    assert_eq!(server.status("gone.test A"), "NXDOMAIN");
+    assert_eq!(server.status("missing.test A"), "NXDOMAIN");
     assert_eq!(server.status("nodata.test A"), "NOERROR");
 }
 
 #[test]
 fn flags_and_unknown_types_are_passed_on() {
     let upstream = Upstream::start(|received| {
-        let gone = contains(&received.query, "gone");
+        let is_missing = contains(&received.query, "missing");
         let unknown = record(b"\xC0\x0C", 65_280, 60, &[1, 2, 3]);
-        let answers = if gone { vec![] } else { vec![unknown] };
-        let authorities = if gone { vec![soa(60)] } else { vec![] };
-        let mut answer = reply(&received.query, if gone { 3 } else { 0 }, &answers, &authorities);
+        let answers = if is_missing { vec![] } else { vec![unknown] };
+        let authorities = if is_missing { vec![soa(60)] } else { vec![] };
+        let mut answer = reply(&received.query, if is_missing { 3 } else { 0 }, &answers, &authorities);
         answer[3] |= 0x20;
         now(answer)
     });
     let server = start(&upstream, &[]);
-    for (question, status) in [("www.test TYPE65280", "NOERROR"), ("gone.test A", "NXDOMAIN")] {
+    for (question, status) in [("www.test TYPE65280", "NOERROR"), ("missing.test A", "NXDOMAIN")] {
         for _ in 0..2 {
             let reply = server.dig(&format!("+adflag {question}"));
             let flags = reply.split("flags: ").nth(1).and_then(|rest| rest.split(';').next()).unwrap();

@@ -24,8 +24,8 @@ impl Collector {
 
     /// A line per received message.
     fn read(mut self) -> Vec<String> {
-        let told = Command::new("kill").arg(self.child.id().to_string()).status();
-        assert!(told.unwrap().success() && self.child.wait().unwrap().success());
+        let kill = Command::new("kill").arg(self.child.id().to_string()).status();
+        assert!(kill.unwrap().success() && self.child.wait().unwrap().success());
         let output = Command::new("dnstap-read").arg(&self.file).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()

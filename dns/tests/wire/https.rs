@@ -38,8 +38,8 @@ fn https_client_resolves_names_and_reads_answers() {
         .args(["--connect-timeout", "2", &format!("http://{NAME}:1/")])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("10.96.0.9"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("10.96.0.9"), "{stderr}");
     for method in ["+https", "+https-get"] {
         let answer = secure.kdig_at(port, "dns.example", &format!("{method} +padding {NAME} A"));
         assert!(answer.contains("10.96.0.9") && answer.contains("Received 468 B"), "{method}: {answer}");
@@ -74,8 +74,8 @@ fn https_requests_that_are_no_queries_have_the_status_their_fault_has() {
         (413, "/dns-query", &["--data-binary", &long, "-H", "content-type: application/dns-message"]),
         (413, &long_get, &[]),
     ] {
-        let said = String::from_utf8_lossy(&curl(&secure, port, path, arguments)).into_owned();
-        assert!(said.contains(&format!("HTTP/2 {status}")), "{status} {path} {arguments:?}: {said}");
+        let reply = String::from_utf8_lossy(&curl(&secure, port, path, arguments)).into_owned();
+        assert!(reply.contains(&format!("HTTP/2 {status}")), "{status} {path} {arguments:?}: {reply}");
     }
 }
 

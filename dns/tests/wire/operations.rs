@@ -28,7 +28,7 @@ fn lame_duck_is_unhealthy_and_serves_until_its_time_is_up() {
     let mut server =
         Server::start(&[("web.yaml", WEB)], &["--lameduck=3", &format!("--health-bind-address={health}")]);
     assert_eq!(page(&health, "/health").0, "200");
-    let told = Instant::now();
+    let stopped = Instant::now();
     server.tell_to_end();
     testbed::wait_for("bad health", || {
         let (status, _) = page(&health, "/health");
@@ -39,12 +39,12 @@ fn lame_duck_is_unhealthy_and_serves_until_its_time_is_up() {
     let mut answers = 0;
     while server.is_running() {
         // Between the last answer and the exit both are possible.
-        answers += u32::from(told.elapsed() < Duration::from_millis(2900));
-        if told.elapsed() < Duration::from_millis(2900) {
+        answers += u32::from(stopped.elapsed() < Duration::from_millis(2900));
+        if stopped.elapsed() < Duration::from_millis(2900) {
             assert_eq!(server.status(&format!("{NAME} A")), "NOERROR");
         }
     }
-    assert!(answers > 3 && told.elapsed() >= Duration::from_secs(3), "{answers}");
+    assert!(answers > 3 && stopped.elapsed() >= Duration::from_secs(3), "{answers}");
 }
 
 #[test]

@@ -128,8 +128,8 @@ fn upstream_that_is_the_server_itself_is_refused_at_the_start() {
         .output()
         .unwrap();
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("would ask itself for ever"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("it would query itself in a loop"), "{stderr}");
 }
 
 #[test]
@@ -144,11 +144,11 @@ fn check_config_reports_errors_and_exits() {
     std::fs::write(directory.path().join("bad.yaml"), service("web", "10.96.0.300")).unwrap();
     let output = check();
     assert_eq!(output.status.code(), Some(64));
-    let said = String::from_utf8(output.stdout).unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(
-        said.contains(
+        stdout.contains(
             "bad.yaml:4: Service default/web: spec.clusterIP: \"10.96.0.300\" is not an IP address"
         ),
-        "{said}"
+        "{stdout}"
     );
 }

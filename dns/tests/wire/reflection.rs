@@ -43,7 +43,7 @@ fn replies_end_at_the_server() {
     other.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let malformed = &query()[..20];
     for message in [&query(), malformed] {
-        let reply = ask(&other, message).expect("whoever asks from port 53 is a client too");
+        let reply = ask(&other, message).expect("a query from port 53 is answered");
         assert_eq!(ask(&other, &reply), None, "a reply is the end of it");
     }
 }
