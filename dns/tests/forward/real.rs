@@ -11,8 +11,9 @@ pub(crate) struct Daemon(Child);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        // It may have exited already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

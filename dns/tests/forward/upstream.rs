@@ -80,7 +80,8 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.ended.store(true, SeqCst);
         for thread in self.threads.drain(..) {
-            drop(thread.join());
+            // Its panic has been printed.
+            let _ = thread.join();
         }
     }
 }
@@ -111,12 +112,14 @@ fn serve_udp(socket: &UdpSocket, shared: &Arc<Shared>) {
         late.push(std::thread::spawn(move || {
             for (pause, answer) in answers {
                 std::thread::sleep(pause);
-                drop(socket.send_to(&answer, from));
+                // The client may have closed its socket.
+                let _ = socket.send_to(&answer, from);
             }
         }));
     }
     for thread in late {
-        drop(thread.join());
+        // Its panic has been printed.
+        let _ = thread.join();
     }
 }
 
@@ -131,7 +134,8 @@ fn serve_tcp(listener: &TcpListener, shared: &Arc<Shared>) {
         connections.push(std::thread::spawn(move || serve_connection(stream, from, &shared)));
     }
     for thread in connections {
-        drop(thread.join());
+        // Its panic has been printed.
+        let _ = thread.join();
     }
 }
 
@@ -147,7 +151,8 @@ fn serve_connection(mut stream: TcpStream, from: SocketAddr, shared: &Shared) {
         for (pause, answer) in shared.answers(&query, from, true) {
             std::thread::sleep(pause);
             let length = u16::try_from(answer.len()).unwrap().to_be_bytes();
-            drop(stream.write_all(&[&length, &answer[..]].concat()));
+            // The client may have closed the connection.
+            let _ = stream.write_all(&[&length, &answer[..]].concat());
         }
     }
 }

@@ -154,8 +154,8 @@ fn connections_up_to_the_limit_are_open_and_the_next_one_waits() {
     daemon::file_limit::raise();
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let own = server.open_files();
-    let mut crowd: Vec<TcpStream> = (0..MOST + 200).map(|_| connect(&server)).collect();
-    testbed::wait_for("the crowd", || {
+    let mut clients: Vec<TcpStream> = (0..MOST + 200).map(|_| connect(&server)).collect();
+    testbed::wait_for("the clients", || {
         let open = server.open_files();
         anyhow::ensure!(open > 1024, "{open}");
         Ok(())
@@ -166,9 +166,9 @@ fn connections_up_to_the_limit_are_open_and_the_next_one_waits() {
     assert_eq!(ask(&socket(&server), &query(1, name, 0))[..2], [0, 1]);
     let open = server.open_files();
     assert!(open <= own + MOST + 1, "{open}, {own} before");
-    let mut last = crowd.pop().unwrap();
+    let mut last = clients.pop().unwrap();
     last.write_all(&framed(&query(2, name, 0))).unwrap();
-    drop(crowd);
+    drop(clients);
     assert_eq!(next_frame(&mut last)[..2], [0, 2]);
 }
 
@@ -273,17 +273,17 @@ fn half_sent_queries_take_bounded_memory() {
     let server = Server::start(&[("web.yaml", WEB)], &[]);
     let before = server.memory("VmRSS");
     let half = [&[255, 255][..], &[0; 60_000]].concat();
-    let crowd: Vec<TcpStream> = (0..1500)
+    let clients: Vec<TcpStream> = (0..1500)
         .map(|_| {
             let mut stream = connect(&server);
             stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
             // The server may have closed it.
-            drop(stream.write_all(&half));
+            let _ = stream.write_all(&half);
             stream
         })
         .collect();
     let taken = server.memory("VmRSS").saturating_sub(before);
     assert!(taken < 48 << 10, "{taken} KiB");
-    drop(crowd);
+    drop(clients);
     assert_eq!(server.dig("+short web.default.svc.cluster.local A").trim(), "10.96.0.9");
 }

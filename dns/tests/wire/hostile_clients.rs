@@ -120,7 +120,8 @@ fn hostile_tcp_clients_affect_no_other_client_and_leave_no_memory_behind() {
             let ended = &ended;
             scope.spawn(move || {
                 while !ended.load(Relaxed) {
-                    drop(attack(kind, address, ended));
+                    // The server may refuse or close it at any step.
+                    let _ = attack(kind, address, ended);
                 }
             });
         }

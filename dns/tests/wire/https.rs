@@ -31,7 +31,7 @@ fn curl(secure: &Secure, port: u16, path: &str, arguments: &[&str]) -> Vec<u8> {
 #[test]
 fn https_client_resolves_names_and_reads_answers() {
     let (secure, port) = start(&[]);
-    // curl resolves the name of a URL, which nobody serves, by the server.
+    // curl resolves the name of a URL, which no other server has, by this server.
     let output = Command::new("curl")
         .args(["-sSv", "-m10", "--doh-insecure", "--resolve", &format!("dns.example:{port}:127.0.0.1")])
         .args(["--doh-url", &format!("https://dns.example:{port}/dns-query")])
@@ -90,7 +90,7 @@ fn quic_client_reads_answers_and_garbage_costs_nothing() {
     let answer = secure.kdig_at(port, "dns.example", &format!("+quic +padding +nsid {NAME} A"));
     assert!(answer.contains("10.96.0.9") && answer.contains("Received 468 B"), "{answer}");
     assert!(answer.contains("node-7"), "{answer}");
-    // What has to be asked upstream, which nobody serves here.
+    // A name to query upstream, where no server listens here.
     let failed = secure.kdig_at(port, "dns.example", "+quic www.example.org A");
     assert!(failed.contains("SERVFAIL"), "{failed}");
     assert_eq!(secure.server.metric("coredns_dns_requests_total{proto=\"quic\",type=\"A\"}"), "2");

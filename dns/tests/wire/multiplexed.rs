@@ -131,7 +131,8 @@ fn stall(server: SocketAddr, client: SocketAddr, ended: &Arc<AtomicBool>) -> (So
             while !ended.load(Relaxed) {
                 let Ok(length) = from.recv(&mut buffer) else { continue };
                 if passes(&buffer[..length]) {
-                    drop(to.send(&buffer[..length]));
+                    // A lost datagram is sent again.
+                    let _ = to.send(&buffer[..length]);
                     retries.fetch_add(usize::from(is_retry(&buffer[..length])), Relaxed);
                 }
             }
@@ -180,9 +181,9 @@ fn https_client_beyond_the_limit_loses_its_oldest_connections_to_another_client(
     let (secure, port) = start(&[]);
     let own = secure.server.open_files();
     let started = Instant::now();
-    let crowd: Vec<TcpStream> =
+    let clients: Vec<TcpStream> =
         (0..MAX_CONNECTIONS + 100).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
-    testbed::wait_for("the crowd", || {
+    testbed::wait_for("the clients", || {
         let open = secure.server.open_files();
         anyhow::ensure!(open > own + MAX_CONNECTIONS / 2, "{open}");
         Ok(())
@@ -195,7 +196,7 @@ fn https_client_beyond_the_limit_loses_its_oldest_connections_to_another_client(
     // And the one that waits to be accepted.
     let open = secure.server.open_files();
     assert!(open <= own + MAX_CONNECTIONS + 1, "{open}, {own} before");
-    drop(crowd);
+    drop(clients);
 }
 
 /// One of the clients has sent the beginning of a query, then nothing.

@@ -180,8 +180,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        // It may have exited already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
