@@ -84,7 +84,7 @@ fn previous_proxy_does_not_take_the_table_back() {
     let (mut cluster, client) = cluster();
     cluster.proxy.kill();
     let script = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('\\0portolan-proxy'); s.listen(); time.sleep(600)";
-    let arguments = ["--reuid=65534", "python3", "-c", script];
+    let arguments = ["--reuid=65534", "/usr/bin/python3", "-c", script];
     let log = cluster.directory().join("holder.log");
     let _holder = Program::start(&cluster.node, "/usr/bin/setpriv".as_ref(), &arguments, &log).unwrap();
     wait_for("the name to be held", || cluster.node.serving_proxy()).unwrap();
