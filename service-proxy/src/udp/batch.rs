@@ -155,7 +155,17 @@ impl Batch {
         let mut peer = to;
         // The port of a raw socket's peer is a protocol number.
         peer.set_port(0);
-        let (addresses, flags) = ([Some(SockaddrStorage::from(peer)); SIZE], MsgFlags::MSG_DONTWAIT);
+        let peer = Some(SockaddrStorage::from(peer));
+        // Most replies come one at a time, and an address has 128 bytes.
+        let (one, all);
+        let addresses: &[_] = if count == 1 {
+            one = [peer];
+            &one
+        } else {
+            all = [peer; SIZE];
+            &all
+        };
+        let flags = MsgFlags::MSG_DONTWAIT;
         let (v4, v6);
         let source = match from.ip() {
             IpAddr::V4(ip) => {
