@@ -27,6 +27,10 @@ const MAX_CONNECTIONS: usize = 512;
 /// Timeout of an answer while hundreds of clients hold connections for ten seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Timeout of an answer during a hot restart: a client whose packets reach the previous process sends them again after
+/// 1 s, 3 s and 7 s.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
@@ -222,19 +226,21 @@ fn https_and_quic_clients_are_answered_while_the_process_is_replaced() {
             answered
         });
         let quic = scope.spawn(|| {
-            let mut answered = 0;
+            let answered = || {
+                let all = async { join_all(clients.iter().map(|client| is_answered(client, server))).await };
+                let all = runtime.block_on(async { timeout(RESTART_TIMEOUT, all).await });
+                all.expect("an end in time").into_iter().filter(|is_answered| *is_answered).count()
+            };
+            // The previous process may refuse a connection at its end.
             while !done.load(Relaxed) {
-                let asking =
-                    async { join_all(clients.iter().map(|client| is_answered(client, server))).await };
-                let answers = runtime.block_on(async { timeout(Duration::from_secs(8), asking).await });
-                answered += answers.expect("an end in time").into_iter().filter(|is| *is).count();
+                answered();
             }
-            answered
+            answered()
         });
         secure.succeed();
         done.store(true, Relaxed);
-        assert!(https.join().unwrap() > 5);
-        assert!(quic.join().unwrap() > 40);
+        assert!(https.join().unwrap() > 0);
+        assert_eq!(quic.join().unwrap(), clients.len(), "the next process answers every client");
     });
     drop(slow);
 }
