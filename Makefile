@@ -142,13 +142,16 @@ check: $(STAMP) ## format, lints, dependencies, documentation
 	cargo check --locked --quiet --manifest-path fuzz/Cargo.toml
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 
-unit: ## the tests of functions and types; without root, two minutes once compiled
-	cargo test --workspace --lib --bins --locked
+# Crates whose own tests create namespaces.
+ROOT := portolan-bench portolan-netns portolan-testbed
+unit: ## the tests of functions and types, without root: a minute once compiled
+	cargo test --workspace $(ROOT:%=--exclude %) --lib --bins --locked
 
 # The daemons that the tests start: cargo test builds only a package's own.
 integration: setup ## the tests with kernel, runtimes, resolvers and API server; as root
 	cargo build --workspace --locked
 	cargo test --workspace --test '*' --locked
+	cargo test $(ROOT:%=-p %) --lib --locked
 
 test: setup check build ## everything; and nothing may be left on the machine
 	@testbed/host-state.sh > target/host-before
