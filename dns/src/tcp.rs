@@ -24,7 +24,7 @@ use crate::metrics::Protocol;
 use crate::responder::{Client, IDLE, Replies, Responder, Step};
 
 /// During the drain, a client that is idle for this time has its answers.
-const LINGER: Duration = Duration::from_millis(500);
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Timeout for a client that does not read its answers, and for its TLS handshake.
 const WRITE: Duration = Duration::from_secs(5);
@@ -56,6 +56,10 @@ pub(crate) async fn serve(
     let mut arrived = None;
     loop {
         let permit = tokio::select! {
+            biased;
+            // The permit is acquired only with a client, so that no idle connection is closed for nothing. Before
+            // the drain: a client that is accepted is served if there is room.
+            permit = open.permit(), if arrived.is_some() => permit,
             () = drain.started() => break,
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept(), if arrived.is_none() => {
@@ -70,8 +74,6 @@ pub(crate) async fn serve(
                 }
                 continue;
             }
-            // The permit is acquired only with a client, so that no idle connection is closed for nothing.
-            permit = open.permit(), if arrived.is_some() => permit,
         };
         let Some((stream, client)) = arrived.take() else { continue };
         let place = open.enter(client.ip(), permit);
