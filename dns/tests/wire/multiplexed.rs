@@ -27,9 +27,11 @@ const MAX_CONNECTIONS: usize = 512;
 /// Timeout of an answer while hundreds of clients hold connections for ten seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Timeout of an answer during a hot restart: a client whose packets reach the previous process sends them again after
-/// 1 s, 3 s and 7 s.
+/// Timeout of an answer during a hot restart: a client sends lost packets again after 1 s, 3 s and 7 s.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// After this time a client considers a silent connection lost.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
@@ -37,6 +39,19 @@ fn runtime() -> Runtime {
 
 /// A QUIC client, which sends keepalives every second if requested.
 fn client(secure: &Secure, keeps_alive: bool) -> Endpoint {
+    let mut transport = TransportConfig::default();
+    transport.keep_alive_interval(keeps_alive.then_some(Duration::from_secs(1)));
+    client_with(secure, transport)
+}
+
+/// A QUIC client that gives up after [`CLIENT_TIMEOUT`].
+fn impatient_client(secure: &Secure) -> Endpoint {
+    let mut transport = TransportConfig::default();
+    transport.max_idle_timeout(Some(CLIENT_TIMEOUT.try_into().unwrap()));
+    client_with(secure, transport)
+}
+
+fn client_with(secure: &Secure, transport: TransportConfig) -> Endpoint {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(secure.file("tls.pem")).unwrap()).unwrap();
     let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -46,8 +61,6 @@ fn client(secure: &Secure, keeps_alive: bool) -> Endpoint {
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"doq".to_vec()];
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    let mut transport = TransportConfig::default();
-    transport.keep_alive_interval(keeps_alive.then_some(Duration::from_secs(1)));
     config.transport_config(Arc::new(transport));
     let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
     endpoint.set_default_client_config(config);
@@ -167,9 +180,12 @@ fn quic_client_that_never_ends_its_handshakes_keeps_no_other_client_out() {
         let (relay, retries) = stall(server, client.local_addr().unwrap(), &ended);
         let _all: Vec<_> =
             (0..MAX_CONNECTIONS + 20).map(|_| client.connect(relay, "dns.example").unwrap()).collect();
-        while retries.load(Relaxed) < MAX_CONNECTIONS + 20 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let all_retried = async {
+            while retries.load(Relaxed) < MAX_CONNECTIONS + 20 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), all_retried).await.unwrap();
         // Time for the last packets of the clients.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let ask = move || {
@@ -218,7 +234,7 @@ fn https_and_quic_clients_are_answered_while_the_process_is_replaced() {
         let slow = connect(&client(&secure, true), server).await.unwrap();
         let mut stream = slow.open_bi().await.unwrap();
         stream.0.write_all(&[0]).await.unwrap();
-        ((slow, stream), (0..20).map(|_| client(&secure, false)).collect::<Vec<_>>())
+        ((slow, stream), (0..20).map(|_| impatient_client(&secure)).collect::<Vec<_>>())
     });
     std::thread::scope(|scope| {
         let https = scope.spawn(|| {
@@ -236,7 +252,8 @@ fn https_and_quic_clients_are_answered_while_the_process_is_replaced() {
                 let all = runtime.block_on(async { timeout(RESTART_TIMEOUT, all).await });
                 all.expect("an end in time").into_iter().filter(|is_answered| *is_answered).count()
             };
-            // The previous process may refuse a connection at its end.
+            // The previous process may refuse a connection at its end, and the next one does not know connections of the
+            // previous one.
             while !done.load(Relaxed) {
                 answered();
             }
