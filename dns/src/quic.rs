@@ -78,6 +78,8 @@ pub(crate) async fn serve(
     let mut arrived = None;
     loop {
         let permit = tokio::select! {
+            biased;
+            permit = open.permit(), if arrived.is_some() => permit,
             () = drain.started() => break,
             Some(_) = connections.join_next() => continue,
             incoming = endpoint.accept(), if arrived.is_none() => {
@@ -90,7 +92,6 @@ pub(crate) async fn serve(
                 }
                 continue;
             }
-            permit = open.permit(), if arrived.is_some() => permit,
         };
         let Some(incoming) = arrived.take() else { continue };
         let place = open.enter(incoming.remote_address().ip(), permit);
