@@ -167,14 +167,16 @@ fn server_of_the_node_sees_the_address_of_its_client() {
     assert_eq!(cluster.proxy_metric("portolan_proxy_source_fallbacks_total").unwrap(), 0.0);
 }
 
-/// Like the TTL of packets, a connection that passed too many proxies is dropped.
-#[test]
-fn connection_loop_between_two_nodes_ends() {
+/// Two nodes with a node port each that leads to the other one's. Returns them, a client, and the address of the
+/// first node port.
+fn node_port_loop(protocol: &str) -> (Fleet, Pod, String) {
     let fleet = Fleet::start(&[0, 0]).unwrap();
     let address = |index: usize| fleet.members[index].node.address().to_owned();
     let service = |name: &str, port: u16, to: &str, next: u16| {
-        let spec = format!("type: NodePort, ports: [{{port: 80, nodePort: {port}}}]");
-        manual(name, &spec, to, next)
+        let spec = format!("type: NodePort, ports: [{{port: 80, protocol: {protocol}, nodePort: {port}}}]");
+        let ports = format!("ports: [{{port: {next}}}]");
+        let with_protocol = format!("ports: [{{port: {next}, protocol: {protocol}}}]");
+        manual(name, &spec, to, next).replace(&ports, &with_protocol)
     };
     let there = service("there", 30071, &address(1), 30072);
     let back = service("back", 30072, &address(0), 30071);
@@ -183,7 +185,15 @@ fn connection_loop_between_two_nodes_ends() {
         wait_until_served(member, ":30072");
     }
     let client = fleet.members[0].add_pod("client").unwrap();
-    expect_reset(&client, &format!("{}:30071", address(0)));
+    let address = format!("{}:30071", address(0));
+    (fleet, client, address)
+}
+
+/// Like the TTL of packets, a connection that passed too many proxies is dropped.
+#[test]
+fn connection_loop_between_two_nodes_ends() {
+    let (fleet, client, address) = node_port_loop("TCP");
+    expect_reset(&client, &address);
     let opened: f64 = fleet.members.iter().map(|member| member.proxy_metric(OPENED).unwrap()).sum();
     let refused: f64 = fleet.members.iter().map(|member| member.proxy_metric(REFUSED).unwrap()).sum();
     assert!(opened <= 64.0, "{opened} connections of one");
@@ -195,22 +205,9 @@ fn connection_loop_between_two_nodes_ends() {
 
 #[test]
 fn datagram_loop_between_two_nodes_ends() {
-    let fleet = Fleet::start(&[0, 0]).unwrap();
-    let address = |index: usize| fleet.members[index].node.address().to_owned();
-    let service = |name: &str, port: u16, to: &str, next: u16| {
-        let spec = format!("type: NodePort, ports: [{{port: 80, protocol: UDP, nodePort: {port}}}]");
-        let ports = format!("ports: [{{port: {next}}}]");
-        manual(name, &spec, to, next).replace(&ports, &ports.replace('}', ", protocol: UDP}"))
-    };
-    let there = service("there", 30071, &address(1), 30072);
-    let back = service("back", 30072, &address(0), 30071);
-    fleet.members[0].apply("circle.yaml", &format!("{there}---\n{back}")).unwrap();
-    for member in &fleet.members {
-        wait_until_served(member, ":30072");
-    }
-    let client = fleet.members[0].add_pod("client").unwrap();
+    let (fleet, client, address) = node_port_loop("UDP");
     let socket = client.netns.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
-    socket.send_to(b"x", format!("{}:30071", address(0))).unwrap();
+    socket.send_to(b"x", &address).unwrap();
     let sum =
         |name: &str| -> Result<f64> { fleet.members.iter().map(|member| member.proxy_metric(name)).sum() };
     wait_for("the end of the loop", || {
