@@ -122,8 +122,8 @@ impl Previous {
 }
 
 impl Current {
-    /// Takes `name`. A process that has it now did not hand over when this one started: it is told to
-    /// stop, as soon as it listens.
+    /// Takes `name`. If a process still has it, because it did not hand over when this one started, this stops
+    /// that process as soon as it accepts a connection.
     pub async fn take(name: &str) -> Self {
         let mut is_reported = false;
         loop {

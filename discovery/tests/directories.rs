@@ -98,8 +98,8 @@ async fn files_are_added_changed_broken_repaired_and_deleted() {
     let broken = until(&discovery, "the error is reported", |s| !s.problems.is_empty()).await;
     assert!(has_web(&broken), "the last good content stays");
     put(&manifests.join("web.yaml"), &WEB.replace("port: 80,", "port: 81,"));
-    let mended = until(&discovery, "the error is resolved", |s| s.problems.is_empty()).await;
-    let entry = mended.service(&NamespacedName::new("default", "web")).unwrap();
+    let corrected = until(&discovery, "the error is resolved", |s| s.problems.is_empty()).await;
+    let entry = corrected.service(&NamespacedName::new("default", "web")).unwrap();
     assert_eq!(entry.service.ports[0].port, 81);
     fs::remove_file(manifests.join("web.yaml")).unwrap();
     until(&discovery, "the Service is deleted", |s| !has_web(s)).await;
